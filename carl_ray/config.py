@@ -1,0 +1,265 @@
+"""Everything a run depends on, as frozen dataclasses that check themselves; JSON in and out.
+
+A run is a function of its `Config`: presets (`carl_ray.presets`) are functions that return one, a run folder keeps
+its own as `config.json`. Unknown fields and values of the wrong type are errors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from carl_ray.errors import UserError
+
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class DataConfig:
+    """Which videos, and how they are read."""
+
+    manifest: str | None = None
+    """URI of the Parquet manifest (`python -m carl_ray.index` writes one); none renders the embedded videos."""
+    train_split: str = "train"
+    """Only rows of the manifest with this `split` are trained on; rows without a split count as "train"."""
+    validation_split: str = "validation"
+    """Rows with this `split` give the validation loss; where there are none, it is not computed."""
+    max_validation_videos: int = Field(default=64, ge=0)
+    """At most this many validation videos, the first of the split; 0 computes no validation loss."""
+    decoder: Literal["pyav", "decord"] = "pyav"
+    """Library that decodes; see the README for how they were compared."""
+    short_side: int = Field(default=256, ge=8)
+    """Frames are resized while decoding so that their shorter side has this many pixels."""
+    retries: int = Field(default=2, ge=0)
+    """How often reading a video is tried again before it counts as bad."""
+    max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
+    """The run fails once more than this share of the videos drawn (of one epoch, at the least) could not be read."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class ViewsConfig:
+    """Temporal augmentation (paper, section 3.2)."""
+
+    max_crop_ratio: float = Field(default=1.5, ge=1)
+    """alpha: a crop has at most this many times T frames."""
+    min_overlap: float = Field(default=0.2, ge=0, le=1)
+    """beta: the two crops share at least this part of the shorter one; 0 crops independently, 1 crops alike."""
+    crop: Literal["paper", "released"] = "paper"
+    """`paper` crops as section 3.2 says; `released` draws over the whole video as the authors' code does."""
+    sampling: Literal["random", "even"] = "random"
+    """How T frames are taken from a crop."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class AugmentConfig:
+    """Spatial augmentation, one draw a view (paper, section 3.2; SimCLR's list)."""
+
+    image_size: int = Field(default=224, ge=8)
+    """Height and width of the frames that the encoder sees, in pixels."""
+    crop_area: tuple[float, float] = (0.8, 1.0)
+    """Range of the area of the random resized crop, as a part of the frame."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the aspect ratio (width to height) of the random resized crop."""
+    flip_probability: float = Field(default=0.5, ge=0, le=1)
+    """Chance of a horizontal flip."""
+    jitter_probability: float = Field(default=0.8, ge=0, le=1)
+    """Chance of colour jitter."""
+    brightness: float = Field(default=0.8, ge=0)
+    """Brightness is multiplied by a factor from [max(0, 1 - x), 1 + x]."""
+    contrast: float = Field(default=0.8, ge=0)
+    """Contrast, likewise."""
+    saturation: float = Field(default=0.8, ge=0)
+    """Saturation, likewise."""
+    hue: float = Field(default=0.2, ge=0, le=0.5)
+    """Hue is turned by a part of the circle from [-x, x]."""
+    grayscale_probability: float = Field(default=0.2, ge=0, le=1)
+    """Chance of greyscale."""
+    blur_probability: float = Field(default=0.5, ge=0, le=1)
+    """Chance of a Gaussian blur (the paper leaves it out on FineGym)."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of the blur's deviation, in pixels."""
+    color_on: Literal["workers", "trainer"] = "workers"
+    """Where colour and blur are computed: the CPU workers that decode, or the trainer's device."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class ModelConfig:
+    """The frame-level video encoder and the projection (paper, sections 3.3 and 3.4)."""
+
+    num_frames: int = Field(default=240, ge=2)
+    """T: frames of a view; positions of any other length are spread over [0, T - 1]."""
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "small"] = "resnet50"
+    """Encoder of single frames: a torchvision ResNet, or `small`, six convolutions for runs on a CPU."""
+    weights: str = "imagenet"
+    """`random`, `imagenet` (torchvision's), or the URI of a file."""
+    weights_format: Literal["torchvision", "byol", "moco", "simclr"] = "torchvision"
+    """How the tensors of a weights file are named."""
+    learnable: Literal["none", "block5", "block4+5", "all"] = "block5"
+    """Which blocks of the backbone train (table 7); the others stay frozen with their stored statistics."""
+    pooling: Literal["max", "average"] = "max"
+    """Spatial pooling of the backbone's last feature map."""
+    temporal_encoder: Literal["transformer", "none", "c3d"] = "transformer"
+    """What mixes frames (table 5)."""
+    hidden_width: int = Field(default=512, ge=1)
+    """Width of the two fully connected layers before the Transformer."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout before each of those two layers."""
+    width: int = Field(default=256, ge=2)
+    """Width of the Transformer."""
+    num_layers: int = Field(default=3, ge=0)
+    """Layers of the Transformer (table 6)."""
+    num_heads: int = Field(default=8, ge=1)
+    """Attention heads of the Transformer."""
+    feedforward_width: int = Field(default=1024, ge=1)
+    """Width of the Transformer's feed-forward layers."""
+    embedding_width: int = Field(default=128, ge=1)
+    """D: width of a frame's embedding, and of its projection."""
+    chunk_frames: int = Field(default=1024, ge=1)
+    """Frames that pass the frozen part of the backbone at a time: bounds memory, changes no result."""
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.num_heads):
+            raise ValueError(f"width must be a multiple of 2 x num_heads, got {self.width} and {self.num_heads}")
+        if self.backbone == "small" and self.weights != "random":
+            raise ValueError("backbone `small` has no pretrained weights: set model.weights to random")
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class ObjectiveConfig:
+    """The training objective: the sequence contrastive loss (paper, section 3.4)."""
+
+    temperature: float = Field(default=0.1, gt=0)
+    """tau."""
+    variance: float = Field(default=10.0, gt=0)
+    """sigma squared, in frames squared."""
+    negatives: Literal["video", "batch", "global"] = "video"
+    """Candidates besides the other view: none, the worker's other videos, or the videos of all workers."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class OptimizerConfig:
+    """Adam with cosine decay without restarts (paper, section 4.2)."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """At the first step; decays to zero along a cosine."""
+    weight_decay: float = Field(default=1e-5, ge=0)
+    """L2 penalty, as Adam's `weight_decay`."""
+    max_gradient_norm: float = Field(default=10.0, gt=0)
+    """The gradient is scaled down to this norm."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class TrainingConfig:
+    """How long, how many at a time, how exactly, how often something is written."""
+
+    seed: int = 0
+    """Every random draw of the run comes from this, the epoch, the video and the view."""
+    epochs: int = Field(default=300, ge=1)
+    """Passes over the training videos."""
+    global_batch_size: int = Field(default=4, ge=1)
+    """Videos a step over all workers together (two views each), whatever the number of workers."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Type of the matrix products (autocast); weights, statistics and losses stay float32."""
+    batch_norm: Literal["synchronized", "local", "frozen"] = "synchronized"
+    """Statistics over the frames of all workers, of each worker alone, or the stored ones."""
+    log_every_steps: int = Field(default=10, ge=1)
+    """Steps between two lines of metrics.jsonl."""
+    checkpoint_every_steps: int = Field(default=500, ge=1)
+    """Steps between two checkpoints; the last step always writes one."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Older checkpoints are deleted."""
+    validate_every_steps: int = Field(default=500, ge=1)
+    """Steps between two validation losses; there is one before the first step and one after the last."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class ClusterConfig:
+    """What the run takes of the Ray cluster, and where."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """Training workers."""
+    use_gpu: bool = False
+    """One GPU for each training worker."""
+    worker_cpus: float = Field(default=1.0, ge=0)
+    """CPUs reserved for each training worker."""
+    decode_cpus: float = Field(default=1.0, gt=0)
+    """CPUs reserved for each decoding task."""
+    max_decode_tasks: int | None = Field(default=None, ge=1)
+    """At most this many decoding tasks at a time; none lets Ray Data decide from what is free."""
+    prefetch_steps: int = Field(default=2, ge=1)
+    """Steps whose frames each training worker holds ready."""
+    data_node_labels: dict[str, str] = Field(default_factory=dict)
+    """Decoding runs only on nodes with these labels, as JSON: '{"role": "data"}'."""
+    train_node_labels: dict[str, str] = Field(default_factory=dict)
+    """Training workers run only on nodes with these labels, as JSON."""
+    max_failures: int = Field(default=3, ge=-1)
+    """How often the training workers are started anew from the last checkpoint after a failure; -1 always."""
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Config:
+    """A whole run."""
+
+    preset: str
+    """Name of the preset that it came from."""
+    data: DataConfig = Field(default_factory=DataConfig)
+    """Which videos, and how they are read."""
+    views: ViewsConfig = Field(default_factory=ViewsConfig)
+    """Temporal augmentation."""
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    """Spatial augmentation."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    """Encoder and projection."""
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    """Loss."""
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    """Adam and its schedule."""
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    """Length, batch, precision, logging."""
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    """Ray resources."""
+
+
+_ADAPTER = TypeAdapter(Config)
+
+
+def to_document(config: Config) -> dict[str, Any]:
+    """The config as plain dictionaries, lists and scalars, ready for JSON."""
+    return asdict(config)
+
+
+def from_document(document: dict[str, Any], source: str) -> Config:
+    """The config that plain dictionaries describe.
+
+    Args:
+        document: What `to_document` returned; values may also be strings, as on a command line.
+        source: Where it came from, for the message.
+
+    Raises:
+        UserError: an unknown field, or a value of the wrong type or out of its range.
+    """
+    try:
+        return _ADAPTER.validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        value = "" if first["type"] == "unexpected_keyword_argument" else f", got {first['input']!r}"
+        raise UserError(f"{source}: {name}: {first['msg']}{value}") from None
+
+
+def to_json(config: Config) -> str:
+    """The config as indented JSON text (`config.json` of a run folder)."""
+    return _ADAPTER.dump_json(config, indent=2).decode() + "\n"
+
+
+def from_json(text: str | bytes, source: str) -> Config:
+    """The config that `to_json` wrote; raises `UserError` where the text is not one."""
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{source}: {name or 'document'}: {first['msg']}") from None

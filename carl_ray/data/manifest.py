@@ -1,0 +1,84 @@
+"""The manifest: a Parquet table with one row a video. Schema, reading, writing, splits.
+
+Every stage reads videos from here. The columns after `split` may be null; frame labels of -1 mean "no label".
+"""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from carl_ray import storage
+from carl_ray.errors import UserError
+
+SCHEMA = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),  # unique in the manifest
+        pa.field("uri", pa.string(), nullable=False),  # where the file is, without credentials
+        pa.field("num_frames", pa.int64(), nullable=False),  # frames that a full decode yields
+        pa.field("fps", pa.float64()),  # frames a second, on average
+        pa.field("width", pa.int32(), nullable=False),  # pixels, after rotation
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("rotation", pa.int32(), nullable=False),  # degrees, as the file stores it
+        pa.field("duration", pa.float64()),  # seconds
+        pa.field("codec", pa.string()),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("modified_ns", pa.int64()),  # of the file, for incremental scans
+        pa.field("content_hash", pa.string(), nullable=False),  # BLAKE2b-128 of the file, hex
+        pa.field("verified", pa.bool_(), nullable=False),  # every frame was decoded once
+        pa.field("frame_step", pa.float64(), nullable=False),  # timestamp of frame i is i * frame_step
+        pa.field("split", pa.string()),  # null counts as "train"
+        pa.field("label", pa.string()),  # of the video
+        pa.field("frame_labels", pa.list_(pa.int32())),  # num_frames of them
+    ]
+)
+
+REJECTS_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("modified_ns", pa.int64()),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+
+def read_manifest(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """The manifest as a table, in file order, all columns of `SCHEMA` or the named ones.
+
+    Raises:
+        UserError: it is not there, or is not a manifest.
+    """
+    filesystem, path = storage.resolve(uri)
+    if not storage.exists(uri):
+        raise UserError(
+            f"{storage.public_uri(uri)}: no manifest there; make one with "
+            "`python -m carl_ray.index FOLDER --out MANIFEST`"
+        )
+    try:
+        table = pq.read_table(path, filesystem=filesystem, columns=columns)
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{storage.public_uri(uri)}: not a manifest ({reason})") from None
+    except OSError as error:
+        raise storage.storage_error(error, uri, "read") from None
+    missing = [name for name in columns or SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise UserError(f"{storage.public_uri(uri)}: not a manifest: it has no column {', '.join(missing)}")
+    return table
+
+
+def write_table(table: pa.Table, uri: str) -> None:
+    """Writes a table as one Parquet file, whole or not at all."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    storage.write_bytes(uri, sink.getvalue())
+
+
+def select_split(table: pa.Table, split: str) -> pa.Table:
+    """The rows whose split is the given one; rows without a split count as "train"."""
+    splits = pc.fill_null(table.column("split"), "train")
+    return table.filter(pc.equal(splits, split))

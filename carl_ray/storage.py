@@ -1,0 +1,153 @@
+"""A URI becomes a (pyarrow filesystem, path); reading and atomic writing over it.
+
+Local paths, `s3://bucket/key?endpoint_override=host:port&scheme=http` and `gs://bucket/key` are the same to every
+caller. Credentials come from the environment; those inside a URI are used, but `public_uri` drops them from whatever
+is written or printed.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from pyarrow import ArrowInvalid, fs
+
+from carl_ray.errors import RunError, UserError
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI names an object store, not a path of this machine."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def resolve(uri: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem that a URI names, and the path in it.
+
+    Raises:
+        UserError: the scheme is unknown or the URI malformed.
+    """
+    if "://" not in uri:
+        return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    try:
+        return fs.FileSystem.from_uri(uri)
+    except (ArrowInvalid, ValueError, OSError) as error:
+        raise UserError(
+            f"{public_uri(uri)}: expected a path or a file, s3 or gs URI ({_one_line(error)})"
+        ) from None
+
+
+def public_uri(uri: str) -> str:
+    """The URI without user name, password or secret query fields: safe to print and to store."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    fields = [f for f in parts.query.split("&") if f and not f.split("=")[0].lower().endswith(("key", "token"))]
+    return urlunsplit((parts.scheme, host, parts.path, "&".join(fields), ""))
+
+
+def join(uri: str, *names: str) -> str:
+    """The URI of something inside a folder; a query (`?endpoint_override=…`) stays at the end."""
+    base, mark, query = uri.partition("?") if is_remote(uri) else (uri, "", "")
+    return "/".join([base.rstrip("/"), *names]) + mark + query
+
+
+def parent(uri: str) -> str:
+    """The URI of the folder that holds what a URI names."""
+    base, mark, query = uri.partition("?") if is_remote(uri) else (uri, "", "")
+    return base.rstrip("/").rpartition("/")[0] + mark + query
+
+
+def home() -> Path:
+    """Folder for runs and rendered data when none is named: `$CARL_RAY_HOME`, or `~/carl_ray`."""
+    return Path(os.environ.get("CARL_RAY_HOME", "~/carl_ray")).expanduser().absolute()
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there. Raises as `read_bytes` does where the store refuses."""
+    filesystem, path = resolve(uri)
+    try:
+        return filesystem.get_file_info(path).type != fs.FileType.NotFound
+    except OSError as error:
+        raise storage_error(error, uri, "look at") from None
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        UserError: it is not there.
+        RunError: the store refuses or fails.
+    """
+    filesystem, path = resolve(uri)
+    try:
+        with filesystem.open_input_file(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise UserError(f"{public_uri(uri)}: no such file") from None
+    except OSError as error:
+        raise storage_error(error, uri, "read") from None
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Writes a whole file at once: a reader sees the old content or the new, never a part.
+
+    Raises:
+        RunError: the store refuses, fails or is full.
+    """
+    filesystem, path = resolve(uri)
+    try:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                with temporary.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+        else:
+            with filesystem.open_output_stream(path) as file:
+                file.write(content)
+    except OSError as error:
+        raise storage_error(error, uri, "write") from None
+
+
+def list_folder(uri: str) -> list[str]:
+    """Names in a folder, sorted; empty where the folder does not exist."""
+    filesystem, path = resolve(uri)
+    try:
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    except OSError as error:
+        raise storage_error(error, uri, "list") from None
+    return sorted(info.base_name for info in found)
+
+
+def delete_folder(uri: str) -> None:
+    """Deletes a folder and all in it; nothing happens where it does not exist."""
+    filesystem, path = resolve(uri)
+    try:
+        if filesystem.get_file_info(path).type != fs.FileType.NotFound:
+            filesystem.delete_dir(path)
+    except OSError as error:
+        raise storage_error(error, uri, "delete") from None
+
+
+def storage_error(error: OSError, uri: str, action: str) -> RunError:
+    """The one-line error for a store that refused or failed."""
+    text = _one_line(error)
+    hint = ""
+    if isinstance(error, PermissionError) or "ACCESS_DENIED" in text or "403" in text:
+        hint = ": no permission; check the credentials of this machine and the policy of the bucket"
+    elif "No space left" in text:
+        hint = ": no room; free some or choose another --run-dir"
+    return RunError(f"{public_uri(uri)}: could not {action} it{hint} ({text})")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
