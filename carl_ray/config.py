@@ -117,6 +117,8 @@ class ModelConfig:
     """Width of the Transformer's feed-forward layers."""
     embedding_width: int = Field(default=128, ge=1)
     """D: width of a frame's embedding, and of its projection."""
+    batch_norm: Literal["synchronized", "local", "frozen"] = "synchronized"
+    """Statistics over the frames of all workers, of each worker alone, or the stored ones."""
     chunk_frames: int = Field(default=1024, ge=1)
     """Frames that pass the frozen part of the backbone at a time: bounds memory, changes no result."""
 
@@ -163,8 +165,6 @@ class TrainingConfig:
     """Videos a step over all workers together (two views each), whatever the number of workers."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Type of the matrix products (autocast); weights, statistics and losses stay float32."""
-    batch_norm: Literal["synchronized", "local", "frozen"] = "synchronized"
-    """Statistics over the frames of all workers, of each worker alone, or the stored ones."""
     log_every_steps: int = Field(default=10, ge=1)
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every_steps: int = Field(default=500, ge=1)
