@@ -1,0 +1,361 @@
+"""Spatial augmentation of a view: one draw of parameters, the same for all its frames (paper, section 3.2).
+
+    frames as decoded (N, H, W, 3) ─ apply_geometry ▶ (N, S, S, 3) ─ apply_color ▶ (N, S, S, 3)      uint8
+                                   ─ normalize ▶ (N, 3, S, S)                                         float32
+
+Frames are uint8 with the channel last all the way: four times smaller to send than float, and `normalize`
+gives the channels-last tensor that convolutions like best. `draw_parameters` is the only function that draws;
+parameters travel as a vector, so that colour may be computed on another machine than the one that drew it.
+
+Legend: N frames, H x W pixels of the decoded frame, S pixels of the augmented one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from carl_ray.config import AugmentConfig
+
+_MEAN = (0.485, 0.456, 0.406)
+_DEVIATION = (0.229, 0.224, 0.225)
+# Luma of ITU-R 601 as torchvision rounds it.
+_LUMA = (0.2989, 0.587, 0.114)
+_NUM_COLOR_OPERATIONS = 4
+# Values (frames x height x width x 3) at a time: bounds memory. Colour makes a handful of float32 copies;
+# a CPU wants them in its cache, an accelerator wants large pieces.
+_RESIZE_CHUNK = 2**20
+_COLOR_CHUNK_CPU = 2**18
+_COLOR_CHUNK_ACCELERATOR = 2**24
+
+
+@dataclass(frozen=True)
+class AugmentParameters:
+    """One draw of the spatial augmentation, for all frames of a view."""
+
+    top: int
+    """First row of the crop, in pixels of the decoded frame."""
+    left: int
+    """First column of the crop."""
+    height: int
+    """Rows of the crop."""
+    width: int
+    """Columns of the crop."""
+    flip: bool
+    """Mirror left and right."""
+    jitter: bool
+    """Apply the four colour operations; where false, the order and the factors below have no effect."""
+    order: tuple[int, ...]
+    """Order of the colour operations: a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue."""
+    brightness: float
+    """Factor; 1 changes nothing."""
+    contrast: float
+    """Factor; 1 changes nothing."""
+    saturation: float
+    """Factor; 1 changes nothing."""
+    hue: float
+    """Part of the colour circle to turn by, in [-0.5, 0.5]; 0 changes nothing."""
+    grayscale: bool
+    """Make all channels the luma."""
+    blur_sigma: float
+    """Deviation of the Gaussian blur in pixels of the augmented frame; 0 does not blur."""
+
+    def __post_init__(self) -> None:
+        if min(self.top, self.left) < 0 or min(self.height, self.width) < 1:
+            raise ValueError(
+                "the crop must lie in the frame and hold a pixel, got "
+                f"(top, left, height, width) = {(self.top, self.left, self.height, self.width)}"
+            )
+        if sorted(self.order) != list(range(_NUM_COLOR_OPERATIONS)):
+            raise ValueError(f"order must be a permutation of (0, 1, 2, 3), got {self.order}")
+
+    def to_vector(self) -> Float64[np.ndarray, " 16"]:
+        """The parameters as numbers, for a column of a table; `from_vector` gives them back exactly."""
+        return np.array(
+            [
+                *(self.top, self.left, self.height, self.width, self.flip, self.jitter),
+                *self.order,
+                *(self.brightness, self.contrast, self.saturation, self.hue),
+                *(self.grayscale, self.blur_sigma),
+            ],
+            dtype=np.float64,
+        )
+
+    @classmethod
+    def from_vector(cls, vector: Float64[np.ndarray, " 16"]) -> AugmentParameters:
+        """The parameters that `to_vector` wrote.
+
+        Raises:
+            ValueError: the vector has another length, or holds no such parameters.
+        """
+        values = np.asarray(vector, dtype=np.float64).tolist()
+        if len(values) != 16:
+            raise ValueError(f"augmentation parameters are a vector of 16 numbers, got {len(values)}")
+        top, left, height, width, flip, jitter, *order = values[:10]
+        brightness, contrast, saturation, hue, grayscale, blur_sigma = values[10:]
+        return cls(
+            top=int(top),
+            left=int(left),
+            height=int(height),
+            width=int(width),
+            flip=bool(flip),
+            jitter=bool(jitter),
+            order=tuple(int(operation) for operation in order),
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=hue,
+            grayscale=bool(grayscale),
+            blur_sigma=blur_sigma,
+        )
+
+
+def draw_parameters(
+    config: AugmentConfig, height: int, width: int, rng: np.random.Generator
+) -> AugmentParameters:
+    """One draw for a view whose decoded frames have height x width pixels.
+
+    Crop as torchvision's RandomResizedCrop: an area and (log-uniformly) an aspect ratio, tried up to ten
+    times until the box fits, else the largest central box within the range of aspects. Everything is drawn in
+    any case, the crop last: a probability in `config` changes whether a thing happens and nothing else.
+    """
+    flip = bool(rng.random() < config.flip_probability)
+    jitter = bool(rng.random() < config.jitter_probability)
+    grayscale = bool(rng.random() < config.grayscale_probability)
+    blur = bool(rng.random() < config.blur_probability)
+    order = tuple(int(operation) for operation in rng.permutation(_NUM_COLOR_OPERATIONS))
+    brightness, contrast, saturation = (
+        float(rng.uniform(max(0.0, 1 - strength), 1 + strength))
+        for strength in (config.brightness, config.contrast, config.saturation)
+    )
+    hue = float(rng.uniform(-config.hue, config.hue))
+    blur_sigma = float(rng.uniform(*config.blur_sigma))
+    top, left, crop_height, crop_width = _draw_crop(config, height, width, rng)
+    return AugmentParameters(
+        top=top,
+        left=left,
+        height=crop_height,
+        width=crop_width,
+        flip=flip,
+        jitter=jitter,
+        order=order,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=hue,
+        grayscale=grayscale,
+        blur_sigma=blur_sigma if blur else 0.0,
+    )
+
+
+def apply_geometry(
+    frames: UInt8[np.ndarray, "n height width 3"] | UInt8[Tensor, "n height width 3"],
+    parameters: AugmentParameters,
+    image_size: int,
+) -> UInt8[Tensor, "n {image_size} {image_size} 3"]:
+    """The frames cropped, resized to image_size x image_size (bilinear, antialiased) and flipped; contiguous.
+
+    Raises:
+        ValueError: the crop does not lie in the frames (drawn for another size?), or these are not uint8.
+    """
+    _check_frames(frames)
+    bottom, right = parameters.top + parameters.height, parameters.left + parameters.width
+    if bottom > frames.shape[1] or right > frames.shape[2]:
+        raise ValueError(
+            f"the crop ends at row {bottom} and column {right}, but frames have {frames.shape[1]} x "
+            f"{frames.shape[2]} pixels: draw the parameters for the size of these frames"
+        )
+    box = frames[:, parameters.top : bottom, parameters.left : right]
+    return _resize(box, image_size, image_size, flip=parameters.flip)
+
+
+def center_view(
+    frames: UInt8[np.ndarray, "n height width 3"] | UInt8[Tensor, "n height width 3"], image_size: int
+) -> UInt8[Tensor, "n {image_size} {image_size} 3"]:
+    """The frames as evaluation sees them: shorter side resized to image_size, the central square; contiguous.
+
+    Raises:
+        ValueError: these are not uint8 frames.
+    """
+    _check_frames(frames)
+    height, width = frames.shape[1:3]
+    short = min(height, width)
+    resized = _resize(frames, image_size * height // short, image_size * width // short)
+    top = round((resized.shape[1] - image_size) / 2)
+    left = round((resized.shape[2] - image_size) / 2)
+    return resized[:, top : top + image_size, left : left + image_size].contiguous()
+
+
+def apply_color(
+    frames: UInt8[Tensor, "n size size 3"], parameters: AugmentParameters
+) -> UInt8[Tensor, "n size size 3"]:
+    """The frames after colour jitter, greyscale and Gaussian blur, computed on the device that they are on.
+
+    The same function on any device, up to the rounding of float32. Each operation is torchvision's on uint8
+    (values are cut to integers after each) to within one level. The blur's kernel is SimCLR's: about a tenth
+    of the image, odd, at least 3 pixels. Returns `frames` itself where nothing is to be done.
+
+    Raises:
+        ValueError: these are not square uint8 frames.
+    """
+    _check_frames(frames)
+    if frames.shape[1] != frames.shape[2]:
+        raise ValueError(f"expected square frames, as apply_geometry makes, got shape {tuple(frames.shape)}")
+    if not (parameters.jitter or parameters.grayscale or parameters.blur_sigma > 0):
+        return frames
+    output = torch.empty(frames.shape, dtype=torch.uint8, device=frames.device)
+    chunk = _COLOR_CHUNK_CPU if frames.device.type == "cpu" else _COLOR_CHUNK_ACCELERATOR
+    for part in _chunks(len(frames), math.prod(frames.shape[1:]), chunk):
+        # Planes (3, n, S, S): the arithmetic between channels runs over contiguous memory.
+        planes = frames[part].permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        if parameters.jitter:
+            planes = _jitter(planes, parameters)
+        if parameters.grayscale:
+            planes = _luma(planes).unsqueeze(0)
+        if parameters.blur_sigma > 0:
+            planes = _blur(planes, parameters.blur_sigma).round_()
+        for channel, plane in enumerate(planes.expand(3, *planes.shape[1:])):
+            output[part, :, :, channel].copy_(plane)
+    return output
+
+
+def normalize(frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch 3 height width"]:
+    """The frames in float32, ImageNet's mean and deviation of each channel taken out, channels before rows.
+
+    The order in memory stays, channel last: `torch.channels_last` where there is one batch dimension.
+    """
+    deviation = torch.tensor(_DEVIATION, device=frames.device)
+    scale = 1 / (255 * deviation)
+    shift = -torch.tensor(_MEAN, device=frames.device) / deviation
+    # One row of pixels as one dimension: over a last dimension of 3 alone, a CPU cannot vectorise.
+    width = frames.shape[-2]
+    rows = frames.flatten(-2).to(torch.float32).mul_(scale.repeat(width)).add_(shift.repeat(width))
+    return rows.unflatten(-1, (width, 3)).movedim(-1, -3)
+
+
+def _check_frames(frames: np.ndarray | Tensor) -> None:
+    if frames.dtype not in (np.uint8, torch.uint8) or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(f"expected uint8 frames (N, H, W, 3), got {frames.dtype} {tuple(frames.shape)}")
+
+
+def _chunks(num_frames: int, values_per_frame: int, values_per_chunk: int) -> Iterator[slice]:
+    step = max(1, values_per_chunk // values_per_frame)
+    return (slice(start, start + step) for start in range(0, num_frames, step))
+
+
+def _draw_crop(
+    config: AugmentConfig, height: int, width: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random resized crop."""
+    lowest, highest = config.crop_aspect
+    for _ in range(10):
+        area = height * width * rng.uniform(*config.crop_area)
+        aspect = math.exp(rng.uniform(math.log(lowest), math.log(highest)))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    crop_height, crop_width = height, width
+    if width / height < lowest:
+        crop_height = max(1, min(height, round(width / lowest)))
+    elif width / height > highest:
+        crop_width = max(1, min(width, round(height * highest)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def _resize(
+    frames: np.ndarray | Tensor, height: int, width: int, *, flip: bool = False
+) -> UInt8[Tensor, "n {height} {width} 3"]:
+    """The frames at another size, then mirrored where `flip`; contiguous, never an alias of the input."""
+    device = torch.device("cpu") if isinstance(frames, np.ndarray) else frames.device
+    output = torch.empty((len(frames), height, width, 3), dtype=torch.uint8, device=device)
+    for part in _chunks(len(frames), math.prod(frames.shape[1:]), _RESIZE_CHUNK):
+        chunk = frames[part]
+        if isinstance(chunk, np.ndarray):
+            # Arrays from Ray's object store are read-only, which torch does not take.
+            chunk = torch.from_numpy(chunk if chunk.flags.writeable else chunk.copy())
+        resized = functional.resize(chunk.permute(0, 3, 1, 2), [height, width], antialias=True)
+        output[part].copy_((resized.flip(3) if flip else resized).permute(0, 2, 3, 1))
+    return output
+
+
+def _luma(planes: Float[Tensor, "3 n size size"]) -> Float[Tensor, "n size size"]:
+    red, green, blue = planes
+    return red.mul(_LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).floor_()
+
+
+def _jitter(
+    planes: Float[Tensor, "3 n size size"], parameters: AugmentParameters
+) -> Float[Tensor, "3 n size size"]:
+    """The four colour operations in their order, on integer values in [0, 255]; may write over its input."""
+    for operation in parameters.order:
+        match operation:
+            case 0:
+                planes.mul_(parameters.brightness)
+            case 1:
+                mean = _luma(planes).mean(dim=(-2, -1), keepdim=True)  # of each frame
+                planes.mul_(parameters.contrast).add_(mean, alpha=1 - parameters.contrast)
+            case 2:
+                luma = _luma(planes)
+                planes.mul_(parameters.saturation).add_(luma, alpha=1 - parameters.saturation)
+            case 3 if parameters.hue != 0:
+                planes = _turn_hue(planes, parameters.hue)
+        planes.clamp_(0, 255).floor_()
+    return planes
+
+
+def _turn_hue(planes: Float[Tensor, "3 n size size"], turn: float) -> Float[Tensor, "3 n size size"]:
+    """The colours with the hue turned by a part of the circle; value and saturation (HSV) stay.
+
+    With h the hue in [0, 6), a channel is lowest + range * clamp(t, 0, 1), where t is |h - 3| - 1 for red,
+    2 - |h - 2| for green and 2 - |h - 4| for blue: the six cases of the textbook's HSV to RGB in one line.
+    """
+    red, green, blue = planes
+    lowest = torch.minimum(torch.minimum(red, green), blue)
+    highest = torch.maximum(torch.maximum(red, green), blue)
+    spread = highest - lowest
+    # The inputs are integers, so a difference cut to 1 tells unequal (1) from equal (0). This, and `lerp` to
+    # choose between two tensors, take a third of the time of comparisons and `where`.
+    not_red = (highest - red).clamp_(max=1)
+    not_green = (highest - green).clamp_(max=1)
+    green_or_blue = torch.lerp(
+        (blue - red).add_(spread, alpha=2), (red - green).add_(spread, alpha=4), not_green
+    )
+    hue = torch.lerp(green - blue, green_or_blue, not_red)
+    hue.div_(spread.clamp(min=1)).add_(6 * turn)  # without a spread there is no hue, and none is needed
+    hue.sub_((hue / 6).floor_(), alpha=6)
+    output = torch.empty_like(planes)
+    torch.sub(hue, 3, out=output[0]).abs_().sub_(1)
+    torch.sub(hue, 2, out=output[1]).abs_().neg_().add_(2)
+    torch.sub(hue, 4, out=output[2]).abs_().neg_().add_(2)
+    output.clamp_(0, 1).mul_(spread).add_(lowest)
+    # As torchvision scales back to uint8: a rounding error must not cut an integer to the level beneath.
+    return output.mul_(255.999 / 255)
+
+
+def _blur(planes: Float[Tensor, "c n size size"], sigma: float) -> Float[Tensor, "c n size size"]:
+    """The planes after a Gaussian blur, mirrored at the borders: first along columns, then along rows."""
+    size = planes.shape[-1]
+    radius = max(1, size // 20)
+    weights = [math.exp(-(offset**2) / (2 * sigma**2)) for offset in range(radius + 1)]
+    both_sides = weights[0] + 2 * sum(weights[1:])
+    weights = [weight / both_sides for weight in weights]
+    # Beyond four deviations all weights together are worth less than 0.02 levels.
+    radius = min(radius, math.ceil(4 * sigma))
+    padded = torch.nn.functional.pad(planes.flatten(0, 1), [radius] * 4, mode="reflect")
+    # Sums of shifted planes: faster on a CPU than convolutions of one channel or products with a band matrix.
+    for dim in (1, 2):
+        total = padded.narrow(dim, radius, size) * weights[0]
+        for offset in range(1, radius + 1):
+            total.add_(padded.narrow(dim, radius - offset, size), alpha=weights[offset])
+            total.add_(padded.narrow(dim, radius + offset, size), alpha=weights[offset])
+        padded = total
+    return padded.view_as(planes)

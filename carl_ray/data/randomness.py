@@ -1,0 +1,42 @@
+"""Generators whose draws depend on (run seed, epoch, video, view) and on nothing else.
+
+Whichever worker makes a sample, however often it is tried again and in whatever order, it is the same sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import IntEnum
+
+import numpy as np
+
+
+class ViewNumber(IntEnum):
+    """What a draw of a sample is for; the last part of the key of its generator."""
+
+    SHARED = 0
+    """What both views share: their crops and frames (`carl_ray.data.views`), since the crops must overlap."""
+    FIRST = 1
+    """The spatial augmentation of the first view (`carl_ray.data.augment`)."""
+    SECOND = 2
+    """The spatial augmentation of the second view."""
+
+
+def sample_seed(seed: int, epoch: int, video_id: str, view: int) -> int:
+    """A seed in [0, 2**63) that depends on the four values alone, the same on every machine.
+
+    Args:
+        seed: Seed of the run.
+        epoch: Epoch of the run, from 0.
+        video_id: `video_id` of the manifest.
+        view: A `ViewNumber`.
+    """
+    # Integers hold no colon and the id comes last: two different keys never have the same text.
+    key = f"{int(seed)}:{int(epoch)}:{int(view)}:{video_id}"
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def sample_generator(seed: int, epoch: int, video_id: str, view: int) -> np.random.Generator:
+    """A new generator (PCG64) seeded with `sample_seed` of the same arguments."""
+    return np.random.Generator(np.random.PCG64(sample_seed(seed, epoch, video_id, view)))

@@ -1,0 +1,142 @@
+"""One video becomes two augmented views; several of them become the batch of a step.
+
+    bytes ─ make_view_pair ▶ ViewPair (uint8, NumPy, on a CPU worker) ─ collate ▶ Batch (tensors of a trainer)
+
+A pair is a pure function of (seed, epoch, video) and the configuration, whoever makes it. No Ray here: the stream
+of `carl_ray.data.stream`, a plain DataLoader and a notebook call the same functions.
+
+Legend: B videos, 2 views, T frames of a view, S x S pixels, K numbers of a colour draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64, Int64, UInt8
+from torch import Tensor
+
+from carl_ray.config import Config
+from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
+from carl_ray.data.decode import read_frames
+from carl_ray.data.randomness import ViewNumber, sample_generator, sample_seed
+from carl_ray.data.views import sample_views
+
+NUM_COLOR_VALUES = 16
+"""Length of `AugmentParameters.to_vector`."""
+
+
+@dataclass(frozen=True)
+class ViewPair:
+    """Two views of one video."""
+
+    frames: UInt8[np.ndarray, "2 time size size 3"]
+    timestamps: Float64[np.ndarray, "2 time"]
+    """Frame index in the raw video times the manifest's `frame_step` (SPEC 1.4)."""
+    frame_mask: Bool[np.ndarray, "2 time"]
+    color: Float64[np.ndarray, "2 values"]
+    """The draws, `AugmentParameters.to_vector`, for a trainer that computes colour itself."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one worker trains on in one step; its videos may be none (then one fully masked video stands in)."""
+
+    frames: UInt8[Tensor, "batch 2 time size size 3"]
+    timestamps: Float64[Tensor, "batch 2 time"]
+    frame_mask: Bool[Tensor, "batch 2 time"]
+    color: Float64[np.ndarray, "batch 2 values"]
+    sample_seeds: Int64[Tensor, "batch 2"]
+    """Seeds of what the model itself draws for a view (dropout)."""
+
+
+def make_view_pair(
+    source: bytes | str, video_id: str, num_video_frames: int, frame_step: float, epoch: int, config: Config
+) -> ViewPair:
+    """The two augmented views of one video in one epoch (paper, section 3.2).
+
+    The union of both views' frames is decoded once, resized while decoding.
+
+    Args:
+        source: The file's content, or its path or URI.
+        video_id: `video_id` of the manifest; with the run's seed and the epoch it decides every draw.
+        num_video_frames: Frames of the video.
+        frame_step: Timestamp of frame i is i * frame_step.
+        epoch: Epoch of the run.
+        config: The run.
+
+    Raises:
+        DecodeError: the video cannot be read.
+    """
+    seed, time = config.training.seed, config.model.num_frames
+    views = sample_views(
+        num_video_frames,
+        time,
+        max_crop_ratio=config.views.max_crop_ratio,
+        min_overlap=config.views.min_overlap,
+        sampling=config.views.sampling,
+        crop=config.views.crop,
+        rng=sample_generator(seed, epoch, video_id, ViewNumber.SHARED),
+    )
+    needed = np.unique(np.concatenate([view.frame_indices[view.frame_mask] for view in views]))
+    decoded = read_frames(
+        source, needed, short_side=config.data.short_side, decoder=config.data.decoder
+    )
+    size = config.augment.image_size
+    frames = np.zeros((2, time, size, size, 3), dtype=np.uint8)
+    color = np.zeros((2, NUM_COLOR_VALUES))
+    for number, view in enumerate(views):
+        rng = sample_generator(seed, epoch, video_id, ViewNumber.FIRST + number)
+        parameters = draw_parameters(config.augment, decoded.shape[1], decoded.shape[2], rng)
+        chosen = decoded[np.searchsorted(needed, view.frame_indices[view.frame_mask])]
+        augmented = apply_geometry(chosen, parameters, size)
+        if config.augment.color_on == "workers":
+            augmented = apply_color(augmented, parameters)
+        frames[number, view.frame_mask] = augmented.numpy()
+        color[number] = parameters.to_vector()
+    return ViewPair(
+        frames=frames,
+        timestamps=np.stack([view.frame_indices * float(frame_step) for view in views]),
+        frame_mask=np.stack([view.frame_mask for view in views]),
+        color=color,
+    )
+
+
+def view_seeds(seed: int, epoch: int, video_id: str) -> tuple[int, int]:
+    """Seeds of the model's own draws (dropout) for the two views of a video in an epoch."""
+    first, second = (sample_seed(seed, epoch, video_id, view) for view in (ViewNumber.FIRST, ViewNumber.SECOND))
+    return first, second
+
+
+def collate(pairs: Sequence[ViewPair], seeds: Sequence[tuple[int, int]], config: Config) -> Batch:
+    """The batch of these videos, in order; of one fully masked video where there is none."""
+    size, time = config.augment.image_size, config.model.num_frames
+    if not pairs:
+        pairs = [
+            ViewPair(
+                np.zeros((2, time, size, size, 3), dtype=np.uint8),
+                np.zeros((2, time)),
+                np.zeros((2, time), dtype=bool),
+                np.zeros((2, NUM_COLOR_VALUES)),
+            )
+        ]
+        seeds = [(0, 0)]
+    return Batch(
+        frames=torch.from_numpy(np.stack([pair.frames for pair in pairs])),
+        timestamps=torch.from_numpy(np.stack([pair.timestamps for pair in pairs])),
+        frame_mask=torch.from_numpy(np.stack([pair.frame_mask for pair in pairs])),
+        color=np.stack([pair.color for pair in pairs]),
+        sample_seeds=torch.tensor(seeds, dtype=torch.int64),
+    )
+
+
+def color_on_device(batch: Batch, frames: UInt8[Tensor, "batch 2 time size size 3"]) -> Tensor:
+    """Colour and blur of every real view, computed where `frames` are (`augment.color_on: trainer`)."""
+    colored = frames.clone()
+    for video, view in torch.nonzero(batch.frame_mask.any(dim=2)).tolist():
+        parameters = AugmentParameters.from_vector(batch.color[video, view])
+        mask = batch.frame_mask[video, view].to(frames.device)
+        colored[video, view, mask] = apply_color(frames[video, view, mask], parameters)
+    return colored

@@ -1,0 +1,391 @@
+"""A folder of videos becomes a manifest and a table of rejects.
+
+Ray Data spreads the files over the cluster. Each of its workers streams a file to a child process, which
+probes it: a decoder that crashes or hangs takes the child with it, not the scan, and its file is rejected
+with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import pyarrow as pa
+from pyarrow import fs
+
+from carl_ray import storage
+from carl_ray.data.decode import DecodeError, probe_video
+from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, write_table
+from carl_ray.errors import UserError
+
+VIDEO_SUFFIXES = frozenset(
+    {".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
+    | {".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv"}
+)
+
+# First-level folders that name a split.
+SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+
+# Reasons that may be gone at the next scan begin so: what was rejected for one of them is tried again.
+_UNREAD = "could not be read"
+_TOO_SLOW = "the decoder took longer than its time limit"
+_KILLED = "the decoder was killed"
+
+# Seconds for a probe besides what grows with the file, and the paces that are still not a hang. A working
+# decoder is more than ten times as fast, also on a busy machine.
+_PATIENCE = 120
+_BYTES_PER_SECOND = 1_000_000
+_PIXELS_PER_SECOND = 5_000_000
+
+_CHUNK = 8 << 20  # bytes
+
+
+def index_folder(folder_uri: str, out: str, *, verify: bool = False) -> tuple[pa.Table, pa.Table]:
+    """Scans a folder, writes its manifest to `out` and the rejects beside it; both tables.
+
+    An earlier manifest at `out` is continued, as `scan_folder` says.
+
+    Raises:
+        UserError: no such folder, no video in it, or `out` is no manifest or that of another folder.
+        RunError: the storage refuses or fails.
+    """
+    known = known_rejects = None
+    if storage.exists(out):
+        known = read_manifest(out)
+        inside = _without_query(folder_uri).rstrip("/") + "/"
+        if known.num_rows and not any(uri.startswith(inside) for uri in known.column("uri").to_pylist()):
+            raise UserError(
+                f"{storage.public_uri(out)}: the manifest of another folder; name another one, or delete it"
+            )
+    if storage.exists(rejects_uri(out)):
+        known_rejects = read_manifest(rejects_uri(out), REJECTS_SCHEMA.names)
+    manifest, rejects = scan_folder(folder_uri, known=known, known_rejects=known_rejects, verify=verify)
+    write_table(rejects, rejects_uri(out))
+    write_table(manifest, out)
+    return manifest, rejects
+
+
+def rejects_uri(manifest_uri: str) -> str:
+    """Where the rejects of a manifest lie: beside `videos.parquet` it is `videos.rejects.parquet`."""
+    _, mark, query = manifest_uri.partition("?") if storage.is_remote(manifest_uri) else ("", "", "")
+    base = manifest_uri.removesuffix(mark + query)
+    return f"{base.removesuffix('.parquet')}.rejects.parquet{mark}{query}"
+
+
+def scan_folder(
+    folder_uri: str,
+    *,
+    known: pa.Table | None = None,
+    known_rejects: pa.Table | None = None,
+    verify: bool = False,
+) -> tuple[pa.Table, pa.Table]:
+    """The manifest (`SCHEMA`) of all videos below a folder and the rejects (`REJECTS_SCHEMA`), by URI.
+
+    Videos are the files with one of `VIDEO_SUFFIXES`. The id of one is its path inside the folder; its split
+    is that of the first-level folder it lies in, where `SPLITS` has it, else null. Labels are null. Progress
+    goes to standard error. Ray must have been started.
+
+    Args:
+        folder_uri: Of any storage that `storage.resolve` knows. Credentials in it are used but not stored.
+        known: An earlier manifest. Rows whose file has kept its size and modification time are taken over
+            unread (under `verify` only verified ones). Where a file is read again and has kept its content,
+            what people and converters have added (split, labels, step) is taken over too.
+        known_rejects: The earlier rejects, likewise, but for files that could not be read or took too long.
+        verify: Decodes every frame of every video, so that `num_frames` is what really decodes.
+
+    Raises:
+        UserError: no such folder, or no video in it.
+        RunError: the storage refuses to list it.
+    """
+    filesystem, root = storage.resolve(folder_uri)
+    files, num_others = _list_videos(filesystem, root, folder_uri)
+    rows_of = {} if known is None else _rows_by_uri(known.select(["uri", "bytes", "modified_ns", "verified"]))
+    rejects_of = {} if known_rejects is None else _rows_by_uri(known_rejects)
+    kept, rejects, to_probe = [], [], []
+    for file in files:
+        row, reject = rows_of.get(file["uri"]), rejects_of.get(file["uri"])
+        if row and _is_unchanged(file, row) and (row["verified"] or not verify):
+            kept.append(row["row"])
+        elif reject and _is_unchanged(file, reject) and not _may_be_gone(reject["reason"]):
+            rejects.append(reject)
+        else:
+            to_probe.append(file)
+    print(
+        f"{len(files)} videos in {storage.public_uri(folder_uri)}: {len(to_probe)} to read, "
+        f"{len(files) - len(to_probe)} unchanged; {num_others} other files passed over",
+        file=sys.stderr,
+        flush=True,
+    )
+    rows = []
+    for file, outcome in _probe_all(to_probe, filesystem, verify):
+        if "reason" in outcome:
+            rejects.append({**file, **outcome})
+            continue
+        row = {**file, **outcome, "frame_step": 1.0, "split": _split(file["video_id"])}
+        if known is not None and file["uri"] in rows_of:
+            earlier = known.slice(rows_of[file["uri"]]["row"], 1).to_pylist()[0]
+            row.update(_added_by_people(earlier, row))
+        rows.append(row)
+    manifest = pa.Table.from_pylist(rows, schema=SCHEMA)
+    if known is not None and kept:
+        manifest = pa.concat_tables([known.select(SCHEMA.names).cast(SCHEMA).take(kept), manifest])
+    return manifest.sort_by("uri"), pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA).sort_by("uri")
+
+
+def count_reasons(rejects: pa.Table) -> list[tuple[str, int]]:
+    """How many of the rejects have each reason, the most frequent first."""
+    return Counter(rejects.column("reason").to_pylist()).most_common()
+
+
+def _without_query(folder_uri: str) -> str:
+    """What the URIs of everything in a folder begin with, as a manifest stores them."""
+    if storage.is_remote(folder_uri):
+        return storage.public_uri(folder_uri).partition("?")[0]
+    return storage.resolve(folder_uri)[1]
+
+
+def _list_videos(filesystem: fs.FileSystem, root: str, folder_uri: str) -> tuple[list[dict[str, Any]], int]:
+    """The videos below a folder (uri, path, video_id, bytes, modified_ns), and the number of other files."""
+    shown = storage.public_uri(folder_uri)
+    try:
+        kind = filesystem.get_file_info(root).type
+        if kind == fs.FileType.NotFound:
+            raise UserError(f"{shown}: no such folder")
+        if kind == fs.FileType.File:
+            raise UserError(f"{shown}: expected a folder of videos, got a file")
+        infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+    except OSError as error:
+        raise storage.storage_error(error, folder_uri, "list") from None
+    files = []
+    num_others = 0
+    prefix = root.rstrip("/") + "/"
+    for info in infos:
+        if info.type != fs.FileType.File:
+            continue
+        video_id = info.path.removeprefix(prefix)
+        if PurePosixPath(video_id).suffix.lower() not in VIDEO_SUFFIXES:
+            num_others += 1
+            continue
+        # In a URI a name is quoted; a local path is stored absolute: it must mean the same to every worker.
+        uri = storage.join(shown, quote(video_id)) if storage.is_remote(folder_uri) else info.path
+        files.append(
+            {
+                "uri": uri,
+                "path": info.path,
+                "video_id": video_id,
+                "bytes": info.size,
+                "modified_ns": info.mtime_ns,
+            }
+        )
+    if not files:
+        suffixes = " ".join(sorted(VIDEO_SUFFIXES))
+        raise UserError(f"{shown}: no video in it, but {num_others} other files (videos end in {suffixes})")
+    return files, num_others
+
+
+def _rows_by_uri(table: pa.Table) -> dict[str, dict[str, Any]]:
+    return {row["uri"]: {**row, "row": number} for number, row in enumerate(table.to_pylist())}
+
+
+def _is_unchanged(file: dict[str, Any], earlier: dict[str, Any]) -> bool:
+    return (
+        file["modified_ns"] is not None
+        and file["modified_ns"] == earlier["modified_ns"]
+        and file["bytes"] == earlier["bytes"]
+    )
+
+
+def _may_be_gone(reason: str) -> bool:
+    return reason.startswith((_UNREAD, _TOO_SLOW, _KILLED))
+
+
+def _split(video_id: str) -> str | None:
+    folder, slash, _ = video_id.partition("/")
+    return SPLITS.get(folder) if slash else None
+
+
+def _added_by_people(earlier: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier row of the same content holds beyond what a file tells."""
+    if earlier["content_hash"] != row["content_hash"]:
+        return {}
+    names = ["frame_step", "split", "label"]
+    if earlier["num_frames"] == row["num_frames"]:
+        names.append("frame_labels")
+    return {name: earlier[name] for name in names}
+
+
+# On the cluster
+
+
+def _probe_all(
+    files: list[dict[str, Any]], filesystem: fs.FileSystem, verify: bool
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each file with its outcome, as they are done: columns of the manifest, or a `reason` why not."""
+    if not files:
+        return
+    # Here and not above: the child processes import this module too, and must start quickly.
+    import ray
+
+    numbered = pa.table({"number": range(len(files)), "path": [f["path"] for f in files]})
+    sized = numbered.append_column("bytes", pa.array([f["bytes"] for f in files], pa.int64()))
+    # Few files a task, lest the last ones keep one CPU busy alone; not one, for tasks cost something too.
+    per_task = max(1, min(16, len(files) // (8 * int(ray.cluster_resources().get("CPU", 1)))))
+    outcomes = ray.data.from_arrow(sized, override_num_blocks=-(-len(files) // per_task)).map(
+        _probe_file, fn_kwargs={"filesystem": filesystem, "verify": verify}
+    )
+    progress = _Progress(len(files))
+    for outcome in outcomes.iter_rows():
+        progress.advance()
+        yield files[outcome["number"]], json.loads(outcome["outcome"])
+
+
+def _probe_file(row: dict[str, Any], *, filesystem: fs.FileSystem, verify: bool) -> dict[str, Any]:
+    """Runs on a Ray worker. The outcome is JSON text: its fields differ from row to row."""
+    try:
+        with filesystem.open_input_stream(row["path"]) as file:
+            outcome = _child.probe(file, row["bytes"], verify)
+    except OSError as error:
+        outcome = {"reason": f"{_UNREAD}: {' '.join(str(error).split())}"}
+    return {"number": row["number"], "outcome": json.dumps(outcome)}
+
+
+class _Child:
+    """A process that probes one video after the other: started when needed, replaced when it has died."""
+
+    def __init__(self, code: str = "from carl_ray.data.scan import answer_probes; answer_probes()") -> None:
+        self._code = code
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def probe(self, file: BinaryIO, size: int, verify: bool) -> dict[str, Any]:
+        """Columns of the manifest for a file of `size` bytes, or a `reason`.
+
+        Raises:
+            OSError: the file cannot be read to its end, or has another size.
+        """
+        if self._process is None:
+            self._process = self._start()
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        digest = hashlib.blake2b(digest_size=16)
+        left = size
+        try:
+            process.stdin.write(json.dumps({"bytes": size, "verify": verify}).encode() + b"\n")
+            while chunk := file.read(_CHUNK):
+                left -= len(chunk)
+                if left < 0:
+                    break
+                digest.update(chunk)
+                process.stdin.write(chunk)
+            if left:
+                raise OSError("its size has changed since the folder was listed")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died while it took the file in, and gives no answer
+        except OSError:
+            process.kill()
+            self._bury()
+            raise
+        answer = process.stdout.readline()
+        if not answer:
+            return {"reason": _cause_of_death(self._bury())}
+        outcome: dict[str, Any] = json.loads(answer)
+        return outcome if "reason" in outcome else {**outcome, "content_hash": digest.hexdigest()}
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # A worker's import path need not be the one that a new interpreter would have (Ray's working_dir).
+        path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+        return subprocess.Popen(
+            [sys.executable, "-c", self._code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+
+    def _bury(self) -> int:
+        """Exit status of the process, which has ended or is about to."""
+        process, self._process = self._process, None
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        status = process.wait()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+        return status
+
+
+_child = _Child()
+
+
+def _cause_of_death(status: int) -> str:
+    if status == -signal.SIGALRM:
+        return _TOO_SLOW
+    if status == -signal.SIGKILL:
+        return f"{_KILLED}, perhaps for want of memory"
+    return f"the decoder crashed ({signal.Signals(-status).name if status < 0 else f'exit status {status}'})"
+
+
+def answer_probes() -> None:
+    """Body of the child process: probes what comes on standard input until that is closed."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library may print must not get among the answers
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    while line := requests.readline():
+        request = json.loads(line)
+        content = requests.read(request["bytes"])
+        answers.write(json.dumps(_outcome(content, request["verify"])).encode() + b"\n")
+        answers.flush()
+
+
+def _outcome(content: bytes, verify: bool) -> dict[str, Any]:
+    # The kernel ends this process at the alarm, even if a decoder spins without letting Python run, and even
+    # if the worker that waits for the answer is gone.
+    try:
+        signal.alarm(_PATIENCE + len(content) // _BYTES_PER_SECOND)
+        probe = probe_video(content)
+        if verify:
+            pixels = probe.num_frames * probe.width * probe.height
+            signal.alarm(_PATIENCE + pixels // _PIXELS_PER_SECOND)
+            probe = probe_video(content, verify=True)
+        return {**asdict(probe), "verified": verify}
+    except DecodeError as error:
+        return {"reason": str(error)}
+    except Exception as error:  # whatever one file brings about must not end the scan of the others
+        return {"reason": f"probing failed ({type(error).__name__}: {' '.join(str(error).split())})"}
+    finally:
+        signal.alarm(0)
+
+
+class _Progress:
+    """Files done, rate, time left on standard error: one line rewritten on a terminal, else now and then."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._start = self._shown = time.monotonic()
+        self._live = sys.stderr.isatty()
+
+    def advance(self) -> None:
+        """Counts one file more."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._shown < (0.2 if self._live else 5) and self._done < self._total:
+            return
+        self._shown = now
+        rate = self._done / max(now - self._start, 1e-9)
+        left = round((self._total - self._done) / rate)
+        text = f"indexed {self._done}/{self._total} videos, {rate:.1f}/s, {timedelta(seconds=left)} left"
+        end = "\n" if not self._live or self._done == self._total else ""
+        print(f"\r\x1b[K{text}" if self._live else text, end=end, file=sys.stderr, flush=True)

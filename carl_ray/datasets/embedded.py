@@ -1,0 +1,25 @@
+"""The embedded default: the choreographed videos, rendered and indexed once, with their labels."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from carl_ray import storage
+from carl_ray.data.manifest import write_table
+from carl_ray.data.scan import index_folder
+from carl_ray.datasets import choreography
+
+
+def index_embedded(out: str | None = None, *, verify: bool = False) -> tuple[str, pa.Table, pa.Table]:
+    """Where the manifest of the embedded videos lies, the manifest, and its rejects. Ray must have been started.
+
+    Args:
+        out: Where to write the manifest; beside the videos where not given.
+        verify: Decodes every frame.
+    """
+    folder = choreography.ensure_rendered(on_video=choreography.print_progress)
+    out = out or str(folder / "manifest.parquet")
+    manifest, rejects = index_folder(str(folder), out, verify=verify)
+    manifest = choreography.attach_labels(manifest, choreography.read_labels(folder))
+    write_table(manifest, out)
+    return storage.public_uri(out), manifest, rejects

@@ -1,0 +1,194 @@
+"""The frame-level video encoder and the projection head (section 3.3, figure 3).
+
+Legend: B videos, T positions of the padded batch, N real frames of the whole batch, D width of an embedding.
+
+Only real frames pass the convolutions, the fully connected layers and their batch norms; padding exists
+nowhere but in the Transformer, whose attention does not see it.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from carl_ray.config import ModelConfig
+from carl_ray.model.backbone import build_backbone
+from carl_ray.model.normalization import BatchNorm
+from carl_ray.model.temporal import (
+    C3D_CHANNELS,
+    TemporalConvolutions,
+    TransformerEncoder,
+    frame_positions,
+    gather_real,
+    real_frame_index,
+    scatter_real,
+    sine_cosine_code,
+)
+
+_WORD = 0xFFFFFFFF
+
+
+class FrameLevelVideoEncoder(nn.Module):
+    """FVE: one embedding for each frame of a video, computed with all its frames in view.
+
+    Backbone for each frame, spatial pooling, two times (dropout, linear, batch norm, ReLU), linear, plus
+    sine-cosine positions, pre-norm Transformer, linear. Weights are random at first:
+    `carl_ray.model.backbone.load_backbone_weights(encoder.backbone, model)` brings pretrained ones.
+
+    Args:
+        model: Sizes and variants.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.num_frames = model.num_frames
+        self.dropout = model.dropout
+        self.pooling = model.pooling
+        self.chunk_frames = model.chunk_frames
+        self.backbone = build_backbone(model)
+        channels = self.backbone.channels
+        self.convolutions: TemporalConvolutions | None = None
+        if model.temporal_encoder == "c3d":
+            self.convolutions = TemporalConvolutions(channels, model.batch_norm)
+            channels = C3D_CHANNELS
+        self.hidden = nn.ModuleList(
+            # No bias: the batch norm has one.
+            nn.Sequential(
+                nn.Linear(before, model.hidden_width, bias=False),
+                BatchNorm(model.hidden_width, model.batch_norm),
+                nn.ReLU(inplace=True),
+            )
+            for before in (channels, model.hidden_width)
+        )
+        self.to_width = nn.Linear(model.hidden_width, model.width)
+        self.transformer: TransformerEncoder | None = None
+        if model.temporal_encoder == "transformer":
+            self.transformer = TransformerEncoder(
+                model.num_layers, model.width, model.num_heads, model.feedforward_width
+            )
+        self.to_embedding = nn.Linear(model.width, model.embedding_width)
+
+    def forward(
+        self,
+        frames: Float[Tensor, "B T 3 height width"],
+        frame_mask: Bool[Tensor, "B T"],
+        *,
+        sample_seeds: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Embeddings H of all frames, float32 (float64 for a float64 encoder), zeros where the mask is False.
+
+        A batch without any real frame is allowed, for a worker that has no video in a step: it yields zeros,
+        and zero gradients for every learnable parameter.
+
+        Args:
+            frames: Frames normalised by ImageNet's mean and deviation; padded ones may hold anything.
+            frame_mask: True where a frame is real. Masks of whole views, shorter views and any other pattern
+                are the same to the encoder.
+            sample_seeds: While training, dropout of a video is a pure function of its seed, whatever the
+                batch or the worker it is in; without seeds it is drawn from torch's generator.
+        """
+        batch, time = frame_mask.shape
+        index = real_frame_index(frame_mask)
+        features = self._frame_features(gather_real(frames, index), index, batch, time)
+        for number, layer in enumerate(self.hidden):
+            features = layer(self._drop(features, number, index, time, sample_seeds))
+        features = self.to_width(features)
+        if self.transformer is not None:
+            positions = gather_real(frame_positions(frame_mask, self.num_frames), index)
+            code = sine_cosine_code(positions, features.shape[1])
+            mixed = self.transformer(scatter_real(features + code, index, batch, time), frame_mask)
+            features = gather_real(mixed, index)
+        embeddings = self.to_embedding(features)
+        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        return scatter_real(embeddings, index, batch, time)
+
+    def _frame_features(
+        self, frames: Float[Tensor, "N 3 height width"], index: Int[Tensor, " N"], batch: int, time: int
+    ) -> Float[Tensor, "N C"]:
+        """Pooled features of the real frames."""
+        if self.convolutions is not None:
+            return self._pool(self.convolutions(self.backbone(frames), index, batch, time))
+        if torch.is_grad_enabled() or self.training:
+            return self._pool(self.backbone(frames))
+        # No statistics and no gradient tie the frames together: whole videos pass in bounded memory.
+        return torch.cat([self._pool(self.backbone(chunk)) for chunk in frames.split(self.chunk_frames)])
+
+    def _pool(self, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C"]:
+        return maps.amax((2, 3)) if self.pooling == "max" else maps.mean((2, 3))
+
+    def _drop(
+        self,
+        features: Float[Tensor, "N C"],
+        layer: int,
+        index: Int[Tensor, " N"],
+        time: int,
+        sample_seeds: Int[Tensor, " B"] | None,
+    ) -> Float[Tensor, "N C"]:
+        if not self.training or self.dropout == 0:
+            return features
+        if sample_seeds is None:
+            return functional.dropout(features, self.dropout)
+        kept = dropout_mask(sample_seeds[index // time], layer, index % time, features.shape[1], self.dropout)
+        return features * kept.to(features.dtype) / (1 - self.dropout)
+
+
+class ProjectionHead(nn.Module):
+    """The projection Z of embeddings, used by the loss only: linear, batch norm, ReLU, linear (section 3.4).
+
+    Args:
+        model: Sizes.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        width = model.embedding_width
+        self.layers = nn.Sequential(
+            nn.Linear(width, width, bias=False),
+            BatchNorm(width, model.batch_norm),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, width),
+        )
+
+    def forward(
+        self, embeddings: Float[Tensor, "B T D"], frame_mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T D"]:
+        """Projections of the real frames, float32 or better; zeros where the mask is False."""
+        index = real_frame_index(frame_mask)
+        projected = self.layers(gather_real(embeddings, index))
+        projected = projected.to(torch.promote_types(projected.dtype, torch.float32))
+        return scatter_real(projected, index, *frame_mask.shape)
+
+
+def dropout_mask(
+    seeds: Int[Tensor, " N"], layer: int, positions: Int[Tensor, " N"], channels: int, probability: float
+) -> Bool[Tensor, "N channels"]:
+    """Which activations stay: a pure function of (seed, layer, position, channel), the same on every device.
+
+    A generator's draws depend on how many were drawn before and, on a GPU, on the shape; a hash of the place
+    does not.
+
+    Args:
+        seeds: A frame's video and view; any 64-bit numbers.
+        layer: Number of the layer.
+        positions: A frame's place in the view.
+        channels: Activations of a frame.
+        probability: Share that is dropped.
+    """
+    key = _scramble((seeds & _WORD) + (layer + 1) * 0x9E3779B9)
+    key = _scramble(key ^ ((seeds >> 32) & _WORD))
+    rows = _scramble(key + (positions + 1) * 0x85157AF5)
+    columns = _scramble((torch.arange(channels, device=seeds.device) + 1) * 0x61C88647)
+    return _scramble(rows[:, None] + columns) >= int(probability * 2**32)
+
+
+def _scramble(values: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """32-bit hashes (in int64) whose bits all depend on all of the lowest 32 bits of the values."""
+    # Two rounds of shift and multiply with the constants of MurmurHash3's finalizer.
+    values = values & _WORD
+    values = values ^ (values >> 16)
+    values = (values * 0x85EBCA6B) & _WORD
+    values = values ^ (values >> 13)
+    values = (values * 0xC2B2AE35) & _WORD
+    return values ^ (values >> 16)

@@ -1,0 +1,175 @@
+"""Batch normalisation over the real frames of one worker, of all workers, or with stored statistics."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Mode = Literal["synchronized", "local", "frozen"]
+
+
+class BatchNorm(_BatchNorm):
+    """Batch normalisation whose statistics come from where `mode` says; its state is that of torch's own.
+
+    - `synchronized`: from the frames of all workers, however many each has (also none). Works wherever
+      `torch.distributed` does, on CPUs with gloo too, where `torch.nn.SyncBatchNorm` refuses. Every worker
+      must call it equally often; running statistics stay bit-equal on all of them.
+    - `local`: from the frames of this worker, as `torch.nn.BatchNorm2d`.
+    - `frozen`: always the stored ones.
+
+    In evaluation mode all three use the stored statistics. So does a batch with fewer than two values a
+    channel, which has no variance; such a batch leaves the running statistics as they are. Statistics are
+    float32 or better whatever the type of the input.
+
+    Args:
+        num_features: Channels C.
+        mode: See above.
+
+    Shape:
+        input: (N, C) or (N, C, *space), N >= 0; output: the same.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_features: int, mode: Mode = "synchronized") -> None:
+        super().__init__(num_features)
+        self.mode: Mode = mode
+        self.update_rate = 0.1
+
+    def forward(
+        self, input: Float[Tensor, "frames channels *space"]
+    ) -> Float[Tensor, "frames channels *space"]:
+        """The normalised, scaled and shifted input; while training, the running statistics move along."""
+        if self.training and self.mode == "synchronized" and _world_size() > 1:
+            output, mean, variance, count = _SynchronizedBatchNorm.apply(
+                input, self.weight, self.bias, self.running_mean, self.running_var, self.eps
+            )
+            self._update_running(mean, variance, count)
+            return output
+        from_batch = self.training and self.mode != "frozen" and input.numel() >= 2 * self.num_features
+        if from_batch:
+            self.num_batches_tracked.add_(1)
+        return functional.batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=from_batch,
+            momentum=self.update_rate,
+            eps=self.eps,
+        )
+
+    def extra_repr(self) -> str:
+        """Shown by `print(module)`."""
+        return f"{self.num_features}, mode={self.mode!r}"
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        # `rate` is 0 for a batch without a variance: a tensor, since reading the count would wait for the
+        # device.
+        enough = count >= 2
+        rate = enough * self.update_rate
+        unbiased = variance * (count / (count - 1).clamp(min=1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate.to(self.running_mean.dtype))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate.to(self.running_var.dtype))
+        self.num_batches_tracked.add_(enough.to(self.num_batches_tracked.dtype))
+
+
+class _SynchronizedBatchNorm(torch.autograd.Function):
+    """Training-mode batch norm over the frames of all workers: one collective forward, one backward.
+
+    Each worker's mean and sum of squared deviations are gathered and combined (Chan et al.), which loses no
+    digits where the mean is large against the deviation, as a sum of squares would.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        stored_mean: Tensor,
+        stored_variance: Tensor,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        channels = x.shape[1]
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        local_count = x.numel() // channels
+        own = torch.zeros(2 * channels + 1, dtype=dtype, device=x.device)
+        if local_count:
+            axes = [0, *range(2, x.dim())]
+            variance, mean = torch.var_mean(x.to(dtype), dim=axes, correction=0)
+            own[:channels] = mean
+            own[channels:-1] = variance * local_count
+            own[-1] = local_count
+        gathered = [torch.empty_like(own) for _ in range(_world_size())]
+        dist.all_gather(gathered, own)
+        table = torch.stack(gathered)
+        means, deviations, counts = table[:, :channels], table[:, channels:-1], table[:, -1:]
+        total = counts.sum()
+        mean = (means * counts).sum(0) / total.clamp(min=1)
+        variance = (deviations + counts * (means - mean).square()).sum(0) / total.clamp(min=1)
+        enough = total >= 2
+        mean = torch.where(enough, mean, stored_mean.to(dtype))
+        variance = torch.where(enough, variance, stored_variance.to(dtype))
+        output = functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+        # What a value owes to its own part in the statistics; nothing where the stored ones were used.
+        share = torch.where(enough, 1 / total.clamp(min=1), 0)
+        ctx.save_for_backward(x, weight, mean, variance, share)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, total)
+        return output, mean, variance, total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance, share = ctx.saved_tensors
+        channels = x.shape[1]
+        if x.numel():
+            through_output, scaled_sum, plain_sum = torch.ops.aten.native_batch_norm_backward(
+                gradients[0].contiguous(memory_format=_memory_format(x)),
+                x,
+                weight,
+                mean,
+                variance,
+                None,
+                None,
+                False,
+                ctx.eps,
+                [True, True, True],
+            )
+        else:
+            through_output = torch.zeros_like(x)
+            scaled_sum = torch.zeros(channels, dtype=mean.dtype, device=x.device)
+            plain_sum = scaled_sum.clone()
+        sums = torch.cat([scaled_sum, plain_sum]).to(mean.dtype)
+        dist.all_reduce(sums)
+        factor = -weight * share * torch.rsqrt(variance + ctx.eps)
+        through_statistics = functional.batch_norm(
+            x, mean, variance, factor * sums[:channels], factor * sums[channels:], training=False, eps=ctx.eps
+        )
+        return (
+            through_output + through_statistics,
+            scaled_sum.to(weight.dtype),
+            plain_sum.to(weight.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

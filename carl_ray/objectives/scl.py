@@ -1,0 +1,170 @@
+"""Sequence contrastive loss between two views of the same videos (section 3.4, equations 1 to 3).
+
+Legend: B videos of this worker, T frames of a view, D width of a projection, M candidate frames.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+Negatives = Literal["video", "batch", "global"]
+
+
+def sequence_contrastive_loss(
+    z1: Float[Tensor, "B T1 D"],
+    z2: Float[Tensor, "B T2 D"],
+    s1: Float[Tensor, "B T1"],
+    s2: Float[Tensor, "B T2"],
+    mask1: Bool[Tensor, "B T1"],
+    mask2: Bool[Tensor, "B T2"],
+    *,
+    temperature: float = 0.1,
+    variance: float = 10.0,
+    negatives: Negatives = "video",
+) -> Float[Tensor, ""]:
+    """SCL = L1 + L2 at the paper's scale: each the mean over the valid anchors of the batch, 0 without any.
+
+    Arguments are those of `sequence_contrastive_terms`, which serves means over the batches of several
+    workers.
+    """
+    sums, counts = sequence_contrastive_terms(
+        z1, z2, s1, s2, mask1, mask2, temperature=temperature, variance=variance, negatives=negatives
+    )
+    return (sums / counts.clamp(min=1)).sum()
+
+
+def sequence_contrastive_terms(
+    z1: Float[Tensor, "B T1 D"],
+    z2: Float[Tensor, "B T2 D"],
+    s1: Float[Tensor, "B T1"],
+    s2: Float[Tensor, "B T2"],
+    mask1: Bool[Tensor, "B T1"],
+    mask2: Bool[Tensor, "B T2"],
+    *,
+    temperature: float = 0.1,
+    variance: float = 10.0,
+    negatives: Negatives = "video",
+) -> tuple[Float[Tensor, " 2"], Int[Tensor, " 2"]]:
+    """For each direction, the sum of the anchors' losses (equation 2) and the number of valid anchors.
+
+    Frames that a mask leaves out are neither anchors nor candidates, whatever they hold. An anchor counts
+    however far the nearest frame of the other view is; only where the other view of its video has no real
+    frame at all is there nothing to compare it with. Computed in float32 or better whatever the type of `z`
+    or the autocast.
+
+    Args:
+        z1: Projections of the frames of the first view; normalised here.
+        z2: Projections of the second view.
+        s1: Timestamps of the frames of the first view, in frames of the raw video.
+        s2: Timestamps of the second view.
+        mask1: True where a frame of the first view is real.
+        mask2: True where a frame of the second view is real.
+        temperature: tau of equation 2.
+        variance: sigma squared of equation 1, in frames squared.
+        negatives: Candidates: `video`, the other view of the same video; `batch`, the other views of all
+            videos of this worker, with weight 0 outside the anchor's own; `global`, those of all workers
+            (each calls this at the same time, with any number of videos, and gradients flow back to the
+            worker that a candidate came from).
+
+    Returns:
+        Sums of losses, with gradient, and counts (int64): first anchors of view 1, then of view 2.
+    """
+    dtype = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
+    with torch.autocast(z1.device.type, enabled=False):
+        unit1 = _unit_vectors(z1.to(dtype), mask1)
+        unit2 = _unit_vectors(z2.to(dtype), mask2)
+        distances = (s1.double()[:, :, None] - s2.double()[:, None, :]).abs().to(dtype)
+        first = _direction(unit1, unit2, distances, mask1, mask2, temperature, variance, negatives)
+        second = _direction(unit2, unit1, distances.mT, mask2, mask1, temperature, variance, negatives)
+    return torch.stack([first[0], second[0]]), torch.stack([first[1], second[1]])
+
+
+def _direction(
+    anchors: Float[Tensor, "B Ta D"],
+    candidates: Float[Tensor, "B Tc D"],
+    distances: Float[Tensor, "B Ta Tc"],
+    anchor_mask: Bool[Tensor, "B Ta"],
+    candidate_mask: Bool[Tensor, "B Tc"],
+    temperature: float,
+    variance: float,
+    negatives: Negatives,
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """Sum over the valid anchors of -sum_j w_ij log softmax_j(cos / tau), and their number."""
+    weights = _target_weights(distances, candidate_mask, variance)
+    own = anchors @ candidates.mT / temperature
+    match negatives:
+        case "video":
+            logits, real = own, candidate_mask[:, None, :]
+        case "batch":
+            logits = anchors @ candidates.flatten(0, 1).T / temperature
+            real = candidate_mask.flatten()
+        case "global":
+            everyone, real = _gather_candidates(candidates.flatten(0, 1), candidate_mask.flatten())
+            logits = anchors @ everyone.T / temperature
+        case _:
+            raise ValueError(f"negatives: expected video, batch or global, got {negatives!r}")
+    normalizer = logits.masked_fill(_excluded(real), -torch.inf).logsumexp(-1)
+    # The weights of a row sum to 1: this is the cross-entropy of equation 2 with its logarithm resolved.
+    losses = normalizer - (weights * own).sum(-1)
+    valid = anchor_mask & candidate_mask.any(1, keepdim=True)
+    return losses.where(valid, 0).sum(), valid.sum()
+
+
+def _target_weights(
+    distances: Float[Tensor, "B Ta Tc"], candidate_mask: Bool[Tensor, "B Tc"], variance: float
+) -> Float[Tensor, "B Ta Tc"]:
+    """Equation 1: w_ij, zero for masked candidates, each row summing to 1 however far its frames are."""
+    excluded = _excluded(candidate_mask[:, None, :])
+    # Relative to the nearest candidate, and as a product instead of a difference of squares: no row is 0/0,
+    # none overflows, and float32 keeps the digits of distances in the thousands.
+    nearest = distances.masked_fill(excluded, torch.inf).amin(-1, keepdim=True)
+    exponents = -(distances - nearest) * (distances + nearest) / (2 * variance)
+    return exponents.masked_fill(excluded, -torch.inf).log_softmax(-1).exp()
+
+
+def _excluded(real: Bool[Tensor, "*rows M"]) -> Bool[Tensor, "*rows M"]:
+    """Candidates that a softmax leaves out; none in a row without a real one, which no valid anchor uses."""
+    return ~real & real.any(-1, keepdim=True)
+
+
+def _unit_vectors(z: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    return functional.normalize(z.where(mask[:, :, None], 0), dim=-1)
+
+
+def _gather_candidates(
+    candidates: Float[Tensor, "own D"], mask: Bool[Tensor, " own"]
+) -> tuple[Float[Tensor, "M D"], Bool[Tensor, " M"]]:
+    """The candidates of all workers, padded to the largest number of one, and which of them are real."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return candidates, mask
+    own = torch.tensor([len(mask)], device=mask.device)
+    lengths = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, own)
+    missing = int(torch.cat(lengths).max()) - len(mask)
+    padded_mask = functional.pad(mask, (0, missing)).to(torch.uint8)
+    masks = [torch.empty_like(padded_mask) for _ in lengths]
+    dist.all_gather(masks, padded_mask)
+    return _AllGather.apply(functional.pad(candidates, (0, 0, 0, missing))), torch.cat(masks).bool()
+
+
+class _AllGather(torch.autograd.Function):
+    """Rows of all workers, by rank; the gradient of a row is the sum of what all workers have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        ctx.own = slice(dist.get_rank() * len(rows), (dist.get_rank() + 1) * len(rows))
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total[ctx.own]

@@ -1,0 +1,99 @@
+"""Command-line options made from the configuration: every field of every section is `--section.field VALUE`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from carl_ray import config as configuration
+from carl_ray.config import Config
+from carl_ray.errors import UserError
+
+
+class OptionParser(argparse.ArgumentParser):
+    """An argument parser that raises its complaints as one-line `UserError`s."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `UserError` where argparse would print its usage and leave."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint ", did you mean X?" for a misspelt name, or nothing where no known one is near."""
+    tail = {candidate.rpartition(".")[2]: candidate for candidate in known}
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not found:
+        found = [tail[m] for m in difflib.get_close_matches(name.rpartition(".")[2], list(tail), n=1, cutoff=0.6)]
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def field_names() -> dict[str, str]:
+    """Dotted name of every field of a `Config` section, with its description."""
+    described: dict[str, str] = {}
+    for section in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(section.type) or isinstance(section.type, str):
+            section_class = getattr(configuration, str(getattr(section.type, "__name__", section.type)), None)
+            if section_class is None:
+                continue
+            for name, info in section_class.__pydantic_fields__.items():
+                described[f"{section.name}.{name}"] = info.description or ""
+    return described
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Adds one option for every field; the help shows the paper's defaults, presets change some."""
+    group = parser.add_argument_group("configuration (defaults are the paper's; a preset may change them)")
+    defaults = configuration.to_document(Config(preset="default"))
+    for name, description in field_names().items():
+        section, _, field = name.partition(".")
+        default = json.dumps(defaults[section][field])
+        group.add_argument(
+            f"--{name}",
+            metavar="VALUE",
+            dest=name,
+            default=argparse.SUPPRESS,
+            help=f"{description} [{default}]".replace("%", "%%"),
+        )
+
+
+def check_known(unknown: Sequence[str]) -> None:
+    """Raises `UserError`, with the nearest name, for the first option that no field has."""
+    for argument in unknown:
+        if argument.startswith("-"):
+            option = argument.split("=")[0].lstrip("-")
+            known = [*field_names(), "run-dir", "resume", "help"]
+            raise UserError(f"unknown option --{option}{nearest(option, known)}")
+    if unknown:
+        raise UserError(f"unexpected argument {unknown[0]!r}")
+
+
+def overridden(config: Config, values: dict[str, str]) -> Config:
+    """The config with the fields that a command line names set to its values.
+
+    Args:
+        config: Usually what a preset returned.
+        values: Dotted field name to text; JSON where the field is a list or a table, `none` for null.
+
+    Raises:
+        UserError: a value is of the wrong type or out of its range.
+    """
+    document = configuration.to_document(config)
+    for name, text in values.items():
+        section, _, field = name.partition(".")
+        document[section][field] = _value(text, document[section][field])
+    return configuration.from_document(document, "command line")
+
+
+def _value(text: str, present: Any) -> Any:
+    if text.lower() in ("none", "null"):
+        return None
+    if isinstance(present, (dict, list, tuple)):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+    return text

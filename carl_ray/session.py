@@ -1,0 +1,61 @@
+"""Joining the Ray cluster that a command runs on, or starting one for it on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from carl_ray.errors import RunError
+
+
+@contextmanager
+def connect(num_cpus: int | None = None) -> Iterator[None]:
+    """Joins the cluster that `RAY_ADDRESS` names (Ray Jobs set it), or runs one on this machine for the while.
+
+    A cluster of our own listens on the loopback interface only, so it needs no authentication; `RAY_AUTH_MODE` is
+    set explicitly because Ray's default differs between its versions and commands. Where this process is already
+    connected (tests, notebooks), that connection is used and left open.
+
+    Args:
+        num_cpus: Logical CPUs of a cluster of our own; none counts those of the machine.
+
+    Raises:
+        RunError: the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                logging_level=logging.WARNING,
+                _node_ip_address="127.0.0.1",
+            )
+    except (ConnectionError, RuntimeError) as error:
+        where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
+        raise RunError(f"could not connect to {where}: {error}") from None
+    _quiet_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quiet_data() -> None:
+    """Leaves progress to the command: Ray Data's own bars and hints would write over its line."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -1,0 +1,117 @@
+"""Trains a frame-level video encoder with the sequence contrastive loss.
+
+    python -m carl_ray.train                                     the embedded demo, on this machine's CPUs
+    python -m carl_ray.train penn_action --data.manifest s3://bucket/penn/manifest.parquet \
+        --run-dir s3://bucket/runs/penn --cluster.use_gpu true --cluster.num_workers 4
+    ray job submit --working-dir . -- python -m carl_ray.train …  the same on a cluster
+    python -m carl_ray.train … --resume                          goes on from the latest checkpoint
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+
+from carl_ray import options, storage
+from carl_ray.config import Config
+from carl_ray.errors import RunError, UserError, one_line_errors
+from carl_ray.presets import PRESETS
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; leaves with status 0 only when all steps are done."""
+    with one_line_errors():
+        _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: list[str]) -> None:
+    parsed, overrides = _parse(arguments)
+    config, run_dir = _choose(parsed, overrides)
+    # Ray is imported late: help and mistakes on the command line answer at once.
+    from carl_ray.datasets.embedded import index_embedded
+    from carl_ray.session import connect
+    from carl_ray.training.trainer import read_videos, train
+
+    embedded = config.preset == "demo" and config.data.manifest is None
+    if not embedded:
+        read_videos(config)
+    with connect(_local_cpus(config)):
+        if embedded:
+            manifest_uri, manifest, _ = index_embedded()
+            print(f"videos: {manifest.num_rows}, described in {manifest_uri}", flush=True)
+            config = replace(config, data=replace(config.data, manifest=manifest_uri))
+        print(f"run folder: {storage.public_uri(run_dir)}", flush=True)
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+        started = time.monotonic()
+        outcome = train(config, run_dir, resume=parsed.resume, stop=stop)
+    if not outcome.finished:
+        raise RunError(f"stopped at step {outcome.step} of {outcome.num_steps}; --resume --run-dir {run_dir} goes on")
+    _print_results(run_dir, outcome.num_steps, time.monotonic() - started)
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    parser = options.OptionParser(
+        prog="python -m carl_ray.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("preset", nargs="?", help=f"one of {', '.join(PRESETS)}; demo where none is named")
+    parser.add_argument("--run-dir", metavar="URI", help="folder for all that the run writes")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    options.add_config_options(parser)
+    parsed, unknown = parser.parse_known_args(arguments)
+    options.check_known(unknown)
+    known = options.field_names()
+    return parsed, {name: value for name, value in vars(parsed).items() if name in known}
+
+
+def _choose(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[Config, str]:
+    if parsed.preset is not None and parsed.preset not in PRESETS:
+        raise UserError(
+            f"unknown preset {parsed.preset!r}{options.nearest(parsed.preset, list(PRESETS))} "
+            f"(presets: {', '.join(PRESETS)})"
+        )
+    name = parsed.preset or "demo"
+    if parsed.resume and parsed.run_dir is None:
+        raise UserError("--resume needs --run-dir: which run?")
+    run_dir = parsed.run_dir or str(storage.home() / "runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    base = PRESETS[name]()
+    if parsed.resume:
+        from carl_ray.training.trainer import saved_config
+
+        base = saved_config(run_dir) or base
+        if parsed.preset not in (None, base.preset):
+            raise UserError(f"{storage.public_uri(run_dir)} holds a run of preset {base.preset}, not {parsed.preset}")
+    return options.overridden(base, overrides), run_dir
+
+
+def _print_results(run_dir: str, num_steps: int, seconds: float) -> None:
+    from carl_ray.training.run_log import METRICS, read_log
+
+    validation = [line["validation_loss"] for line in read_log(run_dir) if "validation_loss" in line]
+    print(f"{num_steps} steps done, this time in {seconds:.0f} s")
+    if validation:
+        print(f"loss on validation videos: {validation[0]:.4f} at the start, {validation[-1]:.4f} at the end")
+    shown = storage.public_uri(run_dir)
+    print(f"run folder:  {shown}")
+    print(f"metrics:     {storage.public_uri(storage.join(run_dir, METRICS))}")
+    print(f"checkpoints: {storage.public_uri(storage.join(run_dir, 'checkpoints'))}")
+    print(f"TensorBoard: tensorboard --logdir {storage.public_uri(storage.join(run_dir, 'events'))}")
+
+
+def _local_cpus(config: Config) -> int:
+    """Logical CPUs of a cluster on this machine: at least what the run asks for, since nobody else shares it."""
+    cluster = config.cluster
+    return max(os.cpu_count() or 1, math.ceil(cluster.num_workers * cluster.worker_cpus + cluster.decode_cpus))
+
+
+if __name__ == "__main__":
+    main()

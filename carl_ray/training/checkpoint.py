@@ -1,0 +1,174 @@
+"""All state of a run becomes a folder, and back.
+
+    RUN/checkpoints/step-00000500/  model.pt  optimizer.pt  state.json (written last: a folder without it is torn)
+
+`state.json` holds the position in the plan, the config, counters and the SHA-256 of the other files. A checkpoint
+that is torn or whose hash is wrong is passed over, with a warning, for the one before. Tensors are read with
+`weights_only=True`: a checkpoint is data, never code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carl_ray import config as configuration
+from carl_ray import storage
+from carl_ray.config import Config
+from carl_ray.errors import RunError, UserError
+from carl_ray.training.step import ContrastiveModel, TrainingStep
+
+_LOGGER = logging.getLogger(__name__)
+_FOLDER = "checkpoints"
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: what a resumed one must know besides tensors."""
+
+    step: int
+    """Steps done; the next one is this one."""
+    row: int
+    """Rows of the plan consumed."""
+    num_bad_rows: int
+    """Rows so far whose video could not be read."""
+    num_skipped_steps: int
+    """Steps so far whose loss or gradient was not finite."""
+    seconds: float
+    """Time spent training."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint in storage."""
+
+    uri: str
+    progress: Progress
+    config: Config
+    hashes: dict[str, str]
+
+
+def save_checkpoint(run_dir: str, step: TrainingStep, progress: Progress, keep: int) -> str:
+    """Writes a checkpoint, deletes old ones but `keep`, and returns its URI; called by one worker alone.
+
+    Raises:
+        RunError: storage refused; older checkpoints stay as they were.
+    """
+    name = f"step-{progress.step:08d}"
+    uri = storage.join(run_dir, _FOLDER, name)
+    random_state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if step.device.type == "cuda":
+        random_state["cuda"] = torch.cuda.get_rng_state(step.device)
+    contents = {
+        "model.pt": _to_bytes(step.model.state_dict()),
+        "optimizer.pt": _to_bytes({"optimizer": step.optimizer.state_dict(), "random": random_state}),
+    }
+    for file_name, content in contents.items():
+        storage.write_bytes(storage.join(uri, file_name), content)
+    state = {
+        "progress": vars(progress),
+        "config": configuration.to_document(step.config),
+        "hashes": {file_name: hashlib.sha256(content).hexdigest() for file_name, content in contents.items()},
+    }
+    storage.write_bytes(storage.join(uri, _STATE), (json.dumps(state, indent=2) + "\n").encode())
+    for old in _names(run_dir)[keep:]:
+        if old < name:
+            storage.delete_folder(storage.join(run_dir, _FOLDER, old))
+    return uri
+
+
+def latest_checkpoint(run_dir: str) -> Checkpoint | None:
+    """The newest checkpoint of a run that is complete and whose tensors have the right hash, or none."""
+    for name in _names(run_dir):
+        uri = storage.join(run_dir, _FOLDER, name)
+        try:
+            checkpoint = open_checkpoint(uri)
+            for file_name in checkpoint.hashes:
+                _read_verified(checkpoint, file_name)
+        except (UserError, RunError) as error:
+            _LOGGER.warning("passing over the checkpoint %s: %s", storage.public_uri(uri), error)
+            continue
+        return checkpoint
+    return None
+
+
+def open_checkpoint(uri: str) -> Checkpoint:
+    """The checkpoint in a folder, its tensors not yet read.
+
+    Raises:
+        UserError: there is none, or it is torn.
+    """
+    source = storage.join(uri, _STATE)
+    try:
+        state = json.loads(storage.read_bytes(source))
+        return Checkpoint(
+            uri=uri,
+            progress=Progress(**state["progress"]),
+            config=configuration.from_document(state["config"], storage.public_uri(source)),
+            hashes=dict(state["hashes"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{storage.public_uri(source)}: not the state of a checkpoint ({error})") from None
+
+
+def load_model(checkpoint: Checkpoint, model: ContrastiveModel) -> None:
+    """Copies a checkpoint's weights into a model.
+
+    Raises:
+        UserError: they do not fit the model.
+        RunError: a file is damaged.
+    """
+    tensors = _load(checkpoint, "model.pt")
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items() if isinstance(value, Tensor)}
+    if expected != found:
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        name = wrong[0]
+        raise UserError(
+            f"{storage.public_uri(checkpoint.uri)}: does not fit the model: {len(wrong)} tensors differ, first "
+            f"{name}: expected shape {expected.get(name, 'none')}, got {found.get(name, 'none')}; "
+            "use the --model options it was trained with (its state.json has them)"
+        )
+    model.load_state_dict(tensors)
+
+
+def restore(checkpoint: Checkpoint, step: TrainingStep) -> None:
+    """Copies all tensors of a checkpoint into a training step: weights, optimiser, random state. Errors as `load_model`."""
+    load_model(checkpoint, step.model)
+    saved = _load(checkpoint, "optimizer.pt")
+    step.optimizer.load_state_dict(saved["optimizer"])
+    torch.set_rng_state(saved["random"]["cpu"])
+    if step.device.type == "cuda" and "cuda" in saved["random"]:
+        torch.cuda.set_rng_state(saved["random"]["cuda"], step.device)
+
+
+def _names(run_dir: str) -> list[str]:
+    names = storage.list_folder(storage.join(run_dir, _FOLDER))
+    return sorted((name for name in names if name.startswith("step-")), reverse=True)
+
+
+def _to_bytes(document: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(document, buffer)
+    return buffer.getvalue()
+
+
+def _read_verified(checkpoint: Checkpoint, file_name: str) -> bytes:
+    uri = storage.join(checkpoint.uri, file_name)
+    content = storage.read_bytes(uri)
+    if hashlib.sha256(content).hexdigest() != checkpoint.hashes.get(file_name):
+        raise RunError(f"{storage.public_uri(uri)}: damaged: its SHA-256 is not the one in {_STATE}")
+    return content
+
+
+def _load(checkpoint: Checkpoint, file_name: str) -> Any:
+    content = _read_verified(checkpoint, file_name)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

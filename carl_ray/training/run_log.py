@@ -1,0 +1,96 @@
+"""The files that a run writes besides checkpoints: config.json, metrics.jsonl, bad_videos.jsonl, TensorBoard events.
+
+Written by one worker. A local run folder is written directly; for object storage, where nothing can be appended,
+the files grow in a temporary folder and `sync` copies them whole.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from carl_ray import storage
+
+METRICS = "metrics.jsonl"
+BAD_VIDEOS = "bad_videos.jsonl"
+_EVENTS = "events"
+
+
+class RunLog:
+    """Appends to the logs of a run folder, from one step on.
+
+    Args:
+        run_dir: URI of the run folder.
+        step: Steps already done; later lines, of an attempt that went on past its last checkpoint, are dropped.
+    """
+
+    def __init__(self, run_dir: str, step: int) -> None:
+        self._run_dir = run_dir
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if storage.is_remote(run_dir):
+            self._temporary = tempfile.TemporaryDirectory(prefix="carl_ray-log-")
+            self._folder = Path(self._temporary.name)
+        else:
+            self._folder = Path(storage.resolve(run_dir)[1])
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name in (METRICS, BAD_VIDEOS):
+            uri = storage.join(run_dir, name)
+            kept = [
+                json.dumps(line) + "\n" for line in read_log(run_dir, name) if line["step"] <= step
+            ]
+            if kept or storage.exists(uri):
+                (self._folder / name).write_text("".join(kept), encoding="utf-8")
+        self._events = SummaryWriter(
+            str(self._folder / _EVENTS), purge_step=step + 1 if step else None, write_to_disk=True
+        )
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Adds one line to metrics.jsonl and its numbers to the TensorBoard events."""
+        self._append(METRICS, {"step": step, **values})
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._events.add_scalar(name, value, step)
+
+    def write_bad_video(self, step: int, video_id: str, reason: str) -> None:
+        """Adds one line to bad_videos.jsonl."""
+        self._append(BAD_VIDEOS, {"step": step, "video_id": video_id, "reason": reason})
+
+    def sync(self) -> None:
+        """Makes what was written so far visible in the run folder."""
+        self._events.flush()
+        if self._temporary is not None:
+            for path in sorted(self._folder.rglob("*")):
+                if path.is_file():
+                    names = path.relative_to(self._folder).parts
+                    storage.write_bytes(storage.join(self._run_dir, *names), path.read_bytes())
+
+    def close(self) -> None:
+        """Syncs a last time and removes what was temporary."""
+        self.sync()
+        self._events.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        with (self._folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_log(run_dir: str, name: str = METRICS) -> list[dict[str, Any]]:
+    """The lines of a log of a run folder, oldest first; empty where it has none. A torn last line is dropped."""
+    uri = storage.join(run_dir, name)
+    if not storage.exists(uri):
+        return []
+    lines = storage.read_bytes(uri).decode().splitlines()
+    parsed = []
+    for number, line in enumerate(lines):
+        try:
+            parsed.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines) - 1:
+                raise
+    return parsed

@@ -1,0 +1,164 @@
+"""The training step: a batch of view pairs becomes one update of the weights. Free of Ray.
+
+    Batch (uint8) ─ to device, normalise ▶ FVE ▶ projection ▶ objective ─ backward ▶ clip ▶ finite everywhere? ▶ Adam
+
+Losses are means over the *global* batch: every worker adds sums, counts are summed over the workers before the
+division, so the number of workers and how the videos fall on them change nothing but rounding.
+
+Legend: B videos of this worker, T frames of a view, S pixels, D embedding width, W workers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from carl_ray.config import Config
+from carl_ray.data.augment import normalize
+from carl_ray.data.sample import Batch, color_on_device
+from carl_ray.model.encoder import FrameLevelVideoEncoder, ProjectionHead
+from carl_ray.objectives.scl import sequence_contrastive_terms
+
+
+class ContrastiveModel(nn.Module):
+    """The encoder and the projection that only the loss sees; the unit that is trained and checkpointed."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.encoder = FrameLevelVideoEncoder(config.model)
+        self.projection = ProjectionHead(config.model)
+
+    def forward(
+        self,
+        frames: Float[Tensor, "views T 3 S S"],
+        frame_mask: Bool[Tensor, "views T"],
+        sample_seeds: Int64[Tensor, " views"],
+    ) -> Float[Tensor, "views T D"]:
+        """The projections Z of all views; zeros at padded positions."""
+        embeddings = self.encoder(frames, frame_mask, sample_seeds=sample_seeds)
+        projections: Tensor = self.projection(embeddings, frame_mask)
+        return projections
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step did, the same on every worker."""
+
+    loss: float
+    """Mean over all valid anchors of the global batch, both directions summed."""
+    gradient_norm: float
+    """Of the global batch, before clipping."""
+    learning_rate: float
+    applied: bool
+    """False where the loss or a gradient was not finite on some worker: then no worker changed its weights."""
+    num_videos: int
+    """Videos of the global batch that had frames."""
+    num_frames: int
+    """Real frames of the global batch, both views."""
+
+
+class TrainingStep:
+    """Model, optimiser and objective of one worker.
+
+    Args:
+        config: The run.
+        device: Where the worker computes.
+        num_steps: Length of the run, for the learning rate.
+    """
+
+    def __init__(self, config: Config, device: torch.device, num_steps: int) -> None:
+        self.config = config
+        self.device = device
+        self.num_steps = num_steps
+        # The same weights on every worker before DDP compares them, whatever the process drew earlier.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.training.seed)
+            self.model = ContrastiveModel(config)
+        self.model.to(device)
+        self.model.encoder.backbone.to(memory_format=torch.channels_last)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(
+            self.parameters, lr=config.optimizer.learning_rate, weight_decay=config.optimizer.weight_decay
+        )
+        self.num_workers = dist.get_world_size() if dist.is_initialized() else 1
+        self._forward: nn.Module = self.model
+        if self.num_workers > 1:
+            # Buffers stay apart: batch-norm statistics are synchronised by the layers themselves, or not at all.
+            self._forward = DistributedDataParallel(self.model, broadcast_buffers=False)
+
+    def learning_rate(self, step: int) -> float:
+        """Of a step: cosine decay to zero over the whole run, without restarts (paper, section 4.2)."""
+        return 0.5 * self.config.optimizer.learning_rate * (1 + math.cos(math.pi * step / self.num_steps))
+
+    def train(self, batch: Batch, step: int) -> StepReport:
+        """Trains on this worker's part of one global batch; all workers must call it for the same step."""
+        self._forward.train()
+        learning_rate = self.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, totals = self._global_loss(batch, self._forward)
+        # DDP averages the workers' gradients; the loss is a sum over them.
+        (loss * self.num_workers).backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_gradient_norm)
+        report = torch.stack([loss.detach().double(), *totals.double()])
+        if self.num_workers > 1:
+            dist.all_reduce(report)
+        values = report.tolist()
+        applied = math.isfinite(values[0]) and math.isfinite(norm.item())
+        if applied:
+            self.optimizer.step()
+        return StepReport(values[0], norm.item(), learning_rate, applied, int(values[1]), int(values[2]))
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sums of anchor losses and numbers of anchors, each (2,) float64, of this worker's videos alone."""
+        self.model.eval()
+        sums, counts = self._terms(batch, self.model)
+        return sums.double(), counts.double()
+
+    def _global_loss(self, batch: Batch, model: nn.Module) -> tuple[Tensor, Tensor]:
+        sums, counts = self._terms(batch, model)
+        if self.num_workers > 1:
+            dist.all_reduce(counts)
+        loss = (sums / counts.clamp(min=1)).sum()
+        mask = batch.frame_mask
+        totals = torch.stack([mask.flatten(1).any(dim=1).sum(), mask.sum()]).to(self.device)
+        return loss, totals
+
+    def _terms(self, batch: Batch, model: nn.Module) -> tuple[Tensor, Tensor]:
+        frames, mask = self._prepare(batch)
+        seeds = batch.sample_seeds.flatten().to(self.device)
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.config.training.precision == "bf16"
+        ):
+            projections = model(frames, mask, seeds)
+        z = projections.unflatten(0, (-1, 2)).float()
+        s = batch.timestamps.to(self.device)
+        valid = batch.frame_mask.to(self.device)
+        objective = self.config.objective
+        sums, counts = sequence_contrastive_terms(
+            z[:, 0],
+            z[:, 1],
+            s[:, 0],
+            s[:, 1],
+            valid[:, 0],
+            valid[:, 1],
+            temperature=objective.temperature,
+            variance=objective.variance,
+            negatives=objective.negatives,
+        )
+        return sums, counts.to(sums.dtype)
+
+    def _prepare(self, batch: Batch) -> tuple[Float[Tensor, "views T 3 S S"], Bool[Tensor, "views T"]]:
+        frames = batch.frames.to(self.device, non_blocking=True)
+        if self.config.augment.color_on == "trainer":
+            frames = color_on_device(batch, frames)
+        mask = batch.frame_mask.to(self.device)
+        return normalize(frames.flatten(0, 1)), mask.flatten(0, 1)

@@ -1,0 +1,360 @@
+"""What every training worker runs, inside Ray Train: the loop from the first step, or a checkpoint, to the last.
+
+The loop reads top to bottom in `train_worker`. Workers agree on everything through a few numbers that are summed
+over them each step: rows received, videos that could not be read, and whether somebody was told to stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.data import DataIterator
+from ray.train.backend import BackendConfig
+from ray.train.torch import TorchConfig
+
+from carl_ray import storage
+from carl_ray.config import Config
+from carl_ray.data.plan import Plan
+from carl_ray.data.sample import Batch, collate, view_seeds
+from carl_ray.data.stream import StreamRow, read_rows
+from carl_ray.errors import RunError, UserError
+from carl_ray.training.checkpoint import Progress, latest_checkpoint, restore, save_checkpoint
+from carl_ray.training.monitor import Status
+from carl_ray.training.reader import Prefetch, rows_by_step
+from carl_ray.training.run_log import RunLog
+from carl_ray.training.step import StepReport, TrainingStep
+
+MAX_SKIPPED_IN_A_ROW = 10
+"""The run fails after this many steps in a row whose loss or gradient was not finite."""
+
+_LOGGER = logging.getLogger(__name__)
+_TERMINATED = threading.Event()
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What the driver tells every worker."""
+
+    config: Config
+    run_dir: str
+    training_plan: Plan
+    validation_plan: Plan | None
+    monitor: Any
+    """Handle of the `RunMonitor` actor."""
+    backbone_weights: Any
+    """Reference to the pretrained backbone's tensors, for a run's beginning; None: random."""
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One step's data of this worker."""
+
+    step: int
+    batch: Batch
+    num_rows: int
+    bad_videos: list[tuple[str, str]]
+    """(video id, reason) of the videos that could not be read."""
+
+
+class Terminated(Exception):
+    """This worker was told by SIGTERM to end; its checkpoint is written."""
+
+
+def install_termination_handler() -> None:
+    """Makes SIGTERM, a spot node's warning, ask the loop for a checkpoint; only a main thread may call it."""
+    _TERMINATED.clear()
+    signal.signal(signal.SIGTERM, lambda number, frame: _TERMINATED.set())
+
+
+class TerminationTorchConfig(TorchConfig):
+    """Ray Train's torch backend, whose workers also handle SIGTERM.
+
+    The training loop runs in a thread, where no handler can be installed; a backend's start hook runs in the main
+    thread of every worker.
+    """
+
+    @property
+    def backend_cls(self) -> type:
+        """The torch backend with one thing more at the start of the workers."""
+
+        class _Backend(super().backend_cls):  # type: ignore[misc]
+            def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+                super().on_start(worker_group, backend_config)
+                worker_group.execute(install_termination_handler)
+
+        return _Backend
+
+
+def train_worker(settings: WorkerSettings) -> None:
+    """Trains from the latest checkpoint of the run folder, or the beginning, to the last step.
+
+    A `UserError` or `RunError` is raised on all workers alike and would only come again: it ends the run quietly,
+    through the monitor. Any other error is Ray Train's to handle, which starts the workers anew.
+    """
+    is_first = ray.train.get_context().get_world_rank() == 0
+    try:
+        _train(settings, is_first)
+    except (UserError, RunError) as error:
+        if is_first:
+            status = Status(
+                step=0,
+                num_steps=settings.training_plan.num_steps,
+                loss=None,
+                validation_loss=None,
+                steps_per_second=0.0,
+                failure=str(error),
+                failure_is_users=isinstance(error, UserError),
+            )
+            ray.get(settings.monitor.update.remote(status))
+
+
+def _train(settings: WorkerSettings, is_first: bool) -> None:
+    config, plan = settings.config, settings.training_plan
+    if config.cluster.worker_cpus >= 1:
+        torch.set_num_threads(int(config.cluster.worker_cpus))
+    step = TrainingStep(config, ray.train.torch.get_device(), plan.num_steps)
+    checkpoint = latest_checkpoint(settings.run_dir)
+    progress = Progress(step=0, row=0, num_bad_rows=0, num_skipped_steps=0, seconds=0.0)
+    if checkpoint is not None:
+        restore(checkpoint, step)
+        progress = checkpoint.progress
+    elif settings.backbone_weights is not None:
+        step.model.encoder.backbone.load_state_dict(ray.get(settings.backbone_weights))
+    log = RunLog(settings.run_dir, progress.step) if is_first else None
+    reporter = _Reporter(settings, log, progress)
+    if progress.step == 0:
+        reporter.validation(0, _validate(settings, step))
+    shard = ray.train.get_dataset_shard("train")
+    batches = Prefetch(_batches(shard, plan, config, progress.step), config.cluster.prefetch_steps)
+    skipped_in_a_row = 0
+    waiting_since = time.perf_counter()
+    for data in batches:
+        arrived = time.perf_counter()
+        num_rows, num_bad, stop, terminated = _sum_over_workers(
+            step.device,
+            [data.num_rows, len(data.bad_videos), reporter.stop_requested(), _TERMINATED.is_set()],
+        )
+        if num_rows != plan.rows_of_step(data.step):
+            raise RunError(
+                f"step {data.step}: expected {plan.rows_of_step(data.step)} videos over all workers, got "
+                f"{num_rows}: the stream lost or doubled some"
+            )
+        if stop or terminated:
+            # This step is not trained on: it is the first one after a resumption.
+            reporter.checkpoint(step, progress)
+            batches.stop()
+            if terminated:
+                raise Terminated("a training worker was told to end (SIGTERM); its checkpoint is written")
+            reporter.finish(progress, stopped=True)
+            return
+        if num_bad:
+            progress = replace(progress, num_bad_rows=progress.num_bad_rows + num_bad)
+            reporter.bad_videos(data.step + 1, data.bad_videos)
+        report = step.train(data.batch, data.step)
+        done = time.perf_counter()
+        progress = replace(
+            progress,
+            step=data.step + 1,
+            row=(data.step + 1) * plan.batch_size,
+            num_skipped_steps=progress.num_skipped_steps + (not report.applied),
+            seconds=progress.seconds + done - waiting_since,
+        )
+        skipped_in_a_row = 0 if report.applied else skipped_in_a_row + 1
+        reporter.step(progress, report, waited=arrived - waiting_since, computed=done - arrived)
+        _check_health(settings, progress, skipped_in_a_row)
+        at_end = progress.step == plan.num_steps
+        if at_end or progress.step % config.training.validate_every_steps == 0:
+            reporter.validation(progress.step, _validate(settings, step))
+        if at_end or progress.step % config.training.checkpoint_every_steps == 0:
+            reporter.checkpoint(step, progress)
+        waiting_since = time.perf_counter()
+    reporter.finish(progress, stopped=False)
+
+
+def _batches(shard: DataIterator, plan: Plan, config: Config, first_step: int) -> Iterator[StepBatch]:
+    """One batch a step, from rows that Ray fetches ahead."""
+    rows = (
+        row
+        for table in shard.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=config.cluster.prefetch_steps
+        )
+        for row in read_rows(table, config)
+    )
+    steps = rows_by_step(rows, _step_of, first_step, plan.num_steps, plan.rows_of_step)
+    for found in steps:
+        read = [row for row in found.rows if row.pair is not None]
+        batch = collate(
+            [row.pair for row in read if row.pair is not None],
+            [view_seeds(config.training.seed, row.epoch, row.video_id or "") for row in read],
+            config,
+        )
+        bad = [(row.video_id or "", row.error) for row in found.rows if row.error is not None]
+        yield StepBatch(found.step, batch, len(found.rows), bad)
+
+
+def _step_of(row: StreamRow) -> int:
+    return row.step
+
+
+def _validate(settings: WorkerSettings, step: TrainingStep) -> float | None:
+    """The loss over the validation videos, with the same views each time, batch norm and dropout as at test time."""
+    plan = settings.validation_plan
+    if plan is None:
+        return None
+    totals = torch.zeros(2, 2, dtype=torch.float64, device=step.device)
+    for data in _batches(ray.train.get_dataset_shard("validation"), plan, settings.config, 0):
+        sums, counts = step.evaluate(data.batch)
+        totals += torch.stack([sums, counts])
+    if dist.is_initialized():
+        dist.all_reduce(totals)
+    return float((totals[0] / totals[1].clamp(min=1)).sum())
+
+
+def _check_health(settings: WorkerSettings, progress: Progress, skipped_in_a_row: int) -> None:
+    """Raises `RunError`, on all workers alike, where going on would be worth nothing."""
+    data = settings.config.data
+    drawn = max(progress.row, settings.training_plan.num_videos)
+    if progress.num_bad_rows > data.max_bad_fraction * drawn:
+        raise RunError(
+            f"{progress.num_bad_rows} of {progress.row} videos drawn could not be read, more than "
+            f"data.max_bad_fraction = {data.max_bad_fraction:g} allows; "
+            f"see {storage.public_uri(storage.join(settings.run_dir, 'bad_videos.jsonl'))}"
+        )
+    if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        raise RunError(
+            f"the loss or a gradient was not finite in the last {skipped_in_a_row} steps (step {progress.step}); "
+            "lower optimizer.learning_rate, or set training.precision to fp32"
+        )
+
+
+def _sum_over_workers(device: torch.device, values: list[int | bool]) -> list[int]:
+    totals = torch.tensor(values, dtype=torch.int64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(totals)
+    return [int(total) for total in totals.tolist()]
+
+
+class _Reporter:
+    """Where a worker's news go: the first worker writes logs and tells the driver, all take part in reports."""
+
+    def __init__(self, settings: WorkerSettings, log: RunLog | None, progress: Progress) -> None:
+        self._settings = settings
+        self._log = log
+        self._first_step = progress.step
+        self._first_time = time.perf_counter()
+        self._waited = self._computed = self._checkpointed = 0.0
+        self._frames = 0
+        self._since = time.perf_counter()
+        self._answer: ray.ObjectRef | None = None
+        self._stop = False
+        self._validation_loss: float | None = None
+        self._last: dict[str, Any] = {}
+
+    def stop_requested(self) -> bool:
+        """Whether the driver asked to stop; known on the first worker alone."""
+        return self._stop
+
+    def step(self, progress: Progress, report: StepReport, *, waited: float, computed: float) -> None:
+        self._waited += waited
+        self._computed += computed
+        self._frames += report.num_frames
+        config = self._settings.config.training
+        if progress.step % config.log_every_steps == 0 or progress.step == self._settings.training_plan.num_steps:
+            elapsed = time.perf_counter() - self._since
+            self._last = {
+                "epoch": progress.row / self._settings.training_plan.num_videos,
+                "loss": report.loss,
+                "learning_rate": report.learning_rate,
+                "gradient_norm": report.gradient_norm,
+                "num_videos": report.num_videos,
+                "num_frames": report.num_frames,
+                "num_bad_videos": progress.num_bad_rows,
+                "num_skipped_steps": progress.num_skipped_steps,
+                "frames_per_second": self._frames / max(elapsed, 1e-9),
+                "data_wait_seconds": self._waited,
+                "step_seconds": self._computed,
+                "checkpoint_seconds": self._checkpointed,
+            }
+            if self._log is not None:
+                self._log.write(progress.step, self._last)
+            self._waited = self._computed = self._checkpointed = 0.0
+            self._frames = 0
+            self._since = time.perf_counter()
+        self._tell(self._status(progress.step, report.loss))
+
+    def bad_videos(self, step: int, bad_videos: list[tuple[str, str]]) -> None:
+        """Writes down the bad videos of all workers; a collective call."""
+        gathered: list[Any] = [bad_videos]
+        if dist.is_initialized():
+            gathered = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, bad_videos)
+        if self._log is not None:
+            for video_id, reason in sorted(pair for part in gathered for pair in part):
+                self._log.write_bad_video(step, video_id, reason)
+            self._log.sync()
+
+    def validation(self, step: int, loss: float | None) -> None:
+        """Logs the validation loss, if there is one, and reports to Ray Train; a collective call."""
+        if loss is None:
+            return
+        self._validation_loss = loss
+        if self._log is not None:
+            self._log.write(step, {"validation_loss": loss})
+        self._since = time.perf_counter()
+        self._tell(self._status(step, None), force=True)
+        ray.train.report({"step": step, "validation_loss": loss, **self._last})
+
+    def checkpoint(self, step: TrainingStep, progress: Progress) -> None:
+        """Writes a checkpoint and brings the logs up to it; a collective call."""
+        started = time.perf_counter()
+        failure: RunError | None = None
+        if self._log is not None:
+            try:
+                self._log.sync()
+                save_checkpoint(
+                    self._settings.run_dir, step, progress, self._settings.config.training.keep_checkpoints
+                )
+            except RunError as error:
+                failure = error
+        (num_failed,) = _sum_over_workers(step.device, [failure is not None])
+        if num_failed:
+            raise failure or RunError("the first worker could not write the checkpoint")
+        self._checkpointed += time.perf_counter() - started
+
+    def finish(self, progress: Progress, *, stopped: bool) -> None:
+        """Closes the logs and leaves the last word with the driver."""
+        if self._log is not None:
+            self._log.close()
+            status = replace(self._status(progress.step, None), stopped=stopped, finished=not stopped)
+            ray.get(self._settings.monitor.update.remote(status))
+
+    def _status(self, step: int, loss: float | None) -> Status:
+        elapsed = time.perf_counter() - self._first_time
+        return Status(
+            step=step,
+            num_steps=self._settings.training_plan.num_steps,
+            loss=loss if loss is not None else self._last.get("loss"),
+            validation_loss=self._validation_loss,
+            steps_per_second=(step - self._first_step) / max(elapsed, 1e-9),
+        )
+
+    def _tell(self, status: Status, *, force: bool = False) -> None:
+        if self._log is None:
+            return
+        if self._answer is not None:
+            ready, _ = ray.wait([self._answer], timeout=0)
+            if not ready and not force:
+                return
+            self._stop = self._stop or (bool(ready) and ray.get(self._answer))
+        self._answer = self._settings.monitor.update.remote(status)

@@ -1,0 +1,263 @@
+"""Every frame that comes out is the one a plain full decode gives at that index, bit by bit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from carl_ray.data import decode
+from carl_ray.data.decode import DecodeError, probe_video, read_frames
+from carl_ray.errors import UserError
+
+
+def _real_videos() -> list[Path]:
+    folder = Path(os.environ.get("CARL_RAY_VIDEOS", Path(__file__).parents[3] / "shared" / "videos"))
+    return sorted(p for name in ("odd", "corpus") for p in folder.glob(f"{name}/*") if p.is_file())
+
+
+def _plain_decode(
+    path: Path, indices: set[int] | None, short_side: int | None, limit: int
+) -> dict[int, np.ndarray]:
+    """The frames at some indices (None: all) of the first `limit`, by PyAV's simplest loop, unrotated."""
+    frames: dict[int, np.ndarray] = {}
+    count = 0
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        try:
+            for packet in container.demux(stream):
+                for frame in packet.decode():
+                    if count >= limit:
+                        return frames
+                    if indices is None or count in indices:
+                        width, height = frame.width, frame.height
+                        if short_side is not None:
+                            scale = short_side / min(width, height)
+                            width, height = max(1, round(width * scale)), max(1, round(height * scale))
+                        rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
+                        frames[count] = np.rot90(rgb, round(frame.rotation / 90) % 4)
+                    count += 1
+        except av.FFmpegError:
+            pass
+    return frames
+
+
+def _count(path: Path, limit: int) -> int:
+    return len(_plain_decode(path, None, 2, limit))
+
+
+def _assert_exact(path: Path, short_side: int | None, limit: int = 400, *, subsets: int = 4) -> None:
+    count = _count(path, limit)
+    assert count > 0
+    rng = np.random.default_rng(0)
+    requests = [rng.integers(0, count, 5), np.array([count - 1])]
+    for _ in range(subsets):
+        start = int(rng.integers(count))
+        requests.append(rng.permutation(np.arange(start, min(count, start + 40)))[:8])
+    reference = _plain_decode(path, {int(i) for r in requests for i in r}, short_side, limit)
+    content = path.read_bytes()
+    for request in requests:
+        got = read_frames(content, request, short_side=short_side)
+        for index, frame in zip(request.tolist(), got, strict=True):
+            np.testing.assert_array_equal(frame, reference[index], err_msg=f"{path.name} frame {index}")
+
+
+VARIANTS = {
+    "b_frames.mp4": {"b_frames": 3, "gop": 20},
+    "gop_250.mp4": {"num_frames": 300, "gop": 250},
+    "open_gop.mp4": {"gop": 15, "b_frames": 3, "options": {"x264-params": "open-gop=1:scenecut=0"}},
+    "intra_refresh.mp4": {"gop": 15, "b_frames": 0, "options": {"x264-params": "intra-refresh=1"}},
+    "variable_rate.mp4": {"pts": np.cumsum(np.arange(60) % 5 + 1).tolist(), "gop": 12},
+    "late_start.mkv": {"pts": range(300, 360), "gop": 12},
+    "odd_size.mp4": {"width": 71, "height": 53, "pixel_format": "yuv444p", "gop": 10},
+    "hevc.mp4": {"codec": "libx265", "gop": 12, "options": {"x265-params": "log-level=none:pools=1"}},
+    "hevc_open_gop.mkv": {
+        "codec": "libx265",
+        "b_frames": 4,
+        "options": {"x265-params": "log-level=none:pools=1:keyint=12:min-keyint=12:open-gop=1:scenecut=0"},
+    },
+    "vp9.webm": {"codec": "libvpx-vp9", "gop": 12, "options": {"cpu-used": "8", "auto-alt-ref": "1"}},
+    "vp8.webm": {"codec": "libvpx", "gop": 12, "options": {"cpu-used": "8", "auto-alt-ref": "1"}},
+    "mpeg4.avi": {"codec": "mpeg4", "gop": 12},
+    "transport.ts": {"gop": 12, "b_frames": 2},
+    "mjpeg.avi": {"codec": "mjpeg", "pixel_format": "yuvj420p", "b_frames": 0},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def made_video(request, make_video, tmp_path_factory):
+    try:
+        return make_video(tmp_path_factory.mktemp("made") / request.param, **VARIANTS[request.param])
+    except av.FFmpegError as error:
+        pytest.skip(f"this PyAV cannot encode it: {error}")
+
+
+def test_frames_equal_a_full_decode(made_video):
+    _assert_exact(made_video, None, subsets=8)
+    _assert_exact(made_video, 32, subsets=2)
+
+
+def test_pixels_show_the_index(made_video, frame_numbers):
+    indices = [41, 7, 7, 0, 59, 30, 31]
+    assert frame_numbers(read_frames(str(made_video), indices)) == indices
+    assert frame_numbers(read_frames(made_video.read_bytes(), indices, short_side=24)) == indices
+
+
+def test_long_skips_seek_and_stay_exact(make_video, frame_numbers, tmp_path, monkeypatch):
+    path = make_video(tmp_path / "long.mp4", 600, gop=25)
+    decoded = []
+    put = decode._Output.put
+    monkeypatch.setattr(
+        decode._Output, "put", lambda self, i, *rest: (decoded.append(i), put(self, i, *rest))
+    )
+    indices = [580, 3, 310, 299]
+    assert frame_numbers(read_frames(str(path), indices)) == indices
+    assert len(decoded) < 100
+
+
+def test_a_doubtful_seek_falls_back_to_the_start(make_video, frame_numbers, tmp_path, monkeypatch):
+    path = make_video(tmp_path / "v.mp4", 200, gop=20)
+    monkeypatch.setattr(decode, "_read_run", lambda *args: False)
+    assert frame_numbers(read_frames(str(path), [170, 171])) == [170, 171]
+
+
+def test_falsely_marked_key_frames_are_not_trusted(make_video, tmp_path):
+    path = make_video(tmp_path / "v.mp4", 120, gop=250)
+    content = path.read_bytes().replace(b"stss", b"free")  # without a sync table every packet counts as one
+    wanted = list(range(90, 100))
+    np.testing.assert_array_equal(read_frames(content, wanted), read_frames(str(path), range(100))[90:])
+
+
+@pytest.mark.parametrize(
+    "matrix,turn",
+    [
+        ((1, 0, 0, 1), lambda x: x),
+        ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),
+        ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)),
+        ((0, -1, 1, 0), lambda x: np.rot90(x, 1)),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda x: x.swapaxes(0, 1)),
+    ],
+)
+def test_display_matrix_is_applied(make_video, tmp_path, matrix, turn):
+    plain = make_video(tmp_path / "plain.mp4", 12)
+    turned = make_video(tmp_path / "turned.mp4", 12, matrix=matrix)
+    expected = turn(read_frames(str(plain), [11])[0])
+    np.testing.assert_array_equal(read_frames(str(turned), [11])[0], expected)
+    probe = probe_video(str(turned))
+    assert (probe.height, probe.width) == expected.shape[:2]
+    assert read_frames(str(turned), [0], short_side=24).shape[1:3] == tuple(
+        s // 2 for s in expected.shape[:2]
+    )
+
+
+def test_short_side_always_becomes_short_side(make_video, tmp_path):
+    path = str(make_video(tmp_path / "v.mp4", 4, 90, 60))
+    assert read_frames(path, [0], short_side=30).shape == (1, 30, 45, 3)
+    assert read_frames(path, [0], short_side=120).shape == (1, 120, 180, 3)
+
+
+def test_probe_counts_and_measures(made_video):
+    count = _count(made_video, 1000)
+    for verify in (False, True):
+        probe = probe_video(made_video.read_bytes(), verify=verify)
+        if verify or made_video.suffix != ".webm":  # hidden frames are packets too
+            assert probe.num_frames == count
+        assert probe.fps == pytest.approx(30, rel=0.02) or made_video.stem == "variable_rate"
+        assert probe.duration == pytest.approx(count / probe.fps, rel=0.1)
+
+
+def test_probe_rotation(make_video, tmp_path):
+    probe = probe_video(str(make_video(tmp_path / "v.mp4", 3, 80, 48, matrix=(0, 1, -1, 0))))
+    assert (probe.rotation, probe.width, probe.height, probe.codec) == (-90, 48, 80, "h264")
+
+
+def test_frames_beyond_the_end(make_video, tmp_path):
+    path = str(make_video(tmp_path / "v.mp4", 60, gop=10))
+    with pytest.raises(DecodeError, match="frame 60 was asked for, but only 60 frames decode"):
+        read_frames(path, [0, 60])
+    for wrong in ([], [-1]):
+        with pytest.raises(ValueError, match="at least one index"):
+            read_frames(path, wrong)
+
+
+def test_what_cannot_be_decoded_says_why(make_video, tmp_path):
+    content = make_video(tmp_path / "v.mp4", 30).read_bytes()
+    damaged = {
+        "empty": b"",
+        "moov": content[: content.index(b"mdat") + 200],
+        "not a video": b"hello " * 100,
+        "no such file": str(tmp_path / "none.mp4"),
+        "a folder": str(tmp_path),
+    }
+    for reason, source in damaged.items():
+        for call in (probe_video, lambda s: read_frames(s, [0])):
+            with pytest.raises(DecodeError, match=reason) as caught:
+                call(source)
+            assert "\n" not in str(caught.value)
+
+
+def test_audio_alone_is_no_video(tmp_path):
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(DecodeError, match="no video stream, only audio"):
+        probe_video(str(path))
+
+
+def test_decoding_stops_at_the_first_undecodable_packet(make_video, tmp_path):
+    path = make_video(tmp_path / "v.mp4", 60, gop=10, b_frames=0)
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    content = bytearray(path.read_bytes())
+    position, size = packets[25]
+    content[position : position + size] = b"\xff" * size
+    assert 0 < probe_video(bytes(content), verify=True).num_frames <= 25
+    with pytest.raises(DecodeError, match="decoding stops there"):
+        read_frames(bytes(content), [26])
+
+
+def test_decord_gives_the_same_indices(make_video, frame_numbers, tmp_path):
+    pytest.importorskip("decord")
+    path = make_video(tmp_path / "v.mp4", 60, 192, 128, gop=20)
+    for source in (str(path), path.read_bytes()):
+        frames = read_frames(source, [50, 3, 3, 20], short_side=64, decoder="decord")
+        assert frames.shape == (4, 64, 96, 3)
+        assert frame_numbers(frames) == [50, 3, 3, 20]
+    with pytest.raises(DecodeError, match="60 frames"):
+        read_frames(str(path), [60], decoder="decord")
+    with pytest.raises(DecodeError, match="decord"):
+        read_frames(b"no video", [0], decoder="decord")
+
+
+def test_missing_decord_names_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+    with pytest.raises(UserError, match="pip install decord"):
+        read_frames(b"", [0], decoder="decord")
+
+
+@pytest.mark.parametrize("path", _real_videos(), ids=lambda p: p.name)
+def test_real_videos(path):
+    if _opens_to_nothing(path):
+        for call in (probe_video, lambda s: read_frames(s, [0])):
+            with pytest.raises(DecodeError):
+                call(path.read_bytes())
+    else:
+        # At their own size where that is cheap: every pixel format, odd size and rotation without a resize.
+        _assert_exact(path, None if path.stat().st_size < 200_000 else 64, subsets=1)
+
+
+def _opens_to_nothing(path: Path) -> bool:
+    try:
+        return _count(path, 1) == 0
+    except (av.FFmpegError, IndexError):
+        return True

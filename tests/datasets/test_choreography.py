@@ -1,0 +1,241 @@
+"""`carl_ray.datasets.choreography`: deterministic frames and labels, real H.264, folders whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from carl_ray.data import manifest
+from carl_ray.data.randomness import sample_generator
+from carl_ray.datasets import choreography
+from carl_ray.datasets.choreography import ACTIONS, ChoreographyConfig
+from carl_ray.errors import RunError, UserError
+
+SMALL = ChoreographyConfig(num_train=4, num_validation=1, num_test=1, size=32)
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("choreography") / "videos"
+    choreography.render(folder, SMALL)
+    return folder
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_layout_and_labels(rendered: Path) -> None:
+    files = {name for name in _content(rendered) if name.endswith(".mp4")}
+    assert files == {
+        *(f"train/{name}-000.mp4" for name in ("lift", "jump", "kick", "greet")),
+        "validation/lift-000.mp4",
+        "test/lift-000.mp4",
+    }
+    rows = choreography.read_labels(rendered).to_pylist()
+    assert [row["video_id"] for row in rows] == sorted(files)
+    for row in rows:
+        with av.open(str(rendered / row["video_id"])) as container:
+            stream = container.streams.video[0]
+            assert stream.codec_context.name == "h264"
+            assert (stream.width, stream.height) == (SMALL.size, SMALL.size)
+            assert stream.average_rate == choreography.FRAMES_PER_SECOND
+            kinds = [frame.pict_type for frame in container.decode(video=0)]
+        assert av.video.frame.PictureType.B in kinds
+        assert len(row["frame_labels"]) == len(row["progress"]) == len(kinds)
+        assert row["label"] == row["video_id"].split("/")[1].split("-")[0]
+
+
+def test_same_config_same_bytes_other_seed_other_bytes(rendered: Path, tmp_path: Path) -> None:
+    choreography.render(tmp_path / "again", SMALL)
+    choreography.render(tmp_path / "other", ChoreographyConfig(**{**choreography.asdict(SMALL), "seed": 1}))
+    first, again, other = (_content(folder) for folder in (rendered, tmp_path / "again", tmp_path / "other"))
+    assert again == first
+    assert all(other[name] != first[name] for name in first if name != "choreography.json")
+
+
+def test_bytes_do_not_depend_on_what_memory_held_before(tmp_path: Path) -> None:
+    # glibc fills fresh memory with this byte: an encoder that reads what nobody wrote gives itself away.
+    code = (
+        "import sys; from pathlib import Path; from carl_ray.datasets import choreography as c\n"
+        "c.render(Path(sys.argv[1]), c.ChoreographyConfig(num_train=4, num_validation=0, num_test=0))"
+    )
+    for value in ("85", "165"):
+        environment = {**os.environ, "MALLOC_PERTURB_": value}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / value)], env=environment, check=True)
+    assert _content(tmp_path / "85") == _content(tmp_path / "165")
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_timeline_is_consistent(name: str) -> None:
+    num_phases = len(ACTIONS[name].phases)
+    assert num_phases >= 4
+    for video in range(50):
+        timeline = choreography.sample_timeline(num_phases, sample_generator(0, 0, f"{name}-{video}", 0))
+        labels, progress = timeline.frame_labels, timeline.progress
+        assert 60 <= len(labels) == len(progress) <= 160
+        acting = np.flatnonzero(labels >= 0)
+        assert np.array_equal(acting, np.arange(acting[0], acting[-1] + 1))
+        assert np.all(progress[: acting[0]] == 0)
+        assert np.all(progress[acting[-1] + 1 :] == 1)
+        assert np.all(np.diff(progress[acting]) > 0)
+        assert np.array_equal(np.floor(progress[acting] * num_phases), labels[acting])
+        assert set(labels[acting]) == set(range(num_phases))
+
+
+def test_position_in_the_video_says_little_about_the_phase() -> None:
+    timelines = [choreography.sample_timeline(4, sample_generator(0, 0, f"{i}", 0)) for i in range(200)]
+    places = [np.linspace(0, 1, len(timeline.progress)) for timeline in timelines]
+    tenths = np.concatenate([np.minimum((place * 10).astype(int), 9) for place in places])
+    labels = np.concatenate([timeline.frame_labels for timeline in timelines])
+    tenths, labels = tenths[labels >= 0], labels[labels >= 0]
+    best = sum(np.bincount(labels[tenths == tenth]).max() for tenth in range(10) if (tenths == tenth).any())
+    assert best / len(labels) < 0.7
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_pose_is_a_smooth_function_of_progress_through_the_key_poses(name: str) -> None:
+    key_poses = np.stack([pose.vector() for pose in ACTIONS[name].poses])
+    last = len(key_poses) - 1
+    for number, key_pose in enumerate(key_poses):
+        np.testing.assert_allclose(choreography._interpolate(key_poses, number / last), key_pose, atol=1e-9)
+    steps = np.stack([choreography._interpolate(key_poses, p) for p in np.linspace(0, 1, 1001)])
+    assert np.abs(np.diff(steps, axis=0)).max() < 1.5
+    assert np.abs(np.diff(steps, n=2, axis=0)).max() < 0.05
+
+
+def test_neighbouring_frames_resemble_each_other_and_phases_differ() -> None:
+    action = ACTIONS["lift"]
+    rng = sample_generator(3, 0, "video", 0)
+    timeline = choreography.sample_timeline(len(action.phases), rng)
+    frames = np.stack(
+        [np.asarray(f, dtype=float) for f in choreography.render_frames(action, timeline, 48, rng)]
+    )
+    assert frames.shape == (len(timeline.progress), 48, 48, 3)
+    neighbours = np.abs(np.diff(frames, axis=0)).mean()
+    ends = np.abs(frames[timeline.progress == 0][:1] - frames[timeline.progress == 1][-1:]).mean()
+    assert neighbours * 4 < ends
+
+
+def test_finished_folder_is_kept_and_damaged_or_other_ones_are_rendered_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    one = ChoreographyConfig(num_train=1, num_validation=0, num_test=0, size=32)
+    two = ChoreographyConfig(num_train=2, num_validation=0, num_test=0, size=32)
+    renders: list[int] = []
+
+    def ensure(config: ChoreographyConfig) -> int:
+        renders.clear()
+        assert (
+            choreography.ensure_rendered(folder, config, lambda done, total: renders.append(done)) == folder
+        )
+        assert choreography.is_rendered(folder, config)
+        return len(renders)
+
+    assert ensure(one) == 1
+    assert ensure(one) == 0
+    assert ensure(two) == 2
+    (folder / "train" / "jump-000.mp4").unlink()
+    assert ensure(two) == 2
+    marker = json.loads((folder / "choreography.json").read_text())
+    (folder / "choreography.json").write_text(json.dumps({**marker, "renderer_version": -1}))
+    assert ensure(two) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["videos"]
+
+
+def test_interrupted_rendering_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        choreography.render(tmp_path / "videos", SMALL, interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RunError, match="no room"):
+        choreography.render(tmp_path / "videos", SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "train/mine.mp4"])
+def test_folder_with_foreign_files_is_refused_and_untouched(tmp_path: Path, name: str) -> None:
+    own = tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("mine")
+    with pytest.raises(UserError, match="empty folder"):
+        choreography.ensure_rendered(tmp_path, SMALL)
+    assert own.read_text() == "mine"
+
+
+def _manifest(counts: dict[str, int]) -> pa.Table:
+    rows = [
+        {
+            **{
+                "video_id": video_id,
+                "uri": f"/videos/{video_id}",
+                "num_frames": count,
+                "width": 32,
+                "height": 32,
+            },
+            **{"rotation": 0, "bytes": 1, "content_hash": "0", "verified": False, "frame_step": 1.0},
+        }
+        for video_id, count in counts.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=manifest.SCHEMA)
+
+
+def test_labels_are_attached_by_id_in_the_order_of_the_manifest(rendered: Path) -> None:
+    labels = choreography.read_labels(rendered)
+    rows = {row["video_id"]: row for row in labels.to_pylist()}
+    counts = {
+        name: len(rows[name]["frame_labels"]) for name in ("validation/lift-000.mp4", "train/kick-000.mp4")
+    }
+    table = choreography.attach_labels(_manifest(counts), labels)
+    assert table.schema == manifest.SCHEMA
+    assert table.column("label").to_pylist() == ["lift", "kick"]
+    assert table.column("frame_labels").to_pylist() == [rows[name]["frame_labels"] for name in counts]
+
+
+def test_labels_that_do_not_fit_are_refused(rendered: Path) -> None:
+    labels = choreography.read_labels(rendered)
+    with pytest.raises(ValueError, match="no labels"):
+        choreography.attach_labels(_manifest({"elsewhere.mp4": 60}), labels)
+    with pytest.raises(ValueError, match=r"expected \d+ frames, as many as it has labels, got 7"):
+        choreography.attach_labels(_manifest({"train/lift-000.mp4": 7}), labels)
+
+
+def test_default_folder_follows_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
+    folders = {
+        choreography.default_folder(config) for config in (SMALL, ChoreographyConfig(), ChoreographyConfig())
+    }
+    assert len(folders) == 2
+    assert all(folder.parent == tmp_path / "datasets" for folder in folders)
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "videos"
+    counts = ["--num-train", "2", "--num-validation", "0", "--num-test", "0", "--size", "32"]
+    choreography.main([str(folder), *counts])
+    assert str(folder) in capsys.readouterr().out
+    assert len(list(folder.glob("train/*.mp4"))) == 2
+    with pytest.raises(SystemExit) as exit_:
+        choreography.main([str(tmp_path / "other"), "--size", "33"])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert "got 33" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "other").exists()
