@@ -5,9 +5,9 @@
 
 Without a folder the embedded videos are measured (and rendered first, if need be). Each video is read by a
 process of its own, which is killed where a decoder takes too long. "crop": 80 of 120 consecutive frames, at
-random and in order, as one view of a video needs them; "all": every frame, up to 600; both at short side 256, and
-a second is one of CPU time. A file counts as equal where 12 frames over its length are, bit by bit and at their
-own size, what a decode from the start yields at these indices; as wrong where one is another picture.
+random and in order, as one view of a video needs them; "all": every frame, up to 600; both at short side 256,
+and a second is one of CPU time. A file counts as equal where 12 frames over its length are, bit by bit and at
+their own size, what a decode from the start yields at these indices; as wrong where one is another picture.
 """
 
 from __future__ import annotations

@@ -34,12 +34,13 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(address=address, logging_level=logging.WARNING)
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         else:
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
                 logging_level=logging.WARNING,
+                log_to_driver=False,
                 _node_ip_address="127.0.0.1",
             )
     except (ConnectionError, RuntimeError) as error:

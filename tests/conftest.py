@@ -1,9 +1,15 @@
-"""Fixtures that every test may use: small real videos whose pixels encode the frame number."""
+"""Fixtures that every test may use: small real videos whose pixels encode the frame number, and Ray."""
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -98,3 +104,85 @@ def make_video() -> Callable[..., Path]:
 def frame_numbers() -> Callable[[np.ndarray], list[Any]]:
     """A function that reads the numbers back from frames (N, H, W, 3) of any size."""
     return _frame_numbers
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """host:port of an S3 server of our own (moto); its credentials are in the environment."""
+    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    port = _free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for(port, server)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_endpoint: str) -> Iterator[dict[str, str]]:
+    """The one Ray cluster of the whole run, started as `ray start --head` does; the variables that find it.
+
+    Four logical CPUs, whatever the machine has: two training workers and decoding fit beside each other.
+    """
+    port, dashboard_port = _free_port(), _free_port()
+    # Not below pytest's own folder: Ray's socket names would be too long.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+        head = subprocess.Popen(
+            [
+                *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
+                *("--node-ip-address=127.0.0.1", f"--port={port}"),
+                *(f"--dashboard-port={dashboard_port}", "--dashboard-host=127.0.0.1"),
+                *("--num-cpus=4", "--object-store-memory=1000000000"),
+                *(f"--temp-dir={folder}", "--disable-usage-stats"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            _wait_for(port, head)
+            _wait_for(dashboard_port, head)
+            found_by = {
+                "RAY_ADDRESS": f"127.0.0.1:{port}",
+                "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}",
+            }
+            os.environ |= found_by
+            yield found_by
+        finally:
+            head.terminate()
+            try:
+                head.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                head.kill()
+
+
+@pytest.fixture(scope="session")
+def ray_session(ray_cluster: dict[str, str]) -> Iterator[None]:
+    """A connection of this process to the cluster."""
+    from carl_ray.session import connect
+
+    with connect():
+        yield
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(1200):
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        if process.poll() is not None:
+            raise RuntimeError(f"{process.args} ended with status {process.returncode} before it listened")
+        time.sleep(0.1)
+    raise RuntimeError(f"{process.args} does not listen on port {port}")

@@ -9,8 +9,8 @@ How the wanted frames are reached fast and still exactly: one pass over the pack
 collects their timestamps. Where these are complete, unique and in step with the codec (H.264, H.265),
 decoding starts at the last key frame before the first wanted frame, and every frame that comes out must carry
 the next expected timestamp. At any doubt (edit lists, hidden frames, damaged packets, key frames that are
-none) the file is decoded from its start. What only a full decode notices stays unnoticed: damage before that
-key frame which makes frames vanish.
+none) the file is decoded from its start. One thing only a full decode can notice: damage before that key
+frame which makes frames vanish; the `num_frames` of a verified manifest guards against it.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def read_frames(
     *,
     short_side: int | None = None,
     decoder: Decoder = "pyav",
+    num_frames: int | None = None,
 ) -> UInt8[np.ndarray, "frames height width 3"]:
     """The frames at the given indices, in their order, as RGB uint8.
 
@@ -84,6 +85,8 @@ def read_frames(
             error on files with edit lists or hidden frames and on transport streams, picks FFmpeg's best
             stream rather than the first, reads no AV1, fails where the result is under 64 pixels wide, and
             may hang.
+        num_frames: How many frames a full decode yields, where that is known (a verified manifest). A file
+            with another number of packets is damaged or hides frames, and is decoded from its start.
 
     Raises:
         DecodeError: the video cannot be opened, or an index lies beyond what decodes.
@@ -102,7 +105,7 @@ def read_frames(
     match decoder:
         case "pyav":
             try:
-                return _read_with_pyav(readable, indices, short_side)
+                return _read_with_pyav(readable, indices, short_side, num_frames)
             except av.FFmpegError as error:
                 raise DecodeError(f"a frame could not be converted to RGB ({_reason(error)})") from None
         case "decord":
@@ -158,11 +161,13 @@ def probe_video(source: bytes | str, *, verify: bool = False) -> VideoProbe:
 
 
 def _read_with_pyav(
-    readable: bytes | Path, indices: np.ndarray, short_side: int | None
+    readable: bytes | Path, indices: np.ndarray, short_side: int | None, num_frames: int | None
 ) -> UInt8[np.ndarray, "frames height width 3"]:
     output = _Output(indices, short_side)
     # From the first frame on there is nothing to seek to, unless the wanted frames lie far apart.
-    if output.wanted[-1] >= len(output.wanted) + _WORTH_A_SEEK and _read_by_seeking(readable, output):
+    if output.wanted[-1] >= len(output.wanted) + _WORTH_A_SEEK and _read_by_seeking(
+        readable, output, num_frames
+    ):
         return output.result()
     failure: list[str] = []
     count = 0
@@ -271,12 +276,16 @@ class _Timeline:
     start_dts: list[int]
 
 
-def _read_by_seeking(readable: bytes | Path, output: _Output) -> bool:
+def _read_by_seeking(readable: bytes | Path, output: _Output, num_frames: int | None) -> bool:
     """Fills the output by decoding from key frames; False at any doubt, and then nothing in it counts."""
     with _open(readable) as container:
         stream = _video_stream(container)
+        # Damage must show as an error: what a decoder paints over it depends on where the decoding began.
+        stream.codec_context.options = {"err_detect": "explode"}
         timeline = _timeline(container, stream)
         if timeline is None or output.wanted[-1] >= len(timeline.pts):
+            return False
+        if num_frames is not None and num_frames != len(timeline.pts):
             return False
         run: list[int] = []
         run_start = 0

@@ -28,6 +28,7 @@ def _plain_decode(
     count = 0
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # how damage is painted over depends on the threads
         try:
             for packet in container.demux(stream):
                 for frame in packet.decode():
@@ -123,6 +124,31 @@ def test_a_doubtful_seek_falls_back_to_the_start(make_video, frame_numbers, tmp_
     path = make_video(tmp_path / "v.mp4", 200, gop=20)
     monkeypatch.setattr(decode, "_read_run", lambda *args: False)
     assert frame_numbers(read_frames(str(path), [170, 171])) == [170, 171]
+
+
+def test_a_known_number_of_frames_guards_against_lost_ones(make_video, frame_numbers, tmp_path, monkeypatch):
+    path = make_video(tmp_path / "v.mp4", 200, gop=20)
+    seeks = []
+    read_run = decode._read_run
+    monkeypatch.setattr(decode, "_read_run", lambda *args: (seeks.append(1), read_run(*args))[1])
+    for num_frames, sought in ((None, 1), (200, 1), (199, 0)):
+        seeks.clear()
+        assert frame_numbers(read_frames(str(path), [150], num_frames=num_frames)) == [150]
+        assert len(seeks) == sought
+
+
+def test_damage_gives_what_a_full_decode_gives(make_video, tmp_path):
+    path = make_video(tmp_path / "v.mp4", 120, 128, 96, gop=20, b_frames=0)
+    content = bytearray(path.read_bytes())
+    rng = np.random.default_rng(0)
+    for at in rng.integers(content.index(b"mdat") + 800, content.index(b"moov"), 5):
+        content[at] ^= 0x55
+    path.write_bytes(content)
+    reference = _plain_decode(path, None, None, 120)
+    for start in range(0, len(reference) - 5, 5):
+        frames = read_frames(bytes(content), range(start, start + 5), num_frames=len(reference))
+        for index, frame in enumerate(frames, start):
+            np.testing.assert_array_equal(frame, reference[index])
 
 
 def test_falsely_marked_key_frames_are_not_trusted(make_video, tmp_path):

@@ -102,30 +102,6 @@ def test_position_in_the_video_says_little_about_the_phase() -> None:
     assert best / len(labels) < 0.7
 
 
-@pytest.mark.parametrize("name", ACTIONS)
-def test_pose_is_a_smooth_function_of_progress_through_the_key_poses(name: str) -> None:
-    key_poses = np.stack([pose.vector() for pose in ACTIONS[name].poses])
-    last = len(key_poses) - 1
-    for number, key_pose in enumerate(key_poses):
-        np.testing.assert_allclose(choreography._interpolate(key_poses, number / last), key_pose, atol=1e-9)
-    steps = np.stack([choreography._interpolate(key_poses, p) for p in np.linspace(0, 1, 1001)])
-    assert np.abs(np.diff(steps, axis=0)).max() < 1.5
-    assert np.abs(np.diff(steps, n=2, axis=0)).max() < 0.05
-
-
-def test_neighbouring_frames_resemble_each_other_and_phases_differ() -> None:
-    action = ACTIONS["lift"]
-    rng = sample_generator(3, 0, "video", 0)
-    timeline = choreography.sample_timeline(len(action.phases), rng)
-    frames = np.stack(
-        [np.asarray(f, dtype=float) for f in choreography.render_frames(action, timeline, 48, rng)]
-    )
-    assert frames.shape == (len(timeline.progress), 48, 48, 3)
-    neighbours = np.abs(np.diff(frames, axis=0)).mean()
-    ends = np.abs(frames[timeline.progress == 0][:1] - frames[timeline.progress == 1][-1:]).mean()
-    assert neighbours * 4 < ends
-
-
 def test_finished_folder_is_kept_and_damaged_or_other_ones_are_rendered_anew(tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     one = ChoreographyConfig(num_train=1, num_validation=0, num_test=0, size=32)

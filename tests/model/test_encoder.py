@@ -251,6 +251,12 @@ def test_dropout_masks_look_independent():
     assert correlations.square().mean().item() == pytest.approx(1 / 512, rel=0.1)
 
 
+def test_all_bits_of_a_seed_count():
+    seeds = torch.tensor([0, 1, 1 << 40, 1 << 62, -1])
+    masks = dropout_mask(seeds, 0, torch.zeros(5, dtype=torch.int64), 512, 0.5).flatten(1)
+    assert len(masks.unique(dim=0)) == len(seeds)
+
+
 def test_dropout_keeps_the_mean():
     encoder, _ = build(dropout=0.25)
     ones = torch.ones(400, 100)

@@ -1,0 +1,282 @@
+"""An articulated figure in front of a wall, drawn frame by frame through key poses.
+
+Lengths of the scene are in body heights, x to the right and y down from the floor; angles are in degrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+_SUPERSAMPLING = 2
+_VISIBLE_HEIGHT = 1.45  # body heights from the lower to the upper edge: room for raised arms and a jump
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pose:
+    """Angles of the joints. An arm or leg at 0 hangs down, at 90 points outwards, an arm at 180 points up.
+
+    Elbows and knees turn the lower segment against the upper one, in the same direction.
+    """
+
+    left_shoulder: float = 10
+    left_elbow: float = 5
+    right_shoulder: float = 10
+    right_elbow: float = 5
+    left_hip: float = 6
+    left_knee: float = -3
+    right_hip: float = 6
+    right_knee: float = -3
+    lean: float = 0
+    """Of the torso, to the right."""
+    bow: float = 0
+    """Part of the torso's length that bending forwards hides from the camera."""
+    rise: float = 0
+    """Height of the lower foot above the floor, in body heights."""
+
+    def vector(self) -> NDArray[np.float64]:
+        """The numbers in the order of the fields."""
+        return np.array([getattr(self, field.name) for field in fields(self)], dtype=np.float64)
+
+
+def both_sides(shoulder: float, elbow: float, hip: float = 6, knee: float = -3, **others: float) -> Pose:
+    """A pose whose two sides mirror each other."""
+    sides = {"shoulder": shoulder, "elbow": elbow, "hip": hip, "knee": knee}
+    return Pose(
+        **{f"{s}_{joint}": angle for s in ("left", "right") for joint, angle in sides.items()}, **others
+    )
+
+
+def perform(
+    poses: Sequence[Pose],
+    progress: NDArray[np.float64],
+    *,
+    has_bar: bool,
+    size: int,
+    frames_per_second: int,
+    rng: np.random.Generator,
+) -> Iterator[Image.Image]:
+    """The frames of one performance, RGB, size x size: a random body, scene and camera.
+
+    Args:
+        poses: Key poses, at even distances of progress.
+        progress: Of every frame, from 0 to 1.
+        has_bar: A bar lies on the floor until the second key pose, and is in the hands from then on.
+        size: Pixels.
+        frames_per_second: Speed of camera and sway.
+        rng: Source of all draws.
+    """
+    key_poses = np.stack([pose.vector() for pose in poses])
+    joints = slice(0, 8)
+    key_poses[:, joints] += rng.normal(0, 4, key_poses[:, joints].shape)
+    body, scene = _Body.sample(rng), _Scene.sample(rng)
+    camera, sway = _Waves.sample(rng, np.array([0.03, 0.02, 0.03])), _Waves.sample(rng, np.full(8, 2.5))
+    zoom, offset = rng.uniform(0.88, 1.05), rng.uniform([-0.07, -0.03], [0.07, 0.03])
+    mirror = rng.random() < 0.5
+    canvas = size * _SUPERSAMPLING
+    backdrop = scene.backdrop(canvas)
+    for frame, done in enumerate(progress.tolist()):
+        seconds = frame / frames_per_second
+        pose = interpolate(key_poses, done)
+        pose[joints] += sway.at(seconds)
+        pan_x, pan_y, breath = camera.at(seconds)
+        pixels = canvas / _VISIBLE_HEIGHT * zoom * (1 + breath)
+        centre = np.array([offset[0] + pan_x, -_VISIBLE_HEIGHT / 2 + 0.1 + offset[1] + pan_y])
+        image = backdrop.copy()
+        brush = _Brush(ImageDraw.Draw(image), pixels, centre, canvas / 2)
+        scene.draw(brush)
+        bar_is_held = done * (len(poses) - 1) >= 1
+        body.draw(brush, pose, has_bar, bar_is_held)
+        if mirror:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        yield image.reduce(_SUPERSAMPLING)
+
+
+def interpolate(key_poses: NDArray[np.float64], progress: float) -> NDArray[np.float64]:
+    """The pose at a progress from 0 to 1: cubics through the key poses, at rest in the first and the last."""
+    last = len(key_poses) - 1
+    left = min(int(progress * last), last - 1)
+    u = progress * last - left
+    tangents = np.zeros_like(key_poses)
+    tangents[1:-1] = (key_poses[2:] - key_poses[:-2]) / 2
+    blend = np.array([2 * u**3 - 3 * u**2 + 1, u**3 - 2 * u**2 + u, 3 * u**2 - 2 * u**3, u**3 - u**2])
+    return blend @ np.stack([key_poses[left], tangents[left], key_poses[left + 1], tangents[left + 1]])
+
+
+@dataclass(frozen=True)
+class _Waves:
+    """Slow wandering of several quantities. It comes and goes, so that it is no clock of the video."""
+
+    amplitude: NDArray[np.float64]
+    frequency: NDArray[np.float64]
+    phase: NDArray[np.float64]
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator, largest: NDArray[np.float64]) -> _Waves:
+        amplitude = largest * rng.uniform(0.2, 1, largest.shape)
+        return cls(amplitude, rng.uniform(0.3, 0.9, largest.shape), rng.uniform(0, 2 * np.pi, largest.shape))
+
+    def at(self, seconds: float) -> NDArray[np.float64]:
+        return self.amplitude * np.sin(2 * np.pi * self.frequency * seconds + self.phase)
+
+
+@dataclass(frozen=True)
+class _Brush:
+    """Draws in body heights on a canvas of pixels."""
+
+    draw: ImageDraw.ImageDraw
+    pixels: float
+    centre: NDArray[np.float64]
+    middle: float
+
+    def place(self, point: NDArray[np.float64]) -> tuple[float, float]:
+        x, y = (point - self.centre) * self.pixels + self.middle
+        return float(x), float(y)
+
+    def limb(self, points: list[NDArray[np.float64]], thickness: float, color: tuple[int, int, int]) -> None:
+        """A thick line through the points, with round joints and ends."""
+        placed = [self.place(point) for point in points]
+        self.draw.line(
+            [xy for point in placed for xy in point], fill=color, width=round(thickness * self.pixels)
+        )
+        for point in points:
+            self.disc(point, thickness / 2, color)
+
+    def disc(self, centre: NDArray[np.float64], radius: float, color: tuple[int, int, int]) -> None:
+        x, y = self.place(centre)
+        r = radius * self.pixels
+        self.draw.ellipse((x - r, y - r, x + r, y + r), fill=color)
+
+    def box(self, low: NDArray[np.float64], high: NDArray[np.float64], color: tuple[int, int, int]) -> None:
+        self.draw.rectangle((*self.place(low), *self.place(high)), fill=color)
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """Wall with a gradient, floor, and a few dull shapes."""
+
+    top: NDArray[np.float64]
+    bottom: NDArray[np.float64]
+    floor: tuple[int, int, int]
+    shapes: tuple[tuple[bool, NDArray[np.float64], NDArray[np.float64], tuple[int, int, int]], ...]
+    """(round, centre, half extent, colour) of each."""
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> _Scene:
+        top, bottom = rng.uniform(15, 75, (2, 3))
+        shapes = tuple(
+            (
+                bool(rng.random() < 0.5),
+                np.array([rng.uniform(-0.8, 0.8), rng.uniform(-1.4, -0.1)]),
+                rng.uniform(0.05, 0.25, 2),
+                _color((top + bottom) / 2 + rng.uniform(-22, 22, 3)),
+            )
+            for _ in range(rng.integers(1, 5))
+        )
+        return cls(top, bottom, _color(rng.uniform(20, 85, 3)), shapes)
+
+    def backdrop(self, canvas: int) -> Image.Image:
+        height = np.linspace(0, 1, canvas)[:, None, None]
+        wall = (1 - height) * self.top + height * self.bottom
+        return Image.fromarray(np.broadcast_to(wall, (canvas, canvas, 3)).astype(np.uint8))
+
+    def draw(self, brush: _Brush) -> None:
+        for is_round, centre, extent, color in self.shapes:
+            if is_round:
+                brush.disc(centre, float(extent.mean()), color)
+            else:
+                brush.box(centre - extent, centre + extent, color)
+        brush.box(np.array([-3.0, 0.0]), np.array([3.0, 3.0]), self.floor)
+
+
+@dataclass(frozen=True)
+class _Body:
+    """Limb lengths and thickness in body heights, and colours."""
+
+    arm: float
+    leg: float
+    torso: float
+    head: float
+    shoulders: float
+    hips: float
+    thickness: float
+    skin: tuple[int, int, int]
+    shirt: tuple[int, int, int]
+    trousers: tuple[int, int, int]
+    bar: tuple[int, int, int]
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> _Body:
+        return cls(
+            arm=rng.uniform(0.20, 0.235),
+            leg=rng.uniform(0.225, 0.26),
+            torso=rng.uniform(0.28, 0.34),
+            head=rng.uniform(0.075, 0.095),
+            shoulders=rng.uniform(0.10, 0.14),
+            hips=rng.uniform(0.05, 0.075),
+            thickness=rng.uniform(0.075, 0.105),
+            skin=_color(np.array([235, 195, 160]) * rng.uniform(0.75, 1.05)),
+            shirt=_bright(rng),
+            trousers=_bright(rng),
+            bar=_color(np.full(3, rng.uniform(170, 250))),
+        )
+
+    def draw(self, brush: _Brush, pose: NDArray[np.float64], has_bar: bool, bar_is_held: bool) -> None:
+        """Draws the figure with its lower foot on the floor (or `rise` above it)."""
+        left_shoulder, left_elbow, right_shoulder, right_elbow = pose[0:4]
+        left_hip, left_knee, right_hip, right_knee = pose[4:8]
+        lean, bow, rise = pose[8:11]
+        legs = [
+            self._chain(-1, left_hip, left_knee, self.leg),
+            self._chain(1, right_hip, right_knee, self.leg),
+        ]
+        pelvis = np.array([0.0, -max(leg[-1][1] for leg in legs) - self.thickness / 2 - max(rise, 0.0)])
+        spine = self.torso * (1 - bow) * np.array([np.sin(np.radians(lean)), -np.cos(np.radians(lean))])
+        neck = pelvis + spine
+        head = neck + np.array([0.3 * lean / 90 * self.head, -self.head * (1.25 - 1.3 * bow)])
+        arms = [
+            self._chain(-1, left_shoulder - lean, left_elbow, self.arm),
+            self._chain(1, right_shoulder + lean, right_elbow, self.arm),
+        ]
+        for side, leg in zip((-1, 1), legs, strict=True):
+            hip = pelvis + np.array([side * self.hips, 0.0])
+            brush.limb([hip, *(hip + point for point in leg)], self.thickness, self.trousers)
+        across = np.array([self.shoulders * 0.8, 0.0])
+        brush.limb([pelvis, neck], self.shoulders * 1.6, self.shirt)
+        brush.limb([neck - across, neck + across], self.thickness, self.shirt)
+        brush.disc(head, self.head, self.skin)
+        hands = []
+        for side, arm in zip((-1, 1), arms, strict=True):
+            shoulder = neck + np.array([side * self.shoulders, 0.02])
+            points = [shoulder, *(shoulder + point for point in arm)]
+            brush.limb(points[:2], self.thickness * 0.9, self.shirt)
+            brush.limb(points[1:], self.thickness * 0.8, self.skin)
+            hands.append(points[-1])
+        if has_bar:
+            grip = (hands[0] + hands[1]) / 2 if bar_is_held else np.array([0.0, -0.07])
+            ends = [grip - np.array([0.45, 0.0]), grip + np.array([0.45, 0.0])]
+            brush.limb(ends, 0.03, self.bar)
+            for end in ends:
+                brush.disc(end, 0.075, self.bar)
+
+    @staticmethod
+    def _chain(side: int, upper: float, bend: float, length: float) -> list[NDArray[np.float64]]:
+        """Elbow and hand (or knee and foot) of a limb, from its root; side is -1 left, 1 right."""
+        first, second = np.radians([upper, upper + bend])
+        joint = length * np.array([side * np.sin(first), np.cos(first)])
+        return [joint, joint + length * np.array([side * np.sin(second), np.cos(second)])]
+
+
+def _color(values: NDArray[np.float64]) -> tuple[int, int, int]:
+    red, green, blue = np.clip(values, 0, 255).astype(int).tolist()
+    return red, green, blue
+
+
+def _bright(rng: np.random.Generator) -> tuple[int, int, int]:
+    """A saturated colour that stands out from every wall."""
+    channels = np.array([rng.uniform(200, 255), rng.uniform(90, 230), rng.uniform(40, 120)])
+    return _color(rng.permutation(channels))

@@ -1,0 +1,214 @@
+"""Every file below a folder ends in the manifest or in the rejects, whatever it does to the decoder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from pyarrow import fs
+
+from carl_ray.data import scan
+from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, write_table
+from carl_ray.data.scan import index_folder, rejects_uri, scan_folder
+from carl_ray.errors import RunError, UserError
+
+
+@pytest.fixture(scope="module")
+def videos(make_video, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    make_video(folder / "train" / "a b%20#?.mp4", 20)
+    make_video(folder / "val" / "deep" / "b.mkv", 30, 80, 64)
+    make_video(folder / "c.MP4", 10, 48, 80, matrix=(0, 1, -1, 0))
+    (folder / "test").mkdir()
+    (folder / "test" / "broken.mp4").write_bytes(b"not a video" * 100)
+    (folder / "empty.webm").write_bytes(b"")
+    (folder / "notes.txt").write_text("passed over")
+    return folder
+
+
+@pytest.fixture
+def folder(videos, tmp_path):
+    return shutil.copytree(videos, tmp_path / "copy")
+
+
+def test_everything_is_accounted_for(videos, ray_session, capsys):
+    manifest, rejects = scan_folder(str(videos), verify=True)
+    assert manifest.schema == SCHEMA and rejects.schema == REJECTS_SCHEMA
+    rows = {row["video_id"]: row for row in manifest.to_pylist()}
+    assert {name: row["num_frames"] for name, row in rows.items()} == {
+        "train/a b%20#?.mp4": 20,
+        "val/deep/b.mkv": 30,
+        "c.MP4": 10,
+    }
+    assert [row["split"] for row in rows.values()] == [None, "train", "validation"]
+    row = rows["c.MP4"]
+    content = (videos / "c.MP4").read_bytes()
+    assert row["content_hash"] == hashlib.blake2b(content, digest_size=16).hexdigest()
+    assert (row["bytes"], row["width"], row["height"], row["rotation"]) == (len(content), 80, 48, -90)
+    assert (row["uri"], row["verified"], row["frame_step"]) == (str(videos / "c.MP4"), True, 1.0)
+    assert row["modified_ns"] == (videos / "c.MP4").stat().st_mtime_ns
+    reasons = {row["uri"].rpartition("/")[2]: row["reason"] for row in rejects.to_pylist()}
+    assert reasons["empty.webm"] == "the file is empty" and "not a video" in reasons["broken.mp4"]
+    assert len(reasons) == 2
+    assert "5 to read, 0 unchanged; 1 other files passed over" in capsys.readouterr().err
+
+
+def test_indexing_again_reads_only_what_changed(folder, ray_session, tmp_path, monkeypatch, make_video):
+    out = str(tmp_path / "manifest.parquet")
+    first, _ = index_folder(str(folder), out)
+    labels = [[1] * n for n in first.column("num_frames").to_pylist()]
+    labelled = first.set_column(
+        SCHEMA.get_field_index("label"), SCHEMA.field("label"), pa.array(["x", "y", "z"])
+    )
+    labelled = labelled.set_column(
+        SCHEMA.get_field_index("frame_labels"),
+        SCHEMA.field("frame_labels"),
+        pa.array(labels, SCHEMA.field("frame_labels").type),
+    )
+    write_table(labelled, out)
+    read = []
+    probe_all = scan._probe_all
+    monkeypatch.setattr(
+        scan,
+        "_probe_all",
+        lambda files, *rest: (read.extend(f["video_id"] for f in files), probe_all(files, *rest))[1],
+    )
+
+    assert index_folder(str(folder), out)[0].equals(labelled) and read == []
+
+    os.utime(folder / "c.MP4", ns=(1, 1))  # read again, but the same content: labels stay
+    make_video(folder / "train" / "a b%20#?.mp4", 25)  # another content: labels go
+    (folder / "val" / "deep" / "b.mkv").unlink()
+    make_video(folder / "new.mp4", 5)
+    manifest, rejects = index_folder(str(folder), out)
+    assert sorted(read) == ["c.MP4", "new.mp4", "train/a b%20#?.mp4"]
+    assert {row["video_id"]: (row["num_frames"], row["label"]) for row in manifest.to_pylist()} == {
+        "c.MP4": (10, "x"),
+        "new.mp4": (5, None),
+        "train/a b%20#?.mp4": (25, None),
+    }
+    assert manifest.to_pylist()[0]["frame_labels"] == [1] * 10
+    assert rejects.num_rows == 2
+
+    read.clear()
+    manifest, _ = index_folder(str(folder), out, verify=True)  # rejects need no second look, the others do
+    assert len(read) == 3 and all(manifest.column("verified").to_pylist())
+    assert manifest.to_pylist()[0]["label"] == "x"
+    assert manifest.equals(read_manifest(out))
+
+
+def test_unread_files_are_tried_again(folder, ray_session):
+    info = (folder / "empty.webm").stat()
+    row = {"uri": str(folder / "empty.webm"), "bytes": 0, "modified_ns": info.st_mtime_ns}
+    for reason, kept in (("could not be read: gone", False), ("no frame decodes", True)):
+        known = pa.Table.from_pylist([{**row, "reason": reason}], schema=REJECTS_SCHEMA)
+        _, rejects = scan_folder(str(folder), known_rejects=known)
+        reasons = {r["uri"]: r["reason"] for r in rejects.to_pylist()}
+        assert (reasons[row["uri"]] == reason) == kept
+
+
+def test_no_folder_no_video_other_manifest(tmp_path, videos):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.mp4").write_bytes(b"")
+    out = str(tmp_path / "manifest.parquet")
+    for path, message in (
+        ("none", "no such folder"),
+        ("empty", "no video in it"),
+        ("file.mp4", "got a file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            index_folder(str(tmp_path / path), out)
+    row = {"video_id": "a.mp4", "uri": "/elsewhere/a.mp4", "content_hash": "", "verified": False}
+    row |= dict.fromkeys(("num_frames", "width", "height", "rotation", "bytes", "frame_step"), 1)
+    write_table(pa.Table.from_pylist([row], schema=SCHEMA), out)
+    with pytest.raises(UserError, match="the manifest of another folder"):
+        index_folder(str(videos), out)
+    assert read_manifest(out).num_rows == 1
+
+
+def test_a_store_that_refuses_is_one_line(monkeypatch):
+    class Store:
+        def get_file_info(self, what):
+            raise OSError("AWS Error ACCESS_DENIED during HeadObject operation")
+
+    monkeypatch.setattr(scan.storage, "resolve", lambda uri: (Store(), "bucket/videos"))
+    with pytest.raises(RunError, match=r"^s3://bucket/videos: .*no permission"):
+        scan_folder("s3://name:secret@bucket/videos")
+
+
+def test_uris_are_quoted_and_hold_no_credentials():
+    store = fs._MockFileSystem()
+    store.create_dir("bucket/videos/sub")
+    for name in ("sub/a b%.mp4", "c.mp4", "d.csv"):
+        with store.open_output_stream(f"bucket/videos/{name}") as file:
+            file.write(b"content")
+    uri = "s3://key:secret@bucket/videos/?scheme=http&endpoint_override=localhost:1"
+    files, num_others = scan._list_videos(store, "bucket/videos", uri)
+    query = "?scheme=http&endpoint_override=localhost:1"
+    assert {f["uri"] for f in files} == {
+        f"s3://bucket/videos/sub/a%20b%25.mp4{query}",
+        f"s3://bucket/videos/c.mp4{query}",
+    }
+    assert num_others == 1
+    assert scan._without_query(uri) == "s3://bucket/videos/"
+
+
+def test_rejects_lie_beside_the_manifest():
+    assert rejects_uri("a/b.parquet") == "a/b.rejects.parquet"
+    assert rejects_uri("s3://b/m.parquet?scheme=http") == "s3://b/m.rejects.parquet?scheme=http"
+
+
+_CHILD = "import carl_ray.data.scan as s, os, ctypes; s._PATIENCE = 1; "
+
+
+@pytest.mark.parametrize(
+    "body,reason",
+    [
+        ("lambda content: os.kill(os.getpid(), 11)", "crashed .SIGSEGV"),
+        ("lambda content: os._exit(7)", "crashed .exit status 7"),
+        ("lambda content: os.kill(os.getpid(), 9)", "was killed"),
+        ("lambda content: ctypes.PyDLL(None).sleep(60)", "took longer than its time limit"),  # holds the GIL
+        ("lambda content: 1 // 0", "probing failed .ZeroDivisionError"),
+    ],
+)
+def test_a_decoder_that_dies_or_hangs_costs_one_file(body, reason, make_video, tmp_path):
+    good = make_video(tmp_path / "v.mp4", 5).read_bytes()
+    # Spares the good file, so that the same child can be asked again.
+    code = f"p = s.probe_video; bad = {body}; "
+    code += "s.probe_video = lambda c, **k: bad(c) if c == b'bad' else p(c, **k)"
+    child = scan._Child(f"{_CHILD}{code}; s.answer_probes()")
+    for content in (good, b"bad", good):
+        outcome = child.probe(io.BytesIO(content), len(content), True)
+        if content == b"bad":
+            assert re.search(reason, outcome["reason"])
+        else:
+            assert outcome["num_frames"] == 5 and outcome["verified"]
+
+
+def test_a_file_that_changes_size_meanwhile_is_an_error():
+    child = scan._Child()
+    for size in (5, 20):
+        with pytest.raises(OSError, match="its size has changed"):
+            child.probe(io.BytesIO(b"ten bytes."), size, False)
+    assert "not a video" in child.probe(io.BytesIO(b"ten bytes."), 10, False)["reason"]
+
+
+def test_command_line_errors_are_one_line(tmp_path):
+    for arguments in (
+        [str(tmp_path)],
+        [str(tmp_path / "none"), "--out", str(tmp_path / "m.parquet")],
+        ["--nope"],
+    ):
+        run = subprocess.run(
+            [sys.executable, "-m", "carl_ray.index", *arguments], capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 2
+        assert run.stderr.count("\n") == 1 and "Traceback" not in run.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,134 @@
+"""The stream gives exactly the plan's rows, whoever asks and from wherever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from carl_ray.data.plan import Plan, training_plan, validation_plan
+from carl_ray.data.sample import make_view_pair
+from carl_ray.data.stream import StreamRow, read_rows, stream_views
+
+CONFIG = Config(
+    preset="test",
+    data=DataConfig(short_side=32, retries=0),
+    augment=AugmentConfig(image_size=24),
+    model=ModelConfig(num_frames=8, backbone="small", weights="random"),
+    training=TrainingConfig(seed=7, global_batch_size=3),
+    cluster=ClusterConfig(decode_cpus=1.0),
+)
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> pa.Table:
+    folder = tmp_path_factory.mktemp("videos")
+    lengths = [5, 20, 31, 40, 17]
+    paths = [make_video(folder / f"video-{i}.mp4", length, 48, 32) for i, length in enumerate(lengths)]
+    return pa.table(
+        {
+            "video_id": [path.name for path in paths],
+            "uri": [str(path) for path in paths],
+            "num_frames": lengths,
+            "frame_step": [1.0, 1.0, 2.0, 1.0, 0.5],
+        }
+    )
+
+
+def collect(plan: Plan, videos: pa.Table, config: Config = CONFIG, **options: int) -> list[StreamRow]:
+    dataset = stream_views(plan, ray.put(videos), config, **options)
+    batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    return [row for table in batches for row in read_rows(table, config)]
+
+
+def test_rows_are_the_plans_and_views_are_those_made_by_hand(videos: pa.Table) -> None:
+    plan = training_plan(CONFIG.training.seed, videos.num_rows, 3, epochs=2)
+    rows = collect(plan, videos)
+    planned = list(plan.rows(0, plan.num_rows))
+    assert [(row.row, row.step, row.epoch) for row in rows] == [(p.row, p.step, p.epoch) for p in planned]
+    listed = videos.to_pylist()
+    for row, plan_row in zip(rows, planned, strict=True):
+        video = listed[plan_row.video_index]
+        by_hand = make_view_pair(
+            video["uri"], video["video_id"], video["num_frames"], video["frame_step"], plan_row.epoch, CONFIG
+        )
+        assert row.pair is not None
+        assert row.video_id == video["video_id"]
+        np.testing.assert_array_equal(row.pair.frames, by_hand.frames)
+        np.testing.assert_array_equal(row.pair.timestamps, by_hand.timestamps)
+        np.testing.assert_array_equal(row.pair.frame_mask, by_hand.frame_mask)
+        np.testing.assert_array_equal(row.pair.color, by_hand.color)
+
+
+def test_starts_at_any_row_with_the_same_rows(videos: pa.Table) -> None:
+    plan = training_plan(CONFIG.training.seed, videos.num_rows, 3, epochs=2)
+    whole, rest = collect(plan, videos), collect(plan, videos, start_row=4)
+    assert [row.row for row in rest] == list(range(4, plan.num_rows))
+    for before, after in zip(whole[4:], rest, strict=True):
+        assert before.pair is not None
+        assert after.pair is not None
+        np.testing.assert_array_equal(before.pair.frames, after.pair.frames)
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_workers_share_every_step_of_the_plan(videos: pa.Table, num_workers: int) -> None:
+    plan = training_plan(CONFIG.training.seed, videos.num_rows, 3, epochs=2)
+    dataset = stream_views(plan, ray.put(videos), CONFIG, max_workers=num_workers)
+
+    @ray.remote(num_cpus=0)
+    def consume(shard: ray.data.DataIterator) -> list[tuple[int, int, str | None, bytes]]:
+        return [
+            (row.row, row.step, row.video_id, row.pair.frames.tobytes())
+            for table in shard.iter_batches(batch_size=None, batch_format="pyarrow")
+            for row in read_rows(table, CONFIG)
+            if row.pair is not None
+        ]
+
+    shards = ray.get([consume.remote(s) for s in dataset.streaming_split(num_workers, equal=True)])
+    for shard in shards:
+        assert [row[0] for row in shard] == sorted(row[0] for row in shard)
+    alone = [
+        (row.row, row.step, row.video_id, row.pair.frames.tobytes())
+        for row in collect(plan, videos)
+        if row.pair is not None
+    ]
+    assert sorted(row for shard in shards for row in shard) == alone
+
+
+def test_a_bad_video_is_a_row_with_its_reason(videos: pa.Table, tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    bad = videos.slice(0, 1).to_pylist()[0]
+    table = pa.concat_tables(
+        [
+            videos.slice(0, 2),
+            pa.Table.from_pylist(
+                [
+                    {**bad, "video_id": "broken", "uri": str(tmp_path / "broken.mp4")},
+                    {**bad, "video_id": "gone", "uri": str(tmp_path / "gone.mp4")},
+                    {**bad, "video_id": "shorter", "num_frames": 500},
+                ],
+                schema=videos.schema,
+            ),
+        ]
+    )
+    rows = collect(validation_plan(0, table.num_rows, 3), table)
+    assert [row.video_id for row in rows] == table.column("video_id").to_pylist()
+    assert [row.pair is None for row in rows] == [False, False, True, True, True]
+    assert rows[0].error is None
+    assert all(row.error for row in rows[2:])
+    assert "no such file" in (rows[3].error or "")
+
+
+def test_a_long_run_starts_at_once(videos: pa.Table) -> None:
+    plan = training_plan(0, videos.num_rows, 4, epochs=20_000_000)
+    dataset = stream_views(plan, ray.put(videos), CONFIG)
+    iterator = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+    seen = [row.row for _ in range(5) for row in read_rows(next(iterator), CONFIG)]
+    assert seen == list(range(5))
