@@ -6,6 +6,7 @@ its own as `config.json`. Unknown fields and values of the wrong type are errors
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from pydantic.dataclasses import dataclass
 
 from carl_ray.errors import UserError
 
-_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+# Finite numbers only: JSON has no others, and config.json must give the same config back.
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -84,6 +86,14 @@ class AugmentConfig:
     color_on: Literal["workers", "trainer"] = "workers"
     """Where colour and blur are computed: the CPU workers that decode, or the trainer's device."""
 
+    def __post_init__(self) -> None:
+        for name in ("crop_area", "crop_aspect", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be (low, high) with 0 < low <= high, got ({low:g}, {high:g})")
+        if self.crop_area[1] > 1:
+            raise ValueError(f"crop_area is a part of the frame, at most 1, got {self.crop_area[1]:g}")
+
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class ModelConfig:
@@ -124,7 +134,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.num_heads):
-            raise ValueError(f"width must be a multiple of 2 x num_heads, got {self.width} and {self.num_heads}")
+            raise ValueError(
+                f"width must be a multiple of 2 x num_heads, got {self.width} and {self.num_heads}"
+            )
         if self.backbone == "small" and self.weights != "random":
             raise ValueError("backbone `small` has no pretrained weights: set model.weights to random")
 
@@ -157,7 +169,7 @@ class OptimizerConfig:
 class TrainingConfig:
     """How long, how many at a time, how exactly, how often something is written."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Every random draw of the run comes from this, the epoch, the video and the view."""
     epochs: int = Field(default=300, ge=1)
     """Passes over the training videos."""
@@ -244,10 +256,7 @@ def from_document(document: dict[str, Any], source: str) -> Config:
     try:
         return _ADAPTER.validate_python(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        value = "" if first["type"] == "unexpected_keyword_argument" else f", got {first['input']!r}"
-        raise UserError(f"{source}: {name}: {first['msg']}{value}") from None
+        raise UserError(f"{source}: {_complaint(error)}") from None
 
 
 def to_json(config: Config) -> str:
@@ -260,6 +269,19 @@ def from_json(text: str | bytes, source: str) -> Config:
     try:
         return _ADAPTER.validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{source}: {name or 'document'}: {first['msg']}") from None
+        raise UserError(f"{source}: {_complaint(error)}") from None
+
+
+def _complaint(error: ValidationError) -> str:
+    """The first of the things that are wrong: which field, what was expected, what came."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or "document"
+    match first["type"]:
+        case "unexpected_keyword_argument":
+            return f"{name}: unknown field"
+        case "value_error":  # Of a whole section: the message of its own check names the values.
+            return f"{name}: {first['msg'].removeprefix('Value error, ')}"
+        case "json_invalid" | "missing":
+            return f"{name}: {first['msg']}"
+        case _:
+            return f"{name}: {first['msg']}, got {reprlib.repr(first['input'])}"

@@ -7,7 +7,8 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_origin
 
 from carl_ray import config as configuration
 from carl_ray.config import Config
@@ -27,21 +28,15 @@ def nearest(name: str, known: Sequence[str]) -> str:
     tail = {candidate.rpartition(".")[2]: candidate for candidate in known}
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not found:
-        found = [tail[m] for m in difflib.get_close_matches(name.rpartition(".")[2], list(tail), n=1, cutoff=0.6)]
+        found = [
+            tail[m] for m in difflib.get_close_matches(name.rpartition(".")[2], list(tail), n=1, cutoff=0.6)
+        ]
     return f"; did you mean {found[0]}?" if found else ""
 
 
 def field_names() -> dict[str, str]:
     """Dotted name of every field of a `Config` section, with its description."""
-    described: dict[str, str] = {}
-    for section in dataclasses.fields(Config):
-        if dataclasses.is_dataclass(section.type) or isinstance(section.type, str):
-            section_class = getattr(configuration, str(getattr(section.type, "__name__", section.type)), None)
-            if section_class is None:
-                continue
-            for name, info in section_class.__pydantic_fields__.items():
-                described[f"{section.name}.{name}"] = info.description or ""
-    return described
+    return {name: info.description or "" for name, info in _fields().items()}
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -82,16 +77,29 @@ def overridden(config: Config, values: dict[str, str]) -> Config:
         UserError: a value is of the wrong type or out of its range.
     """
     document = configuration.to_document(config)
+    fields = _fields()
     for name, text in values.items():
         section, _, field = name.partition(".")
-        document[section][field] = _value(text, document[section][field])
+        document[section][field] = _value(text, fields[name].annotation)
     return configuration.from_document(document, "command line")
 
 
-def _value(text: str, present: Any) -> Any:
-    if text.lower() in ("none", "null"):
+def _fields() -> dict[str, Any]:
+    """What pydantic knows of every field of a section, by dotted name."""
+    whole: Any = Config
+    return {
+        f"{section}.{name}": info
+        for section, section_info in whole.__pydantic_fields__.items()
+        if dataclasses.is_dataclass(section_info.annotation)
+        for name, info in section_info.annotation.__pydantic_fields__.items()
+    }
+
+
+def _value(text: str, annotation: Any) -> Any:
+    # Only where null is a value: to `model.learnable`, "none" is a word like others.
+    if text.lower() in ("none", "null") and NoneType in get_args(annotation):
         return None
-    if isinstance(present, (dict, list, tuple)):
+    if get_origin(annotation) in (dict, tuple):
         try:
             return json.loads(text)
         except json.JSONDecodeError:

@@ -8,13 +8,15 @@ is written or printed.
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
-from pyarrow import ArrowInvalid, fs
+from pyarrow import ArrowException, fs
 
 from carl_ray.errors import RunError, UserError
+
+_SECRET = re.compile(r"key|token|secret|password|credential|signature|^sig$", re.IGNORECASE)
 
 
 def is_remote(uri: str) -> bool:
@@ -32,20 +34,26 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     try:
         return fs.FileSystem.from_uri(uri)
-    except (ArrowInvalid, ValueError, OSError) as error:
-        raise UserError(
-            f"{public_uri(uri)}: expected a path or a file, s3 or gs URI ({_one_line(error)})"
-        ) from None
+    except (ArrowException, ValueError, OSError) as error:
+        # pyarrow quotes the URI, secrets and all.
+        reason = _one_line(error).replace(uri, public_uri(uri))
+        raise UserError(f"{public_uri(uri)}: expected a path or a file, s3 or gs URI ({reason})") from None
 
 
 def public_uri(uri: str) -> str:
     """The URI without user name, password or secret query fields: safe to print and to store."""
     if "://" not in uri:
         return uri
-    parts = urlsplit(uri)
-    host = parts.netloc.rpartition("@")[2]
-    fields = [f for f in parts.query.split("&") if f and not f.split("=")[0].lower().endswith(("key", "token"))]
-    return urlunsplit((parts.scheme, host, parts.path, "&".join(fields), ""))
+    scheme, _, rest = uri.partition("#")[0].partition("://")
+    place, _, query = rest.partition("?")
+    host, slash, path = place.partition("/")
+    if "@" in host:
+        host = host.rpartition("@")[2]
+    elif "@" in path and ":" in host and not host.rpartition(":")[2].isdigit():
+        # Not a port: a secret with a slash in it, as AWS's often have.
+        host, slash, path = path.partition("@")[2].partition("/")
+    fields = [field for field in query.split("&") if field and not _SECRET.search(field.partition("=")[0])]
+    return f"{scheme}://{host}{slash}{path}" + ("?" + "&".join(fields) if fields else "")
 
 
 def join(uri: str, *names: str) -> str:
@@ -57,7 +65,8 @@ def join(uri: str, *names: str) -> str:
 def parent(uri: str) -> str:
     """The URI of the folder that holds what a URI names."""
     base, mark, query = uri.partition("?") if is_remote(uri) else (uri, "", "")
-    return base.rstrip("/").rpartition("/")[0] + mark + query
+    folder, slash, _ = base.rstrip("/").rpartition("/")
+    return (folder or slash or ".") + mark + query
 
 
 def home() -> Path:
@@ -142,10 +151,12 @@ def storage_error(error: OSError, uri: str, action: str) -> RunError:
     """The one-line error for a store that refused or failed."""
     text = _one_line(error)
     hint = ""
-    if isinstance(error, PermissionError) or "ACCESS_DENIED" in text or "403" in text:
-        hint = ": no permission; check the credentials of this machine and the policy of the bucket"
-    elif "No space left" in text:
+    if "No space left" in text:
         hint = ": no room; free some or choose another --run-dir"
+    elif isinstance(error, PermissionError) and not is_remote(uri):
+        hint = ": no permission"
+    elif isinstance(error, PermissionError) or "ACCESS_DENIED" in text or re.search(r"\b403\b", text):
+        hint = ": no permission; check the credentials of this machine and the policy of the bucket"
     return RunError(f"{public_uri(uri)}: could not {action} it{hint} ({text})")
 
 

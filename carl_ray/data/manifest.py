@@ -50,7 +50,7 @@ def read_manifest(uri: str, columns: list[str] | None = None) -> pa.Table:
     """The manifest as a table, in file order, all columns of `SCHEMA` or the named ones.
 
     Raises:
-        UserError: it is not there, or is not a manifest.
+        UserError: it is not there, or is not a manifest: a column is missing or holds values of another type.
     """
     filesystem, path = storage.resolve(uri)
     if not storage.exists(uri):
@@ -68,7 +68,13 @@ def read_manifest(uri: str, columns: list[str] | None = None) -> pa.Table:
     missing = [name for name in columns or SCHEMA.names if name not in table.column_names]
     if missing:
         raise UserError(f"{storage.public_uri(uri)}: not a manifest: it has no column {', '.join(missing)}")
-    return table
+    # Other tools write a column that is null throughout, or small integers, with a type of their own.
+    types = [SCHEMA.field(f.name) if f.name in SCHEMA.names else f for f in table.schema]
+    try:
+        return table.cast(pa.schema(types))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{storage.public_uri(uri)}: not a manifest ({reason})") from None
 
 
 def write_table(table: pa.Table, uri: str) -> None:

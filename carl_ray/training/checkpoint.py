@@ -56,6 +56,10 @@ class Checkpoint:
     hashes: dict[str, str]
 
 
+class DamagedError(RunError):
+    """A file of a checkpoint does not hold what was written; going on from an older checkpoint may help."""
+
+
 def save_checkpoint(run_dir: str, step: TrainingStep, progress: Progress, keep: int) -> str:
     """Writes a checkpoint, deletes old ones but `keep`, and returns its URI; called by one worker alone.
 
@@ -79,21 +83,28 @@ def save_checkpoint(run_dir: str, step: TrainingStep, progress: Progress, keep: 
         "hashes": {file_name: hashlib.sha256(content).hexdigest() for file_name, content in contents.items()},
     }
     storage.write_bytes(storage.join(uri, _STATE), (json.dumps(state, indent=2) + "\n").encode())
-    for old in _names(run_dir)[keep:]:
-        if old < name:
+    older = [old for old in _names(run_dir) if old < name]
+    # A torn folder is no checkpoint to fall back on: it goes, and does not count.
+    complete = [old for old in older if storage.exists(storage.join(run_dir, _FOLDER, old, _STATE))]
+    for old in older:
+        if old not in complete[: keep - 1]:
             storage.delete_folder(storage.join(run_dir, _FOLDER, old))
     return uri
 
 
 def latest_checkpoint(run_dir: str) -> Checkpoint | None:
-    """The newest checkpoint of a run that is complete and whose tensors have the right hash, or none."""
+    """The newest checkpoint of a run that is complete and whose tensors have the right hash, or none.
+
+    Raises:
+        RunError: storage refused or failed; that is no reason to go back to an older one.
+    """
     for name in _names(run_dir):
         uri = storage.join(run_dir, _FOLDER, name)
         try:
             checkpoint = open_checkpoint(uri)
             for file_name in checkpoint.hashes:
                 _read_verified(checkpoint, file_name)
-        except (UserError, RunError) as error:
+        except (UserError, DamagedError) as error:
             _LOGGER.warning("passing over the checkpoint %s: %s", storage.public_uri(uri), error)
             continue
         return checkpoint
@@ -124,13 +135,15 @@ def load_model(checkpoint: Checkpoint, model: ContrastiveModel) -> None:
 
     Raises:
         UserError: they do not fit the model.
-        RunError: a file is damaged.
+        RunError: a file is damaged, or holds more than tensors.
     """
-    tensors = _load(checkpoint, "model.pt")
+    tensors = {k: v for k, v in _load(checkpoint, "model.pt").items() if isinstance(v, Tensor)}
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items() if isinstance(value, Tensor)}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
     if expected != found:
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        wrong = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
         name = wrong[0]
         raise UserError(
             f"{storage.public_uri(checkpoint.uri)}: does not fit the model: {len(wrong)} tensors differ, first "
@@ -141,10 +154,19 @@ def load_model(checkpoint: Checkpoint, model: ContrastiveModel) -> None:
 
 
 def restore(checkpoint: Checkpoint, step: TrainingStep) -> None:
-    """Copies all tensors of a checkpoint into a training step: weights, optimiser, random state. Errors as `load_model`."""
+    """Copies all tensors of a checkpoint into a training step: weights, optimiser, random state.
+
+    Errors as `load_model`.
+    """
     load_model(checkpoint, step.model)
     saved = _load(checkpoint, "optimizer.pt")
-    step.optimizer.load_state_dict(saved["optimizer"])
+    try:
+        step.optimizer.load_state_dict(saved["optimizer"])
+    except ValueError as error:
+        raise UserError(
+            f"{storage.public_uri(checkpoint.uri)}: its optimiser trains other tensors than this model does "
+            f"({error}); use the --model.learnable it was trained with (its state.json has it)"
+        ) from None
     torch.set_rng_state(saved["random"]["cpu"])
     if step.device.type == "cuda" and "cuda" in saved["random"]:
         torch.cuda.set_rng_state(saved["random"]["cuda"], step.device)
@@ -165,10 +187,23 @@ def _read_verified(checkpoint: Checkpoint, file_name: str) -> bytes:
     uri = storage.join(checkpoint.uri, file_name)
     content = storage.read_bytes(uri)
     if hashlib.sha256(content).hexdigest() != checkpoint.hashes.get(file_name):
-        raise RunError(f"{storage.public_uri(uri)}: damaged: its SHA-256 is not the one in {_STATE}")
+        raise DamagedError(f"{storage.public_uri(uri)}: damaged: its SHA-256 is not the one in {_STATE}")
     return content
 
 
-def _load(checkpoint: Checkpoint, file_name: str) -> Any:
+def _load(checkpoint: Checkpoint, file_name: str) -> dict[str, Any]:
     content = _read_verified(checkpoint, file_name)
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        document = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # Bytes that torch did not write make its reader fail in any way.
+        # Its own message advises to let the file run code.
+        found = type(error).__name__
+    else:
+        if isinstance(document, dict):
+            return document
+        found = type(document).__name__
+    uri = storage.public_uri(storage.join(checkpoint.uri, file_name))
+    raise RunError(
+        f"{uri}: expected tensors alone, as carl_ray writes them, got something else, which is not read because it "
+        f"could run code ({found})"
+    )

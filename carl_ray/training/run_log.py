@@ -7,6 +7,7 @@ the files grow in a temporary folder and `sync` copies them whole.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -39,18 +40,23 @@ class RunLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in (METRICS, BAD_VIDEOS):
             uri = storage.join(run_dir, name)
-            kept = [
-                json.dumps(line) + "\n" for line in read_log(run_dir, name) if line["step"] <= step
-            ]
+            # A run that begins anew writes its line of step 0 anew.
+            lines = read_log(run_dir, name) if step else []
+            kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
             if kept or storage.exists(uri):
-                (self._folder / name).write_text("".join(kept), encoding="utf-8")
+                # Whole or not at all: a full disk must not cost the lines there are.
+                temporary = self._folder / f".{name}"
+                temporary.write_text("".join(kept), encoding="utf-8")
+                temporary.replace(self._folder / name)
         self._events = SummaryWriter(
-            str(self._folder / _EVENTS), purge_step=step + 1 if step else None, write_to_disk=True
+            str(self._folder / _EVENTS), purge_step=step + 1 if step else 0, write_to_disk=True
         )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Adds one line to metrics.jsonl and its numbers to the TensorBoard events."""
-        self._append(METRICS, {"step": step, **values})
+        """Adds one line to metrics.jsonl, null for what is not finite, and the numbers to the TensorBoard events."""
+        # JSON has no NaN: other readers than Python's would stop at such a line.
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._append(METRICS, {"step": step, **finite})
         for name, value in values.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self._events.add_scalar(name, value, step)

@@ -56,7 +56,8 @@ class StepReport:
     """Of the global batch, before clipping."""
     learning_rate: float
     applied: bool
-    """False where the loss or a gradient was not finite on some worker: then no worker changed its weights."""
+    """False where the loss or a gradient was not finite on some worker: then no worker changed its weights or
+    batch-norm statistics."""
     num_videos: int
     """Videos of the global batch that had frames."""
     num_frames: int
@@ -103,6 +104,8 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
+        statistics = [b for m in self.model.modules() if m.training for b in m.buffers(recurse=False)]
+        before = [buffer.clone() for buffer in statistics]
         loss, totals = self._global_loss(batch, self._forward)
         # DDP averages the workers' gradients; the loss is a sum over them.
         (loss * self.num_workers).backward()
@@ -114,6 +117,10 @@ class TrainingStep:
         applied = math.isfinite(values[0]) and math.isfinite(norm.item())
         if applied:
             self.optimizer.step()
+        else:
+            # Batch norm took the statistics in on the way forward, and a NaN there would stay for ever.
+            for buffer, value in zip(statistics, before, strict=True):
+                buffer.copy_(value)
         return StepReport(values[0], norm.item(), learning_rate, applied, int(values[1]), int(values[2]))
 
     @torch.no_grad()

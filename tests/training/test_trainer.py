@@ -1,0 +1,201 @@
+"""Runs on Ray Train: the same on any number of workers, and the same after any interruption."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from ray.util.state import list_actors
+
+from carl_ray.config import (
+    AugmentConfig,
+    ClusterConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+from carl_ray.data.manifest import SCHEMA, write_table
+from carl_ray.data.scan import index_folder
+from carl_ray.datasets.choreography import ChoreographyConfig, render
+from carl_ray.errors import RunError, UserError
+from carl_ray.training.run_log import BAD_VIDEOS, read_log
+from carl_ray.training.trainer import Outcome, train
+
+NUM_STEPS = 40
+TIMES = {"frames_per_second", "data_wait_seconds", "step_seconds", "checkpoint_seconds"}
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def manifest_row(path: Path, num_frames: int, split: str | None = None) -> dict[str, Any]:
+    return {
+        "video_id": path.name,
+        "uri": str(path),
+        "num_frames": num_frames,
+        "width": 48,
+        "height": 32,
+        "rotation": 0,
+        "bytes": 1,
+        "content_hash": "0",
+        "verified": False,
+        "frame_step": 1.0,
+        "split": split,
+    }
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("videos")
+    render(folder / "rendered", ChoreographyConfig(num_train=6, num_validation=2, num_test=0, size=48))
+    manifest, rejects = index_folder(str(folder / "rendered"), str(folder / "manifest.parquet"))
+    assert (manifest.num_rows, rejects.num_rows) == (8, 0)
+    return Config(
+        preset="test",
+        data=DataConfig(manifest=str(folder / "manifest.parquet"), short_side=32),
+        augment=AugmentConfig(image_size=24),
+        model=ModelConfig(
+            num_frames=80, backbone="small", weights="random", learnable="all", hidden_width=32, width=32,
+            num_heads=2, feedforward_width=32, embedding_width=16, num_layers=1,
+        ),
+        # 3 videos a step: uneven over 2 workers.
+        training=TrainingConfig(
+            seed=3, epochs=NUM_STEPS * 3 // 6, global_batch_size=3, precision="fp32",
+            log_every_steps=1, checkpoint_every_steps=15, validate_every_steps=20,
+        ),
+        cluster=ClusterConfig(num_workers=1, worker_cpus=1, decode_cpus=1),
+    )  # fmt: skip
+
+
+def with_workers(config: Config, num_workers: int) -> Config:
+    return Config(**(vars(config) | {"cluster": ClusterConfig(num_workers=num_workers)}))
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    """What a run logged, without what a clock told it."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_log(str(run_dir))]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("run") / "one worker"
+    outcome = train(config, str(run_dir))
+    assert outcome == Outcome(True, NUM_STEPS, NUM_STEPS, outcome.validation_loss)
+    return run_dir
+
+
+def test_a_run_leaves_what_it_promises(undisturbed: Path, config: Config) -> None:
+    logged = lines(undisturbed)
+    assert [line["step"] for line in logged if "loss" in line] == list(range(1, NUM_STEPS + 1))
+    assert [line["step"] for line in logged if "validation_loss" in line] == [0, 20, 40]
+    assert logged[1]["num_videos"] == 3
+    assert sorted(path.name for path in (undisturbed / "checkpoints").iterdir()) == [
+        "step-00000030",
+        "step-00000040",
+    ]
+    assert list((undisturbed / "events").iterdir())
+    assert '"preset": "test"' in (undisturbed / "config.json").read_text()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(undisturbed: Path, config: Config) -> None:
+    with pytest.raises(UserError, match="already holds a run: --resume"):
+        train(config, str(undisturbed))
+    changed = Config(**(vars(config) | {"optimizer": OptimizerConfig(learning_rate=0.5)}))
+    with pytest.raises(UserError, match=r"was begun with optimizer.learning_rate = 0.0001, now 0.5"):
+        train(changed, str(undisturbed), resume=True)
+
+
+def test_stopped_and_resumed_is_the_undisturbed_run(undisturbed: Path, config: Config, tmp_path: Path) -> None:
+    stop = threading.Event()
+    watcher = threading.Thread(target=stop_at_step, args=(tmp_path, 4, stop.set), daemon=True)
+    watcher.start()
+    outcome = train(config, str(tmp_path), stop=stop)
+    assert not outcome.finished
+    assert 4 <= outcome.step < NUM_STEPS
+    outcome = train(config, str(tmp_path), resume=True)
+    assert outcome.finished
+    assert lines(tmp_path) == lines(undisturbed)
+
+
+def test_two_workers_do_what_one_does(undisturbed: Path, config: Config, tmp_path: Path) -> None:
+    train(with_workers(config, 2), str(tmp_path))
+    for one, two in zip(lines(undisturbed), lines(tmp_path), strict=True):
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            if name == "gradient_norm":
+                continue
+            # Rounding grows along a run.
+            tolerance = 1e-3 if one["step"] <= 20 else 1e-2
+            assert two[name] == pytest.approx(value, rel=tolerance, abs=tolerance), (one["step"], name)
+
+
+def test_killed_workers_change_nothing(undisturbed: Path, config: Config, tmp_path: Path) -> None:
+    """SIGTERM (a spot node's warning) writes a checkpoint first; SIGKILL goes back to the last one."""
+    asked = threading.Thread(
+        target=stop_at_step, args=(tmp_path, 4, lambda: signal_workers(signal.SIGTERM)), daemon=True
+    )
+    killed = threading.Thread(
+        target=stop_at_step, args=(tmp_path, 24, lambda: signal_workers(signal.SIGKILL)), daemon=True
+    )
+    asked.start()
+    killed.start()
+    seen: set[str] = set()
+    watching = threading.Event()
+    watcher = threading.Thread(target=collect_names, args=(tmp_path / "checkpoints", seen, watching), daemon=True)
+    watcher.start()
+    outcome = train(config, str(tmp_path))
+    watching.set()
+    asked.join(timeout=1)
+    killed.join(timeout=1)
+    assert not asked.is_alive()
+    assert not killed.is_alive()
+    assert outcome.finished
+    assert lines(tmp_path) == lines(undisturbed)
+    asked_for = {int(name.removeprefix("step-")) for name in seen} - {15, 30, 40}
+    assert len(asked_for) == 1, f"SIGTERM wrote no checkpoint of its own: {seen}"
+
+
+def test_too_many_bad_videos_end_the_run(config: Config, tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    rows = [
+        manifest_row(make_video(tmp_path / "good.mp4", 20, 48, 32), 20),
+        manifest_row(tmp_path / "broken.mp4", 20),
+        manifest_row(tmp_path / "good.mp4", 20),
+    ]
+    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), str(tmp_path / "manifest.parquet"))
+    data = DataConfig(manifest=str(tmp_path / "manifest.parquet"), short_side=32, retries=0, max_bad_fraction=0.1)
+    bad = Config(**(vars(config) | {"data": data}))
+    with pytest.raises(RunError, match=r"1 of 3 videos drawn could not be read, more than data.max_bad_fraction"):
+        train(bad, str(tmp_path / "run"))
+    listed = read_log(str(tmp_path / "run"), BAD_VIDEOS)
+    assert [line["video_id"] for line in listed] == ["broken.mp4"]
+    assert listed[0]["reason"]
+
+
+def stop_at_step(run_dir: Path, step: int, act: Callable[[], None]) -> None:
+    while True:
+        if any(line["step"] >= step for line in read_log(str(run_dir))):
+            act()
+            return
+        time.sleep(0.05)
+
+
+def signal_workers(number: int) -> None:
+    workers = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+    assert workers
+    for worker in workers:
+        os.kill(worker.pid, number)
+
+
+def collect_names(folder: Path, seen: set[str], stop: threading.Event) -> None:
+    while not stop.wait(0.02):
+        if folder.is_dir():
+            seen.update(path.parent.name for path in folder.glob("step-*/state.json"))
