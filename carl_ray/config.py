@@ -1,7 +1,7 @@
 """Everything a run depends on, as frozen dataclasses that check themselves; JSON in and out.
 
-A run is a function of its `Config`: presets (`carl_ray.presets`) are functions that return one, a run folder keeps
-its own as `config.json`. Unknown fields and values of the wrong type are errors.
+A run is a function of its `Config`: presets (`carl_ray.presets`) are functions that return one, a run folder
+keeps its own as `config.json`. Unknown fields and values of the wrong type are errors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class DataConfig:
     """Which videos, and how they are read."""
 
     manifest: str | None = None
-    """URI of the Parquet manifest (`python -m carl_ray.index` writes one); none renders the embedded videos."""
+    """URI of the Parquet manifest, as `python -m carl_ray.index` writes; none: the embedded videos."""
     train_split: str = "train"
     """Only rows of the manifest with this `split` are trained on; rows without a split count as "train"."""
     validation_split: str = "validation"
@@ -38,7 +38,7 @@ class DataConfig:
     retries: int = Field(default=2, ge=0)
     """How often reading a video is tried again before it counts as bad."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
-    """The run fails once more than this share of the videos drawn (of one epoch, at the least) could not be read."""
+    """The run fails once more than this share of the videos drawn (at least one epoch) could not be read."""
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -48,7 +48,7 @@ class ViewsConfig:
     max_crop_ratio: float = Field(default=1.5, ge=1)
     """alpha: a crop has at most this many times T frames."""
     min_overlap: float = Field(default=0.2, ge=0, le=1)
-    """beta: the two crops share at least this part of the shorter one; 0 crops independently, 1 crops alike."""
+    """beta: the two crops share at least this part of the shorter one; 0: independent crops, 1: the same."""
     crop: Literal["paper", "released"] = "paper"
     """`paper` crops as section 3.2 says; `released` draws over the whole video as the authors' code does."""
     sampling: Literal["random", "even"] = "random"

@@ -1,4 +1,4 @@
-"""Command-line options made from the configuration: every field of every section is `--section.field VALUE`."""
+"""Command-line options made from the configuration: every field of a section is `--section.field VALUE`."""
 
 from __future__ import annotations
 
@@ -87,11 +87,12 @@ def overridden(config: Config, values: dict[str, str]) -> Config:
 def _fields() -> dict[str, Any]:
     """What pydantic knows of every field of a section, by dotted name."""
     whole: Any = Config
+    sections: dict[str, Any] = {name: info.annotation for name, info in whole.__pydantic_fields__.items()}
     return {
         f"{section}.{name}": info
-        for section, section_info in whole.__pydantic_fields__.items()
-        if dataclasses.is_dataclass(section_info.annotation)
-        for name, info in section_info.annotation.__pydantic_fields__.items()
+        for section, section_class in sections.items()
+        if dataclasses.is_dataclass(section_class)
+        for name, info in getattr(section_class, "__pydantic_fields__", {}).items()
     }
 
 

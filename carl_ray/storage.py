@@ -1,8 +1,8 @@
 """A URI becomes a (pyarrow filesystem, path); reading and atomic writing over it.
 
-Local paths, `s3://bucket/key?endpoint_override=host:port&scheme=http` and `gs://bucket/key` are the same to every
-caller. Credentials come from the environment; those inside a URI are used, but `public_uri` drops them from whatever
-is written or printed.
+Local paths, `s3://bucket/key?endpoint_override=host:port&scheme=http` and `gs://bucket/key` are the same to
+every caller. Credentials come from the environment; those inside a URI are used, but `public_uri` drops them
+from whatever is written or printed.
 """
 
 from __future__ import annotations

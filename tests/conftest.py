@@ -139,7 +139,11 @@ def ray_cluster(s3_endpoint: str) -> Iterator[dict[str, str]]:
     port, dashboard_port = _free_port(), _free_port()
     # Not below pytest's own folder: Ray's socket names would be too long.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+        os.environ |= {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        }
         head = subprocess.Popen(
             [
                 *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),

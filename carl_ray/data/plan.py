@@ -1,7 +1,8 @@
 """Which video when: row n of a run is a pure function of (seed, n).
 
-A run is the concatenation of its epochs, one endless stream; each epoch is a seeded permutation of the manifest. A
-position in it is a number, so a checkpoint stores one integer and a run resumes there on any number of workers.
+A run is the concatenation of its epochs, one endless stream; each epoch is a seeded permutation of the
+manifest. A position in it is a number, so a checkpoint stores one integer and a run resumes there on any
+number of workers.
 Step k trains on rows [k * batch_size, (k + 1) * batch_size), whoever of the workers gets which.
 """
 

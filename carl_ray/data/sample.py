@@ -2,8 +2,8 @@
 
     bytes ─ make_view_pair ▶ ViewPair (uint8, NumPy, on a CPU worker) ─ collate ▶ Batch (tensors of a trainer)
 
-A pair is a pure function of (seed, epoch, video) and the configuration, whoever makes it. No Ray here: the stream
-of `carl_ray.data.stream`, a plain DataLoader and a notebook call the same functions.
+A pair is a pure function of (seed, epoch, video) and the configuration, whoever makes it. No Ray here: the
+stream of `carl_ray.data.stream`, a plain DataLoader and a notebook call the same functions.
 
 Legend: B videos, 2 views, T frames of a view, S x S pixels, K numbers of a colour draw.
 """
@@ -42,7 +42,7 @@ class ViewPair:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one worker trains on in one step; its videos may be none (then one fully masked video stands in)."""
+    """What one worker trains on in one step; where that is nothing, one fully masked video stands in."""
 
     frames: UInt8[Tensor, "batch 2 time size size 3"]
     timestamps: Float64[Tensor, "batch 2 time"]
@@ -81,9 +81,7 @@ def make_view_pair(
         rng=sample_generator(seed, epoch, video_id, ViewNumber.SHARED),
     )
     needed = np.unique(np.concatenate([view.frame_indices[view.frame_mask] for view in views]))
-    decoded = read_frames(
-        source, needed, short_side=config.data.short_side, decoder=config.data.decoder
-    )
+    decoded = read_frames(source, needed, short_side=config.data.short_side, decoder=config.data.decoder)
     size = config.augment.image_size
     frames = np.zeros((2, time, size, size, 3), dtype=np.uint8)
     color = np.zeros((2, NUM_COLOR_VALUES))
@@ -106,7 +104,9 @@ def make_view_pair(
 
 def view_seeds(seed: int, epoch: int, video_id: str) -> tuple[int, int]:
     """Seeds of the model's own draws (dropout) for the two views of a video in an epoch."""
-    first, second = (sample_seed(seed, epoch, video_id, view) for view in (ViewNumber.FIRST, ViewNumber.SECOND))
+    first, second = (
+        sample_seed(seed, epoch, video_id, view) for view in (ViewNumber.FIRST, ViewNumber.SECOND)
+    )
     return first, second
 
 

@@ -1,10 +1,10 @@
 """All state of a run becomes a folder, and back.
 
-    RUN/checkpoints/step-00000500/  model.pt  optimizer.pt  state.json (written last: a folder without it is torn)
+    RUN/checkpoints/step-00000500/  model.pt  optimizer.pt  state.json (the last: a folder without it is torn)
 
-`state.json` holds the position in the plan, the config, counters and the SHA-256 of the other files. A checkpoint
-that is torn or whose hash is wrong is passed over, with a warning, for the one before. Tensors are read with
-`weights_only=True`: a checkpoint is data, never code.
+`state.json` holds the position in the plan, the config, counters and the SHA-256 of the other files. A
+checkpoint that is torn or whose hash is wrong is passed over, with a warning, for the one before. Tensors are
+read with `weights_only=True`: a checkpoint is data, never code.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def load_model(checkpoint: Checkpoint, model: ContrastiveModel) -> None:
         )
         name = wrong[0]
         raise UserError(
-            f"{storage.public_uri(checkpoint.uri)}: does not fit the model: {len(wrong)} tensors differ, first "
-            f"{name}: expected shape {expected.get(name, 'none')}, got {found.get(name, 'none')}; "
+            f"{storage.public_uri(checkpoint.uri)}: does not fit the model: {len(wrong)} tensors differ, "
+            f"first {name}: expected shape {expected.get(name, 'none')}, got {found.get(name, 'none')}; "
             "use the --model options it was trained with (its state.json has them)"
         )
     model.load_state_dict(tensors)
@@ -204,6 +204,6 @@ def _load(checkpoint: Checkpoint, file_name: str) -> dict[str, Any]:
         found = type(document).__name__
     uri = storage.public_uri(storage.join(checkpoint.uri, file_name))
     raise RunError(
-        f"{uri}: expected tensors alone, as carl_ray writes them, got something else, which is not read because it "
-        f"could run code ({found})"
+        f"{uri}: expected tensors alone, as carl_ray writes them, got something else ({found}), which is not "
+        "read because it could run code"
     )

@@ -1,7 +1,7 @@
 """From the stream of rows to one batch a step, made ahead of time in a thread. Free of Ray.
 
-A worker takes every row of its shard that belongs to a step, however many: on any number of workers the rows of a
-step are those that the plan says, and a worker may have none.
+A worker takes every row of its shard that belongs to a step, however many: on any number of workers the rows
+of a step are those that the plan says, and a worker may have none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ class StepRows(Generic[T]):
 
 
 def rows_by_step(
-    rows: Iterable[T], step_of: Callable[[T], int], first_step: int, num_steps: int, rows_of_step: Callable[[int], int]
+    rows: Iterable[T],
+    step_of: Callable[[T], int],
+    first_step: int,
+    num_steps: int,
+    rows_of_step: Callable[[int], int],
 ) -> Iterator[StepRows[T]]:
     """Every step of [first_step, num_steps) once, in order, with its rows; a step may have none.
 

@@ -1,7 +1,7 @@
-"""The files that a run writes besides checkpoints: config.json, metrics.jsonl, bad_videos.jsonl, TensorBoard events.
+"""The logs of a run: metrics.jsonl, bad_videos.jsonl, TensorBoard events.
 
-Written by one worker. A local run folder is written directly; for object storage, where nothing can be appended,
-the files grow in a temporary folder and `sync` copies them whole.
+Written by one worker. A local run folder is written directly; for object storage, where nothing can be
+appended, the files grow in a temporary folder and `sync` copies them whole.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class RunLog:
 
     Args:
         run_dir: URI of the run folder.
-        step: Steps already done; later lines, of an attempt that went on past its last checkpoint, are dropped.
+        step: Steps already done; later lines, of an attempt that went on past its last checkpoint, are
+            dropped.
     """
 
     def __init__(self, run_dir: str, step: int) -> None:
@@ -53,7 +54,7 @@ class RunLog:
         )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Adds one line to metrics.jsonl, null for what is not finite, and the numbers to the TensorBoard events."""
+        """Adds one line to metrics.jsonl, null for what is not finite, and its numbers to the events."""
         # JSON has no NaN: other readers than Python's would stop at such a line.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._append(METRICS, {"step": step, **finite})
@@ -87,7 +88,7 @@ class RunLog:
 
 
 def read_log(run_dir: str, name: str = METRICS) -> list[dict[str, Any]]:
-    """The lines of a log of a run folder, oldest first; empty where it has none. A torn last line is dropped."""
+    """The lines of a log of a run folder, oldest first, but a torn last one; empty where it has none."""
     uri = storage.join(run_dir, name)
     if not storage.exists(uri):
         return []

@@ -1,9 +1,9 @@
 """The training step: a batch of view pairs becomes one update of the weights. Free of Ray.
 
-    Batch (uint8) ─ to device, normalise ▶ FVE ▶ projection ▶ objective ─ backward ▶ clip ▶ finite everywhere? ▶ Adam
+    Batch (uint8) ─ to device, normalise ▶ FVE ▶ projection ▶ objective ─ backward ▶ clip ▶ all finite? ▶ Adam
 
-Losses are means over the *global* batch: every worker adds sums, counts are summed over the workers before the
-division, so the number of workers and how the videos fall on them change nothing but rounding.
+Losses are means over the *global* batch: every worker adds sums, counts are summed over the workers before
+the division, so the number of workers and how the videos fall on them change nothing but rounding.
 
 Legend: B videos of this worker, T frames of a view, S pixels, D embedding width, W workers.
 """
@@ -90,7 +90,7 @@ class TrainingStep:
         self.num_workers = dist.get_world_size() if dist.is_initialized() else 1
         self._forward: nn.Module = self.model
         if self.num_workers > 1:
-            # Buffers stay apart: batch-norm statistics are synchronised by the layers themselves, or not at all.
+            # Buffers stay apart: batch norm's statistics are synchronised by its layers, or not at all.
             self._forward = DistributedDataParallel(self.model, broadcast_buffers=False)
 
     def learning_rate(self, step: int) -> float:

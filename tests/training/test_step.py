@@ -1,0 +1,416 @@
+"""`carl_ray.training.step`: one update on any number of workers is the same update."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, multiprocessing
+
+from carl_ray.config import AugmentConfig, Config, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
+from carl_ray.data.augment import normalize
+from carl_ray.data.sample import NUM_COLOR_VALUES, Batch, ViewPair, collate, make_view_pair, view_seeds
+from carl_ray.objectives.scl import sequence_contrastive_loss
+from carl_ray.training.step import StepReport, TrainingStep
+
+NUM_STEPS = 20
+NUM_VIDEOS = 5
+TIME = 8
+SIZE = 24
+CPU = torch.device("cpu")
+
+CONFIG = Config(
+    preset="test",
+    augment=AugmentConfig(image_size=SIZE),
+    model=ModelConfig(
+        num_frames=TIME,
+        backbone="small",
+        weights="random",
+        learnable="all",
+        hidden_width=32,
+        width=32,
+        num_layers=1,
+        num_heads=2,
+        feedforward_width=32,
+        embedding_width=16,
+    ),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    training=TrainingConfig(seed=3, global_batch_size=NUM_VIDEOS, precision="fp32"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def with_model(config: Config = CONFIG, **values: Any) -> Config:
+    return replace(config, model=replace(config.model, **values))
+
+
+def global_batch(step: int, num_videos: int = NUM_VIDEOS) -> list[ViewPair]:
+    """Videos whose brightness wanders, so that their frames can be told apart; some are padded."""
+    rng = np.random.default_rng([11, step])
+    pairs = []
+    for _ in range(num_videos):
+        real = int(rng.integers(TIME // 2, TIME + 1))
+        mask = np.arange(TIME) < real
+        timestamps = np.sort(rng.choice(40, size=(2, TIME)), axis=1).astype(np.float64)
+        brightness = 128 + 100 * np.sin(timestamps / 6 + rng.uniform(0, 6))
+        noise = rng.normal(0, 20, (2, TIME, SIZE, SIZE, 3))
+        frames = np.clip(brightness[:, :, None, None, None] + noise, 0, 255).astype(np.uint8)
+        frames[:, ~mask] = 0
+        masks = np.stack([mask, mask])
+        pairs.append(ViewPair(frames, timestamps, masks, np.zeros((2, NUM_COLOR_VALUES))))
+    return pairs
+
+
+def share(step: int, rank: int, num_workers: int) -> slice:
+    """The worker's videos of a step: another uneven split at each, in which a worker may have none."""
+    if num_workers == 1:
+        return slice(0, NUM_VIDEOS)
+    if num_workers == 2:
+        cuts = [0, (4 * step + 5) % (NUM_VIDEOS + 1), NUM_VIDEOS]
+    else:
+        cuts = [0, *sorted([(2 * step) % (NUM_VIDEOS + 1), (3 * step + 4) % (NUM_VIDEOS + 1)]), NUM_VIDEOS]
+    return slice(cuts[rank], cuts[rank + 1])
+
+
+def worker_batch(step: int, rank: int = 0, num_workers: int = 1, config: Config = CONFIG) -> Batch:
+    mine = share(step, rank, num_workers)
+    seeds = [view_seeds(config.training.seed, step, f"video-{i}") for i in range(NUM_VIDEOS)]
+    return collate(global_batch(step)[mine], seeds[mine], config)
+
+
+def snapshot(step: TrainingStep) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in step.model.state_dict().items()}
+
+
+def same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- any number of workers ----------------------------------------------------------------------------------------
+
+SCENARIOS = {
+    "synchronized": with_model(batch_norm="synchronized"),
+    "frozen": with_model(batch_norm="frozen"),
+    "local": with_model(batch_norm="local"),
+    "global negatives": replace(
+        with_model(batch_norm="synchronized"), objective=ObjectiveConfig(negatives="global")
+    ),
+}
+
+
+def run_scenario(config: Config, rank: int, num_workers: int) -> dict[str, Any]:
+    step = TrainingStep(config, CPU, NUM_STEPS)
+    reports = [
+        step.train(worker_batch(number, rank, num_workers, config), number) for number in range(NUM_STEPS)
+    ]
+    return {"reports": [vars(report) for report in reports], "state": snapshot(step)}
+
+
+FAULTS = ["loss", "gradient", "activation"]
+
+
+def run_with_fault(fault: str, rank: int, num_workers: int) -> dict[str, Any]:
+    """A good step, one with something not finite on the last worker alone, a good step."""
+    step = TrainingStep(CONFIG, CPU, NUM_STEPS)
+    number = 1
+    # All workers must have videos in the faulty step.
+    batch = worker_batch(number, rank, num_workers)
+    first = step.train(batch, 0)
+    before, momentum = snapshot(step), copy.deepcopy(step.optimizer.state_dict()["state"])
+    broken = batch
+    handle = None
+    if rank == num_workers - 1:
+        match fault:
+            case "loss":
+                broken = replace(batch, timestamps=torch.full_like(batch.timestamps, torch.nan))
+            case "gradient":
+                weight = step.model.projection.layers[0].weight
+                handle = weight.register_hook(lambda gradient: gradient * torch.inf)
+            case "activation":
+                handle = step.model.projection.register_forward_pre_hook(
+                    lambda module, inputs: (inputs[0] * torch.inf, *inputs[1:])
+                )
+    skipped = step.train(broken, 1)
+    if handle is not None:
+        handle.remove()
+    after = step.optimizer.state_dict()["state"]
+    same_momentum = all(torch.equal(momentum[i][name], after[i][name]) for i in momentum for name in momentum[i])
+    unchanged = same_state(before, snapshot(step)) and same_momentum
+    last = step.train(batch, 2)
+    changed = not same_state(before, snapshot(step))
+    return {
+        "applied": [first.applied, skipped.applied, last.applied],
+        "loss": last.loss,
+        "unchanged": unchanged,
+        "changed": changed,
+    }
+
+
+def _worker(rank: int, num_workers: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_workers
+    )
+    answers = {name: run_scenario(config, rank, num_workers) for name, config in SCENARIOS.items()}
+    if num_workers == 2:
+        answers |= {fault: run_with_fault(fault, rank, num_workers) for fault in FAULTS}
+    torch.save(answers, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def on_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """The answers of every worker of 1, 2 and 3."""
+    torch.set_num_threads(1)
+    answers = {1: [{name: run_scenario(config, 0, 1) for name, config in SCENARIOS.items()}]}
+    for num_workers in (2, 3):
+        folder = tmp_path_factory.mktemp(f"workers-{num_workers}")
+        multiprocessing.spawn(_worker, args=(num_workers, str(folder)), nprocs=num_workers)
+        answers[num_workers] = [torch.load(folder / f"{rank}.pt") for rank in range(num_workers)]
+    return answers
+
+
+def losses(answer: dict[str, Any]) -> Tensor:
+    return torch.tensor([report["loss"] for report in answer["reports"]], dtype=torch.float64)
+
+
+def test_the_splits_are_uneven_and_leave_workers_without_videos() -> None:
+    for num_workers in (2, 3):
+        counts = {
+            tuple(len(range(*share(step, rank, num_workers).indices(NUM_VIDEOS))) for rank in range(num_workers))
+            for step in range(NUM_STEPS)
+        }
+        assert all(sum(count) == NUM_VIDEOS for count in counts)
+        assert any(min(count) == 0 for count in counts)
+        assert any(0 < min(count) < max(count) for count in counts)
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+@pytest.mark.parametrize("scenario", ["synchronized", "frozen", "global negatives"])
+def test_losses_and_weights_do_not_depend_on_the_number_of_workers(
+    on_workers: dict[int, list[dict[str, Any]]], scenario: str, num_workers: int
+) -> None:
+    alone, together = on_workers[1][0][scenario], [answer[scenario] for answer in on_workers[num_workers]]
+    for answer in together:
+        assert answer["reports"] == together[0]["reports"]
+        assert same_state(answer["state"], together[0]["state"])
+    torch.testing.assert_close(losses(together[0]), losses(alone), rtol=0, atol=1e-3)
+    for name in ("num_videos", "num_frames", "learning_rate", "applied"):
+        assert [r[name] for r in together[0]["reports"]] == [r[name] for r in alone["reports"]]
+    norms = [[report["gradient_norm"] for report in answer["reports"]] for answer in (together[0], alone)]
+    torch.testing.assert_close(torch.tensor(norms[0]), torch.tensor(norms[1]), rtol=1e-2, atol=1e-3)
+    for name, value in alone["state"].items():
+        torch.testing.assert_close(together[0]["state"][name], value, rtol=1e-2, atol=2e-3, msg=name)
+
+
+def test_the_losses_fall_so_that_they_could_differ(on_workers: dict[int, list[dict[str, Any]]]) -> None:
+    for scenario in SCENARIOS:
+        values = losses(on_workers[1][0][scenario])
+        assert values[-3:].mean() < values[:3].mean() - 0.05
+
+
+def test_local_batch_norm_does_depend_on_the_number_of_workers(
+    on_workers: dict[int, list[dict[str, Any]]],
+) -> None:
+    alone = losses(on_workers[1][0]["local"])
+    assert torch.equal(alone, losses(on_workers[1][0]["synchronized"]))
+    for num_workers in (2, 3):
+        assert (losses(on_workers[num_workers][0]["local"]) - alone).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_not_finite_on_one_worker_skips_the_step_on_all(
+    on_workers: dict[int, list[dict[str, Any]]], fault: str
+) -> None:
+    for answer in on_workers[2]:
+        assert answer[fault]["applied"] == [True, False, True]
+        assert answer[fault]["unchanged"]
+        assert answer[fault]["changed"]
+        assert np.isfinite(answer[fault]["loss"])
+    assert on_workers[2][0][fault]["loss"] == on_workers[2][1][fault]["loss"]
+
+
+# --- one worker ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_not_finite_skips_the_step(fault: str) -> None:
+    answer = run_with_fault(fault, 0, 1)
+    assert answer["applied"] == [True, False, True]
+    assert answer["unchanged"]
+    assert answer["changed"]
+    assert np.isfinite(answer["loss"])
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1e6])
+def test_a_step_is_the_loss_by_hand_clipped_into_adam(max_norm: float) -> None:
+    optimizer = OptimizerConfig(learning_rate=1e-3, weight_decay=1e-2, max_gradient_norm=max_norm)
+    config = replace(
+        with_model(dropout=0.0), optimizer=optimizer, objective=ObjectiveConfig(temperature=0.2, variance=4.0)
+    )
+    step, batch = TrainingStep(config, CPU, NUM_STEPS), worker_batch(0, config=config)
+    model = copy.deepcopy(step.model).train()
+    report = step.train(batch, 0)
+
+    views = [
+        model(normalize(batch.frames.flatten(0, 1)), batch.frame_mask.flatten(0, 1), batch.sample_seeds.flatten())
+    ][0].unflatten(0, (NUM_VIDEOS, 2))
+    loss = sequence_contrastive_loss(
+        views[:, 0],
+        views[:, 1],
+        batch.timestamps[:, 0],
+        batch.timestamps[:, 1],
+        batch.frame_mask[:, 0],
+        batch.frame_mask[:, 1],
+        temperature=0.2,
+        variance=4.0,
+    )
+    loss.backward()
+    gradients = [p.grad for p in model.parameters()]
+    norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-2)
+    for gradient in gradients:
+        gradient.mul_(min(1.0, max_norm / float(norm)))
+    adam.step()
+
+    assert report.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert report.gradient_norm == pytest.approx(norm.item(), rel=1e-4)
+    assert max_norm > 1 or norm > 10 * max_norm
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(step.model.state_dict()[name], value, rtol=1e-4, atol=2e-5, msg=name)
+    assert (report.num_videos, report.num_frames) == (NUM_VIDEOS, int(batch.frame_mask.sum()))
+    clipped = torch.stack([p.grad.square().sum() for p in step.parameters]).sum().sqrt()
+    assert clipped.item() == pytest.approx(min(max_norm, norm.item()), rel=1e-3)
+
+
+def test_learning_rate_is_one_cosine_over_the_run() -> None:
+    step = TrainingStep(CONFIG, CPU, 8)
+    base = CONFIG.optimizer.learning_rate
+    assert step.learning_rate(0) == base
+    assert step.learning_rate(2) == pytest.approx(base * (1 + 2**-0.5) / 2)
+    assert step.learning_rate(4) == pytest.approx(base / 2)
+    assert step.learning_rate(8) == pytest.approx(0, abs=1e-12)
+    assert all(step.learning_rate(k) > step.learning_rate(k + 1) for k in range(8))
+    report = step.train(worker_batch(0), 4)
+    assert report.learning_rate == step.learning_rate(4) == step.optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize(
+    ("learnable", "frozen"),
+    [
+        ("none", ["conv1", "conv2", "conv3", "conv4", "conv5", "conv6"]),
+        ("block5", ["conv1", "conv2", "conv3", "conv4"]),
+        ("all", []),
+    ],
+)
+def test_frozen_blocks_stay_bit_for_bit(learnable: str, frozen: list[str]) -> None:
+    step = TrainingStep(with_model(learnable=learnable), CPU, NUM_STEPS)
+    before = snapshot(step)
+    for number in range(3):
+        assert step.train(worker_batch(number), number).applied
+    after = snapshot(step)
+    for block in [f"conv{i}" for i in range(1, 7)]:
+        names = [name for name in before if name.startswith(f"encoder.backbone.{block}.")]
+        assert names
+        for name in names:
+            assert torch.equal(before[name], after[name]) == (block in frozen), name
+    assert all(not torch.equal(before[n], after[n]) for n in before if "projection" in n)
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = TrainingStep(CONFIG, CPU, NUM_STEPS)
+    drawn = torch.rand(1)
+    second = TrainingStep(CONFIG, CPU, NUM_STEPS)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), drawn)  # the caller's generator is left as it was
+    assert same_state(snapshot(first), snapshot(second))
+    other = replace(CONFIG, training=replace(CONFIG.training, seed=4))
+    assert not same_state(snapshot(first), snapshot(TrainingStep(other, CPU, NUM_STEPS)))
+
+
+def test_dropout_follows_the_videos_seeds() -> None:
+    batch = worker_batch(0)
+    reports = [TrainingStep(CONFIG, CPU, NUM_STEPS).train(batch, 0).loss for _ in range(2)]
+    assert reports[0] == reports[1]
+    reseeded = replace(batch, sample_seeds=batch.sample_seeds + 1)
+    assert TrainingStep(CONFIG, CPU, NUM_STEPS).train(reseeded, 0).loss != reports[0]
+
+
+def test_bf16_stays_near_fp32_and_finite() -> None:
+    config = replace(CONFIG, training=replace(CONFIG.training, precision="bf16"))
+    half, full = TrainingStep(config, CPU, NUM_STEPS), TrainingStep(CONFIG, CPU, NUM_STEPS)
+    for number in range(3):
+        batch = worker_batch(number)
+        # Timestamps of a long video: no weight of the loss may become 0/0.
+        batch = replace(batch, timestamps=batch.timestamps * torch.tensor([1.0, 200.0])[:, None])
+        got, expected = half.train(batch, number), full.train(batch, number)
+        assert got.applied
+        assert got.loss != expected.loss
+        assert got.loss == pytest.approx(expected.loss, rel=0.05)
+    assert all(value.dtype != torch.bfloat16 for value in half.model.state_dict().values())
+    assert all(value.isfinite().all() for value in half.model.state_dict().values())
+
+
+def test_colour_on_the_trainer_gives_the_loss_of_colour_on_the_workers(
+    tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    strong = AugmentConfig(image_size=SIZE, jitter_probability=1.0, blur_probability=1.0, blur_sigma=(1.0, 2.0))
+    workers = replace(CONFIG, augment=strong)
+    trainer = replace(CONFIG, augment=replace(strong, color_on="trainer"))
+    lengths = [30, 5, 20]  # the second is padded
+    paths = [make_video(tmp_path / f"{i}.mp4", length, 48, 32) for i, length in enumerate(lengths)]
+    reports: list[StepReport] = []
+    batches: list[Batch] = []
+    for config in (workers, trainer):
+        pairs = [
+            make_view_pair(str(p), p.name, n, 1.0, 0, config) for p, n in zip(paths, lengths, strict=True)
+        ]
+        batch = collate(pairs, [view_seeds(0, 0, path.name) for path in paths], config)
+        batches.append(batch)
+        reports.append(TrainingStep(config, CPU, NUM_STEPS).train(batch, 0))
+    assert not torch.equal(batches[0].frames, batches[1].frames)
+    assert reports[1].loss == pytest.approx(reports[0].loss, rel=1e-5)
+    assert reports[1].gradient_norm == pytest.approx(reports[0].gradient_norm, rel=1e-4)
+    plain = TrainingStep(workers, CPU, NUM_STEPS).train(batches[1], 0)
+    assert plain.loss != pytest.approx(reports[0].loss, rel=1e-3)
+
+
+def test_evaluation_is_a_sum_over_videos_and_changes_nothing() -> None:
+    step = TrainingStep(CONFIG, CPU, NUM_STEPS)
+    step.train(worker_batch(0), 0)
+    before = snapshot(step)
+    whole = step.evaluate(worker_batch(1))
+    parts = [step.evaluate(worker_batch(1, rank, 2)) for rank in range(2)]
+    nothing = step.evaluate(collate([], [], CONFIG))
+    torch.testing.assert_close(parts[0][0] + parts[1][0], whole[0])
+    assert torch.equal(parts[0][1] + parts[1][1], whole[1])
+    assert int(whole[1].sum()) == int(worker_batch(1).frame_mask.sum())
+    assert all(value.tolist() == [0.0, 0.0] for value in nothing)
+    assert same_state(before, snapshot(step))
+    # At test time nothing is dropped, whatever the seeds.
+    other = step.evaluate(replace(worker_batch(1), sample_seeds=torch.zeros(NUM_VIDEOS, 2, dtype=torch.int64)))
+    assert torch.equal(other[0], whole[0])
+
+
+def test_a_step_without_any_video_is_harmless() -> None:
+    step = TrainingStep(CONFIG, CPU, NUM_STEPS)
+    step.train(worker_batch(0), 0)
+    report = step.train(collate([], [], CONFIG), 1)
+    assert (report.loss, report.num_videos, report.num_frames) == (0.0, 0, 0)
+    assert report.applied
+    assert all(value.isfinite().all() for value in step.model.state_dict().values())
