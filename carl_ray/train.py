@@ -1,10 +1,10 @@
 """Trains a frame-level video encoder with the sequence contrastive loss.
 
-    python -m carl_ray.train                                     the embedded demo, on this machine's CPUs
-    python -m carl_ray.train penn_action --data.manifest s3://bucket/penn/manifest.parquet \
+python -m carl_ray.train                                     the embedded demo, on this machine's CPUs
+python -m carl_ray.train penn_action --data.manifest s3://bucket/penn/manifest.parquet \
         --run-dir s3://bucket/runs/penn --cluster.use_gpu true --cluster.num_workers 4
-    ray job submit --working-dir . -- python -m carl_ray.train …  the same on a cluster
-    python -m carl_ray.train … --resume                          goes on from the latest checkpoint
+ray job submit --working-dir . -- python -m carl_ray.train …  the same on a cluster
+python -m carl_ray.train … --resume                          goes on from the latest checkpoint
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def _run(arguments: list[str]) -> None:
         started = time.monotonic()
         outcome = train(config, run_dir, resume=parsed.resume, stop=stop)
     if not outcome.finished:
-        raise RunError(f"stopped at step {outcome.step} of {outcome.num_steps}; --resume --run-dir {run_dir} goes on")
+        raise RunError(
+            f"stopped at step {outcome.step} of {outcome.num_steps}; --resume --run-dir {run_dir} goes on"
+        )
     _print_results(run_dir, outcome.num_steps, time.monotonic() - started)
 
 
@@ -89,7 +91,9 @@ def _choose(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[Conf
 
         base = saved_config(run_dir) or base
         if parsed.preset not in (None, base.preset):
-            raise UserError(f"{storage.public_uri(run_dir)} holds a run of preset {base.preset}, not {parsed.preset}")
+            raise UserError(
+                f"{storage.public_uri(run_dir)} holds a run of preset {base.preset}, not {parsed.preset}"
+            )
     return options.overridden(base, overrides), run_dir
 
 
@@ -110,7 +114,9 @@ def _print_results(run_dir: str, num_steps: int, seconds: float) -> None:
 def _local_cpus(config: Config) -> int:
     """Logical CPUs of a cluster on this machine: at least what the run asks for, since nobody else shares it."""
     cluster = config.cluster
-    return max(os.cpu_count() or 1, math.ceil(cluster.num_workers * cluster.worker_cpus + cluster.decode_cpus))
+    return max(
+        os.cpu_count() or 1, math.ceil(cluster.num_workers * cluster.worker_cpus + cluster.decode_cpus)
+    )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,14 @@ class Batch:
 
 
 def make_view_pair(
-    source: bytes | str, video_id: str, num_video_frames: int, frame_step: float, epoch: int, config: Config
+    source: bytes | str,
+    video_id: str,
+    num_video_frames: int,
+    frame_step: float,
+    epoch: int,
+    config: Config,
+    *,
+    verified: bool = False,
 ) -> ViewPair:
     """The two augmented views of one video in one epoch (paper, section 3.2).
 
@@ -66,6 +73,7 @@ def make_view_pair(
         frame_step: Timestamp of frame i is i * frame_step.
         epoch: Epoch of the run.
         config: The run.
+        verified: Every frame was decoded once to count them: the decoder may rely on it.
 
     Raises:
         DecodeError: the video cannot be read.
@@ -81,7 +89,13 @@ def make_view_pair(
         rng=sample_generator(seed, epoch, video_id, ViewNumber.SHARED),
     )
     needed = np.unique(np.concatenate([view.frame_indices[view.frame_mask] for view in views]))
-    decoded = read_frames(source, needed, short_side=config.data.short_side, decoder=config.data.decoder)
+    decoded = read_frames(
+        source,
+        needed,
+        short_side=config.data.short_side,
+        decoder=config.data.decoder,
+        num_frames=num_video_frames if verified else None,
+    )
     size = config.augment.image_size
     frames = np.zeros((2, time, size, size, 3), dtype=np.uint8)
     color = np.zeros((2, NUM_COLOR_VALUES))

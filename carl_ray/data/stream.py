@@ -25,7 +25,7 @@ from carl_ray.data.plan import ABSENT, Plan
 from carl_ray.data.sample import NUM_COLOR_VALUES, ViewPair, make_view_pair
 from carl_ray.errors import RunError, UserError
 
-MANIFEST_COLUMNS = ["video_id", "uri", "num_frames", "frame_step"]
+MANIFEST_COLUMNS = ["video_id", "uri", "num_frames", "verified", "frame_step"]
 """What the stream needs of a manifest."""
 
 _SEGMENTS = 256
@@ -62,9 +62,7 @@ class StreamRow:
 
 def execution_options(config: Config) -> ExecutionOptions:
     """Order as planned, and the nodes that decode. For `ray.train.DataConfig`, which ignores the DataContext's."""
-    return ExecutionOptions(
-        preserve_order=True, label_selector=dict(config.cluster.data_node_labels) or None
-    )
+    return ExecutionOptions(preserve_order=True, label_selector=dict(config.cluster.data_node_labels) or None)
 
 
 def stream_views(
@@ -187,6 +185,7 @@ def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) 
                 video["frame_step"],
                 planned["epoch"],
                 config,
+                verified=video["verified"],
             )
         except (DecodeError, RunError, UserError, OSError) as failure:
             error = " ".join(str(failure).split()) or type(failure).__name__

@@ -1,7 +1,7 @@
 """A run from the driver's side: checks what can be checked, starts Ray Train, shows progress, passes on a stop.
 
-    RUN/config.json  metrics.jsonl  bad_videos.jsonl  events/  checkpoints/step-…/       the run
-    RUN/ray/…                                                                            Ray Train's own records
+RUN/config.json  metrics.jsonl  bad_videos.jsonl  events/  checkpoints/step-…/       the run
+RUN/ray/…                                                                            Ray Train's own records
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def saved_config(run_dir: str) -> Config | None:
     return configuration.from_json(storage.read_bytes(uri), storage.public_uri(uri))
 
 
-def train(config: Config, run_dir: str, *, resume: bool = False, stop: threading.Event | None = None) -> Outcome:
+def train(
+    config: Config, run_dir: str, *, resume: bool = False, stop: threading.Event | None = None
+) -> Outcome:
     """Trains on the connected Ray cluster, to the end or until asked to stop.
 
     Args:
@@ -132,34 +134,44 @@ def train(config: Config, run_dir: str, *, resume: bool = False, stop: threading
     run_dir = run_dir if storage.is_remote(run_dir) else storage.resolve(run_dir)[1]
     videos = read_videos(config)
     plan = training_plan(
-        config.training.seed, videos.training.num_rows, config.training.global_batch_size, config.training.epochs
+        config.training.seed,
+        videos.training.num_rows,
+        config.training.global_batch_size,
+        config.training.epochs,
     )
     _warn_short_videos(videos.training, config.model.num_frames)
     checkpoint = prepare_run_dir(config, run_dir, resume=resume)
     first_step = 0 if checkpoint is None else checkpoint.progress.step
     if resume:
-        place = "from the beginning: there is no checkpoint" if checkpoint is None else f"from step {first_step}"
+        place = (
+            "from the beginning: there is no checkpoint" if checkpoint is None else f"from step {first_step}"
+        )
         print(f"resuming {storage.public_uri(run_dir)} {place}", flush=True)
     if first_step >= plan.num_steps:
         print(f"nothing to do: all {plan.num_steps} steps are done", flush=True)
         return Outcome(True, first_step, plan.num_steps, None)
     weights = None if checkpoint is not None else _pretrained_backbone(config)
     _explain_resources(config)
-    monitor = RunMonitor.remote()
-    checked = None if videos.validation is None else validation_plan(
-        config.training.seed, videos.validation.num_rows, config.training.global_batch_size
+    monitor = RunMonitor.remote()  # type: ignore[attr-defined]
+    checked = (
+        None
+        if videos.validation is None
+        else validation_plan(
+            config.training.seed, videos.validation.num_rows, config.training.global_batch_size
+        )
     )
     settings = WorkerSettings(config, run_dir, plan, checked, monitor, weights)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=settings,  # type: ignore[arg-type]
+        train_loop_config=settings,
         datasets=_datasets(config, run_dir, plan, checked, videos),
         dataset_config=DataConfig(execution_options=execution_options(config)),
         torch_config=TerminationTorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=config.cluster.num_workers,
             use_gpu=config.cluster.use_gpu,
-            resources_per_worker={"CPU": config.cluster.worker_cpus} | ({"GPU": 1} if config.cluster.use_gpu else {}),
+            resources_per_worker={"CPU": config.cluster.worker_cpus}
+            | ({"GPU": 1} if config.cluster.use_gpu else {}),
             label_selector=dict(config.cluster.train_node_labels) or None,
         ),
         run_config=_run_config(config, run_dir),
@@ -168,7 +180,9 @@ def train(config: Config, run_dir: str, *, resume: bool = False, stop: threading
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise RunError(f"training failed: {_root_cause(error)}; --resume continues from the last checkpoint") from None
+            raise RunError(
+                f"training failed: {_root_cause(error)}; --resume continues from the last checkpoint"
+            ) from None
     status: Status = ray.get(monitor.latest.remote())
     if status.failure is not None:
         raise (UserError if status.failure_is_users else RunError)(status.failure)
@@ -183,7 +197,9 @@ def _datasets(
 
     def training_stream() -> Dataset:
         checkpoint = latest_checkpoint(run_dir)
-        return stream_views(plan, training, config, start_row=0 if checkpoint is None else checkpoint.progress.row)
+        return stream_views(
+            plan, training, config, start_row=0 if checkpoint is None else checkpoint.progress.row
+        )
 
     datasets: dict[str, Any] = {"train": training_stream}
     if checked is not None:
@@ -211,7 +227,9 @@ def _check_same_run(saved: Config, config: Config, run_dir: str) -> None:
         if values == after[section]:
             continue
         if not isinstance(values, dict):
-            raise UserError(f"{storage.public_uri(run_dir)} holds a run of preset {values}, not {after[section]}")
+            raise UserError(
+                f"{storage.public_uri(run_dir)} holds a run of preset {values}, not {after[section]}"
+            )
         field = next(name for name in values if values[name] != after[section][name])
         raise UserError(
             f"{storage.public_uri(run_dir)} was begun with {section}.{field} = {values[field]!r}, now "
@@ -248,6 +266,12 @@ def _explain_resources(config: Config) -> None:
         lacking.append(f"{cpus:g} CPUs (it has {there.get('CPU', 0):g})")
     if cluster.use_gpu and there.get("GPU", 0) < cluster.num_workers:
         lacking.append(f"{cluster.num_workers} GPUs (it has {there.get('GPU', 0):g})")
+    if not cluster.use_gpu and there.get("GPU", 0) >= 1:
+        print(
+            f"warning: the cluster has {there['GPU']:g} GPUs and this run uses none: --cluster.use_gpu true",
+            file=sys.stderr,
+            flush=True,
+        )
     if lacking:
         print(
             f"waiting for the cluster to grow: training and decoding need {' and '.join(lacking)}; where no node "

@@ -67,7 +67,7 @@ class StepBatch:
     """(video id, reason) of the videos that could not be read."""
 
 
-class Terminated(Exception):
+class TerminatedError(Exception):
     """This worker was told by SIGTERM to end; its checkpoint is written."""
 
 
@@ -155,7 +155,9 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
             reporter.checkpoint(step, progress)
             batches.stop()
             if terminated:
-                raise Terminated("a training worker was told to end (SIGTERM); its checkpoint is written")
+                raise TerminatedError(
+                    "a training worker was told to end (SIGTERM); its checkpoint is written"
+                )
             reporter.finish(progress, stopped=True)
             return
         if num_bad:
@@ -266,11 +268,15 @@ class _Reporter:
         return self._stop
 
     def step(self, progress: Progress, report: StepReport, *, waited: float, computed: float) -> None:
+        """Takes note of a step: seconds waited for its data and computed; writes a line where one is due."""
         self._waited += waited
         self._computed += computed
         self._frames += report.num_frames
         config = self._settings.config.training
-        if progress.step % config.log_every_steps == 0 or progress.step == self._settings.training_plan.num_steps:
+        if (
+            progress.step % config.log_every_steps == 0
+            or progress.step == self._settings.training_plan.num_steps
+        ):
             elapsed = time.perf_counter() - self._since
             self._last = {
                 "epoch": progress.row / self._settings.training_plan.num_videos,

@@ -37,6 +37,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., P
             "video_id": [path.name for path in paths],
             "uri": [str(path) for path in paths],
             "num_frames": lengths,
+            "verified": [True, False, True, False, True],
             "frame_step": [1.0, 1.0, 2.0, 1.0, 0.5],
         }
     )

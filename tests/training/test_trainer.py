@@ -113,7 +113,9 @@ def test_a_second_run_in_the_same_folder_is_refused(undisturbed: Path, config: C
         train(changed, str(undisturbed), resume=True)
 
 
-def test_stopped_and_resumed_is_the_undisturbed_run(undisturbed: Path, config: Config, tmp_path: Path) -> None:
+def test_stopped_and_resumed_is_the_undisturbed_run(
+    undisturbed: Path, config: Config, tmp_path: Path
+) -> None:
     stop = threading.Event()
     watcher = threading.Thread(target=stop_at_step, args=(tmp_path, 4, stop.set), daemon=True)
     watcher.start()
@@ -149,7 +151,9 @@ def test_killed_workers_change_nothing(undisturbed: Path, config: Config, tmp_pa
     killed.start()
     seen: set[str] = set()
     watching = threading.Event()
-    watcher = threading.Thread(target=collect_names, args=(tmp_path / "checkpoints", seen, watching), daemon=True)
+    watcher = threading.Thread(
+        target=collect_names, args=(tmp_path / "checkpoints", seen, watching), daemon=True
+    )
     watcher.start()
     outcome = train(config, str(tmp_path))
     watching.set()
@@ -163,7 +167,9 @@ def test_killed_workers_change_nothing(undisturbed: Path, config: Config, tmp_pa
     assert len(asked_for) == 1, f"SIGTERM wrote no checkpoint of its own: {seen}"
 
 
-def test_too_many_bad_videos_end_the_run(config: Config, tmp_path: Path, make_video: Callable[..., Path]) -> None:
+def test_too_many_bad_videos_end_the_run(
+    config: Config, tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
     rows = [
         manifest_row(make_video(tmp_path / "good.mp4", 20, 48, 32), 20),
@@ -171,9 +177,13 @@ def test_too_many_bad_videos_end_the_run(config: Config, tmp_path: Path, make_vi
         manifest_row(tmp_path / "good.mp4", 20),
     ]
     write_table(pa.Table.from_pylist(rows, schema=SCHEMA), str(tmp_path / "manifest.parquet"))
-    data = DataConfig(manifest=str(tmp_path / "manifest.parquet"), short_side=32, retries=0, max_bad_fraction=0.1)
+    data = DataConfig(
+        manifest=str(tmp_path / "manifest.parquet"), short_side=32, retries=0, max_bad_fraction=0.1
+    )
     bad = Config(**(vars(config) | {"data": data}))
-    with pytest.raises(RunError, match=r"1 of 3 videos drawn could not be read, more than data.max_bad_fraction"):
+    with pytest.raises(
+        RunError, match=r"1 of 3 videos drawn could not be read, more than data.max_bad_fraction"
+    ):
         train(bad, str(tmp_path / "run"))
     listed = read_log(str(tmp_path / "run"), BAD_VIDEOS)
     assert [line["video_id"] for line in listed] == ["broken.mp4"]
