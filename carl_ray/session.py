@@ -60,3 +60,4 @@ def _quiet_data() -> None:
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

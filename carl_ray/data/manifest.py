@@ -58,23 +58,21 @@ def read_manifest(uri: str, columns: list[str] | None = None) -> pa.Table:
             f"{storage.public_uri(uri)}: no manifest there; make one with "
             "`python -m carl_ray.index FOLDER --out MANIFEST`"
         )
+    wanted = columns or SCHEMA.names
     try:
         table = pq.read_table(path, filesystem=filesystem, columns=columns)
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        missing = [name for name in wanted if name not in table.column_names]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        # Other tools write a column that is null throughout, or small integers, with a type of their own.
+        return table.cast(
+            pa.schema([SCHEMA.field(f.name) if f.name in SCHEMA.names else f for f in table.schema])
+        )
+    except (pa.ArrowException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{storage.public_uri(uri)}: not a manifest ({reason})") from None
     except OSError as error:
         raise storage.storage_error(error, uri, "read") from None
-    missing = [name for name in columns or SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise UserError(f"{storage.public_uri(uri)}: not a manifest: it has no column {', '.join(missing)}")
-    # Other tools write a column that is null throughout, or small integers, with a type of their own.
-    types = [SCHEMA.field(f.name) if f.name in SCHEMA.names else f for f in table.schema]
-    try:
-        return table.cast(pa.schema(types))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{storage.public_uri(uri)}: not a manifest ({reason})") from None
 
 
 def write_table(table: pa.Table, uri: str) -> None:

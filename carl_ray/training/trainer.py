@@ -84,27 +84,25 @@ def read_videos(config: Config) -> Videos:
     return Videos(training, validation if validation.num_rows else None)
 
 
-def prepare_run_dir(config: Config, run_dir: str, *, resume: bool) -> Checkpoint | None:
-    """Checks that a run folder can take this run and writes its config; returns where the run goes on.
+def find_checkpoint(config: Config, run_dir: str, *, resume: bool) -> Checkpoint | None:
+    """Where a run in this folder goes on, or none for the beginning; checks that the folder can take this run.
 
     Raises:
         UserError: the folder holds a run and `resume` is false, or holds another run than this one.
-        RunError: the folder cannot be written.
+        RunError: the folder cannot be read.
     """
-    uri = storage.join(run_dir, _CONFIG)
-    if storage.exists(uri):
+    saved = saved_config(run_dir)
+    if saved is not None:
         if not resume:
             raise UserError(
                 f"{storage.public_uri(run_dir)} already holds a run: --resume continues it, another --run-dir "
                 "starts anew"
             )
-        saved = configuration.from_json(storage.read_bytes(uri), storage.public_uri(uri))
         _check_same_run(saved, config, run_dir)
     checkpoint = latest_checkpoint(run_dir) if resume else None
     if checkpoint is not None:
         # On the driver, so that a misfit is one clear line before any worker starts.
         load_model(checkpoint, ContrastiveModel(config))
-    storage.write_bytes(uri, configuration.to_json(config).encode())
     return checkpoint
 
 
@@ -140,7 +138,7 @@ def train(
         config.training.epochs,
     )
     _warn_short_videos(videos.training, config.model.num_frames)
-    checkpoint = prepare_run_dir(config, run_dir, resume=resume)
+    checkpoint = find_checkpoint(config, run_dir, resume=resume)
     first_step = 0 if checkpoint is None else checkpoint.progress.step
     if resume:
         place = (
@@ -151,6 +149,8 @@ def train(
         print(f"nothing to do: all {plan.num_steps} steps are done", flush=True)
         return Outcome(True, first_step, plan.num_steps, None)
     weights = None if checkpoint is not None else _pretrained_backbone(config)
+    # From here on the folder holds a run: whatever can be wrong with the command has been found.
+    storage.write_bytes(storage.join(run_dir, _CONFIG), configuration.to_json(config).encode())
     _explain_resources(config)
     monitor = RunMonitor.remote()  # type: ignore[attr-defined]
     checked = (

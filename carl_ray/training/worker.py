@@ -253,8 +253,8 @@ class _Reporter:
     def __init__(self, settings: WorkerSettings, log: RunLog | None, progress: Progress) -> None:
         self._settings = settings
         self._log = log
-        self._first_step = progress.step
-        self._first_time = time.perf_counter()
+        # The rate counts from the first finished step on: what comes before is start-up.
+        self._rate_from: tuple[int, float] | None = None
         self._waited = self._computed = self._checkpointed = 0.0
         self._frames = 0
         self._since = time.perf_counter()
@@ -269,6 +269,7 @@ class _Reporter:
 
     def step(self, progress: Progress, report: StepReport, *, waited: float, computed: float) -> None:
         """Takes note of a step: seconds waited for its data and computed; writes a line where one is due."""
+        self._rate_from = self._rate_from or (progress.step, time.perf_counter())
         self._waited += waited
         self._computed += computed
         self._frames += report.num_frames
@@ -346,13 +347,13 @@ class _Reporter:
             ray.get(self._settings.monitor.update.remote(status))
 
     def _status(self, step: int, loss: float | None) -> Status:
-        elapsed = time.perf_counter() - self._first_time
+        first_step, since = self._rate_from or (step, 0.0)
         return Status(
             step=step,
             num_steps=self._settings.training_plan.num_steps,
             loss=loss if loss is not None else self._last.get("loss"),
             validation_loss=self._validation_loss,
-            steps_per_second=(step - self._first_step) / max(elapsed, 1e-9),
+            steps_per_second=(step - first_step) / (time.perf_counter() - since),
         )
 
     def _tell(self, status: Status, *, force: bool = False) -> None:

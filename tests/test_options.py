@@ -1,0 +1,129 @@
+"""`carl_ray.options`: every field of the config is an option, with its description."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+import pytest
+
+from carl_ray.config import Config, ModelConfig
+from carl_ray.errors import UserError
+from carl_ray.options import OptionParser, add_config_options, check_known, field_names, nearest, overridden
+
+CONFIG = Config(preset="test", model=ModelConfig(backbone="small", weights="random"))
+
+
+def parse(*arguments: str) -> Config:
+    """What a door does."""
+    parser = OptionParser(prog="door", allow_abbrev=False)
+    add_config_options(parser)
+    parsed, unknown = parser.parse_known_args(list(arguments))
+    check_known(unknown)
+    return overridden(CONFIG, vars(parsed))
+
+
+def test_every_field_of_every_section_is_an_option_with_a_description() -> None:
+    names = field_names()
+    expected = {
+        f"{section.name}.{field.name}"
+        for section in dataclasses.fields(CONFIG)
+        if dataclasses.is_dataclass(getattr(CONFIG, section.name))
+        for field in dataclasses.fields(getattr(CONFIG, section.name))
+    }
+    assert set(names) == expected
+    assert len(names) > 60
+    for name, description in names.items():
+        assert description.endswith("."), name
+        assert "\n\n" not in description
+
+
+def test_no_option_changes_nothing() -> None:
+    assert parse() == CONFIG
+
+
+def test_help_shows_descriptions_and_defaults() -> None:
+    parser = OptionParser(prog="door")
+    add_config_options(parser)
+    text = " ".join(parser.format_help().split())
+    assert "--optimizer.learning_rate VALUE At the first step; decays to zero along a cosine. [0.0001]" in text
+    assert "[[0.8, 1.0]]" in text
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        ("training.epochs", "7", 7),
+        ("training.epochs", " 7 ", 7),
+        ("optimizer.learning_rate", "1e-3", 1e-3),
+        ("objective.variance", "25", 25.0),
+        ("model.learnable", "none", "none"),  # a word here, not null
+        ("model.temporal_encoder", "none", "none"),
+        ("data.manifest", "s3://bucket/a=b/m.parquet?region=eu", "s3://bucket/a=b/m.parquet?region=eu"),
+        ("data.manifest", "None", None),
+        ("data.train_split", "none", "none"),
+        ("cluster.max_decode_tasks", "4", 4),
+        ("cluster.max_decode_tasks", "none", None),
+        ("cluster.max_failures", "-1", -1),
+        ("cluster.use_gpu", "true", True),
+        ("cluster.use_gpu", "False", False),
+        ("cluster.use_gpu", "1", True),
+        ("cluster.data_node_labels", '{"role": "data"}', {"role": "data"}),
+        ("cluster.data_node_labels", "{}", {}),
+        ("augment.crop_area", "[0.2, 1]", (0.2, 1.0)),
+    ],
+)
+def test_values(option: str, text: str, value: object) -> None:
+    section, _, field = option.partition(".")
+    for arguments in ([f"--{option}", text], [f"--{option}={text}"]):
+        found = getattr(getattr(parse(*arguments), section), field)
+        assert found == value
+        assert type(found) is type(value)
+
+
+def test_other_fields_stay_and_the_last_of_two_values_counts() -> None:
+    config = parse("--training.epochs", "3", "--model.width=64", "--training.epochs", "5")
+    expected = dataclasses.replace(
+        CONFIG,
+        training=dataclasses.replace(CONFIG.training, epochs=5),
+        model=dataclasses.replace(CONFIG.model, width=64),
+    )
+    assert config == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--training.epoch", "3"], r"unknown option --training\.epoch; did you mean training\.epochs\?"),
+        (["--model.wdth=3"], r"unknown option --model\.wdth; did you mean model\.width\?"),
+        (["--learning_rate", "1"], r"unknown option --learning_rate; did you mean optimizer\.learning_rate\?"),
+        (["--run_dir", "x"], r"unknown option --run_dir; did you mean run-dir\?"),
+        (["--zzz"], r"unknown option --zzz$"),
+        (["extra"], r"unexpected argument 'extra'"),
+        (["--training.epochs"], r"expected one argument; see door --help"),
+        (["--training.epochs", "many"], r"command line: training\.epochs: .*integer.*got 'many'$"),
+        (["--cluster.use_gpu", "maybe"], r"command line: cluster\.use_gpu: .*boolean.*got 'maybe'$"),
+        (["--model.learnable", "everything"], r"model\.learnable: .*'block5'.*got 'everything'$"),
+        (["--training.epochs", "none"], r"training\.epochs: .*got 'none'$"),
+        (["--augment.crop_area", "0.2,1"], r"augment\.crop_area: .*tuple, got '0\.2,1'$"),
+        (["--cluster.data_node_labels", "role=data"], r"cluster\.data_node_labels: .*dict.*got 'role=data'$"),
+        (["--model.num_heads", "3"], r"model: width must be a multiple of 2 x num_heads, got 256 and 3$"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_nearest_says_nothing_where_nothing_is_near() -> None:
+    assert nearest("demo", ["demos", "pouring"]) == "; did you mean demos?"
+    assert nearest("xyz", ["demos", "pouring"]) == ""
+
+
+def test_the_parser_raises_instead_of_leaving() -> None:
+    parser = OptionParser(prog="door")
+    parser.add_argument("--number", type=int)
+    with pytest.raises(UserError, match=r"argument --number: invalid int value: 'x'; see door --help"):
+        parser.parse_args(["--number", "x"])
+    assert isinstance(parser, argparse.ArgumentParser)

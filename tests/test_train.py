@@ -1,0 +1,231 @@
+"""The command `python -m carl_ray.train`: mistakes and failures are one clear line, and leave nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from carl_ray import config as configuration
+from carl_ray import storage, train
+from carl_ray.config import Config, ModelConfig
+from carl_ray.data.manifest import SCHEMA, write_table
+from carl_ray.data.scan import index_folder
+from carl_ray.presets import PRESETS
+from carl_ray.training.checkpoint import Progress, latest_checkpoint, save_checkpoint
+from carl_ray.training.run_log import read_log
+from carl_ray.training.step import TrainingStep
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit status and standard error of a command that must fail."""
+    with pytest.raises(SystemExit) as left:
+        train.main(list(arguments))
+    captured = capsys.readouterr().err
+    lines = [line for line in captured.splitlines() if line.startswith("carl_ray:")]
+    assert len(lines) == 1, captured
+    assert "Traceback" not in captured
+    return int(left.value.code or 0), lines[0]
+
+
+@pytest.fixture(scope="module")
+def manifest(
+    ray_session: None, tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]
+) -> str:
+    folder = tmp_path_factory.mktemp("few")
+    for number in range(4):
+        make_video(folder / "videos" / f"{number}.mp4", 40, 64, 48)
+    uri = str(folder / "manifest.parquet")
+    index_folder(str(folder / "videos"), uri)
+    return uri
+
+
+def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        train.main(["--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    for section in ("data", "views", "augment", "model", "objective", "optimizer", "training", "cluster"):
+        assert f"--{section}." in text
+    assert "tau." in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["pen_action"], "unknown preset 'pen_action'; did you mean penn_action?"),
+        (["demo", "--objective.temprature", "1"], "unknown option --objective.temprature; did you mean objective.temp"),
+        (["demo", "--batch_size", "4"], "unknown option --batch_size; did you mean training.global_batch_size?"),
+        (["demo", "--optimizer.learning_rate", "fast"], "optimizer.learning_rate: Input should be a valid number"),
+        (["demo", "--views.crop", "random"], "views.crop: Input should be 'paper' or 'released', got 'random'"),
+        (["demo", "--model.width", "100"], "width must be a multiple of 2 x num_heads, got 100 and 4"),
+        (["demo", "extra"], "unexpected argument 'extra'"),
+        (["demo", "--resume"], "--resume needs --run-dir"),
+        (["penn_action"], "preset penn_action needs videos: --data.manifest URI"),
+        (["demo", "--data.manifest", "/nowhere/manifest.parquet"], "/nowhere/manifest.parquet: no manifest there"),
+        (["demo", "--data.manifest", "ftp://host/m.parquet"], "expected a path or a file, s3 or gs URI"),
+    ],
+)  # fmt: skip
+def test_mistakes_on_the_command_line(
+    arguments: list[str],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
+    status, line = failure(capsys, *arguments)
+    assert status == 2
+    assert expected in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_manifest_without_training_videos(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_table(SCHEMA.empty_table(), str(tmp_path / "m.parquet"))
+    status, line = failure(capsys, "demo", "--data.manifest", str(tmp_path / "m.parquet"))
+    assert (status, "no rows at all" in line) == (2, True)
+    (tmp_path / "text.parquet").write_text("not a table")
+    status, line = failure(capsys, "demo", "--data.manifest", str(tmp_path / "text.parquet"))
+    assert (status, "not a manifest" in line) == (2, True)
+    other = pa.table({"a": [1]})
+    write_table(other, str(tmp_path / "other.parquet"))
+    status, line = failure(capsys, "demo", "--data.manifest", str(tmp_path / "other.parquet"))
+    assert (status, "not a manifest" in line) == (2, True)
+
+
+def test_weights_that_do_not_cover_the_backbone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, manifest: str
+) -> None:
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "weights.pt")
+    run = str(tmp_path / "run")
+    status, line = failure(
+        capsys, "penn_action", "--data.manifest", manifest, "--run-dir", run,
+        "--model.weights", str(tmp_path / "weights.pt"),
+    )  # fmt: skip
+    assert status == 2
+    assert "weights.pt" in line
+    assert not Path(run).exists()
+
+
+def test_weights_that_cannot_be_fetched(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, manifest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*arguments: object, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    run = str(tmp_path / "run")
+    status, line = failure(capsys, "penn_action", "--data.manifest", manifest, "--run-dir", run)
+    assert status == 1
+    assert "--model.weights random" in line
+    assert not Path(run).exists()
+
+
+def test_checkpoint_that_does_not_fit(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, manifest: str
+) -> None:
+    preset = PRESETS["demo"]()
+    other = Config(
+        **(vars(preset) | {"model": ModelConfig(**(vars(preset.model) | {"embedding_width": 64}))})
+    )
+    step = TrainingStep(other, torch.device("cpu"), 10)
+    save_checkpoint(str(tmp_path), step, Progress(5, 40, 0, 0, 0.0), keep=1)
+    arguments = ["demo", "--data.manifest", manifest, "--run-dir", str(tmp_path), "--resume"]
+    status, line = failure(capsys, *arguments)
+    assert status == 2
+    assert "does not fit the model" in line
+    assert "to_embedding" in line
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_no_room_on_disk(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, manifest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    run = tmp_path / "run"
+    status, line = failure(capsys, "demo", "--data.manifest", manifest, "--run-dir", str(run))
+    assert status == 1
+    assert "no room" in line
+    assert not list(run.iterdir())
+
+
+@pytest.fixture
+def forbidden_bucket() -> Iterator[str]:
+    """URI of a bucket on a server that denies everything."""
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        env=os.environ | {"INITIAL_NO_AUTH_ACTION_COUNT": "0"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(300):
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"s3://private?endpoint_override=127.0.0.1:{port}&scheme=http"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.usefixtures("s3_endpoint")
+def test_no_permission_on_the_bucket(
+    capsys: pytest.CaptureFixture[str], forbidden_bucket: str, manifest: str
+) -> None:
+    secret = forbidden_bucket.replace("s3://", "s3://AKIAKEY:hushhush@")
+    status, line = failure(capsys, "demo", "--data.manifest", storage.join(secret, "m.parquet"))
+    assert status == 1
+    assert "no permission" in line
+    assert "hushhush" not in line
+    status, line = failure(
+        capsys, "demo", "--data.manifest", manifest, "--run-dir", storage.join(secret, "run")
+    )
+    assert (status, "no permission" in line, "hushhush" in line) == (1, True, False)
+
+
+def test_terminated_driver_leaves_a_checkpoint(tmp_path: Path, manifest: str) -> None:
+    """SIGTERM to the command: a checkpoint, one line, status 1; the same command with --resume ends the run."""
+    config = PRESETS["demo"]()
+    arguments = [
+        sys.executable, "-m", "carl_ray.train", "--data.manifest", manifest, "--run-dir", str(tmp_path),
+        "--training.epochs", "60", "--training.log_every_steps", "1",
+    ]  # fmt: skip
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not read_log(str(tmp_path)):
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, output + errors
+    assert "--resume" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    checkpoint = latest_checkpoint(str(tmp_path))
+    assert checkpoint is not None
+    assert checkpoint.progress.step < 30 < config.training.checkpoint_every_steps
+    finished = subprocess.run(
+        [*arguments, "--resume"], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert [line["step"] for line in read_log(str(tmp_path)) if "loss" in line] == list(range(1, 31))
+    saved = configuration.from_json((tmp_path / "config.json").read_text(), "config.json")
+    assert saved.training.epochs == 60
