@@ -36,11 +36,11 @@ def _run(arguments: list[str]) -> None:
     # Ray is imported late: help and mistakes on the command line answer at once.
     from carl_ray.datasets.embedded import index_embedded
     from carl_ray.session import connect
-    from carl_ray.training.trainer import read_videos, train
+    from carl_ray.training.trainer import check_manifest, train
 
     embedded = config.preset == "demo" and config.data.manifest is None
     if not embedded:
-        read_videos(config)
+        check_manifest(config)
     with connect(_local_cpus(config)):
         if embedded:
             manifest_uri, manifest, _ = index_embedded()

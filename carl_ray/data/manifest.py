@@ -46,8 +46,13 @@ REJECTS_SCHEMA = pa.schema(
 )
 
 
-def read_manifest(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """The manifest as a table, in file order, all columns of `SCHEMA` or the named ones.
+def read_manifest(uri: str, columns: list[str] | None = None, *, split: str | None = None) -> pa.Table:
+    """The manifest as a table, in file order.
+
+    Args:
+        uri: Where it is.
+        columns: The columns to read; all of `SCHEMA` where not given.
+        split: Only rows of this split, filtered while reading; rows without a split count as "train".
 
     Raises:
         UserError: it is not there, or is not a manifest: a column is missing or holds values of another type.
@@ -60,7 +65,7 @@ def read_manifest(uri: str, columns: list[str] | None = None) -> pa.Table:
         )
     wanted = columns or SCHEMA.names
     try:
-        table = pq.read_table(path, filesystem=filesystem, columns=columns)
+        table = pq.read_table(path, filesystem=filesystem, columns=columns, filters=_in_split(split))
         missing = [name for name in wanted if name not in table.column_names]
         if missing:
             raise ValueError(f"it has no column {', '.join(missing)}")
@@ -82,7 +87,8 @@ def write_table(table: pa.Table, uri: str) -> None:
     storage.write_bytes(uri, sink.getvalue())
 
 
-def select_split(table: pa.Table, split: str) -> pa.Table:
-    """The rows whose split is the given one; rows without a split count as "train"."""
-    splits = pc.fill_null(table.column("split"), "train")
-    return table.filter(pc.equal(splits, split))
+def _in_split(split: str | None) -> pc.Expression | None:
+    if split is None:
+        return None
+    chosen = pc.field("split") == split
+    return chosen | pc.field("split").is_null() if split == "train" else chosen

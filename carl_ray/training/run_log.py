@@ -50,7 +50,11 @@ class RunLog:
                 temporary.write_text("".join(kept), encoding="utf-8")
                 temporary.replace(self._folder / name)
         self._events = SummaryWriter(
-            str(self._folder / _EVENTS), purge_step=step + 1 if step else 0, write_to_disk=True
+            str(self._folder / _EVENTS),
+            purge_step=step + 1 if step else 0,
+            # The rest of the name is the host's and the second's: a quick restart would write over the old file.
+            filename_suffix=f".from-{step}",
+            write_to_disk=True,
         )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -67,20 +71,25 @@ class RunLog:
         self._append(BAD_VIDEOS, {"step": step, "video_id": video_id, "reason": reason})
 
     def sync(self) -> None:
-        """Makes what was written so far visible in the run folder."""
+        """Makes the lines written so far visible in the run folder; the very last events may follow later."""
         self._events.flush()
-        if self._temporary is not None:
-            for path in sorted(self._folder.rglob("*")):
-                if path.is_file():
-                    names = path.relative_to(self._folder).parts
-                    storage.write_bytes(storage.join(self._run_dir, *names), path.read_bytes())
+        self._copy()
 
     def close(self) -> None:
-        """Syncs a last time and removes what was temporary."""
-        self.sync()
+        """Makes everything visible and removes what was temporary."""
+        # Events are written in a thread, which only `close` waits for.
         self._events.close()
+        self._copy()
         if self._temporary is not None:
             self._temporary.cleanup()
+
+    def _copy(self) -> None:
+        if self._temporary is None:
+            return
+        for path in sorted(self._folder.rglob("*")):
+            if path.is_file():
+                names = path.relative_to(self._folder).parts
+                storage.write_bytes(storage.join(self._run_dir, *names), path.read_bytes())
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         with (self._folder / name).open("a", encoding="utf-8") as file:

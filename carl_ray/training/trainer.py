@@ -26,7 +26,7 @@ from ray.train.torch import TorchTrainer
 from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import Config
-from carl_ray.data.manifest import read_manifest, select_split
+from carl_ray.data.manifest import read_manifest
 from carl_ray.data.plan import Plan, training_plan, validation_plan
 from carl_ray.data.stream import MANIFEST_COLUMNS, execution_options, stream_views
 from carl_ray.errors import RunError, UserError
@@ -59,29 +59,38 @@ class Videos:
     validation: pa.Table | None
 
 
+def check_manifest(config: Config) -> None:
+    """Raises `UserError` where the run names no manifest, or one that is not there; cheap, before Ray starts."""
+    read_manifest(_manifest_uri(config), ["split"])
+
+
 def read_videos(config: Config) -> Videos:
     """The training and validation rows of the run's manifest.
 
     Raises:
         UserError: no manifest is named or there, or no row of it belongs to the training split.
     """
-    uri = config.data.manifest
-    if uri is None:
-        raise UserError(
-            f"preset {config.preset} needs videos: --data.manifest URI (`python -m carl_ray.index FOLDER --out URI` "
-            "makes a manifest)"
-        )
-    table = read_manifest(uri, [*MANIFEST_COLUMNS, "split"])
-    training = select_split(table, config.data.train_split).select(MANIFEST_COLUMNS).combine_chunks()
+    uri = _manifest_uri(config)
+    training = read_manifest(uri, MANIFEST_COLUMNS, split=config.data.train_split)
     if not training.num_rows:
-        splits = sorted({split or "train" for split in table.column("split").unique().to_pylist()})
+        found = read_manifest(uri, ["split"]).column("split").unique().to_pylist()
+        splits = sorted(split or "train" for split in found)
         raise UserError(
             f"{storage.public_uri(uri)}: no video with split {config.data.train_split!r}; "
             f"it has {', '.join(splits) if splits else 'no rows at all'}"
         )
-    validation = select_split(table, config.data.validation_split).select(MANIFEST_COLUMNS)
-    validation = validation.slice(0, config.data.max_validation_videos).combine_chunks()
+    validation = read_manifest(uri, MANIFEST_COLUMNS, split=config.data.validation_split)
+    validation = validation.slice(0, config.data.max_validation_videos)
     return Videos(training, validation if validation.num_rows else None)
+
+
+def _manifest_uri(config: Config) -> str:
+    if config.data.manifest is None:
+        raise UserError(
+            f"preset {config.preset} needs videos: --data.manifest URI (`python -m carl_ray.index FOLDER --out URI` "
+            "makes a manifest)"
+        )
+    return config.data.manifest
 
 
 def find_checkpoint(config: Config, run_dir: str, *, resume: bool) -> Checkpoint | None:
@@ -137,6 +146,13 @@ def train(
         config.training.global_batch_size,
         config.training.epochs,
     )
+    checked = (
+        None
+        if videos.validation is None
+        else validation_plan(
+            config.training.seed, videos.validation.num_rows, config.training.global_batch_size
+        )
+    )
     _warn_short_videos(videos.training, config.model.num_frames)
     checkpoint = find_checkpoint(config, run_dir, resume=resume)
     first_step = 0 if checkpoint is None else checkpoint.progress.step
@@ -153,18 +169,15 @@ def train(
     storage.write_bytes(storage.join(run_dir, _CONFIG), configuration.to_json(config).encode())
     _explain_resources(config)
     monitor = RunMonitor.remote()  # type: ignore[attr-defined]
-    checked = (
-        None
-        if videos.validation is None
-        else validation_plan(
-            config.training.seed, videos.validation.num_rows, config.training.global_batch_size
-        )
-    )
+    datasets = _datasets(config, run_dir, plan, checked, videos)
+    # The object store has them now; the driver need not hold millions of rows for the length of the run.
+    del videos
+    pa.default_memory_pool().release_unused()
     settings = WorkerSettings(config, run_dir, plan, checked, monitor, weights)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,
-        datasets=_datasets(config, run_dir, plan, checked, videos),
+        datasets=datasets,
         dataset_config=DataConfig(execution_options=execution_options(config)),
         torch_config=TerminationTorchConfig(),
         scaling_config=ScalingConfig(
@@ -202,7 +215,7 @@ def _datasets(
         )
 
     datasets: dict[str, Any] = {"train": training_stream}
-    if checked is not None:
+    if checked is not None and videos.validation is not None:
         validation = ray.put(videos.validation)
         datasets["validation"] = lambda: stream_views(checked, validation, config)
     return datasets
