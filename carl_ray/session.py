@@ -43,12 +43,15 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
                 log_to_driver=False,
                 _node_ip_address="127.0.0.1",
             )
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
-        raise RunError(f"could not connect to {where}: {error}") from None
+        raise RunError(f"could not start or reach {where}: {error}") from None
     _quiet_data()
     try:
         yield
+    except ray.exceptions.RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise RunError(f"Ray failed: {lines[-1] if lines else type(error).__name__}") from None
     finally:
         ray.shutdown()
 

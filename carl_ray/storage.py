@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
 
 from pyarrow import ArrowException, fs
 
@@ -33,11 +35,28 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     try:
-        return fs.FileSystem.from_uri(uri)
+        if has_secret(uri) or not is_remote(uri):
+            return fs.FileSystem.from_uri(uri)
+        scheme, _, rest = uri.partition("://")
+        place, _, query = rest.partition("?")
+        bucket, _, path = place.partition("/")
+        filesystem, root = _bucket(scheme, bucket, query)
+        return filesystem, f"{root}/{unquote(path)}".rstrip("/")
     except (ArrowException, ValueError, OSError) as error:
         # pyarrow quotes the URI, secrets and all.
         reason = _one_line(error).replace(uri, public_uri(uri))
         raise UserError(f"{public_uri(uri)}: expected a path or a file, s3 or gs URI ({reason})") from None
+
+
+@lru_cache(maxsize=64)
+def _bucket(scheme: str, bucket: str, query: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a bucket, made once a process: for S3 that is a round trip, to ask for its region."""
+    return fs.FileSystem.from_uri(f"{scheme}://{bucket}" + (f"?{query}" if query else ""))
+
+
+def has_secret(uri: str) -> bool:
+    """Whether a URI holds credentials, which must not be written down."""
+    return "://" in uri and public_uri(uri) != uri.partition("#")[0].rstrip("?&")
 
 
 def public_uri(uri: str) -> str:

@@ -36,7 +36,8 @@ def _run(arguments: list[str]) -> None:
     # Ray is imported late: help and mistakes on the command line answer at once.
     from carl_ray.datasets.embedded import index_embedded
     from carl_ray.session import connect
-    from carl_ray.training.trainer import check_manifest, train
+    from carl_ray.training.preparation import check_manifest
+    from carl_ray.training.trainer import train
 
     embedded = config.preset == "demo" and config.data.manifest is None
     if not embedded:
@@ -53,7 +54,7 @@ def _run(arguments: list[str]) -> None:
         outcome = train(config, run_dir, resume=parsed.resume, stop=stop)
     if not outcome.finished:
         raise RunError(
-            f"stopped at step {outcome.step} of {outcome.num_steps}; --resume --run-dir {run_dir} goes on"
+            f"stopped at step {outcome.step} of {outcome.num_steps}; --resume --run-dir {storage.public_uri(run_dir)} goes on"
         )
     _print_results(run_dir, outcome.num_steps, time.monotonic() - started)
 
@@ -87,7 +88,7 @@ def _choose(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[Conf
     run_dir = parsed.run_dir or str(storage.home() / "runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     base = PRESETS[name]()
     if parsed.resume:
-        from carl_ray.training.trainer import saved_config
+        from carl_ray.training.preparation import saved_config
 
         base = saved_config(run_dir) or base
         if parsed.preset not in (None, base.preset):
@@ -111,12 +112,12 @@ def _print_results(run_dir: str, num_steps: int, seconds: float) -> None:
     print(f"TensorBoard: tensorboard --logdir {storage.public_uri(storage.join(run_dir, 'events'))}")
 
 
-def _local_cpus(config: Config) -> int:
-    """Logical CPUs of a cluster on this machine: at least what the run asks for, since nobody else shares it."""
+def _local_cpus(config: Config) -> int | None:
+    """Logical CPUs of a cluster on this machine: what the run asks for where it has fewer; nobody else shares it."""
     cluster = config.cluster
-    return max(
-        os.cpu_count() or 1, math.ceil(cluster.num_workers * cluster.worker_cpus + cluster.decode_cpus)
-    )
+    needed = math.ceil(cluster.num_workers * cluster.worker_cpus + cluster.decode_cpus)
+    # Otherwise Ray counts for itself: it knows the quota of a container.
+    return needed if needed > (os.cpu_count() or 1) else None
 
 
 if __name__ == "__main__":

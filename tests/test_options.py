@@ -46,7 +46,9 @@ def test_help_shows_descriptions_and_defaults() -> None:
     parser = OptionParser(prog="door")
     add_config_options(parser)
     text = " ".join(parser.format_help().split())
-    assert "--optimizer.learning_rate VALUE At the first step; decays to zero along a cosine. [0.0001]" in text
+    assert (
+        "--optimizer.learning_rate VALUE At the first step; decays to zero along a cosine. [0.0001]" in text
+    )
     assert "[[0.8, 1.0]]" in text
 
 
@@ -96,7 +98,10 @@ def test_other_fields_stay_and_the_last_of_two_values_counts() -> None:
     [
         (["--training.epoch", "3"], r"unknown option --training\.epoch; did you mean training\.epochs\?"),
         (["--model.wdth=3"], r"unknown option --model\.wdth; did you mean model\.width\?"),
-        (["--learning_rate", "1"], r"unknown option --learning_rate; did you mean optimizer\.learning_rate\?"),
+        (
+            ["--learning_rate", "1"],
+            r"unknown option --learning_rate; did you mean optimizer\.learning_rate\?",
+        ),
         (["--run_dir", "x"], r"unknown option --run_dir; did you mean run-dir\?"),
         (["--zzz"], r"unknown option --zzz$"),
         (["extra"], r"unexpected argument 'extra'"),

@@ -44,7 +44,7 @@ def test_public_uri_keeps_secrets(uri: str, public: str) -> None:
     [
         ("ftp://USER:SECRET@host/x", "Unrecognized filesystem type"),
         ("s3://USER:SE/CRET@bucket/x", "Cannot parse"),
-        ("s3://bucket/two words", "Cannot parse"),
+        ("s3://two words/x", "Cannot parse"),
         ("s3://USER:SECRET@bucket/x?secret_key=SECRET", "Unexpected query parameter"),
         ("gs://bucket/x?sort=1", "Unexpected query parameter"),
         ("file://relative", "cannot be relative"),
@@ -137,7 +137,10 @@ def fail_with(code: int) -> Any:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        (errno.ENOSPC, r"could not write it: no room; free some or choose another --run-dir \(.*No space left"),
+        (
+            errno.ENOSPC,
+            r"could not write it: no room; free some or choose another --run-dir \(.*No space left",
+        ),
         (errno.EACCES, r"could not write it: no permission \(.*Permission denied"),
         (errno.EIO, r"could not write it \(.*Input/output error"),
     ],

@@ -18,7 +18,7 @@ import torch
 from carl_ray import config as configuration
 from carl_ray import storage, train
 from carl_ray.config import Config, ModelConfig
-from carl_ray.data.manifest import SCHEMA, write_table
+from carl_ray.data.manifest import SCHEMA, read_manifest, videos_digest, write_table
 from carl_ray.data.scan import index_folder
 from carl_ray.presets import PRESETS
 from carl_ray.training.checkpoint import Progress, latest_checkpoint, save_checkpoint
@@ -139,7 +139,8 @@ def test_checkpoint_that_does_not_fit(
         **(vars(preset) | {"model": ModelConfig(**(vars(preset.model) | {"embedding_width": 64}))})
     )
     step = TrainingStep(other, torch.device("cpu"), 10)
-    save_checkpoint(str(tmp_path), step, Progress(5, 40, 0, 0, 0.0), keep=1)
+    videos = videos_digest(read_manifest(manifest))
+    save_checkpoint(str(tmp_path), step, Progress(5, 40, 0, 0, 0.0, videos), keep=1)
     arguments = ["demo", "--data.manifest", manifest, "--run-dir", str(tmp_path), "--resume"]
     status, line = failure(capsys, *arguments)
     assert status == 2
@@ -192,15 +193,34 @@ def forbidden_bucket() -> Iterator[str]:
 def test_no_permission_on_the_bucket(
     capsys: pytest.CaptureFixture[str], forbidden_bucket: str, manifest: str
 ) -> None:
-    secret = forbidden_bucket.replace("s3://", "s3://AKIAKEY:hushhush@")
-    status, line = failure(capsys, "demo", "--data.manifest", storage.join(secret, "m.parquet"))
-    assert status == 1
-    assert "no permission" in line
-    assert "hushhush" not in line
+    status, line = failure(capsys, "demo", "--data.manifest", storage.join(forbidden_bucket, "m.parquet"))
+    assert (status, "no permission" in line) == (1, True)
     status, line = failure(
-        capsys, "demo", "--data.manifest", manifest, "--run-dir", storage.join(secret, "run")
+        capsys, "demo", "--data.manifest", manifest, "--run-dir", storage.join(forbidden_bucket, "run")
     )
-    assert (status, "no permission" in line, "hushhush" in line) == (1, True, False)
+    assert (status, "no permission" in line) == (1, True)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_credentials_in_a_uri_are_refused_and_not_shown(
+    capsys: pytest.CaptureFixture[str], manifest: str
+) -> None:
+    secret = "s3://AKIAKEY:hushhush@bucket/run"
+    status, line = failure(capsys, "demo", "--data.manifest", manifest, "--run-dir", secret)
+    assert status == 2
+    assert "expected a URI without credentials" in line
+    assert "hushhush" not in line
+
+
+def test_resuming_with_other_videos_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, manifest: str
+) -> None:
+    step = TrainingStep(PRESETS["demo"](), torch.device("cpu"), 10)
+    save_checkpoint(str(tmp_path), step, Progress(5, 40, 0, 0, 0.0, "another digest"), keep=1)
+    arguments = ["demo", "--data.manifest", manifest, "--run-dir", str(tmp_path), "--resume"]
+    status, line = failure(capsys, *arguments)
+    assert status == 2
+    assert "was begun with other training videos" in line
 
 
 def test_terminated_driver_leaves_a_checkpoint(tmp_path: Path, manifest: str) -> None:

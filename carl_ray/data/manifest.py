@@ -5,6 +5,7 @@ Every stage reads videos from here. The columns after `split` may be null; frame
 
 from __future__ import annotations
 
+import hashlib
 import io
 
 import pyarrow as pa
@@ -78,6 +79,15 @@ def read_manifest(uri: str, columns: list[str] | None = None, *, split: str | No
         raise UserError(f"{storage.public_uri(uri)}: not a manifest ({reason})") from None
     except OSError as error:
         raise storage.storage_error(error, uri, "read") from None
+
+
+def videos_digest(table: pa.Table) -> str:
+    """A short hash of which videos a table holds, in which order and how long: what a plan depends on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in table.select(["video_id", "num_frames"]).to_batches():
+        for video_id, num_frames in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            digest.update(f"{len(video_id)}:{video_id}:{num_frames};".encode())
+    return digest.hexdigest()
 
 
 def write_table(table: pa.Table, uri: str) -> None:

@@ -18,12 +18,9 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
-from carl_ray import storage
 from carl_ray.config import Config
-from carl_ray.data.decode import DecodeError
 from carl_ray.data.plan import ABSENT, Plan
 from carl_ray.data.sample import NUM_COLOR_VALUES, ViewPair, make_view_pair
-from carl_ray.errors import RunError, UserError
 
 MANIFEST_COLUMNS = ["video_id", "uri", "num_frames", "verified", "frame_step"]
 """What the stream needs of a manifest."""
@@ -31,6 +28,9 @@ MANIFEST_COLUMNS = ["video_id", "uri", "num_frames", "verified", "frame_step"]
 _SEGMENTS = 256
 _MIN_SEGMENT_ROWS = 1024
 _FIRST_RETRY_SECONDS = 0.5
+_STALLED_SECONDS = 2 * 60 * 60
+_MAX_TASK_RETRIES = 3
+"""How often Ray repeats a task whose process or node died; its default is without end."""
 
 _ROW_SCHEMA = pa.schema(
     [
@@ -103,8 +103,8 @@ def stream_views(
     # One row a block: the generator of the plan stays lazy, and no two videos wait for each other.
     context.target_max_block_size = 1
     context.execution_options = execution_options(config)
-    # A paused consumer (validation, a long checkpoint) is not a stalled pipeline.
-    context.execution_no_progress_timeout_s = -1
+    # A paused consumer (validation, a long checkpoint) is not a stalled pipeline; hours without a row are.
+    context.execution_no_progress_timeout_s = _STALLED_SECONDS
     with DataContext.current(context):
         return (
             ray.data.range(num_segments, override_num_blocks=num_segments, concurrency=1)
@@ -123,6 +123,7 @@ def stream_views(
                 num_cpus=config.cluster.decode_cpus,
                 memory=load_task_bytes(config),
                 compute=TaskPoolStrategy(size=config.cluster.max_decode_tasks),
+                max_retries=_MAX_TASK_RETRIES,
             )
         )
 
@@ -179,7 +180,7 @@ def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) 
             time.sleep(_FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
         try:
             pair = make_view_pair(
-                storage.read_bytes(video["uri"]),
+                video["uri"],
                 video["video_id"],
                 video["num_frames"],
                 video["frame_step"],
@@ -187,7 +188,7 @@ def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) 
                 config,
                 verified=video["verified"],
             )
-        except (DecodeError, RunError, UserError, OSError) as failure:
+        except Exception as failure:  # Whatever one video does to a decoder must not end the run.
             error = " ".join(str(failure).split()) or type(failure).__name__
         else:
             return _row_table(position, video["video_id"], None, pair)

@@ -44,6 +44,8 @@ class Progress:
     """Steps so far whose loss or gradient was not finite."""
     seconds: float
     """Time spent training."""
+    videos: str
+    """`videos_digest` of the training videos: the plan is an order of these and no others."""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
@@ -22,8 +33,6 @@ class Status:
     """The run did its last step."""
     failure: str | None = None
     """Why the run ended early, where trying again would not help."""
-    failure_is_users: bool = False
-    """The user can mend that failure."""
 
 
 @ray.remote(num_cpus=0)
@@ -46,3 +55,57 @@ class RunMonitor:
     def request_stop(self) -> None:
         """Asks the run to stop at its next step."""
         self._stop = True
+
+
+@contextmanager
+def watched(monitor: Any, stop: threading.Event) -> Iterator[None]:
+    """Prints progress while the body runs, and passes on a wish to stop."""
+    done = threading.Event()
+    thread = threading.Thread(target=_watch, args=(monitor, stop, done), name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=5)
+
+
+def _watch(monitor: Any, stop: threading.Event, done: threading.Event) -> None:
+    asked = False
+    shown: Status | None = None
+    printed_at = -math.inf
+    on_terminal = sys.stdout.isatty()
+    while not done.wait(0.5):
+        status: Status | None = ray.get(monitor.latest.remote())
+        if stop.is_set() and not asked:
+            asked = True
+            ray.get(monitor.request_stop.remote())
+            if status is None:
+                # No worker has begun, so there is nothing to keep, and nobody else to hear of it.
+                os.kill(os.getpid(), signal.SIGINT)
+            else:
+                print("\nstopping at the next step, after a checkpoint", flush=True)
+        if status is None or status == shown:
+            continue
+        if on_terminal:
+            print(f"\r\x1b[K{progress_line(status)}", end="", flush=True)
+        elif time.monotonic() - printed_at >= _SECONDS_BETWEEN_LINES or shown is None:
+            print(progress_line(status), flush=True)
+            printed_at = time.monotonic()
+        shown = status
+    if shown is not None and on_terminal:
+        print(flush=True)
+
+
+def progress_line(status: Status) -> str:
+    """One line: steps, losses, rate, time left."""
+    parts = [f"step {status.step}/{status.num_steps}"]
+    if status.loss is not None:
+        parts.append(f"loss {status.loss:.4f}")
+    if status.validation_loss is not None:
+        parts.append(f"validation {status.validation_loss:.4f}")
+    if status.steps_per_second > 0:
+        left = int((status.num_steps - status.step) / status.steps_per_second)
+        parts.append(f"{status.steps_per_second:.2f} steps/s")
+        parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
+    return "  ".join(parts)

@@ -28,7 +28,7 @@ from carl_ray.config import Config
 from carl_ray.data.plan import Plan
 from carl_ray.data.sample import Batch, collate, view_seeds
 from carl_ray.data.stream import StreamRow, read_rows
-from carl_ray.errors import RunError, UserError
+from carl_ray.errors import RunError
 from carl_ray.training.checkpoint import Progress, latest_checkpoint, restore, save_checkpoint
 from carl_ray.training.monitor import Status
 from carl_ray.training.reader import Prefetch, rows_by_step
@@ -48,6 +48,8 @@ class WorkerSettings:
 
     config: Config
     run_dir: str
+    videos: str
+    """`videos_digest` of the training videos."""
     training_plan: Plan
     validation_plan: Plan | None
     monitor: Any
@@ -65,6 +67,10 @@ class StepBatch:
     num_rows: int
     bad_videos: list[tuple[str, str]]
     """(video id, reason) of the videos that could not be read."""
+
+
+class AgreedError(RunError):
+    """A failure that all workers see in the same step."""
 
 
 class TerminatedError(Exception):
@@ -99,13 +105,13 @@ class TerminationTorchConfig(TorchConfig):
 def train_worker(settings: WorkerSettings) -> None:
     """Trains from the latest checkpoint of the run folder, or the beginning, to the last step.
 
-    A `UserError` or `RunError` is raised on all workers alike and would only come again: it ends the run quietly,
-    through the monitor. Any other error is Ray Train's to handle, which starts the workers anew.
+    An `AgreedError` is raised on all workers alike and would only come again: it ends the run quietly, through the
+    monitor. Any other error, of one worker alone, is Ray Train's to handle, which starts the workers anew.
     """
     is_first = ray.train.get_context().get_world_rank() == 0
     try:
         _train(settings, is_first)
-    except (UserError, RunError) as error:
+    except AgreedError as error:
         if is_first:
             status = Status(
                 step=0,
@@ -114,7 +120,6 @@ def train_worker(settings: WorkerSettings) -> None:
                 validation_loss=None,
                 steps_per_second=0.0,
                 failure=str(error),
-                failure_is_users=isinstance(error, UserError),
             )
             ray.get(settings.monitor.update.remote(status))
 
@@ -125,16 +130,23 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
         torch.set_num_threads(int(config.cluster.worker_cpus))
     step = TrainingStep(config, ray.train.torch.get_device(), plan.num_steps)
     checkpoint = latest_checkpoint(settings.run_dir)
-    progress = Progress(step=0, row=0, num_bad_rows=0, num_skipped_steps=0, seconds=0.0)
+    progress = Progress(
+        step=0, row=0, num_bad_rows=0, num_skipped_steps=0, seconds=0.0, videos=settings.videos
+    )
     if checkpoint is not None:
         restore(checkpoint, step)
         progress = checkpoint.progress
     elif settings.backbone_weights is not None:
         step.model.encoder.backbone.load_state_dict(ray.get(settings.backbone_weights))
+    steps_before = _sum_over_workers(step.device, [progress.step])
+    if steps_before != [progress.step * ray.train.get_context().get_world_size()]:
+        raise RuntimeError(
+            "the workers do not find the same checkpoint: is the run folder on shared storage?"
+        )
     log = RunLog(settings.run_dir, progress.step) if is_first else None
     reporter = _Reporter(settings, log, progress)
     if progress.step == 0:
-        reporter.validation(0, _validate(settings, step))
+        reporter.validation(0, _validate(settings, step, reporter, 0))
     shard = ray.train.get_dataset_shard("train")
     batches = Prefetch(_batches(shard, plan, config, progress.step), config.cluster.prefetch_steps)
     skipped_in_a_row = 0
@@ -146,7 +158,7 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
             [data.num_rows, len(data.bad_videos), reporter.stop_requested(), _TERMINATED.is_set()],
         )
         if num_rows != plan.rows_of_step(data.step):
-            raise RunError(
+            raise AgreedError(
                 f"step {data.step}: expected {plan.rows_of_step(data.step)} videos over all workers, got "
                 f"{num_rows}: the stream lost or doubled some"
             )
@@ -174,10 +186,14 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
         )
         skipped_in_a_row = 0 if report.applied else skipped_in_a_row + 1
         reporter.step(progress, report, waited=arrived - waiting_since, computed=done - arrived)
-        _check_health(settings, progress, skipped_in_a_row)
+        try:
+            _check_health(settings, progress, skipped_in_a_row)
+        except AgreedError:
+            reporter.close()
+            raise
         at_end = progress.step == plan.num_steps
         if at_end or progress.step % config.training.validate_every_steps == 0:
-            reporter.validation(progress.step, _validate(settings, step))
+            reporter.validation(progress.step, _validate(settings, step, reporter, progress.step))
         if at_end or progress.step % config.training.checkpoint_every_steps == 0:
             reporter.checkpoint(step, progress)
         waiting_since = time.perf_counter()
@@ -209,18 +225,26 @@ def _step_of(row: StreamRow) -> int:
     return row.step
 
 
-def _validate(settings: WorkerSettings, step: TrainingStep) -> float | None:
-    """The loss over the validation videos, with the same views each time, batch norm and dropout as at test time."""
+def _validate(
+    settings: WorkerSettings, step: TrainingStep, reporter: _Reporter, steps_done: int
+) -> float | None:
+    """The loss over the validation videos, with the same views each time, batch norm and dropout as at test time.
+
+    None where there are none, or none can be read; those that cannot are written down.
+    """
     plan = settings.validation_plan
     if plan is None:
         return None
     totals = torch.zeros(2, 2, dtype=torch.float64, device=step.device)
+    bad_videos = []
     for data in _batches(ray.train.get_dataset_shard("validation"), plan, settings.config, 0):
         sums, counts = step.evaluate(data.batch)
         totals += torch.stack([sums, counts])
+        bad_videos += data.bad_videos
     if dist.is_initialized():
         dist.all_reduce(totals)
-    return float((totals[0] / totals[1].clamp(min=1)).sum())
+    reporter.bad_videos(steps_done, bad_videos)
+    return float((totals[0] / totals[1]).sum()) if bool((totals[1] > 0).all()) else None
 
 
 def _check_health(settings: WorkerSettings, progress: Progress, skipped_in_a_row: int) -> None:
@@ -228,13 +252,13 @@ def _check_health(settings: WorkerSettings, progress: Progress, skipped_in_a_row
     data = settings.config.data
     drawn = max(progress.row, settings.training_plan.num_videos)
     if progress.num_bad_rows > data.max_bad_fraction * drawn:
-        raise RunError(
+        raise AgreedError(
             f"{progress.num_bad_rows} of {progress.row} videos drawn could not be read, more than "
             f"data.max_bad_fraction = {data.max_bad_fraction:g} allows; "
             f"see {storage.public_uri(storage.join(settings.run_dir, 'bad_videos.jsonl'))}"
         )
     if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-        raise RunError(
+        raise AgreedError(
             f"the loss or a gradient was not finite in the last {skipped_in_a_row} steps (step {progress.step}); "
             "lower optimizer.learning_rate, or set training.precision to fp32"
         )
@@ -309,7 +333,6 @@ class _Reporter:
         if self._log is not None:
             for video_id, reason in sorted(pair for part in gathered for pair in part):
                 self._log.write_bad_video(step, video_id, reason)
-            self._log.sync()
 
     def validation(self, step: int, loss: float | None) -> None:
         """Logs the validation loss, if there is one, and reports to Ray Train; a collective call."""
@@ -336,13 +359,18 @@ class _Reporter:
                 failure = error
         (num_failed,) = _sum_over_workers(step.device, [failure is not None])
         if num_failed:
-            raise failure or RunError("the first worker could not write the checkpoint")
+            raise AgreedError(str(failure or "the first worker could not write the checkpoint"))
         self._checkpointed += time.perf_counter() - started
+
+    def close(self) -> None:
+        """Brings the logs up to date for the last time."""
+        if self._log is not None:
+            self._log.close()
 
     def finish(self, progress: Progress, *, stopped: bool) -> None:
         """Closes the logs and leaves the last word with the driver."""
+        self.close()
         if self._log is not None:
-            self._log.close()
             status = replace(self._status(progress.step, None), stopped=stopped, finished=not stopped)
             ray.get(self._settings.monitor.update.remote(status))
 

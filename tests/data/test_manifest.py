@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, select_split, write_table
+from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, write_table
 from carl_ray.errors import RunError, UserError
 
 
@@ -76,16 +76,20 @@ def test_columns_of_other_tools_get_the_schemas_types(tmp_path: Path) -> None:
     assert read.select(SCHEMA.names).schema.equals(SCHEMA)
     assert read.select(SCHEMA.names).to_pylist() == [row("a"), row("b")]
     assert read.column("extra").to_pylist() == ["kept", None]
-    assert select_split(read, "train").num_rows == 2
+    assert read_manifest(uri, split="train").num_rows == 2
+    assert read_manifest(uri, split="test").num_rows == 0
 
 
 def test_split(tmp_path: Path) -> None:
-    videos = table(
-        row("a"), row("b", split="test"), row("c", split="train"), row("d"), row("e", split="Train")
-    )
-    assert select_split(videos, "train").column("video_id").to_pylist() == ["a", "c", "d"]
-    assert select_split(videos, "test").column("video_id").to_pylist() == ["b"]
-    assert select_split(videos, "validation").num_rows == 0
+    uri = str(tmp_path / "manifest.parquet")
+    splits = {"a": None, "b": "test", "c": "train", "d": None, "e": "Train"}
+    write_table(table(*(row(name, split=split) for name, split in splits.items())), uri)
+    for split, expected in {"train": "acd", "test": "b", "Train": "e", "validation": ""}.items():
+        assert read_manifest(uri, split=split).column("video_id").to_pylist() == list(expected)
+        # The split need not be among the columns that are asked for.
+        chosen = read_manifest(uri, ["num_frames", "video_id"], split=split)
+        assert chosen.column_names == ["num_frames", "video_id"]
+        assert chosen.column("video_id").to_pylist() == list(expected)
 
 
 def test_what_is_no_manifest(tmp_path: Path) -> None:

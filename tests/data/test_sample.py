@@ -78,7 +78,11 @@ def test_is_what_the_parts_give_by_hand(video: Path, epoch: int) -> None:
         np.testing.assert_array_equal(pair.color[number], parameters.to_vector())
         assert pair.frame_mask[number].all()
     assert pair.frames.shape == (2, TIME, SIZE, SIZE, 3)
-    assert (pair.frames.dtype, pair.timestamps.dtype, pair.frame_mask.dtype) == (np.uint8, np.float64, np.bool_)
+    assert (pair.frames.dtype, pair.timestamps.dtype, pair.frame_mask.dtype) == (
+        np.uint8,
+        np.float64,
+        np.bool_,
+    )
     assert pair.color.shape == (2, NUM_COLOR_VALUES)
 
 
@@ -133,7 +137,9 @@ def test_the_released_crop_masks_what_lies_past_the_end(
         for number in range(2):
             mask = pair.frame_mask[number]
             assert mask.any()
-            assert frame_numbers(pair.frames[number, mask]) == pair.timestamps[number, mask].astype(int).tolist()
+            assert (
+                frame_numbers(pair.frames[number, mask]) == pair.timestamps[number, mask].astype(int).tolist()
+            )
             assert not pair.frames[number, ~mask].any()
 
 
@@ -197,7 +203,9 @@ def test_view_seeds_are_those_of_the_views() -> None:
         sample_seed(1, 2, "a", ViewNumber.FIRST),
         sample_seed(1, 2, "a", ViewNumber.SECOND),
     )
-    assert len({view_seeds(1, 2, "a"), view_seeds(0, 2, "a"), view_seeds(1, 3, "a"), view_seeds(1, 2, "b")}) == 4
+    assert (
+        len({view_seeds(1, 2, "a"), view_seeds(0, 2, "a"), view_seeds(1, 3, "a"), view_seeds(1, 2, "b")}) == 4
+    )
 
 
 def test_the_length_of_a_colour_draw() -> None:

@@ -14,7 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
-from carl_ray.config import AugmentConfig, Config, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
+from carl_ray.config import (
+    AugmentConfig,
+    Config,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
 from carl_ray.data.augment import normalize
 from carl_ray.data.sample import NUM_COLOR_VALUES, Batch, ViewPair, collate, make_view_pair, view_seeds
 from carl_ray.objectives.scl import sequence_contrastive_loss
@@ -41,7 +48,7 @@ CONFIG = Config(
         feedforward_width=32,
         embedding_width=16,
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-3),
+    optimizer=OptimizerConfig(learning_rate=1e-4),
     training=TrainingConfig(seed=3, global_batch_size=NUM_VIDEOS, precision="fp32"),
 )
 
@@ -58,17 +65,17 @@ def with_model(config: Config = CONFIG, **values: Any) -> Config:
     return replace(config, model=replace(config.model, **values))
 
 
-def global_batch(step: int, num_videos: int = NUM_VIDEOS) -> list[ViewPair]:
-    """Videos whose brightness wanders, so that their frames can be told apart; some are padded."""
+def global_batch(step: int) -> list[ViewPair]:
+    """Videos of blocks that fade from colours to others, so that frames can be told apart; some are padded."""
     rng = np.random.default_rng([11, step])
     pairs = []
-    for _ in range(num_videos):
+    for _ in range(NUM_VIDEOS):
         real = int(rng.integers(TIME // 2, TIME + 1))
         mask = np.arange(TIME) < real
         timestamps = np.sort(rng.choice(40, size=(2, TIME)), axis=1).astype(np.float64)
-        brightness = 128 + 100 * np.sin(timestamps / 6 + rng.uniform(0, 6))
-        noise = rng.normal(0, 20, (2, TIME, SIZE, SIZE, 3))
-        frames = np.clip(brightness[:, :, None, None, None] + noise, 0, 255).astype(np.uint8)
+        first, last = (rng.uniform(0, 255, (4, 4, 3)).repeat(6, axis=0).repeat(6, axis=1) for _ in range(2))
+        part = (timestamps / 40)[:, :, None, None, None]
+        frames = (first * (1 - part) + last * part).astype(np.uint8)
         frames[:, ~mask] = 0
         masks = np.stack([mask, mask])
         pairs.append(ViewPair(frames, timestamps, masks, np.zeros((2, NUM_COLOR_VALUES))))
@@ -102,12 +109,15 @@ def same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 # --- any number of workers ----------------------------------------------------------------------------------------
 
+# With batch statistics, rounding grows tenfold and more a step at the paper's learning rate on a network this
+# small and untrained (gradient norms of 100): a lower one shows whether the mathematics is the same.
+SLOW = replace(CONFIG, optimizer=OptimizerConfig(learning_rate=1e-5))
 SCENARIOS = {
-    "synchronized": with_model(batch_norm="synchronized"),
+    "synchronized": with_model(SLOW, batch_norm="synchronized"),
     "frozen": with_model(batch_norm="frozen"),
-    "local": with_model(batch_norm="local"),
+    "local": with_model(SLOW, batch_norm="local"),
     "global negatives": replace(
-        with_model(batch_norm="synchronized"), objective=ObjectiveConfig(negatives="global")
+        with_model(SLOW, batch_norm="synchronized"), objective=ObjectiveConfig(negatives="global")
     ),
 }
 
@@ -148,7 +158,9 @@ def run_with_fault(fault: str, rank: int, num_workers: int) -> dict[str, Any]:
     if handle is not None:
         handle.remove()
     after = step.optimizer.state_dict()["state"]
-    same_momentum = all(torch.equal(momentum[i][name], after[i][name]) for i in momentum for name in momentum[i])
+    same_momentum = all(
+        torch.equal(momentum[i][name], after[i][name]) for i in momentum for name in momentum[i]
+    )
     unchanged = same_state(before, snapshot(step)) and same_momentum
     last = step.train(batch, 2)
     changed = not same_state(before, snapshot(step))
@@ -191,7 +203,9 @@ def losses(answer: dict[str, Any]) -> Tensor:
 def test_the_splits_are_uneven_and_leave_workers_without_videos() -> None:
     for num_workers in (2, 3):
         counts = {
-            tuple(len(range(*share(step, rank, num_workers).indices(NUM_VIDEOS))) for rank in range(num_workers))
+            tuple(
+                len(range(*share(step, rank, num_workers).indices(NUM_VIDEOS))) for rank in range(num_workers)
+            )
             for step in range(NUM_STEPS)
         }
         assert all(sum(count) == NUM_VIDEOS for count in counts)
@@ -214,20 +228,23 @@ def test_losses_and_weights_do_not_depend_on_the_number_of_workers(
     norms = [[report["gradient_norm"] for report in answer["reports"]] for answer in (together[0], alone)]
     torch.testing.assert_close(torch.tensor(norms[0]), torch.tensor(norms[1]), rtol=1e-2, atol=1e-3)
     for name, value in alone["state"].items():
-        torch.testing.assert_close(together[0]["state"][name], value, rtol=1e-2, atol=2e-3, msg=name)
+        torch.testing.assert_close(together[0]["state"][name], value, rtol=1e-3, atol=3e-4, msg=name)
 
 
-def test_the_losses_fall_so_that_they_could_differ(on_workers: dict[int, list[dict[str, Any]]]) -> None:
-    for scenario in SCENARIOS:
-        values = losses(on_workers[1][0][scenario])
-        assert values[-3:].mean() < values[:3].mean() - 0.05
+def test_the_weights_move_so_that_they_could_differ(on_workers: dict[int, list[dict[str, Any]]]) -> None:
+    for name, config in SCENARIOS.items():
+        start = snapshot(TrainingStep(config, CPU, NUM_STEPS))
+        end = on_workers[1][0][name]["state"]
+        weights = [n for n in start if n.endswith("weight") and start[n].dim() > 1]
+        assert all((start[n] - end[n]).abs().max() > 5 * config.optimizer.learning_rate for n in weights)
 
 
 def test_local_batch_norm_does_depend_on_the_number_of_workers(
     on_workers: dict[int, list[dict[str, Any]]],
 ) -> None:
     alone = losses(on_workers[1][0]["local"])
-    assert torch.equal(alone, losses(on_workers[1][0]["synchronized"]))
+    # Alone, the two are the same but for the way of summing up.
+    torch.testing.assert_close(alone, losses(on_workers[1][0]["synchronized"]), rtol=0, atol=1e-3)
     for num_workers in (2, 3):
         assert (losses(on_workers[num_workers][0]["local"]) - alone).abs().max() > 1e-2
 
@@ -266,9 +283,9 @@ def test_a_step_is_the_loss_by_hand_clipped_into_adam(max_norm: float) -> None:
     model = copy.deepcopy(step.model).train()
     report = step.train(batch, 0)
 
-    views = [
-        model(normalize(batch.frames.flatten(0, 1)), batch.frame_mask.flatten(0, 1), batch.sample_seeds.flatten())
-    ][0].unflatten(0, (NUM_VIDEOS, 2))
+    views = model(
+        normalize(batch.frames.flatten(0, 1)), batch.frame_mask.flatten(0, 1), batch.sample_seeds.flatten()
+    ).unflatten(0, (NUM_VIDEOS, 2))
     loss = sequence_contrastive_loss(
         views[:, 0],
         views[:, 1],
@@ -369,7 +386,9 @@ def test_bf16_stays_near_fp32_and_finite() -> None:
 def test_colour_on_the_trainer_gives_the_loss_of_colour_on_the_workers(
     tmp_path: Path, make_video: Callable[..., Path]
 ) -> None:
-    strong = AugmentConfig(image_size=SIZE, jitter_probability=1.0, blur_probability=1.0, blur_sigma=(1.0, 2.0))
+    strong = AugmentConfig(
+        image_size=SIZE, jitter_probability=1.0, blur_probability=1.0, blur_sigma=(1.0, 2.0)
+    )
     workers = replace(CONFIG, augment=strong)
     trainer = replace(CONFIG, augment=replace(strong, color_on="trainer"))
     lengths = [30, 5, 20]  # the second is padded
@@ -403,7 +422,9 @@ def test_evaluation_is_a_sum_over_videos_and_changes_nothing() -> None:
     assert all(value.tolist() == [0.0, 0.0] for value in nothing)
     assert same_state(before, snapshot(step))
     # At test time nothing is dropped, whatever the seeds.
-    other = step.evaluate(replace(worker_batch(1), sample_seeds=torch.zeros(NUM_VIDEOS, 2, dtype=torch.int64)))
+    other = step.evaluate(
+        replace(worker_batch(1), sample_seeds=torch.zeros(NUM_VIDEOS, 2, dtype=torch.int64))
+    )
     assert torch.equal(other[0], whole[0])
 
 
