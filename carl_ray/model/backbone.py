@@ -207,7 +207,7 @@ def _read_checkpoint(uri: str) -> Mapping[str, object]:
             f"{public_uri(uri)}: holds more than tensors, or is no torch file; save its tensors alone with "
             f"torch.save ({' '.join(str(error).split())[:200]})"
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # Noise makes the reader fail in many ways.
         raise UserError(
             f"{public_uri(uri)}: expected a file written by torch.save ({' '.join(str(error).split())[:200]})"
         ) from None

@@ -48,7 +48,13 @@ class BatchNorm(_BatchNorm):
         self, input: Float[Tensor, "frames channels *space"]
     ) -> Float[Tensor, "frames channels *space"]:
         """The normalised, scaled and shifted input; while training, the running statistics move along."""
-        if self.training and self.mode == "synchronized" and _world_size() > 1:
+        # On a CPU also for a worker alone: torch's own sums in float32 are off by as much as 1e-5 there, which
+        # training blows up, so that one worker and two would soon have different losses.
+        if (
+            self.training
+            and self.mode == "synchronized"
+            and (_world_size() > 1 or input.device.type == "cpu")
+        ):
             output, mean, variance, count = _SynchronizedBatchNorm.apply(
                 input, self.weight, self.bias, self.running_mean, self.running_var, self.eps
             )
@@ -87,8 +93,9 @@ class BatchNorm(_BatchNorm):
 class _SynchronizedBatchNorm(torch.autograd.Function):
     """Training-mode batch norm over the frames of all workers: one collective forward, one backward.
 
-    Each worker's mean and sum of squared deviations are gathered and combined (Chan et al.), which loses no
-    digits where the mean is large against the deviation, as a sum of squares would.
+    Each frame is summed up by itself, in float32, and frames are added in float64: the result hardly depends on
+    which worker has which frame. Workers' means and sums of squared deviations are combined as Chan et al. do,
+    which loses no digits where the mean is large against the deviation, as a sum of squares would.
     """
 
     @staticmethod
@@ -103,24 +110,21 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         channels = x.shape[1]
         dtype = torch.promote_types(x.dtype, torch.float32)
-        local_count = x.numel() // channels
-        own = torch.zeros(2 * channels + 1, dtype=dtype, device=x.device)
-        if local_count:
-            axes = [0, *range(2, x.dim())]
-            variance, mean = torch.var_mean(x.to(dtype), dim=axes, correction=0)
-            own[:channels] = mean
-            own[channels:-1] = variance * local_count
-            own[-1] = local_count
-        gathered = [torch.empty_like(own) for _ in range(_world_size())]
-        dist.all_gather(gathered, own)
-        table = torch.stack(gathered)
+        own = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
+        if x.numel():
+            mean, deviation, count = _frame_statistics(x.to(dtype))
+            total_mean = mean.mean(0)
+            own[:channels] = total_mean
+            own[channels:-1] = (deviation + count * (mean - total_mean).square()).sum(0)
+            own[-1] = count * len(x)
+        table = _gather(own)
         means, deviations, counts = table[:, :channels], table[:, channels:-1], table[:, -1:]
         total = counts.sum()
         mean = (means * counts).sum(0) / total.clamp(min=1)
         variance = (deviations + counts * (means - mean).square()).sum(0) / total.clamp(min=1)
         enough = total >= 2
-        mean = torch.where(enough, mean, stored_mean.to(dtype))
-        variance = torch.where(enough, variance, stored_variance.to(dtype))
+        mean = torch.where(enough, mean.to(dtype), stored_mean.to(dtype))
+        variance = torch.where(enough, variance.to(dtype), stored_variance.to(dtype))
         output = functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
         # What a value owes to its own part in the statistics; nothing where the stored ones were used.
         share = torch.where(enough, 1 / total.clamp(min=1), 0)
@@ -132,43 +136,47 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance, share = ctx.saved_tensors
-        channels = x.shape[1]
-        if x.numel():
-            through_output, scaled_sum, plain_sum = torch.ops.aten.native_batch_norm_backward(
-                gradients[0].contiguous(memory_format=_memory_format(x)),
-                x,
-                weight,
-                mean,
-                variance,
-                None,
-                None,
-                False,
-                ctx.eps,
-                [True, True, True],
-            )
-        else:
-            through_output = torch.zeros_like(x)
-            scaled_sum = torch.zeros(channels, dtype=mean.dtype, device=x.device)
-            plain_sum = scaled_sum.clone()
-        sums = torch.cat([scaled_sum, plain_sum]).to(mean.dtype)
-        dist.all_reduce(sums)
-        factor = -weight * share * torch.rsqrt(variance + ctx.eps)
-        through_statistics = functional.batch_norm(
-            x, mean, variance, factor * sums[:channels], factor * sums[channels:], training=False, eps=ctx.eps
-        )
+        channels, dtype = x.shape[1], mean.dtype
+        space = [1] * (x.dim() - 2)
+        normalised = (x.to(dtype) - mean.view(-1, *space)) * torch.rsqrt(variance + ctx.eps).view(-1, *space)
+        gradient = gradients[0].to(dtype)
+        own = torch.cat([_sum_frames(gradient * normalised), _sum_frames(gradient)])
+        sums = _gather(own).sum(0)
+        through_statistics = (sums * share).to(dtype)
+        through_output = gradient - through_statistics[channels:].view(-1, *space)
+        through_output.addcmul_(normalised, through_statistics[:channels].view(-1, *space), value=-1)
+        through_output.mul_((weight * torch.rsqrt(variance + ctx.eps)).view(-1, *space))
         return (
-            through_output + through_statistics,
-            scaled_sum.to(weight.dtype),
-            plain_sum.to(weight.dtype),
+            through_output.to(x.dtype),
+            own[:channels].to(weight.dtype),
+            own[channels:].to(weight.dtype),
             None,
             None,
             None,
         )
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last else torch.contiguous_format
+def _frame_statistics(x: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Mean and sum of squared deviations of every frame and channel, (N, C) float64; values of each."""
+    if x.dim() == 2:
+        return x.double(), torch.zeros_like(x, dtype=torch.float64), 1
+    count = x[0, 0].numel()
+    variance, mean = torch.var_mean(x, dim=list(range(2, x.dim())), correction=0)
+    return mean.double(), variance.double() * count, count
+
+
+def _sum_frames(x: Tensor) -> Tensor:
+    """Sum of every channel, float64."""
+    return (x if x.dim() == 2 else x.sum(list(range(2, x.dim())))).double().sum(0)
+
+
+def _gather(own: Tensor) -> Tensor:
+    """The vectors of all workers, by rank."""
+    if _world_size() == 1:
+        return own[None]
+    gathered = [torch.empty_like(own) for _ in range(_world_size())]
+    dist.all_gather(gathered, own)
+    return torch.stack(gathered)
 
 
 def _world_size() -> int:
