@@ -54,7 +54,8 @@ def _run(arguments: list[str]) -> None:
         outcome = train(config, run_dir, resume=parsed.resume, stop=stop)
     if not outcome.finished:
         raise RunError(
-            f"stopped at step {outcome.step} of {outcome.num_steps}; --resume --run-dir {storage.public_uri(run_dir)} goes on"
+            f"stopped at step {outcome.step} of {outcome.num_steps}; "
+            f"--resume --run-dir {storage.public_uri(run_dir)} goes on"
         )
     _print_results(run_dir, outcome.num_steps, time.monotonic() - started)
 

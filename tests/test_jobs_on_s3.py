@@ -73,8 +73,11 @@ def test_bucket_to_encoder_in_two_jobs(bucket: str, ray_cluster: dict[str, str])
         assert time.monotonic() < deadline, job_logs("first")
         time.sleep(1)
     stopped = subprocess.run(
-        [str(Path(sys.executable).with_name("ray")), "job", "stop", "first"], capture_output=True, timeout=120, check=False
-    )  # fmt: skip
+        [str(Path(sys.executable).with_name("ray")), "job", "stop", "first"],
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
     assert stopped.returncode == 0
     interrupted = latest_checkpoint(run)
     assert interrupted is not None

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
@@ -51,6 +51,7 @@ _BYTES_PER_SECOND = 1_000_000
 _PIXELS_PER_SECOND = 5_000_000
 
 _CHUNK = 8 << 20  # bytes
+_SAVE_SECONDS = 300.0
 
 
 def index_folder(folder_uri: str, out: str, *, verify: bool = False) -> tuple[pa.Table, pa.Table]:
@@ -72,9 +73,15 @@ def index_folder(folder_uri: str, out: str, *, verify: bool = False) -> tuple[pa
             )
     if storage.exists(rejects_uri(out)):
         known_rejects = read_manifest(rejects_uri(out), REJECTS_SCHEMA.names)
-    manifest, rejects = scan_folder(folder_uri, known=known, known_rejects=known_rejects, verify=verify)
-    write_table(rejects, rejects_uri(out))
-    write_table(manifest, out)
+
+    def save(manifest: pa.Table, rejects: pa.Table) -> None:
+        write_table(rejects, rejects_uri(out))
+        write_table(manifest, out)
+
+    manifest, rejects = scan_folder(
+        folder_uri, known=known, known_rejects=known_rejects, verify=verify, save=save
+    )
+    save(manifest, rejects)
     return manifest, rejects
 
 
@@ -91,6 +98,7 @@ def scan_folder(
     known: pa.Table | None = None,
     known_rejects: pa.Table | None = None,
     verify: bool = False,
+    save: Callable[[pa.Table, pa.Table], None] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """The manifest (`SCHEMA`) of all videos below a folder and the rejects (`REJECTS_SCHEMA`), by URI.
 
@@ -105,6 +113,8 @@ def scan_folder(
             what people and converters have added (split, labels, step) is taken over too.
         known_rejects: The earlier rejects, likewise, but for files that could not be read or took too long.
         verify: Decodes every frame of every video, so that `num_frames` is what really decodes.
+        save: Called every few minutes with both tables as far as they are, for a later scan to continue
+            from; a video not read yet has its earlier row in them, if it has one.
 
     Raises:
         UserError: no such folder, or no video in it.
@@ -129,8 +139,24 @@ def scan_folder(
         file=sys.stderr,
         flush=True,
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
+    unread = {file["uri"] for file in to_probe}
+
+    def tables() -> tuple[pa.Table, pa.Table]:
+        manifest = pa.Table.from_pylist(rows, schema=SCHEMA)
+        if known is not None:
+            old = kept + [rows_of[uri]["row"] for uri in sorted(unread & rows_of.keys())]
+            manifest = pa.concat_tables(
+                [known.select(SCHEMA.names).cast(SCHEMA).take(pa.array(old, pa.int64())), manifest]
+            )
+        return manifest.sort_by("uri"), pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA).sort_by("uri")
+
+    saved = time.monotonic()
     for file, outcome in _probe_all(to_probe, filesystem, verify):
+        if save is not None and time.monotonic() - saved >= _SAVE_SECONDS:
+            save(*tables())
+            saved = time.monotonic()
+        unread.remove(file["uri"])
         if "reason" in outcome:
             rejects.append({**file, **outcome})
             continue
@@ -139,10 +165,7 @@ def scan_folder(
             earlier = known.slice(rows_of[file["uri"]]["row"], 1).to_pylist()[0]
             row.update(_added_by_people(earlier, row))
         rows.append(row)
-    manifest = pa.Table.from_pylist(rows, schema=SCHEMA)
-    if known is not None and kept:
-        manifest = pa.concat_tables([known.select(SCHEMA.names).cast(SCHEMA).take(kept), manifest])
-    return manifest.sort_by("uri"), pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA).sort_by("uri")
+    return tables()
 
 
 def count_reasons(rejects: pa.Table) -> list[tuple[str, int]]:

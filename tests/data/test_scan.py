@@ -104,6 +104,28 @@ def test_indexing_again_reads_only_what_changed(folder, ray_session, tmp_path, m
     assert manifest.equals(read_manifest(out))
 
 
+def test_an_interrupted_scan_is_continued(folder, ray_session, tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "manifest.parquet")
+    probe_all = scan._probe_all
+
+    def interrupted(*arguments):
+        for number, found in enumerate(probe_all(*arguments)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(scan, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(scan, "_probe_all", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        index_folder(str(folder), out)
+    monkeypatch.setattr(scan, "_probe_all", probe_all)
+    capsys.readouterr()
+    manifest, rejects = index_folder(str(folder), out)
+    # Saved before the third was taken in: two are kept.
+    assert "5 videos" in (said := capsys.readouterr().err) and "3 to read, 2 unchanged" in said
+    assert (manifest.num_rows, rejects.num_rows) == (3, 2)
+
+
 def test_unread_files_are_tried_again(folder, ray_session):
     info = (folder / "empty.webm").stat()
     row = {"uri": str(folder / "empty.webm"), "bytes": 0, "modified_ns": info.st_mtime_ns}
