@@ -1,10 +1,12 @@
 """Trains a frame-level video encoder with the sequence contrastive loss.
 
-python -m carl_ray.train                                     the embedded demo, on this machine's CPUs
-python -m carl_ray.train penn_action --data.manifest s3://bucket/penn/manifest.parquet \
-        --run-dir s3://bucket/runs/penn --cluster.use_gpu true --cluster.num_workers 4
-ray job submit --working-dir . -- python -m carl_ray.train …  the same on a cluster
-python -m carl_ray.train … --resume                          goes on from the latest checkpoint
+    python -m carl_ray.train
+    python -m carl_ray.train penn_action --data.manifest s3://bucket/manifest.parquet --run-dir s3://bucket/run
+    ray job submit --working-dir . -- python -m carl_ray.train penn_action …
+    python -m carl_ray.train … --run-dir s3://bucket/run --resume
+
+Without arguments it trains the demo on the embedded videos, on this machine's CPUs. The same command with
+--resume goes on from the latest checkpoint of the run folder.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ def _run(arguments: list[str]) -> None:
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     parser = options.OptionParser(
         prog="python -m carl_ray.train",
+        usage="%(prog)s [PRESET] [--run-dir URI] [--resume] [--section.field VALUE …]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -1,7 +1,7 @@
 """A run from the driver's side: checks what can be checked, starts Ray Train, shows progress, passes on a stop.
 
-RUN/config.json  metrics.jsonl  bad_videos.jsonl  events/  checkpoints/step-…/       the run
-RUN/ray/…                                                                            Ray Train's own records
+The run folder holds config.json, metrics.jsonl, bad_videos.jsonl, events/ and checkpoints/step-…/, which are the
+run, and ray/, which are Ray Train's own records.
 """
 
 from __future__ import annotations

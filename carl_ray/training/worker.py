@@ -1,6 +1,6 @@
 """What every training worker runs, inside Ray Train: the loop from the first step, or a checkpoint, to the last.
 
-The loop reads top to bottom in `train_worker`. Workers agree on everything through a few numbers that are summed
+The loop reads top to bottom in `_train`. Workers agree on everything through a few numbers that are summed
 over them each step: rows received, videos that could not be read, and whether somebody was told to stop.
 """
 
