@@ -89,17 +89,8 @@ def test_resolves_paths_and_file_uris(tmp_path: Path, monkeypatch: pytest.Monkey
         ("s3://b", ["c"], "s3://b/c"),
     ],
 )
-def test_join_and_parent(uri: str, names: list[str], joined: str) -> None:
+def test_join(uri: str, names: list[str], joined: str) -> None:
     assert storage.join(uri, *names) == joined
-    folder = joined
-    for _ in names:
-        folder = storage.parent(folder)
-    assert storage.join(folder) == storage.join(uri)
-
-
-def test_parent_of_a_bare_name_is_this_folder() -> None:
-    assert storage.parent("manifest.parquet") == "."
-    assert storage.parent("/manifest.parquet") == "/"
 
 
 def test_writes_reads_lists_deletes(tmp_path: Path) -> None:
