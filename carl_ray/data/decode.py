@@ -95,7 +95,7 @@ def read_frames(
         RunError: the store refuses or fails.
     """
     indices = np.asarray(frame_indices, dtype=np.int64).reshape(-1)
-    if len(indices) == 0 or indices.min() < 0:
+    if len(indices) == 0 or np.min(indices) < 0:
         raise ValueError(
             f"frame_indices must hold at least one index and none below 0, got {indices.tolist()}"
         )
