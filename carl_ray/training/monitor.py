@@ -27,8 +27,6 @@ class Status:
     loss: float | None
     validation_loss: float | None
     steps_per_second: float
-    stopped: bool = False
-    """The run wrote a checkpoint and ended because it was asked to."""
     finished: bool = False
     """The run did its last step."""
     failure: str | None = None

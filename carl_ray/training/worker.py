@@ -170,7 +170,7 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
                 raise TerminatedError(
                     "a training worker was told to end (SIGTERM); its checkpoint is written"
                 )
-            reporter.finish(progress, stopped=True)
+            reporter.finish(progress, finished=False)
             return
         if num_bad:
             progress = replace(progress, num_bad_rows=progress.num_bad_rows + num_bad)
@@ -197,7 +197,7 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
         if at_end or progress.step % config.training.checkpoint_every_steps == 0:
             reporter.checkpoint(step, progress)
         waiting_since = time.perf_counter()
-    reporter.finish(progress, stopped=False)
+    reporter.finish(progress, finished=True)
 
 
 def _batches(shard: DataIterator, plan: Plan, config: Config, first_step: int) -> Iterator[StepBatch]:
@@ -367,11 +367,11 @@ class _Reporter:
         if self._log is not None:
             self._log.close()
 
-    def finish(self, progress: Progress, *, stopped: bool) -> None:
+    def finish(self, progress: Progress, *, finished: bool) -> None:
         """Closes the logs and leaves the last word with the driver."""
         self.close()
         if self._log is not None:
-            status = replace(self._status(progress.step, None), stopped=stopped, finished=not stopped)
+            status = replace(self._status(progress.step, None), finished=finished)
             ray.get(self._settings.monitor.update.remote(status))
 
     def _status(self, step: int, loss: float | None) -> Status:

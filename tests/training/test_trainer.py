@@ -163,6 +163,8 @@ def test_killed_workers_change_nothing(undisturbed: Path, config: Config, tmp_pa
     assert not killed.is_alive()
     assert outcome.finished
     assert lines(tmp_path) == lines(undisturbed)
+    # Each start of the workers opens a file of events: both signals hit a run that was going on.
+    assert len(list((tmp_path / "events").iterdir())) == 3
     asked_for = {int(name.removeprefix("step-")) for name in seen} - {15, 30, 40}
     assert len(asked_for) == 1, f"SIGTERM wrote no checkpoint of its own: {seen}"
 
