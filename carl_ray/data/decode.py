@@ -114,6 +114,55 @@ def read_frames(
             raise ValueError(f'decoder must be "pyav" or "decord", got {decoder!r}')
 
 
+def iterate_frames(
+    source: bytes | str,
+    num_frames: int,
+    *,
+    chunk_frames: int,
+    short_side: int | None = None,
+    decoder: Decoder = "pyav",
+) -> Iterator[UInt8[np.ndarray, "chunk height width 3"]]:
+    """All frames of a video, in order, as RGB uint8, some at a time: a video of any length in bounded memory.
+
+    Args:
+        source: The content of a video file, or its path or URI.
+        num_frames: How many frames it has.
+        chunk_frames: Frames of a chunk; the last one may have fewer.
+        short_side: As for `read_frames`.
+        decoder: As for `read_frames`; decord opens the file anew for every chunk.
+
+    Raises:
+        DecodeError: while iterating: it cannot be opened, or fewer frames decode.
+        UserError, RunError: as `read_frames`.
+    """
+    readable = _readable(source)
+    if decoder == "decord":
+        for start in range(0, num_frames, chunk_frames):
+            indices = np.arange(start, min(start + chunk_frames, num_frames))
+            yield _read_with_decord(readable, indices, short_side)
+        return
+    failure: list[str] = []
+    count = 0
+    output = _Output(np.arange(min(chunk_frames, num_frames)), short_side)
+    try:
+        with _open(readable) as container:
+            stream = _video_stream(container)
+            for frame in _decoded(container, stream, failure):
+                output.put(count % chunk_frames, frame, stream)
+                count += 1
+                if count == num_frames or count % chunk_frames == 0:
+                    yield output.result()
+                    output = _Output(np.arange(min(chunk_frames, num_frames - count)), short_side)
+                if count == num_frames:
+                    return
+    except av.FFmpegError as error:
+        raise DecodeError(f"a frame could not be converted to RGB ({_reason(error)})") from None
+    if count == 0:
+        raise DecodeError(_why_nothing_decodes(readable, failure))
+    why = f" (decoding stops there: {failure[0]})" if failure else ""
+    raise DecodeError(f"{num_frames} frames were expected, but only {count} decode{why}")
+
+
 def probe_video(source: bytes | str, *, verify: bool = False) -> VideoProbe:
     """What a video is; its first frame is always decoded, so that an unreadable video is never let through.
 

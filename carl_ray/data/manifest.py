@@ -1,6 +1,6 @@
-"""The manifest: a Parquet table with one row a video. Schema, reading, writing, splits.
+"""The manifest: a Parquet table with one row a video. Schema, reading, writing, splits, labels.
 
-Every stage reads videos from here. The columns after `split` may be null; frame labels of -1 mean "no label".
+Every stage reads videos from here. The columns from `split` on may be null; frame labels of -1 mean "no label".
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ SCHEMA = pa.schema(
         pa.field("split", pa.string()),  # null counts as "train"
         pa.field("label", pa.string()),  # of the video
         pa.field("frame_labels", pa.list_(pa.int32())),  # num_frames of them
+        pa.field("progress", pa.list_(pa.float32())),  # true share of the action done, of each frame
     ]
 )
+
+LABEL_COLUMNS = ["split", "label", "frame_labels", "progress"]
+"""What people and converters know of a video, and no scan can find out."""
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -48,7 +52,7 @@ REJECTS_SCHEMA = pa.schema(
 
 
 def read_manifest(uri: str, columns: list[str] | None = None, *, split: str | None = None) -> pa.Table:
-    """The manifest as a table, in file order.
+    """The manifest as a table, in file order. Label columns that the file lacks are null.
 
     Args:
         uri: Where it is.
@@ -66,7 +70,16 @@ def read_manifest(uri: str, columns: list[str] | None = None, *, split: str | No
         )
     wanted = columns or SCHEMA.names
     try:
-        table = pq.read_table(path, filesystem=filesystem, columns=columns, filters=_in_split(split))
+        schema = pq.ParquetDataset(path, filesystem=filesystem).schema
+        filters = _in_split(split) if "split" in schema.names else None
+        table = pq.read_table(path, filesystem=filesystem, columns=columns, filters=filters)
+        if "split" not in schema.names and split not in (None, "train"):
+            table = table.slice(0, 0)
+        for name in wanted:
+            if name in LABEL_COLUMNS and name not in table.column_names:
+                table = table.append_column(
+                    SCHEMA.field(name), pa.nulls(table.num_rows, SCHEMA.field(name).type)
+                )
         missing = [name for name in wanted if name not in table.column_names]
         if missing:
             raise ValueError(f"it has no column {', '.join(missing)}")
@@ -79,6 +92,43 @@ def read_manifest(uri: str, columns: list[str] | None = None, *, split: str | No
         raise UserError(f"{storage.public_uri(uri)}: not a manifest ({reason})") from None
     except OSError as error:
         raise storage.storage_error(error, uri, "read") from None
+
+
+def attach_labels(manifest: pa.Table, labels: pa.Table) -> pa.Table:
+    """The manifest with some of `LABEL_COLUMNS` taken from a table of labels, by video id.
+
+    Args:
+        manifest: As a scan of the folder with the videos makes it.
+        labels: Column `video_id` and any of `LABEL_COLUMNS`, which replace the manifest's; videos that the
+            manifest lacks are ignored.
+
+    Raises:
+        ValueError: a video of the manifest has no labels, or frame labels or progress of another number of
+            frames than it has.
+    """
+    names = [name for name in LABEL_COLUMNS if name in labels.column_names]
+    place_of = {video_id: place for place, video_id in enumerate(labels.column("video_id").to_pylist())}
+    video_ids = manifest.column("video_id").to_pylist()
+    unknown = [video_id for video_id in video_ids if video_id not in place_of]
+    if unknown:
+        raise ValueError(f"{unknown[0]}: it has no labels; was the manifest made of another folder?")
+    found = labels.take(pa.array([place_of[video_id] for video_id in video_ids], pa.int64()))
+    num_frames = manifest.column("num_frames")
+    for name in names:
+        field = SCHEMA.field(name)
+        column = found.column(name).cast(field.type)
+        if pa.types.is_list(field.type):
+            wrong = pc.indices_nonzero(
+                pc.fill_null(pc.not_equal(pc.list_value_length(column), num_frames), False)
+            )
+            if len(wrong):
+                row = wrong[0].as_py()
+                raise ValueError(
+                    f"{video_ids[row]}: expected {num_frames[row]} of {name}, one a frame, "
+                    f"got {len(column[row])}"
+                )
+        manifest = manifest.set_column(manifest.schema.get_field_index(name), field, column)
+    return manifest
 
 
 def videos_digest(table: pa.Table) -> str:

@@ -246,7 +246,7 @@ def _added_by_people(earlier: dict[str, Any], row: dict[str, Any]) -> dict[str, 
         return {}
     names = ["frame_step", "split", "label"]
     if earlier["num_frames"] == row["num_frames"]:
-        names.append("frame_labels")
+        names += ["frame_labels", "progress"]
     return {name: earlier[name] for name in names}
 
 

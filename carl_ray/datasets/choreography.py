@@ -328,38 +328,6 @@ def read_labels(folder: Path) -> pa.Table:
     return pq.read_table(folder / _LABELS, schema=LABELS_SCHEMA)
 
 
-def attach_labels(manifest: pa.Table, labels: pa.Table) -> pa.Table:
-    """The manifest with the columns `label` and `frame_labels` filled in from a table of labels.
-
-    Args:
-        manifest: As `carl_ray.index` writes it, of the rendered folder.
-        labels: Columns `video_id`, `label` and `frame_labels`; videos that the manifest lacks are ignored.
-
-    Raises:
-        ValueError: a video of the manifest has no labels, or as many frame labels as it has not frames.
-    """
-    by_id = {row["video_id"]: row for row in labels.select(["video_id", "label", "frame_labels"]).to_pylist()}
-    found = []
-    for video_id, num_frames in zip(
-        manifest.column("video_id").to_pylist(), manifest.column("num_frames").to_pylist(), strict=True
-    ):
-        if video_id not in by_id:
-            raise ValueError(
-                f"{video_id}: it has no labels; the manifest must be of the rendered folder alone"
-            )
-        if len(by_id[video_id]["frame_labels"]) != num_frames:
-            count = len(by_id[video_id]["frame_labels"])
-            raise ValueError(
-                f"{video_id}: expected {count} frames, as many as it has labels, got {num_frames}"
-            )
-        found.append(by_id[video_id])
-    for name in ("label", "frame_labels"):
-        field = manifest.schema.field(name)
-        column = pa.array([row[name] for row in found], type=field.type)
-        manifest = manifest.set_column(manifest.schema.get_field_index(name), field, column)
-    return manifest
-
-
 def print_progress(done: int, total: int) -> None:
     """Prints how many videos are rendered, ten times in all."""
     if done * 10 // total != (done - 1) * 10 // total:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from carl_ray import storage
-from carl_ray.data.manifest import write_table
+from carl_ray.data.manifest import attach_labels, write_table
 from carl_ray.data.scan import index_folder
 from carl_ray.datasets import choreography
 
@@ -20,6 +20,6 @@ def index_embedded(out: str | None = None, *, verify: bool = False) -> tuple[str
     folder = choreography.ensure_rendered(on_video=choreography.print_progress)
     out = out or str(folder / "manifest.parquet")
     manifest, rejects = index_folder(str(folder), out, verify=verify)
-    manifest = choreography.attach_labels(manifest, choreography.read_labels(folder))
+    manifest = attach_labels(manifest, choreography.read_labels(folder))
     write_table(manifest, out)
     return storage.public_uri(out), manifest, rejects

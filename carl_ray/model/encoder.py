@@ -8,6 +8,9 @@ nowhere but in the Transformer, whose attention does not see it.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -92,6 +95,70 @@ class FrameLevelVideoEncoder(nn.Module):
         batch, time = frame_mask.shape
         index = real_frame_index(frame_mask)
         features = self._frame_features(gather_real(frames, index), index, batch, time)
+        return self._embed(features, index, frame_mask, sample_seeds)
+
+    @torch.no_grad()
+    def embed_video(self, chunks: Iterable[Float[Tensor, "chunk 3 height width"]]) -> Float[Tensor, "T D"]:
+        """Embeddings H of all frames of one video that comes in pieces, as evaluation wants them.
+
+        The convolutions see one piece at a time, so a video of any length needs the memory of a piece and of
+        its pooled features; what follows sees the whole video at once, as `forward` does.
+
+        Args:
+            chunks: The normalised frames, in order; at least one. The pieces change no result but by rounding.
+
+        Raises:
+            ValueError: the encoder is in training mode, or there is no frame.
+        """
+        if self.training:
+            raise ValueError("embed_video expects an encoder in evaluation mode: call encoder.eval() first")
+        pieces = list(self._features_of_chunks(chunks))
+        if not pieces:
+            raise ValueError("embed_video expects at least one frame, got none")
+        features = torch.cat(pieces)
+        mask = torch.ones(1, len(features), dtype=torch.bool, device=features.device)
+        return self._embed(features, real_frame_index(mask), mask, None)[0]
+
+    def _features_of_chunks(self, chunks: Iterable[Tensor]) -> Iterator[Float[Tensor, "chunk C"]]:
+        """Pooled features of each piece of one video."""
+        if self.convolutions is None:
+            for chunk in chunks:
+                yield from (self._pool(self.backbone(part)) for part in chunk.split(self.chunk_frames))
+            return
+        # The 3-D convolutions of a piece see the frames just before and after it, as they would in the whole.
+        halo = self.convolutions.halo
+        before: Tensor | None = None
+        waiting: Tensor | None = None
+        for chunk in itertools.chain.from_iterable(chunk.split(self.chunk_frames) for chunk in chunks):
+            maps = self.backbone(chunk)
+            if waiting is None:
+                waiting = maps
+            elif len(maps) < halo:
+                waiting = torch.cat([waiting, maps])
+            else:
+                yield self._convolved(before, waiting, maps[:halo])
+                before = waiting[-halo:] if before is None else torch.cat([before, waiting])[-halo:]
+                waiting = maps
+        if waiting is not None:
+            yield self._convolved(before, waiting, waiting[:0])
+
+    def _convolved(self, before: Tensor | None, maps: Tensor, after: Tensor) -> Float[Tensor, "chunk C"]:
+        assert self.convolutions is not None
+        context = torch.cat([maps, after] if before is None else [before, maps, after])
+        start = 0 if before is None else len(before)
+        index = torch.arange(len(context), device=context.device)
+        mixed = self.convolutions(context, index, 1, len(context))
+        return self._pool(mixed[start : start + len(maps)])
+
+    def _embed(
+        self,
+        features: Float[Tensor, "N C"],
+        index: Int[Tensor, " N"],
+        frame_mask: Bool[Tensor, "B T"],
+        sample_seeds: Int[Tensor, " B"] | None,
+    ) -> Float[Tensor, "B T D"]:
+        """What follows the pooling."""
+        batch, time = frame_mask.shape
         for number, layer in enumerate(self.hidden):
             features = layer(self._drop(features, number, index, time, sample_seeds))
         features = self.to_width(features)

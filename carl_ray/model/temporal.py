@@ -121,6 +121,9 @@ class TemporalConvolutions(nn.Module):
     Args:
         channels: Channels of the frames' feature maps; `C3D_CHANNELS` come out.
         batch_norm: Mode of the batch norm.
+
+    Attributes:
+        halo: How many frames before and after a frame have a part in its feature map.
     """
 
     def __init__(self, channels: int, batch_norm: Mode) -> None:
@@ -130,6 +133,7 @@ class TemporalConvolutions(nn.Module):
             nn.Conv3d(before, after, 3, padding=1, bias=False) for before, after in pairwise(widths)
         )
         self.norms = nn.ModuleList(BatchNorm(after, batch_norm) for after in widths[1:])
+        self.halo = len(self.convolutions)
 
     def forward(
         self, maps: Float[Tensor, "N C h w"], index: Int[Tensor, " N"], batch: int, time: int

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from carl_ray.data import decode
-from carl_ray.data.decode import DecodeError, probe_video, read_frames
+from carl_ray.data.decode import DecodeError, iterate_frames, probe_video, read_frames
 from carl_ray.errors import UserError
 
 
@@ -210,6 +210,30 @@ def test_frames_beyond_the_end(make_video, tmp_path):
     for wrong in ([], [-1]):
         with pytest.raises(ValueError, match="at least one index"):
             read_frames(path, wrong)
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize("chunk_frames", [1, 7, 10, 20, 64])
+def test_all_frames_come_in_chunks(make_video, tmp_path, chunk_frames, decoder):
+    if decoder == "decord":
+        pytest.importorskip("decord")
+    path = str(make_video(tmp_path / "a.mp4", 20, 160, 80))
+    chunks = list(iterate_frames(path, 20, chunk_frames=chunk_frames, short_side=72, decoder=decoder))
+    full, rest = divmod(20, chunk_frames)
+    assert [len(chunk) for chunk in chunks] == [chunk_frames] * full + [rest] * (rest > 0)
+    whole = read_frames(path, range(20), short_side=72, decoder=decoder)
+    np.testing.assert_array_equal(np.concatenate(chunks), whole)
+
+
+def test_chunks_of_a_video_that_is_shorter_than_expected(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4", 20)
+    chunks = iterate_frames(str(path), 21, chunk_frames=8)
+    assert [len(next(chunks)), len(next(chunks))] == [8, 8]
+    with pytest.raises(DecodeError, match="21 frames were expected, but only 20 decode"):
+        next(chunks)
+    with pytest.raises(DecodeError, match="no such file"):
+        next(iterate_frames(str(tmp_path / "none.mp4"), 2, chunk_frames=8))
+    assert len(next(iterate_frames(path.read_bytes(), 3, chunk_frames=8))) == 3
 
 
 def test_what_cannot_be_decoded_says_why(make_video, tmp_path):

@@ -32,6 +32,7 @@ def row(video_id: str = "a", **values: Any) -> dict[str, Any]:
         "split": None,
         "label": None,
         "frame_labels": [0, 1, -1],
+        "progress": [0.0, 0.5, 1.0],
     } | values
 
 
@@ -93,7 +94,7 @@ def test_split(tmp_path: Path) -> None:
 
 
 def test_what_is_no_manifest(tmp_path: Path) -> None:
-    write_table(table(row()).drop(["split"]), str(tmp_path / "short"))
+    write_table(table(row()).drop(["frame_step"]), str(tmp_path / "short"))
     pq.write_table(pa.Table.from_pylist([row(num_frames="many")]), tmp_path / "words")
     pq.write_table(pa.Table.from_pylist([row(uri=None)]), tmp_path / "null")
     (tmp_path / "video.mp4").write_bytes(b"\0" * 100)
@@ -101,7 +102,7 @@ def test_what_is_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name, message in {
         "missing": r"no manifest there; make one with `python -m carl_ray\.index FOLDER --out MANIFEST`$",
-        "short": r"not a manifest \(it has no column split\)$",
+        "short": r"not a manifest \(it has no column frame_step\)$",
         "words": r"not a manifest \(.*many",
         "null": r"not a manifest \(.*uri",
         "video.mp4": r"not a manifest \(",
@@ -112,8 +113,18 @@ def test_what_is_no_manifest(tmp_path: Path) -> None:
             read_manifest(str(tmp_path / name))
         assert str(caught.value).startswith(str(tmp_path / name))
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="split"):
-        read_manifest(str(tmp_path / "short"), ["video_id", "split"])
+    with pytest.raises(UserError, match="frame_step"):
+        read_manifest(str(tmp_path / "short"), ["video_id", "frame_step"])
+
+
+def test_label_columns_that_a_file_lacks_are_null(tmp_path: Path) -> None:
+    uri = str(tmp_path / "older.parquet")
+    write_table(table(row(), row(video_id="b")).drop(["split", "progress"]), uri)
+    for split in (None, "train"):
+        read = read_manifest(uri, split=split)
+        assert set(read.column_names) == set(SCHEMA.names)
+        assert read.column("progress").to_pylist() == read.column("split").to_pylist() == [None, None]
+    assert read_manifest(uri, ["video_id"], split="test").num_rows == 0
 
 
 def test_a_damaged_file_is_one_line_or_unharmed(tmp_path: Path) -> None:

@@ -179,18 +179,19 @@ def test_labels_are_attached_by_id_in_the_order_of_the_manifest(rendered: Path) 
     counts = {
         name: len(rows[name]["frame_labels"]) for name in ("validation/lift-000.mp4", "train/kick-000.mp4")
     }
-    table = choreography.attach_labels(_manifest(counts), labels)
+    table = manifest.attach_labels(_manifest(counts), labels)
     assert table.schema == manifest.SCHEMA
     assert table.column("label").to_pylist() == ["lift", "kick"]
-    assert table.column("frame_labels").to_pylist() == [rows[name]["frame_labels"] for name in counts]
+    for column in ("frame_labels", "progress"):
+        assert table.column(column).to_pylist() == [rows[name][column] for name in counts]
 
 
 def test_labels_that_do_not_fit_are_refused(rendered: Path) -> None:
     labels = choreography.read_labels(rendered)
     with pytest.raises(ValueError, match="no labels"):
-        choreography.attach_labels(_manifest({"elsewhere.mp4": 60}), labels)
-    with pytest.raises(ValueError, match=r"expected \d+ frames, as many as it has labels, got 7"):
-        choreography.attach_labels(_manifest({"train/lift-000.mp4": 7}), labels)
+        manifest.attach_labels(_manifest({"elsewhere.mp4": 60}), labels)
+    with pytest.raises(ValueError, match=r"expected 7 of frame_labels, one a frame, got \d+"):
+        manifest.attach_labels(_manifest({"train/lift-000.mp4": 7}), labels)
 
 
 def test_default_folder_follows_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

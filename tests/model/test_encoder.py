@@ -316,3 +316,24 @@ def test_two_workers_equal_one_also_where_one_has_no_video(tmp_path):
             assert (mine - one).norm() <= 1e-4 * one.norm() + 1e-3
         assert all(torch.equal(a, b) for a, b in zip(first["buffers"], second["buffers"], strict=True))
         torch.testing.assert_close(first["buffers"], expected["buffers"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+@pytest.mark.parametrize("sizes", [(11,), (4, 1, 6), (1, 1, 1, 8), (3, 3, 3, 2), (1,)], ids=str)
+def test_a_video_in_pieces_is_the_whole_video(fields, sizes):
+    encoder = build(**fields, chunk_frames=5)[0].eval()
+    for module in encoder.modules():
+        if isinstance(module, BatchNorm):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+    video = frames(1, sum(sizes))
+    with torch.no_grad():
+        whole = encoder(video, real(sum(sizes), time=sum(sizes)))[0]
+    torch.testing.assert_close(encoder.embed_video(video[0].split(list(sizes))), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_video_in_pieces_needs_frames_and_evaluation_mode():
+    encoder = build()[0]
+    with pytest.raises(ValueError, match="evaluation mode"):
+        encoder.embed_video([frames(2)])
+    with pytest.raises(ValueError, match="at least one frame"):
+        encoder.eval().embed_video([])
