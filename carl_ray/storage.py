@@ -95,6 +95,15 @@ def exists(uri: str) -> bool:
         raise storage_error(error, uri, "look at") from None
 
 
+def is_file(uri: str) -> bool:
+    """Whether a file, not a folder, is there. Raises as `read_bytes` does where the store refuses."""
+    filesystem, path = resolve(uri)
+    try:
+        return filesystem.get_file_info(path).type == fs.FileType.File
+    except OSError as error:
+        raise storage_error(error, uri, "look at") from None
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file.
 

@@ -98,39 +98,34 @@ class FrameLevelVideoEncoder(nn.Module):
         return self._embed(features, index, frame_mask, sample_seeds)
 
     @torch.no_grad()
-    def embed_video(self, chunks: Iterable[Float[Tensor, "chunk 3 height width"]]) -> Float[Tensor, "T D"]:
-        """Embeddings H of all frames of one video that comes in pieces, as evaluation wants them.
+    def frame_features(
+        self, chunks: Iterable[Float[Tensor, "chunk 3 height width"]]
+    ) -> Iterator[Float[Tensor, "chunk C"]]:
+        """Pooled features of one video that comes in pieces: all that sees pixels, a piece at a time.
 
-        The convolutions see one piece at a time, so a video of any length needs the memory of a piece and of
-        its pooled features; what follows sees the whole video at once, as `forward` does.
+        A video of any length needs the memory of a piece, and of the features. `embed_features` goes on.
 
         Args:
-            chunks: The normalised frames, in order; at least one. The pieces change no result but by rounding.
+            chunks: The normalised frames, in order. The pieces change no result but by rounding.
 
         Raises:
-            ValueError: the encoder is in training mode, or there is no frame.
+            ValueError: the encoder is in training mode, where batch norm ties the frames together.
         """
         if self.training:
-            raise ValueError("embed_video expects an encoder in evaluation mode: call encoder.eval() first")
-        pieces = list(self._features_of_chunks(chunks))
-        if not pieces:
-            raise ValueError("embed_video expects at least one frame, got none")
-        features = torch.cat(pieces)
-        mask = torch.ones(1, len(features), dtype=torch.bool, device=features.device)
-        return self._embed(features, real_frame_index(mask), mask, None)[0]
-
-    def _features_of_chunks(self, chunks: Iterable[Tensor]) -> Iterator[Float[Tensor, "chunk C"]]:
-        """Pooled features of each piece of one video."""
+            raise ValueError(
+                "frame_features expects an encoder in evaluation mode: call encoder.eval() first"
+            )
+        parts = itertools.chain.from_iterable(chunk.split(self.chunk_frames) for chunk in chunks)
         if self.convolutions is None:
-            for chunk in chunks:
-                yield from (self._pool(self.backbone(part)) for part in chunk.split(self.chunk_frames))
+            for part in parts:
+                yield self._pool(self.backbone(part))
             return
         # The 3-D convolutions of a piece see the frames just before and after it, as they would in the whole.
         halo = self.convolutions.halo
         before: Tensor | None = None
         waiting: Tensor | None = None
-        for chunk in itertools.chain.from_iterable(chunk.split(self.chunk_frames) for chunk in chunks):
-            maps = self.backbone(chunk)
+        for part in parts:
+            maps = self.backbone(part)
             if waiting is None:
                 waiting = maps
             elif len(maps) < halo:
@@ -141,6 +136,16 @@ class FrameLevelVideoEncoder(nn.Module):
                 waiting = maps
         if waiting is not None:
             yield self._convolved(before, waiting, waiting[:0])
+
+    @torch.no_grad()
+    def embed_features(self, features: Float[Tensor, "T C"]) -> Float[Tensor, "T D"]:
+        """Embeddings H of all frames of one video, in one pass over the whole of it, as evaluation wants them.
+
+        Args:
+            features: All that `frame_features` gave.
+        """
+        mask = torch.ones(1, len(features), dtype=torch.bool, device=features.device)
+        return self._embed(features, real_frame_index(mask), mask, None)[0]
 
     def _convolved(self, before: Tensor | None, maps: Tensor, after: Tensor) -> Float[Tensor, "chunk C"]:
         assert self.convolutions is not None

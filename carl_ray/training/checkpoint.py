@@ -23,7 +23,8 @@ from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError, UserError
-from carl_ray.training.step import ContrastiveModel, TrainingStep
+from carl_ray.model.encoder import FrameLevelVideoEncoder
+from carl_ray.training.step import ContrastiveModel, TrainingStep, initial_model
 
 _LOGGER = logging.getLogger(__name__)
 _FOLDER = "checkpoints"
@@ -130,6 +131,33 @@ def open_checkpoint(uri: str) -> Checkpoint:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{storage.public_uri(source)}: not the state of a checkpoint ({error})") from None
+
+
+def checkpoint_at(uri: str) -> Checkpoint:
+    """The checkpoint in a folder, or the latest one of a run folder.
+
+    Raises:
+        UserError: there is neither.
+        RunError: storage refused or failed.
+    """
+    if storage.exists(storage.join(uri, _STATE)):
+        return open_checkpoint(uri)
+    checkpoint = latest_checkpoint(uri)
+    if checkpoint is None:
+        raise UserError(
+            f"{storage.public_uri(uri)}: expected a run folder with a checkpoint, or one of its checkpoints"
+        )
+    return checkpoint
+
+
+def load_encoder(checkpoint: Checkpoint) -> FrameLevelVideoEncoder:
+    """The trained encoder of a checkpoint, in evaluation mode on the CPU; nothing else of it is read.
+
+    Errors as `load_model`.
+    """
+    model = initial_model(checkpoint.config)
+    load_model(checkpoint, model)
+    return model.encoder.eval()
 
 
 def load_model(checkpoint: Checkpoint, model: ContrastiveModel) -> None:

@@ -46,6 +46,16 @@ class ContrastiveModel(nn.Module):
         return projections
 
 
+def initial_model(config: Config) -> ContrastiveModel:
+    """The model as a run of this config begins, but for pretrained weights of the backbone: the same everywhere.
+
+    It depends on the config's seed alone, not on what the process drew earlier.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        return ContrastiveModel(config)
+
+
 @dataclass(frozen=True)
 class StepReport:
     """What a step did, the same on every worker."""
@@ -77,11 +87,7 @@ class TrainingStep:
         self.config = config
         self.device = device
         self.num_steps = num_steps
-        # The same weights on every worker before DDP compares them, whatever the process drew earlier.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.training.seed)
-            self.model = ContrastiveModel(config)
-        self.model.to(device)
+        self.model = initial_model(config).to(device)
         self.model.encoder.backbone.to(memory_format=torch.channels_last)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(

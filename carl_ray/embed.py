@@ -1,0 +1,108 @@
+"""Embeddings of every frame of every video of a manifest.
+
+    python -m carl_ray.embed --checkpoint RUN --manifest MANIFEST --out FOLDER
+    python -m carl_ray.embed --checkpoint RUN --manifest MANIFEST --out FOLDER --split train --split test --use-gpu
+    python -m carl_ray.embed
+
+Whole videos pass the encoder, each in one temporal pass. Beside the embeddings of the trained encoder stand those
+of the same encoder before its training, the control of every evaluation. Called again, it embeds only what is
+missing. Without arguments it takes the newest demo run and the embedded videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import typing
+
+from carl_ray import storage
+from carl_ray.errors import UserError, one_line_errors
+from carl_ray.evaluation.embeddings import Precision
+from carl_ray.evaluation.inference import View, default_run
+from carl_ray.options import OptionParser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; leaves with status 0 only when every readable video is embedded."""
+    with one_line_errors():
+        _run(_parse(arguments))
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = OptionParser(
+        prog="python -m carl_ray.embed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", metavar="URI", help="a run folder (its latest) or one checkpoint")
+    parser.add_argument("--manifest", metavar="URI", help="the videos; none: the embedded ones")
+    parser.add_argument("--out", metavar="URI", help="folder of the embeddings; none: RUN/embeddings")
+    parser.add_argument(
+        "--split", action="append", metavar="NAME", help="only videos of this split; may be given repeatedly"
+    )
+    parser.add_argument("--use-gpu", action="store_true", help="one GPU for each actor")
+    parser.add_argument(
+        "--num-workers", type=int, metavar="N", help="actors; none: as many as the cluster has room for"
+    )
+    parser.add_argument(
+        "--cpus-per-worker",
+        type=int,
+        default=1,
+        metavar="N",
+        help="CPUs of each actor, which decodes as many videos at a time (default 1)",
+    )
+    parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16")
+    parser.add_argument(
+        "--precision", choices=typing.get_args(Precision), default="float16", help="of what is written"
+    )
+    parser.add_argument(
+        "--view",
+        choices=typing.get_args(View),
+        default="resized",
+        help="the encoder sees the central square of frames whose shorter side was resized, or of the frames as "
+        "they are, which is what the released code tests FineGym with",
+    )
+    parser.add_argument(
+        "--no-untrained", action="store_true", help="leave out the control (half the time; no evaluation)"
+    )
+    options = parser.parse_args(arguments)
+    for name in ("num_workers", "cpus_per_worker"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    if options.manifest is not None and options.out is None:
+        raise UserError("--out is missing: which folder are the embeddings of this manifest to lie in?")
+    return options
+
+
+def _run(options: argparse.Namespace) -> None:
+    # Ray is imported late: help and mistakes on the command line answer at once.
+    from carl_ray.datasets.embedded import index_embedded
+    from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
+    from carl_ray.session import connect
+
+    checkpoint = options.checkpoint or default_run()
+    out = options.out or storage.join(checkpoint, "embeddings")
+    # `ray job stop` sends SIGTERM: what is computed is written before the command ends.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with connect():
+        manifest = options.manifest or index_embedded()[0]
+        settings = ExtractionSettings(
+            num_workers=options.num_workers or room_for_workers(options.cpus_per_worker, options.use_gpu),
+            cpus_per_worker=options.cpus_per_worker,
+            use_gpu=options.use_gpu,
+            bf16=options.bf16,
+            precision=options.precision,
+            view=options.view,
+            untrained=not options.no_untrained,
+        )
+        result = extract_embeddings(checkpoint, manifest, out, settings, splits=options.split)
+    print(f"videos embedded: {result.num_embedded} ({result.num_frames} frames, {result.seconds:.0f} s)")
+    print(f"there before:    {result.num_present}")
+    if result.bad_videos:
+        print(f"not readable:    {len(result.bad_videos)}, listed in bad_videos.jsonl beside the embeddings")
+    print(f"embeddings:      {storage.public_uri(out)}")
+
+
+if __name__ == "__main__":
+    main()

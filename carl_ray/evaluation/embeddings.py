@@ -1,0 +1,277 @@
+"""The table of embeddings: Parquet, one row a video, with all that its evaluation needs.
+
+    FOLDER/part-00000.parquet, part-00001.parquet, …   each readable alone, or all of them as one table
+
+A part appears whole or not at all, so what is there is finished. Besides the rows, every part says where its
+embeddings come from (`Origin`, JSON in the schema's metadata): parts of different encoders never mix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int
+
+from carl_ray import storage
+from carl_ray.data.manifest import SCHEMA as MANIFEST_SCHEMA
+from carl_ray.data.manifest import write_table
+from carl_ray.errors import RunError, UserError
+
+Precision = Literal["float16", "float32"]
+
+_ORIGIN = b"carl_ray.origin"
+_PREFIX, _SUFFIX = "part-", ".parquet"
+_ROWS_AT_A_TIME = 64
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where embeddings come from."""
+
+    checkpoint: str
+    """URI of the checkpoint, without credentials."""
+    model_sha256: str
+    """SHA-256 of its `model.pt`."""
+    preset: str
+    step: int
+    """Steps that it was trained for."""
+    num_frames: int
+    """T of the configuration: positions of a video are spread over [0, T - 1]."""
+    position_width: int
+    """Width of the sine-cosine code that is added to the frames."""
+    view: str
+    """How frames became the encoder's square (`carl_ray.evaluation.inference.View`)."""
+    has_untrained: bool
+    """Whether the rows hold the embeddings of the same encoder before its training, too."""
+
+
+@dataclass(frozen=True)
+class EmbeddedVideo:
+    """The embeddings of all frames of one video, and what is known of them."""
+
+    video_id: str
+    uri: str
+    split: str | None
+    label: str | None
+    frame_labels: Int[np.ndarray, " frames"] | None
+    """int32; -1 for frames without one."""
+    progress: Float[np.ndarray, " frames"] | None
+    """float32: true share of the action that is done."""
+    fps: float | None
+    """Frames a second, on average."""
+    timestamps: Float[np.ndarray, " frames"]
+    """float64: frame index times the manifest's `frame_step`, as the loss saw them."""
+    embeddings: Float[np.ndarray, "frames width"]
+    """H, not normalised; float32 whatever the file holds."""
+    untrained: Float[np.ndarray, "frames width"] | None
+    """H of the encoder before its training."""
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+
+def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, precision: Precision) -> None:
+    """Adds a part with these videos to a folder of embeddings, whole or not at all.
+
+    One process at a time may write to a folder.
+
+    Raises:
+        RunError: the store refuses, fails or is full.
+    """
+    columns: dict[str, pa.Array] = {
+        name: pa.array([getattr(video, name) for video in videos], type=MANIFEST_SCHEMA.field(name).type)
+        for name in ("video_id", "uri", "split", "label", "frame_labels", "progress", "fps")
+    }
+    columns["timestamps"] = pa.array([video.timestamps for video in videos], pa.list_(pa.float64()))
+    columns["embeddings"] = _to_lists([video.embeddings for video in videos], precision)
+    if origin.has_untrained:
+        columns["untrained"] = _to_lists(
+            [video.untrained for video in videos if video.untrained is not None], precision
+        )
+    table = pa.table(columns).replace_schema_metadata({_ORIGIN: json.dumps(asdict(origin))})
+    numbers = [int(name[len(_PREFIX) : -len(_SUFFIX)]) for name in _parts(folder)]
+    write_table(table, storage.join(folder, f"{_PREFIX}{max(numbers, default=-1) + 1:05d}{_SUFFIX}"))
+
+
+def finished_videos(folder: str, origin: Origin) -> set[str]:
+    """Ids of the videos that a folder of embeddings already holds; empty where it does not exist.
+
+    Raises:
+        UserError: the folder holds embeddings of another origin, or a part is no such file.
+        RunError: the store refuses or fails.
+    """
+    found: set[str] = set()
+    for name in _parts(folder):
+        uri = storage.join(folder, name)
+        there = _origin(_open(uri), uri)
+        if there != origin:
+            different = [k for k, v in asdict(there).items() if asdict(origin)[k] != v]
+            raise UserError(
+                f"{storage.public_uri(folder)}: it holds embeddings of another origin (different: "
+                f"{', '.join(different)}); name another --out, or delete that folder"
+            )
+        found.update(_read_column(uri, "video_id"))
+    return found
+
+
+def iterate_embeddings(uri: str, *, split: str | None = None) -> Iterator[EmbeddedVideo]:
+    """The videos of a folder of embeddings or of one of its parts, each once, a few in memory at a time.
+
+    Args:
+        uri: The folder, or a single part.
+        split: Only videos of this split; those without one count as "train".
+
+    Raises:
+        UserError: while iterating: nothing is there, or it holds something else than embeddings.
+        RunError: the store refuses or fails.
+    """
+    seen: set[str] = set()
+    for part in _files(uri):
+        file = _open(part)
+        _origin(file, part)
+        try:
+            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
+                for row in range(batch.num_rows):
+                    video = _video(batch, row, part)
+                    if video.video_id in seen or split not in (None, video.split or "train"):
+                        continue
+                    seen.add(video.video_id)
+                    yield video
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise _unreadable(part, error) from None
+
+
+def read_embeddings(uri: str, *, split: str | None = None) -> list[EmbeddedVideo]:
+    """All of `iterate_embeddings`, by video id.
+
+    Raises:
+        UserError: as there; also where no video is left, or widths differ between videos.
+    """
+    videos = sorted(iterate_embeddings(uri, split=split), key=lambda video: video.video_id)
+    if not videos:
+        where = "" if split is None else f" of the split {split!r}"
+        raise UserError(f"{storage.public_uri(uri)}: it holds no embedded video{where}")
+    return videos
+
+
+def read_origin(uri: str) -> Origin:
+    """Where the embeddings in a folder or a part come from.
+
+    Raises:
+        UserError: nothing is there, it holds something else, or its parts are of different origins.
+    """
+    parts = _files(uri)
+    origins = [_origin(_open(part), part) for part in parts]
+    for part, origin in zip(parts, origins, strict=True):
+        if origin != origins[0]:
+            raise UserError(
+                f"{storage.public_uri(part)}: embeddings of another origin than those of "
+                f"{storage.public_uri(parts[0])}; keep them in folders of their own"
+            )
+    return origins[0]
+
+
+def _parts(folder: str) -> list[str]:
+    return [
+        name
+        for name in storage.list_folder(folder)
+        if name.startswith(_PREFIX)
+        and name.endswith(_SUFFIX)
+        and name[len(_PREFIX) : -len(_SUFFIX)].isdecimal()
+    ]
+
+
+def _files(uri: str) -> list[str]:
+    """The part, or the parts of the folder."""
+    shown = storage.public_uri(uri)
+    if not storage.exists(uri):
+        raise UserError(f"{shown}: no embeddings there; make them with `python -m carl_ray.embed --out …`")
+    if storage.is_file(uri):
+        return [uri]
+    names = _parts(uri)
+    if not names:
+        raise UserError(f"{shown}: expected a folder of embeddings, found no {_PREFIX}00000{_SUFFIX} in it")
+    return [storage.join(uri, name) for name in names]
+
+
+def _open(uri: str) -> pq.ParquetFile:
+    filesystem, path = storage.resolve(uri)
+    try:
+        return pq.ParquetFile(path, filesystem=filesystem)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(uri, error) from None
+
+
+def _unreadable(uri: str, error: Exception) -> UserError | RunError:
+    if isinstance(error, PermissionError):
+        return storage.storage_error(error, uri, "read")
+    reason = " ".join(str(error).split())
+    return UserError(f"{storage.public_uri(uri)}: not a whole Parquet file of embeddings ({reason})")
+
+
+def _origin(file: pq.ParquetFile, uri: str) -> Origin:
+    metadata = file.schema_arrow.metadata or {}
+    try:
+        return Origin(**json.loads(metadata[_ORIGIN]))
+    except (KeyError, ValueError, TypeError):
+        raise UserError(
+            f"{storage.public_uri(uri)}: a Parquet file, but not one that `python -m carl_ray.embed` wrote"
+        ) from None
+
+
+def _read_column(uri: str, name: str) -> list[Any]:
+    try:
+        return list(_open(uri).read([name]).column(name).to_pylist())
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise _unreadable(uri, error) from None
+
+
+def _to_lists(arrays: Sequence[np.ndarray], precision: Precision) -> pa.ListArray:
+    """One list of vectors a video."""
+    width = arrays[0].shape[1]
+    flat = np.concatenate([array.astype(precision).reshape(-1) for array in arrays])
+    offsets = np.cumsum([0, *(len(array) for array in arrays)]).astype(np.int32)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
+    return pa.ListArray.from_arrays(pa.array(offsets), vectors)
+
+
+def _video(batch: pa.RecordBatch, row: int, uri: str) -> EmbeddedVideo:
+    def scalar(name: str) -> Any:
+        return batch.column(name)[row].as_py()
+
+    def array(name: str, dtype: type) -> np.ndarray | None:
+        value = batch.column(name)[row]
+        return value.values.to_numpy(zero_copy_only=False).astype(dtype) if value.is_valid else None
+
+    def vectors(name: str) -> np.ndarray:
+        listed = batch.column(name)[row].values
+        return listed.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(listed), -1)
+
+    embeddings = vectors("embeddings")
+    timestamps = array("timestamps", np.float64)
+    frame_labels, progress = array("frame_labels", np.int32), array("progress", np.float32)
+    for name, values in (("timestamps", timestamps), ("frame_labels", frame_labels), ("progress", progress)):
+        if values is not None and len(values) != len(embeddings):
+            raise UserError(
+                f"{storage.public_uri(uri)}: {scalar('video_id')} has {len(embeddings)} embeddings, "
+                f"but {len(values)} {name}"
+            )
+    assert timestamps is not None
+    return EmbeddedVideo(
+        video_id=scalar("video_id"),
+        uri=scalar("uri"),
+        split=scalar("split"),
+        label=scalar("label"),
+        frame_labels=frame_labels,
+        progress=progress,
+        fps=scalar("fps"),
+        timestamps=timestamps,
+        embeddings=embeddings,
+        untrained=vectors("untrained") if "untrained" in batch.schema.names else None,
+    )

@@ -1,0 +1,336 @@
+"""Checkpoint and manifest become embeddings, on a Ray cluster: an actor pool over whole videos.
+
+    range(segments) ─ video numbers (one task, lazy) ─ embed (actor pool, GPUs or CPUs) ─▶ driver ─ Parquet parts
+
+Videos travel as numbers and come back as embeddings: frames never leave the actor that decodes them. The driver
+writes a part every few minutes, so whatever ends a run, the next one does only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+
+from carl_ray import storage
+from carl_ray.config import Config
+from carl_ray.data.manifest import LABEL_COLUMNS, read_manifest
+from carl_ray.errors import RunError, UserError
+from carl_ray.evaluation.embeddings import (
+    EmbeddedVideo,
+    Origin,
+    Precision,
+    finished_videos,
+    write_part,
+)
+from carl_ray.evaluation.inference import VideoEmbedder, View, untrained_encoder
+from carl_ray.model.encoder import FrameLevelVideoEncoder
+from carl_ray.training.checkpoint import checkpoint_at, load_encoder
+
+BAD_VIDEOS = "bad_videos.jsonl"
+"""Beside the parts: the videos that could not be embedded, one line each, with the reason."""
+
+_COLUMNS = ["video_id", "uri", "num_frames", "frame_step", "fps", *LABEL_COLUMNS]
+_PART_BYTES = 64 * 2**20
+_PART_SECONDS = 300.0
+_SECONDS_BETWEEN_LINES = 10.0
+_FIRST_RETRY_SECONDS = 0.5
+_MAX_ACTOR_FAILURES = 3
+_ACTOR_BYTES = 2 * 2**30
+"""Of memory that an actor reserves: torch, two encoders, and a few chunks of frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionSettings:
+    """How embeddings are computed and written."""
+
+    num_workers: int
+    """Actors."""
+    cpus_per_worker: int = 1
+    """CPUs reserved for each, and videos that it decodes side by side."""
+    use_gpu: bool = False
+    """One GPU for each actor."""
+    bf16: bool = False
+    """Matrix products in bfloat16."""
+    precision: Precision = "float16"
+    """What the files hold."""
+    view: View = "resized"
+    untrained: bool = True
+    """Also embed with the encoder as it was before its training."""
+
+
+@dataclass
+class Extraction:
+    """What came of a call of `extract_embeddings`."""
+
+    num_present: int
+    """Videos whose embeddings were there already."""
+    num_embedded: int = 0
+    num_frames: int = 0
+    """Of the videos embedded now."""
+    bad_videos: list[tuple[str, str]] = field(default_factory=list)
+    """(video id, reason) of those that could not be embedded."""
+    seconds: float = 0.0
+
+
+def room_for_workers(cpus_per_worker: int, use_gpu: bool) -> int:
+    """How many actors the cluster that Ray is connected to has room for now, at least 1."""
+    resources = ray.cluster_resources()
+    room = int(resources.get("CPU", 0)) // cpus_per_worker
+    return max(1, min(room, int(resources.get("GPU", 0))) if use_gpu else room)
+
+
+def extract_embeddings(
+    checkpoint_uri: str,
+    manifest_uri: str,
+    out: str,
+    settings: ExtractionSettings,
+    *,
+    splits: Sequence[str] | None = None,
+) -> Extraction:
+    """Embeds the videos of a manifest that a folder of embeddings does not hold yet. Ray must have been started.
+
+    Only the encoder of the checkpoint is read. Progress goes to standard error.
+
+    Args:
+        checkpoint_uri: A checkpoint, or a run folder, whose latest is taken.
+        manifest_uri: The videos.
+        out: Folder of the embeddings, new or begun with the same checkpoint and view.
+        settings: How.
+        splits: Only videos of these splits; those without one count as "train".
+
+    Raises:
+        UserError: checkpoint or manifest are not there or not what they should be, or `out` holds other
+            embeddings.
+        RunError: storage refused, or not a single video could be embedded.
+    """
+    checkpoint = checkpoint_at(checkpoint_uri)
+    config = checkpoint.config
+    origin = Origin(
+        checkpoint=storage.public_uri(checkpoint.uri),
+        model_sha256=checkpoint.hashes["model.pt"],
+        preset=config.preset,
+        step=checkpoint.progress.step,
+        num_frames=config.model.num_frames,
+        position_width=config.model.width,
+        view=settings.view,
+        has_untrained=settings.untrained,
+    )
+    missing, num_present = _missing_videos(manifest_uri, splits, out, origin)
+    result = Extraction(num_present)
+    if missing.num_rows == 0:
+        return result
+    encoders = [load_encoder(checkpoint)]
+    if settings.untrained:
+        encoders.append(untrained_encoder(config))
+    started = time.monotonic()
+    writer = _PartWriter(out, origin, settings.precision)
+    try:
+        for row in _embedded_rows(encoders, config, missing, settings):
+            video = missing.slice(row["video_index"], 1).to_pylist()[0]
+            if row["error"] is not None:
+                result.bad_videos.append((video["video_id"], row["error"]))
+            else:
+                writer.add(_embedded_video(video, row))
+                result.num_embedded += 1
+                result.num_frames += video["num_frames"]
+            _print_progress(result, missing, started)
+    finally:
+        # Also when it ends early: what was computed is not computed again.
+        writer.flush()
+        lines = [json.dumps({"video_id": video_id, "reason": why}) for video_id, why in result.bad_videos]
+        if lines or storage.exists(storage.join(out, BAD_VIDEOS)):
+            storage.write_bytes(
+                storage.join(out, BAD_VIDEOS), "".join(f"{line}\n" for line in lines).encode()
+            )
+    result.seconds = time.monotonic() - started
+    if result.num_embedded == 0 and num_present == 0:
+        video_id, reason = result.bad_videos[0]
+        raise RunError(f"none of {missing.num_rows} videos could be embedded; {video_id}: {reason}")
+    return result
+
+
+def _missing_videos(
+    manifest_uri: str, splits: Sequence[str] | None, out: str, origin: Origin
+) -> tuple[pa.Table, int]:
+    """Rows of the manifest that are still to be embedded, and how many are done."""
+    if splits is None:
+        table = read_manifest(manifest_uri, _COLUMNS)
+    else:
+        table = pa.concat_tables([read_manifest(manifest_uri, _COLUMNS, split=split) for split in splits])
+    if table.num_rows == 0:
+        raise UserError(
+            f"{storage.public_uri(manifest_uri)}: it has no videos"
+            + (f" of the split {' or '.join(splits)}" if splits else "")
+        )
+    finished = finished_videos(out, origin)
+    video_ids = table.column("video_id").to_pylist()
+    missing = table.filter(pa.array([video_id not in finished for video_id in video_ids]))
+    return missing, table.num_rows - missing.num_rows
+
+
+def _embedded_rows(
+    encoders: Sequence[FrameLevelVideoEncoder], config: Config, videos: pa.Table, settings: ExtractionSettings
+) -> Iterator[dict[str, Any]]:
+    """One row a video, as they are done: video_index, error, and the bytes of `embeddings` and `untrained`."""
+    weights = ray.put([encoder.state_dict() for encoder in encoders])
+    table = ray.put(videos.select(["uri", "num_frames"]))
+    dataset = _video_numbers(videos.num_rows).map_batches(
+        _EmbeddingActor,
+        fn_constructor_args=(weights, table, config, settings),
+        batch_size=settings.cpus_per_worker,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(settings.num_workers, videos.num_rows)),
+        num_cpus=settings.cpus_per_worker,
+        num_gpus=1 if settings.use_gpu else None,
+        memory=_ACTOR_BYTES,
+        max_restarts=_MAX_ACTOR_FAILURES,
+        max_task_retries=_MAX_ACTOR_FAILURES,
+    )
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from batch.to_pylist()
+
+
+def _video_numbers(count: int) -> Dataset:
+    """Numbers from 0 up, one a block, so that actors take one video after the other; made lazily."""
+    segments = min(count, 256)
+    length = math.ceil(count / segments)
+
+    def numbers(batch: pa.Table) -> Iterator[pa.Table]:
+        for segment in batch.column("id").to_pylist():
+            for number in range(segment * length, min((segment + 1) * length, count)):
+                yield pa.table({"video_index": [number]})
+
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = 1
+    with DataContext.current(context):
+        return ray.data.range(segments, override_num_blocks=segments, concurrency=1).map_batches(
+            numbers, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=TaskPoolStrategy(size=1)
+        )
+
+
+class _EmbeddingActor:
+    def __init__(
+        self, weights: ray.ObjectRef, videos: ray.ObjectRef, config: Config, settings: ExtractionSettings
+    ) -> None:
+        torch.set_num_threads(settings.cpus_per_worker)
+        encoders = []
+        for state in ray.get(weights):
+            encoder = FrameLevelVideoEncoder(config.model).eval()
+            encoder.load_state_dict(state)
+            encoders.append(encoder)
+        self._embedder = VideoEmbedder(
+            encoders,
+            config,
+            torch.device("cuda" if settings.use_gpu else "cpu"),
+            bf16=settings.bf16,
+            view=settings.view,
+        )
+        self._videos: pa.Table = ray.get(videos)
+        self._retries = config.data.retries
+
+    def __call__(self, numbers: pa.Table) -> pa.Table:
+        indices = numbers.column("video_index").to_pylist()
+        videos = [self._videos.slice(index, 1).to_pylist()[0] for index in indices]
+        sources = [(video["uri"], video["num_frames"]) for video in videos]
+        embedded = list(self._embedder.embed(sources))
+        for attempt in range(self._retries):
+            failed = [place for place, result in enumerate(embedded) if isinstance(result, Exception)]
+            if not failed:
+                break
+            time.sleep(_FIRST_RETRY_SECONDS * 2**attempt)
+            for place, result in zip(
+                failed, self._embedder.embed([sources[place] for place in failed]), strict=True
+            ):
+                embedded[place] = result
+        rows = []
+        for index, result in zip(indices, embedded, strict=True):
+            row: dict[str, Any] = {"video_index": index, "error": None, "embeddings": None, "untrained": None}
+            if isinstance(result, Exception):
+                row["error"] = " ".join(str(result).split()) or type(result).__name__
+            else:
+                row |= zip(("embeddings", "untrained"), (array.tobytes() for array in result), strict=False)
+            rows.append(row)
+        return pa.Table.from_pylist(
+            rows,
+            schema=pa.schema(
+                [
+                    ("video_index", pa.int64()),
+                    ("error", pa.string()),
+                    ("embeddings", pa.large_binary()),  # float32 (frames, width)
+                    ("untrained", pa.large_binary()),
+                ]
+            ),
+        )
+
+
+def _embedded_video(video: dict[str, Any], row: dict[str, Any]) -> EmbeddedVideo:
+    num_frames = video["num_frames"]
+
+    def vectors(name: str) -> np.ndarray | None:
+        return None if row[name] is None else np.frombuffer(row[name], np.float32).reshape(num_frames, -1)
+
+    def array(name: str, dtype: type) -> np.ndarray | None:
+        return None if video[name] is None else np.asarray(video[name], dtype)
+
+    embeddings = vectors("embeddings")
+    assert embeddings is not None
+    return EmbeddedVideo(
+        video_id=video["video_id"],
+        uri=video["uri"],
+        split=video["split"],
+        label=video["label"],
+        frame_labels=array("frame_labels", np.int32),
+        progress=array("progress", np.float32),
+        fps=video["fps"],
+        timestamps=np.arange(num_frames) * video["frame_step"],
+        embeddings=embeddings,
+        untrained=vectors("untrained"),
+    )
+
+
+class _PartWriter:
+    """Collects videos, and writes them when they are many or have waited long."""
+
+    def __init__(self, folder: str, origin: Origin, precision: Precision) -> None:
+        self._folder, self._origin, self._precision = folder, origin, precision
+        self._videos: list[EmbeddedVideo] = []
+        self._bytes = 0
+        self._written = time.monotonic()
+
+    def add(self, video: EmbeddedVideo) -> None:
+        self._videos.append(video)
+        self._bytes += video.embeddings.nbytes
+        if self._bytes >= _PART_BYTES or time.monotonic() - self._written >= _PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._videos:
+            write_part(self._folder, self._videos, self._origin, self._precision)
+        self._videos, self._bytes, self._written = [], 0, time.monotonic()
+
+
+def _print_progress(result: Extraction, videos: pa.Table, started: float) -> None:
+    """A line every few seconds: how far, how fast, how long still."""
+    now = time.monotonic()
+    done = result.num_embedded + len(result.bad_videos)
+    if now - result.seconds < started + _SECONDS_BETWEEN_LINES and done < videos.num_rows:
+        return
+    result.seconds = now - started
+    left = result.seconds * (videos.num_rows - done) / done
+    print(
+        f"embedded {done} of {videos.num_rows} videos, {result.num_frames / result.seconds:.0f} frames/s, "
+        f"{left:.0f} s left",
+        file=sys.stderr,
+        flush=True,
+    )
