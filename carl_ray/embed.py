@@ -83,9 +83,9 @@ def _run(options: argparse.Namespace) -> None:
 
     checkpoint = options.checkpoint or default_run()
     out = options.out or storage.join(checkpoint, "embeddings")
-    # `ray job stop` sends SIGTERM: what is computed is written before the command ends.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with connect():
+        # `ray job stop` sends SIGTERM: what is computed is written before the command ends. Ray sets its own handler.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         manifest = options.manifest or index_embedded()[0]
         settings = ExtractionSettings(
             num_workers=options.num_workers or room_for_workers(options.cpus_per_worker, options.use_gpu),

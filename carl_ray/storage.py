@@ -81,6 +81,12 @@ def join(uri: str, *names: str) -> str:
     return "/".join([base.rstrip("/"), *names]) + mark + query
 
 
+def parent(uri: str) -> str:
+    """The URI of the folder that something lies in; a query stays at the end."""
+    base, mark, query = uri.partition("?") if is_remote(uri) else (uri, "", "")
+    return base.rstrip("/").rpartition("/")[0] + mark + query
+
+
 def home() -> Path:
     """Folder for runs and rendered data when none is named: `$CARL_RAY_HOME`, or `~/carl_ray`."""
     return Path(os.environ.get("CARL_RAY_HOME", "~/carl_ray")).expanduser().absolute()

@@ -107,6 +107,51 @@ def frame_numbers() -> Callable[[np.ndarray], list[Any]]:
     return _frame_numbers
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with one checkpoint of a tiny encoder (T = 6, 16 pixels, width 8), as after 3 steps; read only."""
+    import torch
+
+    from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainingConfig
+    from carl_ray.training.checkpoint import Progress, save_checkpoint
+    from carl_ray.training.run_log import RunLog
+    from carl_ray.training.step import TrainingStep
+
+    config = Config(
+        preset="demo",
+        data=DataConfig(short_side=20, retries=0),
+        augment=AugmentConfig(image_size=16),
+        model=ModelConfig(
+            num_frames=6,
+            backbone="small",
+            weights="random",
+            learnable="all",
+            hidden_width=16,
+            width=16,
+            num_layers=1,
+            num_heads=2,
+            feedforward_width=16,
+            embedding_width=8,
+        ),
+        training=TrainingConfig(precision="fp32"),
+    )
+    run_dir = tmp_path_factory.mktemp("runs") / "demo-tiny"
+    step = TrainingStep(config, torch.device("cpu"), 3)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        for tensor in step.model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor += 0.1 * torch.rand_like(tensor)
+    log = RunLog(str(run_dir), 0)
+    for number in (1, 2, 3):
+        log.write(number, {"loss": 7.0 - number, "learning_rate": 1e-3 / number})
+    log.write(3, {"validation_loss": 4.5})
+    log.close()
+    progress = Progress(step=3, row=12, num_bad_rows=0, num_skipped_steps=0, seconds=1.0, videos="0")
+    save_checkpoint(str(run_dir), step, progress, 1)
+    return run_dir
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

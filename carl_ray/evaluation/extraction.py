@@ -1,17 +1,17 @@
 """Checkpoint and manifest become embeddings, on a Ray cluster: an actor pool over whole videos.
 
-    range(segments) ─ video numbers (one task, lazy) ─ embed (actor pool, GPUs or CPUs) ─▶ driver ─ Parquet parts
+    where videos are (one task, lazy) ─ embed (actor pool, GPUs or CPUs) ─▶ driver ─ Parquet parts
 
-Videos travel as numbers and come back as embeddings: frames never leave the actor that decodes them. The driver
+URIs go out and embeddings come back: frames never leave the actor that decodes them. The driver
 writes a part every few minutes, so whatever ends a run, the next one does only what is missing.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ import pyarrow as pa
 import ray
 import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.util.annotations import RayDeprecationWarning
 
 from carl_ray import storage
 from carl_ray.config import Config
@@ -45,7 +46,8 @@ _PART_BYTES = 64 * 2**20
 _PART_SECONDS = 300.0
 _SECONDS_BETWEEN_LINES = 10.0
 _FIRST_RETRY_SECONDS = 0.5
-_MAX_ACTOR_FAILURES = 3
+_MAX_TASK_RETRIES = 3
+"""How often Ray repeats videos whose actor or node died; its default is without end."""
 _ACTOR_BYTES = 2 * 2**30
 """Of memory that an actor reserves: torch, two encoders, and a few chunks of frames."""
 
@@ -135,6 +137,7 @@ def extract_embeddings(
         encoders.append(untrained_encoder(config))
     started = time.monotonic()
     writer = _PartWriter(out, origin, settings.precision)
+    lines = _ProgressLines(missing.num_rows)
     try:
         for row in _embedded_rows(encoders, config, missing, settings):
             video = missing.slice(row["video_index"], 1).to_pylist()[0]
@@ -144,7 +147,7 @@ def extract_embeddings(
                 writer.add(_embedded_video(video, row))
                 result.num_embedded += 1
                 result.num_frames += video["num_frames"]
-            _print_progress(result, missing, started)
+            lines.add(0 if row["error"] else video["num_frames"])
     finally:
         # Also when it ends early: what was computed is not computed again.
         writer.flush()
@@ -184,45 +187,45 @@ def _embedded_rows(
 ) -> Iterator[dict[str, Any]]:
     """One row a video, as they are done: video_index, error, and the bytes of `embeddings` and `untrained`."""
     weights = ray.put([encoder.state_dict() for encoder in encoders])
-    table = ray.put(videos.select(["uri", "num_frames"]))
-    dataset = _video_numbers(videos.num_rows).map_batches(
-        _EmbeddingActor,
-        fn_constructor_args=(weights, table, config, settings),
-        batch_size=settings.cpus_per_worker,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(settings.num_workers, videos.num_rows)),
-        num_cpus=settings.cpus_per_worker,
-        num_gpus=1 if settings.use_gpu else None,
-        memory=_ACTOR_BYTES,
-        max_restarts=_MAX_ACTOR_FAILURES,
-        max_task_retries=_MAX_ACTOR_FAILURES,
-    )
+    with warnings.catch_warnings():
+        # Limits of retries have no named parameters yet (Ray 2.60); without limits they have no end.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        dataset = _videos(videos.select(["uri", "num_frames"])).map_batches(
+            _EmbeddingActor,
+            fn_constructor_args=(weights, config, settings),
+            batch_size=settings.cpus_per_worker,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=min(settings.num_workers, videos.num_rows)),
+            num_cpus=settings.cpus_per_worker,
+            num_gpus=1 if settings.use_gpu else None,
+            memory=_ACTOR_BYTES,
+            max_restarts=-1,
+            max_task_retries=_MAX_TASK_RETRIES,
+        )
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch.to_pylist()
 
 
-def _video_numbers(count: int) -> Dataset:
-    """Numbers from 0 up, one a block, so that actors take one video after the other; made lazily."""
-    segments = min(count, 256)
-    length = math.ceil(count / segments)
+def _videos(videos: pa.Table) -> Dataset:
+    """Where each video is, one a block, so that actors take one after the other; made lazily, without a CPU.
 
-    def numbers(batch: pa.Table) -> Iterator[pa.Table]:
-        for segment in batch.column("id").to_pylist():
-            for number in range(segment * length, min((segment + 1) * length, count)):
-                yield pa.table({"video_index": [number]})
+    A read task, as of `ray.data.range`, would want a CPU, and the actors may hold all there are.
+    """
+
+    def rows(batch: pa.Table) -> Iterator[pa.Table]:
+        for index in range(videos.num_rows):
+            yield videos.slice(index, 1).append_column("video_index", pa.array([index], pa.int64()))
 
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1
     with DataContext.current(context):
-        return ray.data.range(segments, override_num_blocks=segments, concurrency=1).map_batches(
-            numbers, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=TaskPoolStrategy(size=1)
+        return ray.data.from_arrow(pa.table({"start": [0]})).map_batches(
+            rows, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=TaskPoolStrategy(size=1)
         )
 
 
 class _EmbeddingActor:
-    def __init__(
-        self, weights: ray.ObjectRef, videos: ray.ObjectRef, config: Config, settings: ExtractionSettings
-    ) -> None:
+    def __init__(self, weights: ray.ObjectRef, config: Config, settings: ExtractionSettings) -> None:
         torch.set_num_threads(settings.cpus_per_worker)
         encoders = []
         for state in ray.get(weights):
@@ -236,13 +239,13 @@ class _EmbeddingActor:
             bf16=settings.bf16,
             view=settings.view,
         )
-        self._videos: pa.Table = ray.get(videos)
         self._retries = config.data.retries
 
-    def __call__(self, numbers: pa.Table) -> pa.Table:
-        indices = numbers.column("video_index").to_pylist()
-        videos = [self._videos.slice(index, 1).to_pylist()[0] for index in indices]
-        sources = [(video["uri"], video["num_frames"]) for video in videos]
+    def __call__(self, videos: pa.Table) -> pa.Table:
+        indices, uris, lengths = (
+            videos.column(name).to_pylist() for name in ("video_index", "uri", "num_frames")
+        )
+        sources = list(zip(uris, lengths, strict=True))
         embedded = list(self._embedder.embed(sources))
         for attempt in range(self._retries):
             failed = [place for place, result in enumerate(embedded) if isinstance(result, Exception)]
@@ -299,6 +302,13 @@ def _embedded_video(video: dict[str, Any], row: dict[str, Any]) -> EmbeddedVideo
     )
 
 
+def _write_bad_videos(out: str, bad_videos: Sequence[tuple[str, str]]) -> None:
+    uri = storage.join(out, BAD_VIDEOS)
+    if bad_videos or storage.exists(uri):
+        lines = [json.dumps({"video_id": video_id, "reason": reason}) for video_id, reason in bad_videos]
+        storage.write_bytes(uri, "".join(f"{line}\n" for line in lines).encode())
+
+
 class _PartWriter:
     """Collects videos, and writes them when they are many or have waited long."""
 
@@ -320,17 +330,30 @@ class _PartWriter:
         self._videos, self._bytes, self._written = [], 0, time.monotonic()
 
 
-def _print_progress(result: Extraction, videos: pa.Table, started: float) -> None:
-    """A line every few seconds: how far, how fast, how long still."""
-    now = time.monotonic()
-    done = result.num_embedded + len(result.bad_videos)
-    if now - result.seconds < started + _SECONDS_BETWEEN_LINES and done < videos.num_rows:
-        return
-    result.seconds = now - started
-    left = result.seconds * (videos.num_rows - done) / done
-    print(
-        f"embedded {done} of {videos.num_rows} videos, {result.num_frames / result.seconds:.0f} frames/s, "
-        f"{left:.0f} s left",
-        file=sys.stderr,
-        flush=True,
-    )
+class _ProgressLines:
+    """A line every few seconds: how far, how fast, how long still, measured from the first video on."""
+
+    def __init__(self, num_videos: int) -> None:
+        self._num_videos = num_videos
+        self._videos = self._frames = 0
+        self._started = self._printed = 0.0
+
+    def add(self, num_frames: int) -> None:
+        now = time.monotonic()
+        if not self._videos:
+            self._started = self._printed = now
+        self._videos += 1
+        if now - self._printed >= _SECONDS_BETWEEN_LINES:
+            # The frames that came after the clock was started.
+            self._frames += num_frames
+            seconds = now - self._started
+            left = seconds * (self._num_videos - self._videos) / (self._videos - 1)
+            print(
+                f"embedded {self._videos} of {self._num_videos} videos, {self._frames / seconds:.0f} frames/s, "
+                f"{left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+            self._printed = now
+        elif self._videos > 1:
+            self._frames += num_frames

@@ -27,7 +27,9 @@ from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.training.step import ContrastiveModel, TrainingStep, initial_model
 
 _LOGGER = logging.getLogger(__name__)
-_FOLDER = "checkpoints"
+CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds its checkpoints."""
+
 _STATE = "state.json"
 
 
@@ -70,7 +72,7 @@ def save_checkpoint(run_dir: str, step: TrainingStep, progress: Progress, keep: 
         RunError: storage refused; older checkpoints stay as they were.
     """
     name = f"step-{progress.step:08d}"
-    uri = storage.join(run_dir, _FOLDER, name)
+    uri = storage.join(run_dir, CHECKPOINTS, name)
     random_state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if step.device.type == "cuda":
         random_state["cuda"] = torch.cuda.get_rng_state(step.device)
@@ -88,10 +90,10 @@ def save_checkpoint(run_dir: str, step: TrainingStep, progress: Progress, keep: 
     storage.write_bytes(storage.join(uri, _STATE), (json.dumps(state, indent=2) + "\n").encode())
     older = [old for old in _names(run_dir) if old < name]
     # A torn folder is no checkpoint to fall back on: it goes, and does not count.
-    complete = [old for old in older if storage.exists(storage.join(run_dir, _FOLDER, old, _STATE))]
+    complete = [old for old in older if storage.exists(storage.join(run_dir, CHECKPOINTS, old, _STATE))]
     for old in older:
         if old not in complete[: keep - 1]:
-            storage.delete_folder(storage.join(run_dir, _FOLDER, old))
+            storage.delete_folder(storage.join(run_dir, CHECKPOINTS, old))
     return uri
 
 
@@ -102,7 +104,7 @@ def latest_checkpoint(run_dir: str) -> Checkpoint | None:
         RunError: storage refused or failed; that is no reason to go back to an older one.
     """
     for name in _names(run_dir):
-        uri = storage.join(run_dir, _FOLDER, name)
+        uri = storage.join(run_dir, CHECKPOINTS, name)
         try:
             checkpoint = open_checkpoint(uri)
             for file_name in checkpoint.hashes:
@@ -203,7 +205,7 @@ def restore(checkpoint: Checkpoint, step: TrainingStep) -> None:
 
 
 def _names(run_dir: str) -> list[str]:
-    names = storage.list_folder(storage.join(run_dir, _FOLDER))
+    names = storage.list_folder(storage.join(run_dir, CHECKPOINTS))
     return sorted((name for name in names if name.startswith("step-")), reverse=True)
 
 

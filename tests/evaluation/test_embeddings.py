@@ -1,0 +1,145 @@
+"""`carl_ray.evaluation.embeddings`: what is written is read; nothing else is taken for embeddings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from carl_ray.errors import UserError
+from carl_ray.evaluation.embeddings import (
+    EmbeddedVideo,
+    Origin,
+    finished_videos,
+    iterate_embeddings,
+    read_embeddings,
+    read_origin,
+    write_part,
+)
+
+ORIGIN = Origin(
+    checkpoint="/run/checkpoints/step-00000002",
+    model_sha256="ab",
+    preset="demo",
+    step=2,
+    num_frames=8,
+    position_width=16,
+    view="resized",
+    has_untrained=True,
+)
+
+
+def video(video_id: str, num_frames: int = 5, width: int = 4, *, seed: int = 0, **fields) -> EmbeddedVideo:
+    rng = np.random.default_rng(seed)
+    defaults = {
+        "uri": f"/videos/{video_id}.mp4",
+        "split": "train",
+        "label": "kick",
+        "frame_labels": rng.integers(-1, 3, num_frames).astype(np.int32),
+        "progress": rng.random(num_frames).astype(np.float32),
+        "fps": 29.97,
+        "timestamps": np.arange(num_frames) * 0.5,
+        "embeddings": rng.standard_normal((num_frames, width)).astype(np.float32),
+        "untrained": rng.standard_normal((num_frames, width)).astype(np.float32),
+    }
+    return EmbeddedVideo(video_id=video_id, **(defaults | fields))
+
+
+def same(a: EmbeddedVideo, b: EmbeddedVideo, *, rtol: float = 0.0) -> None:
+    for name, value in vars(a).items():
+        if isinstance(value, np.ndarray):
+            assert value.dtype == getattr(b, name).dtype
+            np.testing.assert_allclose(getattr(b, name), value, rtol=rtol, atol=rtol)
+        else:
+            assert getattr(b, name) == value
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_what_is_written_is_read(tmp_path: Path, precision) -> None:
+    written = [video("b", 5, seed=1), video("ä/c", 1, seed=2), video("a", 9, seed=3, fps=None, label=None)]
+    written.append(video("d", split=None, frame_labels=None, progress=None))
+    write_part(str(tmp_path), written[:1], ORIGIN, precision)
+    write_part(str(tmp_path), written[1:], ORIGIN, precision)
+    read = read_embeddings(str(tmp_path))
+    assert [v.video_id for v in read] == ["a", "b", "d", "ä/c"]
+    for before, after in zip(sorted(written, key=lambda v: v.video_id), read, strict=True):
+        same(before, after, rtol=0 if precision == "float32" else 2e-3)
+    assert read_origin(str(tmp_path)) == ORIGIN
+    assert finished_videos(str(tmp_path), ORIGIN) == {"a", "b", "d", "ä/c"}
+    stored = pq.read_schema(tmp_path / "part-00000.parquet").field("embeddings").type
+    assert stored == pa.list_(pa.list_(pa.type_for_alias(precision), 4))
+
+
+def test_splits_and_single_parts(tmp_path: Path) -> None:
+    write_part(str(tmp_path), [video("a"), video("b", split=None)], ORIGIN, "float16")
+    write_part(str(tmp_path), [video("c", split="test")], ORIGIN, "float16")
+    assert [v.video_id for v in read_embeddings(str(tmp_path), split="train")] == ["a", "b"]
+    assert [v.video_id for v in read_embeddings(str(tmp_path), split="test")] == ["c"]
+    assert [v.video_id for v in read_embeddings(str(tmp_path / "part-00001.parquet"))] == ["c"]
+    with pytest.raises(UserError, match="no embedded video of the split 'validation'"):
+        read_embeddings(str(tmp_path), split="validation")
+
+
+def test_a_video_that_is_there_twice_counts_once(tmp_path: Path) -> None:
+    first = video("a", seed=1)
+    write_part(str(tmp_path), [first], ORIGIN, "float32")
+    write_part(str(tmp_path), [video("a", seed=2)], ORIGIN, "float32")
+    (read,) = iterate_embeddings(str(tmp_path))
+    same(first, read)
+
+
+def test_without_the_control(tmp_path: Path) -> None:
+    origin = replace(ORIGIN, has_untrained=False)
+    write_part(str(tmp_path), [video("a", untrained=None)], origin, "float16")
+    assert next(iterate_embeddings(str(tmp_path))).untrained is None
+
+
+def test_embeddings_of_another_origin_are_refused(tmp_path: Path) -> None:
+    write_part(str(tmp_path), [video("a")], ORIGIN, "float16")
+    other = replace(ORIGIN, step=4, model_sha256="cd")
+    with pytest.raises(UserError, match=r"different: model_sha256, step\); name another --out"):
+        finished_videos(str(tmp_path), other)
+    write_part(str(tmp_path), [video("b")], other, "float16")
+    with pytest.raises(UserError, match=r"part-00001.parquet: embeddings of another origin than"):
+        read_origin(str(tmp_path))
+    assert finished_videos(str(tmp_path / "new"), ORIGIN) == set()
+
+
+def test_what_is_no_file_of_embeddings(tmp_path: Path) -> None:
+    write_part(str(tmp_path / "whole"), [video("a", 4000, 32)], ORIGIN, "float16")
+    content = (tmp_path / "whole/part-00000.parquet").read_bytes()
+    (tmp_path / "torn.parquet").write_bytes(content[: len(content) // 2])
+    damaged = bytearray(content)
+    damaged[2000:60000] = bytes(58000)
+    (tmp_path / "damaged.parquet").write_bytes(damaged)
+    (tmp_path / "words.parquet").write_text("no Parquet")
+    pq.write_table(pa.table({"video_id": ["a"]}), tmp_path / "other.parquet")
+    (tmp_path / "empty").mkdir()
+    for name, message in {
+        "torn.parquet": "not a whole Parquet file of embeddings",
+        "damaged.parquet": "not a whole Parquet file of embeddings",
+        "words.parquet": "not a whole Parquet file of embeddings",
+        "other.parquet": r"not one that `python -m carl_ray\.embed` wrote",
+        "empty": "found no part-00000.parquet in it",
+        "missing": "no embeddings there; make them with",
+    }.items():
+        with pytest.raises(UserError, match=message) as caught:
+            read_embeddings(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+def test_rows_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    write_part(str(tmp_path), [video("a", frame_labels=np.zeros(3, np.int32))], ORIGIN, "float16")
+    with pytest.raises(UserError, match="a has 5 embeddings, but 3 frame_labels"):
+        read_embeddings(str(tmp_path))
+
+
+def test_the_origin_is_plain_json(tmp_path: Path) -> None:
+    write_part(str(tmp_path), [video("a")], ORIGIN, "float16")
+    metadata = pq.read_schema(tmp_path / "part-00000.parquet").metadata
+    assert set(asdict(ORIGIN)) == set(json.loads(metadata[b"carl_ray.origin"]))

@@ -1,0 +1,141 @@
+"""`carl_ray.evaluation.extraction`: every video once, bad ones told, and nothing done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from carl_ray.data.manifest import SCHEMA, write_table
+from carl_ray.errors import RunError, UserError
+from carl_ray.evaluation import extraction
+from carl_ray.evaluation.embeddings import read_embeddings, read_origin
+from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings
+from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
+from carl_ray.training.checkpoint import checkpoint_at, load_encoder
+
+SETTINGS = ExtractionSettings(num_workers=1, cpus_per_worker=2, precision="float32")
+
+
+def row(path: Path, video_id: str, num_frames: int, **fields) -> dict:
+    return {
+        "video_id": video_id,
+        "uri": str(path),
+        "num_frames": num_frames,
+        "fps": 30.0,
+        "width": 64,
+        "height": 48,
+        "rotation": 0,
+        "bytes": 1,
+        "content_hash": "0",
+        "verified": True,
+        "frame_step": 2.0,
+        **fields,
+    }
+
+
+@pytest.fixture
+def manifest(make_video, tmp_path) -> tuple[str, list[dict]]:
+    rows = [
+        row(make_video(tmp_path / f"{n}.mp4", 10 + n, 40, 24), f"v{n}", 10 + n, split="train", label="kick")
+        for n in range(5)
+    ]
+    rows[1] |= {"split": "test", "frame_labels": list(range(11)), "progress": [0.5] * 11}
+    rows[4] |= {"split": "validation"}
+    uri = str(tmp_path / "manifest.parquet")
+    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), uri)
+    return uri, rows
+
+
+@pytest.fixture
+def one_row_parts(monkeypatch) -> None:
+    monkeypatch.setattr(extraction, "_PART_BYTES", 1)
+
+
+def test_every_video_once_and_only_what_is_missing(
+    ray_session, tiny_run, manifest, tmp_path, one_row_parts
+) -> None:
+    uri, rows = manifest
+    out = str(tmp_path / "out")
+    first = extract_embeddings(str(tiny_run), uri, out, SETTINGS, splits=["test", "validation"])
+    assert (first.num_present, first.num_embedded, first.num_frames) == (0, 2, 25)
+    parts = {path.name: path.read_bytes() for path in Path(out).iterdir()}
+    assert sorted(parts) == ["part-00000.parquet", "part-00001.parquet"]
+
+    # One more video is broken now: it is told, and the others are embedded.
+    Path(rows[2]["uri"]).write_bytes(b"\0" * 100)
+    second = extract_embeddings(str(tiny_run), uri, out, SETTINGS)
+    assert (second.num_present, second.num_embedded) == (2, 2)
+    assert [video_id for video_id, _ in second.bad_videos] == ["v2"]
+    listed = [json.loads(line) for line in (tmp_path / "out" / "bad_videos.jsonl").read_text().splitlines()]
+    assert [(line["video_id"], line["reason"]) for line in listed] == second.bad_videos
+    assert all((Path(out) / name).read_bytes() == content for name, content in parts.items())
+
+    checkpoint = checkpoint_at(str(tiny_run))
+    config = checkpoint.config
+    encoders = [load_encoder(checkpoint), untrained_encoder(config)]
+    embedder = VideoEmbedder(encoders, config, torch.device("cpu"))
+    videos = {video.video_id: video for video in read_embeddings(out)}
+    assert sorted(videos) == ["v0", "v1", "v3", "v4"]
+    for number, video in ((n, videos[f"v{n}"]) for n in (0, 1, 3, 4)):
+        trained, untrained = embedder.embed_file(rows[number]["uri"])
+        np.testing.assert_allclose(video.embeddings, trained, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(video.untrained, untrained, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(video.timestamps, 2.0 * np.arange(10 + number))
+        assert (video.split, video.label, video.fps) == (rows[number]["split"], "kick", 30.0)
+    assert videos["v1"].frame_labels.tolist() == list(range(11))
+    assert videos["v1"].progress.tolist() == [0.5] * 11
+    assert videos["v0"].frame_labels is None
+    origin = read_origin(out)
+    assert (origin.step, origin.num_frames, origin.position_width, origin.preset) == (3, 6, 16, "demo")
+
+    # The file is whole again: only it is missing.
+    Path(rows[2]["uri"]).write_bytes(Path(rows[3]["uri"]).read_bytes())
+    third = extract_embeddings(str(tiny_run), uri, out, SETTINGS)
+    assert (third.num_present, third.num_embedded, third.bad_videos) == (4, 1, [])
+    assert (tmp_path / "out" / "bad_videos.jsonl").read_text() == ""
+
+
+def test_what_was_computed_is_kept_when_the_driver_is_interrupted(
+    ray_session, tiny_run, manifest, tmp_path, monkeypatch
+) -> None:
+    uri, _ = manifest
+    out = str(tmp_path / "out")
+    embedded = extraction._embedded_rows
+
+    def interrupted(*arguments):
+        for number, result in enumerate(embedded(*arguments)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield result
+
+    monkeypatch.setattr(extraction, "_embedded_rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract_embeddings(str(tiny_run), uri, out, SETTINGS)
+    assert len(read_embeddings(out)) == 2
+    monkeypatch.undo()
+    assert extract_embeddings(str(tiny_run), uri, out, SETTINGS).num_present == 2
+
+
+def test_mistakes_are_found_before_any_work(tiny_run, manifest, tmp_path) -> None:
+    uri, _ = manifest
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match="it has no videos of the split nowhere"):
+        extract_embeddings(str(tiny_run), uri, out, SETTINGS, splits=["nowhere"])
+    with pytest.raises(UserError, match="no manifest there"):
+        extract_embeddings(str(tiny_run), str(tmp_path / "none"), out, SETTINGS)
+    with pytest.raises(UserError, match="expected a run folder with a checkpoint"):
+        extract_embeddings(str(tmp_path), uri, out, SETTINGS)
+    assert not Path(out).exists()
+
+
+def test_not_one_readable_video_is_a_failure(ray_session, tiny_run, tmp_path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"\0" * 100)
+    uri = str(tmp_path / "manifest.parquet")
+    write_table(pa.Table.from_pylist([row(tmp_path / "a.mp4", "a", 3)], schema=SCHEMA), uri)
+    with pytest.raises(RunError, match="none of 1 videos could be embedded; a: "):
+        extract_embeddings(str(tiny_run), uri, str(tmp_path / "out"), SETTINGS)

@@ -1,0 +1,144 @@
+"""`carl_ray.evaluation.inference`: whole videos, in pieces, equal to one pass over all of their frames."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from carl_ray.data.augment import center_view, normalize
+from carl_ray.data.decode import read_frames
+from carl_ray.errors import UserError
+from carl_ray.evaluation import inference
+from carl_ray.evaluation.inference import VideoEmbedder, default_run, untrained_encoder
+from carl_ray.training.checkpoint import checkpoint_at, load_encoder
+from carl_ray.training.step import initial_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def embedder(tiny_run: Path) -> VideoEmbedder:
+    checkpoint = checkpoint_at(str(tiny_run))
+    encoders = [load_encoder(checkpoint), untrained_encoder(checkpoint.config)]
+    return VideoEmbedder(encoders, checkpoint.config, CPU)
+
+
+def expected(run: Path, frames: np.ndarray) -> list[np.ndarray]:
+    """One pass over all frames."""
+    checkpoint = checkpoint_at(str(run))
+    batch = normalize(center_view(frames, 16))[None]
+    mask = torch.ones(batch.shape[:2], dtype=torch.bool)
+    with torch.no_grad():
+        return [
+            encoder(batch, mask)[0].numpy()
+            for encoder in (load_encoder(checkpoint), untrained_encoder(checkpoint.config))
+        ]
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 64, 150])
+def test_a_video_is_embedded_as_in_one_pass(embedder, tiny_run, make_video, tmp_path, num_frames) -> None:
+    path = str(make_video(tmp_path / "a.mp4", num_frames, 40, 24))
+    for got, wanted in zip(
+        embedder.embed_file(path),
+        expected(tiny_run, read_frames(path, range(num_frames), short_side=16)),
+        strict=True,
+    ):
+        assert got.shape == (num_frames, 8) and got.dtype == np.float32
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_trained_and_untrained_differ_as_they_should(embedder, tiny_run, make_video, tmp_path) -> None:
+    trained, untrained = embedder.embed_file(str(make_video(tmp_path / "a.mp4", 9)))
+    assert np.abs(trained - untrained).max() > 0.01
+    config = checkpoint_at(str(tiny_run)).config
+    start = initial_model(config).encoder.state_dict()
+    assert all(torch.equal(v, start[k]) for k, v in untrained_encoder(config).state_dict().items())
+
+
+def test_the_central_view_shows_the_middle_at_full_size(tiny_run, make_video, tmp_path) -> None:
+    path = str(make_video(tmp_path / "a.mp4", 7, 64, 48))
+    checkpoint = checkpoint_at(str(tiny_run))
+    central = VideoEmbedder([load_encoder(checkpoint)], checkpoint.config, CPU, view="central")
+    middle = read_frames(path, range(7))[:, 16:32, 24:40]
+    np.testing.assert_allclose(
+        central.embed_file(path)[0], expected(tiny_run, middle)[0], rtol=1e-4, atol=1e-5
+    )
+    small = str(make_video(tmp_path / "small.mp4", 7, 14, 12))
+    np.testing.assert_allclose(
+        central.embed_file(small)[0],
+        expected(tiny_run, read_frames(small, range(7)))[0],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_one_bad_video_does_not_harm_the_others(embedder, make_video, tmp_path) -> None:
+    good = str(make_video(tmp_path / "a.mp4", 70))
+    (tmp_path / "bad.mp4").write_bytes(b"\0" * 99)
+    results = list(
+        embedder.embed([(good, 70), (str(tmp_path / "bad.mp4"), 5), (good, 71), (good, 70), ("s3:/x", 1)])
+    )
+    assert [type(result).__name__ for result in results] == [
+        "list", "DecodeError", "DecodeError", "list", "DecodeError"
+    ]  # fmt: skip
+    assert "71 frames were expected, but only 70 decode" in str(results[2])
+    np.testing.assert_array_equal(results[0][0], results[3][0])
+    with pytest.raises(UserError, match=r"bad\.mp4: "):
+        embedder.embed_file(str(tmp_path / "bad.mp4"))
+
+
+def test_decoding_threads_end_with_their_use(embedder, make_video, tmp_path, monkeypatch) -> None:
+    path = str(make_video(tmp_path / "a.mp4", 200))
+    monkeypatch.setattr(inference, "_CHUNK_FRAMES", 2)
+    before = threading.active_count()
+    results = embedder.embed([(path, 200)] * 3)
+    next(results)
+    assert threading.active_count() > before
+    results.close()
+    assert threading.active_count() == before
+
+
+def test_memory_of_a_long_video_is_that_of_chunks(embedder, monkeypatch) -> None:
+    """No more decoded chunks are alive at any time than the queue and the encoders hold."""
+    alive, most = 0, 0
+
+    class Chunk:
+        def __init__(self):
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+        def to(self, device):
+            return self
+
+    monkeypatch.setattr(embedder, "_views", lambda source, num_frames: (Chunk() for _ in range(100)))
+    monkeypatch.setattr(inference, "normalize", lambda chunk: torch.zeros(2, 3, 16, 16))
+    (result,) = embedder.embed([("", 200)])
+    assert len(result[0]) == 200
+    assert most <= inference._CHUNKS_AHEAD + 4
+
+
+def test_the_default_run_is_the_newest_trained_demo(tiny_run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"train one with `python -m carl_ray\.train`"):
+        default_run()
+    (tmp_path / "runs").mkdir()
+    for name in ("demo-20260101-000000", "demo-20260102-000000", "penn_action-20260103-000000"):
+        (tmp_path / "runs" / name).symlink_to(tiny_run)
+    (tmp_path / "runs" / "demo-20260104-000000").mkdir()
+    assert default_run() == str(tmp_path / "runs" / "demo-20260102-000000")
+
+
+def test_a_checkpoint_or_its_run(tiny_run, tmp_path) -> None:
+    whole = checkpoint_at(str(tiny_run))
+    assert checkpoint_at(whole.uri) == whole
+    with pytest.raises(UserError, match="expected a run folder with a checkpoint"):
+        checkpoint_at(str(tmp_path))
