@@ -1,0 +1,102 @@
+"""JPEG frames become one video file without being encoded again: Motion JPEG in MP4.
+
+Data sets that publish single frames lose nothing this way: every packet of the video is the JPEG file as it
+came, and decodes to the same pixels, up to the rounding of the colour conversion and the interpolation of
+subsampled colour, in which decoders differ. (MP4 was chosen by trial: exact frame count, equal bytes for
+equal frames and about 900 bytes on top of 20 frames; Matroska stores a random number, AVI adds 6,000 bytes.)
+
+One thing is left out: Exif segments. They hold no pixels, PyAV cannot represent them, and an orientation in
+them would turn single frames of a video. Frames are as stored.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from fractions import Fraction
+
+import av
+import av.packet
+
+_START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
+# Start-of-frame segments, which hold the size: SOF0 to SOF15 but for DHT (C4), JPG (C8) and DAC (CC).
+_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def mux_motion_jpeg(frames: Iterable[bytes], *, frames_per_second: int) -> bytes:
+    """The content of an MP4 file whose packets are the given JPEG files; equal frames give equal bytes.
+
+    Args:
+        frames: Whole JPEG files, in order and of one size; baseline or progressive, colour or grey.
+        frames_per_second: What the file states.
+
+    Raises:
+        ValueError: no frame, one that is no whole JPEG file, or one of another size than the first; the
+            message names it, counted from 0.
+    """
+    buffer = io.BytesIO()
+    time_base = Fraction(1, frames_per_second)
+    stream = None
+    expected = (0, 0)
+    with av.open(buffer, "w", format="mp4") as container:
+        for index, frame in enumerate(frames):
+            try:
+                content, *size = _stripped(frame)
+            except ValueError as error:
+                raise ValueError(f"frame {index} {error}") from None
+            width, height = size
+            if stream is None:
+                expected = (width, height)
+                stream = container.add_mux_stream(
+                    "mjpeg", rate=frames_per_second, width=width, height=height, time_base=time_base
+                )
+            if (width, height) != expected:
+                raise ValueError(
+                    f"frame {index} has {width} x {height} pixels, "
+                    f"the first one {expected[0]} x {expected[1]}"
+                )
+            packet = av.packet.Packet(content)
+            packet.stream, packet.time_base = stream, time_base
+            packet.pts = packet.dts = index
+            packet.duration = 1
+            packet.is_keyframe = True
+            container.mux(packet)
+        if stream is None:
+            raise ValueError("there is no frame")
+    return buffer.getvalue()
+
+
+def _stripped(jpeg: bytes) -> tuple[bytes, int, int]:
+    """A JPEG file without its Exif segments, its width and its height in pixels.
+
+    Layout: ISO/IEC 10918-1, annex B. Segments of a marker and a length precede the first scan; within scans
+    the markers of a scan or of the end cannot occur by chance: a byte 0xFF there is followed by 0x00.
+
+    Raises:
+        ValueError: it is no JPEG file, or its end is missing.
+    """
+    if not jpeg.startswith(_START):
+        raise ValueError("is no JPEG file")
+    kept = [_START]
+    size = None
+    at = 2
+    while True:
+        while jpeg[at : at + 2] == b"\xff\xff":  # fill bytes
+            at += 1
+        if at + 4 > len(jpeg) or jpeg[at] != 0xFF:
+            raise ValueError("is a damaged JPEG file: its header breaks off")
+        marker = jpeg[at + 1]
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+        if marker == _SCAN[1]:
+            break
+        if marker in _FRAME_MARKERS:
+            size = int.from_bytes(jpeg[at + 7 : at + 9]), int.from_bytes(jpeg[at + 5 : at + 7])
+        if not (marker == 0xE1 and jpeg[at + 4 : at + 8] == b"Exif"):
+            kept.append(jpeg[at:end])
+        at = end
+    if size is None or 0 in size:
+        raise ValueError("is a damaged JPEG file: it states no size")
+    if jpeg.rfind(_END) < jpeg.rfind(_SCAN):
+        raise ValueError("is a damaged JPEG file: its end is missing")
+    kept.append(jpeg[at:])
+    return b"".join(kept), *size

@@ -1,0 +1,327 @@
+"""PennAction: its frame folders and the phase labels of 13 actions become videos and a manifest.
+
+    python -m carl_ray.datasets.penn_action RAW --out FOLDER [--phase-labels FOLDER]
+
+RAW is what `Penn_Action.tar.gz` (http://dreamdragon.github.io/PennAction/) unpacks to:
+
+    frames/0001/000001.jpg …    one folder a video, 2,326 of them; frames are numbered from 1
+    labels/0001.mat …           action (text), train (1: training, -1: test), nframes; pose, dimensions, bbox,
+                                x, y and visibility are not used
+
+The phase of every frame is not in it. The TCC authors labelled 13 of its 15 actions (not jump_rope, not
+strum_guitar); the README of https://github.com/minghchen/CARL_code links their "label files", a folder
+`penn_action_labels` of plain NumPy arrays, one integer a frame:
+
+    penn_action_labels/train/ACTION/0001.npy …
+    penn_action_labels/val/ACTION/0002.npy …
+
+Such a folder is looked for in RAW and beside it, or named by `--phase-labels`; anyone can write one with
+`numpy.save`. With it, the manifest holds the videos that have phase labels: the lists that CARL reports
+on, 1,140 to train and 966 to test. It decides the split (TCC's `val` is "test"). Without it, the manifest
+holds all videos of the 13 actions, in PennAction's own split, without frame labels. There is no validation
+split: PennAction has none, and test videos must not choose a model.
+
+Pickles are never read, for they can run any code: neither pickled arrays nor the `train.pkl` and `val.pkl` of
+the pre-processed copies. Whoever trusts such a pair can make label files of it, in a shell with PyTorch:
+
+    python -c 'import pickle, pathlib, numpy; [
+        (folder := pathlib.Path("penn_action_labels", split, video["name"][5:])).mkdir(0o755, True, True)
+        or numpy.save(folder / video["name"][:4], video["frame_label"])
+        for split in ("train", "val") for video in pickle.load(open(split + ".pkl", "rb"))[0]]'
+
+Written are `FOLDER/train/0001_baseball_pitch.mp4`, `FOLDER/test/…` (Motion JPEG, frames unchanged) and
+`FOLDER/manifest.parquet`. PennAction states no frame rates; the files say 25 frames a second. Running it
+again skips videos that are finished.
+
+Left out and counted: other actions; videos without frames, without a readable .mat, without phase labels, or
+with two files of them or those of another action; labels that are no phases; frames that are not whole JPEG
+files or differ in size. Mended and counted: labels that are off by one or of another number of frames (see
+`conversion.fit_labels`; they follow the numbers of the frames, so a missing frame moves no label), an
+`nframes` that is not the number of frames, a split that is not the .mat's. Other files are passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.io import loadmat  # type: ignore[import-untyped]
+
+from carl_ray import storage
+from carl_ray.datasets.conversion import (
+    Conversion,
+    LeftOut,
+    OnVideo,
+    VideoFolder,
+    check_phases,
+    fit_labels,
+    index_converted,
+    print_progress,
+    require_videos,
+    summarize,
+)
+from carl_ray.errors import UserError, one_line_errors
+from carl_ray.options import OptionParser
+
+NUM_PHASES = {
+    "baseball_pitch": 4,
+    "baseball_swing": 3,
+    "bench_press": 2,
+    "bowl": 3,
+    "clean_and_jerk": 6,
+    "golf_swing": 3,
+    "jumping_jacks": 4,
+    "pullup": 2,
+    "pushup": 2,
+    "situp": 2,
+    "squat": 4,
+    "tennis_forehand": 3,
+    "tennis_serve": 4,
+}
+"""The 13 actions, by PennAction's names, and how many phases each has (from `tcc/dataset_splits.py`)."""
+
+PUBLISHED = {"train": 1140, "test": 966}
+"""Videos with phase labels: the sums over the 13 actions in `datasets/dataset_splits.py` of CARL_code."""
+
+_OTHER_NAMES = {"bowling": "bowl", "pullups": "pullup", "pushups": "pushup", "squats": "squat"}
+_SPLITS = {"train": "train", "val": "test"}
+_LABEL_FOLDER = "penn_action_labels"
+_LAYOUT = "expected what Penn_Action.tar.gz unpacks to, frames/0001/000001.jpg … and labels/0001.mat …"
+_LABEL_LAYOUT = f"expected {_LABEL_FOLDER}/train/ACTION/0001.npy … and {_LABEL_FOLDER}/val/ACTION/0002.npy …"
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    """What is used of a .mat file."""
+
+    action: str
+    split: str
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class _PhaseLabels:
+    """A file of phase labels, and what its folders say of the video."""
+
+    path: Path
+    action: str
+    split: str
+
+
+def convert(
+    raw: Path,
+    out: str,
+    *,
+    phase_labels: Path | None = None,
+    on_video: OnVideo = lambda done, total: None,
+) -> Conversion:
+    """Writes the videos of the 13 actions and tells their labels. Needs no Ray.
+
+    Args:
+        raw: The folder with `frames` and `labels`.
+        out: Path or URI of the folder for the videos.
+        phase_labels: The folder with `train` and `val`; None looks for it in and beside `raw`.
+        on_video: Called after each video of the download.
+
+    Raises:
+        UserError: a folder has not the expected layout.
+        RunError: the storage refuses, fails or is full.
+    """
+    folders, annotations = _check_layout(raw)
+    if phase_labels is None:
+        candidates = (raw / _LABEL_FOLDER, raw.absolute().parent / _LABEL_FOLDER)
+        phase_labels = next((folder for folder in candidates if folder.is_dir()), None)
+    phases = None if phase_labels is None else _list_phase_labels(phase_labels)
+    names = sorted(folders.keys() | annotations.keys() | (phases or {}).keys())
+    folder = VideoFolder(out)
+    conversion = Conversion()
+    for done, name in enumerate(names, 1):
+        try:
+            if name not in annotations:
+                raise LeftOut("no .mat file")
+            annotation = _read_annotation(annotations[name])
+            if annotation.action not in NUM_PHASES:
+                raise LeftOut(f"{annotation.action} is not among the 13 actions")
+            frames = _list_frames(folders[name]) if name in folders else {}
+            if not frames:
+                raise LeftOut("no frames")
+            _convert_video(
+                name, annotation, frames, None if phases is None else phases.get(name, []), folder, conversion
+            )
+        except LeftOut as reason:
+            conversion.leave_out(name, str(reason))
+        except OSError as error:
+            raise storage.storage_error(error, str(error.filename or raw), "read") from None
+        on_video(done, len(names))
+    return conversion
+
+
+def _convert_video(
+    name: str,
+    annotation: _Annotation,
+    frames: dict[int, Path],
+    phases: list[_PhaseLabels] | None,
+    folder: VideoFolder,
+    conversion: Conversion,
+) -> None:
+    """Writes one video and adds its row; `phases` is None where there are no phase labels at all."""
+    split = annotation.split
+    frame_labels = None
+    notes = []
+    if phases is not None:
+        if not phases:
+            raise LeftOut("no phase labels")
+        if len(phases) > 1:
+            raise LeftOut("more than one file of phase labels")
+        if phases[0].action != annotation.action:
+            raise LeftOut("its phase labels are in the folder of another action")
+        if phases[0].split != split:
+            split = phases[0].split
+            notes.append("the split of the phase labels is not that of the .mat file; the former counts")
+        labels = _read_phase_labels(phases[0].path)
+        check_phases(labels, NUM_PHASES[annotation.action])
+        # Frames are numbered from 1, or from 0 in copies that were extracted anew.
+        first = min(1, *frames)
+        frame_labels, note = fit_labels(labels, [number - first for number in frames], annotation.num_frames)
+        notes += [note] if note else []
+    if annotation.num_frames != len(frames):
+        notes.append("`nframes` is not the number of frames")
+    video_id = f"{split}/{name}_{annotation.action}.mp4"
+    folder.add(video_id, (path.read_bytes() for path in frames.values()))
+    conversion.rows.append(
+        {"video_id": video_id, "split": split, "label": annotation.action, "frame_labels": frame_labels}
+    )
+    for note in notes:
+        conversion.mend(video_id, note)
+
+
+def _check_layout(raw: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Frame folders and .mat files, by the name of the video.
+
+    Raises:
+        UserError: there are none.
+    """
+    for folder in (raw, raw / "frames", raw / "labels"):
+        if not folder.is_dir():
+            raise UserError(f"{raw}: {_LAYOUT}; there is no folder {folder.name}")
+    folders = {path.name: path for path in _visible(raw / "frames") if path.is_dir()}
+    annotations = {path.stem: path for path in _visible(raw / "labels") if path.suffix == ".mat"}
+    if not folders:
+        raise UserError(f"{raw}: {_LAYOUT}; frames has no folder in it")
+    if not annotations:
+        raise UserError(f"{raw}: {_LAYOUT}; labels has no .mat file in it")
+    return folders, annotations
+
+
+def _list_phase_labels(folder: Path) -> dict[str, list[_PhaseLabels]]:
+    """The files of phase labels by the name of the video, of which each should have one.
+
+    Raises:
+        UserError: it has not the layout, or no files.
+    """
+    found: dict[str, list[_PhaseLabels]] = {}
+    for folder_name, split in _SPLITS.items():
+        if not (folder / folder_name).is_dir():
+            raise UserError(f"{folder}: {_LABEL_LAYOUT}; there is no folder {folder_name}")
+        for action_folder in _visible(folder / folder_name):
+            if not action_folder.is_dir():
+                continue
+            for path in _visible(action_folder):
+                if path.suffix == ".npy":
+                    labels = _PhaseLabels(path, _action(action_folder.name), split)
+                    found.setdefault(path.stem, []).append(labels)
+    if not found:
+        raise UserError(f"{folder}: {_LABEL_LAYOUT}; there is no .npy file")
+    return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder, sorted, without what file managers leave behind (.DS_Store, ._0001.mat)."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _list_frames(folder: Path) -> dict[int, Path]:
+    """Frame files by their number, ascending; only names that are numbers count."""
+    frames = {
+        int(path.stem): path
+        for path in _visible(folder)
+        if path.suffix.lower() in (".jpg", ".jpeg") and path.stem.isdecimal()
+    }
+    return dict(sorted(frames.items()))
+
+
+def _action(name: str) -> str:
+    """PennAction's own name of an action; TCC uses the plural of some."""
+    name = name.strip().lower().replace(" ", "_")
+    return _OTHER_NAMES.get(name, name)
+
+
+def _read_annotation(path: Path) -> _Annotation:
+    """What is used of a .mat file (MATLAB 5).
+
+    Raises:
+        LeftOut: it cannot be read or lacks a field.
+    """
+    try:
+        fields = loadmat(path, variable_names=["action", "train", "nframes"])
+        action, train, num_frames = (
+            np.asarray(fields[name]).reshape(-1)[0] for name in ("action", "train", "nframes")
+        )
+        if int(train) not in (1, -1):
+            raise ValueError(f"train is {train}")
+        return _Annotation(_action(str(action)), "train" if int(train) == 1 else "test", int(num_frames))
+    except Exception:  # scipy raises whatever a damaged file leads it to
+        raise LeftOut("its .mat file cannot be read") from None
+
+
+def _read_phase_labels(path: Path) -> list[int]:
+    """The phase of every labelled frame.
+
+    Raises:
+        LeftOut: it is no array of integers.
+    """
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError):
+        raise LeftOut("its phase labels are no plain NumPy array (pickled ones are not read)") from None
+    if not isinstance(labels, np.ndarray) or labels.size == 0 or labels.size != max(labels.shape, default=0):
+        raise LeftOut("its phase labels are not one number a frame")
+    if labels.dtype.kind not in "iuf" or np.any(labels != np.floor(labels)):
+        raise LeftOut("its phase labels are no integers")
+    return [int(label) for label in labels.reshape(-1)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    with one_line_errors():
+        parser = OptionParser(
+            prog="python -m carl_ray.datasets.penn_action",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("raw", type=Path, metavar="RAW", help="folder with frames/ and labels/")
+        parser.add_argument(
+            "--out", required=True, metavar="FOLDER", help="path or URI for the videos and the manifest"
+        )
+        parser.add_argument(
+            "--phase-labels",
+            type=Path,
+            metavar="FOLDER",
+            help=f"folder with train/ and val/; default: {_LABEL_FOLDER} in or beside RAW",
+        )
+        options = parser.parse_args(arguments)
+        conversion = convert(
+            options.raw, options.out, phase_labels=options.phase_labels, on_video=print_progress
+        )
+        require_videos(conversion, str(options.raw))
+        from carl_ray.session import connect
+
+        with connect():
+            index_converted(conversion, options.out)
+        print(summarize(conversion, PUBLISHED, storage.join(options.out, "manifest.parquet")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Pouring: the TFRecords of the TCC authors become videos and a manifest.
+
+    python -m carl_ray.datasets.pouring RAW --out FOLDER
+
+RAW is a folder with the three files that `tcc/dataset_preparation/download_pouring_data.sh` of
+https://github.com/google-research/google-research fetches from https://storage.googleapis.com/tcc-pouring/:
+
+    pouring_train-0-of-2.tfrecord  pouring_train-1-of-2.tfrecord    70 videos
+    pouring_val-0-of-1.tfrecord                                     14 videos
+
+Each record is a `tf.train.SequenceExample`: in the context `name` (bytes) and `len` (int64, frames), in the
+feature lists `video` (a JPEG file a frame) and `frame_labels` (int64, the phase of a frame, 0 to 4). So
+`tcc/dataset_preparation/dataset_utils.py` writes them and `tcc/datasets.py` reads them.
+
+Written are `FOLDER/train/NAME.mp4` and `FOLDER/test/NAME.mp4` (Motion JPEG, frames unchanged, at a nominal
+25 frames a second: the records state no rate) and `FOLDER/manifest.parquet`. Every video has the label
+"pouring". What TCC calls `val` is what CARL tests on: it becomes the split "test", and there is no validation
+split. Running it again skips videos that are finished.
+
+Left out and counted: a record without frames, or whose name cannot be that of a file or is another one's in
+its split; frames that are not whole JPEG files or differ in size; labels that are no phases. Mended and
+counted: labels of another number of frames (see `conversion.fit_labels`), no labels (null in the manifest), a
+`len` that is not the number of frames. A damaged or missing file ends the conversion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path, PurePosixPath
+
+from carl_ray import storage
+from carl_ray.datasets.conversion import (
+    Conversion,
+    LeftOut,
+    OnVideo,
+    VideoFolder,
+    check_phases,
+    fit_labels,
+    index_converted,
+    print_progress,
+    require_videos,
+    summarize,
+)
+from carl_ray.datasets.tfrecord import SequenceExample, read_sequence_examples
+from carl_ray.errors import UserError, one_line_errors
+from carl_ray.options import OptionParser
+
+NUM_PHASES = 5
+"""From `tcc/dataset_splits.py`."""
+
+PUBLISHED = {"train": 70, "test": 14}
+"""Videos in the records, from `tcc/dataset_splits.py` (70, val 14) and section 4.1 of the CARL paper."""
+
+_SHARD = re.compile(r"pouring_(train|val)-(\d+)-of-(\d+)\.tfrecords?")
+_SPLITS = {"train": "train", "val": "test"}
+_LAYOUT = "expected the TCC authors' pouring_train-0-of-2.tfrecord, pouring_train-1-of-2, pouring_val-0-of-1"
+
+
+def convert(raw: Path, out: str, *, on_video: OnVideo = lambda done, total: None) -> Conversion:
+    """Writes the videos of the records in a folder and tells their labels. Needs no Ray.
+
+    Args:
+        raw: The folder with the TFRecord files.
+        out: Path or URI of the folder for the videos.
+        on_video: Called after each record.
+
+    Raises:
+        UserError: `raw` has not the expected files, or one of them is damaged.
+        RunError: the storage refuses, fails or is full.
+    """
+    shards = _shards(raw)
+    folder = VideoFolder(out)
+    conversion = Conversion()
+    seen: set[str] = set()
+    done = 0
+    for split, path in shards:
+        for number, example in enumerate(read_sequence_examples(path)):
+            shown = f"{path.name}:{number}"
+            try:
+                name = _name(example)
+                shown = f"{split}/{name}"
+                _convert_record(example, f"{split}/{name}.mp4", split, seen, folder, conversion)
+            except LeftOut as reason:
+                conversion.leave_out(shown, str(reason))
+            done += 1
+            on_video(done, 0)
+    return conversion
+
+
+def _shards(raw: Path) -> list[tuple[str, Path]]:
+    """(split, file) of every shard, in order.
+
+    Raises:
+        UserError: files are missing.
+    """
+    if not raw.is_dir():
+        raise UserError(f"{raw}: no such folder; {_LAYOUT}")
+    found: dict[str, dict[int, Path]] = {"train": {}, "val": {}}
+    counts: dict[str, int] = {}
+    for path in sorted(raw.iterdir()):
+        if match := _SHARD.fullmatch(path.name):
+            split, number, count = match.group(1), int(match.group(2)), int(match.group(3))
+            if counts.setdefault(split, count) != count or number in found[split]:
+                raise UserError(f"{path}: shards of several downloads are mixed in this folder; {_LAYOUT}")
+            found[split][number] = path
+    for split, shards in found.items():
+        missing = sorted(set(range(counts.get(split, 1))) - shards.keys())
+        if missing:
+            which = f"pouring_{split}-{missing[0]}-of-{counts.get(split, '…')}.tfrecord"
+            raise UserError(f"{raw}: {_LAYOUT}; there is no {which}")
+    return [(_SPLITS[split], shards[number]) for split, shards in found.items() for number in sorted(shards)]
+
+
+def _name(example: SequenceExample) -> str:
+    value = next(iter(example.context.get("name", [])), b"")
+    try:
+        name = value.decode() if isinstance(value, bytes) else ""
+    except UnicodeDecodeError:
+        name = ""
+    # It comes from outside: it must not lead out of the folder, nor hide the file.
+    if not name or name.startswith(".") or name != PurePosixPath(name).name or not name.isprintable():
+        raise LeftOut("its name cannot be that of a file")
+    return name
+
+
+def _convert_record(
+    example: SequenceExample,
+    video_id: str,
+    split: str,
+    seen: set[str],
+    folder: VideoFolder,
+    conversion: Conversion,
+) -> None:
+    if video_id in seen:
+        raise LeftOut("another record of its split has the same name")
+    seen.add(video_id)
+    steps = [next(iter(step), b"") for step in example.feature_lists.get("video", [])]
+    frames = [step for step in steps if isinstance(step, bytes)]
+    if not frames or len(frames) != len(steps):
+        raise LeftOut("it has no frames")
+    notes = []
+    labels = [
+        label
+        for step in example.feature_lists.get("frame_labels", [])
+        for label in step
+        if isinstance(label, int)
+    ]
+    frame_labels = None
+    if labels:
+        check_phases(labels, NUM_PHASES)
+        frame_labels, note = fit_labels(labels, range(len(frames)), len(frames))
+        notes += [note] if note else []
+    else:
+        notes.append("no frame labels")
+    if example.context.get("len") != [len(frames)]:
+        notes.append("`len` is not the number of frames")
+    folder.add(video_id, frames)
+    conversion.rows.append(
+        {"video_id": video_id, "split": split, "label": "pouring", "frame_labels": frame_labels}
+    )
+    for note in notes:
+        conversion.mend(video_id, note)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    with one_line_errors():
+        parser = OptionParser(
+            prog="python -m carl_ray.datasets.pouring",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("raw", type=Path, metavar="RAW", help="folder with the TFRecord files")
+        parser.add_argument(
+            "--out", required=True, metavar="FOLDER", help="path or URI for the videos and the manifest"
+        )
+        options = parser.parse_args(arguments)
+        conversion = convert(options.raw, options.out, on_video=print_progress)
+        require_videos(conversion, str(options.raw))
+        from carl_ray.session import connect
+
+        with connect():
+            index_converted(conversion, options.out)
+        print(summarize(conversion, PUBLISHED, storage.join(options.out, "manifest.parquet")))
+
+
+if __name__ == "__main__":
+    main()
