@@ -1,0 +1,289 @@
+"""From embeddings to metrics.json: every metric of a protocol, for the trained encoder and three controls.
+
+    trained     H of the trained encoder
+    untrained   H of the same encoder before its training
+    positions   the sine-cosine code that is added to the frames, and nothing of the frames
+    chance      an independent random vector for every frame: no information at all, through the same protocol
+
+The videos of each action (`label` of the manifest) are evaluated on their own, and the actions averaged plainly
+(SPEC section 5). Intervals are percentile bootstraps over the test videos of each action.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from carl_ray.errors import UserError
+from carl_ray.evaluation.alignment import alignment_error
+from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
+from carl_ray.evaluation.kendall import kendalls_tau
+from carl_ray.evaluation.probes import linear_probe, phase_classification, phase_progression
+from carl_ray.evaluation.results import Interval, PairMean, RatioOfSums, Result, bootstrap
+from carl_ray.evaluation.retrieval import average_precisions
+
+Protocol = Literal["phases", "finegym"]
+"""`phases`: phase classification, progression, tau, AP@K, alignment error, by action. `finegym`: the linear probe
+over the classes of all videos together."""
+
+VARIANTS = ("trained", "untrained", "positions", "chance")
+"""The encoder and its controls, as metrics.json names them."""
+
+PHASE_METRICS = (
+    "phase_classification_10",
+    "phase_classification_50",
+    "phase_classification",
+    "phase_progression",
+    "kendalls_tau",
+    "average_precision_at_5",
+    "average_precision_at_10",
+    "average_precision_at_15",
+    "alignment_error",
+)
+FINEGYM_METRICS = ("linear_probe_10", "linear_probe_50", "linear_probe")
+LOWER_IS_BETTER = frozenset({"alignment_error"})
+
+_NUM_DRAWS = 1000
+_LEVEL = 0.95
+_FRACTIONS = {"_10": 0.1, "_50": 0.5, "": 1.0}
+_NEIGHBOURS = (5, 10, 15)
+
+_Frames = list[np.ndarray]
+
+
+def protocol_of(preset: str) -> Protocol:
+    """The protocol that the paper evaluates a preset's data with."""
+    return "finegym" if preset.startswith("finegym") else "phases"
+
+
+def stride_of(preset: str) -> int:
+    """Every how many frames tau, AP@K and the alignment error look at (SPEC section 5), by preset."""
+    return {"penn_action": 2, "kinetics400_to_penn_action": 2, "pouring": 5}.get(preset, 1)
+
+
+def evaluate(
+    train: Sequence[EmbeddedVideo],
+    test: Sequence[EmbeddedVideo],
+    origin: Origin,
+    *,
+    protocol: Protocol,
+    stride: int,
+    seed: int = 0,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """The document of metrics.json.
+
+    `document[variant][metric]` is {"value", "low", "high", "left_out"}, None where undefined, with the numbers
+    of what was left out; `document["untrained"]` is None where the embeddings lack that control.
+    `document["actions"][label]` holds the same for each action.
+
+    Args:
+        train: Videos whose labels probes are fitted to.
+        test: Videos that everything is measured on.
+        origin: Where the embeddings come from.
+        protocol: Which metrics.
+        stride: Every how many frames tau, AP@K and the alignment error look at.
+        seed: Of label fractions, chance, the linear probe's order and the bootstrap.
+        on_progress: Called with (what is being done, steps done, steps in all).
+
+    Raises:
+        UserError: fewer than two test videos, no training video, a video in both, or widths that differ.
+    """
+    _check(train, test)
+    actions = _group(train, test, by_label=protocol == "phases")
+    variants = [name for name in VARIANTS if name != "untrained" or _has_untrained(train, test)]
+    results: dict[str, dict[str, dict[str, Result]]] = {}
+    for number, (action, (train_videos, test_videos)) in enumerate(actions.items()):
+        results[action] = {}
+        for place, variant in enumerate(variants):
+            on_progress(f"{action}, {variant}", number * len(variants) + place, len(actions) * len(variants))
+            fitted, held = (_Embedded.of(part, variant, origin, seed) for part in (train_videos, test_videos))
+            if protocol == "phases":
+                results[action][variant] = _measure_phases(fitted, held, stride, seed)
+            else:
+                results[action][variant] = _measure_finegym(fitted, held, seed)
+
+    def summary(variant: str, names: Sequence[str]) -> dict[str, Any] | None:
+        if variant not in variants:
+            return None
+        return {
+            metric: _entry([results[name][variant][metric] for name in names], seed)
+            for metric in (PHASE_METRICS if protocol == "phases" else FINEGYM_METRICS)
+        }
+
+    return {
+        "protocol": protocol,
+        "stride": stride,
+        "seed": seed,
+        "bootstrap": {"draws": _NUM_DRAWS, "level": _LEVEL, "unit": "test video"},
+        "origin": asdict(origin),
+        "train": _extent(train),
+        "test": _extent(test),
+        **{variant: summary(variant, list(actions)) for variant in VARIANTS},
+        "actions": {
+            action: {
+                "train_videos": len(actions[action][0]),
+                "test_videos": len(actions[action][1]),
+                "num_phases": _num_classes([*actions[action][0], *actions[action][1]]),
+                **{variant: summary(variant, [action]) for variant in VARIANTS},
+            }
+            for action in actions
+        },
+    }
+
+
+def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> None:
+    if not train:
+        raise UserError("expected at least one training video to fit probes to, got none")
+    if len(test) < 2:
+        raise UserError(
+            f"expected at least 2 test videos, got {len(test)}: tau, retrieval and alignment compare videos"
+        )
+    both = {video.video_id for video in train} & {video.video_id for video in test}
+    if both:
+        raise UserError(
+            f"{len(both)} videos are in the training and in the test embeddings, {min(both)!r} among them: "
+            "evaluation needs disjoint sets"
+        )
+    first = train[0]
+    for video in [*train, *test]:
+        for name, array in (("embeddings", video.embeddings), ("untrained embeddings", video.untrained)):
+            width = first.embeddings.shape[1]
+            if array is not None and array.shape[1] != width:
+                raise UserError(
+                    f"{name} of different widths: {array.shape[1]} of {video.video_id!r}, "
+                    f"{width} of {first.video_id!r}; they must come from one encoder"
+                )
+            if array is not None and not np.isfinite(array).all():
+                raise UserError(f"{name} of {video.video_id!r} are not finite: was the encoder's training?")
+
+
+def _has_untrained(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> bool:
+    return all(video.untrained is not None for video in [*train, *test])
+
+
+def _group(
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], *, by_label: bool
+) -> dict[str, tuple[list[EmbeddedVideo], list[EmbeddedVideo]]]:
+    """Training and test videos by action, in the order of its name; videos without one are an action."""
+
+    def name(video: EmbeddedVideo) -> str:
+        return (video.label or "no label") if by_label else "all classes"
+
+    return {
+        action: ([v for v in train if name(v) == action], [v for v in test if name(v) == action])
+        for action in sorted({name(video) for video in test})
+    }
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """Videos as one variant embeds them."""
+
+    videos: Sequence[EmbeddedVideo]
+    embeddings: _Frames
+    labels: _Frames
+
+    @staticmethod
+    def of(videos: Sequence[EmbeddedVideo], variant: str, origin: Origin, seed: int) -> _Embedded:
+        lengths = [len(video) for video in videos]
+        match variant:
+            case "trained":
+                embeddings = [video.embeddings for video in videos]
+            case "untrained":
+                embeddings = [video.untrained for video in videos if video.untrained is not None]
+            case "positions":
+                embeddings = position_embeddings(
+                    lengths, num_frames=origin.num_frames, width=origin.position_width
+                )
+            case _:
+                width = videos[0].embeddings.shape[1] if videos else 1
+                embeddings = chance_embeddings(
+                    lengths, [video.video_id for video in videos], width=width, seed=seed
+                )
+        return _Embedded(videos, embeddings, _labels(videos))
+
+
+def _measure_phases(train: _Embedded, test: _Embedded, stride: int, seed: int) -> dict[str, Result]:
+    measured: dict[str, Result] = {}
+    if train.videos:
+        labelled = (train.embeddings, train.labels, test.embeddings, test.labels)
+        for suffix, fraction in _FRACTIONS.items():
+            measured[f"phase_classification{suffix}"] = phase_classification(
+                *labelled, fraction=fraction, seed=seed
+            )
+        classes = _num_classes([*train.videos, *test.videos])
+        measured["phase_progression"] = phase_progression(*labelled, num_phases=max(classes, 2))
+    else:
+        nothing = np.zeros(len(test.videos))
+        undefined = RatioOfSums(nothing, nothing, {"actions_without_training_videos": 1})
+        measured = dict.fromkeys(PHASE_METRICS[:4], undefined)
+    # Frames without a label take no part, but where a video has none at all every frame does.
+    kept = [
+        array[labels >= 0] if (labels >= 0).any() else array
+        for array, labels in zip(test.embeddings, test.labels, strict=True)
+    ]
+    measured["kendalls_tau"] = kendalls_tau(kept, stride=stride)
+    precisions = average_precisions(test.embeddings, test.labels, _NEIGHBOURS, stride=stride)
+    measured |= {f"average_precision_at_{k}": precisions[k] for k in _NEIGHBOURS}
+    measured["alignment_error"] = _alignment_error(test, stride)
+    return measured
+
+
+def _measure_finegym(train: _Embedded, test: _Embedded, seed: int) -> dict[str, Result]:
+    labelled = (train.embeddings, train.labels, test.embeddings, test.labels)
+    classes = _num_classes([*train.videos, *test.videos])
+    return {
+        f"linear_probe{suffix}": linear_probe(*labelled, num_classes=classes, fraction=fraction, seed=seed)
+        for suffix, fraction in _FRACTIONS.items()
+    }
+
+
+def _alignment_error(test: _Embedded, stride: int) -> Result:
+    """Among the videos whose true progress is known."""
+    embeddings, progress = [], []
+    for array, video in zip(test.embeddings, test.videos, strict=True):
+        if video.progress is not None:
+            embeddings.append(array)
+            progress.append(video.progress)
+    unknown = {"videos_without_progress": len(test.videos) - len(progress)}
+    if not progress:
+        return PairMean(np.full((len(test.videos), len(test.videos)), np.nan), unknown)
+    result = alignment_error(embeddings, progress, stride=stride)
+    return replace(result, left_out=result.left_out | unknown)
+
+
+def _labels(videos: Sequence[EmbeddedVideo]) -> list[Int[np.ndarray, " frames"]]:
+    return [
+        np.full(len(video), -1, np.int32) if video.frame_labels is None else video.frame_labels
+        for video in videos
+    ]
+
+
+def _num_classes(videos: Sequence[EmbeddedVideo]) -> int:
+    return 1 + max((int(labels.max(initial=-1)) for labels in _labels(videos)), default=-1)
+
+
+def _entry(results: Sequence[Result], seed: int) -> dict[str, Any]:
+    left_out: dict[str, int] = {}
+    for result in results:
+        for name, count in result.left_out.items():
+            left_out[name] = left_out.get(name, 0) + count
+    interval: Interval = bootstrap(results, num_draws=_NUM_DRAWS, level=_LEVEL, seed=seed)
+    # JSON has no NaN.
+    values = {name: None if math.isnan(value) else value for name, value in asdict(interval).items()}
+    return {**values, "left_out": left_out}
+
+
+def _extent(videos: Sequence[EmbeddedVideo]) -> dict[str, int]:
+    return {
+        "videos": len(videos),
+        "frames": sum(len(video) for video in videos),
+        "labelled_frames": sum(int((labels >= 0).sum()) for labels in _labels(videos)),
+    }

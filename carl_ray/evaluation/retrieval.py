@@ -1,0 +1,137 @@
+"""Fine-grained retrieval, AP@K (SPEC section 5): do the nearest frames of other videos show the same phase?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from carl_ray.evaluation.frames import MOST_SIMILARITIES, ZERO_SIMILARITY, labelled_frames, rounding_gap
+from carl_ray.evaluation.results import RatioOfSums
+
+
+def average_precision_at_k(
+    embeddings: Sequence[Float[np.ndarray, "_ width"]],
+    labels: Sequence[Int[np.ndarray, " _"]],
+    k: int,
+    *,
+    stride: int = 1,
+) -> RatioOfSums:
+    """`average_precisions` for a single K."""
+    return average_precisions(embeddings, labels, [k], stride=stride)[k]
+
+
+def average_precisions(
+    embeddings: Sequence[Float[np.ndarray, "_ width"]],
+    labels: Sequence[Int[np.ndarray, " _"]],
+    ks: Sequence[int],
+    *,
+    stride: int = 1,
+) -> dict[int, RatioOfSums]:
+    """AP@K for each K: the share of a frame's K nearest frames of other videos that have its label.
+
+    The value is the mean over the labelled frames of a video, then over videos. Where frames at the same
+    distance compete for the last places, each has an equal part of them: no order of videos decides.
+
+    Args:
+        embeddings: One array a video, of one action; normalised here.
+        labels: Phase of each frame; negative where it has none, and is neither query nor candidate.
+        ks: Numbers of neighbours (paper: 5, 10, 15).
+        stride: Every so many labelled frames are seen, as queries and as candidates.
+
+    Returns:
+        Shares by video. `left_out`: `videos_without_labels`, and `videos_without_candidates`: the other
+        videos have fewer than K frames together.
+
+    Raises:
+        ValueError: as `labelled_frames`, or no K, or one below 1.
+    """
+    if not ks or min(ks) < 1:
+        raise ValueError(f"expected numbers of neighbours of at least 1, got {list(ks)}")
+    units, classes = labelled_frames(embeddings, labels, stride=stride)
+    lengths = np.array([len(frames) for frames in units])
+    precisions = _precisions(np.concatenate(units), np.concatenate(classes), lengths, ks)
+    candidates = lengths.sum() - lengths
+    video = np.repeat(np.arange(len(lengths)), lengths)
+    results = {}
+    for k, precision in zip(ks, precisions, strict=True):
+        sums = np.bincount(video, precision, minlength=len(lengths))
+        defined = (lengths > 0) & (candidates >= k)
+        results[k] = RatioOfSums(
+            numerators=np.where(defined, sums / np.maximum(lengths, 1), 0),
+            denominators=defined.astype(np.float64),
+            left_out={
+                "videos_without_labels": int((lengths == 0).sum()),
+                "videos_without_candidates": int(((lengths > 0) & ~defined).sum()),
+            },
+        )
+    return results
+
+
+def _precisions(
+    frames: Float64[np.ndarray, "frames width"],
+    classes: Int[np.ndarray, " frames"],
+    lengths: Int[np.ndarray, " videos"],
+    ks: Sequence[int],
+) -> Float64[np.ndarray, "ks frames"]:
+    """By K and query frame, the share of its K nearest candidates with its label.
+
+    Meaningless, but finite, where there are fewer than K candidates.
+    """
+    precisions = np.zeros((len(ks), len(frames)))
+    if len(frames) == 0:
+        return precisions
+    rough = frames.astype(np.float32)
+    gap = rounding_gap(frames.shape[1], np.float32)
+    starts = np.cumsum(lengths) - lengths
+    video = np.repeat(np.arange(len(lengths)), lengths)
+    zeros = np.flatnonzero(~frames.any(axis=1))
+    labels = torch.from_numpy(classes)
+    most = min(max(ks) + 1, len(frames))
+    size = max(1, MOST_SIMILARITIES // len(frames))
+    for start in range(0, len(frames), size):
+        queries = slice(start, min(start + size, len(frames)))
+        # All frames at once are the product of a matrix with itself, at half the cost.
+        similarities = rough[queries] @ rough.T
+        similarities[:, zeros] = ZERO_SIMILARITY
+        for number in np.unique(video[queries]):
+            own = slice(starts[number], starts[number] + lengths[number])
+            similarities[max(own.start - start, 0) : own.stop - start, own] = -np.inf
+        nearest, index = torch.from_numpy(similarities).topk(most, dim=1)
+        hits = (labels[index] == labels[queries, None]).double()
+        unsure = np.zeros(len(hits), dtype=bool)
+        for precision, k in zip(precisions, ks, strict=True):
+            precision[queries] = hits[:, :k].mean(1).numpy()
+            if k < most:
+                unsure |= (nearest[:, k - 1] - nearest[:, k] <= gap).numpy()
+        again = start + np.flatnonzero(unsure)
+        precisions[:, again] = _exact_precisions(frames, labels, torch.from_numpy(video), again, ks)
+    return precisions
+
+
+def _exact_precisions(
+    frames: Float64[np.ndarray, "frames width"],
+    labels: Int[Tensor, " frames"],
+    video: Int[Tensor, " frames"],
+    queries: Int[np.ndarray, " queries"],
+    ks: Sequence[int],
+) -> Float64[np.ndarray, "ks queries"]:
+    """`_precisions` of some frames in float64, where frames at the K-th distance share the places left."""
+    similarities = torch.from_numpy(frames[queries] @ frames.T)
+    similarities[:, torch.from_numpy(~frames.any(axis=1))] = ZERO_SIMILARITY
+    similarities.masked_fill_(video[queries, None] == video, -torch.inf)
+    same = labels[queries, None] == labels
+    levels = similarities.topk(min(max(ks), len(frames)), dim=1).values
+    gap = rounding_gap(frames.shape[1], np.float64)
+    precisions = np.zeros((len(ks), len(queries)))
+    for precision, k in zip(precisions, ks, strict=True):
+        level = levels[:, min(k, len(frames)) - 1, None]
+        nearer = similarities > level + gap
+        level_frames = (similarities - level).abs() <= gap
+        places = k - nearer.sum(1)
+        chance = (level_frames & same).sum(1).double() / level_frames.sum(1).clamp(min=1)
+        precision[:] = ((nearer & same).sum(1) + places * chance) / k
+    return precisions

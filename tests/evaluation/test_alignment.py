@@ -1,0 +1,156 @@
+import numpy as np
+import pytest
+
+from carl_ray.evaluation import alignment
+from carl_ray.evaluation.alignment import align_pair, alignment_error
+
+
+def slow_path(a, b):
+    """The warping path of two videos, from SPEC section 5, a cell at a time."""
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    best = {}
+    for i in range(len(a)):
+        for j in range(len(b)):
+            before = [cell for cell in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if cell in best]
+            origin = min(before, key=lambda cell: best[cell][0], default=None)
+            best[i, j] = (1 - a[i] @ b[j] + (best[origin][0] if origin else 0), origin)
+    path, cell = [], (len(a) - 1, len(b) - 1)
+    while cell is not None:
+        path.append(cell)
+        cell = best[cell][1]
+    return path[::-1]
+
+
+def slow_error(embeddings, progress, stride=1):
+    embeddings = [x[::stride].astype(float) for x in embeddings]
+    progress = [p[::stride] for p in progress]
+    errors = []
+    for a in range(len(embeddings)):
+        for b in range(len(embeddings)):
+            if a == b:
+                continue
+            path = slow_path(embeddings[a], embeddings[b])
+            error = 0
+            for i in range(len(embeddings[a])):
+                partners = [progress[b][j] for k, j in path if k == i]
+                error += abs(progress[a][i] - np.mean(partners)) / len(embeddings[a])
+            errors.append(error)
+    return np.mean(errors)
+
+
+def videos(seed, lengths, width=6):
+    rng = np.random.default_rng(seed)
+    return (
+        [rng.standard_normal((length, width)).cumsum(0) for length in lengths],
+        [np.sort(rng.random(length)) for length in lengths],
+    )
+
+
+def on_a_curve(progress, width=16):
+    """Embeddings that tell the progress exactly, and nothing else."""
+    angles = np.asarray(progress)[:, None] * np.pi
+    return np.concatenate([np.cos(angles), np.sin(angles), np.zeros((len(progress), width - 2))], axis=1)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 5])
+def test_equals_a_slow_reference(stride):
+    embeddings, progress = videos(0, [9, 23, 16, 31])
+    found = alignment_error(embeddings, progress, stride=stride)
+    assert found.value == pytest.approx(slow_error(embeddings, progress, stride), abs=1e-12)
+    assert found.left_out == {"undefined_pairs": 0}
+
+
+def test_many_small_batches_give_the_same_errors(monkeypatch):
+    embeddings, progress = videos(1, [9, 23, 16, 31, 8, 23])
+    whole = alignment_error(embeddings, progress)
+    monkeypatch.setattr(alignment, "_MOST_CELLS", 900)
+    np.testing.assert_allclose(alignment_error(embeddings, progress).values, whole.values, atol=1e-12)
+
+
+def test_the_order_of_the_videos_does_not_matter():
+    embeddings, progress = videos(2, [9, 23, 16, 31, 12])
+    order = [3, 0, 4, 2, 1]
+    whole = alignment_error(embeddings, progress).values
+    found = alignment_error([embeddings[i] for i in order], [progress[i] for i in order]).values
+    np.testing.assert_allclose(found, whole[np.ix_(order, order)], atol=1e-12)
+
+
+def test_perfect_embeddings_have_no_error_whatever_the_idle_time():
+    steps = np.linspace(0, 1, 11)
+    progress = [
+        np.concatenate([np.zeros(a), np.repeat(steps, n), np.ones(b)]) for a, n, b in ((20, 1, 2), (3, 3, 30))
+    ]
+    assert alignment_error([on_a_curve(p) for p in progress], progress).value == pytest.approx(0, abs=1e-12)
+
+
+def test_positions_are_wrong_by_the_idle_time():
+    # Evenly spread positions pair frame i with frame i; the action is idle-time later in the second video.
+    progress = [np.clip((np.arange(101) - start) / 50, 0, 1) for start in (0, 50)]
+    positions = [on_a_curve(np.linspace(0, 1, 101))] * 2
+    expected = np.abs(progress[0] - progress[1]).mean()
+    assert alignment_error(positions, progress).value == pytest.approx(expected)
+
+
+def test_constant_embeddings_walk_along_the_diagonal():
+    progress = [np.linspace(0, 1, 30), np.linspace(0, 1, 30) ** 2]
+    constant = [np.ones((30, 4))] * 2
+    assert alignment_error(constant, progress).value == pytest.approx(
+        np.abs(progress[0] - progress[1]).mean()
+    )
+
+
+def test_videos_without_frames_are_left_out_and_counted():
+    embeddings, progress = videos(3, [9, 0, 14])
+    found = alignment_error(embeddings, progress)
+    assert found.left_out == {"undefined_pairs": 4}
+    assert found.value == pytest.approx(slow_error(embeddings[::2], progress[::2]), abs=1e-12)
+
+
+def test_one_video_has_no_pairs():
+    embeddings, progress = videos(4, [9])
+    assert np.isnan(alignment_error(embeddings, progress).value)
+
+
+def test_single_frames_have_one_partner_each():
+    found = alignment_error([np.ones((1, 2)), np.ones((4, 2))], [np.array([0.5]), np.arange(4) / 3])
+    assert found.values[0, 1] == pytest.approx(0)
+    assert found.values[1, 0] == pytest.approx((0.5 + 0.5 + 1 / 6 + 1 / 6) / 4)
+
+
+def test_paths_equal_a_slow_reference():
+    (a, b), _ = videos(5, [17, 26])
+    found = align_pair(a.astype(np.float16).astype(np.float32), 3 * b)
+    assert [tuple(step) for step in found] == slow_path(a.astype(np.float16).astype(np.float64), b)
+
+
+def test_frames_of_zeros_are_as_far_from_all_others():
+    path = align_pair(np.zeros((3, 4)), np.eye(4))
+    assert path[0].tolist() == [0, 0]
+    assert path[-1].tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "progress", "message"),
+    [
+        ([], [], "at least one video, got none"),
+        (
+            [np.ones((4, 3)), np.ones((4, 2))],
+            [np.ones(4)] * 2,
+            "video 1: expected width 3 as in video 0, got 2",
+        ),
+        ([np.ones((4, 3))], [np.ones(5)], "video 0: expected one value for each of 4 frames"),
+        ([np.ones((4, 3))] * 2, [np.ones(4)], "expected that of 2 videos, got 1"),
+        ([np.full((4, 3), np.nan)], [np.ones(4)], "embeddings of video 0: expected finite values"),
+        ([np.ones((4, 3))], [np.full(4, np.inf)], "progress of video 0: expected finite values"),
+    ],
+)
+def test_wrong_arguments_are_refused(embeddings, progress, message):
+    with pytest.raises(ValueError, match=message):
+        alignment_error(embeddings, progress)
+
+
+def test_a_stride_below_one_and_empty_videos_are_refused():
+    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
+        alignment_error([np.ones((4, 3))], [np.ones(4)], stride=0)
+    with pytest.raises(ValueError, match="expected videos with frames, got 4 and 0"):
+        align_pair(np.ones((4, 3)), np.ones((0, 3)))

@@ -1,0 +1,193 @@
+"""`carl_ray.evaluation.protocol`: the document of metrics.json holds what its metrics say, with every control."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from carl_ray.errors import UserError
+from carl_ray.evaluation import (
+    alignment_error,
+    average_precision_at_k,
+    kendalls_tau,
+    linear_probe,
+    phase_classification,
+    phase_progression,
+)
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
+from carl_ray.evaluation.protocol import (
+    FINEGYM_METRICS,
+    PHASE_METRICS,
+    VARIANTS,
+    evaluate,
+    protocol_of,
+    stride_of,
+)
+
+ORIGIN = Origin("/run/checkpoints/step-00000002", "ab", "demo", 2, 16, 8, "resized", True)
+PHASES = 3
+
+
+def make_video(number: int, action: str, **fields) -> EmbeddedVideo:
+    """Idle, three phases, idle; the trained embedding is a curve in the progress, the untrained one noise."""
+    rng = np.random.default_rng(number)
+    lengths = rng.integers(4, 12, PHASES + 2)
+    labels = np.repeat([-1, *range(PHASES), -1], lengths).astype(np.int32)
+    part = np.concatenate([(np.arange(n) + 0.5) / n for n in lengths])
+    progress = np.clip((np.repeat(np.arange(-1, PHASES + 1), lengths) + part) / PHASES, 0, 1)
+    curve = np.stack(
+        [np.cos(3 * progress), np.sin(3 * progress), np.cos(5 * progress), np.sin(5 * progress)], 1
+    )
+    defaults = {
+        "uri": f"/{number}.mp4",
+        "split": None,
+        "label": action,
+        "frame_labels": labels,
+        "progress": progress.astype(np.float32),
+        "fps": 25.0,
+        "timestamps": np.arange(len(labels)) * 1.0,
+        "embeddings": (curve + 0.02 * rng.standard_normal(curve.shape)).astype(np.float32),
+        "untrained": rng.standard_normal(curve.shape).astype(np.float32),
+    }
+    return EmbeddedVideo(video_id=f"{action}/{number}", **(defaults | fields))
+
+
+@pytest.fixture(scope="module")
+def train() -> list[EmbeddedVideo]:
+    return [make_video(n, action) for n in range(10) for action in ("kick", "lift")]
+
+
+@pytest.fixture(scope="module")
+def test() -> list[EmbeddedVideo]:
+    return [make_video(100 + n, action) for n in range(6) for action in ("kick", "lift")]
+
+
+@pytest.fixture(scope="module")
+def document(train, test) -> dict:
+    return evaluate(train, test, ORIGIN, protocol="phases", stride=2)
+
+
+def test_every_metric_stands_with_every_control(document) -> None:
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert set(VARIANTS) <= set(document)
+    for part in (document, *document["actions"].values()):
+        for variant in VARIANTS:
+            assert tuple(part[variant]) == PHASE_METRICS
+            for entry in part[variant].values():
+                assert set(entry) == {"value", "low", "high", "left_out"}
+                assert entry["low"] <= entry["value"] <= entry["high"]
+    assert document["test"]["videos"] == 12
+    assert set(document["actions"]) == {"kick", "lift"}
+
+
+def test_values_are_those_of_the_metrics_averaged_over_actions(document, train, test) -> None:
+    values = []
+    for action in ("kick", "lift"):
+        fit, held = ([v for v in part if v.label == action] for part in (train, test))
+        x, y = [v.embeddings for v in fit], [v.frame_labels for v in fit]
+        u, w = [v.embeddings for v in held], [v.frame_labels for v in held]
+        labelled = [a[b >= 0] for a, b in zip(u, w, strict=True)]
+        values.append(
+            {
+                "phase_classification": phase_classification(x, y, u, w).value,
+                "phase_classification_10": phase_classification(x, y, u, w, fraction=0.1).value,
+                "phase_classification_50": phase_classification(x, y, u, w, fraction=0.5).value,
+                "phase_progression": phase_progression(x, y, u, w, num_phases=PHASES).value,
+                "kendalls_tau": kendalls_tau(labelled, stride=2).value,
+                "alignment_error": alignment_error(u, [v.progress for v in held], stride=2).value,
+                **{
+                    f"average_precision_at_{k}": average_precision_at_k(u, w, k, stride=2).value
+                    for k in (5, 10, 15)
+                },
+            }
+        )
+    for metric in PHASE_METRICS:
+        got = document["trained"][metric]["value"]
+        assert got == pytest.approx(np.mean([action[metric] for action in values])), metric
+        assert document["actions"]["lift"]["trained"][metric]["value"] == pytest.approx(values[1][metric])
+
+
+def test_what_knows_the_progress_beats_all_controls(document) -> None:
+    for metric, sign in (("phase_classification", 1), ("alignment_error", -1)):
+        trained = document["trained"][metric]
+        worst = trained["low"] if sign > 0 else trained["high"]
+        for control in VARIANTS[1:]:
+            entry = document[control][metric]
+            best = entry["high"] if sign > 0 else entry["low"]
+            assert sign * worst > sign * best, (metric, control)
+
+
+def test_order_and_repetition_change_nothing(document, train, test) -> None:
+    again = evaluate(train, test, ORIGIN, protocol="phases", stride=2)
+    assert again == document
+
+
+def test_without_any_label_the_label_free_metrics_run(train, test) -> None:
+    def bare(videos):
+        return [replace(v, label=None, frame_labels=None, progress=None) for v in videos]
+
+    document = evaluate(bare(train), bare(test), ORIGIN, protocol="phases", stride=1)
+    assert set(document["actions"]) == {"no label"}
+    for metric, entry in document["trained"].items():
+        assert (entry["value"] is None) == (metric != "kendalls_tau"), metric
+    assert document["trained"]["alignment_error"]["left_out"]["videos_without_progress"] == 12
+    assert document["trained"]["kendalls_tau"]["low"] is not None
+
+
+def test_without_the_untrained_control(train, test, document) -> None:
+    whole = document
+
+    def bare(videos):
+        return [replace(v, untrained=None) for v in videos]
+
+    document = evaluate(bare(train), bare(test), ORIGIN, protocol="phases", stride=2)
+    assert document["untrained"] is None
+    assert document["actions"]["kick"]["untrained"] is None
+    for variant in ("trained", "positions", "chance"):
+        assert document[variant] == whole[variant]
+
+
+def test_an_action_of_the_test_videos_alone_is_told_not_hidden(train, test) -> None:
+    document = evaluate([v for v in train if v.label == "kick"], test, ORIGIN, protocol="phases", stride=4)
+    lift = document["actions"]["lift"]
+    assert lift["train_videos"] == 0
+    assert lift["trained"]["phase_classification"]["value"] is None
+    assert lift["trained"]["kendalls_tau"]["value"] is not None
+    whole = document["trained"]["phase_classification"]["value"]
+    assert whole == document["actions"]["kick"]["trained"]["phase_classification"]["value"]
+
+
+def test_finegym_probes_all_videos_together(train, test) -> None:
+    document = evaluate(train, test, ORIGIN, protocol="finegym", stride=1)
+    assert tuple(document["trained"]) == FINEGYM_METRICS
+    assert set(document["actions"]) == {"all classes"}
+    x, u = ([v.embeddings for v in part] for part in (train, test))
+    y, w = ([v.frame_labels for v in part] for part in (train, test))
+    expected = linear_probe(x, y, u, w, num_classes=PHASES, fraction=0.5).value
+    assert document["trained"]["linear_probe_50"]["value"] == pytest.approx(expected)
+
+
+def test_bad_input_is_one_clear_line(train, test) -> None:
+    wide = replace(test[3], embeddings=np.zeros((len(test[3]), 5), np.float32))
+    broken = replace(test[3], embeddings=np.full((len(test[3]), 4), np.nan, np.float32))
+    for fit, held, message in (
+        ([], test, "expected at least one training video"),
+        (train, test[:1], "expected at least 2 test videos, got 1"),
+        (train, [*test[:3], wide], r"different widths: 5 of 'lift/101', 4 of 'kick/0'"),
+        (train, [*test[:3], broken], r"embeddings of 'lift/101' are not finite"),
+        (train, [*test, train[0]], "1 videos are in the training and in the test embeddings, 'kick/0'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(fit, held, ORIGIN, protocol="phases", stride=1)
+
+
+def test_protocols_and_strides_of_the_paper() -> None:
+    assert [stride_of(name) for name in ("penn_action", "pouring", "demo")] == [2, 5, 1]
+    assert [protocol_of(name) for name in ("penn_action", "finegym99", "finegym288")] == [
+        "phases",
+        "finegym",
+        "finegym",
+    ]
