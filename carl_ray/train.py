@@ -5,8 +5,8 @@
     ray job submit --working-dir . -- python -m carl_ray.train penn_action …
     python -m carl_ray.train … --run-dir s3://bucket/run --resume
 
-Without arguments it trains the demo on the embedded videos, on this machine's CPUs. The same command with
---resume goes on from the latest checkpoint of the run folder.
+Without arguments it trains the demo on the embedded videos, on this machine's CPUs, evaluates it and writes a
+report. The same command with --resume goes on from the latest checkpoint of the run folder.
 """
 
 from __future__ import annotations
@@ -54,12 +54,14 @@ def _run(arguments: list[str]) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
         started = time.monotonic()
         outcome = train(config, run_dir, resume=parsed.resume, stop=stop)
-    if not outcome.finished:
-        raise RunError(
-            f"stopped at step {outcome.step} of {outcome.num_steps}; "
-            f"--resume --run-dir {storage.public_uri(run_dir)} goes on"
-        )
-    _print_results(run_dir, outcome.num_steps, time.monotonic() - started)
+        if not outcome.finished:
+            raise RunError(
+                f"stopped at step {outcome.step} of {outcome.num_steps}; "
+                f"--resume --run-dir {storage.public_uri(run_dir)} goes on"
+            )
+        _print_results(run_dir, outcome.num_steps, time.monotonic() - started)
+        if embedded:
+            _evaluate(run_dir, manifest_uri)
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -111,9 +113,22 @@ def _print_results(run_dir: str, num_steps: int, seconds: float) -> None:
         print(f"loss on validation videos: {validation[0]:.4f} at the start, {validation[-1]:.4f} at the end")
     shown = storage.public_uri(run_dir)
     print(f"run folder:  {shown}")
-    print(f"metrics:     {storage.public_uri(storage.join(run_dir, METRICS))}")
+    print(f"log:         {storage.public_uri(storage.join(run_dir, METRICS))}")
     print(f"checkpoints: {storage.public_uri(storage.join(run_dir, 'checkpoints'))}")
     print(f"TensorBoard: tensorboard --logdir {storage.public_uri(storage.join(run_dir, 'events'))}")
+
+
+def _evaluate(run_dir: str, manifest_uri: str) -> None:
+    """Embeds the training and the test videos with the latest checkpoint and evaluates them in the run folder."""
+    from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
+    from carl_ray.report.results import METRICS_FILE, REPORT_FILE, table, write_results
+
+    embeddings, out = storage.join(run_dir, "embeddings"), storage.join(run_dir, "evaluation")
+    settings = ExtractionSettings(num_workers=room_for_workers(1, use_gpu=False))
+    extract_embeddings(run_dir, manifest_uri, embeddings, settings, splits=["train", "test"])
+    print(table(write_results(embeddings, embeddings, out)))
+    print(f"metrics:     {storage.public_uri(storage.join(out, METRICS_FILE))}")
+    print(f"report:      {storage.public_uri(storage.join(out, REPORT_FILE))}")
 
 
 def _local_cpus(config: Config) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -16,10 +17,11 @@ import pytest
 import torch
 
 from carl_ray import config as configuration
-from carl_ray import storage, train
+from carl_ray import embed, evaluate, storage, train
 from carl_ray.config import Config, ModelConfig
 from carl_ray.data.manifest import SCHEMA, read_manifest, videos_digest, write_table
 from carl_ray.data.scan import index_folder
+from carl_ray.datasets import choreography
 from carl_ray.presets import PRESETS
 from carl_ray.training.checkpoint import Progress, latest_checkpoint, save_checkpoint
 from carl_ray.training.run_log import read_log
@@ -249,3 +251,33 @@ def test_terminated_driver_leaves_a_checkpoint(tmp_path: Path, manifest: str) ->
     assert [line["step"] for line in read_log(str(tmp_path)) if "loss" in line] == list(range(1, 31))
     saved = configuration.from_json((tmp_path / "config.json").read_text(), "config.json")
     assert saved.training.epochs == 60
+
+
+def test_the_demo_ends_with_metrics_and_a_report(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
+    few = choreography.ChoreographyConfig(num_train=8, num_validation=4, num_test=12, size=32)
+    rendered = choreography.ensure_rendered
+    monkeypatch.setattr(
+        choreography, "ensure_rendered", lambda on_video: rendered(config=few, on_video=on_video)
+    )
+    run = tmp_path / "runs" / "demo-1"
+    train.main(["--run-dir", str(run), "--training.epochs", "1"])
+    printed = capsys.readouterr().out
+    document = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert (document["train"]["videos"], document["test"]["videos"]) == (8, 12)
+    assert set(document["actions"]) == set(choreography.ACTIONS)
+    for variant in ("trained", "untrained", "positions", "chance"):
+        for metric in ("phase_classification", "alignment_error"):
+            entry = document[variant][metric]
+            assert entry["low"] <= entry["value"] <= entry["high"]
+    assert f"{document['trained']['alignment_error']['value']:.3f}" in printed
+    report = (run / "evaluation" / "report.html").read_text()
+    assert "<video" in report and "demo" in report
+
+    # The commands without arguments go on with that run.
+    evaluate.main([])
+    assert json.loads((run / "evaluation" / "metrics.json").read_text()) == document
+    embed.main([])
+    assert "videos embedded: 4 " in capsys.readouterr().out

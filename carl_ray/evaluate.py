@@ -1,0 +1,73 @@
+"""Metrics of frame embeddings, with their controls, and a report to look at.
+
+    python -m carl_ray.evaluate --train EMBEDDINGS --test EMBEDDINGS --out FOLDER
+    python -m carl_ray.evaluate
+
+Writes metrics.json and report.html. Where both embeddings are the same, its videos of the split "train" (or of no
+split) are trained on, and those of the split "test" tested. Without arguments it takes the newest demo run's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import typing
+
+from carl_ray import storage
+from carl_ray.errors import UserError, one_line_errors
+from carl_ray.evaluation.inference import default_run
+from carl_ray.evaluation.protocol import Protocol
+from carl_ray.options import OptionParser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; leaves with status 0 only when both files are written."""
+    with one_line_errors():
+        options = _parse(arguments)
+        # Imported late: help and mistakes on the command line answer at once.
+        from carl_ray.report.results import METRICS_FILE, REPORT_FILE, table, write_results
+
+        document = write_results(
+            options.train, options.test, options.out, protocol=options.protocol, stride=options.stride
+        )
+        print(table(document))
+        print(f"metrics: {storage.public_uri(storage.join(options.out, METRICS_FILE))}")
+        print(f"report:  {storage.public_uri(storage.join(options.out, REPORT_FILE))}")
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = OptionParser(
+        prog="python -m carl_ray.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--train", metavar="EMBEDDINGS", help="folder or file that probes are fitted to")
+    parser.add_argument("--test", metavar="EMBEDDINGS", help="folder or file that is measured")
+    parser.add_argument("--out", metavar="FOLDER", help="for metrics.json and report.html")
+    parser.add_argument(
+        "--protocol",
+        choices=typing.get_args(Protocol),
+        help="phases: classification, progression, tau, AP@K, alignment error; finegym: linear probe; "
+        "none: that of the preset",
+    )
+    parser.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="tau, AP@K and alignment error look at every Nth frame; none: the paper's for the preset",
+    )
+    options = parser.parse_args(arguments)
+    named = [name for name in ("train", "test", "out") if getattr(options, name) is not None]
+    if not named:
+        run = default_run()
+        options.train = options.test = storage.join(run, "embeddings")
+        options.out = storage.join(run, "evaluation")
+    elif len(named) < 3:
+        missing = [f"--{name}" for name in ("train", "test", "out") if name not in named]
+        raise UserError(f"{' and '.join(missing)} missing: --train, --test and --out go together")
+    if options.stride is not None and options.stride < 1:
+        raise UserError(f"--stride: expected at least 1, got {options.stride}")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Embeddings become the files that people look at: metrics.json and report.html."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from carl_ray.report.page import write_report
+
+from carl_ray import storage
+from carl_ray.errors import UserError
+from carl_ray.evaluation.embeddings import Origin, read_embeddings, read_origin
+from carl_ray.evaluation.protocol import VARIANTS, Protocol, evaluate, protocol_of, stride_of
+from carl_ray.training.checkpoint import CHECKPOINTS
+from carl_ray.training.run_log import read_log
+
+METRICS_FILE = "metrics.json"
+REPORT_FILE = "report.html"
+
+
+def write_results(
+    train_uri: str, test_uri: str, out: str, *, protocol: Protocol | None = None, stride: int | None = None
+) -> dict[str, Any]:
+    """Evaluates embeddings and writes `metrics.json` and `report.html` into a folder. Progress on standard error.
+
+    Args:
+        train_uri: Embeddings that probes are fitted to.
+        test_uri: Embeddings that are measured. Where it is `train_uri`, the split of each video decides: "train"
+            (or none) and "test".
+        out: The folder.
+        protocol: None: that of the preset.
+        stride: None: the paper's for the preset.
+
+    Returns:
+        The document of metrics.json.
+
+    Raises:
+        UserError: what is there is not two sets of embeddings of one encoder, or as `evaluate`.
+        RunError: the store refuses or fails.
+    """
+    origin = read_origin(train_uri)
+    same = test_uri == train_uri
+    if not same and read_origin(test_uri) != origin:
+        raise UserError(
+            f"{storage.public_uri(test_uri)}: embeddings of another encoder or view than those in "
+            f"{storage.public_uri(train_uri)}"
+        )
+    train = read_embeddings(train_uri, split="train" if same else None)
+    test = read_embeddings(test_uri, split="test" if same else None)
+    document = evaluate(
+        train,
+        test,
+        origin,
+        protocol=protocol or protocol_of(origin.preset),
+        stride=stride or stride_of(origin.preset),
+        on_progress=_print_progress,
+    )
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    storage.write_bytes(storage.join(out, METRICS_FILE), text.encode())
+    print("evaluated; now the report", file=sys.stderr, flush=True)
+    write_report(storage.join(out, REPORT_FILE), document, test, log=_run_log(origin))
+    return document
+
+
+def table(document: dict[str, Any]) -> str:
+    """The metrics of a document of metrics.json as text, a line a metric, with the controls beside."""
+    metrics = list(document["trained"])
+    header = ["", *VARIANTS]
+    rows = [header]
+    rows += [[metric, *(_cell(document[variant], metric) for variant in VARIANTS)] for metric in metrics]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _cell(entries: dict[str, Any] | None, metric: str) -> str:
+    if entries is None:
+        return "not embedded"
+    entry = entries[metric]
+    if entry["value"] is None:
+        return "undefined"
+    interval = "" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]"
+    return f"{entry['value']:.3f}{interval}"
+
+
+def _run_log(origin: Origin) -> list[dict[str, Any]] | None:
+    """The log of the run that trained the encoder, where it is still beside its checkpoint."""
+    folder = storage.parent(origin.checkpoint)
+    run_dir = storage.parent(folder)
+    return read_log(run_dir) or None if folder == storage.join(run_dir, CHECKPOINTS) else None
+
+
+def _print_progress(what: str, done: int, total: int) -> None:
+    print(f"evaluating {what} ({done + 1} of {total})", file=sys.stderr, flush=True)

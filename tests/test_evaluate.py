@@ -1,0 +1,111 @@
+"""The commands `python -m carl_ray.embed` and `evaluate`: files whole, mistakes one clear line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carl_ray import embed, evaluate
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
+from carl_ray.evaluation.protocol import PHASE_METRICS, VARIANTS
+
+ORIGIN = Origin("/run/checkpoints/step-00000002", "ab", "penn_action", 2, 16, 8, "resized", True)
+
+
+def videos(split: str, count: int, width: int = 4) -> list[EmbeddedVideo]:
+    made = []
+    for number in range(count):
+        rng = np.random.default_rng([number, len(split)])
+        labels = np.repeat([-1, 0, 1, 2], rng.integers(5, 9, 4)).astype(np.int32)
+        made.append(
+            EmbeddedVideo(
+                video_id=f"{split}/{number}",
+                uri=f"/nowhere/{number}.mp4",
+                split=split,
+                label="squat",
+                frame_labels=labels,
+                progress=None,
+                fps=25.0,
+                timestamps=np.arange(len(labels)) * 1.0,
+                embeddings=(np.eye(width)[labels] + 0.1 * rng.random((len(labels), width))).astype(
+                    np.float32
+                ),
+                untrained=rng.random((len(labels), width)).astype(np.float32),
+            )
+        )
+    return made
+
+
+def failure(capsys: pytest.CaptureFixture[str], command, *arguments: object) -> str:
+    """The one line of a command that a user's mistake ends."""
+    with pytest.raises(SystemExit) as left:
+        command.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr().err
+    lines = [line for line in captured.splitlines() if line.startswith("carl_ray:")]
+    assert left.value.code == 2 and len(lines) == 1 and "Traceback" not in captured, captured
+    return lines[0]
+
+
+def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = str(tmp_path / "embeddings"), tmp_path / "out"
+    write_part(folder, videos("train", 4), ORIGIN, "float16")
+    write_part(folder, videos("test", 3) + videos("validation", 2), ORIGIN, "float16")
+    evaluate.main(["--train", folder, "--test", folder, "--out", str(out)])
+    document = json.loads((out / "metrics.json").read_text())
+    assert (document["train"]["videos"], document["test"]["videos"]) == (4, 3)
+    assert (document["protocol"], document["stride"]) == ("phases", 2)
+    assert set(VARIANTS) <= set(document)
+    printed = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in printed.splitlines()}
+    for metric in PHASE_METRICS:
+        value = document["trained"][metric]["value"]
+        assert ("undefined" if value is None else f"{value:.3f}") in lines[metric]
+    assert "report.html" in lines["report:"]
+    assert "<html" in (out / "report.html").read_text()
+
+    apart = tmp_path / "apart"
+    write_part(str(apart / "a"), videos("train", 4), ORIGIN, "float16")
+    write_part(str(apart / "b"), videos("test", 3), ORIGIN, "float16")
+    arguments = ["--train", apart / "a", "--test", apart / "b/part-00000.parquet", "--out", apart]
+    evaluate.main([str(argument) for argument in arguments])
+    again = json.loads((apart / "metrics.json").read_text())
+    assert again["trained"] == document["trained"]
+    evaluate.main([*map(str, arguments), "--protocol", "finegym", "--stride", "1"])
+    assert "linear_probe" in json.loads((apart / "metrics.json").read_text())["trained"]
+
+
+def test_mistakes_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, out = tmp_path / "good", tmp_path / "out"
+    write_part(str(good), videos("train", 3) + videos("test", 1), ORIGIN, "float16")
+    fit = tmp_path / "fit"
+    write_part(str(fit), videos("train", 3), ORIGIN, "float16")
+    write_part(str(tmp_path / "wide"), videos("test", 3, 6), ORIGIN, "float16")
+    other = Origin("/other/checkpoints/step-00000009", "cd", "demo", 9, 16, 8, "resized", True)
+    write_part(str(tmp_path / "other"), videos("test", 3), other, "float16")
+    write_part(str(tmp_path / "one"), videos("test", 1), ORIGIN, "float16")
+    content = (good / "part-00000.parquet").read_bytes()
+    (tmp_path / "torn.parquet").write_bytes(content[:-20])
+    for test, message in {
+        "one": "expected at least 2 test videos, got 1",
+        "wide": "embeddings of different widths: 6 of 'test/0', 4 of 'train/0'",
+        "other": "embeddings of another encoder or view than those in",
+        "torn.parquet": "torn.parquet: not a whole Parquet file of embeddings",
+        "missing": "missing: no embeddings there",
+    }.items():
+        arguments = ("--train", fit, "--test", tmp_path / test, "--out", out)
+        assert message in failure(capsys, evaluate, *arguments), test
+        assert not out.exists()
+    both = ("--train", good, "--test", good, "--out", out)
+    assert "expected at least 2 test videos, got 1" in failure(capsys, evaluate, *both)
+    assert "--test and --out missing" in failure(capsys, evaluate, "--train", good)
+    assert "--stride: expected at least 1, got 0" in failure(capsys, evaluate, *both, "--stride", 0)
+
+
+def test_mistakes_of_embed(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
+    assert "no trained demo there; train one with" in failure(capsys, embed)
+    assert "--out is missing" in failure(capsys, embed, "--checkpoint", "x", "--manifest", "y")
+    assert "--num-workers: expected at least 1, got 0" in failure(capsys, embed, "--num-workers", 0)
