@@ -1,0 +1,208 @@
+"""Features of whole videos for temporal action localisation (paper, table 12), as G-TAD reads them.
+
+Sources of the layout and of the resampling, read in the authors' repositories:
+
+- G-TAD (github.com/frostinassiky/gtad, `gtad_lib/dataset.py` of its ActivityNet code, commit f9afd44): an
+  HDF5 file `<video name>.h5` for each video, in it the data set `<video name>`, (temporal scale, width),
+  float32. Its option `--feature_path` names the folder and ends in a slash; `--feat_dim` is the width,
+  `--temporal_scale` the length, 100 for ActivityNet.
+- BSN and BMN (wzmsltw/BSN-boundary-sensitive-network, JJBOY/BMN-Boundary-Matching-Network), whose features
+  G-TAD took over: `<video name>.csv` with the header f0,f1,… and a row for each of the 100 snippets.
+- Their `data_process.py` resamples: the video is divided into 100 equal parts, and each gets the mean of
+  three linear interpolations, at its start, its middle and its end.
+
+G-TAD scales its annotations by a video's `feature_frame` over its `duration_frame`, since its own features
+leave out the last frames. These here cover all of a video: set `feature_frame` to `duration_frame`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from types import ModuleType
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from carl_ray import storage
+from carl_ray.errors import UserError
+from carl_ray.evaluation.embeddings import iterate_embeddings, read_origin
+from carl_ray.evaluation.frames import unit_frames
+
+Format = Literal["hdf5", "csv"]
+
+SUFFIXES: dict[Format, str] = {"hdf5": ".h5", "csv": ".csv"}
+
+_POINTS = 3  # interpolated in each part
+_MARKER = "export.json"
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export did."""
+
+    num_written: int
+    """Files written."""
+    num_kept: int
+    """Files that were there already."""
+
+
+def resample(
+    embeddings: Float[np.ndarray, "frames width"], length: int = 100
+) -> Float32[np.ndarray, "length width"]:
+    """The frames of a whole video resampled to a fixed number of snippets.
+
+    Frame i of n stands for the time (i + 1/2) / n of the video, snippet k of m for [k / m, (k + 1) / m]. Its
+    value is the mean of three linear interpolations, at the start, the middle and the end of the part of it
+    that lies between the times of the first and the last frame. Snippets without such a part, at both ends of
+    videos with fewer than `length` / 2 frames, repeat that frame (BSN's script leaves zeros).
+
+    Args:
+        embeddings: At least one frame.
+        length: The number of snippets.
+
+    Raises:
+        ValueError: no frame, or a length below 1.
+    """
+    if embeddings.ndim != 2 or len(embeddings) == 0:
+        raise ValueError(f"expected (frames, width) with at least one frame, got shape {embeddings.shape}")
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    last = len(embeddings) - 1
+    # In units of frames, where frame i is at i.
+    edges = np.clip(np.arange(length + 1) * (len(embeddings) / length) - 0.5, 0, last)
+    points = np.linspace(edges[:-1], edges[1:], _POINTS, axis=1)
+    before = np.floor(points).astype(np.int64)
+    weight = (points - before)[..., None]
+    values = embeddings.astype(np.float64)
+    between = (1 - weight) * values[before] + weight * values[np.minimum(before + 1, last)]
+    return between.mean(axis=1).astype(np.float32)
+
+
+def video_name(video_id: str) -> str:
+    """The name of a video in the exported files: the last part of its id, without its suffix.
+
+    ActivityNet's files are called v_<YouTube id>.mp4, and so are the videos in G-TAD's lists.
+    """
+    return PurePosixPath(video_id).stem
+
+
+def to_file(features: Float32[np.ndarray, "length width"], name: str, file_format: Format) -> bytes:
+    """The content of a video's file.
+
+    Raises:
+        UserError: HDF5 is wanted and h5py is not installed.
+    """
+    match file_format:
+        case "hdf5":
+            content = io.BytesIO()
+            with _h5py().File(content, "w") as file:
+                file.create_dataset(name, data=features)
+            return content.getvalue()
+        case "csv":
+            text = io.StringIO()
+            header = ",".join(f"f{column}" for column in range(features.shape[1]))
+            # Nine digits give every float32 back.
+            np.savetxt(text, features, fmt="%.9g", delimiter=",", header=header, comments="")
+            return text.getvalue().encode()
+
+
+def export_features(
+    embeddings_uri: str,
+    out: str,
+    *,
+    length: int = 100,
+    file_format: Format = "hdf5",
+    on_video: Callable[[int], None] = lambda done: None,
+) -> ExportResult:
+    """Writes a file of resampled, L2-normalised embeddings for each video; files that are there stay.
+
+    The frames are normalised, as for all evaluation (SPEC section 2), and then resampled.
+
+    Args:
+        embeddings_uri: Folder or part of embeddings.
+        out: Path or URI of the folder for the files.
+        length: The number of snippets of each video.
+        file_format: As the module says.
+        on_video: Called with the number of videos done after each.
+
+    Raises:
+        UserError: no embeddings there, or not finite ones; two videos of one name; the folder holds files of
+            other embeddings or of another length or format.
+        RunError: the store refuses or fails.
+    """
+    if length < 1:
+        raise UserError(f"--length: expected at least 1, got {length}")
+    settings = {"origin": asdict(read_origin(embeddings_uri)), "length": length, "format": file_format}
+    if file_format == "hdf5":
+        _h5py()
+    _check_settings(out, settings)
+    present = set(storage.list_folder(out))
+    id_of: dict[str, str] = {}
+    num_written = 0
+    for done, video in enumerate(iterate_embeddings(embeddings_uri), 1):
+        name = video_name(video.video_id)
+        other = id_of.setdefault(name, video.video_id)
+        if other != video.video_id:
+            raise UserError(
+                f"{video.video_id} and {other} would both be written as {name}: G-TAD knows videos by their "
+                "file names alone; rename one, or export them from embeddings of their own"
+            )
+        file_name = f"{name}{SUFFIXES[file_format]}"
+        uri = storage.join(out, file_name)
+        shape = (length, video.embeddings.shape[1])
+        if file_name not in present or _shape(storage.read_bytes(uri), name, file_format) != shape:
+            try:
+                frames = unit_frames([video.embeddings])[0]
+                content = to_file(resample(frames, length), name, file_format)
+            except ValueError as error:
+                raise UserError(f"{video.video_id}: {error}") from None
+            storage.write_bytes(uri, content)
+            num_written += 1
+        on_video(done)
+    if not id_of:
+        raise UserError(f"{storage.public_uri(embeddings_uri)}: it holds no embedded video")
+    return ExportResult(num_written, len(id_of) - num_written)
+
+
+def _check_settings(out: str, settings: dict[str, object]) -> None:
+    """Notes what a folder holds; raises `UserError` where it is something else than wanted."""
+    uri = storage.join(out, _MARKER)
+    if not storage.exists(uri):
+        storage.write_bytes(uri, json.dumps(settings, indent=2).encode() + b"\n")
+        return
+    try:
+        there = json.loads(storage.read_bytes(uri))
+    except ValueError:
+        there = {}
+    different = [key for key, value in settings.items() if there.get(key) != value]
+    if different:
+        raise UserError(
+            f"{storage.public_uri(out)}: it holds files of another {' and '.join(different)}; name another "
+            "--out, or delete that folder"
+        )
+
+
+def _shape(content: bytes, name: str, file_format: Format) -> tuple[int, ...] | None:
+    """(length, width) of a file that is there; None where it is none of ours."""
+    if file_format == "csv":
+        lines = content.decode(errors="replace").splitlines()
+        widths = {line.count(",") + 1 for line in lines}
+        return (len(lines) - 1, *widths) if len(widths) == 1 else None
+    try:
+        with _h5py().File(io.BytesIO(content), "r") as file:
+            return tuple(file[name].shape)
+    except (OSError, KeyError, AttributeError):
+        return None
+
+
+def _h5py() -> ModuleType:
+    try:
+        return importlib.import_module("h5py")
+    except ImportError:
+        raise UserError("HDF5 needs h5py: `pip install h5py`, or choose --format csv") from None

@@ -1,0 +1,76 @@
+"""Embeddings become features for temporal action localisation, in the files that G-TAD reads.
+
+    python -m carl_ray.export --embeddings EMBEDDINGS --out FOLDER
+    python -m carl_ray.export --embeddings EMBEDDINGS --out FOLDER --format csv
+    python -m carl_ray.export
+
+One file a video, `<video name>.h5` with the data set `<video name>`, 100 snippets x width, float32: what the
+ActivityNet code of G-TAD reads with `--feature_path FOLDER/ --feat_dim WIDTH`. With `--format csv`,
+`<video name>.csv` as BSN and BMN read. The video name is the last part of the video id without its suffix.
+Called again, it writes only what is missing. Without arguments it takes the newest demo run's embeddings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import typing
+
+from carl_ray import storage
+from carl_ray.errors import UserError, one_line_errors
+from carl_ray.evaluation.inference import default_run
+from carl_ray.evaluation.localization import Format, export_features
+from carl_ray.options import OptionParser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    with one_line_errors():
+        parser = OptionParser(
+            prog="python -m carl_ray.export",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument(
+            "--embeddings", metavar="URI", help="folder that `python -m carl_ray.embed` wrote"
+        )
+        parser.add_argument("--out", metavar="FOLDER", help="path or URI for the files")
+        parser.add_argument(
+            "--length", type=int, default=100, metavar="N", help="snippets a video (default 100)"
+        )
+        parser.add_argument(
+            "--format", choices=typing.get_args(Format), default="hdf5", help="of the files (default hdf5)"
+        )
+        options = parser.parse_args(arguments)
+        embeddings, out = options.embeddings, options.out
+        if embeddings is None and out is None:
+            run = default_run()
+            embeddings, out = storage.join(run, "embeddings"), storage.join(run, "localization")
+        elif embeddings is None or out is None:
+            missing = "--embeddings" if embeddings is None else "--out"
+            raise UserError(f"{missing} missing: --embeddings and --out go together")
+        result = export_features(
+            embeddings, out, length=options.length, file_format=options.format, on_video=_Progress()
+        )
+        print(f"videos written: {result.num_written}")
+        print(f"there before:   {result.num_kept}")
+        print(f"features:       {storage.public_uri(out)}")
+
+
+class _Progress:
+    """Videos done and their rate on standard error, now and then."""
+
+    def __init__(self) -> None:
+        self._start = self._shown = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self._shown >= 10:
+            self._shown = now
+            rate = done / (now - self._start)
+            print(f"exported {done:,} videos, {rate:.0f}/s", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

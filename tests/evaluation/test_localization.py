@@ -1,0 +1,153 @@
+"""Resampled features against a slow reference written from the sources named in the module."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from scipy.interpolate import interp1d
+
+from carl_ray.errors import UserError
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
+from carl_ray.evaluation.localization import ExportResult, export_features, resample, to_file, video_name
+
+h5py = pytest.importorskip("h5py")
+
+ORIGIN = Origin("checkpoint", "0" * 64, "demo", 10, 32, 64, "resized", False)
+
+
+def _reference(embeddings, length):
+    """BSN's data_process.py in times of the video: three points a part, between the first and last frame."""
+    count = len(embeddings)
+    times = (np.arange(count) + 0.5) / count
+    snippets = []
+    for k in range(length):
+        start, end = (min(max(edge, times[0]), times[-1]) for edge in (k / length, (k + 1) / length))
+        points = [start, (start + end) / 2, end]
+        if count == 1:
+            snippets.append(embeddings[0])
+        else:
+            snippets.append(
+                interp1d(times, embeddings, axis=0, fill_value="extrapolate")(points).mean(axis=0)
+            )
+    return np.array(snippets)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 49, 50, 99, 100, 101, 1000])
+@pytest.mark.parametrize("length", [1, 7, 100])
+def test_resampling_equals_the_reference(count, length):
+    embeddings = np.random.default_rng(count).standard_normal((count, 5)).astype(np.float32)
+    features = resample(embeddings, length)
+    assert features.shape == (length, 5) and features.dtype == np.float32
+    np.testing.assert_allclose(features, _reference(embeddings, length), atol=1e-6)
+
+
+def test_resampling_keeps_what_is_linear_in_time():
+    ramp = ((np.arange(400) + 0.5) / 400)[:, None] * np.array([1.0, -2.0])
+    expected = ((np.arange(100) + 0.5) / 100)[:, None] * np.array([1.0, -2.0])
+    np.testing.assert_allclose(resample(ramp, 100)[1:-1], expected[1:-1], atol=1e-6)
+    assert np.all(resample(np.full((3, 4), 7.0), 100) == 7)
+
+
+@pytest.mark.parametrize(("shape", "length"), [((0, 3), 100), ((5,), 100), ((5, 3), 0)])
+def test_misuse_is_refused(shape, length):
+    with pytest.raises(ValueError, match="got"):
+        resample(np.zeros(shape), length)
+
+
+@pytest.mark.parametrize(
+    ("video_id", "name"),
+    [
+        ("train/v_-a_b.mp4", "v_-a_b"),
+        ("v_x.WEBM", "v_x"),
+        ("a.b/v_with.dots.mp4", "v_with.dots"),
+        ("ünï code", "ünï code"),
+    ],
+)
+def test_names(video_id, name):
+    assert video_name(video_id) == name
+
+
+def test_both_formats_give_every_value_back():
+    features = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32) * 1e-3
+    with h5py.File(io.BytesIO(to_file(features, "v_ü", "hdf5")), "r") as file:
+        assert list(file) == ["v_ü"] and file["v_ü"].dtype == np.float32
+        assert np.array_equal(file["v_ü"][()], features)
+    text = to_file(features, "v_ü", "csv").decode()
+    assert text.splitlines()[0] == "f0,f1,f2,f3,f4,f5,f6,f7"
+    read = np.loadtxt(io.StringIO(text), delimiter=",", skiprows=1, dtype=np.float32)
+    assert np.array_equal(read, features)
+
+
+def _video(video_id, count, width=4, fill=None):
+    values = np.random.default_rng(count).standard_normal((count, width)).astype(np.float32)
+    return EmbeddedVideo(
+        video_id=video_id,
+        uri=f"/videos/{video_id}",
+        split=None,
+        label=None,
+        frame_labels=None,
+        progress=None,
+        fps=25.0,
+        timestamps=np.arange(count, dtype=np.float64),
+        embeddings=values if fill is None else np.full_like(values, fill),
+        untrained=None,
+    )
+
+
+@pytest.fixture
+def embeddings(tmp_path):
+    folder = str(tmp_path / "embeddings")
+    write_part(folder, [_video("train/v_a.mp4", 1), _video("v_b.mkv", 250)], ORIGIN, "float32")
+    write_part(folder, [_video("val/v_ç.mp4", 60)], ORIGIN, "float32")
+    return folder
+
+
+@pytest.mark.parametrize("file_format", ["hdf5", "csv"])
+def test_one_file_a_video_and_only_what_is_missing(embeddings, tmp_path, file_format):
+    out = tmp_path / "out"
+    assert export_features(embeddings, str(out), file_format=file_format) == ExportResult(3, 0)
+    suffix = {"hdf5": ".h5", "csv": ".csv"}[file_format]
+    names = ["export.json", *(f"{name}{suffix}" for name in ("v_a", "v_b", "v_ç"))]
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    unit = _video("", 250).embeddings.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    content = (out / f"v_b{suffix}").read_bytes()
+    assert content == to_file(resample(unit, 100), "v_b", file_format)
+
+    kept = (out / f"v_a{suffix}").stat().st_mtime_ns
+    (out / f"v_b{suffix}").write_bytes(content[: len(content) // 2])
+    (out / f"v_ç{suffix}").unlink()
+    assert export_features(embeddings, str(out), file_format=file_format) == ExportResult(2, 1)
+    assert (out / f"v_b{suffix}").read_bytes() == content
+    assert (out / f"v_a{suffix}").stat().st_mtime_ns == kept
+
+
+def test_a_folder_of_something_else_is_refused(embeddings, tmp_path):
+    out = str(tmp_path / "out")
+    export_features(embeddings, out)
+    with pytest.raises(UserError, match="another length and format; name another --out"):
+        export_features(embeddings, out, length=50, file_format="csv")
+    other = str(tmp_path / "other")
+    write_part(other, [_video("v_a.mp4", 5)], Origin(**{**vars(ORIGIN), "step": 11}), "float32")
+    with pytest.raises(UserError, match="another origin"):
+        export_features(other, out)
+    (tmp_path / "out" / "export.json").write_text(json.dumps({}))
+    with pytest.raises(UserError, match="another origin and length and format"):
+        export_features(embeddings, out)
+
+
+def test_two_videos_of_one_name_are_refused(tmp_path):
+    folder = str(tmp_path / "embeddings")
+    write_part(folder, [_video("train/v_a.mp4", 3), _video("val/v_a.mkv", 3)], ORIGIN, "float32")
+    with pytest.raises(UserError, match=r"val/v_a.mkv and train/v_a.mp4 would both be written as v_a"):
+        export_features(folder, str(tmp_path / "out"))
+
+
+def test_values_that_are_not_finite_are_refused_by_name(tmp_path):
+    folder = str(tmp_path / "embeddings")
+    write_part(folder, [_video("v_bad.mp4", 3, fill=np.nan)], ORIGIN, "float32")
+    with pytest.raises(UserError, match=r"v_bad.mp4: .*finite"):
+        export_features(folder, str(tmp_path / "out"))
