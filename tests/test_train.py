@@ -260,7 +260,7 @@ def test_the_demo_ends_with_metrics_and_a_report(
     few = choreography.ChoreographyConfig(num_train=8, num_validation=4, num_test=12, size=32)
     rendered = choreography.ensure_rendered
     monkeypatch.setattr(
-        choreography, "ensure_rendered", lambda on_video: rendered(config=few, on_video=on_video)
+        choreography, "ensure_rendered", lambda **options: rendered(config=few, **options | {"workers": 1})
     )
     run = tmp_path / "runs" / "demo-1"
     train.main(["--run-dir", str(run), "--training.epochs", "1"])

@@ -1,12 +1,15 @@
 """Choreographed videos with known phases: the default data set, rendered on the spot.
 
     python -m carl_ray.datasets.choreography FOLDER
+    python -m carl_ray.datasets.choreography FOLDER --benchmark
 
-An articulated figure performs one of four actions; an action is a fixed order of phases (sub-actions), each
-leading from one key pose to the next. Body, colours, background, camera, tempo, phase lengths and the idle
-time before and after the action differ from video to video, so neither the position in a video nor its
-colours tell the phase. The videos are real H.264 files with B-frames; the truth (phase and progress of every
-frame) lies beside them in `labels.parquet`.
+An articulated figure performs one of four actions; an action is a few phases (sub-actions), each leading from
+one key pose to the next. Body, colours, background, camera, tempo, phase lengths and the idle time before and
+after the action differ from video to video: neither the position in a video nor its colours tell the phase.
+The benchmark adds repetitions, phases in another order in each video, and a figure that is hard to see.
+The videos are real H.264 files with B-frames; the truth (phase, progress and repetition of every frame) lies
+beside them in `labels.parquet`. CHOREOGRAPHY.md, beside this module, says what the truth means and what the
+set can show.
 """
 
 from __future__ import annotations
@@ -15,12 +18,21 @@ import argparse
 import hashlib
 import io
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
+import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, get_args
 
 import av
 import numpy as np
@@ -31,8 +43,8 @@ from PIL import Image
 
 from carl_ray import storage
 from carl_ray.data.randomness import sample_generator
-from carl_ray.datasets.figure import Pose, both_sides, perform
-from carl_ray.errors import UserError, one_line_errors
+from carl_ray.datasets.figure import Difficulty, Movement, Pose, both_sides, perform
+from carl_ray.errors import RunError, UserError, one_line_errors
 
 FRAMES_PER_SECOND = 25
 
@@ -45,8 +57,9 @@ LABELS_SCHEMA = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),  # path inside the folder, "train/lift-003.mp4"
         pa.field("label", pa.string(), nullable=False),  # name of the action
-        pa.field("frame_labels", pa.list_(pa.int32()), nullable=False),  # phase of a frame; -1 while idle
-        pa.field("progress", pa.list_(pa.float32()), nullable=False),  # 0 before the action, 1 after it
+        pa.field("frame_labels", pa.list_(pa.int32()), nullable=False),  # phase of a frame; -1: none
+        pa.field("progress", pa.list_(pa.float32()), nullable=False),  # place among the key poses, 0 to 1
+        pa.field("repetition", pa.list_(pa.int32()), nullable=False),  # counted from 0; -1: outside of all
     ]
 )
 
@@ -65,6 +78,12 @@ class ChoreographyConfig:
     """Height and width of a frame in pixels, even."""
     seed: int = 0
     """Every random draw comes from this and the video's id."""
+    max_repetitions: int = 1
+    """A video shows the action so many times at most; each number from 1 on is equally likely."""
+    varying_order: bool = False
+    """The phases come in a random order in each video, not in that of `ACTIONS`."""
+    difficulty: Difficulty = "easy"
+    """How hard the figure is to see: `easy` or `hard`, see `carl_ray.datasets.figure.perform`."""
 
     def __post_init__(self) -> None:
         for name in ("num_train", "num_validation", "num_test"):
@@ -72,6 +91,26 @@ class ChoreographyConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 32 <= self.size <= 1024 or self.size % 2:
             raise ValueError(f"size must be an even number of pixels from 32 to 1024, got {self.size}")
+        if not 1 <= self.max_repetitions <= 100:
+            raise ValueError(f"max_repetitions must be from 1 to 100, got {self.max_repetitions}")
+        if self.difficulty not in get_args(Difficulty):
+            raise ValueError(f"difficulty must be easy or hard, got {self.difficulty!r}")
+
+
+def benchmark() -> ChoreographyConfig:
+    """The set for studies on a GPU: 600 videos of 128 pixels, up to 3 repetitions, varying order, `hard`.
+
+    `dataclasses.replace` leaves out one of the difficulties at a time.
+    """
+    return ChoreographyConfig(
+        num_train=400,
+        num_validation=80,
+        num_test=120,
+        size=128,
+        max_repetitions=3,
+        varying_order=True,
+        difficulty="hard",
+    )
 
 
 @dataclass(frozen=True)
@@ -146,33 +185,104 @@ class Timeline:
     """What happens in each frame of a video."""
 
     frame_labels: NDArray[np.int32]
-    """Phase, -1 in the idle frames before and after the action."""
-    progress: NDArray[np.float64]
-    """Share of the action that is done, (phase + part of the phase) / number of phases: tells the pose."""
+    """Phase; -1 in frames of none: idle ones, and those that change over to another pose."""
+    movement: Movement
+    """The pose. Its `progress`, (phase + part of it) / number of phases, is the truth: it tells the pose.
+
+    An idle figure rests in a key pose and has its progress. A figure that changes over from one key pose to
+    another has the progress of the nearer one.
+    """
+    repetition: NDArray[np.int32]
+    """Number of the repetition, from 0; -1 in frames outside of all."""
 
 
-def sample_timeline(num_phases: int, rng: np.random.Generator) -> Timeline:
-    """A random timing of one performance: 60 to 160 frames.
+def sample_timeline(
+    num_phases: int, rng: np.random.Generator, *, max_repetitions: int = 1, varying_order: bool = False
+) -> Timeline:
+    """A random timing: 60 to 160 frames, and more with the options.
 
     Idle frames are many and uneven, phases differ in length, and the speed varies within each phase: the
-    position of a frame in the video says little about its phase.
+    position of a frame in the video says little about its phase. Where the next phase does not start in the
+    pose that the figure is in, it changes over to that pose within 6 to 12 frames.
+
+    Args:
+        num_phases: Of the action.
+        rng: Source of all draws. What the options add comes from generators spawned from it: the first
+            repetition has the same timing, and the draws after this call are the same, with and without them.
+        max_repetitions: The action is done at most so often, with 0 to 24 idle frames in between.
+        varying_order: The phases come in a random order, the same in each repetition. The figure is idle in
+            the pose where the first of them starts, and in that where the last one ends.
     """
-    action_frames = rng.integers(48, 89)
-    idle_before, idle_after = rng.integers(0, 37, size=2)
-    idle_after += max(0, 60 - action_frames - idle_before - idle_after)
+    for_repetitions, for_order = rng.spawn(2)
+    order = for_order.permutation(num_phases) if varying_order else np.arange(num_phases)
+    start, end = order[0] / num_phases, (order[-1] + 1) / num_phases
+    num_frames = int(rng.integers(48, 89))
+    idle_before, idle_after = rng.integers(0, 37, size=2).tolist()
+    idle_after += max(0, 60 - num_frames - idle_before - idle_after)
+    parts = [_rest(idle_before, start), *_repetition(0, order, num_frames, rng, for_order)]
+    for number in range(1, for_repetitions.integers(1, max_repetitions + 1)):
+        parts.append(_rest(int(for_repetitions.integers(0, 25)), end))
+        parts.append(_change_over(int(for_repetitions.integers(6, 13)), end, start, repetition=-1))
+        num_frames = int(for_repetitions.integers(48, 89))
+        parts += _repetition(number, order, num_frames, for_repetitions, for_order)
+    return _joined([*parts, _rest(idle_after, end)])
+
+
+def _repetition(
+    number: int,
+    order: NDArray[np.int64],
+    num_frames: int,
+    rng: np.random.Generator,
+    for_order: np.random.Generator,
+) -> list[Timeline]:
+    """The phases in their order, in `num_frames` frames, and what is needed to change over between them."""
+    num_phases = len(order)
     shares = np.exp(rng.uniform(-0.7, 0.7, num_phases))
-    ends = np.round(np.cumsum(shares) / shares.sum() * action_frames).astype(int)
-    labels, progress = [np.full(idle_before, -1)], [np.zeros(idle_before)]
-    for phase, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-        part = (np.arange(end - start) + 0.5) / (end - start)
+    ends = np.round(np.cumsum(shares) / shares.sum() * num_frames).astype(int)
+    parts: list[Timeline] = []
+    for place, (phase, length) in enumerate(zip(order, np.diff(ends, prepend=0), strict=True)):
+        if place and order[place - 1] + 1 != phase:
+            left, reached = (order[place - 1] + 1) / num_phases, phase / num_phases
+            parts.append(_change_over(int(for_order.integers(6, 13)), left, reached, repetition=number))
+        part = (np.arange(length) + 0.5) / length
         # Speed 1 + a cos(2 pi u) + b cos(4 pi u) stays positive because |a| + |b| < 1.
         a, b = rng.uniform(-0.55, 0.55), rng.uniform(-0.35, 0.35)
         part = part + a * np.sin(2 * np.pi * part) / (2 * np.pi) + b * np.sin(4 * np.pi * part) / (4 * np.pi)
-        labels.append(np.full(end - start, phase))
-        progress.append((phase + part) / num_phases)
-    labels.append(np.full(idle_after, -1))
-    progress.append(np.ones(idle_after))
-    return Timeline(np.concatenate(labels).astype(np.int32), np.concatenate(progress))
+        movement = Movement.along((phase + part) / num_phases)
+        parts.append(_stretch(movement, label=phase, repetition=number))
+    return parts
+
+
+def _rest(num_frames: int, progress: float) -> Timeline:
+    """Idle frames in one pose."""
+    return _stretch(Movement.along(np.full(num_frames, progress)), label=-1, repetition=-1)
+
+
+def _change_over(num_frames: int, left: float, reached: float, *, repetition: int) -> Timeline:
+    """Frames from the pose of one progress to that of another; none where these are the same."""
+    part = (np.arange(num_frames if left != reached else 0) + 0.5) / num_frames
+    blend = part * part * (3 - 2 * part)
+    is_first_half = blend < 0.5
+    progress, other = np.where(is_first_half, left, reached), np.where(is_first_half, reached, left)
+    movement = Movement(progress, other, np.where(is_first_half, blend, 1 - blend))
+    return _stretch(movement, label=-1, repetition=repetition)
+
+
+def _stretch(movement: Movement, *, label: int, repetition: int) -> Timeline:
+    num_frames = len(movement.progress)
+    return Timeline(np.full(num_frames, label, np.int32), movement, np.full(num_frames, repetition, np.int32))
+
+
+def _joined(parts: list[Timeline]) -> Timeline:
+    return Timeline(
+        np.concatenate([part.frame_labels for part in parts]),
+        Movement(
+            np.concatenate([part.movement.progress for part in parts]),
+            np.concatenate([part.movement.other for part in parts]),
+            np.concatenate([part.movement.blend for part in parts]),
+        ),
+        np.concatenate([part.repetition for part in parts]),
+    )
 
 
 def encode(frames: Iterator[Image.Image], path: Path) -> None:
@@ -206,51 +316,100 @@ def video_ids(config: ChoreographyConfig) -> dict[str, str]:
     }
 
 
-def _render_video(folder: Path, video_id: str, name: str, config: ChoreographyConfig) -> dict[str, object]:
+def _render_video(folder: Path, config: ChoreographyConfig, video_id: str, name: str) -> dict[str, object]:
     """Renders and encodes one video; its row of the labels."""
     action = ACTIONS[name]
     rng = sample_generator(config.seed, 0, video_id, 0)
-    timeline = sample_timeline(len(action.phases), rng)
+    timeline = sample_timeline(
+        len(action.phases), rng, max_repetitions=config.max_repetitions, varying_order=config.varying_order
+    )
     frames = perform(
         action.poses,
-        timeline.progress,
+        timeline.movement,
         has_bar=action.has_bar,
         size=config.size,
         frames_per_second=FRAMES_PER_SECOND,
         rng=rng,
+        difficulty=config.difficulty,
     )
     encode(frames, folder / video_id)
-    labels, progress = timeline.frame_labels.tolist(), timeline.progress.tolist()
-    return {"video_id": video_id, "label": name, "frame_labels": labels, "progress": progress}
+    return {
+        "video_id": video_id,
+        "label": name,
+        "frame_labels": timeline.frame_labels.tolist(),
+        "progress": timeline.movement.progress.tolist(),
+        "repetition": timeline.repetition.tolist(),
+    }
+
+
+def _render_videos(
+    folder: Path, config: ChoreographyConfig, workers: int
+) -> Generator[dict[str, object], None, None]:
+    """Renders all videos, yields their rows of the labels in order."""
+    videos = video_ids(config)
+    render_one = partial(_render_video, folder, config)
+    if workers == 1:
+        yield from map(render_one, videos, videos.values())
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_the_parent)
+    try:
+        yield from pool.map(render_one, videos, videos.values())
+    except BrokenProcessPool:
+        raise RunError(
+            "a rendering process ended early: it was killed, perhaps for want of memory, or a script calls "
+            "render(workers=...) outside of `if __name__ == '__main__':`"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_the_parent() -> None:
+    """Makes a worker leave Ctrl-C to its parent, and end when the parent has been killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def render(
-    folder: Path, config: ChoreographyConfig, on_video: Callable[[int, int], None] = lambda done, total: None
+    folder: Path,
+    config: ChoreographyConfig,
+    on_video: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    workers: int = 1,
 ) -> None:
     """Renders all videos and their labels into a folder, which appears whole or not at all.
 
-    One core draws and encodes about 1,500 frames of 96 pixels a second: seconds for the default set.
+    One core draws and encodes some 2,000 frames of 96 pixels a second: seconds for the default set.
 
     Args:
         folder: Made, or replaced where an earlier rendering lies there.
         config: Which videos.
         on_video: Called with (videos done, videos in all) after each video.
+        workers: Processes that render; the files are the same for any number. More than one are started by
+            multiprocessing's "spawn", which imports the main module: a script needs its usual main guard.
 
     Raises:
         UserError: the folder holds something that was not rendered here.
-        RunError: no permission or no room.
+        RunError: no permission or no room, or a process was killed.
     """
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         _refuse_foreign(folder)
-        videos = video_ids(config)
+        total = len(video_ids(config))
         for split in ("train", "validation", "test"):
             (temporary / split).mkdir(parents=True)
         rows = []
-        for video_id, name in videos.items():
-            rows.append(_render_video(temporary, video_id, name, config))
-            on_video(len(rows), len(videos))
+        with closing(_render_videos(temporary, config, workers)) as rendered:
+            for row in rendered:
+                rows.append(row)
+                on_video(len(rows), total)
         rows.sort(key=lambda row: str(row["video_id"]))
         pq.write_table(
             pa.Table.from_pylist(rows, schema=LABELS_SCHEMA), temporary / _LABELS, compression="zstd"
@@ -304,6 +463,8 @@ def ensure_rendered(
     folder: Path | None = None,
     config: ChoreographyConfig = ChoreographyConfig(),
     on_video: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    workers: int = 1,
 ) -> Path:
     """The folder with the videos of a config, rendered first where they are not there yet.
 
@@ -313,13 +474,14 @@ def ensure_rendered(
         folder: None stands for `default_folder(config)`.
         config: Which videos.
         on_video: As for `render`.
+        workers: As for `render`.
 
     Raises:
         UserError, RunError: as `render`.
     """
     folder = default_folder(config) if folder is None else folder
     if not is_rendered(folder, config):
-        render(folder, config, on_video)
+        render(folder, config, on_video, workers=workers)
     return folder
 
 
@@ -334,6 +496,11 @@ def print_progress(done: int, total: int) -> None:
         print(f"rendered {done} of {total} videos", flush=True)
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Renders into a folder; options are the fields of `ChoreographyConfig`."""
     parser = argparse.ArgumentParser(
@@ -341,17 +508,37 @@ def main(arguments: list[str] | None = None) -> None:
         description="Renders choreographed videos with known phases.",
     )
     parser.add_argument("folder", type=Path, nargs="?", help="default: in $CARL_RAY_HOME or ~/carl_ray")
-    defaults = ChoreographyConfig()
-    for name, value in asdict(defaults).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"default {value}")
+    parser.add_argument(
+        "--benchmark", action="store_true", help="the set for studies; other options change it as they say"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=available_cores(), help="rendering processes, default one a core"
+    )
+    base, study = asdict(ChoreographyConfig()), asdict(benchmark())
+    for name, value in base.items():
+        kind: dict[str, Any]
+        match value:
+            case bool():
+                kind = {"action": argparse.BooleanOptionalAction}
+            case str():
+                kind = {"choices": get_args(Difficulty)}
+            case _:
+                kind = {"type": int}
+        note = (
+            f"default {value}, in the benchmark {study[name]}" if value != study[name] else f"default {value}"
+        )
+        parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=note, **kind)
     options = vars(parser.parse_args(arguments))
-    folder = options.pop("folder")
+    folder, workers = options.pop("folder"), options.pop("workers")
+    start = benchmark() if options.pop("benchmark") else ChoreographyConfig()
     with one_line_errors():
         try:
-            config = ChoreographyConfig(**options)
+            config = replace(start, **options)
+            if workers < 1:
+                raise ValueError(f"workers must be at least 1, got {workers}")
         except ValueError as error:
             raise UserError(str(error)) from None
-        folder = ensure_rendered(folder, config, print_progress)
+        folder = ensure_rendered(folder, config, print_progress, workers=workers)
         print(f"{len(video_ids(config))} videos and their labels are in {folder}")
 
 

@@ -17,7 +17,9 @@ def index_embedded(out: str | None = None, *, verify: bool = False) -> tuple[str
         out: Where to write the manifest; beside the videos where not given.
         verify: Decodes every frame.
     """
-    folder = choreography.ensure_rendered(on_video=choreography.print_progress)
+    folder = choreography.ensure_rendered(
+        on_video=choreography.print_progress, workers=choreography.available_cores()
+    )
     out = out or str(folder / "manifest.parquet")
     manifest, rejects = index_folder(str(folder), out, verify=verify)
     manifest = attach_labels(manifest, choreography.read_labels(folder))

@@ -6,11 +6,15 @@ Lengths of the scene are in body heights, x to the right and y down from the flo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+Difficulty = Literal["easy", "hard"]
+"""How hard the figure is to see: see `perform`."""
 
 _SUPERSAMPLING = 2
 _VISIBLE_HEIGHT = 1.45  # body heights from the lower to the upper edge: room for raised arms and a jump
@@ -51,24 +55,60 @@ def both_sides(shoulder: float, elbow: float, hip: float = 6, knee: float = -3, 
     )
 
 
+@dataclass(frozen=True)
+class Movement:
+    """The pose of each frame: a place among the key poses, or between two such places while changing over."""
+
+    progress: NDArray[np.float64]
+    """(frames,), from 0 (first key pose) to 1 (last one)."""
+    other: NDArray[np.float64]
+    """(frames,), as `progress`: the pose that is blended in."""
+    blend: NDArray[np.float64]
+    """(frames,), share of the other pose, from 0 to 1."""
+
+    @classmethod
+    def along(cls, progress: NDArray[np.float64]) -> Movement:
+        """Through the key poses, or at rest in one of them: nothing is blended in."""
+        return cls(progress, progress, np.zeros(len(progress)))
+
+    def pose(self, key_poses: NDArray[np.float64], frame: int) -> NDArray[np.float64]:
+        """The numbers of a pose (`Pose.vector`) in one frame; `key_poses` holds them row by row."""
+        pose, blend = interpolate(key_poses, float(self.progress[frame])), self.blend[frame]
+        if blend:
+            pose = (1 - blend) * pose + blend * interpolate(key_poses, float(self.other[frame]))
+        return pose
+
+    def bar_held(self, num_poses: int, frame: int) -> float:
+        """Where a bar is in one frame, from 0 (on the floor) to 1 (in the hands)."""
+        here, there = (float(place[frame] * (num_poses - 1) >= 1) for place in (self.progress, self.other))
+        return float((1 - self.blend[frame]) * here + self.blend[frame] * there)
+
+
 def perform(
     poses: Sequence[Pose],
-    progress: NDArray[np.float64],
+    movement: Movement,
     *,
     has_bar: bool,
     size: int,
     frames_per_second: int,
     rng: np.random.Generator,
+    difficulty: Difficulty = "easy",
 ) -> Iterator[Image.Image]:
     """The frames of one performance, RGB, size x size: a random body, scene and camera.
 
+    An easy figure is large, thick-limbed and bright, before a dark wall with a few dull shapes. A hard one is
+    about two thirds as tall, has thin limbs and clothes of any colour, and stands somewhere in the picture,
+    before a wall of any brightness and 10 to 18 moving discs and sticks; the camera moves four times as far.
+    The performance is the same in both.
+
     Args:
         poses: Key poses, at even distances of progress.
-        progress: Of every frame, from 0 to 1.
+        movement: What every frame shows.
         has_bar: A bar lies on the floor until the second key pose, and is in the hands from then on.
         size: Pixels.
         frames_per_second: Speed of camera and sway.
         rng: Source of all draws.
+        difficulty: How hard the figure is to see.
     """
     key_poses = np.stack([pose.vector() for pose in poses])
     joints = slice(0, 8)
@@ -77,20 +117,23 @@ def perform(
     camera, sway = _Waves.sample(rng, np.array([0.03, 0.02, 0.03])), _Waves.sample(rng, np.full(8, 2.5))
     zoom, offset = rng.uniform(0.88, 1.05), rng.uniform([-0.07, -0.03], [0.07, 0.03])
     mirror = rng.random() < 0.5
+    if difficulty == "hard":
+        # Drawn last, so that both difficulties show the same body performing in the same way.
+        body, scene, camera = body.hard(rng), scene.hard(rng), replace(camera, amplitude=4 * camera.amplitude)
+        zoom, offset = zoom * rng.uniform(0.6, 0.75), rng.uniform([-0.35, -0.15], [0.35, 0.15])
     canvas = size * _SUPERSAMPLING
     backdrop = scene.backdrop(canvas)
-    for frame, done in enumerate(progress.tolist()):
+    for frame in range(len(movement.progress)):
         seconds = frame / frames_per_second
-        pose = interpolate(key_poses, done)
+        pose, held = movement.pose(key_poses, frame), movement.bar_held(len(poses), frame)
         pose[joints] += sway.at(seconds)
         pan_x, pan_y, breath = camera.at(seconds)
-        pixels = canvas / _VISIBLE_HEIGHT * zoom * (1 + breath)
+        pixels = float(canvas / _VISIBLE_HEIGHT * zoom * (1 + breath))
         centre = np.array([offset[0] + pan_x, -_VISIBLE_HEIGHT / 2 + 0.1 + offset[1] + pan_y])
         image = backdrop.copy()
         brush = _Brush(ImageDraw.Draw(image), pixels, centre, canvas / 2)
-        scene.draw(brush)
-        bar_is_held = done * (len(poses) - 1) >= 1
-        body.draw(brush, pose, has_bar, bar_is_held)
+        scene.draw(brush, seconds)
+        body.draw(brush, pose, has_bar, held)
         if mirror:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         yield image.reduce(_SUPERSAMPLING)
@@ -134,8 +177,9 @@ class _Brush:
     middle: float
 
     def place(self, point: NDArray[np.float64]) -> tuple[float, float]:
-        x, y = (point - self.centre) * self.pixels + self.middle
-        return float(x), float(y)
+        # Number by number: arithmetic on arrays of two costs ten times as long, 40 times a frame.
+        (x, y), (centre_x, centre_y) = point.tolist(), self.centre.tolist()
+        return (x - centre_x) * self.pixels + self.middle, (y - centre_y) * self.pixels + self.middle
 
     def limb(self, points: list[NDArray[np.float64]], thickness: float, color: tuple[int, int, int]) -> None:
         """A thick line through the points, with round joints and ends."""
@@ -156,6 +200,42 @@ class _Brush:
 
 
 @dataclass(frozen=True)
+class _Clutter:
+    """A disc, or a stick like a limb, that wanders and turns behind the figure."""
+
+    is_round: bool
+    centre: NDArray[np.float64]
+    length: float
+    thickness: float
+    angle: float
+    color: tuple[int, int, int]
+    drift: _Waves
+    """Of x and y in body heights, and of the angle in degrees."""
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> _Clutter:
+        return cls(
+            is_round=bool(rng.random() < 0.3),
+            centre=rng.uniform([-1.3, -1.6], [1.3, 0.3]),
+            length=rng.uniform(0.2, 0.6),
+            thickness=rng.uniform(0.04, 0.16),
+            angle=rng.uniform(0, 180),
+            color=_color(rng.uniform(20, 255, 3)),
+            drift=_Waves.sample(rng, np.array([0.25, 0.2, 50.0])),
+        )
+
+    def draw(self, brush: _Brush, seconds: float) -> None:
+        x, y, turn = self.drift.at(seconds)
+        centre = self.centre + np.array([x, y])
+        if self.is_round:
+            brush.disc(centre, self.thickness, self.color)
+            return
+        angle = np.radians(self.angle + turn)
+        half = self.length / 2 * np.array([np.cos(angle), np.sin(angle)])
+        brush.limb([centre - half, centre + half], self.thickness, self.color)
+
+
+@dataclass(frozen=True)
 class _Scene:
     """Wall with a gradient, floor, and a few dull shapes."""
 
@@ -164,6 +244,7 @@ class _Scene:
     floor: tuple[int, int, int]
     shapes: tuple[tuple[bool, NDArray[np.float64], NDArray[np.float64], tuple[int, int, int]], ...]
     """(round, centre, half extent, colour) of each."""
+    clutter: tuple[_Clutter, ...] = ()
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> _Scene:
@@ -179,18 +260,26 @@ class _Scene:
         )
         return cls(top, bottom, _color(rng.uniform(20, 85, 3)), shapes)
 
+    def hard(self, rng: np.random.Generator) -> _Scene:
+        """This scene with a wall and a floor of any brightness, and full of moving things."""
+        top, bottom = rng.uniform(15, 215, (2, 3))
+        clutter = tuple(_Clutter.sample(rng) for _ in range(rng.integers(10, 19)))
+        return replace(self, top=top, bottom=bottom, floor=_color(rng.uniform(20, 215, 3)), clutter=clutter)
+
     def backdrop(self, canvas: int) -> Image.Image:
         height = np.linspace(0, 1, canvas)[:, None, None]
         wall = (1 - height) * self.top + height * self.bottom
         return Image.fromarray(np.broadcast_to(wall, (canvas, canvas, 3)).astype(np.uint8))
 
-    def draw(self, brush: _Brush) -> None:
+    def draw(self, brush: _Brush, seconds: float) -> None:
         for is_round, centre, extent, color in self.shapes:
             if is_round:
                 brush.disc(centre, float(extent.mean()), color)
             else:
                 brush.box(centre - extent, centre + extent, color)
         brush.box(np.array([-3.0, 0.0]), np.array([3.0, 3.0]), self.floor)
+        for thing in self.clutter:
+            thing.draw(brush, seconds)
 
 
 @dataclass(frozen=True)
@@ -225,7 +314,12 @@ class _Body:
             bar=_color(np.full(3, rng.uniform(170, 250))),
         )
 
-    def draw(self, brush: _Brush, pose: NDArray[np.float64], has_bar: bool, bar_is_held: bool) -> None:
+    def hard(self, rng: np.random.Generator) -> _Body:
+        """This body with thin limbs and clothes of any colour."""
+        shirt, trousers = (_color(rng.uniform(20, 255, 3)) for _ in range(2))
+        return replace(self, thickness=0.6 * self.thickness, shirt=shirt, trousers=trousers)
+
+    def draw(self, brush: _Brush, pose: NDArray[np.float64], has_bar: bool, bar_held: float) -> None:
         """Draws the figure with its lower foot on the floor (or `rise` above it)."""
         left_shoulder, left_elbow, right_shoulder, right_elbow = pose[0:4]
         left_hip, left_knee, right_hip, right_knee = pose[4:8]
@@ -257,7 +351,7 @@ class _Body:
             brush.limb(points[1:], self.thickness * 0.8, self.skin)
             hands.append(points[-1])
         if has_bar:
-            grip = (hands[0] + hands[1]) / 2 if bar_is_held else np.array([0.0, -0.07])
+            grip = bar_held * (hands[0] + hands[1]) / 2 + (1 - bar_held) * np.array([0.0, -0.07])
             ends = [grip - np.array([0.45, 0.0]), grip + np.array([0.45, 0.0])]
             brush.limb(ends, 0.03, self.bar)
             for end in ends:

@@ -151,11 +151,7 @@ def extract_embeddings(
     finally:
         # Also when it ends early: what was computed is not computed again.
         writer.flush()
-        lines = [json.dumps({"video_id": video_id, "reason": why}) for video_id, why in result.bad_videos]
-        if lines or storage.exists(storage.join(out, BAD_VIDEOS)):
-            storage.write_bytes(
-                storage.join(out, BAD_VIDEOS), "".join(f"{line}\n" for line in lines).encode()
-            )
+        _write_bad_videos(out, result.bad_videos)
     result.seconds = time.monotonic() - started
     if result.num_embedded == 0 and num_present == 0:
         video_id, reason = result.bad_videos[0]

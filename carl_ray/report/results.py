@@ -6,12 +6,11 @@ import json
 import sys
 from typing import Any
 
-from carl_ray.report.page import write_report
-
 from carl_ray import storage
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import Origin, read_embeddings, read_origin
 from carl_ray.evaluation.protocol import VARIANTS, Protocol, evaluate, protocol_of, stride_of
+from carl_ray.report.page import write_report
 from carl_ray.training.checkpoint import CHECKPOINTS
 from carl_ray.training.run_log import read_log
 

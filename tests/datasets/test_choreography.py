@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,9 +20,10 @@ import pyarrow as pa
 import pytest
 
 from carl_ray.data import manifest
+from carl_ray.data.decode import read_frames
 from carl_ray.data.randomness import sample_generator
-from carl_ray.datasets import choreography
-from carl_ray.datasets.choreography import ACTIONS, ChoreographyConfig
+from carl_ray.datasets import choreography, figure
+from carl_ray.datasets.choreography import ACTIONS, ChoreographyConfig, Timeline
 from carl_ray.errors import RunError, UserError
 
 SMALL = ChoreographyConfig(num_train=4, num_validation=1, num_test=1, size=32)
@@ -51,13 +57,13 @@ def test_layout_and_labels(rendered: Path) -> None:
             assert stream.average_rate == choreography.FRAMES_PER_SECOND
             kinds = [frame.pict_type for frame in container.decode(video=0)]
         assert av.video.frame.PictureType.B in kinds
-        assert len(row["frame_labels"]) == len(row["progress"]) == len(kinds)
+        assert len(row["frame_labels"]) == len(row["progress"]) == len(row["repetition"]) == len(kinds)
         assert row["label"] == row["video_id"].split("/")[1].split("-")[0]
 
 
 def test_same_config_same_bytes_other_seed_other_bytes(rendered: Path, tmp_path: Path) -> None:
     choreography.render(tmp_path / "again", SMALL)
-    choreography.render(tmp_path / "other", ChoreographyConfig(**{**choreography.asdict(SMALL), "seed": 1}))
+    choreography.render(tmp_path / "other", replace(SMALL, seed=1))
     first, again, other = (_content(folder) for folder in (rendered, tmp_path / "again", tmp_path / "other"))
     assert again == first
     assert all(other[name] != first[name] for name in first if name != "choreography.json")
@@ -81,7 +87,7 @@ def test_timeline_is_consistent(name: str) -> None:
     assert num_phases >= 4
     for video in range(50):
         timeline = choreography.sample_timeline(num_phases, sample_generator(0, 0, f"{name}-{video}", 0))
-        labels, progress = timeline.frame_labels, timeline.progress
+        labels, progress = timeline.frame_labels, timeline.movement.progress
         assert 60 <= len(labels) == len(progress) <= 160
         acting = np.flatnonzero(labels >= 0)
         assert np.array_equal(acting, np.arange(acting[0], acting[-1] + 1))
@@ -92,14 +98,205 @@ def test_timeline_is_consistent(name: str) -> None:
         assert set(labels[acting]) == set(range(num_phases))
 
 
-def test_position_in_the_video_says_little_about_the_phase() -> None:
-    timelines = [choreography.sample_timeline(4, sample_generator(0, 0, f"{i}", 0)) for i in range(200)]
-    places = [np.linspace(0, 1, len(timeline.progress)) for timeline in timelines]
+def _timeline(number: int, num_phases: int = 4, **options: Any) -> Timeline:
+    return choreography.sample_timeline(num_phases, sample_generator(0, 0, f"{number}", 0), **options)
+
+
+def _runs(timeline: Timeline) -> list[tuple[int, int, int]]:
+    """(label, repetition, frames) of each run of equal labels and repetitions."""
+    frames = zip(timeline.frame_labels.tolist(), timeline.repetition.tolist(), strict=True)
+    return [(label, number, len(list(run))) for (label, number), run in itertools.groupby(frames)]
+
+
+def _best_guess_from_position(timelines: list[Timeline]) -> float:
+    """Accuracy of the most frequent phase of each tenth of a video."""
+    places = [np.linspace(0, 1, len(timeline.frame_labels)) for timeline in timelines]
     tenths = np.concatenate([np.minimum((place * 10).astype(int), 9) for place in places])
     labels = np.concatenate([timeline.frame_labels for timeline in timelines])
     tenths, labels = tenths[labels >= 0], labels[labels >= 0]
     best = sum(np.bincount(labels[tenths == tenth]).max() for tenth in range(10) if (tenths == tenth).any())
-    assert best / len(labels) < 0.7
+    return float(best / len(labels))
+
+
+def test_position_in_the_video_says_little_about_the_phase_and_with_the_options_nothing() -> None:
+    assert _best_guess_from_position([_timeline(i) for i in range(200)]) < 0.7
+    assert _best_guess_from_position([_timeline(i, max_repetitions=3) for i in range(200)]) < 0.5
+    options: dict[str, Any] = {"max_repetitions": 3, "varying_order": True}
+    assert _best_guess_from_position([_timeline(i, **options) for i in range(400)]) < 0.32  # chance is 0.25
+
+
+def test_repetitions_follow_the_same_first_one() -> None:
+    numbers = set()
+    for i in range(60):
+        once, often = _timeline(i), _timeline(i, max_repetitions=3)
+        end = int(np.flatnonzero(once.repetition == 0)[-1]) + 1
+        for name in ("frame_labels", "repetition"):
+            assert np.array_equal(getattr(often, name)[:end], getattr(once, name)[:end])
+        assert np.array_equal(often.movement.progress[:end], once.movement.progress[:end])
+        number = int(often.repetition.max()) + 1
+        numbers.add(number)
+        assert [run[:2] for run in _runs(often) if run[0] >= 0] == [
+            (phase, repetition) for repetition in range(number) for phase in range(4)
+        ]
+        for repetition in range(number):
+            inside = often.repetition == repetition
+            assert np.all(often.frame_labels[inside] >= 0)
+            assert np.all(np.diff(often.movement.progress[inside]) > 0)
+        idle_after = len(once.frame_labels) - end
+        assert np.all(often.movement.progress[len(often.frame_labels) - idle_after :] == 1)
+    assert numbers == {1, 2, 3}
+
+
+def test_varying_order_moves_whole_phases_and_nothing_else() -> None:
+    orders = set()
+    for i in range(200):
+        usual, varied = _timeline(i), _timeline(i, varying_order=True)
+        assert set(varied.repetition[varied.frame_labels >= 0]) == {0}
+        phases = [run for run in _runs(varied) if run[0] >= 0]
+        orders.add(tuple(run[0] for run in phases))
+        assert [run[2] for run in phases] == [run[2] for run in _runs(usual) if run[0] >= 0]
+        acting = np.flatnonzero(varied.repetition == 0)
+        before, after = np.flatnonzero(usual.repetition == 0)[[0, -1]]
+        assert acting[0] == before
+        assert len(varied.repetition) - acting[-1] == len(usual.repetition) - after
+        progress = varied.movement.progress
+        assert np.all(progress[: acting[0]] == phases[0][0] / 4)
+        assert np.all(progress[acting[-1] + 1 :] == (phases[-1][0] + 1) / 4)
+        changes = [run[2] for run in _runs(varied) if run[:2] == (-1, 0)]
+        assert len(changes) == sum(a[0] + 1 != b[0] for a, b in itertools.pairwise(phases))
+        assert all(6 <= frames <= 12 for frames in changes)
+    assert len(orders) == 24
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_progress_tells_the_pose_in_any_order_and_no_pose_jumps(name: str) -> None:
+    key_poses = np.stack([pose.vector() for pose in ACTIONS[name].poses])
+    num_phases = len(ACTIONS[name].phases)
+    for i in range(30):
+        timeline = _timeline(i, num_phases, max_repetitions=3, varying_order=True)
+        labels, movement = timeline.frame_labels, timeline.movement
+        poses = np.stack([movement.pose(key_poses, frame) for frame in range(len(labels))])
+        here = np.stack([figure.interpolate(key_poses, p) for p in movement.progress.tolist()])
+        there = np.stack([figure.interpolate(key_poses, p) for p in movement.other.tolist()])
+        unblended = movement.blend == 0
+        assert np.array_equal(poses[unblended], here[unblended])
+        assert np.all(unblended[labels >= 0])
+        assert np.array_equal(
+            np.floor(movement.progress[labels >= 0] * num_phases + 1e-9), labels[labels >= 0]
+        )
+        # While changing over, progress is that of the nearer pose.
+        assert np.all(movement.blend <= 0.5)
+        assert np.all(np.linalg.norm(poses - here, axis=1) <= np.linalg.norm(poses - there, axis=1) + 1e-9)
+        assert np.abs(np.diff(poses[:, :8], axis=0)).max() < 60  # degrees; without blending up to 150
+
+
+def test_options_leave_the_draws_of_body_and_scene_alone() -> None:
+    states = []
+    for options in ({}, {"max_repetitions": 5}, {"varying_order": True}):
+        rng = sample_generator(0, 0, "video", 0)
+        choreography.sample_timeline(4, rng, **options)
+        states.append(rng.random())
+    assert len(set(states)) == 1
+
+
+def test_rendered_truth_is_that_of_the_timeline_and_hard_videos_have_that_of_easy_ones(
+    tmp_path: Path,
+) -> None:
+    easy = replace(SMALL, num_validation=0, num_test=0, max_repetitions=2, varying_order=True)
+    choreography.render(tmp_path / "easy", easy)
+    choreography.render(tmp_path / "hard", replace(easy, difficulty="hard"))
+    labels = choreography.read_labels(tmp_path / "easy")
+    assert choreography.read_labels(tmp_path / "hard").equals(labels)
+    for row in labels.to_pylist():
+        rng = sample_generator(easy.seed, 0, row["video_id"], 0)
+        timeline = choreography.sample_timeline(
+            len(ACTIONS[row["label"]].phases), rng, max_repetitions=2, varying_order=True
+        )
+        assert row["frame_labels"] == timeline.frame_labels.tolist()
+        assert row["repetition"] == timeline.repetition.tolist()
+        assert row["progress"] == timeline.movement.progress.astype(np.float32).tolist()
+        first = [0, len(row["progress"]) // 2]
+        frames = [read_frames(str(tmp_path / name / row["video_id"]), first) for name in ("easy", "hard")]
+        assert np.abs(frames[0].astype(float) - frames[1]).mean() > 10
+
+
+def test_default_videos_stay_what_they_were(tmp_path: Path) -> None:
+    # Written down when there were no options yet; means over tiles, which other encoders hardly change.
+    choreography.render(tmp_path / "videos", ChoreographyConfig(num_train=1, num_validation=0, num_test=0))
+    (row,) = choreography.read_labels(tmp_path / "videos").to_pylist()
+    runs = [(label, len(list(run))) for label, run in itertools.groupby(row["frame_labels"])]
+    assert runs == [(-1, 10), (0, 24), (1, 21), (2, 25), (3, 16), (-1, 19)]
+    assert row["progress"][::12] == pytest.approx(
+        [0, 0.02742, 0.13773, 0.28772, 0.41093, 0.54899, 0.67534, 0.83435, 1, 1], abs=1e-5
+    )
+    frames = read_frames(str(tmp_path / "videos" / "train" / "lift-000.mp4"), np.arange(0, 115, 24))
+    tiles = frames.reshape(5, 4, 24, 4, 24, 3).mean(axis=(2, 4, 5))
+    expected = [
+        [[58, 58, 58, 58], [63, 86, 104, 57], [62, 103, 120, 58], [76, 95, 91, 82]],
+        [[58, 58, 58, 58], [63, 66, 79, 58], [62, 100, 131, 58], [72, 100, 94, 82]],
+        [[58, 58, 58, 58], [62, 72, 84, 58], [69, 107, 120, 67], [70, 91, 89, 72]],
+        [[58, 58, 58, 58], [71, 95, 110, 76], [64, 96, 115, 63], [61, 79, 80, 61]],
+        [[70, 87, 81, 80], [63, 89, 117, 58], [62, 78, 105, 58], [62, 75, 83, 61]],
+    ]
+    np.testing.assert_allclose(tiles, expected, atol=1.5)
+
+
+def test_any_number_of_workers_gives_the_same_bytes(rendered: Path, tmp_path: Path) -> None:
+    counts: list[tuple[int, int]] = []
+    choreography.render(
+        tmp_path / "videos", SMALL, lambda done, total: counts.append((done, total)), workers=2
+    )
+    assert _content(tmp_path / "videos") == _content(rendered)
+    assert counts == [(done, 6) for done in range(1, 7)]
+
+
+def test_interrupted_workers_leave_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        choreography.render(tmp_path / "videos", SMALL, interrupt, workers=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_worker_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    def kill(done: int, total: int) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    with pytest.raises(RunError, match="rendering process ended early"):
+        choreography.render(tmp_path / "videos", replace(SMALL, num_train=40), kill, workers=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    code = (
+        "import multiprocessing, os, signal, sys; from pathlib import Path\n"
+        "from carl_ray.datasets import choreography as c\n"
+        "def die(done, total):\n"
+        "    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "c.render(Path(sys.argv[1]), c.ChoreographyConfig(), die, workers=2)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "videos")]
+    # The workers hold the pipe's other end, too: it closes when the last of them has ended.
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert run.returncode == -signal.SIGKILL
+    assert len(run.stdout.split()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_repetitions": 0}, "max_repetitions must be from 1 to 100, got 0"),
+        ({"difficulty": "medium"}, "difficulty must be easy or hard, got 'medium'"),
+        ({"num_test": -1}, "num_test must not be negative, got -1"),
+        ({"size": 33}, "size must be an even number .* got 33"),
+    ],
+)
+def test_config_is_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ChoreographyConfig(**options)
 
 
 def test_finished_folder_is_kept_and_damaged_or_other_ones_are_rendered_anew(tmp_path: Path) -> None:
@@ -206,13 +403,37 @@ def test_default_folder_follows_the_config(tmp_path: Path, monkeypatch: pytest.M
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "videos"
     counts = ["--num-train", "2", "--num-validation", "0", "--num-test", "0", "--size", "32"]
-    choreography.main([str(folder), *counts])
+    choreography.main([str(folder), *counts, "--workers", "1"])
     assert str(folder) in capsys.readouterr().out
     assert len(list(folder.glob("train/*.mp4"))) == 2
-    with pytest.raises(SystemExit) as exit_:
-        choreography.main([str(tmp_path / "other"), "--size", "33"])
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert "got 33" in error
-    assert error.count("\n") == 1
+    for wrong in (["--size", "33"], ["--workers", "-33"]):
+        with pytest.raises(SystemExit) as exit_:
+            choreography.main([str(tmp_path / "other"), *wrong])
+        assert exit_.value.code == 2
+        error = capsys.readouterr().err
+        assert "33" in error
+        assert error.count("\n") == 1
     assert not (tmp_path / "other").exists()
+
+
+def test_command_line_starts_from_the_benchmark_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[ChoreographyConfig] = []
+    monkeypatch.setattr(
+        choreography,
+        "ensure_rendered",
+        lambda folder, config, on_video, *, workers: configs.append(config) or folder,
+    )
+    choreography.main([str(tmp_path)])
+    choreography.main([str(tmp_path), "--max-repetitions", "2", "--varying-order", "--difficulty", "hard"])
+    choreography.main([str(tmp_path), "--benchmark"])
+    choreography.main([str(tmp_path), "--benchmark", "--no-varying-order", "--size", "96"])
+    default, benchmark = ChoreographyConfig(), choreography.benchmark()
+    assert configs == [
+        default,
+        replace(default, max_repetitions=2, varying_order=True, difficulty="hard"),
+        benchmark,
+        replace(benchmark, varying_order=False, size=96),
+    ]
+    assert all(value != asdict(default)[name] for name, value in asdict(benchmark).items() if name != "seed")

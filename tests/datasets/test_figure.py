@@ -8,6 +8,7 @@ import pytest
 from carl_ray.data.randomness import sample_generator
 from carl_ray.datasets import figure
 from carl_ray.datasets.choreography import ACTIONS
+from carl_ray.datasets.figure import Difficulty, Movement
 
 
 @pytest.mark.parametrize("name", ACTIONS)
@@ -21,15 +22,18 @@ def test_pose_is_a_smooth_function_of_progress_through_the_key_poses(name: str) 
     assert np.abs(np.diff(steps, n=2, axis=0)).max() < 0.05
 
 
-def _perform(name: str, progress: np.ndarray, seed: int, size: int = 48) -> np.ndarray:
+def _perform(
+    name: str, movement: Movement | np.ndarray, seed: int, size: int = 48, difficulty: Difficulty = "easy"
+) -> np.ndarray:
     action = ACTIONS[name]
     frames = figure.perform(
         action.poses,
-        progress,
+        movement if isinstance(movement, Movement) else Movement.along(movement),
         has_bar=action.has_bar,
         size=size,
         frames_per_second=25,
         rng=sample_generator(seed, 0, "video", 0),
+        difficulty=difficulty,
     )
     return np.stack([np.asarray(frame, dtype=float) for frame in frames])
 
@@ -54,3 +58,49 @@ def test_another_generator_gives_another_body_and_scene() -> None:
     progress = np.zeros(1)
     assert np.array_equal(_perform("jump", progress, seed=1), _perform("jump", progress, seed=1))
     assert np.abs(_perform("jump", progress, seed=1) - _perform("jump", progress, seed=2)).mean() > 10
+
+
+@pytest.mark.parametrize("difficulty", ["easy", "hard"])
+def test_equal_progress_is_an_equal_picture_whatever_comes_before_and_after(difficulty: Difficulty) -> None:
+    forth, back = np.linspace(0, 1, 11), np.linspace(1, 0, 11)
+    for name in ACTIONS:
+        first, second = (_perform(name, p, seed=2, difficulty=difficulty) for p in (forth, back))
+        assert np.array_equal(first[5], second[5])
+        assert not np.array_equal(first[4], second[4])
+
+
+def test_change_over_leads_from_one_pose_to_the_other_and_takes_the_bar_along() -> None:
+    blend = np.linspace(0, 1, 5)
+    movement = Movement(np.full(5, 1.0), np.full(5, 0.0), blend)
+    key_poses = np.stack([pose.vector() for pose in ACTIONS["lift"].poses])
+    poses = np.stack([movement.pose(key_poses, frame) for frame in range(5)])
+    np.testing.assert_allclose(poses, key_poses[-1] + blend[:, None] * (key_poses[0] - key_poses[-1]))
+    assert [movement.bar_held(5, frame) for frame in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+    frames = _perform("lift", movement, seed=5)
+    ends = _perform("lift", np.array([1.0, 1, 1, 1, 0]), seed=5)
+    assert np.array_equal(frames[[0, 4]], ends[[0, 4]])
+    assert not np.array_equal(frames[2], ends[2])
+
+
+def test_bar_is_held_from_the_second_key_pose_on() -> None:
+    movement = Movement.along(np.array([0, 0.24, 0.25, 1]))
+    assert [movement.bar_held(5, frame) for frame in range(4)] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_hard_figure_is_a_smaller_part_of_what_moves(name: str) -> None:
+    acting, idle = np.linspace(0, 1, 30), np.zeros(30)
+
+    def changes(difficulty: Difficulty) -> float:
+        """How often as much happens in the picture when the figure acts as when it is idle."""
+        return float(
+            np.mean(
+                [
+                    np.abs(np.diff(_perform(name, acting, seed, difficulty=difficulty), axis=0)).mean()
+                    / np.abs(np.diff(_perform(name, idle, seed, difficulty=difficulty), axis=0)).mean()
+                    for seed in range(3)
+                ]
+            )
+        )
+
+    assert 1 < changes("hard") < changes("easy") / 3
