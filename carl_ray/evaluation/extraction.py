@@ -48,7 +48,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 _FIRST_RETRY_SECONDS = 0.5
 _MAX_TASK_RETRIES = 3
 """How often Ray repeats videos whose actor or node died; its default is without end."""
-_ACTOR_BYTES = 2 * 2**30
+_ACTOR_BYTES = 3 * 2**30
 """Of memory that an actor reserves: torch, two encoders, and a few chunks of frames."""
 
 
@@ -88,8 +88,10 @@ class Extraction:
 def room_for_workers(cpus_per_worker: int, use_gpu: bool) -> int:
     """How many actors the cluster that Ray is connected to has room for now, at least 1."""
     resources = ray.cluster_resources()
-    room = int(resources.get("CPU", 0)) // cpus_per_worker
-    return max(1, min(room, int(resources.get("GPU", 0))) if use_gpu else room)
+    room = [resources.get("CPU", 0) // cpus_per_worker, resources.get("memory", 0) // _ACTOR_BYTES]
+    if use_gpu:
+        room.append(resources.get("GPU", 0))
+    return max(1, int(min(room)))
 
 
 def extract_embeddings(
@@ -208,9 +210,12 @@ def _videos(videos: pa.Table) -> Dataset:
     A read task, as of `ray.data.range`, would want a CPU, and the actors may hold all there are.
     """
 
+    table = ray.put(videos)
+
     def rows(batch: pa.Table) -> Iterator[pa.Table]:
-        for index in range(videos.num_rows):
-            yield videos.slice(index, 1).append_column("video_index", pa.array([index], pa.int64()))
+        listed: pa.Table = ray.get(table)
+        for index in range(listed.num_rows):
+            yield listed.slice(index, 1).append_column("video_index", pa.array([index], pa.int64()))
 
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1

@@ -1,0 +1,96 @@
+"""report.html: one file with the metrics and the pictures of an evaluation, to be opened from disk.
+
+Whatever cannot be drawn (no labels, no second video of an action, a video file that is not there any more) is
+replaced by a sentence that says so. Text from data is escaped by the template.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from carl_ray import storage
+from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.report import figures, tables
+from carl_ray.report.actions import draw_action
+from carl_ray.report.neighbours import printable
+
+_MOST_ACTIONS = 4  # with pictures
+
+
+def write_report(
+    out_uri: str,
+    metrics: Mapping[str, Any],
+    test_videos: Sequence[EmbeddedVideo],
+    *,
+    log: Sequence[Mapping[str, Any]] | None,
+    today: datetime.date | None = None,
+) -> None:
+    """Writes the page; the same input gives the same bytes, but for the date.
+
+    Movies too large to be embedded are written beside it as `aligned-1.mp4` and so on.
+
+    Args:
+        out_uri: The HTML file.
+        metrics: The document of metrics.json (`carl_ray.evaluation.protocol.evaluate`).
+        test_videos: Those it was measured on; their files are read for the pictures.
+        log: Lines of the run's metrics.jsonl; none where there is no such log.
+        today: The date in the heading; the day it is, in UTC, where not given.
+
+    Raises:
+        RunError: the store refuses, fails or is full.
+    """
+    by_action: dict[str, list[EmbeddedVideo]] = {}
+    for video in sorted(test_videos, key=lambda video: video.video_id):
+        if len(video):
+            by_action.setdefault(video.label or "videos without a label", []).append(video)
+    # Actions with a pair first: they have all the pictures.
+    names = sorted(by_action, key=lambda name: (len(by_action[name]) < 2, name))[:_MOST_ACTIONS]
+    actions = []
+    for number, name in enumerate(names, start=1):
+        movie_name = f"aligned-{number}.mp4"
+        pictures, movie = draw_action(name, by_action[name], movie_name)
+        actions.append(pictures)
+        if movie is not None:
+            storage.write_bytes(storage.join(storage.parent(out_uri), movie_name), movie)
+    numbers, same_data = tables.paper_numbers(metrics["origin"]["preset"])
+    page = _template().render(
+        metrics=metrics,
+        origin=metrics["origin"],
+        date=(today or datetime.datetime.now(datetime.UTC).date()).isoformat(),
+        level=f"{100 * metrics['bootstrap']['level']:g} %",
+        variants=["trained", *(control for control in tables.CONTROLS if metrics.get(control) is not None)],
+        rows=tables.metric_rows(metrics, tables.metric_names(metrics), metrics["origin"]["preset"]),
+        paper=numbers,
+        same_data=same_data,
+        left_out=tables.left_out_lines(metrics),
+        action_rows={
+            action: tables.metric_rows(entry, tables.action_metric_names(metrics))
+            for action, entry in metrics["actions"].items()
+        },
+        action_titles=[tables.title_of(name) for name in tables.action_metric_names(metrics)],
+        curves=[
+            curve
+            for curve in (figures.loss_curves(log or []), figures.learning_rate_curve(log or []))
+            if curve is not None
+        ],
+        actions=actions,
+        num_actions=len(by_action),
+    )
+    storage.write_bytes(out_uri, page.encode())
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["printable"] = printable
+    return environment.get_template("page.html.jinja")

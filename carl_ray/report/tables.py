@@ -1,0 +1,211 @@
+"""The document of metrics.json becomes rows of text: values, intervals, verdicts, the paper's numbers beside.
+
+A verdict is given only where intervals do not overlap: the trained encoder is `better` (or `worse`) than a
+control when its whole interval lies on the better (worse) side of the control's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from carl_ray.evaluation.protocol import LOWER_IS_BETTER, VARIANTS
+
+Verdict = Literal["better", "worse", "overlap", "unknown"]
+
+CONTROLS = VARIANTS[1:]
+
+_TITLES = {
+    "phase_classification": "Phase classification, accuracy (%)",
+    "phase_classification_50": "… probe fitted to 50 % of the videos (%)",
+    "phase_classification_10": "… probe fitted to 10 % of the videos (%)",
+    "linear_probe": "Linear probe, accuracy (%)",
+    "linear_probe_50": "… fitted to 50 % of the videos (%)",
+    "linear_probe_10": "… fitted to 10 % of the videos (%)",
+    "phase_progression": "Phase progression, R²",
+    "kendalls_tau": "Kendall’s tau",
+    "average_precision_at_5": "AP@5 (%)",
+    "average_precision_at_10": "AP@10 (%)",
+    "average_precision_at_15": "AP@15 (%)",
+    "alignment_error": "Alignment error (lower is better)",
+}
+_BY_ACTION = (
+    "phase_classification",
+    "phase_progression",
+    "kendalls_tau",
+    "average_precision_at_5",
+    "alignment_error",
+    "linear_probe",
+)
+
+
+@dataclass(frozen=True)
+class PaperNumbers:
+    """What the paper reports for a run: metric to the number as printed there."""
+
+    title: str
+    numbers: Mapping[str, str]
+
+
+_PENN_ACTION = PaperNumbers(
+    "CARL on PennAction (tables 1 and 2)",
+    {
+        "phase_classification": "93.07",
+        "phase_progression": "0.918",
+        "kendalls_tau": "0.985",
+        "average_precision_at_5": "92.28",
+        "average_precision_at_10": "92.10",
+        "average_precision_at_15": "91.82",
+    },
+)
+_PAPER = {
+    "penn_action": _PENN_ACTION,
+    "pouring": PaperNumbers(
+        "CARL on Pouring (table 4)",
+        {"phase_classification": "93.73", "phase_progression": "0.935", "kendalls_tau": "0.992"},
+    ),
+    "finegym99": PaperNumbers(
+        "CARL on FineGym99 (tables 3 and 11)",
+        {"linear_probe": "41.75", "linear_probe_50": "39.89", "linear_probe_10": "33.53"},
+    ),
+    "finegym288": PaperNumbers("CARL on FineGym288 (table 3)", {"linear_probe": "35.23"}),
+    "kinetics400": PaperNumbers(
+        "CARL, Kinetics-400 → PennAction, no tuning (table 14)",
+        {"phase_classification": "91.9", "phase_progression": "0.903", "kendalls_tau": "0.949"},
+    ),
+    "kinetics400_to_penn_action": PaperNumbers(
+        "CARL, Kinetics-400 → PennAction, tuned (table 14)",
+        {"phase_classification": "93.9", "phase_progression": "0.908", "kendalls_tau": "0.977"},
+    ),
+}
+
+
+def paper_numbers(preset: str) -> tuple[PaperNumbers, bool]:
+    """The paper's numbers for a preset, and whether they are of the data that the preset is for.
+
+    The paper has none for the embedded videos (`demo`): PennAction's stand there, for orientation.
+    """
+    found = _PAPER.get(preset)
+    return (_PENN_ACTION, False) if found is None else (found, True)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one variant."""
+
+    value: str
+    interval: str
+    """Low to high; empty where there is none."""
+    verdict: Verdict
+    """Of a control: how the trained encoder compares with it. Of the trained encoder: `better` where it is
+    better than every control that there is, otherwise `unknown`."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of all variants."""
+
+    title: str
+    cells: Mapping[str, Cell | None]
+    """By variant; none where the variant was not evaluated."""
+    paper: str
+
+
+def metric_rows(document: Mapping[str, Any], names: Sequence[str], preset: str | None = None) -> list[Row]:
+    """A row for each metric that the document has of those named.
+
+    Args:
+        document: metrics.json, or the entry of one action in it.
+        names: Metrics, in the order of the rows.
+        preset: Whose numbers of the paper stand beside; none where not given.
+    """
+    numbers = {} if preset is None else paper_numbers(preset)[0].numbers
+    rows = []
+    for name in names:
+        if name not in document["trained"]:
+            continue
+        entries: dict[str, Any] = {variant: (document.get(variant) or {}).get(name) for variant in VARIANTS}
+        lower = name in LOWER_IS_BETTER
+        verdicts = {
+            control: compare(entries["trained"], entries[control], lower_is_better=lower)
+            for control in CONTROLS
+            if entries[control] is not None
+        }
+        best = bool(verdicts) and all(verdict == "better" for verdict in verdicts.values())
+        verdicts["trained"] = "better" if best else "unknown"
+        cells = {
+            variant: None if entry is None else _cell(name, entry, verdicts[variant])
+            for variant, entry in entries.items()
+        }
+        rows.append(Row(title_of(name), cells, numbers.get(name, "")))
+    return rows
+
+
+def metric_names(document: Mapping[str, Any]) -> list[str]:
+    """The metrics that a document has, in the order in which they are shown."""
+    order = list(_TITLES)
+    return sorted(document["trained"], key=lambda name: order.index(name) if name in order else len(order))
+
+
+def action_metric_names(document: Mapping[str, Any]) -> list[str]:
+    """Those of `metric_names` that the table by action shows."""
+    return [name for name in metric_names(document) if name in _BY_ACTION]
+
+
+def compare(
+    trained: Mapping[str, Any], control: Mapping[str, Any], *, lower_is_better: bool = False
+) -> Verdict:
+    """How the trained encoder compares with a control: two entries with `low` and `high`, None if undefined."""
+    ends = [trained["low"], trained["high"], control["low"], control["high"]]
+    if any(end is None for end in ends):
+        return "unknown"
+    above, below = trained["low"] > control["high"], trained["high"] < control["low"]
+    if not above and not below:
+        return "overlap"
+    return "better" if above != lower_is_better else "worse"
+
+
+def left_out_lines(document: Mapping[str, Any]) -> list[str]:
+    """A line for each thing that a metric left out, with how often; the counts of zero are dropped."""
+    lines = []
+    for name in metric_names(document):
+        counts: dict[str, dict[str, int]] = {}
+        for variant in VARIANTS:
+            for reason, count in ((document.get(variant) or {}).get(name) or {}).get("left_out", {}).items():
+                counts.setdefault(reason, {})[variant] = count
+        for reason, by_variant in counts.items():
+            if not any(by_variant.values()):
+                continue
+            different = len(set(by_variant.values())) > 1
+            text = (
+                ", ".join(f"{count:,} ({variant})" for variant, count in by_variant.items())
+                if different
+                else f"{next(iter(by_variant.values())):,}"
+            )
+            lines.append(f"{title_of(name, whole=True)}: {text} {reason.replace('_', ' ')}")
+    return lines
+
+
+def title_of(name: str, *, whole: bool = False) -> str:
+    """What a metric is called on the page; `whole` where no row of its kind stands above."""
+    title = _TITLES.get(name, name.replace("_", " "))
+    if not whole:
+        return title
+    base = name.rpartition("_")[0]
+    if title.startswith("…"):
+        title = f"{_TITLES[base].partition(',')[0]}{title[1:]}".replace(" (%)", "")
+    return title.partition(" (")[0].partition(", accuracy")[0]
+
+
+def _cell(name: str, entry: Mapping[str, Any], verdict: Verdict) -> Cell:
+    value, low, high = (_text(name, entry[key]) for key in ("value", "low", "high"))
+    has_interval = entry["low"] is not None and entry["high"] is not None
+    return Cell(value, f"{low} to {high}" if has_interval else "", verdict)
+
+
+def _text(name: str, value: float | None) -> str:
+    if value is None:
+        return "undefined"
+    text = f"{100 * value:.1f}" if "(%)" in title_of(name) else f"{value:.3f}"
+    return text.replace("-", "−")

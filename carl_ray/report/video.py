@@ -1,0 +1,207 @@
+"""Two aligned videos side by side, as H.264 in MP4 (paper, figure 5).
+
+    first, at its own pace │ second, the frame aligned with it │ second, the frame at the same relative position
+
+The third panel is what no alignment at all would show. All three stream: memory does not grow with the videos,
+only with the compressed result.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import matplotlib
+import numpy as np
+from jaxtyping import Int, Int64, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from carl_ray import storage
+from carl_ray.data.decode import VideoProbe, iterate_frames, probe_video
+
+_HEIGHT = 240  # of the pictures, pixels
+_MOST_WIDTH = 400  # of one picture; wider ones get bars above and below
+_LEAST_WIDTH = 200  # of one panel: room for the text
+_TEXT_HEIGHT = 52
+_LINE_HEIGHT = 22
+_GAP = 4
+_CHUNK_FRAMES = 16
+_BACKGROUND = 24
+_USUAL_RATE = 25.0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video file to be shown."""
+
+    name: str
+    uri: str
+    num_frames: int
+
+
+def partners(path: Int[np.ndarray, "steps 2"], num_frames: int) -> Int64[np.ndarray, " num_frames"]:
+    """The frame of the second video to show with each frame of the first: the middle of its partners.
+
+    Frames that the path lacks (it may be one of every few frames) take a place between their neighbours'
+    partners. The result never decreases.
+
+    Args:
+        path: Pairs of frames, both columns non-decreasing, as `carl_ray.evaluation.alignment.align_pair`
+            returns them.
+        num_frames: Frames of the first video.
+    """
+    frames, starts = np.unique(path[:, 0], return_index=True)
+    stops = np.append(starts[1:], len(path))
+    middles = (path[starts, 1] + path[stops - 1, 1]) // 2
+    return np.floor(np.interp(np.arange(num_frames), frames, middles)).astype(np.int64)
+
+
+def same_relative_position(num_frames: int, other_frames: int) -> Int64[np.ndarray, " num_frames"]:
+    """The frame of another video as far through it, in parts of its length, as each frame of a first one."""
+    steps = np.arange(num_frames) / max(num_frames - 1, 1)
+    return np.floor(steps * (other_frames - 1) + 0.5).astype(np.int64)
+
+
+def aligned_video(first: Clip, second: Clip, path: Int[np.ndarray, "steps 2"]) -> bytes:
+    """An MP4 file (H.264, yuv420p, index first) with the frames and the frame rate of the first video.
+
+    The same input gives the same bytes with the same libraries.
+
+    Args:
+        first: Plays at its own pace.
+        second: Follows it.
+        path: As for `partners`.
+
+    Raises:
+        DecodeError: a video cannot be read, or has fewer frames than it should.
+        UserError: a remote video is not there.
+        RunError: the store refuses or fails, or there is no room for the temporary file.
+    """
+    sources = [_source(clip.uri) for clip in (first, second)]
+    probes = [probe_video(source) for source in sources]
+    shown = [
+        _Panel(first, sources[0], probes[0], np.arange(first.num_frames), ""),
+        _Panel(second, sources[1], probes[1], partners(path, first.num_frames), "aligned"),
+        _Panel(
+            second,
+            sources[1],
+            probes[1],
+            same_relative_position(first.num_frames, second.num_frames),
+            "not aligned",
+        ),
+    ]
+    try:
+        with tempfile.TemporaryDirectory(prefix="carl_ray-video-") as folder:
+            target = Path(folder) / "aligned.mp4"
+            _encode(_side_by_side(shown), target, probes[0].fps or _USUAL_RATE)
+            return target.read_bytes()
+    except (av.FFmpegError, OSError) as error:
+        failure = error if isinstance(error, OSError) else OSError(str(error))
+        raise storage.storage_error(failure, tempfile.gettempdir(), "write a video into") from None
+
+
+class _Panel:
+    """One of the pictures side by side, with a line for its name and one for the time."""
+
+    def __init__(
+        self,
+        clip: Clip,
+        source: bytes | str,
+        probe: VideoProbe,
+        indices: Int[np.ndarray, " shown"],
+        remark: str,
+    ) -> None:
+        scale = min(_HEIGHT / probe.height, _MOST_WIDTH / probe.width)
+        self._short_side = max(1, round(min(probe.height, probe.width) * scale))
+        # Even numbers: yuv420p halves them.
+        self._width = max(_LEAST_WIDTH, round(probe.width * scale) // 2 * 2)
+        self._source = source
+        self._indices = indices
+        self._fps = probe.fps
+        self._remark = remark
+        self._font = _font(16)
+        self._head = np.full((_TEXT_HEIGHT, self._width, 3), _BACKGROUND, np.uint8)
+        self._write(self._head, 4, _shortened(clip.name, self._font, self._width - 8), 255)
+
+    def pictures(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+        """The panel at each of its indices."""
+        for index, frame in zip(self._indices.tolist(), self._frames(), strict=True):
+            panel = np.full((_TEXT_HEIGHT + _HEIGHT, self._width, 3), _BACKGROUND, np.uint8)
+            panel[:_TEXT_HEIGHT] = self._head
+            time = f"frame {index}" if self._fps is None else f"{index / self._fps:.2f} s"
+            self._write(panel, 28, f"{time}  {self._remark}".rstrip(), 190)
+            height, width = min(frame.shape[0], _HEIGHT), min(frame.shape[1], self._width)
+            top, left = _TEXT_HEIGHT + (_HEIGHT - height) // 2, (self._width - width) // 2
+            panel[top : top + height, left : left + width] = frame[:height, :width]
+            yield panel
+
+    def _frames(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+        chunks = iterate_frames(
+            self._source,
+            int(self._indices[-1]) + 1,
+            chunk_frames=_CHUNK_FRAMES,
+            short_side=self._short_side,
+        )
+        frames = (frame for chunk in chunks for frame in chunk)
+        at, frame = -1, None
+        for index in self._indices.tolist():
+            while at < index:
+                frame = next(frames)
+                at += 1
+            assert frame is not None
+            yield frame
+
+    def _write(self, panel: UInt8[np.ndarray, "_ width 3"], top: int, text: str, gray: int) -> None:
+        """Draws one line of text into a panel."""
+        line = Image.new("L", (self._width, _LINE_HEIGHT), _BACKGROUND)
+        ImageDraw.Draw(line).text((4, 1), text, fill=gray, font=self._font)
+        panel[top : top + _LINE_HEIGHT] = np.asarray(line)[:, :, None]
+
+
+def _side_by_side(panels: Sequence[_Panel]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+    gap = np.full((_TEXT_HEIGHT + _HEIGHT, _GAP, 3), _BACKGROUND, np.uint8)
+    for pictures in zip(*(panel.pictures() for panel in panels), strict=True):
+        spaced = [piece for picture in pictures for piece in (gap, picture)]
+        yield np.concatenate(spaced[1:], axis=1)
+
+
+def _encode(pictures: Iterator[UInt8[np.ndarray, "height width 3"]], target: Path, fps: float) -> None:
+    first = next(pictures)
+    rate = Fraction(fps).limit_denominator(1001)
+    # The index is moved to the front by reading the file again: it must be one on disk.
+    with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        # A fixed quantizer and one thread: x264 then gives equal bytes for equal frames.
+        stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "qp": "26"})
+        stream.height, stream.width = first.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for picture in itertools.chain([first], pictures):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _source(uri: str) -> bytes | str:
+    """A remote file's content, fetched once for all panels; a local file's path."""
+    return storage.read_bytes(uri) if storage.is_remote(uri) else uri
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Matplotlib brings it: letters of most alphabets, on any machine.
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
+    )
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, its beginning cut off where it is wider than so many pixels: names differ at their ends."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength("…" + text) > width:
+        text = text[1:]
+    return "…" + text

@@ -1,0 +1,132 @@
+"""`carl_ray.report.tables`: numbers as the document has them, and verdicts that intervals allow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from carl_ray.presets import PRESETS
+from carl_ray.report.tables import (
+    action_metric_names,
+    compare,
+    left_out_lines,
+    metric_names,
+    metric_rows,
+    paper_numbers,
+)
+
+
+def entry(value: float | None, low: float | None, high: float | None, **left_out: int) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "left_out": left_out}
+
+
+def document(metric: str, **entries: dict[str, Any] | None) -> dict[str, Any]:
+    return {variant: None if found is None else {metric: found} for variant, found in entries.items()}
+
+
+@pytest.mark.parametrize(
+    ("trained", "control", "higher_wins", "lower_wins"),
+    [
+        ((0.8, 0.9), (0.5, 0.7), "better", "worse"),
+        ((0.5, 0.7), (0.8, 0.9), "worse", "better"),
+        ((0.5, 0.8), (0.7, 0.9), "overlap", "overlap"),
+        ((0.5, 0.7), (0.7, 0.9), "overlap", "overlap"),
+        ((None, None), (0.7, 0.9), "unknown", "unknown"),
+        ((0.7, 0.9), (None, None), "unknown", "unknown"),
+    ],
+)
+def test_a_verdict_needs_intervals_apart(
+    trained: tuple[float, float], control: tuple[float, float], higher_wins: str, lower_wins: str
+) -> None:
+    entries = [entry(0.6, *ends) for ends in (trained, control)]
+    assert compare(*entries) == higher_wins
+    assert compare(*entries, lower_is_better=True) == lower_wins
+
+
+def test_rows_hold_the_numbers() -> None:
+    (row,) = metric_rows(
+        document(
+            "phase_classification",
+            trained=entry(0.92344, 0.9, 0.94),
+            untrained=entry(0.5, 0.45, 0.91),
+            positions=entry(0.3, 0.2, 0.4),
+            chance=entry(None, None, None),
+        ),
+        ["phase_classification"],
+        "penn_action",
+    )
+    cells = {name: cell for name, cell in row.cells.items() if cell is not None}
+    assert {name: (cell.value, cell.interval, cell.verdict) for name, cell in cells.items()} == {
+        "trained": ("92.3", "90.0 to 94.0", "unknown"),
+        "untrained": ("50.0", "45.0 to 91.0", "overlap"),
+        "positions": ("30.0", "20.0 to 40.0", "better"),
+        "chance": ("undefined", "", "unknown"),
+    }
+    assert (row.title, row.paper) == ("Phase classification, accuracy (%)", "93.07")
+
+
+def test_only_the_alignment_error_is_better_when_lower() -> None:
+    for metric, verdict in (("alignment_error", "better"), ("kendalls_tau", "worse")):
+        (row,) = metric_rows(
+            document(
+                metric,
+                trained=entry(-0.1, -0.15, 0.01),
+                untrained=entry(0.2, 0.15, 0.3),
+                positions=entry(0.2, 0.15, 0.3),
+                chance=entry(0.2, 0.15, 0.3),
+            ),
+            [metric],
+        )
+        trained, untrained = row.cells["trained"], row.cells["untrained"]
+        assert trained is not None and untrained is not None
+        assert untrained.verdict == verdict
+        assert trained.verdict == ("better" if verdict == "better" else "unknown")
+        assert (trained.value, trained.interval) == ("−0.100", "−0.150 to 0.010")
+
+
+def test_a_control_that_was_not_evaluated_is_no_win_and_no_loss() -> None:
+    (row,) = metric_rows(
+        document(
+            "kendalls_tau",
+            trained=entry(0.9, 0.8, 0.95),
+            untrained=None,
+            positions=entry(0.5, 0.4, 0.6),
+            chance=entry(0.0, -0.1, 0.1),
+        ),
+        ["kendalls_tau"],
+    )
+    assert row.cells["untrained"] is None
+    assert row.cells["trained"] is not None and row.cells["trained"].verdict == "better"
+
+
+def test_metrics_come_in_one_order_and_unknown_ones_last() -> None:
+    found = metric_names({"trained": dict.fromkeys(["a_new_one", "kendalls_tau", "phase_classification"])})
+    assert found == ["phase_classification", "kendalls_tau", "a_new_one"]
+    assert action_metric_names({"trained": dict.fromkeys(found)}) == found[:2]
+
+
+def test_what_was_left_out() -> None:
+    metrics = {
+        "trained": {
+            "kendalls_tau": entry(1, 1, 1, undefined_pairs=4, nothing=0),
+            "phase_classification_10": entry(1, 1, 1, videos_without_labels=1234),
+        },
+        "untrained": None,
+        "positions": {
+            "kendalls_tau": entry(1, 1, 1, undefined_pairs=0, nothing=0),
+            "phase_classification_10": entry(1, 1, 1, videos_without_labels=1234),
+        },
+        "chance": {},
+    }
+    assert left_out_lines(metrics) == [
+        "Phase classification probe fitted to 10 % of the videos: 1,234 videos without labels",
+        "Kendall’s tau: 4 (trained), 0 (positions) undefined pairs",
+    ]
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "of another version"])
+def test_every_preset_has_the_papers_numbers(preset: str) -> None:
+    numbers, same_data = paper_numbers(preset)
+    assert same_data is (preset in PRESETS and preset != "demo")
+    assert numbers.numbers

@@ -1,0 +1,174 @@
+"""`python -m carl_ray.align`: two files and a checkpoint become a side-by-side video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from carl_ray import align
+from carl_ray.config import AugmentConfig, Config, ModelConfig
+from carl_ray.data.decode import DecodeError, probe_video
+from carl_ray.datasets import choreography
+from carl_ray.datasets.choreography import ChoreographyConfig
+from carl_ray.training.checkpoint import Progress, save_checkpoint
+from carl_ray.training.step import TrainingStep
+
+CONFIG = Config(
+    preset="demo",
+    augment=AugmentConfig(image_size=16),
+    model=ModelConfig(
+        num_frames=6,
+        backbone="small",
+        weights="random",
+        learnable="all",
+        hidden_width=16,
+        width=16,
+        num_layers=1,
+        num_heads=2,
+        feedforward_width=16,
+        embedding_width=8,
+    ),
+)
+
+
+def save_run(run_dir: Path) -> str:
+    progress = Progress(step=7, row=0, num_bad_rows=0, num_skipped_steps=0, seconds=0, videos="none")
+    return save_checkpoint(str(run_dir), TrainingStep(CONFIG, torch.device("cpu"), 10), progress, keep=1)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home and working folder."""
+    monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def pair(make_video: Callable[..., Path], tmp_path: Path) -> list[str]:
+    return [str(make_video(tmp_path / f"{name}.mp4", count)) for name, count in (("a", 20), ("b", 33))]
+
+
+def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit status and the one line of a command that fails."""
+    with pytest.raises(SystemExit) as caught:
+        align.main(arguments)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Traceback" not in error
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, error
+
+
+def test_two_files(home: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = save_run(tmp_path / "run")
+    align.main([*pair, "--checkpoint", checkpoint, "--out", "deep/out.mp4"])
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert "aligned 20 with 33 frames, mean cosine similarity along the path" in printed
+    assert probe_video("deep/out.mp4", verify=True).num_frames == 20
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out.mp4"]
+
+
+def test_a_video_with_itself_stays_in_step(
+    home: Path,
+    pair: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from carl_ray.report import video
+
+    paths: list[np.ndarray] = []
+    monkeypatch.setattr(video, "aligned_video", lambda first, second, path: paths.append(path) or b"video")
+    save_run(tmp_path / "run")
+    align.main([pair[0], pair[0], "--checkpoint", str(tmp_path / "run")])
+    assert paths[0].tolist() == [[i, i] for i in range(20)]
+    assert "path 1.000" in capsys.readouterr().out
+    assert (tmp_path / "aligned.mp4").read_bytes() == b"video"
+
+
+def test_without_arguments(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ChoreographyConfig(num_train=0, num_validation=0, num_test=8, size=32)
+    folder = choreography.ensure_rendered(tmp_path / "rendered", small)
+    monkeypatch.setattr(choreography, "ensure_rendered", lambda **options: folder)
+    save_run(home / "runs" / "demo-20260101-000000")
+    align.main([])
+    assert "aligned" in capsys.readouterr().out
+    frames = probe_video(str(folder / "test" / "lift-000.mp4")).num_frames
+    assert probe_video("aligned.mp4", verify=True).num_frames == frames
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.mp4"], "expected two videos, got one"),
+        (["a.mp4", "b.mp4", "--out", "x.avi"], "--out: expected the name of an MP4 file"),
+        (["a.mp4", "b.mp4", "--out", "./b.mp4"], "b.mp4 is one of the videos"),
+        (["a.mp4", "b.mp4"], "no trained demo there"),
+        (["a.mp4", "b.mp4", "--checkpoint", "nowhere"], "nowhere: expected a run folder with a checkpoint"),
+        (["a.mp4", "gone.mp4", "--checkpoint", "run"], "gone.mp4: no such file"),
+        (["a.mp4", "text.mp4", "--checkpoint", "run"], "text.mp4: not a video"),
+        (["a.mp4", "b.mp4", "--chekpoint", "run"], "--chekpoint"),
+    ],
+)
+def test_mistakes(
+    home: Path,
+    pair: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    save_run(tmp_path / "run")
+    (tmp_path / "text.mp4").write_text("no video " * 100)
+    before = (tmp_path / "b.mp4").read_bytes()
+    status, error = failure(arguments, capsys)
+    assert status == 2
+    assert message in error
+    assert not (tmp_path / "aligned.mp4").exists()
+    assert (tmp_path / "b.mp4").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written(
+    home: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    save_run(tmp_path / "run")
+    status, error = failure([*pair, "--checkpoint", "run", "--out", "taken/out.mp4"], capsys)
+    assert status == 1
+    assert "could not write" in error
+
+
+def test_a_file_that_changes_meanwhile(
+    home: Path,
+    pair: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from carl_ray.report import video
+
+    def fail(*args: Any) -> bytes:
+        raise DecodeError("20 frames were expected, but only 3 decode")
+
+    monkeypatch.setattr(video, "aligned_video", fail)
+    save_run(tmp_path / "run")
+    status, error = failure([*pair, "--checkpoint", "run"], capsys)
+    assert status == 2
+    assert "a.mp4" in error and "only 3 decode" in error
+
+
+def test_help_answers_at_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(align, "storage", None)
+    with pytest.raises(SystemExit) as caught:
+        align.main(["--help"])
+    assert caught.value.code == 0
+    help_text: Any = capsys.readouterr().out
+    assert "--checkpoint" in help_text and "newest demo" in help_text

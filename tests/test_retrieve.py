@@ -1,0 +1,258 @@
+"""`python -m carl_ray.retrieve`: the nearest frames of other videos, with their times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from carl_ray import retrieve
+from carl_ray.config import AugmentConfig, Config, ModelConfig
+from carl_ray.evaluation import embeddings
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
+from carl_ray.evaluation.inference import VideoEmbedder
+from carl_ray.training.checkpoint import Progress, checkpoint_at, load_encoder, save_checkpoint
+from carl_ray.training.step import TrainingStep
+
+CONFIG = Config(
+    preset="demo",
+    augment=AugmentConfig(image_size=16),
+    model=ModelConfig(
+        num_frames=6,
+        backbone="small",
+        weights="random",
+        learnable="all",
+        hidden_width=16,
+        width=16,
+        num_layers=1,
+        num_heads=2,
+        feedforward_width=16,
+        embedding_width=8,
+    ),
+)
+ORIGIN = Origin(
+    checkpoint="nowhere",
+    model_sha256="0" * 64,
+    preset="demo",
+    step=7,
+    num_frames=6,
+    position_width=16,
+    view="resized",
+    has_untrained=False,
+)
+
+
+def embedded(name: str, uri: str, frames: np.ndarray, **known: Any) -> EmbeddedVideo:
+    video = EmbeddedVideo(
+        video_id=name,
+        uri=uri,
+        split="test",
+        label="jump",
+        frame_labels=None,
+        progress=None,
+        fps=30.0,
+        timestamps=np.arange(len(frames), dtype=np.float64),
+        embeddings=frames.astype(np.float32),
+        untrained=None,
+    )
+    return replace(video, **known)
+
+
+def circle(degrees: list[float]) -> np.ndarray:
+    return np.stack([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Embeddings on a circle, in two parts: what is nearest is known."""
+    monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    uri = str(tmp_path / "E")
+    query = embedded("query", "q.mp4", circle([0, 90]), frame_labels=np.array([-1, 1], np.int32))
+    near = embedded("near", "n.mp4", circle([170, 80, 85]), frame_labels=np.array([-1, 2, 1], np.int32))
+    write_part(uri, [query, near], ORIGIN, "float32")
+    far = embedded("far", "f.mp4", circle([0, 30]), label="kick", fps=None)
+    write_part(uri, [far], ORIGIN, "float32")
+    return uri
+
+
+def rows(printed: str) -> list[list[str]]:
+    return [line.split() for line in printed.splitlines()]
+
+
+def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit status and the one line of a command that fails."""
+    with pytest.raises(SystemExit) as caught:
+        retrieve.main(arguments)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Traceback" not in error
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, error
+
+
+def test_the_nearest_frame_of_each_other_video(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    retrieve.main(["query", "--frame", "1", "--embeddings", folder])
+    assert rows(capsys.readouterr().out) == [
+        ["video", "frame", "time", "cosine", "label", "phase"],
+        ["query", "query", "1", "0.03", "s", "1.0000", "jump", "1"],
+        ["1", "near", "2", "0.07", "s", "0.9962", "jump", "1"],
+        ["2", "far", "1", "?", "0.5000", "kick"],
+    ]
+    retrieve.main(["query", "--frame", "0", "--embeddings", folder, "--top", "1"])
+    assert rows(capsys.readouterr().out)[2:] == [["1", "far", "0", "?", "1.0000", "kick"]]
+
+
+def test_without_a_frame_the_middle_of_the_labelled_ones(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    retrieve.main(["near", "--embeddings", folder])
+    assert rows(capsys.readouterr().out)[1][1:3] == ["near", "2"]
+    retrieve.main(["far", "--embeddings", folder])
+    assert rows(capsys.readouterr().out)[1][1:3] == ["far", "1"]
+
+
+def test_a_picture(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    retrieve.main(["query", "--frame", "1", "--embeddings", folder, "--out", "sheet.png"])
+    assert "picture: sheet.png" in capsys.readouterr().out
+    # The files are not there: the sheet says so, and is there.
+    with Image.open("sheet.png") as sheet:
+        assert sheet.format == "PNG"
+
+
+def test_embeddings_stream(
+    folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = 0
+    most = 0
+
+    class Counted(EmbeddedVideo):
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    def counted(uri: str, *, split: str | None = None) -> Iterator[EmbeddedVideo]:
+        nonlocal alive, most
+        for video in embeddings.iterate_embeddings(uri, split=split):
+            for number in range(20):
+                alive += 1
+                most = max(most, alive)
+                yield Counted(**{**vars(video), "video_id": f"{video.video_id}-{number}"})
+
+    monkeypatch.setattr(retrieve, "iterate_embeddings", counted)
+    retrieve.main(["far-19", "--frame", "0", "--embeddings", folder])
+    assert len(rows(capsys.readouterr().out)) == 12
+    # The query, and what the loops hold while the next one is read.
+    assert most <= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["query", "--frame", "2"], "--frame: 'query' has 2 frames, expected 0 to 1, got 2"),
+        (["query", "--frame", "-1"], "expected 0 to 1, got -1"),
+        (["qery"], "neither the id of one of the 3 videos"),
+        (["qery"], "did you mean query?"),
+        (["query", "--top", "0"], "--top: expected at least 1, got 0"),
+        (["query", "--out", "sheet.gif"], "--out: expected the name of a PNG file"),
+        (["query", "--frame", "two"], "--frame"),
+        (["query", "--embeddings", "elsewhere"], "elsewhere: no embeddings there"),
+        (["query", "--embeddings", "torn"], "torn/part-00000.parquet: not a whole Parquet file"),
+        (["q.mp4"], "nowhere: no checkpoint there"),
+        ([], "it holds no video but 'alone'"),
+    ],
+)
+def test_mistakes(
+    folder: str, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    Path("torn").mkdir()
+    Path("torn/part-00000.parquet").write_bytes(Path(folder, "part-00000.parquet").read_bytes()[:-9])
+    Path("q.mp4").write_text("no video")
+    if not arguments:
+        write_part("alone", [embedded("alone", "a.mp4", circle([1]))], ORIGIN, "float32")
+        arguments = ["--embeddings", "alone"]
+    if "--embeddings" not in arguments:
+        arguments = [*arguments, "--embeddings", folder]
+    status, error = failure(arguments, capsys)
+    assert status == 2
+    assert message in error
+
+
+def test_no_trained_demo(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, error = failure([], capsys)
+    assert status == 2
+    assert "no trained demo there" in error
+
+
+@pytest.fixture
+def run(
+    folder: str, make_video: Callable[..., Path], tmp_path: Path
+) -> tuple[Path, list[str], Callable[[str], np.ndarray]]:
+    """A demo run with the embeddings of three videos, the files of these, and how they were embedded."""
+    run_dir = tmp_path / "home" / "runs" / "demo-20260101-000000"
+    progress = Progress(step=7, row=0, num_bad_rows=0, num_skipped_steps=0, seconds=0, videos="none")
+    step = TrainingStep(CONFIG, torch.device("cpu"), 10)
+    uri = save_checkpoint(str(run_dir), step, progress, keep=1)
+    checkpoint = checkpoint_at(uri)
+    embedder = VideoEmbedder([load_encoder(checkpoint)], CONFIG, torch.device("cpu"))
+    files = [str(make_video(tmp_path / f"{i}.mp4", 10 + i)) for i in range(3)]
+    origin = replace(ORIGIN, checkpoint=uri, model_sha256=checkpoint.hashes["model.pt"])
+    videos = [
+        embedded(f"video-{i}", file, embedder.embed_file(file)[0], split="train" if i == 0 else "test")
+        for i, file in enumerate(files)
+    ]
+    write_part(str(run_dir / "embeddings"), videos, origin, "float32")
+    return run_dir, files, lambda file: embedder.embed_file(file)[0]
+
+
+def test_without_arguments(run: tuple[Path, list[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    retrieve.main([])
+    found = rows(capsys.readouterr().out)
+    assert found[1][1:3] == ["video-1", "5"]
+    assert sorted(row[1] for row in found[2:]) == ["video-0", "video-2"]
+
+
+def test_a_file_is_embedded_as_the_others_were(
+    run: tuple[Path, list[str], Any], make_video: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, files, embed = run
+    retrieve.main(["0.mp4", "--frame", "4", "--out", "sheet.png"])
+    found = rows(capsys.readouterr().out)
+    # The same file is among the embedded ones, under its id: it is no other video.
+    assert sorted(row[1] for row in found[2:4]) == ["video-1", "video-2"]
+    query = embed(files[0])[4].astype(np.float64)
+    for row in found[2:4]:
+        frames = embed(files[int(row[1][-1])]).astype(np.float64)
+        cosines = frames @ query / np.linalg.norm(frames, axis=1) / np.linalg.norm(query)
+        assert row[2:6] == [
+            str(cosines.argmax()),
+            f"{cosines.argmax() / 30:.2f}",
+            "s",
+            f"{cosines.max():.4f}",
+        ]
+    assert found[1][1:4] == ["0.mp4", "4", "0.13"]
+    with Image.open("sheet.png") as sheet:
+        assert len(sheet.getcolors(1 << 24) or []) > 100
+
+
+def test_another_model_is_refused(
+    run: tuple[Path, list[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress(step=8, row=0, num_bad_rows=0, num_skipped_steps=0, seconds=0, videos="none")
+    other = TrainingStep(replace(CONFIG, training=replace(CONFIG.training, seed=5)), torch.device("cpu"), 10)
+    save_checkpoint(str(tmp_path / "other"), other, progress, keep=1)
+    status, error = failure(["0.mp4", "--frame", "0", "--checkpoint", "other"], capsys)
+    assert status == 2
+    assert "other: not the model that" in error and "which is step 7 of" in error
+
+
+def test_embeddings_that_are_not_finite(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_part(folder, [embedded("broken", "b.mp4", np.full((2, 2), np.nan))], ORIGIN, "float32")
+    status, error = failure(["query", "--frame", "1", "--embeddings", folder], capsys)
+    assert status == 2
+    assert "broken: " in error and "expected finite values" in error
