@@ -179,7 +179,7 @@ def storage_error(error: OSError, uri: str, action: str) -> RunError:
     text = _one_line(error)
     hint = ""
     if "No space left" in text:
-        hint = ": no room; free some or choose another --run-dir"
+        hint = ": no room; free some or choose another place"
     elif isinstance(error, PermissionError) and not is_remote(uri):
         hint = ": no permission"
     elif isinstance(error, PermissionError) or "ACCESS_DENIED" in text or re.search(r"\b403\b", text):

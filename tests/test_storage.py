@@ -130,7 +130,7 @@ def fail_with(code: int) -> Any:
     [
         (
             errno.ENOSPC,
-            r"could not write it: no room; free some or choose another --run-dir \(.*No space left",
+            r"could not write it: no room; free some or choose another place \(.*No space left",
         ),
         (errno.EACCES, r"could not write it: no permission \(.*Permission denied"),
         (errno.EIO, r"could not write it \(.*Input/output error"),

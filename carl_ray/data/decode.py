@@ -245,13 +245,15 @@ class _Output:
         self._short_side = short_side
         self._reformatter = VideoReformatter()
         self._frames: np.ndarray | None = None
+        self._orientation: _Orientation | None = None
+        self._angle = 0
 
     def put(self, index: int, frame: av.VideoFrame, stream: av.video.VideoStream) -> None:
         """Stores a decoded frame wherever its index is wanted."""
         places = self.places.get(index)
         if places is None:
             return
-        orientation = _Orientation.of(frame)
+        orientation = self._orientation_of(frame)
         if self._frames is None:
             width, height = _scaled(*_displayed_size(stream, frame, orientation), self._short_side)
             self._frames = np.empty((self._count, height, width, 3), np.uint8)
@@ -263,6 +265,14 @@ class _Output:
         pixels = orientation.apply(rgb.to_ndarray())
         for place in places:
             self._frames[place] = pixels
+
+    def _orientation_of(self, frame: av.VideoFrame) -> _Orientation:
+        # Side data that was looked at makes a frame part of a reference cycle: hundreds of large pictures would wait
+        # for the garbage collector. The angle costs nothing, and tells when to look again.
+        angle = int(frame.rotation)
+        if self._orientation is None or angle != self._angle:
+            self._orientation, self._angle = _Orientation.of(frame), angle
+        return self._orientation
 
     def result(self) -> UInt8[np.ndarray, "frames height width 3"]:
         assert self._frames is not None
@@ -280,7 +290,10 @@ class _Orientation:
     @staticmethod
     def of(frame: av.VideoFrame) -> _Orientation:
         """From the display matrix (a b u; c d v; x y w): displayed x = a x + c y, displayed y = b x + d y."""
-        side_data = frame.side_data.get("DISPLAYMATRIX")
+        try:
+            side_data = frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # PyAV knows no name for one of its kinds, such as Exif of a Motion JPEG.
+            side_data = None
         if side_data is None:
             return _Orientation()
         a, b, _, c, d = np.frombuffer(bytes(side_data), np.int32)[:5].astype(np.int64).tolist()

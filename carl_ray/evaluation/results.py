@@ -3,6 +3,10 @@
 Every metric is a mean over videos, over pairs of videos or over boundaries of phases, so that what one video
 contributes is kept and the metric on a bootstrap sample is a matrix product, not a second evaluation.
 
+Each of the three kinds of result has a `value` (NaN where undefined); `left_out`, numbers of what was undefined
+or missing by name, zeros included; `resampled`; and `can_vary`: whether enough test videos contribute for a
+resample of them to say anything.
+
 Legend: N test videos, B boundaries between phases, draws: samples of N test videos with replacement.
 """
 
@@ -10,36 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 
 # A sum of squares about the mean that is smaller than this part of the sum of squares is rounding, not spread.
 _NO_SPREAD = 1e-12
-
-
-class Result(Protocol):
-    """What all metrics return."""
-
-    @property
-    def value(self) -> float:
-        """The metric; NaN where it is undefined."""
-
-    @property
-    def left_out(self) -> dict[str, int]:
-        """Numbers of what was undefined or missing, by name; zeros are kept."""
-
-    @property
-    def num_videos(self) -> int:
-        """N: test videos that the metric was given."""
-
-    @property
-    def can_vary(self) -> bool:
-        """Whether enough test videos contribute for a resample of them to say anything."""
-
-    def resampled(self, weights: Int[np.ndarray, "draws N"]) -> Float[np.ndarray, " draws"]:
-        """The metric, float64, if each test video occurred as often as its weight says; NaN where undefined."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +34,7 @@ class RatioOfSums:
     denominators: Float[np.ndarray, " N"]
     """By video: all frames, or 1."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """As in `Result`."""
+    """Numbers of what was undefined or missing, by name."""
 
     @property
     def value(self) -> float:
@@ -72,7 +52,7 @@ class RatioOfSums:
         return int((self.denominators > 0).sum()) >= 2
 
     def resampled(self, weights: Int[np.ndarray, "draws N"]) -> Float[np.ndarray, " draws"]:
-        """As in `Result`."""
+        """The metric if each video occurred as often as its weight says, NaN where undefined."""
         return _quotient(weights @ self.numerators, weights @ self.denominators)
 
 
@@ -86,7 +66,7 @@ class PairMean:
     values: Float[np.ndarray, "N N"]
     """By ordered pair (first, second); NaN on the diagonal and where undefined."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """As in `Result`."""
+    """Numbers of what was undefined or missing, by name."""
 
     @property
     def value(self) -> float:
@@ -105,7 +85,10 @@ class PairMean:
         return int((defined | defined.T).any(1).sum()) >= 3
 
     def resampled(self, weights: Int[np.ndarray, "draws N"]) -> Float[np.ndarray, " draws"]:
-        """As in `Result`; needs twice the memory of the weights as float64."""
+        """The metric if each video occurred as often as its weight says, NaN where undefined.
+
+        Needs twice the memory of the weights as float64.
+        """
         drawn = weights.astype(np.float64)
         defined = ~np.isnan(self.values)
         sums = np.einsum("ij,ij->i", drawn @ np.where(defined, self.values, 0), drawn)
@@ -128,7 +111,7 @@ class MeanRSquared:
     residual_squares: Float[np.ndarray, "B N"]
     """Sums of the squared differences between target and prediction."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """As in `Result`."""
+    """Numbers of what was undefined or missing, by name."""
 
     @property
     def value(self) -> float:
@@ -146,7 +129,7 @@ class MeanRSquared:
         return int((self.counts > 0).any(0).sum()) >= 2
 
     def resampled(self, weights: Int[np.ndarray, "draws N"]) -> Float[np.ndarray, " draws"]:
-        """As in `Result`."""
+        """The metric if each video occurred as often as its weight says, NaN where undefined."""
         r_squared = self.by_boundary(weights)
         defined = ~np.isnan(r_squared)
         return _quotient(np.where(defined, r_squared, 0).sum(1), defined.sum(1))
@@ -158,6 +141,9 @@ class MeanRSquared:
         return 1 - _quotient(
             weights @ self.residual_squares.T, np.where(total > _NO_SPREAD * squares, total, 0)
         )
+
+
+Result = RatioOfSums | PairMean | MeanRSquared
 
 
 @dataclass(frozen=True)
@@ -179,7 +165,7 @@ def bootstrap(
 
     The videos of each result are resampled on their own. A result whose value is NaN has no part in the
     mean; a draw in which one of the others is undefined is ignored. There is no interval where a result that
-    has a part rests on too few videos to vary (`Result.can_vary`): one of zero width would claim certainty.
+    has a part rests on too few videos to vary (`can_vary`): one of zero width would claim certainty.
 
     Args:
         results: One, or one for each action (SPEC section 5: PennAction is evaluated by action).

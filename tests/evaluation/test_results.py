@@ -165,4 +165,4 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="num_draws must be at least 1, got 0"):
         bootstrap([ratio()], num_draws=0)
     with pytest.raises(ValueError, match="level must be between 0 and 1, got 95"):
-        bootstrap([ratio()], level=95)
+        bootstrap([ratio()], level=95.0)
