@@ -16,10 +16,12 @@ import signal
 import typing
 
 from carl_ray import storage
+from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import Precision
 from carl_ray.evaluation.inference import View, default_run
 from carl_ray.options import OptionParser
+from carl_ray.training.checkpoint import checkpoint_at
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,13 +38,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", metavar="URI", help="a run folder (its latest) or one checkpoint")
     parser.add_argument("--manifest", metavar="URI", help="the videos; none: the embedded ones")
-    parser.add_argument("--out", metavar="URI", help="folder of the embeddings; none: RUN/embeddings")
+    parser.add_argument("--out", metavar="URI", help="folder of the embeddings")
     parser.add_argument(
         "--split", action="append", metavar="NAME", help="only videos of this split; may be given repeatedly"
     )
     parser.add_argument("--use-gpu", action="store_true", help="one GPU for each actor")
     parser.add_argument(
-        "--num-workers", type=int, metavar="N", help="actors; none: as many as the cluster has room for"
+        "--num-workers", type=int, metavar="N", help="actors; none: as many as the cluster has room for now"
     )
     parser.add_argument(
         "--cpus-per-worker",
@@ -70,8 +72,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
-    if options.manifest is not None and options.out is None:
-        raise UserError("--out is missing: which folder are the embeddings of this manifest to lie in?")
+    if options.out is None and not (options.manifest is options.checkpoint is None):
+        raise UserError("--out is missing: which folder are the embeddings to lie in?")
     return options
 
 
@@ -81,7 +83,11 @@ def _run(options: argparse.Namespace) -> None:
     from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
     from carl_ray.session import connect
 
+    # What can be wrong with the command is found before Ray starts.
     checkpoint = options.checkpoint or default_run()
+    checkpoint_at(checkpoint)
+    if options.manifest is not None:
+        read_manifest(options.manifest, ["split"])
     out = options.out or storage.join(checkpoint, "embeddings")
     with connect():
         # `ray job stop` sends SIGTERM: what is computed is written before the command ends. Ray sets its own handler.

@@ -27,7 +27,12 @@ def main(arguments: list[str] | None = None) -> None:
         from carl_ray.report.results import METRICS_FILE, REPORT_FILE, table, write_results
 
         document = write_results(
-            options.train, options.test, options.out, protocol=options.protocol, stride=options.stride
+            options.train,
+            options.test,
+            options.out,
+            protocol=options.protocol,
+            stride=options.stride,
+            seed=options.seed,
         )
         print(table(document))
         print(f"metrics: {storage.public_uri(storage.join(options.out, METRICS_FILE))}")
@@ -54,6 +59,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         type=int,
         metavar="N",
         help="tau, AP@K and alignment error look at every Nth frame; none: the paper's for the preset",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of label fractions, chance and the bootstrap"
     )
     options = parser.parse_args(arguments)
     named = [name for name in ("train", "test", "out") if getattr(options, name) is not None]

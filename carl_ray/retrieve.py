@@ -152,6 +152,7 @@ def _embed(uri: str, embeddings: str, checkpoint_uri: str) -> EmbeddedVideo:
     return EmbeddedVideo(
         video_id=storage.public_uri(uri),
         uri=uri,
+        content_hash="",
         split=None,
         label=None,
         frame_labels=None,

@@ -31,8 +31,6 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Else every actor pool of Ray Data prints an error of the C++ core, which means nothing here (Ray issue 53727).
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:

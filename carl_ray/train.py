@@ -36,12 +36,13 @@ def _run(arguments: list[str]) -> None:
     parsed, overrides = _parse(arguments)
     config, run_dir = _choose(parsed, overrides)
     # Ray is imported late: help and mistakes on the command line answer at once.
-    from carl_ray.datasets.embedded import index_embedded
+    from carl_ray.datasets.embedded import embedded_manifest, index_embedded
     from carl_ray.session import connect
     from carl_ray.training.preparation import check_manifest
     from carl_ray.training.trainer import train
 
-    embedded = config.preset == "demo" and config.data.manifest is None
+    # A resumed demo names the manifest that it was begun with.
+    embedded = config.preset == "demo" and config.data.manifest in (None, embedded_manifest())
     if not embedded:
         check_manifest(config)
     with connect(_local_cpus(config)):
@@ -61,6 +62,8 @@ def _run(arguments: list[str]) -> None:
             )
         _print_results(run_dir, outcome.num_steps, time.monotonic() - started)
         if embedded:
+            # What asked training to stop would be heard by nobody now.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             _evaluate(run_dir, manifest_uri)
 
 

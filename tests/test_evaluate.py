@@ -24,6 +24,7 @@ def videos(split: str, count: int, width: int = 4) -> list[EmbeddedVideo]:
             EmbeddedVideo(
                 video_id=f"{split}/{number}",
                 uri=f"/nowhere/{number}.mp4",
+                content_hash="0",
                 split=split,
                 label="squat",
                 frame_labels=labels,
@@ -90,7 +91,7 @@ def test_mistakes_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "torn.parquet").write_bytes(content[:-20])
     for test, message in {
         "one": "expected at least 2 test videos, got 1",
-        "wide": "embeddings of different widths: 6 of 'test/0', 4 of 'train/0'",
+        "wide": "embeddings of different widths: 4 of 'train/0', 6 of 'test/0'",
         "other": "embeddings of another encoder or view than those in",
         "torn.parquet": "torn.parquet: not a whole Parquet file of embeddings",
         "missing": "missing: no embeddings there",

@@ -14,6 +14,7 @@ def embeddings(tmp_path) -> str:
     video = EmbeddedVideo(
         video_id="v_a.mp4",
         uri="/v_a.mp4",
+        content_hash="0",
         split=None,
         label=None,
         frame_labels=None,

@@ -52,6 +52,7 @@ def embedded(name: str, uri: str, frames: np.ndarray, **known: Any) -> EmbeddedV
     video = EmbeddedVideo(
         video_id=name,
         uri=uri,
+        content_hash="0",
         split="test",
         label="jump",
         frame_labels=None,

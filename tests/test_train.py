@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,8 +277,30 @@ def test_the_demo_ends_with_metrics_and_a_report(
     report = (run / "evaluation" / "report.html").read_text()
     assert "<video" in report and "demo" in report
 
+    # Whatever was interrupted, --resume ends with all of it.
+    shutil.rmtree(run / "evaluation")
+    train.main(["--resume", "--run-dir", str(run)])
+    assert json.loads((run / "evaluation" / "metrics.json").read_text()) == document
+
     # The commands without arguments go on with that run.
     evaluate.main([])
     assert json.loads((run / "evaluation" / "metrics.json").read_text()) == document
     embed.main([])
     assert "videos embedded: 4 " in capsys.readouterr().out
+
+
+@pytest.mark.demo
+def test_the_demo_beats_its_controls(tmp_path: Path) -> None:
+    """The whole demo, as the README's first command runs it: 8 minutes on two cores; `pytest -m demo`."""
+    run = tmp_path / "run"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    subprocess.run(
+        [sys.executable, "-m", "carl_ray.train", "--run-dir", str(run)],
+        env=environment | {"CARL_RAY_HOME": str(tmp_path)},
+        check=True,
+    )
+    document = json.loads((run / "evaluation" / "metrics.json").read_text())
+    for control in ("untrained", "positions", "chance"):
+        trained, other = document["trained"], document[control]
+        assert trained["phase_classification"]["low"] > other["phase_classification"]["high"]
+        assert trained["alignment_error"]["high"] < other["alignment_error"]["low"]

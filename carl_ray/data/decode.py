@@ -132,9 +132,14 @@ def iterate_frames(
         decoder: As for `read_frames`; decord opens the file anew for every chunk.
 
     Raises:
-        DecodeError: while iterating: it cannot be opened, or fewer frames decode.
+        DecodeError: while iterating: it cannot be opened, or another number of frames decodes.
+        ValueError: while iterating: `num_frames` or `chunk_frames` is below 1.
         UserError, RunError: as `read_frames`.
     """
+    if min(num_frames, chunk_frames) < 1:
+        raise ValueError(
+            f"num_frames and chunk_frames must be at least 1, got {num_frames} and {chunk_frames}"
+        )
     readable = _readable(source)
     if decoder == "decord":
         for start in range(0, num_frames, chunk_frames):
@@ -148,15 +153,17 @@ def iterate_frames(
         with _open(readable) as container:
             stream = _video_stream(container)
             for frame in _decoded(container, stream, failure):
+                if count == num_frames:
+                    raise DecodeError(f"{num_frames} frames were expected, but more decode")
                 output.put(count % chunk_frames, frame, stream)
                 count += 1
                 if count == num_frames or count % chunk_frames == 0:
                     yield output.result()
                     output = _Output(np.arange(min(chunk_frames, num_frames - count)), short_side)
-                if count == num_frames:
-                    return
     except av.FFmpegError as error:
         raise DecodeError(f"a frame could not be converted to RGB ({_reason(error)})") from None
+    if count == num_frames:
+        return
     if count == 0:
         raise DecodeError(_why_nothing_decodes(readable, failure))
     why = f" (decoding stops there: {failure[0]})" if failure else ""

@@ -71,7 +71,11 @@ def read_manifest(uri: str, columns: list[str] | None = None, *, split: str | No
     wanted = columns or SCHEMA.names
     try:
         schema = pq.ParquetDataset(path, filesystem=filesystem).schema
+        missing = [name for name in wanted if name not in schema.names and name not in LABEL_COLUMNS]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}")
         filters = _in_split(split) if "split" in schema.names else None
+        columns = [name for name in wanted if name in schema.names] if columns else None
         table = pq.read_table(path, filesystem=filesystem, columns=columns, filters=filters)
         if "split" not in schema.names and split not in (None, "train"):
             table = table.slice(0, 0)
@@ -80,9 +84,6 @@ def read_manifest(uri: str, columns: list[str] | None = None, *, split: str | No
                 table = table.append_column(
                     SCHEMA.field(name), pa.nulls(table.num_rows, SCHEMA.field(name).type)
                 )
-        missing = [name for name in wanted if name not in table.column_names]
-        if missing:
-            raise ValueError(f"it has no column {', '.join(missing)}")
         # Other tools write a column that is null throughout, or small integers, with a type of their own.
         return table.cast(
             pa.schema([SCHEMA.field(f.name) if f.name in SCHEMA.names else f for f in table.schema])
@@ -98,7 +99,7 @@ def attach_labels(manifest: pa.Table, labels: pa.Table) -> pa.Table:
     """The manifest with some of `LABEL_COLUMNS` taken from a table of labels, by video id.
 
     Args:
-        manifest: As a scan of the folder with the videos makes it.
+        manifest: As a scan of the folder with the videos makes it, or another table with `LABEL_COLUMNS`.
         labels: Column `video_id` and any of `LABEL_COLUMNS`, which replace the manifest's; videos that the
             manifest lacks are ignored.
 
@@ -113,11 +114,11 @@ def attach_labels(manifest: pa.Table, labels: pa.Table) -> pa.Table:
     if unknown:
         raise ValueError(f"{unknown[0]}: it has no labels; was the manifest made of another folder?")
     found = labels.take(pa.array([place_of[video_id] for video_id in video_ids], pa.int64()))
-    num_frames = manifest.column("num_frames")
+    num_frames = manifest.column("num_frames") if "num_frames" in manifest.column_names else None
     for name in names:
         field = SCHEMA.field(name)
         column = found.column(name).cast(field.type)
-        if pa.types.is_list(field.type):
+        if pa.types.is_list(field.type) and num_frames is not None:
             wrong = pc.indices_nonzero(
                 pc.fill_null(pc.not_equal(pc.list_value_length(column), num_frames), False)
             )

@@ -85,11 +85,20 @@ def index_folder(folder_uri: str, out: str, *, verify: bool = False) -> tuple[pa
     return manifest, rejects
 
 
+def scan_uri(manifest_uri: str) -> str:
+    """Where a converter keeps what it scanned, apart from the manifest that it makes of it."""
+    return _beside(manifest_uri, "scan")
+
+
 def rejects_uri(manifest_uri: str) -> str:
     """Where the rejects of a manifest lie: beside `videos.parquet` it is `videos.rejects.parquet`."""
+    return _beside(manifest_uri, "rejects")
+
+
+def _beside(manifest_uri: str, name: str) -> str:
     _, mark, query = manifest_uri.partition("?") if storage.is_remote(manifest_uri) else ("", "", "")
     base = manifest_uri.removesuffix(mark + query)
-    return f"{base.removesuffix('.parquet')}.rejects.parquet{mark}{query}"
+    return f"{base.removesuffix('.parquet')}.{name}.parquet{mark}{query}"
 
 
 def scan_folder(

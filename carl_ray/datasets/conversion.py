@@ -86,6 +86,8 @@ def fit_labels(
         num_frames: What the data set states, which counts where the last frames are missing.
     """
     numbered = frame_numbers[-1] + 1
+    if len(labels) == len(frame_numbers) != numbered:
+        return list(labels), "frame numbers with gaps, as many labels as frames"
     if min(abs(len(labels) - numbered), abs(len(labels) - num_frames)) > 1:
         count = len(frame_numbers)
         stretched = [labels[i * len(labels) // count] for i in range(count)]
@@ -143,11 +145,11 @@ def index_converted(conversion: Conversion, out: str) -> pa.Table:
         UserError: the manifest there is none, or that of another folder.
     """
     # Only here: converting needs nothing of what scanning imports.
-    from carl_ray.data.scan import index_folder
+    from carl_ray.data.scan import index_folder, scan_uri
 
     manifest_uri = storage.join(out, "manifest.parquet")
     labels = conversion.labels
-    manifest, rejects = index_folder(out, manifest_uri)
+    manifest, rejects = index_folder(out, scan_uri(manifest_uri))
     manifest = manifest.filter(pc.is_in(manifest.column("video_id"), value_set=labels.column("video_id")))
     found = set(manifest.column("video_id").to_pylist())
     for video_id in labels.column("video_id").to_pylist():

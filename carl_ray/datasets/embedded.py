@@ -10,6 +10,11 @@ from carl_ray.data.scan import index_folder
 from carl_ray.datasets import choreography
 
 
+def embedded_manifest() -> str:
+    """Where the manifest of the embedded videos lies where no other place is named, be it there yet or not."""
+    return str(choreography.default_folder(choreography.ChoreographyConfig()) / "manifest.parquet")
+
+
 def index_embedded(out: str | None = None, *, verify: bool = False) -> tuple[str, pa.Table, pa.Table]:
     """Where the manifest of the embedded videos lies, the manifest, and its rejects. Ray must have been started.
 
@@ -20,7 +25,7 @@ def index_embedded(out: str | None = None, *, verify: bool = False) -> tuple[str
     folder = choreography.ensure_rendered(
         on_video=choreography.print_progress, workers=choreography.available_cores()
     )
-    out = out or str(folder / "manifest.parquet")
+    out = out or embedded_manifest()
     manifest, rejects = index_folder(str(folder), out, verify=verify)
     manifest = attach_labels(manifest, choreography.read_labels(folder))
     write_table(manifest, out)

@@ -40,7 +40,7 @@ import pyarrow.compute as pc
 
 from carl_ray import storage
 from carl_ray.data.manifest import attach_labels, write_table
-from carl_ray.data.scan import index_folder, rejects_uri
+from carl_ray.data.scan import index_folder, rejects_uri, scan_uri
 from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.options import OptionParser
 
@@ -248,7 +248,8 @@ def main(arguments: list[str] | None = None) -> None:
         from carl_ray.session import connect
 
         with connect():
-            manifest, rejects = index_folder(options.raw, options.out)
+            # Apart: half a scan, or clips that no list names, must not look like the manifest.
+            manifest, rejects = index_folder(options.raw, scan_uri(options.out))
         rejected = _video_ids(rejects.column("uri").to_pylist(), options.raw)
         labels, report = label_table(
             clips,
@@ -259,7 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_table(attach_labels(manifest, labels), options.out)
         print(summarize(report))
         print(f"manifest: {storage.public_uri(options.out)}")
-        print(f"rejects:  {storage.public_uri(rejects_uri(options.out))}")
+        print(f"rejects:  {storage.public_uri(rejects_uri(scan_uri(options.out)))}")
         if manifest.num_rows == 0:
             raise RunError(f"{storage.public_uri(options.raw)}: none of the clips in the CSV files is usable")
 

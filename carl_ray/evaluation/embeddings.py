@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from carl_ray import storage
+from carl_ray.data.manifest import LABEL_COLUMNS, attach_labels, write_table
 from carl_ray.data.manifest import SCHEMA as MANIFEST_SCHEMA
-from carl_ray.data.manifest import write_table
 from carl_ray.errors import RunError, UserError
 
 Precision = Literal["float16", "float32"]
@@ -57,6 +58,8 @@ class EmbeddedVideo:
 
     video_id: str
     uri: str
+    content_hash: str
+    """Of the file that was embedded, as in the manifest."""
     split: str | None
     label: str | None
     frame_labels: Int[np.ndarray, " frames"] | None
@@ -86,7 +89,7 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
     """
     columns: dict[str, pa.Array] = {
         name: pa.array([getattr(video, name) for video in videos], type=MANIFEST_SCHEMA.field(name).type)
-        for name in ("video_id", "uri", "split", "label", "frame_labels", "progress", "fps")
+        for name in ("video_id", "uri", "content_hash", *LABEL_COLUMNS, "fps")
     }
     columns["timestamps"] = pa.array([video.timestamps for video in videos], pa.list_(pa.float64()))
     columns["embeddings"] = _to_lists([video.embeddings for video in videos], precision)
@@ -99,25 +102,65 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
     write_table(table, storage.join(folder, f"{_PREFIX}{max(numbers, default=-1) + 1:05d}{_SUFFIX}"))
 
 
-def finished_videos(folder: str, origin: Origin) -> set[str]:
+def finished_videos(folder: str, origin: Origin, videos: pa.Table) -> set[str]:
     """Ids of the videos that a folder of embeddings already holds; empty where it does not exist.
 
+    Splits, labels and progress of those videos are brought up to what the manifest says now.
+
+    Args:
+        folder: URI of the folder.
+        origin: Where the embeddings are to come from.
+        videos: Rows of the manifest: `video_id`, `content_hash` and `LABEL_COLUMNS`.
+
     Raises:
-        UserError: the folder holds embeddings of another origin, or a part is no such file.
+        UserError: the folder holds embeddings of another origin, or of another file with the name of one of the
+            videos, or a part is no such file.
         RunError: the store refuses or fails.
     """
+    hashes = dict(
+        zip(*(videos.column(name).to_pylist() for name in ("video_id", "content_hash")), strict=True)
+    )
     found: set[str] = set()
     for name in _parts(folder):
         uri = storage.join(folder, name)
-        there = _origin(_open(uri), uri)
+        file = _open(uri)
+        there = _origin(file, uri)
         if there != origin:
             different = [k for k, v in asdict(there).items() if asdict(origin)[k] != v]
             raise UserError(
                 f"{storage.public_uri(folder)}: it holds embeddings of another origin (different: "
                 f"{', '.join(different)}); name another --out, or delete that folder"
             )
-        found.update(_read_column(uri, "video_id"))
+        try:
+            known = file.read(["video_id", "content_hash", *LABEL_COLUMNS])
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise _unreadable(uri, error) from None
+        for video_id, content_hash in zip(*(known.column(i).to_pylist() for i in (0, 1)), strict=True):
+            if hashes.get(video_id, content_hash) != content_hash:
+                raise UserError(
+                    f"{storage.public_uri(folder)}: its {video_id!r} is another file than the manifest's of that name; "
+                    "name another --out, or delete that folder"
+                )
+            found.add(video_id)
+        _refresh_labels(uri, known, videos)
     return found
+
+
+def _refresh_labels(uri: str, known: pa.Table, videos: pa.Table) -> None:
+    """Writes a part anew where the manifest's labels of its videos have changed."""
+    listed = pc.is_in(known.column("video_id"), videos.column("video_id").combine_chunks())
+    if not pc.any(listed).as_py():
+        return
+    labels = pa.concat_tables(
+        [
+            videos.select(["video_id", *LABEL_COLUMNS]),
+            known.filter(pc.invert(listed)).select(["video_id", *LABEL_COLUMNS]),
+        ],
+        promote_options="permissive",
+    )
+    fresh = attach_labels(known, labels)
+    if not fresh.equals(known):
+        write_table(attach_labels(_open(uri).read(), labels), uri)
 
 
 def iterate_embeddings(uri: str, *, split: str | None = None) -> Iterator[EmbeddedVideo]:
@@ -225,13 +268,6 @@ def _origin(file: pq.ParquetFile, uri: str) -> Origin:
         ) from None
 
 
-def _read_column(uri: str, name: str) -> list[Any]:
-    try:
-        return list(_open(uri).read([name]).column(name).to_pylist())
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise _unreadable(uri, error) from None
-
-
 def _to_lists(arrays: Sequence[np.ndarray], precision: Precision) -> pa.ListArray:
     """One list of vectors a video."""
     width = arrays[0].shape[1]
@@ -266,6 +302,7 @@ def _video(batch: pa.RecordBatch, row: int, uri: str) -> EmbeddedVideo:
     return EmbeddedVideo(
         video_id=scalar("video_id"),
         uri=scalar("uri"),
+        content_hash=scalar("content_hash"),
         split=scalar("split"),
         label=scalar("label"),
         frame_labels=frame_labels,

@@ -3,12 +3,14 @@
     where videos are (one task, lazy) ─ embed (actor pool, GPUs or CPUs) ─▶ driver ─ Parquet parts
 
 URIs go out and embeddings come back: frames never leave the actor that decodes them. The driver
-writes a part every few minutes, so whatever ends a run, the next one does only what is missing.
+writes a part every few minutes, so whatever ends a run, the next one does only what is missing. Videos that could
+not be embedded are listed beside the parts, in bad_videos.jsonl.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import warnings
@@ -37,11 +39,9 @@ from carl_ray.evaluation.embeddings import (
 from carl_ray.evaluation.inference import VideoEmbedder, View, untrained_encoder
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.training.checkpoint import checkpoint_at, load_encoder
+from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
-BAD_VIDEOS = "bad_videos.jsonl"
-"""Beside the parts: the videos that could not be embedded, one line each, with the reason."""
-
-_COLUMNS = ["video_id", "uri", "num_frames", "frame_step", "fps", *LABEL_COLUMNS]
+_COLUMNS = ["video_id", "uri", "content_hash", "num_frames", "frame_step", "fps", *LABEL_COLUMNS]
 _PART_BYTES = 64 * 2**20
 _PART_SECONDS = 300.0
 _SECONDS_BETWEEN_LINES = 10.0
@@ -49,7 +49,7 @@ _FIRST_RETRY_SECONDS = 0.5
 _MAX_TASK_RETRIES = 3
 """How often Ray repeats videos whose actor or node died; its default is without end."""
 _ACTOR_BYTES = 3 * 2**30
-"""Of memory that an actor reserves: torch, two encoders, and a few chunks of frames."""
+"""Enough for torch, two ResNet-50 encoders, and a few chunks of frames (2.3 GiB were measured)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,33 @@ def room_for_workers(cpus_per_worker: int, use_gpu: bool) -> int:
     return max(1, int(min(room)))
 
 
+def _actor_bytes() -> int:
+    """Memory that an actor reserves: less on a small machine, where the demo fits all the same."""
+    most = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    return min(_ACTOR_BYTES, int(most)) if most else _ACTOR_BYTES
+
+
+def _explain_resources(settings: ExtractionSettings) -> None:
+    """Says on standard error what no node has yet for a single actor.
+
+    Raises:
+        UserError: it is a cluster of this machine alone, which cannot grow.
+    """
+    needed = {"CPU": settings.cpus_per_worker, "GPU": int(settings.use_gpu)}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(name, 0) >= count for name, count in needed.items()) for node in nodes):
+        return
+    wanted = f"{settings.cpus_per_worker} CPUs{' and a GPU' if settings.use_gpu else ''}"
+    if not os.environ.get("RAY_ADDRESS"):
+        raise UserError(
+            f"an actor needs {wanted}, and this machine has not got them: lower --cpus-per-worker, leave out "
+            "--use-gpu, or name a cluster in RAY_ADDRESS"
+        )
+    print(
+        f"waiting for the cluster to grow: an actor needs {wanted} on one node", file=sys.stderr, flush=True
+    )
+
+
 def extract_embeddings(
     checkpoint_uri: str,
     manifest_uri: str,
@@ -116,7 +143,7 @@ def extract_embeddings(
     Raises:
         UserError: checkpoint or manifest are not there or not what they should be, or `out` holds other
             embeddings.
-        RunError: storage refused, or not a single video could be embedded.
+        RunError: storage refused, or more videos than the run's `data.max_bad_fraction` could not be embedded.
     """
     checkpoint = checkpoint_at(checkpoint_uri)
     config = checkpoint.config
@@ -132,8 +159,10 @@ def extract_embeddings(
     )
     missing, num_present = _missing_videos(manifest_uri, splits, out, origin)
     result = Extraction(num_present)
+    told_before = _bad_videos(out)
     if missing.num_rows == 0:
         return result
+    _explain_resources(settings)
     encoders = [load_encoder(checkpoint)]
     if settings.untrained:
         encoders.append(untrained_encoder(config))
@@ -153,11 +182,15 @@ def extract_embeddings(
     finally:
         # Also when it ends early: what was computed is not computed again.
         writer.flush()
-        _write_bad_videos(out, result.bad_videos)
+        _write_bad_videos(out, told_before, set(missing.column("video_id").to_pylist()), result.bad_videos)
     result.seconds = time.monotonic() - started
-    if result.num_embedded == 0 and num_present == 0:
+    total = num_present + missing.num_rows
+    if len(result.bad_videos) > config.data.max_bad_fraction * total:
         video_id, reason = result.bad_videos[0]
-        raise RunError(f"none of {missing.num_rows} videos could be embedded; {video_id}: {reason}")
+        raise RunError(
+            f"{len(result.bad_videos)} of {total} videos could not be embedded, more than data.max_bad_fraction = "
+            f"{config.data.max_bad_fraction:g} of the run allows; {video_id}: {reason}"
+        )
     return result
 
 
@@ -174,7 +207,7 @@ def _missing_videos(
             f"{storage.public_uri(manifest_uri)}: it has no videos"
             + (f" of the split {' or '.join(splits)}" if splits else "")
         )
-    finished = finished_videos(out, origin)
+    finished = finished_videos(out, origin, table)
     video_ids = table.column("video_id").to_pylist()
     missing = table.filter(pa.array([video_id not in finished for video_id in video_ids]))
     return missing, table.num_rows - missing.num_rows
@@ -196,7 +229,7 @@ def _embedded_rows(
             compute=ActorPoolStrategy(size=min(settings.num_workers, videos.num_rows)),
             num_cpus=settings.cpus_per_worker,
             num_gpus=1 if settings.use_gpu else None,
-            memory=_ACTOR_BYTES,
+            memory=_actor_bytes(),
             max_restarts=-1,
             max_task_retries=_MAX_TASK_RETRIES,
         )
@@ -209,7 +242,6 @@ def _videos(videos: pa.Table) -> Dataset:
 
     A read task, as of `ray.data.range`, would want a CPU, and the actors may hold all there are.
     """
-
     table = ray.put(videos)
 
     def rows(batch: pa.Table) -> Iterator[pa.Table]:
@@ -249,7 +281,10 @@ class _EmbeddingActor:
         sources = list(zip(uris, lengths, strict=True))
         embedded = list(self._embedder.embed(sources))
         for attempt in range(self._retries):
-            failed = [place for place, result in enumerate(embedded) if isinstance(result, Exception)]
+            # What does not decode will not; what could not be fetched may.
+            failed = [
+                place for place, result in enumerate(embedded) if isinstance(result, UserError | RunError)
+            ]
             if not failed:
                 break
             time.sleep(_FIRST_RETRY_SECONDS * 2**attempt)
@@ -292,6 +327,7 @@ def _embedded_video(video: dict[str, Any], row: dict[str, Any]) -> EmbeddedVideo
     return EmbeddedVideo(
         video_id=video["video_id"],
         uri=video["uri"],
+        content_hash=video["content_hash"],
         split=video["split"],
         label=video["label"],
         frame_labels=array("frame_labels", np.int32),
@@ -303,11 +339,20 @@ def _embedded_video(video: dict[str, Any], row: dict[str, Any]) -> EmbeddedVideo
     )
 
 
-def _write_bad_videos(out: str, bad_videos: Sequence[tuple[str, str]]) -> None:
-    uri = storage.join(out, BAD_VIDEOS)
-    if bad_videos or storage.exists(uri):
-        lines = [json.dumps({"video_id": video_id, "reason": reason}) for video_id, reason in bad_videos]
-        storage.write_bytes(uri, "".join(f"{line}\n" for line in lines).encode())
+def _bad_videos(out: str) -> dict[str, str]:
+    """What earlier calls could not embed: reasons by video id."""
+    return {line["video_id"]: line["reason"] for line in read_log(out, BAD_VIDEOS)}
+
+
+def _write_bad_videos(
+    out: str, told_before: dict[str, str], tried: set[str], bad_videos: Sequence[tuple[str, str]]
+) -> None:
+    """The list of bad videos, with those of earlier calls that were not tried this time."""
+    told = {video_id: reason for video_id, reason in told_before.items() if video_id not in tried}
+    told |= dict(bad_videos)
+    if told or told_before:
+        lines = [json.dumps({"video_id": video_id, "reason": reason}) for video_id, reason in told.items()]
+        storage.write_bytes(storage.join(out, BAD_VIDEOS), "".join(f"{line}\n" for line in lines).encode())
 
 
 class _PartWriter:

@@ -116,13 +116,27 @@ class VideoEmbedder:
         Yields:
             The arrays, or for a video that cannot be read the exception that says why.
         """
-        with ExitStack() as stack:
-            decoded = [stack.enter_context(_ahead(self._views(*video))) for video in videos]
-            for views in decoded:
-                try:
-                    yield self._embed_one(views)
-                except (DecodeError, UserError, RunError) as error:
-                    yield error
+        ready: queue.SimpleQueue[int] = queue.SimpleQueue()
+        with ExitStack() as stack, torch.no_grad():
+            features = [
+                self._features(stack.enter_context(_ahead(self._views(*video), ready, number)))
+                for number, video in enumerate(videos)
+            ]
+            pieces: list[list[tuple[Tensor, ...]]] = [[] for _ in videos]
+            done: dict[int, list[np.ndarray] | Exception] = {}
+            for number in range(len(videos)):
+                while number not in done:
+                    # Whichever video has a chunk ready, so that no decoder waits for another one's video.
+                    at = ready.get()
+                    try:
+                        piece = next(features[at], None)
+                        if piece is None:
+                            done[at] = self._embed_whole(pieces[at])
+                        else:
+                            pieces[at].append(piece)
+                    except (DecodeError, UserError, RunError) as error:
+                        done[at] = error
+                yield done[number]
 
     def _views(self, source: bytes | str, num_frames: int) -> Iterator[UInt8[Tensor, "chunk size size 3"]]:
         size = self._config.augment.image_size
@@ -139,26 +153,38 @@ class VideoEmbedder:
                 frames = frames[:, top : top + size, left : left + size]
             yield center_view(frames, size)
 
-    @torch.no_grad()
-    def _embed_one(self, views: Iterator[Tensor]) -> list[np.ndarray]:
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            chunks = (normalize(view.to(self._device)) for view in views)
-            # The encoders take turns, chunk by chunk: no copy of the frames outlives them.
-            copies = itertools.tee(chunks, len(self._encoders))
-            streams = [
-                encoder.frame_features(copy) for encoder, copy in zip(self._encoders, copies, strict=True)
-            ]
-            del copies
-            pieces = list(zip(*streams, strict=True))
+    def _features(self, views: Iterator[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """Pooled features of each chunk, of each encoder."""
+        chunks = (normalize(view.to(self._device)) for view in views)
+        # The encoders take turns, chunk by chunk: no copy of the frames outlives them.
+        copies = itertools.tee(chunks, len(self._encoders))
+        streams = [encoder.frame_features(copy) for encoder, copy in zip(self._encoders, copies, strict=True)]
+        del copies
+        while True:
+            # Not around the whole: what is active while a generator waits is active for its caller too.
+            with self._autocast():
+                piece = tuple(next(stream, None) for stream in streams)
+            if piece[0] is None:
+                return
+            yield tuple(features for features in piece if features is not None)
+
+    def _embed_whole(self, pieces: list[tuple[Tensor, ...]]) -> list[np.ndarray]:
+        with self._autocast():
             return [
                 encoder.embed_features(torch.cat(features)).float().cpu().numpy()
                 for encoder, features in zip(self._encoders, zip(*pieces, strict=True), strict=True)
             ]
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
+
 
 @contextmanager
-def _ahead(items: Iterator[Tensor]) -> Iterator[Iterator[Tensor]]:
-    """The items, made in a thread a few ahead of their use; its errors are raised where they are used."""
+def _ahead(items: Iterator[Tensor], ready: queue.SimpleQueue[int], number: int) -> Iterator[Iterator[Tensor]]:
+    """The items, made in a thread a few ahead of their use; its errors are raised where they are used.
+
+    Of each item that can be taken, and of the end, `ready` gets the number.
+    """
     made: queue.Queue[Tensor | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
     stopped = threading.Event()
 
@@ -166,6 +192,7 @@ def _ahead(items: Iterator[Tensor]) -> Iterator[Iterator[Tensor]]:
         while not stopped.is_set():
             try:
                 made.put(item, timeout=0.1)
+                ready.put(number)
                 return
             except queue.Full:
                 continue

@@ -28,6 +28,7 @@ _MOMENTUM = 0.9
 _WEIGHT_DECAY = 1e-6
 _EPOCHS = 100
 _BATCH_VIDEOS = 10
+_TOLERANCE = 1e-8
 
 _Embeddings = Sequence[Float[np.ndarray, "_ width"]]
 _Labels = Sequence[Int[np.ndarray, " _"]]
@@ -78,7 +79,10 @@ def phase_classification(
     frames, classes = np.concatenate(train), np.concatenate(train_classes)
     if (classes == classes[0]).all():
         return _accuracy([np.full(len(video), classes[0]) for video in test], test_classes, left_out)
-    model = LogisticRegression(C=1.0, max_iter=_MOST_ITERATIONS)
+    # Of two classes scikit-learn fits one weight vector: half the squared difference of a softmax's two, whose
+    # penalty with C = 1 is that of a single one with C = 2.
+    penalty = 2.0 if len(np.unique(classes)) == 2 else 1.0
+    model = LogisticRegression(C=penalty, tol=_TOLERANCE, max_iter=_MOST_ITERATIONS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(frames, classes)

@@ -64,7 +64,8 @@ def protocol_of(preset: str) -> Protocol:
 
 def stride_of(preset: str) -> int:
     """Every how many frames tau, AP@K and the alignment error look at (SPEC section 5), by preset."""
-    return {"penn_action": 2, "kinetics400_to_penn_action": 2, "pouring": 5}.get(preset, 1)
+    penn_action = {"penn_action": 2, "kinetics400": 2, "kinetics400_to_penn_action": 2}
+    return {**penn_action, "pouring": 5}.get(preset, 1)
 
 
 def evaluate(
@@ -84,7 +85,7 @@ def evaluate(
     `document["actions"][label]` holds the same for each action.
 
     Args:
-        train: Videos whose labels probes are fitted to.
+        train: Videos whose labels probes are fitted to; may be none where no test video has labels.
         test: Videos that everything is measured on.
         origin: Where the embeddings come from.
         protocol: Which metrics.
@@ -139,19 +140,20 @@ def evaluate(
 
 
 def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> None:
-    if not train:
+    if not train and any((labels >= 0).any() for labels in _labels(test)):
         raise UserError("expected at least one training video to fit probes to, got none")
     if len(test) < 2:
         raise UserError(
             f"expected at least 2 test videos, got {len(test)}: tau, retrieval and alignment compare videos"
         )
-    both = {video.video_id for video in train} & {video.video_id for video in test}
+    # The same name alone may be two files, of two folders that were indexed apart.
+    both = {(v.video_id, v.uri) for v in train} & {(v.video_id, v.uri) for v in test}
     if both:
         raise UserError(
-            f"{len(both)} videos are in the training and in the test embeddings, {min(both)!r} among them: "
+            f"{len(both)} videos are in the training and in the test embeddings, {min(both)[0]!r} among them: "
             "evaluation needs disjoint sets"
         )
-    first = train[0]
+    first = test[0]
     for video in [*train, *test]:
         for name, array in (("embeddings", video.embeddings), ("untrained embeddings", video.untrained)):
             width = first.embeddings.shape[1]
@@ -221,9 +223,7 @@ def _measure_phases(train: _Embedded, test: _Embedded, stride: int, seed: int) -
         classes = _num_classes([*train.videos, *test.videos])
         measured["phase_progression"] = phase_progression(*labelled, num_phases=max(classes, 2))
     else:
-        nothing = np.zeros(len(test.videos))
-        undefined = RatioOfSums(nothing, nothing, {"actions_without_training_videos": 1})
-        measured = dict.fromkeys(PHASE_METRICS[:4], undefined)
+        measured = dict.fromkeys(PHASE_METRICS[:4], _unfitted(test))
     # Frames without a label take no part, but where a video has none at all every frame does.
     kept = [
         array[labels >= 0] if (labels >= 0).any() else array
@@ -236,7 +236,15 @@ def _measure_phases(train: _Embedded, test: _Embedded, stride: int, seed: int) -
     return measured
 
 
+def _unfitted(test: _Embedded) -> Result:
+    """What a probe without training videos says."""
+    nothing = np.zeros(len(test.videos))
+    return RatioOfSums(nothing, nothing, {"actions_without_training_videos": 1})
+
+
 def _measure_finegym(train: _Embedded, test: _Embedded, seed: int) -> dict[str, Result]:
+    if not train.videos:
+        return dict.fromkeys(FINEGYM_METRICS, _unfitted(test))
     labelled = (train.embeddings, train.labels, test.embeddings, test.labels)
     classes = _num_classes([*train.videos, *test.videos])
     return {
@@ -275,6 +283,11 @@ def _entry(results: Sequence[Result], seed: int) -> dict[str, Any]:
     for result in results:
         for name, count in result.left_out.items():
             left_out[name] = left_out.get(name, 0) + count
+    if len(results) > 1:
+        # The mean is over the other actions; one with too few videos to vary costs the mean its interval.
+        defined = [result for result in results if not math.isnan(result.value)]
+        left_out["undefined_actions"] = len(results) - len(defined)
+        left_out["actions_without_interval"] = sum(not result.can_vary for result in defined)
     interval: Interval = bootstrap(results, num_draws=_NUM_DRAWS, level=_LEVEL, seed=seed)
     # JSON has no NaN.
     values = {name: None if math.isnan(value) else value for name, value in asdict(interval).items()}

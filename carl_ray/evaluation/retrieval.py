@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 
 from carl_ray.evaluation.frames import MOST_SIMILARITIES, ZERO_SIMILARITY, labelled_frames, rounding_gap
 from carl_ray.evaluation.results import RatioOfSums
+
+# Frames at the K-th distance that the exact search looks at before it looks at all of them.
+_TIED = 48
 
 
 def average_precision_at_k(
@@ -122,11 +125,29 @@ def _exact_precisions(
     similarities = frames[queries] @ frames.T
     similarities[:, ~frames.any(axis=1)] = ZERO_SIMILARITY
     similarities[video[queries, None] == video] = -np.inf
-    same = classes[queries, None] == classes
-    last = [len(frames) - min(k, len(frames)) for k in ks]
-    levels = np.partition(similarities, last, axis=1)[:, last]
-    precisions = np.zeros((len(ks), len(queries)))
-    for precision, k, level in zip(precisions, ks, levels.T[:, :, None], strict=True):
+    most = min(max(ks), len(frames))
+    top = torch.from_numpy(similarities).topk(min(most + _TIED, len(frames)), dim=1)
+    nearest = top.values.numpy()
+    precisions = _shared_places(nearest, classes[top.indices.numpy()] == classes[queries, None], ks, gap)
+    # Where even the last one found competes for the last place, more may do so.
+    cut = np.flatnonzero(nearest[:, -1] >= nearest[:, most - 1] - gap)
+    if nearest.shape[1] < len(frames) and len(cut):
+        order = np.argsort(-similarities[cut], axis=1)
+        nearest = np.take_along_axis(similarities[cut], order, axis=1)
+        precisions[:, cut] = _shared_places(nearest, classes[order] == classes[queries[cut], None], ks, gap)
+    return precisions
+
+
+def _shared_places(
+    similarities: Float64[np.ndarray, "queries candidates"],
+    same: Bool[np.ndarray, "queries candidates"],
+    ks: Sequence[int],
+    gap: float,
+) -> Float64[np.ndarray, "ks queries"]:
+    """Shares of candidates with the query's label among the K nearest; candidates come the nearest first."""
+    precisions = np.zeros((len(ks), len(similarities)))
+    for precision, k in zip(precisions, ks, strict=True):
+        level = similarities[:, min(k, similarities.shape[1]) - 1, None]
         nearer = similarities > level + gap
         candidates = ~nearer & (similarities >= level - gap)
         places = k - nearer.sum(1)

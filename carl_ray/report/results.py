@@ -12,14 +12,20 @@ from carl_ray.evaluation.embeddings import Origin, read_embeddings, read_origin
 from carl_ray.evaluation.protocol import VARIANTS, Protocol, evaluate, protocol_of, stride_of
 from carl_ray.report.page import write_report
 from carl_ray.training.checkpoint import CHECKPOINTS
-from carl_ray.training.run_log import read_log
+from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
 
 
 def write_results(
-    train_uri: str, test_uri: str, out: str, *, protocol: Protocol | None = None, stride: int | None = None
+    train_uri: str,
+    test_uri: str,
+    out: str,
+    *,
+    protocol: Protocol | None = None,
+    stride: int | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Evaluates embeddings and writes `metrics.json` and `report.html` into a folder. Progress on standard error.
 
@@ -30,30 +36,45 @@ def write_results(
         out: The folder.
         protocol: None: that of the preset.
         stride: None: the paper's for the preset.
+        seed: Of label fractions, chance and the bootstrap.
 
     Returns:
-        The document of metrics.json.
+        The document of metrics.json: that of `evaluate`, and `not_embedded`, the number of videos that `embed` could
+        not read.
 
     Raises:
         UserError: what is there is not two sets of embeddings of one encoder, or as `evaluate`.
         RunError: the store refuses or fails.
     """
     origin = read_origin(train_uri)
-    same = test_uri == train_uri
+    same = test_uri.rstrip("/") == train_uri.rstrip("/")
     if not same and read_origin(test_uri) != origin:
         raise UserError(
             f"{storage.public_uri(test_uri)}: embeddings of another encoder or view than those in "
             f"{storage.public_uri(train_uri)}"
         )
-    train = read_embeddings(train_uri, split="train" if same else None)
-    test = read_embeddings(test_uri, split="test" if same else None)
+    if same:
+        videos = read_embeddings(train_uri)
+        train = [video for video in videos if video.split in (None, "train")]
+        test = [video for video in videos if video.split == "test"]
+        if not test:
+            raise UserError(
+                f"{storage.public_uri(test_uri)}: no video of the split 'test' in it; put the videos into folders "
+                "train/ and test/ before indexing, or name two sets of embeddings"
+            )
+    else:
+        train, test = read_embeddings(train_uri), read_embeddings(test_uri)
     document = evaluate(
         train,
         test,
         origin,
         protocol=protocol or protocol_of(origin.preset),
         stride=stride or stride_of(origin.preset),
+        seed=seed,
         on_progress=_print_progress,
+    )
+    document["not_embedded"] = sum(
+        len(read_log(uri, BAD_VIDEOS)) for uri in dict.fromkeys((train_uri, test_uri))
     )
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     storage.write_bytes(storage.join(out, METRICS_FILE), text.encode())

@@ -169,6 +169,8 @@ def compare(
 def left_out_lines(document: Mapping[str, Any]) -> list[str]:
     """A line for each thing that a metric left out, with how often; the counts of zero are dropped."""
     lines = []
+    if document.get("not_embedded"):
+        lines.append(f"All metrics: {document['not_embedded']:,} videos that could not be embedded")
     for name in metric_names(document):
         counts: dict[str, dict[str, int]] = {}
         for variant in VARIANTS:

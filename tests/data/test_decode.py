@@ -233,7 +233,12 @@ def test_chunks_of_a_video_that_is_shorter_than_expected(make_video, tmp_path):
         next(chunks)
     with pytest.raises(DecodeError, match="no such file"):
         next(iterate_frames(str(tmp_path / "none.mp4"), 2, chunk_frames=8))
-    assert len(next(iterate_frames(path.read_bytes(), 3, chunk_frames=8))) == 3
+    longer = iterate_frames(path.read_bytes(), 19, chunk_frames=8)
+    assert [len(next(longer)) for _ in range(3)] == [8, 8, 3]
+    with pytest.raises(DecodeError, match="19 frames were expected, but more decode"):
+        next(longer)
+    with pytest.raises(ValueError, match="at least 1, got 0 and 8"):
+        next(iterate_frames(str(path), 0, chunk_frames=8))
 
 
 def test_what_cannot_be_decoded_says_why(make_video, tmp_path):

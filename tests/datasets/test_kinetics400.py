@@ -98,7 +98,7 @@ def test_the_command_line_indexes_what_is_listed_and_decodes(published, tmp_path
     assert set(manifest.column("num_frames").to_pylist()) == {12}
     assert manifest.column("frame_labels").null_count == manifest.num_rows
     assert Path(manifest.to_pylist()[0]["uri"]).is_file()
-    assert len(read_manifest(str(tmp_path / "k400.rejects.parquet"), ["uri", "reason"])) == 4
+    assert len(read_manifest(str(tmp_path / "k400.scan.rejects.parquet"), ["uri", "reason"])) == 4
 
     kinetics400.main([str(published), "--out", out])
     assert capsys.readouterr().out == printed and read_manifest(out).equals(manifest)

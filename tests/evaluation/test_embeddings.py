@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from carl_ray.data.manifest import LABEL_COLUMNS, SCHEMA
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import (
     EmbeddedVideo,
@@ -38,6 +39,7 @@ def video(video_id: str, num_frames: int = 5, width: int = 4, *, seed: int = 0, 
     rng = np.random.default_rng(seed)
     defaults = {
         "uri": f"/videos/{video_id}.mp4",
+        "content_hash": "0",
         "split": "train",
         "label": "kick",
         "frame_labels": rng.integers(-1, 3, num_frames).astype(np.int32),
@@ -48,6 +50,16 @@ def video(video_id: str, num_frames: int = 5, width: int = 4, *, seed: int = 0, 
         "untrained": rng.standard_normal((num_frames, width)).astype(np.float32),
     }
     return EmbeddedVideo(video_id=video_id, **(defaults | fields))
+
+
+def listed(*videos: EmbeddedVideo, **changed) -> pa.Table:
+    """The rows of the manifest that these videos come from, some columns of all of them changed."""
+    rows = [
+        {name: changed.get(name, getattr(v, name)) for name in ("video_id", "content_hash", *LABEL_COLUMNS)}
+        for v in videos
+    ]
+    fields = [SCHEMA.field(name) for name in ("video_id", "content_hash", *LABEL_COLUMNS)]
+    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
 
 
 def same(a: EmbeddedVideo, b: EmbeddedVideo, *, rtol: float = 0.0) -> None:
@@ -70,7 +82,7 @@ def test_what_is_written_is_read(tmp_path: Path, precision) -> None:
     for before, after in zip(sorted(written, key=lambda v: v.video_id), read, strict=True):
         same(before, after, rtol=0 if precision == "float32" else 2e-3)
     assert read_origin(str(tmp_path)) == ORIGIN
-    assert finished_videos(str(tmp_path), ORIGIN) == {"a", "b", "d", "ä/c"}
+    assert finished_videos(str(tmp_path), ORIGIN, listed(*written)) == {"a", "b", "d", "ä/c"}
     stored = pq.read_schema(tmp_path / "part-00000.parquet").field("embeddings").type
     assert stored == pa.list_(pa.list_(pa.type_for_alias(precision), 4))
 
@@ -103,11 +115,34 @@ def test_embeddings_of_another_origin_are_refused(tmp_path: Path) -> None:
     write_part(str(tmp_path), [video("a")], ORIGIN, "float16")
     other = replace(ORIGIN, step=4, model_sha256="cd")
     with pytest.raises(UserError, match=r"different: model_sha256, step\); name another --out"):
-        finished_videos(str(tmp_path), other)
+        finished_videos(str(tmp_path), other, listed(video("a")))
     write_part(str(tmp_path), [video("b")], other, "float16")
     with pytest.raises(UserError, match=r"part-00001.parquet: embeddings of another origin than"):
         read_origin(str(tmp_path))
-    assert finished_videos(str(tmp_path / "new"), ORIGIN) == set()
+    assert finished_videos(str(tmp_path / "new"), ORIGIN, listed(video("a"))) == set()
+
+
+def test_another_file_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    write_part(str(tmp_path), [video("a"), video("b")], ORIGIN, "float16")
+    with pytest.raises(UserError, match="its 'a' is another file than the manifest's of that name"):
+        finished_videos(str(tmp_path), ORIGIN, listed(video("a"), content_hash="other"))
+    assert finished_videos(str(tmp_path), ORIGIN, listed(video("c"))) == {"a", "b"}
+
+
+def test_labels_follow_the_manifest(tmp_path: Path) -> None:
+    first = [video("a"), video("b", split="test"), video("c")]
+    write_part(str(tmp_path), first, ORIGIN, "float32")
+    content = (tmp_path / "part-00000.parquet").read_bytes()
+    finished_videos(str(tmp_path), ORIGIN, listed(*first))
+    assert (tmp_path / "part-00000.parquet").read_bytes() == content
+    changed = listed(first[2], first[0], split="validation", label=None, frame_labels=[4] * 5)
+    assert finished_videos(str(tmp_path), ORIGIN, changed) == {"a", "b", "c"}
+    a, b, c = read_embeddings(str(tmp_path))
+    same(first[1], b)
+    for before, after in ((first[0], a), (first[2], c)):
+        assert after.frame_labels is not None and after.frame_labels.tolist() == [4] * 5
+        same(replace(before, split="validation", label=None, frame_labels=after.frame_labels), after)
+    assert read_origin(str(tmp_path)) == ORIGIN
 
 
 def test_what_is_no_file_of_embeddings(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,7 @@ def one_row_parts(monkeypatch) -> None:
 def test_every_video_once_and_only_what_is_missing(
     ray_session, tiny_run, manifest, tmp_path, one_row_parts
 ) -> None:
+    """One of five videos is broken for a while: more than the run allows, but the others are embedded."""
     uri, rows = manifest
     out = str(tmp_path / "out")
     first = extract_embeddings(str(tiny_run), uri, out, SETTINGS, splits=["test", "validation"])
@@ -66,13 +68,15 @@ def test_every_video_once_and_only_what_is_missing(
     parts = {path.name: path.read_bytes() for path in Path(out).iterdir()}
     assert sorted(parts) == ["part-00000.parquet", "part-00001.parquet"]
 
-    # One more video is broken now: it is told, and the others are embedded.
+    whole = Path(rows[2]["uri"]).read_bytes()
     Path(rows[2]["uri"]).write_bytes(b"\0" * 100)
-    second = extract_embeddings(str(tiny_run), uri, out, SETTINGS)
-    assert (second.num_present, second.num_embedded) == (2, 2)
-    assert [video_id for video_id, _ in second.bad_videos] == ["v2"]
-    listed = [json.loads(line) for line in (tmp_path / "out" / "bad_videos.jsonl").read_text().splitlines()]
-    assert [(line["video_id"], line["reason"]) for line in listed] == second.bad_videos
+    with pytest.raises(RunError, match=r"1 of 5 videos could not be embedded, more than .*; v2: "):
+        extract_embeddings(str(tiny_run), uri, out, SETTINGS)
+    (line,) = [json.loads(line) for line in (tmp_path / "out" / "bad_videos.jsonl").read_text().splitlines()]
+    assert line["video_id"] == "v2" and line["reason"]
+    # A call that does not try it leaves it in the list.
+    assert extract_embeddings(str(tiny_run), uri, out, SETTINGS, splits=["test"]).num_present == 1
+    assert "v2" in (tmp_path / "out" / "bad_videos.jsonl").read_text()
     assert all((Path(out) / name).read_bytes() == content for name, content in parts.items())
 
     checkpoint = checkpoint_at(str(tiny_run))
@@ -94,7 +98,7 @@ def test_every_video_once_and_only_what_is_missing(
     assert (origin.step, origin.num_frames, origin.position_width, origin.preset) == (3, 6, 16, "demo")
 
     # The file is whole again: only it is missing.
-    Path(rows[2]["uri"]).write_bytes(Path(rows[3]["uri"]).read_bytes())
+    Path(rows[2]["uri"]).write_bytes(whole)
     third = extract_embeddings(str(tiny_run), uri, out, SETTINGS)
     assert (third.num_present, third.num_embedded, third.bad_videos) == (4, 1, [])
     assert (tmp_path / "out" / "bad_videos.jsonl").read_text() == ""
@@ -133,9 +137,15 @@ def test_mistakes_are_found_before_any_work(tiny_run, manifest, tmp_path) -> Non
     assert not Path(out).exists()
 
 
-def test_not_one_readable_video_is_a_failure(ray_session, tiny_run, tmp_path) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"\0" * 100)
-    uri = str(tmp_path / "manifest.parquet")
-    write_table(pa.Table.from_pylist([row(tmp_path / "a.mp4", "a", 3)], schema=SCHEMA), uri)
-    with pytest.raises(RunError, match="none of 1 videos could be embedded; a: "):
-        extract_embeddings(str(tiny_run), uri, str(tmp_path / "out"), SETTINGS)
+def test_what_a_cluster_of_this_machine_will_never_have_is_said(
+    ray_session, tiny_run, manifest, tmp_path, monkeypatch, capsys
+) -> None:
+    uri, _ = manifest
+    many = replace(SETTINGS, cpus_per_worker=4096)
+    with monkeypatch.context() as patched:
+        patched.delenv("RAY_ADDRESS")
+        with pytest.raises(UserError, match="an actor needs 4096 CPUs, and this machine has not got them"):
+            extract_embeddings(str(tiny_run), uri, str(tmp_path / "out"), many)
+    monkeypatch.setattr(extraction, "_embedded_rows", lambda *arguments: iter([]))
+    extract_embeddings(str(tiny_run), uri, str(tmp_path / "out"), many)
+    assert "waiting for the cluster to grow: an actor needs 4096 CPUs on one node" in capsys.readouterr().err

@@ -95,7 +95,8 @@ def test_decoding_threads_end_with_their_use(embedder, make_video, tmp_path, mon
     path = str(make_video(tmp_path / "a.mp4", 200))
     monkeypatch.setattr(inference, "_CHUNK_FRAMES", 2)
     before = threading.active_count()
-    results = embedder.embed([(path, 200)] * 3)
+    short = str(make_video(tmp_path / "short.mp4", 2))
+    results = embedder.embed([(short, 2), (path, 200), (path, 200)])
     next(results)
     assert threading.active_count() > before
     results.close()
@@ -119,6 +120,7 @@ def test_memory_of_a_long_video_is_that_of_chunks(embedder, monkeypatch) -> None
         def to(self, device):
             return self
 
+    monkeypatch.setattr(inference, "_CHUNKS_AHEAD", 2)
     monkeypatch.setattr(embedder, "_views", lambda source, num_frames: (Chunk() for _ in range(100)))
     monkeypatch.setattr(inference, "normalize", lambda chunk: torch.zeros(2, 3, 16, 16))
     (result,) = embedder.embed([("", 200)])

@@ -86,6 +86,7 @@ def _video(video_id, count, width=4, fill=None):
     return EmbeddedVideo(
         video_id=video_id,
         uri=f"/videos/{video_id}",
+        content_hash="0",
         split=None,
         label=None,
         frame_labels=None,

@@ -38,8 +38,8 @@ def softmax(logits):
     return shifted / shifted.sum(1, keepdims=True)
 
 
-def slow_logistic_accuracy(train, test, phases=4):
-    """Right frames by test video: L2 penalty of half the squared weights, C = 1 times the summed cross-entropy."""
+def slow_logistic_accuracy(train, test, phases=4, strength=1.0):
+    """Right frames by test video: L2 penalty of half the squared weights, C = strength times the cross-entropy."""
     (frames, classes), (test_frames, test_classes) = kept(*train), kept(*test)
     x, y = np.concatenate(frames), np.concatenate(classes)
     width = x.shape[1]
@@ -48,8 +48,8 @@ def slow_logistic_accuracy(train, test, phases=4):
         weight, bias = parameters[: width * phases].reshape(width, phases), parameters[width * phases :]
         chance = softmax(x @ weight + bias)
         gradient = chance - np.eye(phases)[y]
-        value = -np.log(chance[np.arange(len(y)), y]).sum() + 0.5 * (weight**2).sum()
-        return value, np.concatenate([(x.T @ gradient + weight).ravel(), gradient.sum(0)])
+        value = -np.log(chance[np.arange(len(y)), y]).sum() + 0.5 * (weight**2).sum() / strength
+        return value, np.concatenate([(x.T @ gradient + weight / strength).ravel(), gradient.sum(0)])
 
     found = minimize(loss, np.zeros((width + 1) * phases), jac=True, method="BFGS", options={"gtol": 1e-7}).x
     weight, bias = found[: width * phases].reshape(width, phases), found[width * phases :]
@@ -99,10 +99,14 @@ def slow_linear_layer(frames, classes, num_classes, seed):
     return weight
 
 
-def test_classification_equals_a_slow_reference():
-    train, test = videos(0, 12), videos(1, 7)
+@pytest.mark.parametrize("phases", [2, 4])
+def test_classification_equals_a_slow_reference(phases):
+    # Many hard test frames: a penalty of another strength (C = 2) puts some of them elsewhere.
+    train, test = videos(0, 12, phases=phases, noise=1.5), videos(1, 150, phases=phases, noise=1.5)
     found = phase_classification(*train, *test)
-    assert found.numerators.tolist() == slow_logistic_accuracy(train, test)
+    expected = slow_logistic_accuracy(train, test, phases)
+    assert found.numerators.tolist() == expected
+    assert slow_logistic_accuracy(train, test, phases, strength=2) != expected
     assert found.denominators.tolist() == [(labels >= 0).sum() for labels in test[1]]
     assert 0.5 < found.value < 1
     assert set(found.left_out.values()) == {0}

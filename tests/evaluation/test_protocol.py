@@ -17,6 +17,7 @@ from carl_ray.evaluation import (
     phase_classification,
     phase_progression,
 )
+from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
 from carl_ray.evaluation.protocol import (
     FINEGYM_METRICS,
@@ -26,6 +27,7 @@ from carl_ray.evaluation.protocol import (
     protocol_of,
     stride_of,
 )
+from carl_ray.evaluation.results import bootstrap
 
 ORIGIN = Origin("/run/checkpoints/step-00000002", "ab", "demo", 2, 16, 8, "resized", True)
 PHASES = 3
@@ -43,6 +45,7 @@ def make_video(number: int, action: str, **fields) -> EmbeddedVideo:
     )
     defaults = {
         "uri": f"/{number}.mp4",
+        "content_hash": "0",
         "split": None,
         "label": action,
         "frame_labels": labels,
@@ -110,6 +113,44 @@ def test_values_are_those_of_the_metrics_averaged_over_actions(document, train, 
         assert document["actions"]["lift"]["trained"][metric]["value"] == pytest.approx(values[1][metric])
 
 
+def test_controls_are_the_metrics_of_their_own_arrays(document, train, test) -> None:
+    def embedded(variant, videos):
+        lengths = [len(v) for v in videos]
+        match variant:
+            case "untrained":
+                return [v.untrained for v in videos]
+            case "positions":
+                return position_embeddings(lengths, num_frames=16, width=8)
+            case _:
+                return chance_embeddings(lengths, [v.video_id for v in videos], width=4, seed=0)
+
+    fit, held = ([v for v in part if v.label == "kick"] for part in (train, test))
+    for variant in VARIANTS[1:]:
+        x, u = embedded(variant, fit), embedded(variant, held)
+        entry = document["actions"]["kick"][variant]
+        found = phase_classification(x, [v.frame_labels for v in fit], u, [v.frame_labels for v in held])
+        assert entry["phase_classification"]["value"] == pytest.approx(found.value)
+        error = alignment_error(u, [v.progress for v in held], stride=2)
+        assert entry["alignment_error"]["value"] == pytest.approx(error.value)
+        interval = bootstrap([error], num_draws=1000, level=0.95, seed=0)
+        assert (entry["alignment_error"]["low"], entry["alignment_error"]["high"]) == pytest.approx(
+            (interval.low, interval.high)
+        )
+    assert document["bootstrap"] == {"draws": 1000, "level": 0.95, "unit": "test video"}
+
+
+def test_actions_that_a_mean_leaves_out_are_counted(train, test) -> None:
+    few = [v for v in test if v.label == "kick"] + [v for v in test if v.label == "lift"][:1]
+    document = evaluate(train, few, ORIGIN, protocol="phases", stride=4)
+    for metric, undefined, without in (
+        ("kendalls_tau", 1, 0), ("alignment_error", 1, 0), ("phase_classification", 0, 1),
+    ):  # fmt: skip
+        left_out = document["trained"][metric]["left_out"]
+        assert (left_out["undefined_actions"], left_out["actions_without_interval"]) == (undefined, without)
+    assert document["trained"]["phase_classification"]["low"] is None
+    assert document["trained"]["kendalls_tau"]["low"] is not None
+
+
 def test_what_knows_the_progress_beats_all_controls(document) -> None:
     for metric, sign in (("phase_classification", 1), ("alignment_error", -1)):
         trained = document["trained"][metric]
@@ -135,6 +176,8 @@ def test_without_any_label_the_label_free_metrics_run(train, test) -> None:
         assert (entry["value"] is None) == (metric != "kendalls_tau"), metric
     assert document["trained"]["alignment_error"]["left_out"]["videos_without_progress"] == 12
     assert document["trained"]["kendalls_tau"]["low"] is not None
+    alone = evaluate([], bare(test), ORIGIN, protocol="phases", stride=1)
+    assert alone["trained"]["kendalls_tau"] == document["trained"]["kendalls_tau"]
 
 
 def test_without_the_untrained_control(train, test, document) -> None:
@@ -161,31 +204,45 @@ def test_an_action_of_the_test_videos_alone_is_told_not_hidden(train, test) -> N
 
 
 def test_finegym_probes_all_videos_together(train, test) -> None:
+    def blurred(videos):
+        rng = np.random.default_rng(1)
+        return [replace(v, embeddings=v.embeddings + 1.2 * rng.standard_normal((len(v), 4))) for v in videos]
+
+    train, test = blurred(train), blurred(test)
     document = evaluate(train, test, ORIGIN, protocol="finegym", stride=1)
     assert tuple(document["trained"]) == FINEGYM_METRICS
     assert set(document["actions"]) == {"all classes"}
     x, u = ([v.embeddings for v in part] for part in (train, test))
     y, w = ([v.frame_labels for v in part] for part in (train, test))
-    expected = linear_probe(x, y, u, w, num_classes=PHASES, fraction=0.5).value
-    assert document["trained"]["linear_probe_50"]["value"] == pytest.approx(expected)
+    for name, fraction in (("linear_probe_10", 0.1), ("linear_probe_50", 0.5), ("linear_probe", 1.0)):
+        expected = linear_probe(x, y, u, w, num_classes=PHASES, fraction=fraction).value
+        assert document["trained"][name]["value"] == pytest.approx(expected)
+    values = [document["trained"][name]["value"] for name in FINEGYM_METRICS]
+    assert len(set(values)) >= 2, "the shares of labels must differ here, or nothing was shown"
 
 
 def test_bad_input_is_one_clear_line(train, test) -> None:
     wide = replace(test[3], embeddings=np.zeros((len(test[3]), 5), np.float32))
     broken = replace(test[3], embeddings=np.full((len(test[3]), 4), np.nan, np.float32))
+    moved = replace(train[1], uri="/elsewhere.mp4")
     for fit, held, message in (
         ([], test, "expected at least one training video"),
         (train, test[:1], "expected at least 2 test videos, got 1"),
-        (train, [*test[:3], wide], r"different widths: 5 of 'lift/101', 4 of 'kick/0'"),
+        (train, [*test[:3], wide], r"different widths: 5 of 'lift/101', 4 of 'kick/100'"),
         (train, [*test[:3], broken], r"embeddings of 'lift/101' are not finite"),
-        (train, [*test, train[0]], "1 videos are in the training and in the test embeddings, 'kick/0'"),
+        (
+            train,
+            [*test, moved, train[0]],
+            "1 videos are in the training and in the test embeddings, 'kick/0'",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             evaluate(fit, held, ORIGIN, protocol="phases", stride=1)
 
 
 def test_protocols_and_strides_of_the_paper() -> None:
-    assert [stride_of(name) for name in ("penn_action", "pouring", "demo")] == [2, 5, 1]
+    strides = {"penn_action": 2, "kinetics400": 2, "kinetics400_to_penn_action": 2, "pouring": 5, "demo": 1}
+    assert {name: stride_of(name) for name in strides} == strides
     assert [protocol_of(name) for name in ("penn_action", "finegym99", "finegym288")] == [
         "phases",
         "finegym",

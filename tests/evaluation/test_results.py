@@ -105,7 +105,7 @@ def test_bootstrap_equals_a_loop_over_draws():
         by_action = []
         for result, rng in zip(results, streams, strict=True):
             count = len(result.numerators)
-            chosen = repeated(rng.multinomial(count, np.full(count, 1 / count)))
+            chosen = repeated(rng.multinomial(count - 1, np.full(count, 1 / count)))
             by_action.append(result.numerators[chosen].sum() / result.denominators[chosen].sum())
         values.append(np.mean(by_action))
     assert found.value == pytest.approx(np.mean([result.value for result in results]))

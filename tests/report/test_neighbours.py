@@ -15,6 +15,7 @@ def embedded(
     return EmbeddedVideo(
         video_id=name,
         uri=f"/videos/{name}",
+        content_hash="0",
         split="test",
         label="jump",
         frame_labels=None if labels is None else np.array(labels, np.int32),
