@@ -37,6 +37,8 @@ class DataConfig:
     """Frames are resized while decoding so that their shorter side has this many pixels."""
     retries: int = Field(default=2, ge=0)
     """How often reading a video is tried again before it counts as bad."""
+    train_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of the training videos that the run sees: the first of a seeded permutation, whole videos (table 11)."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
     """The run fails once more than this share of the videos drawn (at least one epoch) could not be read."""
 
@@ -113,6 +115,8 @@ class ModelConfig:
     """Spatial pooling of the backbone's last feature map."""
     temporal_encoder: Literal["transformer", "none", "c3d"] = "transformer"
     """What mixes frames (table 5)."""
+    positions: Literal["sine_cosine", "none"] = "sine_cosine"
+    """What the Transformer is told of a frame's place; without it, it sees a set of frames."""
     hidden_width: int = Field(default=512, ge=1)
     """Width of the two fully connected layers before the Transformer."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -143,14 +147,47 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class ObjectiveConfig:
-    """The training objective: the sequence contrastive loss (paper, section 3.4)."""
+    """The training objective: the sequence contrastive loss (paper, section 3.4), or one to compare it with."""
 
+    name: Literal[
+        "scl",
+        "contrastive",
+        "tcn",
+        "shuffle_and_learn",
+        "tcc",
+        "lav",
+        "gta",
+        "weak_scl",
+        "supervised",
+    ] = "scl"
+    """`scl`; `contrastive` (table 13), `tcn`, `shuffle_and_learn`: without labels, too; `tcc`, `lav`, `gta` and
+    `weak_scl` (weakly supervised CARL) train on pairs of videos of the same label; `supervised` on frame labels."""
     temperature: float = Field(default=0.1, gt=0)
-    """tau."""
+    """tau, of every softmax over similarities."""
     variance: float = Field(default=10.0, gt=0)
-    """sigma squared, in frames squared."""
+    """sigma squared, in frames squared (scl, weak_scl)."""
     negatives: Literal["video", "batch", "global"] = "video"
-    """Candidates besides the other view: none, the worker's other videos, or the videos of all workers."""
+    """Candidates besides the other view: none, the worker's other videos, or the videos of all workers (scl,
+    weak_scl)."""
+    window: float = Field(default=5.0, gt=0)
+    """Frames at most this far apart in the raw video are positives (tcn)."""
+    cycle: Literal["regression", "classification"] = "regression"
+    """How cycling back is scored (tcc)."""
+    smoothing: float = Field(default=0.1, gt=0)
+    """gamma of the soft minimum of dynamic time warping (lav, gta)."""
+    weak_weight: float = Field(default=1.0, ge=0)
+    """Weight of the pairs of videos beside the pairs of views (weak_scl)."""
+    weak_warmup: float = Field(default=0.1, ge=0, le=1)
+    """That weight grows linearly from 0 during this share of the run (weak_scl)."""
+    max_path_cost: float | None = Field(default=None, gt=0)
+    """Pairs whose alignment costs more, a cell of its path on average (0 to 2), are left out (weak_scl)."""
+    num_classes: int | None = Field(default=None, ge=1)
+    """Frame classes of the training videos; counted at the start of a run (supervised)."""
+
+    @property
+    def paired(self) -> bool:
+        """Whether it trains on pairs of videos of the same label."""
+        return self.name in ("tcc", "lav", "gta", "weak_scl")
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -233,6 +270,13 @@ class Config:
     """Length, batch, precision, logging."""
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     """Ray resources."""
+
+    def __post_init__(self) -> None:
+        if self.objective.paired and self.training.global_batch_size % 2:
+            raise ValueError(
+                f"objective {self.objective.name} trains on pairs of videos: training.global_batch_size must be even, "
+                f"got {self.training.global_batch_size}"
+            )
 
 
 _ADAPTER = TypeAdapter(Config)

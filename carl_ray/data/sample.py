@@ -22,7 +22,7 @@ from carl_ray.config import Config
 from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
 from carl_ray.data.decode import read_frames
 from carl_ray.data.randomness import ViewNumber, sample_generator, sample_seed
-from carl_ray.data.views import sample_views
+from carl_ray.data.views import View, sample_views
 
 NUM_COLOR_VALUES = 16
 """Length of `AugmentParameters.to_vector`."""
@@ -36,6 +36,8 @@ class ViewPair:
     timestamps: Float64[np.ndarray, "2 time"]
     """Frame index in the raw video times the manifest's `frame_step` (SPEC 1.4)."""
     frame_mask: Bool[np.ndarray, "2 time"]
+    frame_labels: Int64[np.ndarray, "2 time"]
+    """-1 where a frame has none, and at padded places."""
     color: Float64[np.ndarray, "2 values"]
     """The draws, `AugmentParameters.to_vector`, for a trainer that computes colour itself."""
 
@@ -47,6 +49,9 @@ class Batch:
     frames: UInt8[Tensor, "batch 2 time size size 3"]
     timestamps: Float64[Tensor, "batch 2 time"]
     frame_mask: Bool[Tensor, "batch 2 time"]
+    frame_labels: Int64[Tensor, "batch 2 time"]
+    rows: Int64[Tensor, " batch"]
+    """Rows of the plan; 2 k and 2 k + 1 are a pair where the plan has pairs. -1 for the video that stands in."""
     color: Float64[np.ndarray, "batch 2 values"]
     sample_seeds: Int64[Tensor, "batch 2"]
     """Seeds of what the model itself draws for a view (dropout)."""
@@ -61,6 +66,7 @@ def make_view_pair(
     config: Config,
     *,
     verified: bool = False,
+    frame_labels: Sequence[int] | None = None,
 ) -> ViewPair:
     """The two augmented views of one video in one epoch (paper, section 3.2).
 
@@ -74,6 +80,7 @@ def make_view_pair(
         epoch: Epoch of the run.
         config: The run.
         verified: Every frame was decoded once to count them: the decoder may rely on it.
+        frame_labels: Class of every frame of the video, -1 for none; None where it has no labels.
 
     Raises:
         DecodeError: the video cannot be read.
@@ -112,8 +119,15 @@ def make_view_pair(
         frames=frames,
         timestamps=np.stack([view.frame_indices * float(frame_step) for view in views]),
         frame_mask=np.stack([view.frame_mask for view in views]),
+        frame_labels=np.stack([_labels_of(view, frame_labels) for view in views]),
         color=color,
     )
+
+
+def _labels_of(view: View, frame_labels: Sequence[int] | None) -> Int64[np.ndarray, " time"]:
+    if frame_labels is None:
+        return np.full(len(view.frame_indices), -1, np.int64)
+    return np.where(view.frame_mask, np.asarray(frame_labels, np.int64)[view.frame_indices], -1)
 
 
 def view_seeds(seed: int, epoch: int, video_id: str) -> tuple[int, int]:
@@ -124,8 +138,17 @@ def view_seeds(seed: int, epoch: int, video_id: str) -> tuple[int, int]:
     return first, second
 
 
-def collate(pairs: Sequence[ViewPair], seeds: Sequence[tuple[int, int]], config: Config) -> Batch:
-    """The batch of these videos, in order; of one fully masked video where there is none."""
+def collate(
+    pairs: Sequence[ViewPair], rows: Sequence[int], seeds: Sequence[tuple[int, int]], config: Config
+) -> Batch:
+    """The batch of these videos, in order; of one fully masked video where there is none.
+
+    Args:
+        pairs: Views of each video.
+        rows: Row of the plan of each.
+        seeds: `view_seeds` of each.
+        config: The run.
+    """
     size, time = config.augment.image_size, config.model.num_frames
     if not pairs:
         pairs = [
@@ -133,14 +156,17 @@ def collate(pairs: Sequence[ViewPair], seeds: Sequence[tuple[int, int]], config:
                 np.zeros((2, time, size, size, 3), dtype=np.uint8),
                 np.zeros((2, time)),
                 np.zeros((2, time), dtype=bool),
+                np.full((2, time), -1, np.int64),
                 np.zeros((2, NUM_COLOR_VALUES)),
             )
         ]
-        seeds = [(0, 0)]
+        rows, seeds = [-1], [(0, 0)]
     return Batch(
         frames=torch.from_numpy(np.stack([pair.frames for pair in pairs])),
         timestamps=torch.from_numpy(np.stack([pair.timestamps for pair in pairs])),
         frame_mask=torch.from_numpy(np.stack([pair.frame_mask for pair in pairs])),
+        frame_labels=torch.from_numpy(np.stack([pair.frame_labels for pair in pairs])),
+        rows=torch.tensor(rows, dtype=torch.int64),
         color=np.stack([pair.color for pair in pairs]),
         sample_seeds=torch.tensor(seeds, dtype=torch.int64),
     )

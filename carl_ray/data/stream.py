@@ -19,11 +19,11 @@ import ray
 from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from carl_ray.config import Config
-from carl_ray.data.plan import ABSENT, Plan
+from carl_ray.data.plan import ABSENT, PairedPlan, Plan
 from carl_ray.data.sample import NUM_COLOR_VALUES, ViewPair, make_view_pair
 
 MANIFEST_COLUMNS = ["video_id", "uri", "num_frames", "verified", "frame_step"]
-"""What the stream needs of a manifest."""
+"""What the stream needs of a manifest; `frame_labels` may stand beside them."""
 
 _SEGMENTS = 256
 _MIN_SEGMENT_ROWS = 1024
@@ -42,6 +42,7 @@ _ROW_SCHEMA = pa.schema(
         ("frames", pa.large_binary()),  # uint8 (2, T, S, S, 3)
         ("timestamps", pa.list_(pa.float64())),  # (2, T)
         ("frame_mask", pa.list_(pa.bool_())),  # (2, T)
+        ("frame_labels", pa.list_(pa.int64())),  # (2, T)
         ("color", pa.list_(pa.float64())),  # (2, K)
     ]
 )
@@ -66,7 +67,12 @@ def execution_options(config: Config) -> ExecutionOptions:
 
 
 def stream_views(
-    plan: Plan, manifest: ray.ObjectRef, config: Config, *, start_row: int = 0, max_workers: int | None = None
+    plan: Plan | PairedPlan,
+    manifest: ray.ObjectRef,
+    config: Config,
+    *,
+    start_row: int = 0,
+    max_workers: int | None = None,
 ) -> Dataset:
     """The videos of a plan from one row on, as two views each, in order; a lazy dataset of one-row blocks.
 
@@ -152,6 +158,7 @@ def read_rows(table: pa.Table, config: Config) -> list[StreamRow]:
                 frames=frames.reshape(2, length, size, size, 3),
                 timestamps=np.array(value["timestamps"].as_py()).reshape(2, length),
                 frame_mask=np.array(value["frame_mask"].as_py()).reshape(2, length),
+                frame_labels=np.array(value["frame_labels"].as_py()).reshape(2, length),
                 color=np.array(value["color"].as_py()).reshape(2, NUM_COLOR_VALUES),
             )
         rows.append(
@@ -187,6 +194,7 @@ def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) 
                 planned["epoch"],
                 config,
                 verified=video["verified"],
+                frame_labels=video.get("frame_labels"),
             )
         except Exception as failure:  # Whatever one video does to a decoder must not end the run.
             error = " ".join(str(failure).split()) or type(failure).__name__
@@ -202,7 +210,7 @@ def _row_table(
     values["video_id"] = pa.array([video_id], pa.string())
     values["error"] = pa.array([error], pa.string())
     if pair is None:
-        for name in ("frames", "timestamps", "frame_mask", "color"):
+        for name in ("frames", "timestamps", "frame_mask", "frame_labels", "color"):
             values[name] = pa.nulls(1, _ROW_SCHEMA.field(name).type)
     else:
         offsets = pa.py_buffer(np.array([0, pair.frames.nbytes], dtype=np.int64))
@@ -210,5 +218,6 @@ def _row_table(
         values["frames"] = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, frames])
         values["timestamps"] = pa.array([pair.timestamps.ravel()], pa.list_(pa.float64()))
         values["frame_mask"] = pa.array([pair.frame_mask.ravel()], pa.list_(pa.bool_()))
+        values["frame_labels"] = pa.array([pair.frame_labels.ravel()], pa.list_(pa.int64()))
         values["color"] = pa.array([pair.color.ravel()], pa.list_(pa.float64()))
     return pa.table(values, schema=_ROW_SCHEMA)

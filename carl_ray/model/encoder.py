@@ -49,6 +49,7 @@ class FrameLevelVideoEncoder(nn.Module):
         self.num_frames = model.num_frames
         self.dropout = model.dropout
         self.pooling = model.pooling
+        self.positions = model.positions
         self.chunk_frames = model.chunk_frames
         self.backbone = build_backbone(model)
         channels = self.backbone.channels
@@ -168,9 +169,10 @@ class FrameLevelVideoEncoder(nn.Module):
             features = layer(self._drop(features, number, index, time, sample_seeds))
         features = self.to_width(features)
         if self.transformer is not None:
-            positions = gather_real(frame_positions(frame_mask, self.num_frames), index)
-            code = sine_cosine_code(positions, features.shape[1])
-            mixed = self.transformer(scatter_real(features + code, index, batch, time), frame_mask)
+            if self.positions == "sine_cosine":
+                positions = gather_real(frame_positions(frame_mask, self.num_frames), index)
+                features = features + sine_cosine_code(positions, features.shape[1])
+            mixed = self.transformer(scatter_real(features, index, batch, time), frame_mask)
             features = gather_real(mixed, index)
         embeddings = self.to_embedding(features)
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))

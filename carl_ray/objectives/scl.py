@@ -5,13 +5,15 @@ Legend: B videos of this worker, T frames of a view, D width of a projection, M 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+from carl_ray.objectives.gather import gather_rows
 
 Negatives = Literal["video", "batch", "global"]
 
@@ -77,26 +79,48 @@ def sequence_contrastive_terms(
     """
     dtype = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
     with torch.autocast(z1.device.type, enabled=False):
-        unit1 = _unit_vectors(z1.to(dtype), mask1)
-        unit2 = _unit_vectors(z2.to(dtype), mask2)
+        unit1 = unit_vectors(z1.to(dtype), mask1)
+        unit2 = unit_vectors(z2.to(dtype), mask2)
         distances = (s1.double()[:, :, None] - s2.double()[:, None, :]).abs().to(dtype)
-        first = _direction(unit1, unit2, distances, mask1, mask2, temperature, variance, negatives)
-        second = _direction(unit2, unit1, distances.mT, mask2, mask1, temperature, variance, negatives)
+        loss = partial(
+            gaussian_cross_entropy, temperature=temperature, variance=variance, negatives=negatives
+        )
+        first = loss(unit1, unit2, distances, mask1, mask2)
+        second = loss(unit2, unit1, distances.mT, mask2, mask1)
     return torch.stack([first[0], second[0]]), torch.stack([first[1], second[1]])
 
 
-def _direction(
+def gaussian_cross_entropy(
     anchors: Float[Tensor, "B Ta D"],
     candidates: Float[Tensor, "B Tc D"],
     distances: Float[Tensor, "B Ta Tc"],
     anchor_mask: Bool[Tensor, "B Ta"],
     candidate_mask: Bool[Tensor, "B Tc"],
+    *,
     temperature: float,
     variance: float,
-    negatives: Negatives,
+    negatives: Negatives = "video",
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Sum over the valid anchors of -sum_j w_ij log softmax_j(cos / tau), and their number."""
-    weights = _target_weights(distances, candidate_mask, variance)
+    """Sum over the valid anchors of -sum_j w_ij log softmax_j(cos / tau), and their number (equations 1 and 2).
+
+    The caller sees to float32 or better outside of autocast.
+
+    Args:
+        anchors: Unit vectors of the frames that are compared with candidates, finite throughout.
+        candidates: Unit vectors of the frames to be recognised, one video for each of the anchors'.
+        distances: Between anchors and candidates in time, in frames of the raw video; where a mask leaves
+            out either, they may hold anything.
+        anchor_mask: True where an anchor counts.
+        candidate_mask: True where a candidate is real.
+        temperature: tau.
+        variance: sigma squared, in frames squared.
+        negatives: As in `sequence_contrastive_terms`.
+
+    Returns:
+        The sum, with gradient, and the number of anchors that count and have a real candidate (int64).
+    """
+    valid = anchor_mask & candidate_mask.any(1, keepdim=True)
+    weights = _target_weights(distances.where(valid[:, :, None], 0), candidate_mask, variance)
     own = anchors @ candidates.mT / temperature
     match negatives:
         case "video":
@@ -105,15 +129,19 @@ def _direction(
             logits = anchors @ candidates.flatten(0, 1).T / temperature
             real = candidate_mask.flatten()
         case "global":
-            everyone, real = _gather_candidates(candidates.flatten(0, 1), candidate_mask.flatten())
+            everyone, real = gather_rows(candidates.flatten(0, 1), candidate_mask.flatten())
             logits = anchors @ everyone.T / temperature
         case _:
             raise ValueError(f"negatives: expected video, batch or global, got {negatives!r}")
     normalizer = logits.masked_fill(_excluded(real), -torch.inf).logsumexp(-1)
     # The weights of a row sum to 1: this is the cross-entropy of equation 2 with its logarithm resolved.
     losses = normalizer - (weights * own).sum(-1)
-    valid = anchor_mask & candidate_mask.any(1, keepdim=True)
     return losses.where(valid, 0).sum(), valid.sum()
+
+
+def unit_vectors(z: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    """Frames scaled to length 1; zeros where a mask leaves them out, whatever they hold, and where they are zero."""
+    return functional.normalize(z.where(mask[:, :, None], 0), dim=-1)
 
 
 def _target_weights(
@@ -131,40 +159,3 @@ def _target_weights(
 def _excluded(real: Bool[Tensor, "*rows M"]) -> Bool[Tensor, "*rows M"]:
     """Candidates that a softmax leaves out; none in a row without a real one, which no valid anchor uses."""
     return ~real & real.any(-1, keepdim=True)
-
-
-def _unit_vectors(z: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-    return functional.normalize(z.where(mask[:, :, None], 0), dim=-1)
-
-
-def _gather_candidates(
-    candidates: Float[Tensor, "own D"], mask: Bool[Tensor, " own"]
-) -> tuple[Float[Tensor, "M D"], Bool[Tensor, " M"]]:
-    """The candidates of all workers, padded to the largest number of one, and which of them are real."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return candidates, mask
-    own = torch.tensor([len(mask)], device=mask.device)
-    lengths = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, own)
-    missing = int(torch.cat(lengths).max()) - len(mask)
-    padded_mask = functional.pad(mask, (0, missing)).to(torch.uint8)
-    masks = [torch.empty_like(padded_mask) for _ in lengths]
-    dist.all_gather(masks, padded_mask)
-    return _AllGather.apply(functional.pad(candidates, (0, 0, 0, missing))), torch.cat(masks).bool()
-
-
-class _AllGather(torch.autograd.Function):
-    """Rows of all workers, by rank; the gradient of a row is the sum of what all workers have for it."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, rows.contiguous())
-        ctx.own = slice(dist.get_rank() * len(rows), (dist.get_rank() + 1) * len(rows))
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total[ctx.own]

@@ -24,7 +24,7 @@ from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError, UserError
 from carl_ray.model.encoder import FrameLevelVideoEncoder
-from carl_ray.training.step import ContrastiveModel, TrainingStep, initial_model
+from carl_ray.training.step import TrainedModel, TrainingStep, initial_model
 
 _LOGGER = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
@@ -162,7 +162,7 @@ def load_encoder(checkpoint: Checkpoint) -> FrameLevelVideoEncoder:
     return model.encoder.eval()
 
 
-def load_model(checkpoint: Checkpoint, model: ContrastiveModel) -> None:
+def load_model(checkpoint: Checkpoint, model: TrainedModel) -> None:
     """Copies a checkpoint's weights into a model.
 
     Raises:

@@ -1,6 +1,6 @@
 """The training step: a batch of view pairs becomes one update of the weights. Free of Ray.
 
-    Batch (uint8) ─ to device, normalise ▶ FVE ▶ projection ▶ objective ─ backward ▶ clip ▶ all finite? ▶ Adam
+    Batch (uint8) ─ to device, normalise ▶ FVE ▶ head ▶ objective ─ backward ▶ clip ▶ all finite? ▶ Adam
 
 Losses are means over the *global* batch: every worker adds sums, counts are summed over the workers before
 the division, so the number of workers and how the videos fall on them change nothing but rounding.
@@ -23,37 +23,53 @@ from carl_ray.config import Config
 from carl_ray.data.augment import normalize
 from carl_ray.data.sample import Batch, color_on_device
 from carl_ray.model.encoder import FrameLevelVideoEncoder, ProjectionHead
-from carl_ray.objectives.scl import sequence_contrastive_terms
+from carl_ray.objectives.shuffle_and_learn import OrderHead
+from carl_ray.training.objective import PROJECTED, Views, objective_terms
 
 
-class ContrastiveModel(nn.Module):
-    """The encoder and the projection that only the loss sees; the unit that is trained and checkpointed."""
+class TrainedModel(nn.Module):
+    """The encoder and the head that only the loss sees; the unit that is trained and checkpointed.
+
+    The head is the projection, the classifier of frames, the classifier of orders, or none, as the objective wants.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        objective, width = config.objective, config.model.embedding_width
         self.encoder = FrameLevelVideoEncoder(config.model)
-        self.projection = ProjectionHead(config.model)
+        self.projection = ProjectionHead(config.model) if objective.name in PROJECTED else None
+        self.order_head = OrderHead(width) if objective.name == "shuffle_and_learn" else None
+        self.classifier: nn.Linear | None = None
+        if objective.name == "supervised":
+            if objective.num_classes is None:
+                raise ValueError("objective supervised needs num_classes, which the start of a run counts")
+            self.classifier = nn.Linear(width, objective.num_classes)
 
     def forward(
         self,
         frames: Float[Tensor, "views T 3 S S"],
         frame_mask: Bool[Tensor, "views T"],
         sample_seeds: Int64[Tensor, " views"],
-    ) -> Float[Tensor, "views T D"]:
-        """The projections Z of all views; zeros at padded positions."""
-        embeddings = self.encoder(frames, frame_mask, sample_seeds=sample_seeds)
-        projections: Tensor = self.projection(embeddings, frame_mask)
-        return projections
+    ) -> Float[Tensor, "views T width"]:
+        """What the objective sees of all views: projections Z, embeddings H, or logits of the frame classes."""
+        embeddings: Tensor = self.encoder(frames, frame_mask, sample_seeds=sample_seeds)
+        if self.projection is not None:
+            projections: Tensor = self.projection(embeddings, frame_mask)
+            return projections
+        if self.classifier is not None:
+            logits: Tensor = self.classifier(embeddings)
+            return logits
+        return embeddings
 
 
-def initial_model(config: Config) -> ContrastiveModel:
+def initial_model(config: Config) -> TrainedModel:
     """The model as a run of this config begins, but for pretrained weights of the backbone: the same everywhere.
 
     It depends on the config's seed alone, not on what the process drew earlier.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        return ContrastiveModel(config)
+        return TrainedModel(config)
 
 
 @dataclass(frozen=True)
@@ -112,7 +128,7 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         statistics = [b for m in self.model.modules() if m.training for b in m.buffers(recurse=False)]
         before = [buffer.clone() for buffer in statistics]
-        loss, totals = self._global_loss(batch, self._forward)
+        loss, totals = self._global_loss(batch, self._forward, step)
         # DDP averages the workers' gradients; the loss is a sum over them.
         (loss * self.num_workers).backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_gradient_norm)
@@ -131,13 +147,19 @@ class TrainingStep:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sums of anchor losses and numbers of anchors, each (2,) float64, of this worker's videos alone."""
+        """Sums of anchor losses and numbers of anchors of each term, float64, of this worker's videos alone."""
         self.model.eval()
-        sums, counts = self._terms(batch, self.model)
+        sums, counts = self._terms(batch, self.model, self.config.objective.weak_weight)
         return sums.double(), counts.double()
 
-    def _global_loss(self, batch: Batch, model: nn.Module) -> tuple[Tensor, Tensor]:
-        sums, counts = self._terms(batch, model)
+    def weak_weight(self, step: int) -> float:
+        """Weight of the pairs of videos (weak_scl) at a step: grows linearly over the first part of the run."""
+        objective = self.config.objective
+        warmup = objective.weak_warmup * self.num_steps
+        return objective.weak_weight * (min(1.0, step / warmup) if warmup else 1.0)
+
+    def _global_loss(self, batch: Batch, model: nn.Module, step: int) -> tuple[Tensor, Tensor]:
+        sums, counts = self._terms(batch, model, self.weak_weight(step))
         if self.num_workers > 1:
             dist.all_reduce(counts)
         loss = (sums / counts.clamp(min=1)).sum()
@@ -145,28 +167,22 @@ class TrainingStep:
         totals = torch.stack([mask.flatten(1).any(dim=1).sum(), mask.sum()]).to(self.device)
         return loss, totals
 
-    def _terms(self, batch: Batch, model: nn.Module) -> tuple[Tensor, Tensor]:
+    def _terms(self, batch: Batch, model: nn.Module, weak_weight: float) -> tuple[Tensor, Tensor]:
         frames, mask = self._prepare(batch)
         seeds = batch.sample_seeds.flatten().to(self.device)
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.config.training.precision == "bf16"
         ):
-            projections = model(frames, mask, seeds)
-        z = projections.unflatten(0, (-1, 2)).float()
-        s = batch.timestamps.to(self.device)
-        valid = batch.frame_mask.to(self.device)
-        objective = self.config.objective
-        sums, counts = sequence_contrastive_terms(
-            z[:, 0],
-            z[:, 1],
-            s[:, 0],
-            s[:, 1],
-            valid[:, 0],
-            valid[:, 1],
-            temperature=objective.temperature,
-            variance=objective.variance,
-            negatives=objective.negatives,
+            made = model(frames, mask, seeds)
+        views = Views(
+            frames=made.unflatten(0, (-1, 2)).float(),
+            timestamps=batch.timestamps.to(self.device),
+            mask=batch.frame_mask.to(self.device),
+            frame_labels=batch.frame_labels.to(self.device),
+            rows=batch.rows.to(self.device),
+            seeds=batch.sample_seeds.to(self.device),
         )
+        sums, counts = objective_terms(self.config.objective, views, self.model.order_head, weak_weight)
         return sums, counts.to(sums.dtype)
 
     def _prepare(self, batch: Batch) -> tuple[Float[Tensor, "views T 3 S S"], Bool[Tensor, "views T"]]:

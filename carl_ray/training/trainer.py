@@ -24,7 +24,7 @@ from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.data.manifest import videos_digest
-from carl_ray.data.plan import Plan, training_plan, validation_plan
+from carl_ray.data.plan import PairedPlan, Plan
 from carl_ray.data.stream import execution_options, stream_views
 from carl_ray.errors import RunError
 from carl_ray.model.backbone import build_backbone, load_backbone_weights
@@ -36,6 +36,7 @@ from carl_ray.training.preparation import (
     check_shared,
     explain_resources,
     find_checkpoint,
+    make_plans,
     read_videos,
     refuse_secrets,
     warn_short_videos,
@@ -74,20 +75,8 @@ def train(
         {"--run-dir": run_dir, "data.manifest": config.data.manifest, "model.weights": config.model.weights}
     )
     check_shared(run_dir)
-    videos = read_videos(config)
-    plan = training_plan(
-        config.training.seed,
-        videos.training.num_rows,
-        config.training.global_batch_size,
-        config.training.epochs,
-    )
-    checked = (
-        None
-        if videos.validation is None
-        else validation_plan(
-            config.training.seed, videos.validation.num_rows, config.training.global_batch_size
-        )
-    )
+    config, videos = read_videos(config)
+    plan, checked = make_plans(config, videos)
     warn_short_videos(videos.training, config.model.num_frames)
     digest = videos_digest(videos.training)
     checkpoint = find_checkpoint(config, digest, run_dir, resume=resume)
@@ -144,7 +133,11 @@ def train(
 
 
 def _datasets(
-    config: Config, run_dir: str, plan: Plan, checked: Plan | None, videos: Videos
+    config: Config,
+    run_dir: str,
+    plan: Plan | PairedPlan,
+    checked: Plan | PairedPlan | None,
+    videos: Videos,
 ) -> dict[str, Any]:
     """The datasets as functions: Ray Train calls them whenever workers (re)start, each time from the checkpoint."""
     training = ray.put(videos.training)

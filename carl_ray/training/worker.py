@@ -25,7 +25,7 @@ from ray.train.torch import TorchConfig
 
 from carl_ray import storage
 from carl_ray.config import Config
-from carl_ray.data.plan import Plan
+from carl_ray.data.plan import PairedPlan, Plan
 from carl_ray.data.sample import Batch, collate, view_seeds
 from carl_ray.data.stream import StreamRow, read_rows
 from carl_ray.errors import RunError
@@ -50,8 +50,8 @@ class WorkerSettings:
     run_dir: str
     videos: str
     """`videos_digest` of the training videos."""
-    training_plan: Plan
-    validation_plan: Plan | None
+    training_plan: Plan | PairedPlan
+    validation_plan: Plan | PairedPlan | None
     monitor: Any
     """Handle of the `RunMonitor` actor."""
     backbone_weights: Any
@@ -200,7 +200,9 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
     reporter.finish(progress, finished=True)
 
 
-def _batches(shard: DataIterator, plan: Plan, config: Config, first_step: int) -> Iterator[StepBatch]:
+def _batches(
+    shard: DataIterator, plan: Plan | PairedPlan, config: Config, first_step: int
+) -> Iterator[StepBatch]:
     """One batch a step, from rows that Ray fetches ahead."""
     rows = (
         row
@@ -214,6 +216,7 @@ def _batches(shard: DataIterator, plan: Plan, config: Config, first_step: int) -
         read = [row for row in found.rows if row.pair is not None]
         batch = collate(
             [row.pair for row in read if row.pair is not None],
+            [row.row for row in read],
             [view_seeds(config.training.seed, row.epoch, row.video_id or "") for row in read],
             config,
         )
@@ -235,22 +238,23 @@ def _validate(
     plan = settings.validation_plan
     if plan is None:
         return None
-    totals = torch.zeros(2, 2, dtype=torch.float64, device=step.device)
+    totals = torch.zeros(1, dtype=torch.float64, device=step.device)
     bad_videos = []
     for data in _batches(ray.train.get_dataset_shard("validation"), plan, settings.config, 0):
         sums, counts = step.evaluate(data.batch)
-        totals += torch.stack([sums, counts])
+        totals = totals + torch.stack([sums, counts])
         bad_videos += data.bad_videos
     if dist.is_initialized():
         dist.all_reduce(totals)
     reporter.bad_videos(steps_done, bad_videos)
-    return float((totals[0] / totals[1]).sum()) if bool((totals[1] > 0).all()) else None
+    sums, counts = totals
+    return float((sums / counts.clamp(min=1)).sum()) if bool(counts.any()) else None
 
 
 def _check_health(settings: WorkerSettings, progress: Progress, skipped_in_a_row: int) -> None:
     """Raises `RunError`, on all workers alike, where going on would be worth nothing."""
     data = settings.config.data
-    drawn = max(progress.row, settings.training_plan.num_videos)
+    drawn = max(progress.row, settings.training_plan.epoch_rows)
     if progress.num_bad_rows > data.max_bad_fraction * drawn:
         raise AgreedError(
             f"{progress.num_bad_rows} of {progress.row} videos drawn could not be read, more than "
@@ -304,7 +308,7 @@ class _Reporter:
         ):
             elapsed = time.perf_counter() - self._since
             self._last = {
-                "epoch": progress.row / self._settings.training_plan.num_videos,
+                "epoch": progress.row / self._settings.training_plan.epoch_rows,
                 "loss": report.loss,
                 "learning_rate": report.learning_rate,
                 "gradient_norm": report.gradient_norm,

@@ -161,7 +161,7 @@ def test_colour_on_the_trainer_is_the_same_function(video: Path) -> None:
     np.testing.assert_array_equal(done.color, raw.color)
     assert not np.array_equal(done.frames, raw.frames)
     masked = replace(raw, frame_mask=np.stack([np.arange(TIME) < 3, np.zeros(TIME, dtype=bool)]))
-    batch = collate([raw, masked], [(0, 0)] * 2, trainer)
+    batch = collate([raw, masked], [0, 1], [(0, 0)] * 2, trainer)
     before = batch.frames.clone()
     colored = color_on_device(batch, batch.frames)
     assert torch.equal(batch.frames, before)
@@ -175,22 +175,37 @@ def test_colour_on_the_trainer_is_the_same_function(video: Path) -> None:
 def test_collate_keeps_the_order(video: Path) -> None:
     pairs = [make_view_pair(str(video), name, NUM_FRAMES, 1.0, 0, CONFIG) for name in "abc"]
     seeds = [view_seeds(9, 0, name) for name in "abc"]
-    batch = collate(pairs, seeds, CONFIG)
+    batch = collate(pairs, [6, 7, 8], seeds, CONFIG)
+    assert batch.rows.tolist() == [6, 7, 8]
     assert batch.frames.shape == (3, 2, TIME, SIZE, SIZE, 3)
     assert batch.sample_seeds.tolist() == [list(pair) for pair in seeds]
     for i, pair in enumerate(pairs):
         np.testing.assert_array_equal(batch.frames[i].numpy(), pair.frames)
         np.testing.assert_array_equal(batch.timestamps[i].numpy(), pair.timestamps)
         np.testing.assert_array_equal(batch.frame_mask[i].numpy(), pair.frame_mask)
+        np.testing.assert_array_equal(batch.frame_labels[i].numpy(), pair.frame_labels)
         np.testing.assert_array_equal(batch.color[i], pair.color)
 
 
+def test_frame_labels_follow_their_frames(video: Path) -> None:
+    labels = [n // 7 - 1 for n in range(NUM_FRAMES)]
+    pair = make_view_pair(str(video), "a", NUM_FRAMES, 1.0, 0, CONFIG, frame_labels=labels)
+    expected = [[labels[int(s)] for s in row] for row in pair.timestamps]
+    np.testing.assert_array_equal(pair.frame_labels, np.where(pair.frame_mask, expected, -1))
+    bare = make_view_pair(str(video), "a", NUM_FRAMES, 1.0, 0, CONFIG)
+    assert (bare.frame_labels == -1).all()
+    few = make_view_pair(str(video), "a", 3, 1.0, 0, CONFIG, frame_labels=[5, 6, 7])
+    assert few.frame_labels[0].tolist() == [5, 6, 7] + [-1] * (TIME - 3)
+
+
 def test_collate_of_nothing_is_one_masked_video() -> None:
-    batch = collate([], [], CONFIG)
+    batch = collate([], [], [], CONFIG)
     assert batch.frames.shape == (1, 2, TIME, SIZE, SIZE, 3)
     assert batch.frames.dtype == torch.uint8
     assert batch.timestamps.shape == (1, 2, TIME)
     assert batch.timestamps.dtype == torch.float64
+    assert batch.rows.tolist() == [-1]
+    assert (batch.frame_labels == -1).all()
     assert batch.sample_seeds.shape == (1, 2)
     assert batch.sample_seeds.dtype == torch.int64
     assert batch.color.shape == (1, 2, NUM_COLOR_VALUES)

@@ -27,7 +27,7 @@ from carl_ray.training.checkpoint import (
     restore,
     save_checkpoint,
 )
-from carl_ray.training.step import ContrastiveModel, StepReport, TrainingStep
+from carl_ray.training.step import StepReport, TrainedModel, TrainingStep
 
 CPU = torch.device("cpu")
 CONFIG = Config(
@@ -69,11 +69,12 @@ def batch(number: int) -> Batch:
             rng.integers(0, 256, (2, 6, 16, 16, 3)).astype(np.uint8),
             np.sort(rng.choice(20, (2, 6)), axis=1).astype(np.float64),
             np.ones((2, 6), dtype=bool),
+            np.full((2, 6), -1),
             np.zeros((2, NUM_COLOR_VALUES)),
         )
         for _ in range(2)
     ]
-    return collate(pairs, [(2 * number, 2 * number + 1)] * 2, CONFIG)
+    return collate(pairs, [0, 1], [(2 * number, 2 * number + 1)] * 2, CONFIG)
 
 
 def progress(step: int) -> Progress:
@@ -261,7 +262,7 @@ def test_a_model_that_does_not_fit(run_dir: str, values: dict[str, Any], message
     found = latest_checkpoint(run_dir)
     assert found is not None
     other = replace(CONFIG, model=replace(CONFIG.model, **values))
-    model = ContrastiveModel(other)
+    model = TrainedModel(other)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(UserError, match=message) as caught:
         load_model(found, model)
@@ -301,7 +302,7 @@ def test_a_checkpoint_is_data_never_code(run_dir: str, tmp_path: Path) -> None:
     found = latest_checkpoint(run_dir)
     assert found is not None
     with pytest.raises(RunError, match=r"model\.pt: expected tensors alone, .* could run code") as caught:
-        load_model(found, ContrastiveModel(CONFIG))
+        load_model(found, TrainedModel(CONFIG))
     assert "\n" not in str(caught.value)
     assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "was here").exists()
@@ -320,5 +321,5 @@ def test_a_file_that_torch_did_not_write(run_dir: str, kind: str) -> None:
     found = latest_checkpoint(run_dir)
     assert found is not None
     with pytest.raises(RunError, match=r"model\.pt: expected tensors alone") as caught:
-        load_model(found, ContrastiveModel(CONFIG))
+        load_model(found, TrainedModel(CONFIG))
     assert "\n" not in str(caught.value)

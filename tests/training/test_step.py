@@ -28,6 +28,7 @@ from carl_ray.objectives.scl import sequence_contrastive_loss
 from carl_ray.training.step import StepReport, TrainingStep
 
 NUM_STEPS = 20
+NUM_OBJECTIVE_STEPS = 6
 NUM_VIDEOS = 5
 TIME = 8
 SIZE = 24
@@ -78,7 +79,8 @@ def global_batch(step: int) -> list[ViewPair]:
         frames = (first * (1 - part) + last * part).astype(np.uint8)
         frames[:, ~mask] = 0
         masks = np.stack([mask, mask])
-        pairs.append(ViewPair(frames, timestamps, masks, np.zeros((2, NUM_COLOR_VALUES))))
+        labels = np.where(masks, timestamps.astype(np.int64) // 10, -1)
+        pairs.append(ViewPair(frames, timestamps, masks, labels, np.zeros((2, NUM_COLOR_VALUES))))
     return pairs
 
 
@@ -96,7 +98,8 @@ def share(step: int, rank: int, num_workers: int) -> slice:
 def worker_batch(step: int, rank: int = 0, num_workers: int = 1, config: Config = CONFIG) -> Batch:
     mine = share(step, rank, num_workers)
     seeds = [view_seeds(config.training.seed, step, f"video-{i}") for i in range(NUM_VIDEOS)]
-    return collate(global_batch(step)[mine], seeds[mine], config)
+    rows = range(step * NUM_VIDEOS, (step + 1) * NUM_VIDEOS)
+    return collate(global_batch(step)[mine], rows[mine], seeds[mine], config)
 
 
 def snapshot(step: TrainingStep) -> dict[str, Tensor]:
@@ -121,10 +124,32 @@ SCENARIOS = {
 }
 
 
+# Five videos a step: the fifth and, in the next step, the first have no partner.
+OBJECTIVES = {
+    name: replace(
+        with_model(batch_norm="frozen"),
+        training=replace(CONFIG.training, global_batch_size=6),
+        objective=ObjectiveConfig(name=name, num_classes=4 if name == "supervised" else None),
+    )
+    for name in (
+        "contrastive",
+        "tcn",
+        "shuffle_and_learn",
+        "tcc",
+        "lav",
+        "gta",
+        "weak_scl",
+        "supervised",
+    )
+}
+SCENARIOS |= OBJECTIVES
+
+
 def run_scenario(config: Config, rank: int, num_workers: int) -> dict[str, Any]:
-    step = TrainingStep(config, CPU, NUM_STEPS)
+    num_steps = NUM_STEPS if config.objective.name == "scl" else NUM_OBJECTIVE_STEPS
+    step = TrainingStep(config, CPU, num_steps)
     reports = [
-        step.train(worker_batch(number, rank, num_workers, config), number) for number in range(NUM_STEPS)
+        step.train(worker_batch(number, rank, num_workers, config), number) for number in range(num_steps)
     ]
     return {"reports": [vars(report) for report in reports], "state": snapshot(step)}
 
@@ -213,7 +238,7 @@ def test_the_splits_are_uneven_and_leave_workers_without_videos() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
-@pytest.mark.parametrize("scenario", ["synchronized", "frozen", "global negatives"])
+@pytest.mark.parametrize("scenario", ["synchronized", "frozen", "global negatives", *OBJECTIVES])
 def test_losses_and_weights_do_not_depend_on_the_number_of_workers(
     on_workers: dict[int, list[dict[str, Any]]], scenario: str, num_workers: int
 ) -> None:
@@ -235,7 +260,8 @@ def test_the_weights_move_so_that_they_could_differ(on_workers: dict[int, list[d
         start = snapshot(TrainingStep(config, CPU, NUM_STEPS))
         end = on_workers[1][0][name]["state"]
         weights = [n for n in start if n.endswith("weight") and start[n].dim() > 1]
-        assert all((start[n] - end[n]).abs().max() > 5 * config.optimizer.learning_rate for n in weights)
+        least = (1 if name in OBJECTIVES else 5) * config.optimizer.learning_rate
+        assert all((start[n] - end[n]).abs().max() > least for n in weights), name
 
 
 def test_local_batch_norm_does_depend_on_the_number_of_workers(
@@ -399,7 +425,7 @@ def test_colour_on_the_trainer_gives_the_loss_of_colour_on_the_workers(
         pairs = [
             make_view_pair(str(p), p.name, n, 1.0, 0, config) for p, n in zip(paths, lengths, strict=True)
         ]
-        batch = collate(pairs, [view_seeds(0, 0, path.name) for path in paths], config)
+        batch = collate(pairs, range(len(paths)), [view_seeds(0, 0, path.name) for path in paths], config)
         batches.append(batch)
         reports.append(TrainingStep(config, CPU, NUM_STEPS).train(batch, 0))
     assert not torch.equal(batches[0].frames, batches[1].frames)
@@ -415,7 +441,7 @@ def test_evaluation_is_a_sum_over_videos_and_changes_nothing() -> None:
     before = snapshot(step)
     whole = step.evaluate(worker_batch(1))
     parts = [step.evaluate(worker_batch(1, rank, 2)) for rank in range(2)]
-    nothing = step.evaluate(collate([], [], CONFIG))
+    nothing = step.evaluate(collate([], [], [], CONFIG))
     torch.testing.assert_close(parts[0][0] + parts[1][0], whole[0])
     assert torch.equal(parts[0][1] + parts[1][1], whole[1])
     assert int(whole[1].sum()) == int(worker_batch(1).frame_mask.sum())
@@ -431,7 +457,36 @@ def test_evaluation_is_a_sum_over_videos_and_changes_nothing() -> None:
 def test_a_step_without_any_video_is_harmless() -> None:
     step = TrainingStep(CONFIG, CPU, NUM_STEPS)
     step.train(worker_batch(0), 0)
-    report = step.train(collate([], [], CONFIG), 1)
+    report = step.train(collate([], [], [], CONFIG), 1)
     assert (report.loss, report.num_videos, report.num_frames) == (0.0, 0, 0)
     assert report.applied
     assert all(value.isfinite().all() for value in step.model.state_dict().values())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_can_be_learnt(name: str) -> None:
+    config = replace(OBJECTIVES[name], optimizer=OptimizerConfig(learning_rate=1e-3))
+    step = TrainingStep(config, CPU, 1000)
+    reports = [step.train(worker_batch(0, config=config), 1) for _ in range(25)]
+    assert all(report.applied for report in reports)
+    # Dropout is that of the batch's seeds: the same in every step.
+    assert reports[-1].loss < reports[0].loss - 0.03 * abs(reports[0].loss)
+
+
+def test_the_weight_of_pairs_grows_from_nothing() -> None:
+    config = replace(
+        OBJECTIVES["weak_scl"], objective=ObjectiveConfig(name="weak_scl", weak_warmup=0.5, weak_weight=2)
+    )
+    step = TrainingStep(config, CPU, 100)
+    assert [step.weak_weight(n) for n in (0, 25, 50, 99)] == [0, 1, 2, 2]
+    plain = TrainingStep(replace(config, objective=ObjectiveConfig()), CPU, 100)
+    batch = worker_batch(0)
+    sums, counts = step._terms(batch, step.model, 0.0)
+    expected, expected_counts = plain._terms(batch, plain.model, 0.0)
+    assert torch.equal(sums[:2], expected) and torch.equal(counts[:2], expected_counts)
+    assert (sums[2:] == 0).all() and (counts[2:] > 0).all()
+
+
+def test_supervised_needs_its_classes_counted() -> None:
+    with pytest.raises(ValueError, match="needs num_classes"):
+        TrainingStep(replace(CONFIG, objective=ObjectiveConfig(name="supervised")), CPU, 1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,15 @@ from carl_ray.config import (
     Config,
     DataConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     TrainingConfig,
 )
-from carl_ray.data.manifest import SCHEMA, write_table
+from carl_ray.data.manifest import SCHEMA, attach_labels, read_manifest, write_table
 from carl_ray.data.scan import index_folder
-from carl_ray.datasets.choreography import ChoreographyConfig, render
+from carl_ray.datasets.choreography import ChoreographyConfig, read_labels, render
 from carl_ray.errors import RunError, UserError
+from carl_ray.training.preparation import saved_config
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
 from carl_ray.training.trainer import Outcome, train
 
@@ -103,6 +107,57 @@ def test_a_run_leaves_what_it_promises(undisturbed: Path, config: Config) -> Non
     ]
     assert list((undisturbed / "events").iterdir())
     assert '"preset": "test"' in (undisturbed / "config.json").read_text()
+
+
+def labelled(config: Config, folder: Path, objective: ObjectiveConfig) -> Config:
+    """The run on the same videos with their labels, in pairs of videos, on two workers."""
+    rendered = Path(config.data.manifest or "").parent / "rendered"
+    manifest = attach_labels(read_manifest(config.data.manifest or ""), read_labels(rendered))
+    uri = str(folder / "labelled.parquet")
+    write_table(manifest, uri)
+    return replace(
+        config,
+        data=replace(config.data, manifest=uri),
+        objective=objective,
+        training=replace(config.training, epochs=4, global_batch_size=4),
+        cluster=ClusterConfig(num_workers=2),
+    )
+
+
+def test_pairs_of_videos_train_on_two_workers(config: Config, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    # Six videos of four actions: two pairs, and two that are alone.
+    outcome = train(labelled(config, tmp_path, ObjectiveConfig(name="weak_scl")), str(run_dir))
+    assert (outcome.finished, outcome.num_steps) == (True, 8)
+    logged = [line for line in lines(run_dir) if "loss" in line]
+    assert [line["num_videos"] for line in logged] == [4] * 8
+    assert [line["epoch"] for line in logged] == [n / 2 for n in range(1, 9)]
+    assert outcome.validation_loss is not None and math.isfinite(outcome.validation_loss)
+
+
+def test_frame_labels_train_on_two_workers(config: Config, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    supervised = labelled(config, tmp_path, ObjectiveConfig(name="supervised"))
+    supervised = replace(supervised, data=replace(supervised.data, train_fraction=0.5))
+    outcome = train(supervised, str(run_dir))
+    # Half of the videos are three, of three actions; classes are counted over these and the validation videos.
+    assert (outcome.finished, outcome.num_steps) == (True, 3)
+    saved = saved_config(str(run_dir))
+    assert saved is not None and saved.objective.num_classes is not None
+    assert 4 * 3 <= saved.objective.num_classes <= 4 * 4 + 1
+    losses = [line["loss"] for line in lines(run_dir) if "loss" in line]
+    assert all(0 < loss < 2 * math.log(saved.objective.num_classes) for loss in losses)
+
+
+def test_objectives_that_need_labels_say_so(config: Config, tmp_path: Path) -> None:
+    for name, message in (
+        ("tcc", "objective tcc trains on pairs of videos of the same label, but no training video has one"),
+        ("supervised", "objective supervised needs frame labels, but no video has any"),
+    ):
+        bare = replace(config, training=replace(config.training, global_batch_size=4))
+        with pytest.raises(UserError, match=message):
+            train(replace(bare, objective=ObjectiveConfig(name=name)), str(tmp_path / name))
+        assert not (tmp_path / name).exists()
 
 
 def test_a_second_run_in_the_same_folder_is_refused(undisturbed: Path, config: Config) -> None:

@@ -1,0 +1,108 @@
+"""Learning by aligning videos in time: soft-DTW and a contrastive regulariser (Haresh et al., CVPR 2021).
+
+Legend: P pairs of videos of one action, N and M frames of their videos, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from carl_ray.objectives.soft_dtw import soft_dtw
+
+
+def lav_terms(
+    u: Float[Tensor, "P N D"],
+    v: Float[Tensor, "P M D"],
+    s_u: Float[Tensor, "P N"],
+    s_v: Float[Tensor, "P M"],
+    mask_u: Bool[Tensor, "P N"],
+    mask_v: Bool[Tensor, "P M"],
+    *,
+    smoothing: float = 0.1,
+    regularization: float = 1.0,
+    margin: float = 2.0,
+    window: float = 15.0,
+) -> tuple[Float[Tensor, " 3"], Int[Tensor, " 3"]]:
+    """Alignment, regulariser of u and regulariser of v: for each its sum and its number of frames.
+
+    The paper's loss of a pair is softDTW(u, v) + regularization * (C(u) + C(v)), with squared Euclidean
+    distances d of unit embeddings, and with the contrastive inverse difference moment of a video
+
+        C(x) = sum_ij  (1 + t_ij^2) max(0, margin - d(x_i, x_j))   where frames i and j are far apart,
+                       d(x_i, x_j) / (1 + t_ij^2)                  where they are at most `window` apart:
+
+    frames near in time are drawn together, the others pushed apart, or all frames of all videos would end in
+    one point. As in the authors' code the loss is per frame. Two videos of n frames each have
+    softDTW / n and C / n; of n and m frames, the alignment has 2 softDTW and n + m frames.
+
+    What "far apart" and t_ij are: the paper writes positions i - j, the authors' code takes times. We take
+    times, for our frames are sampled at random: positions would call frames near that are not. The window is
+    in frames of the raw video; t_ij is the time between the frames over the time between the first and the
+    last real frame of the view (the authors: over the length of the video), in [0, 1]. With differences in
+    frames instead, squares up to 10^5 would leave nothing of the alignment. The authors' code has weight 1
+    where ours, after the paper, divides by 1 + t_ij^2: nearly the same within a short window. Its published
+    configuration has window 10 and regularization 0.5.
+
+    C sums over the square of the frames and soft-DTW over a path: at T frames a view the regulariser weighs
+    T / 20 times what it weighed at the authors' 20 frames; lower `regularization` accordingly.
+
+    Frames that a mask leaves out have no influence, whatever they hold. Computed in float32 or better
+    whatever the type of the embeddings or the autocast.
+
+    Args:
+        u: Embeddings of the frames of the first videos; normalised here.
+        v: Embeddings of the second videos.
+        s_u: Timestamps of the frames of the first videos, in frames of the raw video.
+        s_v: Timestamps of the second videos.
+        mask_u: True where a frame of the first video is real: the real frames come first.
+        mask_v: True where a frame of the second video is real, likewise.
+        smoothing: gamma of soft-DTW, in squared distances.
+        regularization: alpha, the weight of the regulariser.
+        margin: lambda: squared distance beyond which frames far apart in time are left alone. 2 means a
+            cosine of 0.
+        window: sigma: frames at most so far apart, in frames of the raw video, are drawn together.
+
+    Returns:
+        Sums, with gradient, and counts (int64). A pair of which one video has no real frame has no alignment;
+        the other video still has its regulariser.
+
+    Raises:
+        ValueError: `smoothing` is not positive.
+    """
+    dtype = torch.promote_types(torch.promote_types(u.dtype, v.dtype), torch.float32)
+    with torch.autocast(u.device.type, enabled=False):
+        unit_u = functional.normalize(u.to(dtype).where(mask_u[:, :, None], 0), dim=-1)
+        unit_v = functional.normalize(v.to(dtype).where(mask_v[:, :, None], 0), dim=-1)
+        cost = _squared_distances(unit_u, unit_v)
+        alignment = 2 * soft_dtw(cost, mask_u, mask_v, smoothing=smoothing).sum()
+        contrast_u = _contrast(unit_u, s_u, mask_u, margin, window)
+        contrast_v = _contrast(unit_v, s_v, mask_v, margin, window)
+    paired = mask_u.any(1) & mask_v.any(1)
+    frames = ((mask_u.sum(1) + mask_v.sum(1)) * paired).sum()
+    sums = torch.stack([alignment, regularization * contrast_u, regularization * contrast_v])
+    return sums, torch.stack([frames, mask_u.sum(), mask_v.sum()])
+
+
+def _contrast(
+    unit: Float[Tensor, "P N D"],
+    s: Float[Tensor, "P N"],
+    mask: Bool[Tensor, "P N"],
+    margin: float,
+    window: float,
+) -> Float[Tensor, ""]:
+    """Contrastive inverse difference moment, summed over the videos."""
+    earliest = s.double().masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+    since = (s.double() - earliest).where(mask, 0).to(unit.dtype)
+    elapsed = (since[:, :, None] - since[:, None, :]).abs()
+    span = since.amax(1)[:, None, None]
+    weights = 1 + (elapsed / span.where(span > 0, 1)).square()
+    distances = _squared_distances(unit, unit)
+    moments = torch.where(elapsed > window, weights * (margin - distances).relu(), distances / weights)
+    return moments.where(mask[:, :, None] & mask[:, None, :], 0).sum()
+
+
+def _squared_distances(a: Float[Tensor, "P N D"], b: Float[Tensor, "P M D"]) -> Float[Tensor, "P N M"]:
+    return a.square().sum(-1)[:, :, None] + b.square().sum(-1)[:, None] - 2 * a @ b.mT

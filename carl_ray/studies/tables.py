@@ -1,0 +1,164 @@
+"""The rows of the paper's ablation tables at reduced size: what each row changes, and what the paper reports.
+
+Every row starts from one config, the demo's, so all rows of a table see the same videos, plan, stream, length of
+training and evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_COLUMNS = ("phase_classification", "phase_progression", "kendalls_tau")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table."""
+
+    name: str
+    """As the paper names it; unique in its table."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What differs from the common config, as `section.field`."""
+    paper: Mapping[str, str] = field(default_factory=dict)
+    """The paper's numbers, as printed there, by metric."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the paper, or one that the paper lacks."""
+
+    title: str
+    rows: tuple[Row, ...]
+    metrics: tuple[str, ...]
+    """What its columns are."""
+    reference: str
+    """Name of the row that the others are compared with."""
+    note: str
+    """What differs from the paper's table besides size, data and pretraining."""
+
+
+def _paper(*numbers: str) -> dict[str, str]:
+    return dict(zip(_COLUMNS, numbers, strict=True))
+
+
+_METRICS = (*_COLUMNS, "average_precision_at_5", "alignment_error")
+_FRACTIONS = ("phase_classification_10", "phase_classification_50", "phase_classification")
+
+TABLES: dict[str, Table] = {
+    "5": Table(
+        "Temporal encoders (paper: table 5, PennAction)",
+        (
+            Row("ResNet only", {"model.temporal_encoder": "none"}, _paper("68.63", ".296", ".440")),
+            Row("ResNet + C3D", {"model.temporal_encoder": "c3d"}, _paper("83.96", ".705", ".778")),
+            Row("ResNet + Transformer", {}, _paper("93.07", ".918", ".985")),
+        ),
+        _METRICS,
+        "ResNet + Transformer",
+        "Six convolutions stand for the ResNet.",
+    ),
+    "6": Table(
+        "Layers of the Transformer (paper: table 6, PennAction)",
+        (
+            Row("0 layers", {"model.num_layers": "0"}),
+            Row("1 layer", {"model.num_layers": "1"}, _paper("92.15", ".909", ".985")),
+            Row("2 layers", {"model.num_layers": "2"}, _paper("92.61", ".913", ".990")),
+            Row("3 layers", {}, _paper("93.07", ".918", ".985")),
+            Row("4 layers", {"model.num_layers": "4"}, _paper("92.81", ".910", ".990")),
+        ),
+        _METRICS,
+        "3 layers",
+        "The paper has no row with 0 layers, which leave the positions and no mixing of frames.",
+    ),
+    "7": Table(
+        "Learnable blocks of the backbone (paper: table 7, PennAction)",
+        (
+            Row("none", {"model.learnable": "none"}, _paper("90.63", ".907", ".994")),
+            Row("block 5", {"model.learnable": "block5"}, _paper("93.07", ".918", ".985")),
+            Row("block 4+5", {"model.learnable": "block4+5"}, _paper("92.98", ".919", ".989")),
+            Row("all", {}),
+        ),
+        _METRICS,
+        "all",
+        "The paper's frozen blocks are pretrained, ours are random: another question is asked.",
+    ),
+    "8": Table(
+        "Other methods on the same encoder (paper: table 8, PennAction)",
+        (
+            Row("TCN", {"objective.name": "tcn"}, _paper("86.31", ".898", ".832")),
+            Row("TCC", {"objective.name": "tcc"}, _paper("86.35", ".899", ".980")),
+            Row("SCL", {}, _paper("93.07", ".918", ".985")),
+        ),
+        _METRICS,
+        "SCL",
+        "",
+    ),
+    "10": Table(
+        "Temporal augmentation (paper: table 10, FineGym99, classification)",
+        (
+            Row("alpha 1", {"views.max_crop_ratio": "1"}, {"phase_classification": "36.72"}),
+            Row("alpha 1.5", {"views.max_crop_ratio": "1.5"}, {"phase_classification": "41.75"}),
+            Row("alpha 2", {"views.max_crop_ratio": "2"}, {"phase_classification": "39.03"}),
+            Row("alpha 3", {}),
+            Row("even sampling", {"views.sampling": "even"}, {"phase_classification": "38.44"}),
+            Row("beta 0 %", {"views.min_overlap": "0"}, {"phase_classification": "38.15"}),
+            Row("beta 20 %", {}, {"phase_classification": "41.75"}),
+            Row("beta 50 %", {"views.min_overlap": "0.5"}, {"phase_classification": "39.14"}),
+            Row("beta 80 %", {"views.min_overlap": "0.8"}, {"phase_classification": "37.94"}),
+            Row("beta 100 %", {"views.min_overlap": "1"}, {"phase_classification": "35.53"}),
+        ),
+        _METRICS,
+        "beta 20 %",
+        "The rows of beta and of even sampling have alpha 3, the demo's, where the paper's have 1.5.",
+    ),
+    "11": Table(
+        "Frames of a view, and supervision, by share of the labels (paper: table 11, FineGym99)",
+        (
+            Row("T = 16", {"model.num_frames": "16"}),
+            Row("T = 32", {}),
+            Row("T = 48", {"model.num_frames": "48", "views.max_crop_ratio": "2"}),
+            Row(
+                "supervised, 10 %",
+                {"objective.name": "supervised", "data.train_fraction": "0.1"},
+                {"phase_classification_10": "24.51"},
+            ),
+            Row(
+                "supervised, 50 %",
+                {"objective.name": "supervised", "data.train_fraction": "0.5"},
+                {"phase_classification_50": "48.75"},
+            ),
+            Row("supervised, 100 %", {"objective.name": "supervised"}, {"phase_classification": "60.37"}),
+        ),
+        _FRACTIONS,
+        "T = 32",
+        "The paper's T are 80 to 480 of longer videos, so its numbers of those rows do not stand here. A supervised "
+        "row is to be read at its own share of the labels.",
+    ),
+    "13": Table(
+        "One positive against a Gaussian of them (paper: table 13, PennAction)",
+        (
+            Row("contrastive baseline", {"objective.name": "contrastive"}, _paper("88.05", ".898", ".891")),
+            Row("SCL", {}, _paper("93.07", ".918", ".985")),
+        ),
+        _METRICS,
+        "SCL",
+        "",
+    ),
+    "objectives": Table(
+        "Every objective on the same encoder (not in the paper)",
+        (
+            Row("Shuffle-and-Learn", {"objective.name": "shuffle_and_learn"}),
+            Row("TCN", {"objective.name": "tcn"}),
+            Row("contrastive baseline", {"objective.name": "contrastive"}),
+            Row("SCL", {}),
+            Row("TCC (labels of videos)", {"objective.name": "tcc"}),
+            Row("LAV (labels of videos)", {"objective.name": "lav"}),
+            Row("GTA (labels of videos)", {"objective.name": "gta"}),
+            Row("weakly supervised CARL (labels of videos)", {"objective.name": "weak_scl"}),
+        ),
+        _METRICS,
+        "SCL",
+        "The last four see which videos show the same action; the others see no label.",
+    ),
+}
+"""The tables by the name that the command takes."""

@@ -1,0 +1,124 @@
+"""The paper's ablation tables at reduced size on the choreographed videos, several seeds, one table.
+
+    python -m carl_ray.study TABLE --out FOLDER
+    python -m carl_ray.study 13 --seeds 3 --epochs 40 --out study
+    python -m carl_ray.study
+
+Tables: 5, 6, 7, 8, 10, 11, 13 of the paper, and `objectives`, which has every objective. Each row is trained, embedded
+and evaluated with each seed, from the demo's config. Called again, it does only what is missing. Without arguments it
+runs table 13 in $CARL_RAY_HOME/study.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import signal
+import sys
+import time
+from dataclasses import replace
+
+from carl_ray import storage
+from carl_ray.config import Config
+from carl_ray.errors import UserError, one_line_errors
+from carl_ray.options import OptionParser, nearest
+from carl_ray.presets import PRESETS
+from carl_ray.studies.tables import TABLES
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; leaves with status 0 only when every run is done and the table written."""
+    with one_line_errors():
+        given = sys.argv[1:] if arguments is None else arguments
+        _run(_parse(given), given)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = OptionParser(
+        prog="python -m carl_ray.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("table", nargs="?", default="13", metavar="TABLE", help=f"one of {', '.join(TABLES)}")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each row (default 3)")
+    parser.add_argument("--epochs", type=int, default=40, metavar="N", help="of each run (default 40)")
+    parser.add_argument("--manifest", metavar="URI", help="labelled videos; none: the embedded ones")
+    parser.add_argument("--use-gpu", action="store_true", help="train and embed on a GPU")
+    parser.add_argument("--out", metavar="FOLDER", help="for the runs, the table and its numbers")
+    options = parser.parse_args(arguments)
+    if options.table not in TABLES:
+        raise UserError(
+            f"unknown table {options.table!r}{nearest(options.table, list(TABLES))} ({', '.join(TABLES)})"
+        )
+    for name in ("seeds", "epochs"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name}: expected at least 1, got {getattr(options, name)}")
+    return options
+
+
+def _run(options: argparse.Namespace, arguments: list[str]) -> None:
+    # Ray is imported late: help and mistakes on the command line answer at once.
+    from carl_ray.datasets.embedded import index_embedded
+    from carl_ray.session import connect
+    from carl_ray.studies.results import markdown, table_document
+    from carl_ray.studies.runs import measure, measured, row_config
+
+    table, out = TABLES[options.table], options.out or str(storage.home() / "study")
+    with connect():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        manifest = options.manifest or index_embedded()[0]
+        base = _base(manifest, options.epochs, use_gpu=options.use_gpu)
+        runs = [
+            (row.name, row_config(base, dict(row.options), seed))
+            for seed in range(options.seeds)
+            for row in table.rows
+        ]
+        missing = sum(measured(config, out) is None for _, config in runs)
+        print(f"{len(runs)} runs, {missing} of them still to be done", flush=True)
+        documents: dict[str, list[dict]] = {row.name: [] for row in table.rows}
+        started, done = time.monotonic(), 0
+        for name, config in runs:
+            if measured(config, out) is None:
+                left = (
+                    f", {(time.monotonic() - started) * (missing - done) / done / 60:.0f} min left"
+                    if done
+                    else ""
+                )
+                print(f"run {done + 1} of {missing}: {name}, seed {config.training.seed}{left}", flush=True)
+                done += 1
+            documents[name].append(measure(config, out))
+    result = {
+        "table": options.table,
+        "date": time.strftime("%Y-%m-%d"),
+        "command": f"python -m carl_ray.study {shlex.join(arguments)}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs{', GPU' if options.use_gpu else ''}",
+        "seeds": options.seeds,
+        "epochs": options.epochs,
+        **table_document(table, documents),
+    }
+    text = markdown(result)
+    name = storage.join(out, f"table-{options.table}")
+    storage.write_bytes(f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
+    storage.write_bytes(f"{name}.md", text.encode())
+    print(text)
+    print(f"table: {storage.public_uri(name)}.md and .json")
+
+
+def _base(manifest: str, epochs: int, *, use_gpu: bool) -> Config:
+    """The common config: the demo's, shorter, without the checkpoints and validations in between."""
+    config = PRESETS["demo"]()
+    return replace(
+        config,
+        data=replace(config.data, manifest=manifest, max_validation_videos=0),
+        training=replace(
+            config.training, epochs=epochs, checkpoint_every_steps=10_000, validate_every_steps=10_000
+        ),
+        cluster=replace(config.cluster, use_gpu=use_gpu),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+import math
+
+import pytest
+import torch
+
+from carl_ray.objectives.contrastive import contrastive_terms
+from carl_ray.objectives.scl import sequence_contrastive_terms
+
+
+def cosine(a, b):
+    return float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+
+
+def slow_terms(z1, z2, s1, s2, mask1, mask2, temperature):
+    """One anchor at a time: -log softmax of the corresponding frame, or its mean over equally near ones."""
+
+    def direction(za, zb, sa, sb, ma, mb):
+        total, count = 0.0, 0
+        for b in range(len(za)):
+            own = [j for j in range(zb.shape[1]) if mb[b, j]]
+            for i in range(za.shape[1]):
+                if not ma[b, i] or not own:
+                    continue
+                times = {j: float(sb[b, j]) for j in own}
+                time = float(sa[b, i])
+                if not min(times.values()) <= time <= max(times.values()):
+                    continue
+                nearest = min(abs(time - other) for other in times.values())
+                positives = [j for j in own if abs(time - times[j]) == nearest]
+                logits = {j: cosine(za[b, i], zb[b, j]) / temperature for j in own}
+                normalizer = math.log(sum(math.exp(logit) for logit in logits.values()))
+                total += sum(normalizer - logits[j] for j in positives) / len(positives)
+                count += 1
+        return total, count
+
+    first = direction(z1, z2, s1, s2, mask1, mask2)
+    second = direction(z2, z1, s2, s1, mask2, mask1)
+    return [first[0], second[0]], [first[1], second[1]]
+
+
+def batch(dtype=torch.float64):
+    """Whole timestamps, so that frames are shared, nearest or equally near; both views stick out."""
+    rng = torch.Generator().manual_seed(0)
+    z1 = torch.randn(3, 7, 4, generator=rng, dtype=dtype)
+    z2 = torch.randn(3, 6, 4, generator=rng, dtype=dtype)
+    s1 = torch.tensor(
+        [[0, 2, 3, 5, 8, 9, 11], [4, 6, 7, 8, 9, 9, 9], [1, 2, 3, 4, 5, 6, 7]], dtype=torch.float64
+    )
+    s2 = torch.tensor([[2, 4, 6, 7, 10, 14], [5, 6, 8, 9, 9, 9], [0, 2, 4, 5, 8, 30]], dtype=torch.float64)
+    mask1 = torch.ones(3, 7, dtype=torch.bool)
+    mask2 = torch.ones(3, 6, dtype=torch.bool)
+    mask1[1, 5:] = False
+    mask2[1, 3:] = False
+    mask2[2, 0] = False  # padding in front
+    return z1, z2, s1, s2, mask1, mask2
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_equals_the_loop(temperature):
+    arguments = batch()
+    sums, counts = contrastive_terms(*arguments, temperature=temperature)
+    slow_sums, slow_counts = slow_terms(*arguments, temperature)
+    assert counts.tolist() == slow_counts
+    assert counts.dtype == torch.int64
+    # Some anchors have no corresponding frame, in both directions.
+    assert 0 < slow_counts[0] < int(arguments[4].sum())
+    assert 0 < slow_counts[1] < int(arguments[5].sum())
+    assert sums.dtype == torch.float64
+    torch.testing.assert_close(sums, torch.tensor(slow_sums, dtype=torch.float64), rtol=1e-10, atol=0)
+
+
+def test_one_frame_counts_alone_or_shares_with_its_equal():
+    z = torch.eye(4, dtype=torch.float64)[None]
+    anchor, mask = torch.tensor([[5.0]], dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool)
+
+    def loss(*times):
+        s2 = torch.tensor([times], dtype=torch.float64)
+        sums, counts = contrastive_terms(z[:, 1:2], z, anchor, s2, mask[:, :1], mask, temperature=0.5)
+        assert counts[0] == 1
+        return sums[0].item()
+
+    # The anchor equals frame 1 of the other view and is orthogonal to its other frames.
+    normalizer = math.log(math.exp(2) + 3)
+    assert loss(3, 5, 6, 8) == pytest.approx(normalizer - 2)
+    assert loss(3, 4, 5.5, 8) == pytest.approx(normalizer)
+    assert loss(1, 4, 6, 8) == pytest.approx(normalizer - 1)
+
+
+def test_anchors_outside_the_other_view_are_not_counted():
+    z1, z2, s1, s2, _, _ = (part[:1] for part in batch())
+    everything = torch.ones(1, 7, dtype=torch.bool), torch.ones(1, 6, dtype=torch.bool)
+    _, counts = contrastive_terms(z1, z2, s1, s2, *everything, temperature=0.1)
+    # s1 = 0 lies before s2 = 2 ... 14, s2 = 14 after s1 = 0 ... 11.
+    assert counts.tolist() == [6, 5]
+    sums, counts = contrastive_terms(z1, z2, s1, s2 + 12, *everything, temperature=0.1)
+    assert counts.tolist() == [0, 0]
+    assert sums.tolist() == [0, 0]
+
+
+def test_scl_with_vanishing_variance():
+    """All anchors of SCL have a corresponding frame where both views begin and end together."""
+    z1, z2, s1, s2, mask1, mask2 = batch()
+    s1, s2 = s1.clone(), s2.clone()
+    s1[0, [0, -1]] = s2[0, [0, -1]] = torch.tensor([-3.0, 40.0], dtype=torch.float64)
+    s1[1, [0, 4]] = s2[1, [0, 2]] = torch.tensor([4.0, 9.0], dtype=torch.float64)
+    s1[2, [0, -1]] = s2[2, [1, -1]] = torch.tensor([1.0, 9.0], dtype=torch.float64)
+    sums, counts = contrastive_terms(z1, z2, s1, s2, mask1, mask2, temperature=0.1)
+    assert counts.tolist() == [int(mask1.sum()), int(mask2.sum())]
+    distances = []
+    for variance in (10.0, 1.0, 1e-2, 1e-4):
+        scl, scl_counts = sequence_contrastive_terms(
+            z1, z2, s1, s2, mask1, mask2, temperature=0.1, variance=variance
+        )
+        assert torch.equal(counts, scl_counts)
+        distances.append((scl - sums).abs().max().item())
+    assert distances[0] > distances[1] > 0.1
+    assert distances[2] < 1e-9
+    assert distances[3] < 1e-9
+
+
+def test_gradient():
+    z1, z2, *rest = batch()
+
+    def loss(a, b):
+        return contrastive_terms(a, b, *rest, temperature=0.5)[0]
+
+    assert torch.autograd.gradcheck(loss, (z1.requires_grad_(), z2.requires_grad_()))
+
+
+def test_exchanging_the_views_exchanges_the_terms():
+    z1, z2, s1, s2, mask1, mask2 = batch()
+    sums, counts = contrastive_terms(z1, z2, s1, s2, mask1, mask2, temperature=0.1)
+    swapped, swapped_counts = contrastive_terms(z2, z1, s2, s1, mask2, mask1, temperature=0.1)
+    torch.testing.assert_close(sums, swapped.flip(0))
+    assert torch.equal(counts, swapped_counts.flip(0))
+
+
+def test_order_of_the_videos_and_of_the_frames_changes_nothing():
+    arguments = batch()
+    sums, counts = contrastive_terms(*arguments, temperature=0.1)
+    videos, frames = torch.tensor([2, 0, 1]), torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    z1, z2, s1, s2, mask1, mask2 = (part[videos] for part in arguments)
+    got, got_counts = contrastive_terms(
+        z1[:, frames], z2, s1[:, frames], s2, mask1[:, frames], mask2, temperature=0.1
+    )
+    torch.testing.assert_close(got, sums)
+    assert torch.equal(got_counts, counts)
+
+
+def test_only_differences_of_times_and_directions_of_projections_matter():
+    z1, z2, s1, s2, *masks = batch()
+    sums, counts = contrastive_terms(z1, z2, s1, s2, *masks, temperature=0.1)
+    got, got_counts = contrastive_terms(
+        3 * z1, 0.1 * z2, 2 * s1 + 5000, 2 * s2 + 5000, *masks, temperature=0.1
+    )
+    torch.testing.assert_close(got, sums)
+    assert torch.equal(got_counts, counts)
+
+
+@pytest.mark.parametrize("garbage", [1e30, math.inf, math.nan])
+def test_masked_frames_have_no_influence(garbage):
+    z1, z2, s1, s2, mask1, mask2 = batch()
+    clean1, clean2 = z1.clone().requires_grad_(), z2.clone().requires_grad_()
+    expected, counts = contrastive_terms(clean1, clean2, s1, s2, mask1, mask2, temperature=0.1)
+    expected.sum().backward()
+    filled1 = z1.masked_fill(~mask1[:, :, None], garbage).requires_grad_()
+    filled2 = z2.masked_fill(~mask2[:, :, None], garbage).requires_grad_()
+    time1, time2 = s1.masked_fill(~mask1, garbage), s2.masked_fill(~mask2, garbage)
+    got, got_counts = contrastive_terms(filled1, filled2, time1, time2, mask1, mask2, temperature=0.1)
+    got.sum().backward()
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    assert torch.equal(got_counts, counts)
+    torch.testing.assert_close(filled1.grad, clean1.grad)
+    torch.testing.assert_close(filled2.grad, clean2.grad)
+    assert not filled1.grad[~mask1].any()
+    assert not filled2.grad[~mask2].any()
+
+
+@pytest.mark.parametrize("garbage", [0.0, math.nan])
+@pytest.mark.parametrize("side", ["one view", "both views"])
+def test_a_video_without_frames_contributes_nothing(side, garbage):
+    z1, z2, s1, s2, mask1, mask2 = batch()
+    rest = [part[1:] for part in (z1, z2, s1, s2, mask1, mask2)]
+    z1, z2, s2 = z1.clone(), z2.clone(), s2.clone()
+    mask2[0] = False
+    z2[0], s2[0] = garbage, garbage
+    if side == "both views":
+        mask1[0] = False
+        z1[0] = garbage
+    z1.requires_grad_()
+    with torch.autograd.set_detect_anomaly(True):  # no NaN on the way back either
+        sums, counts = contrastive_terms(z1, z2, s1, s2, mask1, mask2, temperature=0.1)
+        sums.sum().backward()
+    expected, expected_counts = contrastive_terms(*rest, temperature=0.1)
+    torch.testing.assert_close(sums, expected)
+    assert torch.equal(counts, expected_counts)
+    assert not z1.grad[0].any()
+    assert z1.grad.isfinite().all()
+
+
+def test_a_batch_without_frames_is_zero_with_zero_gradient():
+    z1, z2, s1, s2, mask1, mask2 = batch()
+    z1 = torch.full_like(z1, math.nan).requires_grad_()
+    nothing1, nothing2 = torch.zeros_like(mask1), torch.zeros_like(mask2)
+    sums, counts = contrastive_terms(z1, z2, s1, s2, nothing1, nothing2, temperature=0.1)
+    sums.sum().backward()
+    assert sums.tolist() == [0, 0]
+    assert counts.tolist() == [0, 0]
+    assert z1.grad is not None
+    assert not z1.grad.any()
+
+
+def test_bf16_under_autocast():
+    z1, z2, s1, s2, mask1, mask2 = batch(torch.bfloat16)
+    z1.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sums, counts = contrastive_terms(z1, z2, s1 + 5000, s2 + 5000, mask1, mask2, temperature=0.1)
+    sums.sum().backward()
+    assert sums.dtype == torch.float32
+    exact, exact_counts = slow_terms(z1.detach().double(), z2.double(), s1, s2, mask1, mask2, 0.1)
+    assert counts.tolist() == exact_counts
+    torch.testing.assert_close(sums.double(), torch.tensor(exact, dtype=torch.float64), rtol=1e-5, atol=0)
+    assert z1.grad.isfinite().all()
+    assert z1.grad.any()

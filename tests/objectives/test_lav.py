@@ -1,0 +1,207 @@
+import math
+
+import pytest
+import torch
+
+from carl_ray.objectives.lav import lav_terms
+
+
+def slow_soft_dtw(cost, smoothing):
+    n, m = len(cost), len(cost[0])
+    table = {(-1, -1): 0.0}
+    for i in range(n):
+        for j in range(m):
+            cells = ((i - 1, j - 1), (i - 1, j), (i, j - 1))
+            before = [table[cell] for cell in cells if cell in table]
+            least = min(before)
+            total = sum(math.exp(-(value - least) / smoothing) for value in before)
+            table[i, j] = cost[i][j] + least - smoothing * math.log(total)
+    return table[n - 1, m - 1]
+
+
+def distance(a, b):
+    return float(((a / a.norm() - b / b.norm()) ** 2).sum())
+
+
+def slow_contrast(x, s, margin, window):
+    total, span = 0.0, float(max(s) - min(s)) if len(s) else 0.0
+    for i in range(len(x)):
+        for j in range(len(x)):
+            elapsed = abs(float(s[i] - s[j]))
+            weight = 1 + (elapsed / (span or 1)) ** 2
+            apart = distance(x[i], x[j])
+            total += weight * max(0.0, margin - apart) if elapsed > window else apart / weight
+    return total
+
+
+def slow_terms(u, v, s_u, s_v, mask_u, mask_v, smoothing=0.1, regularization=1.0, margin=2.0, window=15.0):
+    sums, counts = [0.0, 0.0, 0.0], [0, 0, 0]
+    for p in range(len(u)):
+        x, y = u[p][mask_u[p]], v[p][mask_v[p]]
+        if len(x) and len(y):
+            sums[0] += 2 * slow_soft_dtw([[distance(a, b) for b in y] for a in x], smoothing)
+            counts[0] += len(x) + len(y)
+        sums[1] += regularization * slow_contrast(x, s_u[p][mask_u[p]], margin, window)
+        sums[2] += regularization * slow_contrast(y, s_v[p][mask_v[p]], margin, window)
+        counts[1] += len(x)
+        counts[2] += len(y)
+    return sums, counts
+
+
+def batch(seed=0, pairs=3, first=6, second=5, width=4, dtype=torch.float64):
+    rng = torch.Generator().manual_seed(seed)
+    u = torch.randn(pairs, first, width, generator=rng, dtype=dtype)
+    v = torch.randn(pairs, second, width, generator=rng, dtype=dtype)
+    s_u = torch.rand(pairs, first, generator=rng, dtype=torch.float64).mul(60).sort(dim=1).values + 7
+    s_v = torch.rand(pairs, second, generator=rng, dtype=torch.float64).mul(60).sort(dim=1).values
+    mask_u = torch.ones(pairs, first, dtype=torch.bool)
+    mask_v = torch.ones(pairs, second, dtype=torch.bool)
+    mask_u[1, 4:] = False
+    mask_v[1, 3:] = False
+    mask_v[2, 1:] = False
+    return u, v, s_u, s_v, mask_u, mask_v
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"smoothing": 1.0, "regularization": 0.5, "margin": 1.0, "window": 25.0},
+        {"smoothing": 0.01, "regularization": 2.0, "margin": 3.0, "window": 0.0},
+    ],
+)
+def test_equals_the_equations(options):
+    arguments = batch()
+    sums, counts = lav_terms(*arguments, **options)
+    expected, numbers = slow_terms(*arguments, **options)
+    assert sums.dtype == torch.float64
+    assert counts.dtype == torch.int64
+    assert counts.tolist() == numbers == [25, 16, 9]
+    assert sums.tolist() == pytest.approx(expected, rel=1e-10)
+
+
+def test_gradient():
+    u, v, *rest = batch()
+    u.requires_grad_()
+    v.requires_grad_()
+    assert torch.autograd.gradcheck(lambda u, v: lav_terms(u, v, *rest, smoothing=0.3)[0], (u, v))
+
+
+def test_exchanging_the_videos_exchanges_the_terms():
+    u, v, s_u, s_v, mask_u, mask_v = batch()
+    order = torch.tensor([0, 2, 1])
+    sums, counts = lav_terms(u, v, s_u, s_v, mask_u, mask_v)
+    back, back_counts = lav_terms(v, u, s_v, s_u, mask_v, mask_u)
+    torch.testing.assert_close(back, sums[order])
+    assert back_counts.tolist() == counts[order].tolist()
+
+
+def test_order_of_the_pairs_changes_nothing():
+    arguments = batch()
+    order = torch.tensor([2, 0, 1])
+    torch.testing.assert_close(lav_terms(*(part[order] for part in arguments)), lav_terms(*arguments))
+
+
+def test_scale_of_the_embeddings_changes_nothing():
+    u, v, *rest = batch()
+    torch.testing.assert_close(lav_terms(3 * u, 0.1 * v, *rest), lav_terms(u, v, *rest))
+
+
+def test_start_and_unit_of_the_timestamps_change_nothing():
+    u, v, s_u, s_v, *masks = batch()
+    expected = lav_terms(u, v, s_u, s_v, *masks)
+    torch.testing.assert_close(lav_terms(u, v, s_u + 1e4, s_v - 300, *masks), expected)
+    torch.testing.assert_close(lav_terms(u, v, s_u / 30, s_v / 30, *masks, window=0.5), expected)
+
+
+def test_window_and_weights_are_of_time_not_of_positions():
+    u, v, s_u, s_v, *masks = batch()
+    evenly = torch.linspace(0, 60, 6, dtype=torch.float64).expand(3, 6)
+    assert lav_terms(u, v, s_u, s_v, *masks)[0][1] != lav_terms(u, v, evenly, s_v, *masks)[0][1]
+
+
+def test_regularization_is_a_weight():
+    arguments = batch()
+    once, five = (lav_terms(*arguments, regularization=weight)[0] for weight in (1.0, 5.0))
+    torch.testing.assert_close(five, once * torch.tensor([1.0, 5.0, 5.0], dtype=torch.float64))
+
+
+def test_equal_videos_align_for_nothing_and_separate_frames_need_no_contrast():
+    u = torch.eye(6, dtype=torch.float64)[None]
+    s = 20 * torch.arange(6, dtype=torch.float64)[None]
+    slowly, s_slowly = u.repeat_interleave(2, 1), 10 * torch.arange(12, dtype=torch.float64)[None]
+    masks = torch.ones(1, 6, dtype=torch.bool), torch.ones(1, 12, dtype=torch.bool)
+    sums, _ = lav_terms(u, slowly, s, s_slowly, *masks, smoothing=1e-3, window=10.0)
+    assert sums[0].item() == pytest.approx(0, abs=0.05)
+    assert sums[1].item() == pytest.approx(0, abs=1e-9)
+    # All frames in one point align for nothing as well: that is what the contrast is for.
+    same = torch.ones_like(u)
+    sums, _ = lav_terms(same, same, s, s, masks[0], masks[0], smoothing=1e-3, window=10.0)
+    assert sums[0].item() < 0
+    far = sum(2 * (1 + ((i - j) / 5) ** 2) for i in range(6) for j in range(6) if i != j)
+    assert sums[1].item() == pytest.approx(far)
+
+
+@pytest.mark.parametrize("garbage", [1e30, math.inf, math.nan])
+def test_masked_frames_have_no_influence(garbage):
+    u, v, s_u, s_v, mask_u, mask_v = batch()
+    expected, counts = lav_terms(u, v, s_u, s_v, mask_u, mask_v)
+    filled_u = u.masked_fill(~mask_u[:, :, None], garbage).requires_grad_()
+    filled_v = v.masked_fill(~mask_v[:, :, None], garbage).requires_grad_()
+    moved_u, moved_v = s_u.masked_fill(~mask_u, garbage), s_v.masked_fill(~mask_v, garbage)
+    got, got_counts = lav_terms(filled_u, filled_v, moved_u, moved_v, mask_u, mask_v)
+    got.sum().backward()
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    assert got_counts.tolist() == counts.tolist()
+    for filled, mask in ((filled_u, mask_u), (filled_v, mask_v)):
+        assert not filled.grad[~mask].any()
+        assert filled.grad.isfinite().all()
+
+
+def test_computed_in_float32_in_bf16():
+    u, v, s_u, s_v, *masks = batch(dtype=torch.bfloat16)
+    u.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sums, _ = lav_terms(u, v, s_u.float() + 5000, s_v.float(), *masks)
+    sums.sum().backward()
+    assert sums.dtype == torch.float32
+    assert u.grad.isfinite().all()
+    assert u.grad.any()
+    expected, _ = slow_terms(u.detach().double(), v.double(), s_u, s_v, *masks)
+    assert sums.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_pair_of_which_one_video_is_empty_has_the_regulariser_of_the_other():
+    u, v, s_u, s_v, mask_u, mask_v = batch()
+    mask_v[0] = False
+    u.requires_grad_()
+    sums, counts = lav_terms(u, v, s_u, s_v, mask_u, mask_v)
+    sums.sum().backward()
+    expected, numbers = slow_terms(u.detach(), v, s_u, s_v, mask_u, mask_v)
+    assert sums.tolist() == pytest.approx(expected, rel=1e-10)
+    assert counts.tolist() == numbers == [14, 16, 4]
+    assert u.grad.isfinite().all()
+
+
+def test_a_batch_without_frames_is_zero_with_zero_gradient():
+    u, v, s_u, s_v, mask_u, mask_v = batch()
+    u.requires_grad_()
+    sums, counts = lav_terms(u, v, s_u, s_v, torch.zeros_like(mask_u), torch.zeros_like(mask_v))
+    sums.sum().backward()
+    assert sums.tolist() == [0, 0, 0]
+    assert counts.tolist() == [0, 0, 0]
+    assert not u.grad.any()
+
+
+def test_zero_embeddings_give_a_finite_gradient():
+    u, v, *rest = batch()
+    u = torch.zeros_like(u).requires_grad_()
+    sums, _ = lav_terms(u, v, *rest)
+    sums.sum().backward()
+    assert sums.isfinite().all()
+    assert u.grad.isfinite().all()
+
+
+def test_smoothing_must_be_positive():
+    with pytest.raises(ValueError, match="smoothing"):
+        lav_terms(*batch(), smoothing=0.0)

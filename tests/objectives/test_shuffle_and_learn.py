@@ -1,0 +1,290 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from carl_ray.objectives.shuffle_and_learn import OrderHead, shuffle_and_learn_terms
+
+
+def head(width=4, dtype=torch.float64, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return OrderHead(width).to(dtype)
+
+
+def batch(dtype=torch.float64):
+    """Views with 9, 5 (padding in front and behind), 4 (too few) and 6 real frames."""
+    rng = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(4, 9, 4, generator=rng, dtype=dtype)
+    mask = torch.ones(4, 9, dtype=torch.bool)
+    mask[1, [0, 1, 7, 8]] = False
+    mask[2, 4:] = False
+    mask[3, 6:] = False
+    seeds = torch.tensor([3, 2**63 - 1, 5, 3])
+    return embeddings, mask, seeds
+
+
+class Recorder(OrderHead):
+    """Answers 0 and keeps the triplets that it is asked about."""
+
+    def forward(self, triplets):
+        self.triplets = triplets.detach()
+        return super().forward(triplets) * 0
+
+
+def drawn(mask, seeds, num_tuples=8):
+    """Frame numbers (V, N, 6, 3) of the triplets that the head sees."""
+    views, time = mask.shape
+    numbers = torch.arange(time, dtype=torch.float64).expand(views, time)
+    recorder = Recorder(1).double()
+    shuffle_and_learn_terms(numbers[:, :, None], mask, seeds, recorder, num_tuples=num_tuples)
+    return recorder.triplets[..., 0].long()
+
+
+def slow_loss(embeddings, triplets, model):
+    """Cross-entropies one triplet at a time: the number of the middle frame says whether it is in order."""
+    total, count = 0.0, 0
+    for view, tuples in enumerate(triplets.tolist()):
+        for tuple_triplets in tuples:
+            parts = {"in order": [], "before": [], "after": []}
+            for first, middle, last in tuple_triplets:
+                h = torch.cat([embeddings[view, frame] for frame in (first, middle, last)])
+                for layer in model.layers:
+                    if isinstance(layer, torch.nn.Linear):
+                        h = layer.weight.double() @ h + layer.bias.double()
+                    else:
+                        h = torch.stack([max(value, torch.zeros_like(value)) for value in h])
+                probability = 1 / (1 + math.exp(-h.item()))
+                low, high = sorted((first, last))
+                if low < middle < high:
+                    parts["in order"].append(-math.log(probability))
+                else:
+                    parts["before" if middle < low else "after"].append(-math.log(1 - probability))
+            assert [len(losses) for losses in parts.values()] == [2, 2, 2]
+            shares = {"in order": 1 / 4, "before": 3 / 8, "after": 3 / 8}
+            total += sum(shares[kind] * sum(losses) / 2 for kind, losses in parts.items())
+            count += 1
+    return total, count
+
+
+def test_equals_the_loop():
+    embeddings, mask, seeds = batch()
+    counted = torch.tensor([0, 1, 3])
+    sums, counts = shuffle_and_learn_terms(embeddings, mask, seeds, head(), num_tuples=3)
+    with torch.no_grad():
+        total, count = slow_loss(embeddings[counted], drawn(mask, seeds, 3)[counted], head())
+    assert sums.shape == counts.shape == (1,)
+    assert sums.dtype == torch.float64
+    assert counts.dtype == torch.int64
+    assert counts.item() == count == 9
+    assert sums.item() == pytest.approx(total, rel=1e-10)
+
+
+def test_triplets_of_real_frames_in_both_directions():
+    _, mask, seeds = batch()
+    triplets = drawn(mask, seeds, 20)
+    for view in (0, 1, 3):
+        for six in triplets[view].tolist():
+            (b, c, d), reverse, (b1, a, d1), before, (b2, e, d2), after = six
+            assert (b, d) == (b1, d1) == (b2, d2), "only the middle frame changes"
+            assert all(first < second for first, second in pairwise((a, b, c, d, e)))
+            assert mask[view, [a, b, c, d, e]].all()
+            assert (reverse, before, after) == ([d, c, b], [d, a, b], [d, e, b])
+    # The view with 5 frames has one possible tuple.
+    assert triplets[1, :, 0].unique(dim=0).tolist() == [[3, 4, 5]]
+
+
+def test_every_set_of_five_frames_is_equally_likely():
+    mask, seeds = torch.ones(1, 7, dtype=torch.bool), torch.tensor([11])
+    six = drawn(mask, seeds, 21_000)[0]
+    sets = torch.stack([six[:, 2, 1], *six[:, 0].unbind(1), six[:, 4, 1]], dim=1)
+    found, times = sets.unique(dim=0, return_counts=True)
+    assert len(found) == 21
+    # 1,000 expected each, with a deviation of 31.
+    assert times.min() > 840
+    assert times.max() < 1160
+
+
+def test_tuples_depend_on_seed_and_real_frames_alone():
+    _, mask, seeds = batch()
+    triplets = drawn(mask, seeds)
+    order = torch.tensor([3, 1, 0, 2])
+    assert torch.equal(drawn(mask[order], seeds[order]), triplets[order])
+    assert torch.equal(drawn(mask[:1], seeds[:1])[0], triplets[0])
+    # Views of as many frames draw the same places, wherever padding lies.
+    shifted = torch.zeros(1, 12, dtype=torch.bool)
+    shifted[0, 3:] = True
+    assert torch.equal(drawn(shifted, seeds[:1]), triplets[:1] + 3)
+    other = drawn(mask[:1], seeds[:1] + 1)
+    assert not torch.equal(other, triplets[:1])
+    assert not torch.equal(drawn(mask[:1], seeds[:1] + 2**40), triplets[:1])
+
+
+def test_global_generators_are_left_alone():
+    embeddings, mask, seeds = batch()
+    model = head()
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first, _ = shuffle_and_learn_terms(embeddings, mask, seeds, model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        assert torch.equal(shuffle_and_learn_terms(embeddings, mask, seeds, model)[0], first)
+
+
+def test_negative_seeds():
+    _, mask, seeds = batch()
+    assert not torch.equal(drawn(mask, -seeds), drawn(mask, seeds))
+
+
+def test_answers_of_a_head_that_learns_nothing():
+    embeddings, mask, seeds = batch()
+    model = head()
+    with torch.no_grad():
+        model.layers[-1].weight.zero_()
+        for bias, loss in ((0.0, math.log(2)), (-math.log(3), 0.562335)):
+            model.layers[-1].bias.fill_(bias)
+            sums, counts = shuffle_and_learn_terms(embeddings, mask, seeds, model)
+            assert (sums / counts).item() == pytest.approx(loss, rel=1e-6)
+        # No other constant does better.
+        for bias in (-1.3, -0.9):
+            model.layers[-1].bias.fill_(bias)
+            assert (shuffle_and_learn_terms(embeddings, mask, seeds, model)[0] / counts).item() > 0.5624
+
+
+def test_gradient_of_embeddings_and_head():
+    embeddings, mask, seeds = batch()
+    model = head()
+    # The check changes its inputs in place, so it need not hand them on. All weights would take long.
+    some = [model.layers[0].bias, model.layers[2].bias, *model.layers[4].parameters()]
+
+    def loss(h, *_):
+        return shuffle_and_learn_terms(h, mask, seeds, model, num_tuples=2)[0]
+
+    assert torch.autograd.gradcheck(loss, (embeddings.requires_grad_(), *some))
+
+
+def test_training_learns_the_order():
+    """Embeddings that hold the time: the head finds out which frame lies between the others."""
+    mask, width = torch.ones(8, 20, dtype=torch.bool), 2
+    time = torch.linspace(-1, 1, 20)
+    embeddings = torch.stack([time, time.square()], dim=-1).expand(8, 20, width)
+    model = head(width, torch.float32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for step in range(150):
+        sums, counts = shuffle_and_learn_terms(embeddings, mask, torch.arange(8) + 8 * step, model)
+        losses.append((sums / counts).item())
+        optimizer.zero_grad()
+        (sums / counts).sum().backward()
+        optimizer.step()
+    assert losses[0] > 0.6
+    assert sum(losses[-10:]) / 10 < 0.2
+
+
+def test_order_of_the_views_changes_nothing():
+    embeddings, mask, seeds = batch()
+    order = torch.tensor([2, 3, 1, 0])
+    torch.testing.assert_close(
+        shuffle_and_learn_terms(embeddings[order], mask[order], seeds[order], head()),
+        shuffle_and_learn_terms(embeddings, mask, seeds, head()),
+    )
+
+
+@pytest.mark.parametrize("garbage", [1e30, math.inf, math.nan])
+def test_masked_frames_have_no_influence(garbage):
+    embeddings, mask, seeds = batch()
+    clean = embeddings.clone().requires_grad_()
+    expected, counts = shuffle_and_learn_terms(clean, mask, seeds, head())
+    expected.sum().backward()
+    filled = embeddings.masked_fill(~mask[:, :, None], garbage).requires_grad_()
+    model = head()
+    got, got_counts = shuffle_and_learn_terms(filled, mask, seeds, model)
+    got.sum().backward()
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    assert torch.equal(got_counts, counts)
+    torch.testing.assert_close(filled.grad, clean.grad)
+    assert filled.grad[0].any()
+    assert not filled.grad[~mask].any()
+    # Too few frames for a tuple.
+    assert not filled.grad[2].any()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("num_real", [0, 4])
+def test_views_with_too_few_frames_are_zero_with_zero_gradients(num_real):
+    embeddings, mask, seeds = batch()
+    mask = mask & (torch.arange(9) < num_real)
+    embeddings = embeddings.masked_fill(~mask[:, :, None], math.nan).requires_grad_()
+    model = head()
+    sums, counts = shuffle_and_learn_terms(embeddings, mask, seeds, model)
+    sums.sum().backward()
+    assert sums.item() == 0
+    assert counts.item() == 0
+    assert not embeddings.grad.any()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
+def test_bf16_under_autocast():
+    embeddings, mask, seeds = batch(torch.bfloat16)
+    embeddings.requires_grad_()
+    model = head(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sums, counts = shuffle_and_learn_terms(embeddings, mask, seeds, model)
+    sums.sum().backward()
+    exact, _ = shuffle_and_learn_terms(
+        embeddings.detach().double(), mask, seeds, head(dtype=torch.float32).double()
+    )
+    assert sums.dtype == torch.float32
+    assert counts.item() == 24
+    assert sums.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert embeddings.grad.isfinite().all()
+    assert embeddings.grad.any()
+
+
+class Model(torch.nn.Module):
+    """The loss inside the module that is wrapped, behind an encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.Linear(4, 4, dtype=torch.float64)
+        self.head = head()
+
+    def forward(self, frames, mask, seeds):
+        return shuffle_and_learn_terms(self.encoder(frames), mask, seeds, self.head)
+
+
+def initial_model():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return Model()
+
+
+def _worker(rank, rendezvous, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    model = DistributedDataParallel(initial_model())
+    # One worker has nothing that counts.
+    views = [0, 1, 3] if rank == 0 else [2]
+    sums, counts = model(*(part[views] for part in batch()))
+    dist.all_reduce(counts)
+    (2 * sums / counts).sum().backward()
+    torch.save([parameter.grad for parameter in model.parameters()], f"{results}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_one_without_tuples_equal_one(tmp_path):
+    multiprocessing.spawn(_worker, args=(f"file://{tmp_path}/rendezvous", str(tmp_path)), nprocs=2)
+    model = initial_model()
+    sums, counts = model(*batch())
+    (sums / counts).sum().backward()
+    for rank in range(2):
+        for got, parameter in zip(torch.load(tmp_path / f"{rank}.pt"), model.parameters(), strict=True):
+            torch.testing.assert_close(got, parameter.grad)

@@ -1,0 +1,180 @@
+import math
+
+import pytest
+import torch
+
+from carl_ray.objectives.tcn import time_contrastive_terms
+
+
+def cosine(a, b):
+    return float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+
+
+def slow_terms(embeddings, s, mask, window, temperature):
+    """Sohn's equation 6 for every anchor and positive, one at a time."""
+    total, count = 0.0, 0
+    for h, times, real in zip(embeddings, s.tolist(), mask.tolist(), strict=True):
+        frames = [i for i, kept in enumerate(real) if kept]
+        for i in frames:
+            positives = [j for j in frames if 0 < abs(times[i] - times[j]) <= window]
+            negatives = [j for j in frames if abs(times[i] - times[j]) > window]
+            if not positives or not negatives:
+                continue
+            count += 1
+            for j in positives:
+                own = cosine(h[i], h[j]) / temperature
+                rivals = sum(math.exp(cosine(h[i], h[n]) / temperature - own) for n in negatives)
+                total += math.log(1 + rivals) / len(positives)
+    return total, count
+
+
+def batch(dtype=torch.float64):
+    rng = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(3, 7, 4, generator=rng, dtype=dtype)
+    s = torch.tensor(
+        [[0, 1, 3, 4, 9, 10, 20], [0, 2, 4, 6, 8, 8, 8], [5, 7, 8, 11, 12, 14, 15]], dtype=torch.float64
+    )
+    mask = torch.ones(3, 7, dtype=torch.bool)
+    mask[1, 5:] = False
+    mask[2, 0] = False  # padding in front
+    return embeddings, s, mask
+
+
+@pytest.mark.parametrize("window", [1.0, 2.0, 4.0, 9.5])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_equals_the_loop(window, temperature):
+    arguments = batch()
+    sums, counts = time_contrastive_terms(*arguments, window=window, temperature=temperature)
+    total, count = slow_terms(*arguments, window, temperature)
+    assert sums.shape == counts.shape == (1,)
+    assert sums.dtype == torch.float64
+    assert counts.dtype == torch.int64
+    assert counts.item() == count > 0
+    assert sums.item() == pytest.approx(total, rel=1e-10)
+
+
+def test_who_is_an_anchor():
+    embeddings, s, mask = (part[:1] for part in batch())
+    # Times 0, 1, 3, 4, 9, 10, 20: the window holds its end, and frame 20 is alone.
+    assert time_contrastive_terms(embeddings, s, mask, window=1.0, temperature=0.1)[1].item() == 6
+    assert time_contrastive_terms(embeddings, s, mask, window=0.9, temperature=0.1)[1].item() == 0
+    # Only 0, 1 and 20 still have a frame further away than 18.5.
+    assert time_contrastive_terms(embeddings, s, mask, window=18.5, temperature=0.1)[1].item() == 3
+    assert time_contrastive_terms(embeddings, s, mask, window=20.0, temperature=0.1)[1].item() == 0
+
+
+def test_frames_of_one_time_are_neither_positive_nor_negative():
+    embeddings, _, mask = (part[:1, :4] for part in batch())
+    s = torch.tensor([[0.0, 0.0, 1.0, 9.0]], dtype=torch.float64)
+    sums, counts = time_contrastive_terms(embeddings, s, mask, window=2.0, temperature=0.5)
+    assert counts.item() == 3
+    assert sums.item() == pytest.approx(slow_terms(embeddings, s, mask, 2.0, 0.5)[0])
+    # Without the frame at 1 the two at 0 have no positive.
+    without = mask & (s != 1)
+    assert time_contrastive_terms(embeddings, s, without, window=2.0, temperature=0.5)[1].item() == 0
+
+
+def test_known_value():
+    """The positive equals the anchor, both negatives are orthogonal to it: log(1 + 2 exp(-1 / tau))."""
+    embeddings = torch.tensor([[[1.0, 0, 0], [2, 0, 0], [0, 1, 0], [0, 0, 1]]], dtype=torch.float64)
+    s = torch.tensor([[0.0, 1.0, 50.0, 90.0]], dtype=torch.float64)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    sums, counts = time_contrastive_terms(embeddings, s, mask, window=5.0, temperature=0.5)
+    assert counts.item() == 2
+    assert sums.item() == pytest.approx(2 * math.log(1 + 2 * math.exp(-2)))
+
+
+def test_gradient():
+    embeddings, s, mask = batch()
+
+    def loss(h):
+        return time_contrastive_terms(h, s, mask, window=2.0, temperature=0.5)[0]
+
+    assert torch.autograd.gradcheck(loss, (embeddings.requires_grad_(),))
+
+
+def test_order_of_the_views_and_of_the_frames_changes_nothing():
+    embeddings, s, mask = batch()
+    sums, counts = time_contrastive_terms(embeddings, s, mask, window=2.0, temperature=0.1)
+    views, frames = torch.tensor([2, 0, 1]), torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    shuffled = [part[views][:, frames] for part in (embeddings, s, mask)]
+    got, got_counts = time_contrastive_terms(*shuffled, window=2.0, temperature=0.1)
+    torch.testing.assert_close(got, sums)
+    assert torch.equal(got_counts, counts)
+
+
+def test_views_are_on_their_own():
+    embeddings, s, mask = batch()
+    together = time_contrastive_terms(embeddings, s, mask, window=2.0, temperature=0.1)
+    alone = [
+        time_contrastive_terms(
+            embeddings[v : v + 1], s[v : v + 1], mask[v : v + 1], window=2.0, temperature=0.1
+        )
+        for v in range(3)
+    ]
+    torch.testing.assert_close(together[0], torch.stack([sums for sums, _ in alone]).sum(0))
+    assert together[1].item() == sum(counts.item() for _, counts in alone)
+
+
+def test_scale_of_the_embeddings_and_unit_of_time_change_nothing():
+    embeddings, s, mask = batch()
+    expected = time_contrastive_terms(embeddings, s, mask, window=2.0, temperature=0.1)
+    got = time_contrastive_terms(7 * embeddings, 3 * s + 5000, mask, window=6.0, temperature=0.1)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("garbage", [1e30, math.inf, math.nan])
+def test_masked_frames_have_no_influence(garbage):
+    embeddings, s, mask = batch()
+    clean = embeddings.clone().requires_grad_()
+    expected, counts = time_contrastive_terms(clean, s, mask, window=2.0, temperature=0.1)
+    expected.sum().backward()
+    filled = embeddings.masked_fill(~mask[:, :, None], garbage).requires_grad_()
+    times = s.masked_fill(~mask, garbage)
+    got, got_counts = time_contrastive_terms(filled, times, mask, window=2.0, temperature=0.1)
+    got.sum().backward()
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    assert torch.equal(got_counts, counts)
+    torch.testing.assert_close(filled.grad, clean.grad)
+    assert not filled.grad[~mask].any()
+
+
+def test_a_batch_without_frames_is_zero_with_zero_gradient():
+    embeddings, s, mask = batch()
+    embeddings = torch.full_like(embeddings, math.nan).requires_grad_()
+    sums, counts = time_contrastive_terms(embeddings, s, torch.zeros_like(mask), window=2.0, temperature=0.1)
+    sums.sum().backward()
+    assert sums.item() == 0
+    assert counts.item() == 0
+    assert embeddings.grad is not None
+    assert not embeddings.grad.any()
+
+
+def test_a_view_without_negatives_has_zero_gradient():
+    embeddings, s, mask = (part[:1] for part in batch())
+    embeddings.requires_grad_()
+    with torch.autograd.set_detect_anomaly(True):  # no NaN on the way back either
+        sums, _ = time_contrastive_terms(embeddings, s, mask, window=20.0, temperature=0.1)
+        sums.sum().backward()
+    assert sums.item() == 0
+    assert not embeddings.grad.any()
+
+
+def test_bf16_under_autocast():
+    embeddings, s, mask = batch(torch.bfloat16)
+    embeddings.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sums, counts = time_contrastive_terms(embeddings, s + 5000, mask, window=2.0, temperature=0.1)
+    sums.sum().backward()
+    assert sums.dtype == torch.float32
+    total, count = slow_terms(embeddings.detach().double(), s, mask, 2.0, 0.1)
+    assert counts.item() == count
+    assert sums.item() == pytest.approx(total, rel=1e-5)
+    assert embeddings.grad.isfinite().all()
+    assert embeddings.grad.any()
+
+
+@pytest.mark.parametrize("window", [0.0, -1.0, math.nan])
+def test_window_must_be_positive(window):
+    with pytest.raises(ValueError, match="window"):
+        time_contrastive_terms(*batch(), window=window, temperature=0.1)

@@ -1,0 +1,372 @@
+import functools
+import itertools
+import math
+
+import pytest
+import torch
+
+from carl_ray.objectives.scl import sequence_contrastive_terms, unit_vectors
+from carl_ray.objectives.weak import correspondence, weak_contrastive_terms
+
+SETTINGS = {"temperature": 0.1, "variance": 10.0, "max_path_cost": None}
+
+
+def slow_path(cost):
+    """The cheapest path from the first to the last cell, by its definition."""
+
+    @functools.cache
+    def best(i, j):
+        if (i, j) == (0, 0):
+            return cost[0][0], [(0, 0)]
+        before = [(i - 1, j - 1), (i - 1, j), (i, j - 1)]
+        total, path = min((best(*cell) for cell in before if min(cell) >= 0), key=lambda way: way[0])
+        return total + cost[i][j], [*path, (i, j)]
+
+    return best(len(cost) - 1, len(cost[0]) - 1)
+
+
+def slow_terms(za, zb, sa, sb, mask_a, mask_b, temperature, variance, max_path_cost):
+    """Sums and counts of both directions, one frame at a time; also the pseudo-times and mean path costs."""
+    sums, counts = [torch.zeros((), dtype=torch.float64)] * 2, [0, 0]
+    times, costs = [{}, {}], [0] * len(za)
+    for p in range(len(za)):
+        own_a = [i for i in range(za.shape[1]) if mask_a[p, i]]
+        own_b = [j for j in range(zb.shape[1]) if mask_b[p, j]]
+        if not own_a or not own_b:
+            continue
+
+        def cosine(i, j, p=p):
+            return (za[p, i] * zb[p, j]).sum() / (za[p, i].norm() * zb[p, j].norm())
+
+        total, path = slow_path([[1 - cosine(i, j).item() for j in own_b] for i in own_a])
+        costs[p] = total / len(path)
+        if max_path_cost is not None and costs[p] > max_path_cost:
+            continue
+        for i, frame in enumerate(own_a):
+            partners = [sb[p, own_b[j]].item() for k, j in path if k == i]
+            times[0][p, frame] = sum(partners) / len(partners)
+        for j, frame in enumerate(own_b):
+            partners = [sa[p, own_a[i]].item() for i, k in path if k == j]
+            times[1][p, frame] = sum(partners) / len(partners)
+        directions = [
+            (own_a, own_b, sb, lambda i, j: cosine(i, j)),
+            (own_b, own_a, sa, lambda j, i: cosine(i, j)),
+        ]
+        for direction, (anchors, candidates, stamps, similarity) in enumerate(directions):
+            for i in anchors:
+                time = times[direction][p, i]
+                gaussians = [
+                    math.exp(-((time - stamps[p, j].item()) ** 2) / (2 * variance)) for j in candidates
+                ]
+                logits = torch.stack([similarity(i, j) / temperature for j in candidates])
+                log_softmax = logits - torch.log(torch.exp(logits).sum())
+                for gaussian, value in zip(gaussians, log_softmax, strict=True):
+                    sums[direction] = sums[direction] - gaussian / sum(gaussians) * value
+                counts[direction] += 1
+    return torch.stack(sums), torch.tensor(counts), times, costs
+
+
+def batch(seed=0, pairs=4, time_a=6, time_b=5, width=4, dtype=torch.float64):
+    rng = torch.Generator().manual_seed(seed)
+    za = torch.randn(pairs, time_a, width, generator=rng, dtype=torch.float64).to(dtype)
+    zb = torch.randn(pairs, time_b, width, generator=rng, dtype=torch.float64).to(dtype)
+    sa = torch.rand(pairs, time_a, generator=rng, dtype=torch.float64).mul(30).sort(dim=1).values
+    sb = torch.rand(pairs, time_b, generator=rng, dtype=torch.float64).mul(30).sort(dim=1).values
+    mask_a = torch.ones(pairs, time_a, dtype=torch.bool)
+    mask_b = torch.ones(pairs, time_b, dtype=torch.bool)
+    mask_a[1, 4:] = False
+    mask_b[1, 3:] = False
+    mask_b[2, 1:] = False
+    return za, zb, sa, sb, mask_a, mask_b
+
+
+def path_costs(arguments):
+    za, zb, sa, sb, mask_a, mask_b = arguments
+    return correspondence(
+        unit_vectors(za, mask_a), unit_vectors(zb, mask_b), sa, sb, mask_a, mask_b
+    ).path_cost
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("temperature", "variance"), [(0.1, 10.0), (1.0, 25.0), (0.3, 4.0)])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_a_slow_loop(seed, temperature, variance, gated):
+    arguments = batch(seed, time_b=5 + 2 * seed)
+    gate = path_costs(arguments).median().item() + 1e-9 if gated else None
+    sums, counts, times, costs = slow_terms(*arguments, temperature, variance, gate)
+    got = weak_contrastive_terms(*arguments, temperature=temperature, variance=variance, max_path_cost=gate)
+    assert got[0].dtype == torch.float64
+    assert got[1].dtype == torch.int64
+    assert gated == (counts[0] < arguments[4].sum())
+    assert torch.equal(got[1], counts)
+    torch.testing.assert_close(got[0], sums, rtol=1e-9, atol=1e-12)
+    za, zb, sa, sb, mask_a, mask_b = arguments
+    found = correspondence(unit_vectors(za, mask_a), unit_vectors(zb, mask_b), sa, sb, mask_a, mask_b)
+    assert found.path_cost.tolist() == pytest.approx(costs)
+    for values, expected in zip((found.time_of_a, found.time_of_b), times, strict=True):
+        for place, time in expected.items():
+            assert values[place].item() == pytest.approx(time, abs=1e-9)
+
+
+def test_gradient():
+    za, zb, *rest = batch()
+    za.requires_grad_()
+    zb.requires_grad_()
+
+    def losses(a, b):
+        return weak_contrastive_terms(a, b, *rest, temperature=0.5, variance=10.0, max_path_cost=None)[0]
+
+    assert torch.autograd.gradcheck(losses, (za, zb))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_view_and_itself_give_the_sequence_contrastive_terms(dtype):
+    z, _, s, _, mask, _ = batch(time_a=40, width=8, dtype=dtype)
+    mask[1, 30:] = False
+    mask[2, 1:] = False
+    mask[3] = False
+    za, zb = (z.clone().requires_grad_() for _ in range(2))
+    z1, z2 = (z.clone().requires_grad_() for _ in range(2))
+    weak, weak_counts = weak_contrastive_terms(za, zb, s, s, mask, mask, **SETTINGS)
+    scl, scl_counts = sequence_contrastive_terms(z1, z2, s, s, mask, mask, temperature=0.1, variance=10.0)
+    assert torch.equal(weak, scl)
+    assert torch.equal(weak_counts, scl_counts)
+    weak.sum().backward()
+    scl.sum().backward()
+    assert torch.equal(za.grad, z1.grad)
+    assert torch.equal(zb.grad, z2.grad)
+
+
+def random_curve(width=32, scale=12.0, seed=0):
+    """A smooth curve of unit vectors: frames `scale` apart are hardly alike any more."""
+    rng = torch.Generator().manual_seed(seed)
+    frequencies = torch.randn(width, generator=rng, dtype=torch.float64) / scale
+    phases = torch.rand(width, generator=rng, dtype=torch.float64) * 2 * math.pi
+
+    def embed(time):
+        return torch.nn.functional.normalize(torch.cos(time[..., None] * frequencies + phases), dim=-1)
+
+    return embed
+
+
+def test_two_views_of_one_video_are_near_the_sequence_contrastive_terms():
+    embed, rng = random_curve(), torch.Generator().manual_seed(0)
+    # Crops [0, 120) and [30, 150), of which 80 frames each.
+    sa = torch.randperm(120, generator=rng)[:80].sort().values.double()[None]
+    sb = torch.randperm(120, generator=rng)[:80].sort().values.double()[None] + 30
+    mask = torch.ones(1, 80, dtype=torch.bool)
+    found = correspondence(embed(sa), embed(sb), sa, sb, mask, mask)
+    gap = torch.cat([sa.diff(), sb.diff()]).max()
+    # In the overlap the pseudo-times are the timestamps up to the distance of sampled frames ...
+    inside_a, inside_b = (sa > sb.min() + gap) & (sa < sa.max()), (sb < sa.max() - gap) & (sb > sb.min())
+    assert (found.time_of_a - sa)[inside_a].abs().max() <= gap
+    assert (found.time_of_b - sb)[inside_b].abs().max() <= gap
+    assert (found.time_of_a - sa)[inside_a].abs().mean() < 1
+    # ... outside they are the outermost frame, the nearest of the other view, as in SCL ...
+    assert (found.time_of_a[sa < sb.min() - gap] == sb.min()).all()
+    assert (found.time_of_b[sb > sa.max() + gap] == sa.max()).all()
+    # ... and the outermost frame of a view is amid all those that it stands for.
+    assert found.time_of_b[0, 0].item() == pytest.approx(15, abs=5)
+    assert found.time_of_a[0, -1].item() == pytest.approx(135, abs=5)
+    weak, weak_counts = weak_contrastive_terms(embed(sa), embed(sb), sa, sb, mask, mask, **SETTINGS)
+    scl, scl_counts = sequence_contrastive_terms(embed(sa), embed(sb), sa, sb, mask, mask)
+    assert torch.equal(weak_counts, scl_counts)
+    torch.testing.assert_close(weak, scl, rtol=0.1, atol=0)
+
+
+def test_views_that_share_too_little_are_aligned_wrongly_and_left_out_by_the_gate():
+    embed = random_curve()
+    sa = torch.arange(100, dtype=torch.float64).repeat(2, 1)
+    sb = sa + torch.tensor([[20.0], [80.0]])  # sharing four fifths, and one fifth
+    mask = torch.ones(2, 100, dtype=torch.bool)
+    found = correspondence(embed(sa), embed(sb), sa, sb, mask, mask)
+    error = (found.time_of_a - sa).abs()
+    assert error[0, 20:-1].max() == 0
+    assert error[1, 80:].mean() > 20
+    assert found.path_cost[0] < 0.4 < found.path_cost[1]
+    settings = SETTINGS | {"max_path_cost": 0.4}
+    assert weak_contrastive_terms(embed(sa), embed(sb), sa, sb, mask, mask, **settings)[1].tolist() == [
+        100,
+        100,
+    ]
+
+
+def warped_pair():
+    """A video of 59 frames, and the same at two tempos: half as fast, then twice as fast."""
+    sb = torch.arange(59, dtype=torch.float64)[None]
+    sa = torch.arange(60, dtype=torch.float64)[None]
+    # Frame of b that frame of a shows.
+    truth = torch.where(sa < 40, sa / 2, 20 + 2 * (sa - 40))
+    return sa, sb, truth
+
+
+def test_a_time_warped_copy_is_recovered():
+    sa, sb, truth = warped_pair()
+    embed = random_curve()
+    rng = torch.Generator().manual_seed(1)
+    noise = [0.02 * torch.randn(1, time, 32, generator=rng, dtype=torch.float64) for time in (60, 59)]
+    ones_a, ones_b = torch.ones_like(sa, dtype=torch.bool), torch.ones_like(sb, dtype=torch.bool)
+    unit_a = unit_vectors(embed(truth) + noise[0], ones_a)
+    unit_b = unit_vectors(embed(sb) + noise[1], ones_b)
+    # The clocks of the videos have nothing to do with each other.
+    found = correspondence(unit_a, unit_b, 3 * sa + 1000, sb + 5e6, ones_a, ones_b)
+    assert (found.time_of_a - 5e6 - truth).abs().max() <= 1.5
+    assert (found.time_of_a - 5e6 - truth).abs().mean() < 0.5
+    back = torch.where(sb < 20, 2 * sb, 40 + (sb - 20) / 2)
+    assert ((found.time_of_b - 1000) / 3 - back).abs().max() <= 1.5
+    assert found.path_cost.item() < 0.05
+
+
+def test_descent_on_a_time_warped_copy_decreases_the_loss_and_keeps_the_warp():
+    sa, sb, truth = warped_pair()
+    embed = random_curve()
+    masks = torch.ones_like(sa, dtype=torch.bool), torch.ones_like(sb, dtype=torch.bool)
+    za, zb = embed(truth).requires_grad_(), embed(sb).requires_grad_()
+    losses = []
+    for _ in range(20):
+        sums, counts = weak_contrastive_terms(za, zb, sa, sb, *masks, **SETTINGS)
+        loss = (sums / counts).sum()
+        losses.append(loss.item())
+        for z, gradient in zip((za, zb), torch.autograd.grad(loss, (za, zb)), strict=True):
+            z.data -= 0.5 * gradient
+    assert all(after < before for before, after in itertools.pairwise(losses))
+    found = correspondence(unit_vectors(za, masks[0]), unit_vectors(zb, masks[1]), sa, sb, *masks)
+    assert (found.time_of_a - truth).abs().max() <= 1.5
+
+
+def test_a_pair_in_another_order_is_left_out_by_the_gate():
+    sa, sb, truth = warped_pair()
+    embed = random_curve()
+    mask_a, mask_b = torch.ones(2, 60, dtype=torch.bool), torch.ones(2, 59, dtype=torch.bool)
+    za = embed(truth).repeat(2, 1, 1).requires_grad_()
+    zb = torch.stack([embed(sb[0]), embed(sb[0].roll(30))])
+    arguments = (za, zb, sa.repeat(2, 1), sb.repeat(2, 1), mask_a, mask_b)
+    in_order, swapped = path_costs(arguments).tolist()
+    assert in_order < 0.05 < swapped
+    settings = SETTINGS | {"max_path_cost": 0.05}
+    sums, counts = weak_contrastive_terms(*arguments, **settings)
+    alone = weak_contrastive_terms(*(part[:1] for part in arguments), **SETTINGS)
+    assert counts.tolist() == [60, 59]
+    torch.testing.assert_close(sums, alone[0])
+    sums.sum().backward()
+    assert not za.grad[1].any()
+    assert za.grad[0].any()
+    # A cost at the limit is not beyond it.
+    exactly = SETTINGS | {"max_path_cost": in_order}
+    assert weak_contrastive_terms(*arguments, **exactly)[1].tolist() == [60, 59]
+
+
+def test_the_gate_does_not_hide_embeddings_that_are_not_numbers():
+    za, *rest = batch()
+    za[0, 0] = math.nan
+    sums, _ = weak_contrastive_terms(za, *rest, **(SETTINGS | {"max_path_cost": 0.5}))
+    assert sums.isnan().any()
+
+
+def test_exchanging_the_videos_of_a_pair_exchanges_the_terms():
+    za, zb, sa, sb, mask_a, mask_b = batch()
+    sums, counts = weak_contrastive_terms(za, zb, sa, sb, mask_a, mask_b, **SETTINGS)
+    swapped, swapped_counts = weak_contrastive_terms(zb, za, sb, sa, mask_b, mask_a, **SETTINGS)
+    torch.testing.assert_close(swapped.flip(0), sums)
+    assert torch.equal(swapped_counts.flip(0), counts)
+    assert counts[0] != counts[1]
+
+
+def test_order_of_the_pairs_changes_nothing():
+    arguments = batch()
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(
+        weak_contrastive_terms(*arguments, **SETTINGS),
+        weak_contrastive_terms(*(part[order] for part in arguments), **SETTINGS),
+    )
+
+
+def test_scale_of_the_embeddings_changes_nothing():
+    za, zb, *rest = batch()
+    settings = SETTINGS | {"max_path_cost": path_costs((za, zb, *rest)).median().item() + 1e-6}
+    torch.testing.assert_close(
+        weak_contrastive_terms(za, zb, *rest, **settings),
+        weak_contrastive_terms(300 * za, 0.01 * zb, *rest, **settings),
+    )
+
+
+def test_the_clocks_of_the_videos_change_nothing():
+    za, zb, sa, sb, *masks = batch()
+    torch.testing.assert_close(
+        weak_contrastive_terms(za, zb, sa, sb, *masks, **SETTINGS),
+        weak_contrastive_terms(za, zb, sa + 1e6, sb - 500, *masks, **SETTINGS),
+    )
+    # Seconds instead of frames: the variance scales with them.
+    torch.testing.assert_close(
+        weak_contrastive_terms(za, zb, sa, sb, *masks, **SETTINGS),
+        weak_contrastive_terms(za, zb, sa / 30, sb / 30, *masks, **(SETTINGS | {"variance": 10 / 900})),
+    )
+
+
+@pytest.mark.parametrize("garbage", [1e30, math.inf, math.nan])
+def test_masked_frames_have_no_influence(garbage):
+    za, zb, sa, sb, mask_a, mask_b = batch()
+    mask_b[3] = False
+    exact_a, exact_b = za.clone().requires_grad_(), zb.clone().requires_grad_()
+    expected, counts = weak_contrastive_terms(exact_a, exact_b, sa, sb, mask_a, mask_b, **SETTINGS)
+    expected.sum().backward()
+    filled_a = za.masked_fill(~mask_a[:, :, None], garbage).requires_grad_()
+    filled_b = zb.masked_fill(~mask_b[:, :, None], garbage).requires_grad_()
+    got, got_counts = weak_contrastive_terms(
+        filled_a,
+        filled_b,
+        sa.masked_fill(~mask_a, garbage),
+        sb.masked_fill(~mask_b, garbage),
+        mask_a,
+        mask_b,
+        **SETTINGS,
+    )
+    got.sum().backward()
+    assert torch.equal(got, expected)
+    assert torch.equal(got_counts, counts)
+    assert torch.equal(filled_a.grad, exact_a.grad)
+    assert torch.equal(filled_b.grad, exact_b.grad)
+    assert not filled_a.grad[~mask_a].any()
+    assert not filled_b.grad[~mask_b].any()
+
+
+@pytest.mark.parametrize("gate", [None, 0.0])
+@pytest.mark.parametrize("pairs", [0, 4])
+def test_pairs_without_frames_are_no_terms_with_zero_gradient(pairs, gate):
+    za, zb, sa, sb, mask_a, mask_b = (part[:pairs] for part in batch())
+    nothing = torch.zeros_like(mask_a)
+    za.requires_grad_()
+    sums, counts = weak_contrastive_terms(
+        za, zb, sa, sb, nothing, mask_b, **(SETTINGS | {"max_path_cost": gate})
+    )
+    assert counts.tolist() == [0, 0]
+    assert sums.tolist() == [0, 0]
+    sums.sum().backward()
+    assert za.grad is not None
+    assert not za.grad.any()
+    assert za.grad.isfinite().all()
+
+
+def test_bf16_is_computed_in_float32():
+    za, zb, sa, sb, mask_a, mask_b = batch(time_a=12, time_b=9, width=16, dtype=torch.bfloat16)
+    za.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sums, counts = weak_contrastive_terms(za, zb, sa + 5000, sb + 9e5, mask_a, mask_b, **SETTINGS)
+    assert sums.dtype == torch.float32
+    exact, exact_counts, *_ = slow_terms(
+        za.detach().double(), zb.double(), sa + 5000, sb + 9e5, mask_a, mask_b, *SETTINGS.values()
+    )
+    assert torch.equal(counts, exact_counts)
+    torch.testing.assert_close(sums.double(), exact, rtol=1e-5, atol=0)
+    sums.sum().backward()
+    assert za.grad.isfinite().all()
+    assert za.grad.any()
+
+
+def test_zero_embeddings_give_a_finite_gradient():
+    za, zb, *rest = batch()
+    za = torch.zeros_like(za).requires_grad_()
+    sums, _ = weak_contrastive_terms(za, zb, *rest, **SETTINGS)
+    sums.sum().backward()
+    assert sums.isfinite().all()
+    assert za.grad.isfinite().all()
