@@ -53,7 +53,7 @@ def sequence_contrastive_terms(
     variance: float = 10.0,
     negatives: Negatives = "video",
 ) -> tuple[Float[Tensor, " 2"], Int[Tensor, " 2"]]:
-    """For each direction, the sum of the anchors' losses (equation 2) and the number of valid anchors.
+    """For each direction, the sum of the anchors' losses (equation 1) and the number of valid anchors.
 
     Frames that a mask leaves out are neither anchors nor candidates, whatever they hold. An anchor counts
     however far the nearest frame of the other view is; only where the other view of its video has no real
@@ -67,8 +67,8 @@ def sequence_contrastive_terms(
         s2: Timestamps of the second view.
         mask1: True where a frame of the first view is real.
         mask2: True where a frame of the second view is real.
-        temperature: tau of equation 2.
-        variance: sigma squared of equation 1, in frames squared.
+        temperature: tau of equation 1.
+        variance: sigma squared of equation 2, in frames squared.
         negatives: Candidates: `video`, the other view of the same video; `batch`, the other views of all
             videos of this worker, with weight 0 outside the anchor's own; `global`, those of all workers
             (each calls this at the same time, with any number of videos, and gradients flow back to the
@@ -134,7 +134,7 @@ def gaussian_cross_entropy(
         case _:
             raise ValueError(f"negatives: expected video, batch or global, got {negatives!r}")
     normalizer = logits.masked_fill(_excluded(real), -torch.inf).logsumexp(-1)
-    # The weights of a row sum to 1: this is the cross-entropy of equation 2 with its logarithm resolved.
+    # The weights of a row sum to 1: this is the cross-entropy of equation 1 with its logarithm resolved.
     losses = normalizer - (weights * own).sum(-1)
     return losses.where(valid, 0).sum(), valid.sum()
 
@@ -147,7 +147,7 @@ def unit_vectors(z: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[
 def _target_weights(
     distances: Float[Tensor, "B Ta Tc"], candidate_mask: Bool[Tensor, "B Tc"], variance: float
 ) -> Float[Tensor, "B Ta Tc"]:
-    """Equation 1: w_ij, zero for masked candidates, each row summing to 1 however far its frames are."""
+    """Equation 2: w_ij, zero for masked candidates, each row summing to 1 however far its frames are."""
     excluded = _excluded(candidate_mask[:, None, :])
     # Relative to the nearest candidate, and as a product instead of a difference of squares: no row is 0/0,
     # none overflows, and float32 keeps the digits of distances in the thousands.
