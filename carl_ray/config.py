@@ -163,7 +163,7 @@ class ObjectiveConfig:
     """`scl`; `contrastive` (table 13), `tcn`, `shuffle_and_learn`: without labels, too; `tcc`, `lav`, `gta` and
     `weak_scl` (weakly supervised CARL) train on pairs of videos of the same label; `supervised` on frame labels."""
     temperature: float = Field(default=0.1, gt=0)
-    """tau, of every softmax over similarities."""
+    """tau. Divides the similarities in every softmax over them."""
     variance: float = Field(default=10.0, gt=0)
     """sigma squared, in frames squared (scl, weak_scl)."""
     negatives: Literal["video", "batch", "global"] = "video"

@@ -5,22 +5,47 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from carl_ray import study
 from carl_ray.config import Config
-from carl_ray.datasets import choreography
+from carl_ray.datasets import embedded
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
+from carl_ray.evaluation.extraction import ExtractionSettings
 from carl_ray.studies import runs
-from carl_ray.training.checkpoint import Progress, save_checkpoint
-from carl_ray.training.step import TrainingStep
 from carl_ray.training.trainer import Outcome
 
 
-def untrained(config: Config, run_dir: str, *, resume: bool) -> Outcome:
-    progress = Progress(step=1, row=8, num_bad_rows=0, num_skipped_steps=0, seconds=0.0, videos="0")
-    save_checkpoint(run_dir, TrainingStep(config, torch.device("cpu"), 1), progress, 1)
+def trained(config: Config, run_dir: str, *, resume: bool) -> Outcome:
     return Outcome(True, 1, 1, None)
+
+
+def extracted(
+    run_dir: str, manifest: str, out: str, settings: ExtractionSettings, *, splits: list[str]
+) -> None:
+    """Embeddings of twelve made-up videos, others for each run."""
+    rng = np.random.default_rng(len(run_dir) + sum(map(ord, run_dir)))
+    origin = Origin(f"{run_dir}/checkpoints/step-00000001", "ab", "demo", 1, 8, 16, "resized", True)
+    labels = np.repeat([-1, 0, 1, 2, -1], 5).astype(np.int32)
+    videos = [
+        EmbeddedVideo(
+            video_id=f"{split}/{number}",
+            uri=f"/{number}.mp4",
+            content_hash="0",
+            split=split,
+            label="kick",
+            frame_labels=labels,
+            progress=np.linspace(0, 1, 25, dtype=np.float32),
+            fps=25.0,
+            timestamps=np.arange(25.0),
+            embeddings=rng.standard_normal((25, 4)).astype(np.float32),
+            untrained=rng.standard_normal((25, 4)).astype(np.float32),
+        )
+        for split in splits
+        for number in range(6)
+    ]
+    write_part(out, videos, origin, "float16")
 
 
 @pytest.mark.parametrize(
@@ -37,14 +62,10 @@ def test_mistakes_on_the_command_line(arguments, expected, capsys: pytest.Captur
 def test_a_table_is_run_once(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
-    few = choreography.ChoreographyConfig(num_train=8, num_validation=4, num_test=12, size=32)
-    rendered = choreography.ensure_rendered
-    monkeypatch.setattr(
-        choreography, "ensure_rendered", lambda **options: rendered(config=few, **options | {"workers": 1})
-    )
-    # Training is tested elsewhere, and takes long to start: here it ends where it begins.
-    monkeypatch.setattr(runs, "train", untrained)
+    # Training and embedding are tested elsewhere, and take long to start.
+    monkeypatch.setattr(runs, "train", trained)
+    monkeypatch.setattr(runs, "extract_embeddings", extracted)
+    monkeypatch.setattr(embedded, "index_embedded", lambda: ("/nowhere/manifest.parquet", None, None))
     arguments = ["13", "--seeds", "1", "--epochs", "1", "--out", str(tmp_path / "study")]
     study.main(arguments)
     printed = capsys.readouterr().out

@@ -28,9 +28,9 @@ from carl_ray.config import (
 )
 from carl_ray.data.manifest import SCHEMA, attach_labels, read_manifest, write_table
 from carl_ray.data.scan import index_folder
-from carl_ray.datasets.choreography import ChoreographyConfig, read_labels, render
+from carl_ray.datasets.choreography import ACTIONS, ChoreographyConfig, read_labels, render
 from carl_ray.errors import RunError, UserError
-from carl_ray.training.preparation import saved_config
+from carl_ray.training.preparation import read_videos
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
 from carl_ray.training.trainer import Outcome, train
 
@@ -135,18 +135,29 @@ def test_pairs_of_videos_train_on_two_workers(config: Config, tmp_path: Path) ->
     assert outcome.validation_loss is not None and math.isfinite(outcome.validation_loss)
 
 
-def test_frame_labels_train_on_two_workers(config: Config, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+def test_frame_labels_become_classes_of_the_whole_data_set(config: Config, tmp_path: Path) -> None:
     supervised = labelled(config, tmp_path, ObjectiveConfig(name="supervised"))
-    supervised = replace(supervised, data=replace(supervised.data, train_fraction=0.5))
-    outcome = train(supervised, str(run_dir))
-    # Half of the videos are three, of three actions; classes are counted over these and the validation videos.
-    assert (outcome.finished, outcome.num_steps) == (True, 3)
-    saved = saved_config(str(run_dir))
-    assert saved is not None and saved.objective.num_classes is not None
-    assert 4 * 3 <= saved.objective.num_classes <= 4 * 4 + 1
-    losses = [line["loss"] for line in lines(run_dir) if "loss" in line]
-    assert all(0 < loss < 2 * math.log(saved.objective.num_classes) for loss in losses)
+    counted, videos = read_videos(replace(supervised, data=replace(supervised.data, train_fraction=0.5)))
+    everything = read_manifest(supervised.data.manifest or "")
+    phases = {name: len(action.phases) for name, action in ACTIONS.items()}
+    seen = set(videos.training.column("label").to_pylist() + videos.validation.column("label").to_pylist())
+    assert counted.objective.num_classes == sum(phases[name] for name in seen)
+    assert (videos.training.num_rows, videos.validation.num_rows) == (3, 2)
+    offset, offsets = 0, {}
+    for name in sorted(seen):
+        offsets[name] = offset
+        offset += phases[name]
+    labels_of = dict(
+        zip(*(everything.column(n).to_pylist() for n in ("video_id", "frame_labels")), strict=True)
+    )
+    for row in videos.training.to_pylist() + videos.validation.to_pylist():
+        expected = [k if k < 0 else offsets[row["label"]] + k for k in labels_of[row["video_id"]]]
+        assert row["frame_labels"] == expected
+    # The smaller share lies inside the larger one.
+    larger = read_videos(replace(supervised, data=replace(supervised.data, train_fraction=0.9)))[1]
+    assert set(videos.training.column("video_id").to_pylist()) < set(
+        larger.training.column("video_id").to_pylist()
+    )
 
 
 def test_objectives_that_need_labels_say_so(config: Config, tmp_path: Path) -> None:
