@@ -51,6 +51,8 @@ def collect(plan: Plan, videos: pa.Table, config: Config = CONFIG, **options: in
 
 def test_rows_are_the_plans_and_views_are_those_made_by_hand(videos: pa.Table) -> None:
     plan = training_plan(CONFIG.training.seed, videos.num_rows, 3, epochs=2)
+    classes = [[n % 5 - 1 for n in range(count)] for count in videos.column("num_frames").to_pylist()]
+    videos = videos.append_column("frame_labels", pa.array(classes, pa.list_(pa.int32())))
     rows = collect(plan, videos)
     planned = list(plan.rows(0, plan.num_rows))
     assert [(row.row, row.step, row.epoch) for row in rows] == [(p.row, p.step, p.epoch) for p in planned]
@@ -58,13 +60,20 @@ def test_rows_are_the_plans_and_views_are_those_made_by_hand(videos: pa.Table) -
     for row, plan_row in zip(rows, planned, strict=True):
         video = listed[plan_row.video_index]
         by_hand = make_view_pair(
-            video["uri"], video["video_id"], video["num_frames"], video["frame_step"], plan_row.epoch, CONFIG
+            video["uri"],
+            video["video_id"],
+            video["num_frames"],
+            video["frame_step"],
+            plan_row.epoch,
+            CONFIG,
+            frame_labels=video["frame_labels"],
         )
         assert row.pair is not None
         assert row.video_id == video["video_id"]
         np.testing.assert_array_equal(row.pair.frames, by_hand.frames)
         np.testing.assert_array_equal(row.pair.timestamps, by_hand.timestamps)
         np.testing.assert_array_equal(row.pair.frame_mask, by_hand.frame_mask)
+        np.testing.assert_array_equal(row.pair.frame_labels, by_hand.frame_labels)
         np.testing.assert_array_equal(row.pair.color, by_hand.color)
 
 
