@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn import functional
+
+from carl_ray.objectives.scl import unit_vectors, weighted_cross_entropy
 
 
 def contrastive_terms(
@@ -56,7 +57,7 @@ def contrastive_terms(
     """
     dtype = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
     with torch.autocast(z1.device.type, enabled=False):
-        logits = _unit_vectors(z1.to(dtype), mask1) @ _unit_vectors(z2.to(dtype), mask2).mT / temperature
+        logits = unit_vectors(z1.to(dtype), mask1) @ unit_vectors(z2.to(dtype), mask2).mT / temperature
         ahead = s2.double()[:, None, :] - s1.double()[:, :, None]
         first = _direction(logits, ahead, mask1, mask2)
         second = _direction(logits.mT, -ahead.mT, mask2, mask1)
@@ -80,12 +81,4 @@ def _direction(
     distances = ahead.abs().masked_fill(~real, torch.inf)
     nearest = (distances == distances.amin(-1, keepdim=True)) & real
     weights = nearest.to(logits.dtype) / nearest.sum(-1, keepdim=True).clamp(min=1)
-    # A row without candidates is not counted, but from -inf alone would come a gradient of NaN.
-    candidates = real | ~real.any(-1, keepdim=True)
-    normalizer = logits.masked_fill(~candidates, -torch.inf).logsumexp(-1)
-    losses = normalizer - (weights * logits).sum(-1)
-    return losses.where(valid, 0).sum(), valid.sum()
-
-
-def _unit_vectors(z: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-    return functional.normalize(z.where(mask[:, :, None], 0), dim=-1)
+    return weighted_cross_entropy(logits, weights, logits, real, valid), valid.sum()

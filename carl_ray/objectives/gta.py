@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
+from carl_ray.objectives.scl import unit_vectors
 from carl_ray.objectives.soft_dtw import accumulated_costs, path_costs
 
 
@@ -75,8 +75,8 @@ def gta_terms(
     """
     dtype = torch.promote_types(torch.promote_types(u.dtype, v.dtype), torch.float32)
     with torch.autocast(u.device.type, enabled=False):
-        unit_u = functional.normalize(u.to(dtype).where(mask_u[:, :, None], 0), dim=-1)
-        unit_v = functional.normalize(v.to(dtype).where(mask_v[:, :, None], 0), dim=-1)
+        unit_u = unit_vectors(u.to(dtype), mask_u)
+        unit_v = unit_vectors(v.to(dtype), mask_v)
         logits = unit_u @ unit_v.mT / temperature
         # The recursion treats both videos alike: both directions run as one batch, in the layout of the first.
         costs = torch.cat([-_log_softmax(logits, mask_u), -_log_softmax(logits.mT, mask_v).mT])

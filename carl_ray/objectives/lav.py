@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
+from carl_ray.objectives.scl import unit_vectors
 from carl_ray.objectives.soft_dtw import soft_dtw
 
 
@@ -74,8 +74,8 @@ def lav_terms(
     """
     dtype = torch.promote_types(torch.promote_types(u.dtype, v.dtype), torch.float32)
     with torch.autocast(u.device.type, enabled=False):
-        unit_u = functional.normalize(u.to(dtype).where(mask_u[:, :, None], 0), dim=-1)
-        unit_v = functional.normalize(v.to(dtype).where(mask_v[:, :, None], 0), dim=-1)
+        unit_u = unit_vectors(u.to(dtype), mask_u)
+        unit_v = unit_vectors(v.to(dtype), mask_v)
         cost = _squared_distances(unit_u, unit_v)
         alignment = 2 * soft_dtw(cost, mask_u, mask_v, smoothing=smoothing).sum()
         contrast_u = _contrast(unit_u, s_u, mask_u, margin, window)

@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from carl_ray.objectives.scl import unit_vectors
+
 
 def time_contrastive_terms(
     embeddings: Float[Tensor, "V T D"],
@@ -62,7 +64,7 @@ def time_contrastive_terms(
         raise ValueError(f"window must be positive, got {window}")
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     with torch.autocast(embeddings.device.type, enabled=False):
-        unit = functional.normalize(embeddings.to(dtype).where(mask[:, :, None], 0), dim=-1)
+        unit = unit_vectors(embeddings.to(dtype), mask)
         logits = unit @ unit.mT / temperature
 
         distances = (s.double()[:, :, None] - s.double()[:, None, :]).abs()
