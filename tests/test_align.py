@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from carl_ray import align
-from carl_ray.config import AugmentConfig, Config, ModelConfig
 from carl_ray.data.decode import DecodeError, probe_video
 from carl_ray.datasets import choreography
 from carl_ray.datasets.choreography import ChoreographyConfig
-from carl_ray.training.checkpoint import Progress, save_checkpoint
-from carl_ray.training.step import TrainingStep
-
-CONFIG = Config(
-    preset="demo",
-    augment=AugmentConfig(image_size=16),
-    model=ModelConfig(
-        num_frames=6,
-        backbone="small",
-        weights="random",
-        learnable="all",
-        hidden_width=16,
-        width=16,
-        num_layers=1,
-        num_heads=2,
-        feedforward_width=16,
-        embedding_width=8,
-    ),
-)
+from carl_ray.training.checkpoint import checkpoint_at
 
 
-def save_run(run_dir: Path) -> str:
-    progress = Progress(step=7, row=0, num_bad_rows=0, num_skipped_steps=0, seconds=0, videos="none")
-    return save_checkpoint(str(run_dir), TrainingStep(CONFIG, torch.device("cpu"), 10), progress, keep=1)
+def copied(run: Path, place: Path) -> str:
+    """A run folder that a test may change."""
+    return str(shutil.copytree(run, place))
 
 
 @pytest.fixture
@@ -64,8 +45,10 @@ def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
     return caught.value.code, error
 
 
-def test_two_files(home: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = save_run(tmp_path / "run")
+def test_two_files(
+    tiny_run: Path, home: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = checkpoint_at(copied(tiny_run, tmp_path / "run")).uri
     align.main([*pair, "--checkpoint", checkpoint, "--out", "deep/out.mp4"])
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
@@ -75,6 +58,7 @@ def test_two_files(home: Path, pair: list[str], tmp_path: Path, capsys: pytest.C
 
 
 def test_a_video_with_itself_stays_in_step(
+    tiny_run: Path,
     home: Path,
     pair: list[str],
     tmp_path: Path,
@@ -85,7 +69,7 @@ def test_a_video_with_itself_stays_in_step(
 
     paths: list[np.ndarray] = []
     monkeypatch.setattr(video, "aligned_video", lambda first, second, path: paths.append(path) or b"video")
-    save_run(tmp_path / "run")
+    copied(tiny_run, tmp_path / "run")
     align.main([pair[0], pair[0], "--checkpoint", str(tmp_path / "run")])
     assert paths[0].tolist() == [[i, i] for i in range(20)]
     assert "path 1.000" in capsys.readouterr().out
@@ -93,12 +77,16 @@ def test_a_video_with_itself_stays_in_step(
 
 
 def test_without_arguments(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_run: Path,
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small = ChoreographyConfig(num_train=0, num_validation=0, num_test=8, size=32)
     folder = choreography.ensure_rendered(tmp_path / "rendered", small)
     monkeypatch.setattr(choreography, "ensure_rendered", lambda **options: folder)
-    save_run(home / "runs" / "demo-20260101-000000")
+    copied(tiny_run, home / "runs" / "demo-20260101-000000")
     align.main([])
     assert "aligned" in capsys.readouterr().out
     frames = probe_video(str(folder / "test" / "lift-000.mp4")).num_frames
@@ -119,6 +107,7 @@ def test_without_arguments(
     ],
 )
 def test_mistakes(
+    tiny_run: Path,
     home: Path,
     pair: list[str],
     tmp_path: Path,
@@ -126,7 +115,7 @@ def test_mistakes(
     arguments: list[str],
     message: str,
 ) -> None:
-    save_run(tmp_path / "run")
+    copied(tiny_run, tmp_path / "run")
     (tmp_path / "text.mp4").write_text("no video " * 100)
     before = (tmp_path / "b.mp4").read_bytes()
     status, error = failure(arguments, capsys)
@@ -137,16 +126,17 @@ def test_mistakes(
 
 
 def test_a_folder_that_cannot_be_written(
-    home: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path, home: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").write_text("a file")
-    save_run(tmp_path / "run")
+    copied(tiny_run, tmp_path / "run")
     status, error = failure([*pair, "--checkpoint", "run", "--out", "taken/out.mp4"], capsys)
     assert status == 1
     assert "could not write" in error
 
 
 def test_a_file_that_changes_meanwhile(
+    tiny_run: Path,
     home: Path,
     pair: list[str],
     tmp_path: Path,
@@ -159,7 +149,7 @@ def test_a_file_that_changes_meanwhile(
         raise DecodeError("20 frames were expected, but only 3 decode")
 
     monkeypatch.setattr(video, "aligned_video", fail)
-    save_run(tmp_path / "run")
+    copied(tiny_run, tmp_path / "run")
     status, error = failure([*pair, "--checkpoint", "run"], capsys)
     assert status == 2
     assert "a.mp4" in error and "only 3 decode" in error

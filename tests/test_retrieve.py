@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,29 +14,12 @@ import torch
 from PIL import Image
 
 from carl_ray import retrieve
-from carl_ray.config import AugmentConfig, Config, ModelConfig
 from carl_ray.evaluation import embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
 from carl_ray.evaluation.inference import VideoEmbedder
 from carl_ray.training.checkpoint import Progress, checkpoint_at, load_encoder, save_checkpoint
 from carl_ray.training.step import TrainingStep
 
-CONFIG = Config(
-    preset="demo",
-    augment=AugmentConfig(image_size=16),
-    model=ModelConfig(
-        num_frames=6,
-        backbone="small",
-        weights="random",
-        learnable="all",
-        hidden_width=16,
-        width=16,
-        num_layers=1,
-        num_heads=2,
-        feedforward_width=16,
-        embedding_width=8,
-    ),
-)
 ORIGIN = Origin(
     checkpoint="nowhere",
     model_sha256="0" * 64,
@@ -192,17 +176,15 @@ def test_no_trained_demo(folder: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.fixture
 def run(
-    folder: str, make_video: Callable[..., Path], tmp_path: Path
+    tiny_run: Path, folder: str, make_video: Callable[..., Path], tmp_path: Path
 ) -> tuple[Path, list[str], Callable[[str], np.ndarray]]:
     """A demo run with the embeddings of three videos, the files of these, and how they were embedded."""
     run_dir = tmp_path / "home" / "runs" / "demo-20260101-000000"
-    progress = Progress(step=7, row=0, num_bad_rows=0, num_skipped_steps=0, seconds=0, videos="none")
-    step = TrainingStep(CONFIG, torch.device("cpu"), 10)
-    uri = save_checkpoint(str(run_dir), step, progress, keep=1)
-    checkpoint = checkpoint_at(uri)
-    embedder = VideoEmbedder([load_encoder(checkpoint)], CONFIG, torch.device("cpu"))
+    shutil.copytree(tiny_run, run_dir)
+    checkpoint = checkpoint_at(str(run_dir))
+    embedder = VideoEmbedder([load_encoder(checkpoint)], checkpoint.config, torch.device("cpu"))
     files = [str(make_video(tmp_path / f"{i}.mp4", 10 + i)) for i in range(3)]
-    origin = replace(ORIGIN, checkpoint=uri, model_sha256=checkpoint.hashes["model.pt"])
+    origin = replace(ORIGIN, checkpoint=checkpoint.uri, model_sha256=checkpoint.hashes["model.pt"])
     videos = [
         embedded(f"video-{i}", file, embedder.embed_file(file)[0], split="train" if i == 0 else "test")
         for i, file in enumerate(files)
@@ -245,7 +227,8 @@ def test_another_model_is_refused(
     run: tuple[Path, list[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     progress = Progress(step=8, row=0, num_bad_rows=0, num_skipped_steps=0, seconds=0, videos="none")
-    other = TrainingStep(replace(CONFIG, training=replace(CONFIG.training, seed=5)), torch.device("cpu"), 10)
+    config = checkpoint_at(str(run[0])).config
+    other = TrainingStep(replace(config, training=replace(config.training, seed=5)), torch.device("cpu"), 10)
     save_checkpoint(str(tmp_path / "other"), other, progress, keep=1)
     status, error = failure(["0.mp4", "--frame", "0", "--checkpoint", "other"], capsys)
     assert status == 2
