@@ -6,6 +6,8 @@ keeps its own as `config.json`. Unknown fields and values of the wrong type are 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import reprlib
 from dataclasses import asdict
 from typing import Any, Literal
@@ -38,7 +40,7 @@ class DataConfig:
     retries: int = Field(default=2, ge=0)
     """How often reading a video is tried again before it counts as bad."""
     train_fraction: float = Field(default=1.0, gt=0, le=1)
-    """Share of the training videos that the run sees: the first of a seeded permutation, whole videos (table 11)."""
+    """Share of the training videos of each label that the run sees: whole videos, seeded (table 11)."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
     """The run fails once more than this share of the videos drawn (at least one epoch) could not be read."""
 
@@ -167,8 +169,7 @@ class ObjectiveConfig:
     variance: float = Field(default=10.0, gt=0)
     """sigma squared, in frames squared (scl, weak_scl)."""
     negatives: Literal["video", "batch", "global"] = "video"
-    """Candidates besides the other view: none, the worker's other videos, or the videos of all workers (scl,
-    weak_scl)."""
+    """Candidates besides the other view: none, the worker's other videos, or the videos of all workers (scl)."""
     window: float = Field(default=5.0, gt=0)
     """Frames at most this far apart in the raw video are positives (tcn)."""
     cycle: Literal["regression", "classification"] = "regression"
@@ -179,10 +180,21 @@ class ObjectiveConfig:
     """Weight of the pairs of videos beside the pairs of views (weak_scl)."""
     weak_warmup: float = Field(default=0.1, ge=0, le=1)
     """That weight grows linearly from 0 during this share of the run (weak_scl)."""
-    max_path_cost: float | None = Field(default=None, gt=0)
-    """Pairs whose alignment costs more, a cell of its path on average (0 to 2), are left out (weak_scl)."""
+    max_match_cost: float | None = Field(default=0.3, gt=0)
+    """Frames whose partners in the other video are less alike than this cosine distance (0 to 2), on average, are no
+    anchors; none keeps all (weak_scl)."""
+    regularization: float = Field(default=1.0, ge=0)
+    """Weight of the regulariser beside the alignment, as of views of 20 frames (lav)."""
+    cycle_weight: float = Field(default=0.5, ge=0)
+    """Weight of the cycles beside the two alignments, as of views of 20 frames (gta)."""
     num_classes: int | None = Field(default=None, ge=1)
     """Frame classes of the training videos; counted at the start of a run (supervised)."""
+
+    def __post_init__(self) -> None:
+        if self.name == "weak_scl" and self.negatives != "video":
+            raise ValueError(
+                f"objective weak_scl draws frames of other videos near: negatives must be video, got {self.negatives}"
+            )
 
     @property
     def paired(self) -> bool:
@@ -285,6 +297,13 @@ _ADAPTER = TypeAdapter(Config)
 def to_document(config: Config) -> dict[str, Any]:
     """The config as plain dictionaries, lists and scalars, ready for JSON."""
     return asdict(config)
+
+
+def digest(config: Config) -> str:
+    """A name of what a run computes, 16 hexadecimal digits: of the whole config but its cluster."""
+    document = to_document(config)
+    del document["cluster"]
+    return hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def from_document(document: dict[str, Any], source: str) -> Config:

@@ -55,12 +55,12 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def check_known(unknown: Sequence[str]) -> None:
-    """Raises `UserError`, with the nearest name, for the first option that no field has."""
+def check_known(unknown: Sequence[str], others: Sequence[str]) -> None:
+    """Raises `UserError`, with the nearest name, for the first option that neither is a field nor one of the others."""
     for argument in unknown:
         if argument.startswith("-"):
             option = argument.split("=")[0].lstrip("-")
-            known = [*field_names(), "run-dir", "resume", "help"]
+            known = [*field_names(), *others]
             raise UserError(f"unknown option --{option}{nearest(option, known)}")
     if unknown:
         raise UserError(f"unexpected argument {unknown[0]!r}")

@@ -46,7 +46,7 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
         raise RunError(f"could not start or reach {where}: {error}") from None
-    _quiet_data()
+    quiet_data()
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -56,8 +56,8 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _quiet_data() -> None:
-    """Leaves progress to the command: Ray Data's own bars and hints would write over its line."""
+def quiet_data() -> None:
+    """Leaves progress to the command: Ray Data's own bars and hints would write over its line. For this process."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

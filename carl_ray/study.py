@@ -4,17 +4,15 @@
     python -m carl_ray.study 13 --seeds 3 --epochs 40 --out study
     python -m carl_ray.study
 
-Tables: 5, 6, 7, 8, 10, 11, 13 of the paper, and `objectives`, which has every objective. Each row is trained, embedded
-and evaluated with each seed, from the demo's config. Called again, it does only what is missing. Without arguments it
-runs table 13 in $CARL_RAY_HOME/study.
+Tables: 5 to 11 and 13 of the paper, and `unlabelled` and `labelled`, which have every objective. Each row is trained,
+embedded and evaluated with each seed, from the demo's config. The table is written after every run; called again, the
+study does only what is missing. Without arguments it runs table 13 in $CARL_RAY_HOME/study.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import signal
 import sys
@@ -63,7 +61,6 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     # Ray is imported late: help and mistakes on the command line answer at once.
     from carl_ray.datasets.embedded import index_embedded
     from carl_ray.session import connect
-    from carl_ray.studies.results import markdown, table_document
     from carl_ray.studies.runs import measure, measured, row_config
 
     table, out = TABLES[options.table], options.out or str(storage.home() / "study")
@@ -78,33 +75,50 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
         ]
         missing = sum(measured(config, out) is None for _, config in runs)
         print(f"{len(runs)} runs, {missing} of them still to be done", flush=True)
-        documents: dict[str, list[dict]] = {row.name: [] for row in table.rows}
         started, done = time.monotonic(), 0
         for name, config in runs:
-            if measured(config, out) is None:
-                left = (
-                    f", {(time.monotonic() - started) * (missing - done) / done / 60:.0f} min left"
-                    if done
-                    else ""
-                )
-                print(f"run {done + 1} of {missing}: {name}, seed {config.training.seed}{left}", flush=True)
-                done += 1
-            documents[name].append(measure(config, out))
+            if measured(config, out) is not None:
+                continue
+            left = ""
+            if done:
+                left = f", {(time.monotonic() - started) * (missing - done) / done / 60:.0f} min left"
+            print(f"run {done + 1} of {missing}: {name}, seed {config.training.seed}{left}", flush=True)
+            measure(config, out)
+            done += 1
+            # The table of what there is by now, whatever ends the study.
+            _write(options, arguments, runs, out)
+    text, name = _write(options, arguments, runs, out)
+    print(text)
+    print(f"table: {storage.public_uri(name)}.md and .json")
+
+
+def _write(
+    options: argparse.Namespace, arguments: list[str], runs: list[tuple[str, Config]], out: str
+) -> tuple[str, str]:
+    """Writes the table of the runs that are done; its Markdown and where it lies, without the suffix."""
+    from carl_ray.machine import machine_name
+    from carl_ray.studies.results import markdown, table_document
+    from carl_ray.studies.runs import measured
+
+    documents: dict[str, list[dict | None]] = {}
+    for name, config in runs:
+        documents.setdefault(name, []).append(measured(config, out))
+    codes = {document.get("code", "unknown") for row in documents.values() for document in row if document}
     result = {
         "table": options.table,
         "date": time.strftime("%Y-%m-%d"),
-        "command": f"python -m carl_ray.study {shlex.join(arguments)}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs{', GPU' if options.use_gpu else ''}",
+        "command": shlex.join(["python", "-m", "carl_ray.study", *arguments]),
+        "machine": machine_name(use_gpu=options.use_gpu),
+        "code": ", ".join(sorted(codes)),
         "seeds": options.seeds,
         "epochs": options.epochs,
-        **table_document(table, documents),
+        **table_document(TABLES[options.table], documents),
     }
     text = markdown(result)
     name = storage.join(out, f"table-{options.table}")
     storage.write_bytes(f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
     storage.write_bytes(f"{name}.md", text.encode())
-    print(text)
-    print(f"table: {storage.public_uri(name)}.md and .json")
+    return text, name
 
 
 def _base(manifest: str, epochs: int, *, use_gpu: bool) -> Config:

@@ -4,6 +4,7 @@
     python -m carl_ray.train penn_action --data.manifest s3://bucket/manifest.parquet --run-dir s3://bucket/run
     ray job submit --working-dir . -- python -m carl_ray.train penn_action …
     python -m carl_ray.train … --run-dir s3://bucket/run --resume
+    python -m carl_ray.train --config best.json
 
 Without arguments it trains the demo on the embedded videos, on this machine's CPUs, evaluates it and writes a
 report. The same command with --resume goes on from the latest checkpoint of the run folder.
@@ -20,6 +21,7 @@ import threading
 import time
 from dataclasses import replace
 
+from carl_ray import config as configuration
 from carl_ray import options, storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError, UserError, one_line_errors
@@ -77,10 +79,13 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     )
     parser.add_argument("preset", nargs="?", help=f"one of {', '.join(PRESETS)}; demo where none is named")
     parser.add_argument("--run-dir", metavar="URI", help="folder for all that the run writes")
+    parser.add_argument(
+        "--config", metavar="URI", help="config.json of a run, or best.json of a sweep, to begin with"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
     options.add_config_options(parser)
     parsed, unknown = parser.parse_known_args(arguments)
-    options.check_known(unknown)
+    options.check_known(unknown, ("run-dir", "resume", "config", "help"))
     known = options.field_names()
     return parsed, {name: value for name, value in vars(parsed).items() if name in known}
 
@@ -91,11 +96,17 @@ def _choose(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[Conf
             f"unknown preset {parsed.preset!r}{options.nearest(parsed.preset, list(PRESETS))} "
             f"(presets: {', '.join(PRESETS)})"
         )
-    name = parsed.preset or "demo"
+    if parsed.config is not None and (parsed.preset is not None or parsed.resume):
+        other = "a preset" if parsed.preset is not None else "--resume"
+        raise UserError(f"--config and {other} both say what the run is: expected one of them")
     if parsed.resume and parsed.run_dir is None:
         raise UserError("--resume needs --run-dir: which run?")
+    if parsed.config is not None:
+        base = configuration.from_json(storage.read_bytes(parsed.config), storage.public_uri(parsed.config))
+    else:
+        base = PRESETS[parsed.preset or "demo"]()
+    name = base.preset
     run_dir = parsed.run_dir or str(storage.home() / "runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    base = PRESETS[name]()
     if parsed.resume:
         from carl_ray.training.preparation import saved_config
 

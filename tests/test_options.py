@@ -19,7 +19,7 @@ def parse(*arguments: str) -> Config:
     parser = OptionParser(prog="door", allow_abbrev=False)
     add_config_options(parser)
     parsed, unknown = parser.parse_known_args(list(arguments))
-    check_known(unknown)
+    check_known(unknown, ["run-dir"])
     return overridden(CONFIG, vars(parsed))
 
 

@@ -45,6 +45,7 @@ from carl_ray import storage
 from carl_ray.data.randomness import sample_generator
 from carl_ray.datasets.figure import Difficulty, Movement, Pose, both_sides, perform
 from carl_ray.errors import RunError, UserError, one_line_errors
+from carl_ray.machine import available_cores
 
 FRAMES_PER_SECOND = 25
 
@@ -494,11 +495,6 @@ def print_progress(done: int, total: int) -> None:
     """Prints how many videos are rendered, ten times in all."""
     if done * 10 // total != (done - 1) * 10 // total:
         print(f"rendered {done} of {total} videos", flush=True)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(arguments: list[str] | None = None) -> None:

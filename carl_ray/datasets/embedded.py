@@ -8,6 +8,7 @@ from carl_ray import storage
 from carl_ray.data.manifest import attach_labels, write_table
 from carl_ray.data.scan import index_folder
 from carl_ray.datasets import choreography
+from carl_ray.machine import available_cores
 
 
 def embedded_manifest() -> str:
@@ -22,9 +23,7 @@ def index_embedded(out: str | None = None, *, verify: bool = False) -> tuple[str
         out: Where to write the manifest; beside the videos where not given.
         verify: Decodes every frame.
     """
-    folder = choreography.ensure_rendered(
-        on_video=choreography.print_progress, workers=choreography.available_cores()
-    )
+    folder = choreography.ensure_rendered(on_video=choreography.print_progress, workers=available_cores())
     out = out or embedded_manifest()
     manifest, rejects = index_folder(str(folder), out, verify=verify)
     manifest = attach_labels(manifest, choreography.read_labels(folder))

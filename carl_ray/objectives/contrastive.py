@@ -29,18 +29,14 @@ def contrastive_terms(
 
         -log( exp(cos(z_i, z_c) / tau) / sum_k exp(cos(z_i, z_k) / tau) )
 
-    The paper does not say which frame corresponds where the views hold no frame in common. Here:
+    The paper does not say which frame corresponds where the views hold no frame in common. Here it is the nearest in
+    time, as in the index that the authors' code prepares for it, and equally near ones share the weight. Every real
+    frame is an anchor, as in SCL, also one before the first or after the last frame of the other view: so this is the
+    limit of SCL as its variance goes to 0, and the two differ in their targets alone. With the crops of section 3.2
+    (T = 80 or 240, alpha = 1.5, beta = 0.2, videos much longer than T) 4 of 10 anchors lie outside the other view,
+    their nearest frame 20 to 70 frames away at the median; for the other 6 it is at most 4 frames away.
 
-    - It is the nearest in time. Equally near ones share the weight.
-    - An anchor that lies before the first or after the last real frame of the other view has no
-      corresponding frame and is not counted. SCL keeps such anchors, for it "does not rely on
-      frame-to-frame correspondence" (section 3.4); this loss does. With the crops of section 3.2 (T = 80 or
-      240, alpha = 1.5, beta = 0.2, videos much longer than T) 4 of 10 anchors are such; the nearest frame is
-      20 to 70 frames away at their median, and calling the two the same would be wrong. For the other 6 it
-      is at most 4 frames away, and the very same frame for 5 of them.
-
-    For the anchors that count, this is the limit of SCL as its variance goes to 0, with its negatives of the
-    own video. Frames that a mask leaves out are neither anchors nor candidates, whatever they hold. Computed
+    Frames that a mask leaves out are neither anchors nor candidates, whatever they hold. Computed
     in float32 or better whatever the type of `z` or the autocast.
 
     Args:
@@ -58,27 +54,26 @@ def contrastive_terms(
     dtype = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
     with torch.autocast(z1.device.type, enabled=False):
         logits = unit_vectors(z1.to(dtype), mask1) @ unit_vectors(z2.to(dtype), mask2).mT / temperature
-        ahead = s2.double()[:, None, :] - s1.double()[:, :, None]
-        first = _direction(logits, ahead, mask1, mask2)
-        second = _direction(logits.mT, -ahead.mT, mask2, mask1)
+        distances = (s2.double()[:, None, :] - s1.double()[:, :, None]).abs()
+        first = _direction(logits, distances, mask1, mask2)
+        second = _direction(logits.mT, distances.mT, mask2, mask1)
     return torch.stack([first[0], second[0]]), torch.stack([first[1], second[1]])
 
 
 def _direction(
     logits: Float[Tensor, "B Ta Tc"],
-    ahead: Float[Tensor, "B Ta Tc"],
+    distances: Float[Tensor, "B Ta Tc"],
     anchor_mask: Bool[Tensor, "B Ta"],
     candidate_mask: Bool[Tensor, "B Tc"],
 ) -> tuple[Float[Tensor, ""], Int64[Tensor, ""]]:
-    """Sum of the losses of the anchors with a corresponding frame, and their number.
+    """Sum of the losses of the anchors, and their number.
 
-    `ahead` is by how much a candidate lies later than the anchor, in frames.
+    `distances` is how far a candidate is from the anchor, in frames.
     """
     real = candidate_mask[:, None, :]
-    inside = ((ahead >= 0) & real).any(-1) & ((ahead <= 0) & real).any(-1)
-    valid = anchor_mask & inside
+    valid = anchor_mask & real.any(-1)
 
-    distances = ahead.abs().masked_fill(~real, torch.inf)
+    distances = distances.masked_fill(~real, torch.inf)
     nearest = (distances == distances.amin(-1, keepdim=True)) & real
     weights = nearest.to(logits.dtype) / nearest.sum(-1, keepdim=True).clamp(min=1)
     return weighted_cross_entropy(logits, weights, logits, real, valid), valid.sum()

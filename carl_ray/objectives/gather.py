@@ -10,12 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int64, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.nn import functional
-
-ABSENT_ROW = -1
-"""The row that `gather_videos` gives where it pads: a video that is not there."""
 
 
 def gather_rows(*tensors: Shaped[Tensor, "own ..."]) -> tuple[Shaped[Tensor, "all ..."], ...]:
@@ -45,29 +42,6 @@ def gather_rows(*tensors: Shaped[Tensor, "own ..."]) -> tuple[Shaped[Tensor, "al
         else:
             gathered.append(torch.cat(_all_gather(padded)))
     return tuple(gathered)
-
-
-def gather_videos(
-    z: Float[Tensor, "B T D"],
-    s: Float[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
-    rows: Int64[Tensor, " B"],
-) -> tuple[Float[Tensor, "all T D"], Float[Tensor, "all T"], Bool[Tensor, "all T"], Int64[Tensor, " all"]]:
-    """The videos of all workers, so that any two can be compared wherever they fell; as `gather_rows`.
-
-    Args:
-        z: Embeddings or projections, whose gradients flow back to the worker that a video came from.
-        s: Timestamps, in frames of the raw video.
-        mask: True where a frame is real.
-        rows: Rows of the plan, 0 or more, by which a video is found again.
-
-    Returns:
-        The same of all workers. A worker with fewer videos than another is padded with videos without frames,
-        whose row is `ABSENT_ROW`.
-    """
-    # Zero stands for the padding on the way.
-    every_z, every_s, every_mask, numbers = gather_rows(z, s, mask, rows - ABSENT_ROW)
-    return every_z, every_s, every_mask, numbers + ABSENT_ROW
 
 
 def _all_gather(tensor: Tensor) -> list[Tensor]:

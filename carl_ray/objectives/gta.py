@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from carl_ray.objectives.lav import REFERENCE_FRAMES
 from carl_ray.objectives.scl import unit_vectors
 from carl_ray.objectives.soft_dtw import accumulated_costs, path_costs
 
@@ -48,8 +49,9 @@ def gta_terms(
       a pair means nothing: (B A)_jl needs no other tables.
     - The cross-entropy is -log (A B)_kk, for A B is a probability already. The authors' code puts it through
       another softmax, with labels smoothed by 0.1: its loss moves by one at most, and has hardly a gradient
-      where frames are far from coming back. Ours has one, but no bound: r accumulates, and with it the loss
-      of the cycles of unaligned videos grows with their length.
+      where frames are far from coming back. Ours has one, and weighs about seven times as much at 20 frames.
+    - r accumulates, and with it the loss of the cycles of unaligned videos grows with the square of their length: at
+      240 frames it would be all there is. So the cycles of videos of n and m frames are multiplied by 400 / (n m).
 
     As for all losses on pairs alone, an encoder that knows the position of a frame can lower this one without
     looking at it; `tcc.cycle_consistency_terms` says more.
@@ -64,7 +66,7 @@ def gta_terms(
         mask_v: True where a frame of the second video is real, likewise.
         temperature: Of the matches.
         smoothing: gamma of the minimum, in nats.
-        cycle_weight: Weight of the cycles beside the two alignments.
+        cycle_weight: Weight of the cycles beside the two alignments, as of views of 20 frames.
 
     Returns:
         Sums, with gradient, and counts (int64): smoothDTW(u, v), smoothDTW(v, u), cycles. The frames are
@@ -91,7 +93,9 @@ def gta_terms(
         back_u = joint.masked_fill(_excluded(mask_v)[:, None], -torch.inf).logsumexp(2)
         back_v = joint.masked_fill(_excluded(mask_u)[:, :, None], -torch.inf).logsumexp(1)
     paired = mask_u.any(1, keepdim=True) & mask_v.any(1, keepdim=True)
-    cycle = -back_u.where(mask_u & paired, 0).sum() - back_v.where(mask_v & paired, 0).sum()
+    cycles = -back_u.where(mask_u & paired, 0).sum(1) - back_v.where(mask_v & paired, 0).sum(1)
+    lengths = (mask_u.sum(1) * mask_v.sum(1)).clamp(min=1)
+    cycle = (cycles * REFERENCE_FRAMES**2 / lengths).sum()
     frames = (paired * (mask_u.sum(1, keepdim=True) + mask_v.sum(1, keepdim=True))).sum()
     sums = torch.stack([2 * alignment_u.sum(), 2 * alignment_v.sum(), cycle_weight * cycle])
     return sums, torch.stack([frames, frames, frames])

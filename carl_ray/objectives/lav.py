@@ -12,6 +12,9 @@ from torch import Tensor
 from carl_ray.objectives.scl import unit_vectors
 from carl_ray.objectives.soft_dtw import soft_dtw
 
+REFERENCE_FRAMES = 20
+"""Frames of a view in the authors' settings, which weights are named for (also GTA's)."""
+
 
 def lav_terms(
     u: Float[Tensor, "P N D"],
@@ -46,8 +49,8 @@ def lav_terms(
     where ours, after the paper, divides by 1 + t_ij^2: nearly the same within a short window. Its published
     configuration has window 10 and regularization 0.5.
 
-    C sums over the square of the frames and soft-DTW over a path: at T frames a view the regulariser weighs
-    T / 20 times what it weighed at the authors' 20 frames; lower `regularization` accordingly.
+    C sums over the square of the frames and soft-DTW over a path: at n frames a view the regulariser would weigh
+    n / 20 times what it weighs at the authors' 20 frames, and at 240 be all there is. So C is multiplied by 20 / n.
 
     Frames that a mask leaves out have no influence, whatever they hold. Computed in float32 or better
     whatever the type of the embeddings or the autocast.
@@ -60,7 +63,7 @@ def lav_terms(
         mask_u: True where a frame of the first video is real: the real frames come first.
         mask_v: True where a frame of the second video is real, likewise.
         smoothing: gamma of soft-DTW, in squared distances.
-        regularization: alpha, the weight of the regulariser.
+        regularization: alpha, the weight of the regulariser, as of views of 20 frames.
         margin: lambda: squared distance beyond which frames far apart in time are left alone. 2 means a
             cosine of 0.
         window: sigma: frames at most so far apart, in frames of the raw video, are drawn together.
@@ -93,7 +96,7 @@ def _contrast(
     margin: float,
     window: float,
 ) -> Float[Tensor, ""]:
-    """Contrastive inverse difference moment, summed over the videos."""
+    """Contrastive inverse difference moment, as of 20 frames, summed over the videos."""
     earliest = s.double().masked_fill(~mask, torch.inf).amin(1, keepdim=True)
     since = (s.double() - earliest).where(mask, 0).to(unit.dtype)
     elapsed = (since[:, :, None] - since[:, None, :]).abs()
@@ -101,7 +104,8 @@ def _contrast(
     weights = 1 + (elapsed / span.where(span > 0, 1)).square()
     distances = _squared_distances(unit, unit)
     moments = torch.where(elapsed > window, weights * (margin - distances).relu(), distances / weights)
-    return moments.where(mask[:, :, None] & mask[:, None, :], 0).sum()
+    per_video = moments.where(mask[:, :, None] & mask[:, None, :], 0).sum((1, 2))
+    return (per_video * REFERENCE_FRAMES / mask.sum(1).clamp(min=1)).sum()
 
 
 def _squared_distances(a: Float[Tensor, "P N D"], b: Float[Tensor, "P M D"]) -> Float[Tensor, "P N M"]:

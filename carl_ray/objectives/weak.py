@@ -28,8 +28,10 @@ class Correspondence:
     """Pseudo-time of each frame of a in b: the mean timestamp of its partners; 0 where it has none."""
     time_of_b: Float64[Tensor, "P M"]
     """Pseudo-time of each frame of b in a, likewise."""
-    path_cost: Float[Tensor, " P"]
-    """Mean cosine distance (0 to 2) over the cells of the path; 0 in a pair in which a video has no real frame."""
+    cost_of_a: Float[Tensor, "P N"]
+    """Mean cosine distance (0 to 2) of each frame of a from its partners; 0 where it has none."""
+    cost_of_b: Float[Tensor, "P M"]
+    """Mean cosine distance of each frame of b from its partners, likewise."""
 
 
 @torch.no_grad()
@@ -55,16 +57,19 @@ def correspondence(
         mask_b: True where a frame of a second video is real, likewise.
     """
     # Rounding must not make a detour through a negative cost worth while where frames are alike.
-    path = dynamic_time_warping((1 - unit_a @ unit_b.mT).clamp(0, 2), mask_a, mask_b)
+    cost = (1 - unit_a @ unit_b.mT).clamp(0, 2)
+    path = dynamic_time_warping(cost, mask_a, mask_b)
     # Exact: timestamps may lie in the millions, and differences of single frames matter.
     cells = path.cells.double()
     time_b = sb.double().where(mask_b, 0)[:, :, None]
     time_a = sa.double().where(mask_a, 0)[:, :, None]
-    partners_of_a, partners_of_b = cells.sum(2), cells.sum(1)
+    partners_of_a, partners_of_b = cells.sum(2).clamp(min=1), cells.sum(1).clamp(min=1)
+    on_path = cost.where(path.cells, 0)
     return Correspondence(
-        time_of_a=(cells @ time_b)[:, :, 0] / partners_of_a.clamp(min=1),
-        time_of_b=(cells.mT @ time_a)[:, :, 0] / partners_of_b.clamp(min=1),
-        path_cost=path.cost / partners_of_a.sum(1).clamp(min=1).to(path.cost.dtype),
+        time_of_a=(cells @ time_b)[:, :, 0] / partners_of_a,
+        time_of_b=(cells.mT @ time_a)[:, :, 0] / partners_of_b,
+        cost_of_a=on_path.sum(2) / partners_of_a.to(cost.dtype),
+        cost_of_b=on_path.sum(1) / partners_of_b.to(cost.dtype),
     )
 
 
@@ -75,10 +80,11 @@ def weak_contrastive_terms(
     sb: Float[Tensor, "P M"],
     mask_a: Bool[Tensor, "P N"],
     mask_b: Bool[Tensor, "P M"],
+    same_video: Bool[Tensor, " P"],
     *,
     temperature: float,
     variance: float,
-    max_path_cost: float | None,
+    max_match_cost: float | None,
 ) -> tuple[Float[Tensor, " 2"], Int[Tensor, " 2"]]:
     """For each direction of the pairs, the sum of the anchors' losses and the number of valid anchors.
 
@@ -86,14 +92,14 @@ def weak_contrastive_terms(
     b, with a Gaussian around the pseudo-time of i in b as its target, normalised over these frames; and the
     same with a and b exchanged. No gradient flows through the pseudo-times.
 
-    The pair of a view with itself gives the terms of `sequence_contrastive_terms` exactly, as long as no two
-    of its frames are alike. For two views of one video the pseudo-times are estimates of the timestamps, and
-    the terms near those, where the views share more than about half of their frames: within the overlap they
-    are timestamps of sampled frames, a sampling interval or so away; outside it the target is the nearest
-    frame of the other view, as there; but the outermost frame of a view, partner of all that the other has
-    beyond it, has its target in the middle of these. Where the views share less, the straight path through
-    frames that are not alike is shorter than the way around to the true one, and so it is cheaper: the
-    pseudo-times are wrong, which the path's cost shows.
+    A pair of two views of one video has true times, which stand in the place of the pseudo-times: such a pair gives
+    the terms of `sequence_contrastive_terms` exactly.
+
+    A path ties the ends of two crops together, whatever they show, and runs through frames that are not alike where
+    that is the shorter way: with crops of which a third has no true partner, three of ten pseudo-times are off by more
+    than a tenth of the action, and they are the ones whose partners are not like them. Such frames are no anchors
+    (`max_match_cost`); they stay candidates. The same leaves out sub-actions that come in another order. It is no help
+    to an encoder that has learnt nothing, to which all frames are alike: its weak term wants a warm-up.
 
     Frames that a mask leaves out are neither anchors nor candidates, whatever they hold. Computed in float32
     or better whatever the type of `z` or the autocast.
@@ -107,8 +113,8 @@ def weak_contrastive_terms(
         mask_b: True where a frame of a second video is real, likewise.
         temperature: tau.
         variance: sigma squared, in frames squared.
-        max_path_cost: Pairs whose mean cosine distance along the path (0 to 2) is larger are left out: videos
-            whose sub-actions come in another order, or crops that share too little, have no good path. None
+        same_video: True for pairs of two views of one video.
+        max_match_cost: Frames whose mean cosine distance from their partners (0 to 2) is larger are no anchors. None
             keeps all.
 
     Returns:
@@ -119,13 +125,19 @@ def weak_contrastive_terms(
         unit_a = unit_vectors(za.to(dtype), mask_a)
         unit_b = unit_vectors(zb.to(dtype), mask_b)
         found = correspondence(unit_a, unit_b, sa, sb, mask_a, mask_b)
-        if max_path_cost is not None:
+        same = same_video[:, None]
+        in_b = (
+            (sa.double().where(same, found.time_of_a)[:, :, None] - sb.double()[:, None, :]).abs().to(dtype)
+        )
+        in_a = (
+            (sb.double().where(same, found.time_of_b)[:, :, None] - sa.double()[:, None, :]).abs().to(dtype)
+        )
+        anchors_a, anchors_b = mask_a, mask_b
+        if max_match_cost is not None:
             # A cost of NaN is not left out: the loss must show it.
-            bad = (found.path_cost > max_path_cost)[:, None]
-            mask_a, mask_b = mask_a & ~bad, mask_b & ~bad
-        in_b = (found.time_of_a[:, :, None] - sb.double()[:, None, :]).abs().to(dtype)
-        in_a = (found.time_of_b[:, :, None] - sa.double()[:, None, :]).abs().to(dtype)
+            anchors_a = mask_a & (same | ~(found.cost_of_a > max_match_cost))
+            anchors_b = mask_b & (same | ~(found.cost_of_b > max_match_cost))
         loss = partial(gaussian_cross_entropy, temperature=temperature, variance=variance)
-        of_a = loss(unit_a, unit_b, in_b, mask_a, mask_b)
-        of_b = loss(unit_b, unit_a, in_a, mask_b, mask_a)
+        of_a = loss(unit_a, unit_b, in_b, anchors_a, mask_b)
+        of_b = loss(unit_b, unit_a, in_a, anchors_b, mask_a)
     return torch.stack([of_a[0], of_b[0]]), torch.stack([of_a[1], of_b[1]])

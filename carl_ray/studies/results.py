@@ -16,8 +16,14 @@ from carl_ray.studies.tables import Table
 _CONTROLS = VARIANTS[1:]
 
 
-def table_document(table: Table, documents: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """The results of a table as plain JSON.
+_FEWEST_SEEDS = 3
+"""With fewer, no order is called the paper's or not."""
+
+
+def table_document(
+    table: Table, documents: Mapping[str, Sequence[Mapping[str, Any] | None]]
+) -> dict[str, Any]:
+    """The results of a table as plain JSON, of as many of its runs as there are.
 
     `rows[i]` holds name, options, the paper's numbers, and for each metric the values by seed with mean and sample
     deviation; `controls` the means of the reference row's controls; `orderings` what `_ordering` says of each row,
@@ -25,7 +31,7 @@ def table_document(table: Table, documents: Mapping[str, Sequence[Mapping[str, A
 
     Args:
         table: The table.
-        documents: For each row, by name, the documents of metrics.json, one a seed.
+        documents: For each row, by name, the documents of metrics.json, one a seed; None for a run not done.
     """
     rows = [
         {
@@ -33,7 +39,11 @@ def table_document(table: Table, documents: Mapping[str, Sequence[Mapping[str, A
             "options": dict(row.options),
             "paper": dict(row.paper),
             "metrics": {
-                metric: _summary([document["trained"][metric]["value"] for document in documents[row.name]])
+                metric: _summary(
+                    [_value(document, "trained", row.reads.get(metric)) for document in documents[row.name]]
+                    if row.reads
+                    else [_value(document, "trained", metric) for document in documents[row.name]]
+                )
                 for metric in table.metrics
             },
         }
@@ -47,7 +57,7 @@ def table_document(table: Table, documents: Mapping[str, Sequence[Mapping[str, A
         "rows": rows,
         "controls": {
             control: {
-                metric: _summary([document[control][metric]["value"] for document in reference])
+                metric: _summary([_value(document, control, metric) for document in reference])
                 for metric in table.metrics
             }
             for control in _CONTROLS
@@ -65,6 +75,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     """The results of a table as Markdown: the table, then the orderings, the failing ones too."""
     metrics = list(document["rows"][0]["metrics"])
     lines = [f"## {document['title']}", ""]
+    lines += [f"`{document['command']}`, {document['date']}, {document['machine']}; code {document['code']}."]
+    lines += [f"Seeds: {document['seeds']}, each of {document['epochs']} epochs.", ""]
     lines += [f"| | {' | '.join(metrics)} |", f"|{'---|' * (len(metrics) + 1)}"]
     for row in document["rows"]:
         cells = [_cell(row["metrics"][metric], row["paper"].get(metric)) for metric in metrics]
@@ -80,6 +92,10 @@ def markdown(document: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _value(document: Mapping[str, Any] | None, variant: str, metric: str | None) -> float | None:
+    return None if document is None or metric is None else document[variant][metric]["value"]
+
+
 def _summary(values: Sequence[float | None]) -> dict[str, Any]:
     defined = [value for value in values if value is not None]
     return {
@@ -92,27 +108,28 @@ def _summary(values: Sequence[float | None]) -> dict[str, Any]:
 def _ordering(row: Mapping[str, Any], reference: Mapping[str, Any], metric: str) -> dict[str, Any]:
     """Whether the reference row is better than a row, seed by seed, and whether the paper says so.
 
-    `better` counts the seeds in which the reference is better; `paper` is True or False where the paper has both
-    numbers and they differ, else None. `reproduced` is None without the paper's word, True where all seeds agree with
-    it, False where not.
+    `better` and `worse` count the seeds in which the reference is so; `paper` is True or False where the paper has
+    both numbers and they differ, else None. `reproduced` is None without the paper's word or with fewer than three
+    seeds, True where all seeds agree with it, False where not.
     """
     sign = -1 if metric in LOWER_IS_BETTER else 1
     pairs = zip(reference["metrics"][metric]["values"], row["metrics"][metric]["values"], strict=True)
     differences = [sign * (a - b) for a, b in pairs if a is not None and b is not None]
-    better = sum(difference > 0 for difference in differences)
+    better, worse = (sum(way * difference > 0 for difference in differences) for way in (1, -1))
     ours, theirs = (entry["paper"].get(metric) for entry in (reference, row))
     paper = (
         None if ours is None or theirs is None or ours == theirs else sign * (float(ours) - float(theirs)) > 0
     )
     reproduced = None
-    if paper is not None and differences:
-        reproduced = better == (len(differences) if paper else 0)
+    if paper is not None and len(differences) >= _FEWEST_SEEDS:
+        reproduced = (better if paper else worse) == len(differences)
     return {
         "row": row["name"],
         "reference": reference["name"],
         "metric": metric,
         "differences": differences,
         "better": better,
+        "worse": worse,
         "paper": paper,
         "reproduced": reproduced,
     }
@@ -120,7 +137,7 @@ def _ordering(row: Mapping[str, Any], reference: Mapping[str, Any], metric: str)
 
 def _cell(summary: Mapping[str, Any], paper: str | None) -> str:
     if summary["mean"] is None:
-        return "undefined"
+        return "–"
     deviation = "" if summary["deviation"] is None else f" ± {summary['deviation']:.3f}"
     return f"{summary['mean']:.3f}{deviation}" + (f" ({paper})" if paper else "")
 
@@ -128,7 +145,7 @@ def _cell(summary: Mapping[str, Any], paper: str | None) -> str:
 def _sentence(ordering: Mapping[str, Any]) -> str:
     differences = ordering["differences"]
     if not differences:
-        return f"{ordering['row']}, {ordering['metric']}: undefined"
+        return f"{ordering['row']}, {ordering['metric']}: not measured"
     mean = statistics.mean(differences)
     said = f"{ordering['row']}, {ordering['metric']}: {ordering['reference']} is better in {ordering['better']} of "
     said += f"{len(differences)} seeds, by {mean:+.3f} on average"

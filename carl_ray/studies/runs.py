@@ -3,6 +3,7 @@
     FOLDER/runs/<hash of the config>/   config.json, checkpoints/, embeddings/, metrics.json (the last: it is done)
 
 Rows of different tables that are the same run share its folder. A study that is called again does what is missing.
+metrics.json says which state of the code made it: a run is not repeated because the code has changed, but told apart.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import carl_ray
 from carl_ray import config as configuration
-from carl_ray import storage
+from carl_ray import options, storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError
 from carl_ray.evaluation.embeddings import read_embeddings, read_origin
 from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
 from carl_ray.evaluation.protocol import evaluate
+from carl_ray.training.preparation import read_videos
 from carl_ray.training.trainer import train
 
 METRICS = "metrics.json"
@@ -26,10 +30,7 @@ METRICS = "metrics.json"
 
 def run_dir_of(config: Config, folder: str) -> str:
     """Where a run of this config lies in a study's folder; the cluster does not matter."""
-    document = configuration.to_document(config)
-    del document["cluster"]
-    digest = hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=8).hexdigest()
-    return storage.join(folder, "runs", digest)
+    return storage.join(folder, "runs", configuration.digest(config))
 
 
 def measured(config: Config, folder: str) -> dict[str, Any] | None:
@@ -62,25 +63,37 @@ def measure(config: Config, folder: str) -> dict[str, Any]:
         num_workers=room_for_workers(1, config.cluster.use_gpu), use_gpu=config.cluster.use_gpu
     )
     extract_embeddings(run_dir, manifest, embeddings, settings, splits=["train", "test"])
+    train_videos = read_embeddings(embeddings, split="train")
+    if config.objective.name == "supervised":
+        # The probe has the labels that the encoder had, and no others.
+        seen = set(read_videos(config)[1].training.column("video_id").to_pylist())
+        train_videos = [video for video in train_videos if video.video_id in seen]
     document = evaluate(
-        read_embeddings(embeddings, split="train"),
+        train_videos,
         read_embeddings(embeddings, split="test"),
         read_origin(embeddings),
         protocol="phases",
         stride=1,
     )
+    document["code"] = code_digest()
     storage.write_bytes(storage.join(run_dir, METRICS), (json.dumps(document, indent=2) + "\n").encode())
     return document
 
 
-def row_config(base: Config, options: dict[str, str], seed: int) -> Config:
+def code_digest() -> str:
+    """A short hash of the source files that decide what a run computes."""
+    package = Path(carl_ray.__file__).parent
+    digest = hashlib.blake2b(digest_size=6)
+    for room in ("data", "evaluation", "model", "objectives", "training"):
+        for path in sorted((package / room).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def row_config(base: Config, values: dict[str, str], seed: int) -> Config:
     """The config of a row with a seed.
 
     Raises:
         UserError: an option that the config does not have, or a value out of its range.
     """
-    document = configuration.to_document(replace(base, training=replace(base.training, seed=seed)))
-    for name, value in options.items():
-        section, _, field = name.partition(".")
-        document[section][field] = value
-    return configuration.from_document(document, "row of the study")
+    return options.overridden(replace(base, training=replace(base.training, seed=seed)), values)

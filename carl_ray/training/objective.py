@@ -18,7 +18,7 @@ from torch import Tensor
 
 from carl_ray.config import ObjectiveConfig
 from carl_ray.objectives.contrastive import contrastive_terms
-from carl_ray.objectives.gather import gather_videos
+from carl_ray.objectives.gather import gather_rows
 from carl_ray.objectives.gta import gta_terms
 from carl_ray.objectives.lav import lav_terms
 from carl_ray.objectives.scl import sequence_contrastive_terms
@@ -75,16 +75,20 @@ def objective_terms(
         case "supervised":
             return frame_classification_terms(each[0], views.frame_labels.flatten(0, 1), each[2])
         case "tcc":
-            u, v, _, _, mask_u, mask_v = _pairs(views)
+            u, v, _, _, mask_u, mask_v, _ = _pairs(views)
             return cycle_consistency_terms(
                 u, v, mask_u, mask_v, loss=objective.cycle, temperature=objective.temperature
             )
         case "lav":
-            return lav_terms(*_pairs(views), smoothing=objective.smoothing)
+            *pairs, _ = _pairs(views)
+            return lav_terms(*pairs, smoothing=objective.smoothing, regularization=objective.regularization)
         case "gta":
-            u, v, _, _, mask_u, mask_v = _pairs(views)
+            u, v, _, _, mask_u, mask_v, _ = _pairs(views)
             return gta_terms(
-                u, v, mask_u, mask_v, temperature=objective.temperature, smoothing=objective.smoothing
+                *(u, v, mask_u, mask_v),
+                temperature=objective.temperature,
+                smoothing=objective.smoothing,
+                cycle_weight=objective.cycle_weight,
             )
         case "weak_scl":
             sums, counts = _scl(objective, both)
@@ -92,7 +96,7 @@ def objective_terms(
                 *_pairs(views),
                 temperature=objective.temperature,
                 variance=objective.variance,
-                max_path_cost=objective.max_path_cost,
+                max_match_cost=objective.max_match_cost,
             )
             return torch.cat([sums, weak_weight * weak_sums]), torch.cat([counts, weak_counts])
 
@@ -106,33 +110,30 @@ def _scl(objective: ObjectiveConfig, both: tuple[Tensor, Tensor, Tensor, Tensor,
     )
 
 
-def _pairs(views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Both halves of every pair whose first video is this worker's: frames, timestamps and masks, P each.
+def _pairs(views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Both halves of every pair whose first video is this worker's: frames, timestamps, masks; P each.
+
+    The last tensor says of each pair whether a video alone with its label is paired with itself.
 
     The first view of either video goes with the second of the other, so each pair of videos gives two. A video
     whose partner could not be read has none; where no pair is left, a fully masked one stands in.
     """
-    partner_frames, partner_timestamps, partner_mask = [], [], []
-    found: Tensor | None = None
-    first = views.rows % 2 == 0
-    for view in (1, 0):
-        frames, timestamps, mask, rows = gather_videos(
-            views.frames[:, view], views.timestamps[:, view], views.mask[:, view], views.rows
-        )
-        # Row 2 k + 1 is the partner of row 2 k.
-        matches = (rows[None, :] == views.rows[:, None] + 1) & first[:, None]
-        found = matches.any(1)
-        place = matches.int().argmax(1)
-        partner_frames.append(frames[place])
-        partner_timestamps.append(timestamps[place])
-        partner_mask.append(mask[place] & found[:, None])
-    assert found is not None
+    # Padding stands in rows of 0.
+    frames, timestamps, mask, numbers, seeds = gather_rows(
+        views.frames, views.timestamps, views.mask, views.rows + 1, views.seeds
+    )
+    # Row 2 k + 1 is the partner of row 2 k.
+    matches = (numbers[None, :] == views.rows[:, None] + 2) & (views.rows % 2 == 0)[:, None]
+    found, place = matches.any(1), matches.int().argmax(1)
     own_mask = views.mask & found[:, None, None]
+    partner_mask = mask[place].flip(1) & found[:, None, None]
+    same = found & (seeds[place] == views.seeds).all(1)
     return (
-        torch.cat([views.frames[:, 0], views.frames[:, 1]]),
-        torch.cat(partner_frames),
-        torch.cat([views.timestamps[:, 0], views.timestamps[:, 1]]),
-        torch.cat(partner_timestamps),
-        torch.cat([own_mask[:, 0], own_mask[:, 1]]),
-        torch.cat(partner_mask),
+        views.frames.transpose(0, 1).flatten(0, 1),
+        frames[place].flip(1).transpose(0, 1).flatten(0, 1),
+        views.timestamps.transpose(0, 1).flatten(0, 1),
+        timestamps[place].flip(1).transpose(0, 1).flatten(0, 1),
+        own_mask.transpose(0, 1).flatten(0, 1),
+        partner_mask.transpose(0, 1).flatten(0, 1),
+        same.repeat(2),
     )

@@ -6,6 +6,7 @@ run, and ray/, which are Ray Train's own records.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -56,7 +57,12 @@ class Outcome:
 
 
 def train(
-    config: Config, run_dir: str, *, resume: bool = False, stop: threading.Event | None = None
+    config: Config,
+    run_dir: str,
+    *,
+    resume: bool = False,
+    stop: threading.Event | None = None,
+    until_epoch: int | None = None,
 ) -> Outcome:
     """Trains on the connected Ray cluster, to the end or until asked to stop.
 
@@ -65,6 +71,8 @@ def train(
         run_dir: URI of the run folder.
         resume: Go on from the folder's latest checkpoint, or from the beginning where there is none.
         stop: Once set, the run writes a checkpoint and ends.
+        until_epoch: The run writes a checkpoint and ends once this many epochs are done; none: all of them. Its
+            schedule is that of the whole run.
 
     Raises:
         UserError: something that the user can mend.
@@ -86,9 +94,12 @@ def train(
             "from the beginning: there is no checkpoint" if checkpoint is None else f"from step {first_step}"
         )
         print(f"resuming {storage.public_uri(run_dir)} {place}", flush=True)
-    if first_step >= plan.num_steps:
-        print(f"nothing to do: all {plan.num_steps} steps are done", flush=True)
-        return Outcome(True, first_step, plan.num_steps, None)
+    last_step = plan.num_steps
+    if until_epoch is not None:
+        last_step = min(last_step, math.ceil(until_epoch * plan.epoch_rows / plan.batch_size))
+    if first_step >= last_step:
+        print(f"nothing to do: {first_step} of {plan.num_steps} steps are done", flush=True)
+        return Outcome(first_step >= plan.num_steps, first_step, plan.num_steps, None)
     weights = None if checkpoint is not None else _pretrained_backbone(config)
     explain_resources(config)
     # From here on the folder holds a run: whatever can be wrong with the command has been found.
@@ -100,7 +111,7 @@ def train(
     # The object store has them now; the driver need not hold millions of rows for the length of the run.
     del videos
     pa.default_memory_pool().release_unused()
-    settings = WorkerSettings(config, run_dir, digest, plan, checked, monitor, weights)
+    settings = WorkerSettings(config, run_dir, digest, plan, checked, monitor, weights, last_step)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,

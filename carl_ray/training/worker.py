@@ -56,6 +56,8 @@ class WorkerSettings:
     """Handle of the `RunMonitor` actor."""
     backbone_weights: Any
     """Reference to the pretrained backbone's tensors, for a run's beginning; None: random."""
+    last_step: int
+    """The workers end once this many steps are done, with a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -191,13 +193,16 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
         except AgreedError:
             reporter.close()
             raise
-        at_end = progress.step == plan.num_steps
+        at_end = progress.step == settings.last_step
         if at_end or progress.step % config.training.validate_every_steps == 0:
             reporter.validation(progress.step, _validate(settings, step, reporter, progress.step))
         if at_end or progress.step % config.training.checkpoint_every_steps == 0:
             reporter.checkpoint(step, progress)
+        if at_end:
+            batches.stop()
+            break
         waiting_since = time.perf_counter()
-    reporter.finish(progress, finished=True)
+    reporter.finish(progress, finished=progress.step == plan.num_steps)
 
 
 def _batches(

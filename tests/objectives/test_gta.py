@@ -46,7 +46,8 @@ def slow_terms(u, v, mask_u, mask_v, temperature=0.1, smoothing=0.1, cycle_weigh
         cycles = [*torch.diagonal(a @ b).tolist(), *torch.diagonal(b @ a).tolist()]
         sums[0] += 2 * forth[-1][-1]
         sums[1] += 2 * back[-1][-1]
-        sums[2] -= cycle_weight * sum(math.log(cycle) for cycle in cycles)
+        # As of 20 frames.
+        sums[2] -= cycle_weight * sum(math.log(cycle) for cycle in cycles) * 400 / (len(x) * len(y))
         frames += len(x) + len(y)
     return sums, [frames] * 3
 

@@ -8,7 +8,12 @@ import torch
 from carl_ray.objectives.scl import sequence_contrastive_terms, unit_vectors
 from carl_ray.objectives.weak import correspondence, weak_contrastive_terms
 
-SETTINGS = {"temperature": 0.1, "variance": 10.0, "max_path_cost": None}
+SETTINGS = {"temperature": 0.1, "variance": 10.0, "max_match_cost": None}
+
+
+def terms(za, zb, sa, sb, mask_a, mask_b, *, same_video=False, **settings):
+    same = torch.full((len(za),), same_video)
+    return weak_contrastive_terms(za, zb, sa, sb, mask_a, mask_b, same, **settings)
 
 
 def slow_path(cost):
@@ -25,10 +30,10 @@ def slow_path(cost):
     return best(len(cost) - 1, len(cost[0]) - 1)
 
 
-def slow_terms(za, zb, sa, sb, mask_a, mask_b, temperature, variance, max_path_cost):
-    """Sums and counts of both directions, one frame at a time; also the pseudo-times and mean path costs."""
+def slow_terms(za, zb, sa, sb, mask_a, mask_b, temperature, variance, max_match_cost):
+    """Sums and counts of both directions, one frame at a time; also the pseudo-times and costs of their frames."""
     sums, counts = [torch.zeros((), dtype=torch.float64)] * 2, [0, 0]
-    times, costs = [{}, {}], [0] * len(za)
+    times, costs = [{}, {}], [{}, {}]
     for p in range(len(za)):
         own_a = [i for i in range(za.shape[1]) if mask_a[p, i]]
         own_b = [j for j in range(zb.shape[1]) if mask_b[p, j]]
@@ -38,22 +43,24 @@ def slow_terms(za, zb, sa, sb, mask_a, mask_b, temperature, variance, max_path_c
         def cosine(i, j, p=p):
             return (za[p, i] * zb[p, j]).sum() / (za[p, i].norm() * zb[p, j].norm())
 
-        total, path = slow_path([[1 - cosine(i, j).item() for j in own_b] for i in own_a])
-        costs[p] = total / len(path)
-        if max_path_cost is not None and costs[p] > max_path_cost:
-            continue
+        table = [[1 - cosine(i, j).item() for j in own_b] for i in own_a]
+        _, path = slow_path(table)
         for i, frame in enumerate(own_a):
             partners = [sb[p, own_b[j]].item() for k, j in path if k == i]
             times[0][p, frame] = sum(partners) / len(partners)
+            costs[0][p, frame] = sum(table[k][j] for k, j in path if k == i) / len(partners)
         for j, frame in enumerate(own_b):
             partners = [sa[p, own_a[i]].item() for i, k in path if k == j]
             times[1][p, frame] = sum(partners) / len(partners)
+            costs[1][p, frame] = sum(table[i][k] for i, k in path if k == j) / len(partners)
         directions = [
             (own_a, own_b, sb, lambda i, j: cosine(i, j)),
             (own_b, own_a, sa, lambda j, i: cosine(i, j)),
         ]
         for direction, (anchors, candidates, stamps, similarity) in enumerate(directions):
             for i in anchors:
+                if max_match_cost is not None and costs[direction][p, i] > max_match_cost:
+                    continue
                 time = times[direction][p, i]
                 gaussians = [
                     math.exp(-((time - stamps[p, j].item()) ** 2) / (2 * variance)) for j in candidates
@@ -80,11 +87,12 @@ def batch(seed=0, pairs=4, time_a=6, time_b=5, width=4, dtype=torch.float64):
     return za, zb, sa, sb, mask_a, mask_b
 
 
-def path_costs(arguments):
+def match_costs(arguments):
+    """Costs of the frames that have partners: of the first videos, of the second ones."""
     za, zb, sa, sb, mask_a, mask_b = arguments
-    return correspondence(
-        unit_vectors(za, mask_a), unit_vectors(zb, mask_b), sa, sb, mask_a, mask_b
-    ).path_cost
+    found = correspondence(unit_vectors(za, mask_a), unit_vectors(zb, mask_b), sa, sb, mask_a, mask_b)
+    paired = mask_a.any(1, keepdim=True) & mask_b.any(1, keepdim=True)
+    return found.cost_of_a[mask_a & paired], found.cost_of_b[mask_b & paired]
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -92,9 +100,9 @@ def path_costs(arguments):
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_a_slow_loop(seed, temperature, variance, gated):
     arguments = batch(seed, time_b=5 + 2 * seed)
-    gate = path_costs(arguments).median().item() + 1e-9 if gated else None
+    gate = torch.cat(match_costs(arguments)).median().item() + 1e-9 if gated else None
     sums, counts, times, costs = slow_terms(*arguments, temperature, variance, gate)
-    got = weak_contrastive_terms(*arguments, temperature=temperature, variance=variance, max_path_cost=gate)
+    got = terms(*arguments, temperature=temperature, variance=variance, max_match_cost=gate)
     assert got[0].dtype == torch.float64
     assert got[1].dtype == torch.int64
     assert gated == (counts[0] < arguments[4].sum())
@@ -102,10 +110,12 @@ def test_equals_a_slow_loop(seed, temperature, variance, gated):
     torch.testing.assert_close(got[0], sums, rtol=1e-9, atol=1e-12)
     za, zb, sa, sb, mask_a, mask_b = arguments
     found = correspondence(unit_vectors(za, mask_a), unit_vectors(zb, mask_b), sa, sb, mask_a, mask_b)
-    assert found.path_cost.tolist() == pytest.approx(costs)
-    for values, expected in zip((found.time_of_a, found.time_of_b), times, strict=True):
-        for place, time in expected.items():
-            assert values[place].item() == pytest.approx(time, abs=1e-9)
+    for values, expected in zip(
+        (found.time_of_a, found.time_of_b, found.cost_of_a, found.cost_of_b), [*times, *costs], strict=True
+    ):
+        assert expected
+        for place, value in expected.items():
+            assert values[place].item() == pytest.approx(value, abs=1e-9)
 
 
 def test_gradient():
@@ -114,7 +124,7 @@ def test_gradient():
     zb.requires_grad_()
 
     def losses(a, b):
-        return weak_contrastive_terms(a, b, *rest, temperature=0.5, variance=10.0, max_path_cost=None)[0]
+        return terms(a, b, *rest, temperature=0.5, variance=10.0, max_match_cost=None)[0]
 
     assert torch.autograd.gradcheck(losses, (za, zb))
 
@@ -127,7 +137,7 @@ def test_a_view_and_itself_give_the_sequence_contrastive_terms(dtype):
     mask[3] = False
     za, zb = (z.clone().requires_grad_() for _ in range(2))
     z1, z2 = (z.clone().requires_grad_() for _ in range(2))
-    weak, weak_counts = weak_contrastive_terms(za, zb, s, s, mask, mask, **SETTINGS)
+    weak, weak_counts = terms(za, zb, s, s, mask, mask, **SETTINGS)
     scl, scl_counts = sequence_contrastive_terms(z1, z2, s, s, mask, mask, temperature=0.1, variance=10.0)
     assert torch.equal(weak, scl)
     assert torch.equal(weak_counts, scl_counts)
@@ -135,6 +145,17 @@ def test_a_view_and_itself_give_the_sequence_contrastive_terms(dtype):
     scl.sum().backward()
     assert torch.equal(za.grad, z1.grad)
     assert torch.equal(zb.grad, z2.grad)
+
+
+def test_two_views_of_one_video_give_the_sequence_contrastive_terms():
+    za, zb, sa, sb, mask_a, mask_b = batch()
+    mask_b[3] = False
+    settings = SETTINGS | {"max_match_cost": 1e-3}  # which would leave nothing of another pair
+    weak, weak_counts = terms(za, zb, sa, sb, mask_a, mask_b, same_video=True, **settings)
+    scl, scl_counts = sequence_contrastive_terms(za, zb, sa, sb, mask_a, mask_b)
+    assert torch.equal(weak, scl)
+    assert torch.equal(weak_counts, scl_counts)
+    assert terms(za, zb, sa, sb, mask_a, mask_b, **settings)[1].tolist() == [0, 0]
 
 
 def random_curve(width=32, scale=12.0, seed=0):
@@ -149,7 +170,7 @@ def random_curve(width=32, scale=12.0, seed=0):
     return embed
 
 
-def test_two_views_of_one_video_are_near_the_sequence_contrastive_terms():
+def test_pseudo_times_of_two_views_of_one_video_are_near_their_timestamps():
     embed, rng = random_curve(), torch.Generator().manual_seed(0)
     # Crops [0, 120) and [30, 150), of which 80 frames each.
     sa = torch.randperm(120, generator=rng)[:80].sort().values.double()[None]
@@ -168,7 +189,7 @@ def test_two_views_of_one_video_are_near_the_sequence_contrastive_terms():
     # ... and the outermost frame of a view is amid all those that it stands for.
     assert found.time_of_b[0, 0].item() == pytest.approx(15, abs=5)
     assert found.time_of_a[0, -1].item() == pytest.approx(135, abs=5)
-    weak, weak_counts = weak_contrastive_terms(embed(sa), embed(sb), sa, sb, mask, mask, **SETTINGS)
+    weak, weak_counts = terms(embed(sa), embed(sb), sa, sb, mask, mask, **SETTINGS)
     scl, scl_counts = sequence_contrastive_terms(embed(sa), embed(sb), sa, sb, mask, mask)
     assert torch.equal(weak_counts, scl_counts)
     torch.testing.assert_close(weak, scl, rtol=0.1, atol=0)
@@ -183,12 +204,13 @@ def test_views_that_share_too_little_are_aligned_wrongly_and_left_out_by_the_gat
     error = (found.time_of_a - sa).abs()
     assert error[0, 20:-1].max() == 0
     assert error[1, 80:].mean() > 20
-    assert found.path_cost[0] < 0.4 < found.path_cost[1]
-    settings = SETTINGS | {"max_path_cost": 0.4}
-    assert weak_contrastive_terms(embed(sa), embed(sb), sa, sb, mask, mask, **settings)[1].tolist() == [
-        100,
-        100,
-    ]
+    # The frames that are left out are those whose partners are wrong, and the right ones stay.
+    kept = found.cost_of_a <= 0.3
+    assert error[kept].max() <= 8  # frames of the curve are alike up to 12 apart
+    assert kept[0].sum() >= 80 and kept[1].sum() <= 25
+    settings = SETTINGS | {"max_match_cost": 0.3}
+    _, counts = terms(embed(sa), embed(sb), sa, sb, mask, mask, **settings)
+    assert counts.tolist() == [kept.sum(), (found.cost_of_b <= 0.3).sum()]
 
 
 def warped_pair():
@@ -214,7 +236,7 @@ def test_a_time_warped_copy_is_recovered():
     assert (found.time_of_a - 5e6 - truth).abs().mean() < 0.5
     back = torch.where(sb < 20, 2 * sb, 40 + (sb - 20) / 2)
     assert ((found.time_of_b - 1000) / 3 - back).abs().max() <= 1.5
-    assert found.path_cost.item() < 0.05
+    assert found.cost_of_a.mean().item() < 0.05
 
 
 def test_descent_on_a_time_warped_copy_decreases_the_loss_and_keeps_the_warp():
@@ -224,7 +246,7 @@ def test_descent_on_a_time_warped_copy_decreases_the_loss_and_keeps_the_warp():
     za, zb = embed(truth).requires_grad_(), embed(sb).requires_grad_()
     losses = []
     for _ in range(20):
-        sums, counts = weak_contrastive_terms(za, zb, sa, sb, *masks, **SETTINGS)
+        sums, counts = terms(za, zb, sa, sb, *masks, **SETTINGS)
         loss = (sums / counts).sum()
         losses.append(loss.item())
         for z, gradient in zip((za, zb), torch.autograd.grad(loss, (za, zb)), strict=True):
@@ -234,39 +256,48 @@ def test_descent_on_a_time_warped_copy_decreases_the_loss_and_keeps_the_warp():
     assert (found.time_of_a - truth).abs().max() <= 1.5
 
 
-def test_a_pair_in_another_order_is_left_out_by_the_gate():
+def test_frames_in_another_order_are_left_out_by_the_gate():
     sa, sb, truth = warped_pair()
     embed = random_curve()
     mask_a, mask_b = torch.ones(2, 60, dtype=torch.bool), torch.ones(2, 59, dtype=torch.bool)
     za = embed(truth).repeat(2, 1, 1).requires_grad_()
     zb = torch.stack([embed(sb[0]), embed(sb[0].roll(30))])
     arguments = (za, zb, sa.repeat(2, 1), sb.repeat(2, 1), mask_a, mask_b)
-    in_order, swapped = path_costs(arguments).tolist()
-    assert in_order < 0.05 < swapped
-    settings = SETTINGS | {"max_path_cost": 0.05}
-    sums, counts = weak_contrastive_terms(*arguments, **settings)
-    alone = weak_contrastive_terms(*(part[:1] for part in arguments), **SETTINGS)
-    assert counts.tolist() == [60, 59]
-    torch.testing.assert_close(sums, alone[0])
+    found = correspondence(
+        *(unit_vectors(z.detach(), m) for z, m in ((za, mask_a), (zb, mask_b))),
+        *arguments[2:4],
+        mask_a,
+        mask_b,
+    )
+    assert found.cost_of_a[0].max() < 0.05
+    # Of the second pair a path can follow one of the two parts; frames of the other have partners unlike them.
+    kept = found.cost_of_a[1] <= 0.05
+    assert 10 < kept.sum() < 50
+    shown_at = (truth[0] + 30) % 59
+    right = (found.time_of_a[1] - shown_at).abs() <= 1.5
+    assert right[kept].sum() >= kept.sum() - 1, "but for the frame at the seam"
+    assert not right[~kept].any()
+    settings = SETTINGS | {"max_match_cost": 0.05}
+    sums, counts = terms(*arguments, **settings)
+    assert counts.tolist() == [60 + kept.sum(), 59 + (found.cost_of_b[1] <= 0.05).sum()]
     sums.sum().backward()
-    assert not za.grad[1].any()
     assert za.grad[0].any()
     # A cost at the limit is not beyond it.
-    exactly = SETTINGS | {"max_path_cost": in_order}
-    assert weak_contrastive_terms(*arguments, **exactly)[1].tolist() == [60, 59]
+    exactly = SETTINGS | {"max_match_cost": found.cost_of_a[0].max().item()}
+    assert terms(*(part[:1] for part in arguments), **exactly)[1][0] == 60
 
 
 def test_the_gate_does_not_hide_embeddings_that_are_not_numbers():
     za, *rest = batch()
     za[0, 0] = math.nan
-    sums, _ = weak_contrastive_terms(za, *rest, **(SETTINGS | {"max_path_cost": 0.5}))
+    sums, _ = terms(za, *rest, **(SETTINGS | {"max_match_cost": 0.5}))
     assert sums.isnan().any()
 
 
 def test_exchanging_the_videos_of_a_pair_exchanges_the_terms():
     za, zb, sa, sb, mask_a, mask_b = batch()
-    sums, counts = weak_contrastive_terms(za, zb, sa, sb, mask_a, mask_b, **SETTINGS)
-    swapped, swapped_counts = weak_contrastive_terms(zb, za, sb, sa, mask_b, mask_a, **SETTINGS)
+    sums, counts = terms(za, zb, sa, sb, mask_a, mask_b, **SETTINGS)
+    swapped, swapped_counts = terms(zb, za, sb, sa, mask_b, mask_a, **SETTINGS)
     torch.testing.assert_close(swapped.flip(0), sums)
     assert torch.equal(swapped_counts.flip(0), counts)
     assert counts[0] != counts[1]
@@ -276,30 +307,30 @@ def test_order_of_the_pairs_changes_nothing():
     arguments = batch()
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(
-        weak_contrastive_terms(*arguments, **SETTINGS),
-        weak_contrastive_terms(*(part[order] for part in arguments), **SETTINGS),
+        terms(*arguments, **SETTINGS),
+        terms(*(part[order] for part in arguments), **SETTINGS),
     )
 
 
 def test_scale_of_the_embeddings_changes_nothing():
     za, zb, *rest = batch()
-    settings = SETTINGS | {"max_path_cost": path_costs((za, zb, *rest)).median().item() + 1e-6}
+    settings = SETTINGS | {"max_match_cost": match_costs((za, zb, *rest))[0].median().item() + 1e-6}
     torch.testing.assert_close(
-        weak_contrastive_terms(za, zb, *rest, **settings),
-        weak_contrastive_terms(300 * za, 0.01 * zb, *rest, **settings),
+        terms(za, zb, *rest, **settings),
+        terms(300 * za, 0.01 * zb, *rest, **settings),
     )
 
 
 def test_the_clocks_of_the_videos_change_nothing():
     za, zb, sa, sb, *masks = batch()
     torch.testing.assert_close(
-        weak_contrastive_terms(za, zb, sa, sb, *masks, **SETTINGS),
-        weak_contrastive_terms(za, zb, sa + 1e6, sb - 500, *masks, **SETTINGS),
+        terms(za, zb, sa, sb, *masks, **SETTINGS),
+        terms(za, zb, sa + 1e6, sb - 500, *masks, **SETTINGS),
     )
     # Seconds instead of frames: the variance scales with them.
     torch.testing.assert_close(
-        weak_contrastive_terms(za, zb, sa, sb, *masks, **SETTINGS),
-        weak_contrastive_terms(za, zb, sa / 30, sb / 30, *masks, **(SETTINGS | {"variance": 10 / 900})),
+        terms(za, zb, sa, sb, *masks, **SETTINGS),
+        terms(za, zb, sa / 30, sb / 30, *masks, **(SETTINGS | {"variance": 10 / 900})),
     )
 
 
@@ -308,11 +339,11 @@ def test_masked_frames_have_no_influence(garbage):
     za, zb, sa, sb, mask_a, mask_b = batch()
     mask_b[3] = False
     exact_a, exact_b = za.clone().requires_grad_(), zb.clone().requires_grad_()
-    expected, counts = weak_contrastive_terms(exact_a, exact_b, sa, sb, mask_a, mask_b, **SETTINGS)
+    expected, counts = terms(exact_a, exact_b, sa, sb, mask_a, mask_b, **SETTINGS)
     expected.sum().backward()
     filled_a = za.masked_fill(~mask_a[:, :, None], garbage).requires_grad_()
     filled_b = zb.masked_fill(~mask_b[:, :, None], garbage).requires_grad_()
-    got, got_counts = weak_contrastive_terms(
+    got, got_counts = terms(
         filled_a,
         filled_b,
         sa.masked_fill(~mask_a, garbage),
@@ -336,9 +367,7 @@ def test_pairs_without_frames_are_no_terms_with_zero_gradient(pairs, gate):
     za, zb, sa, sb, mask_a, mask_b = (part[:pairs] for part in batch())
     nothing = torch.zeros_like(mask_a)
     za.requires_grad_()
-    sums, counts = weak_contrastive_terms(
-        za, zb, sa, sb, nothing, mask_b, **(SETTINGS | {"max_path_cost": gate})
-    )
+    sums, counts = terms(za, zb, sa, sb, nothing, mask_b, **(SETTINGS | {"max_match_cost": gate}))
     assert counts.tolist() == [0, 0]
     assert sums.tolist() == [0, 0]
     sums.sum().backward()
@@ -351,7 +380,7 @@ def test_bf16_is_computed_in_float32():
     za, zb, sa, sb, mask_a, mask_b = batch(time_a=12, time_b=9, width=16, dtype=torch.bfloat16)
     za.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        sums, counts = weak_contrastive_terms(za, zb, sa + 5000, sb + 9e5, mask_a, mask_b, **SETTINGS)
+        sums, counts = terms(za, zb, sa + 5000, sb + 9e5, mask_a, mask_b, **SETTINGS)
     assert sums.dtype == torch.float32
     exact, exact_counts, *_ = slow_terms(
         za.detach().double(), zb.double(), sa + 5000, sb + 9e5, mask_a, mask_b, *SETTINGS.values()
@@ -366,7 +395,7 @@ def test_bf16_is_computed_in_float32():
 def test_zero_embeddings_give_a_finite_gradient():
     za, zb, *rest = batch()
     za = torch.zeros_like(za).requires_grad_()
-    sums, _ = weak_contrastive_terms(za, zb, *rest, **SETTINGS)
+    sums, _ = terms(za, zb, *rest, **SETTINGS)
     sums.sum().backward()
     assert sums.isfinite().all()
     assert za.grad.isfinite().all()

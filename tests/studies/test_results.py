@@ -16,6 +16,7 @@ TABLE = Table(
         Row("a", {"model.num_layers": "1"}, {"accuracy": "90", "alignment_error": "2"}),
         Row("b", {}, {"accuracy": "80", "alignment_error": "3"}),
         Row("c"),
+        Row("d", reads={"accuracy": "alignment_error"}),
     ),
     ("accuracy", "alignment_error"),
     "b",
@@ -40,23 +41,27 @@ def document() -> dict:
             "a": [run(0.7, 0.5), run(0.8, 0.1), run(0.9, 0.3)],
             "b": [run(0.6, 0.2), run(0.7, 0.2), run(0.6, 0.4)],
             "c": [run(None, 0.1), run(0.9, 0.1), run(None, 0.1)],
+            "d": [run(0.1, 0.5), None, None],
         },
     )
 
 
 def test_means_and_deviations(document: dict) -> None:
-    a, _, c = document["rows"]
+    a, _, c, d = document["rows"]
     assert a["metrics"]["accuracy"]["values"] == [0.7, 0.8, 0.9]
     assert a["metrics"]["accuracy"]["mean"] == pytest.approx(0.8)
     assert a["metrics"]["accuracy"]["deviation"] == pytest.approx(statistics.stdev([0.7, 0.8, 0.9]))
     assert c["metrics"]["accuracy"] == {"values": [None, 0.9, None], "mean": 0.9, "deviation": None}
+    # A run that is not there yet, and a row that is read from another metric.
+    assert d["metrics"]["accuracy"] == {"values": [0.5, None, None], "mean": 0.5, "deviation": None}
+    assert d["metrics"]["alignment_error"]["values"] == [None] * 3
     assert document["controls"]["positions"]["alignment_error"]["mean"] == 8.0
     assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
 def test_orderings(document: dict) -> None:
     found = {(o["row"], o["metric"]): o for o in document["orderings"]}
-    assert set(found) == {(row, metric) for row in "ac" for metric in TABLE.metrics}
+    assert set(found) == {(row, metric) for row in "acd" for metric in TABLE.metrics}
     # The paper's a is better in accuracy, and ours in every seed: b is better in none of them.
     accuracy = found["a", "accuracy"]
     assert (accuracy["better"], accuracy["paper"], accuracy["reproduced"]) == (0, False, True)
@@ -70,8 +75,20 @@ def test_orderings(document: dict) -> None:
     assert len(found["c", "accuracy"]["differences"]) == 1
 
 
+def test_ties_and_few_seeds_reproduce_nothing() -> None:
+    same = table_document(TABLE, {name: [run(0.5, 0.5)] * 3 for name in "abcd"})
+    accuracy = next(o for o in same["orderings"] if (o["row"], o["metric"]) == ("a", "accuracy"))
+    assert (accuracy["better"], accuracy["worse"], accuracy["reproduced"]) == (0, 0, False)
+    few = table_document(TABLE, {name: [run(0.9 if name == "a" else 0.5, 0.5)] * 2 for name in "abcd"})
+    accuracy = next(o for o in few["orderings"] if (o["row"], o["metric"]) == ("a", "accuracy"))
+    assert (accuracy["worse"], accuracy["reproduced"]) == (2, None)
+
+
 def test_the_page_says_what_does_not_hold(document: dict) -> None:
-    text = markdown(document)
+    about = {"command": "study 1", "date": "today", "machine": "one", "code": "ab", "seeds": 3, "epochs": 4}
+    text = markdown({**document, **about})
+    assert "`study 1`, today, one; code ab." in text and "Seeds: 3, each of 4 epochs." in text
+    assert "| d | 0.500 | – |" in text
     assert "| a | 0.800 ± 0.100 (90) | 0.300 ± 0.200 (2) |" in text
     assert "| *positions* (of b) | 0.300 ± 0.000 | 8.000 ± 0.000 |" in text
     lines = text.splitlines()

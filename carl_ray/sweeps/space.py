@@ -1,0 +1,111 @@
+"""What a sweep varies: parameters with their values and ranges, and the points that are tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+import numpy as np
+
+from carl_ray import options
+from carl_ray.config import Config
+from carl_ray.errors import UserError
+
+Value = float | int | str
+Point = Mapping[str, Value]
+"""A value for each field that differs from the base config, by `section.field`."""
+
+_BATCH_SIZE = "training.global_batch_size"
+_NUM_FRAMES = "model.num_frames"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A parameter with a few values."""
+
+    grid: tuple[Value, ...]
+
+    def draw(self, rng: np.random.Generator) -> Value:
+        """One of the values, all equally likely."""
+        return self.grid[int(rng.integers(len(self.grid)))]
+
+
+@dataclass(frozen=True)
+class LogRange:
+    """A positive number, drawn uniformly in its logarithm."""
+
+    low: float
+    high: float
+    grid: tuple[float, ...]
+    """Its values in a grid."""
+
+    def draw(self, rng: np.random.Generator) -> Value:
+        """A number of the range, with three significant digits."""
+        return float(f"{math.exp(rng.uniform(math.log(self.low), math.log(self.high))):.3g}")
+
+
+@dataclass(frozen=True)
+class Space:
+    """What one sweep varies."""
+
+    name: str
+    parameters: Mapping[str, Choices | LogRange]
+    """By `section.field` of the config."""
+    points: tuple[Point, ...] = ()
+    """The points of its grid, where that is not the product of the parameters' grids."""
+    tables: tuple[str, ...] = ()
+    """Tables of the paper (`carl_ray.studies.tables`) that its points are the rows of."""
+    frames_per_step: int | None = field(default=None)
+    """Views of T frames are taken so many at a time that a step has at most this many frames: memory stays the same."""
+
+    def grid(self) -> list[Point]:
+        """All points of the grid, each once."""
+        if self.points:
+            return list({tuple(sorted(point.items())): point for point in self.points}.values())
+        names = list(self.parameters)
+        values = product(*(self.parameters[name].grid for name in names))
+        return [dict(zip(names, chosen, strict=True)) for chosen in values]
+
+    def draws(self, seed: int) -> Iterator[Point]:
+        """Random points without end, each a function of the seed and its place, no two alike in a row of draws.
+
+        Raises:
+            UserError: the space has so few points that no new one was found.
+        """
+        seen: set[tuple[tuple[str, Value], ...]] = set()
+        for place in range(2**63):
+            for attempt in range(1000):
+                rng = np.random.default_rng([seed, place, attempt])
+                point = {name: parameter.draw(rng) for name, parameter in self.parameters.items()}
+                key = tuple(sorted(point.items()))
+                if key not in seen:
+                    break
+            else:
+                raise UserError(
+                    f"space {self.name}: no more than {len(seen)} different points were found; lower --num-trials, "
+                    "or use --search grid"
+                )
+            seen.add(key)
+            yield point
+
+
+def default_point(space: Space, base: Config) -> Point:
+    """The base config's own values of the parameters of a space."""
+    return {name: getattr(getattr(base, name.split(".")[0]), name.split(".")[1]) for name in space.parameters}
+
+
+def point_config(space: Space, base: Config, point: Point, seed: int) -> Config:
+    """The config of a point with a training seed.
+
+    Raises:
+        UserError: a field that the config does not have, or a value out of its range.
+    """
+    config = options.overridden(base, {name: str(value) for name, value in point.items()})
+    if space.frames_per_step is not None and _NUM_FRAMES in point and _BATCH_SIZE not in point:
+        # Pairs of videos, where the objective wants them.
+        unit = 2 if config.objective.paired else 1
+        videos = space.frames_per_step // (2 * config.model.num_frames) // unit * unit
+        config = options.overridden(config, {_BATCH_SIZE: str(max(unit, videos))})
+    return replace(config, training=replace(config.training, seed=seed))

@@ -1,0 +1,179 @@
+"""One trial of a sweep: a point's runs, one a seed, trained in parts and measured on the validation videos.
+
+    SWEEP/trials/<id>/seed-0/   a run folder (config.json, checkpoints/, …), and
+                                measured/epoch-00000020.json: what the checkpoint of that epoch is worth
+
+Whatever was trained or measured once is found again: a trial that is begun anew does only what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from carl_ray import config as configuration
+from carl_ray import storage
+from carl_ray.config import Config
+from carl_ray.errors import RunError, UserError
+from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
+from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings
+from carl_ray.evaluation.label_free import consistent_warping
+from carl_ray.evaluation.protocol import LOWER_IS_BETTER, VARIANTS, evaluate, protocol_of, stride_of
+from carl_ray.sweeps.space import Point, Space, point_config
+from carl_ray.training.checkpoint import checkpoint_at
+from carl_ray.training.trainer import train
+
+LABEL_FREE = "label_free"
+"""Name of the score that needs no labels, among the metrics."""
+
+_TRIALS = "trials"
+_MEASURED = "measured"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is swept, and how a trial is measured."""
+
+    space: Space
+    base: Config
+    """The runs' config but for the point and the seed; it names the manifest."""
+    seeds: int
+    """Runs of each point."""
+    rungs: tuple[int, ...]
+    """Epochs after which a run is measured, ascending; the last one is the length of the run."""
+    metric: str
+    """What trials are chosen by: a metric of `carl_ray.evaluation.protocol`, or `LABEL_FREE`."""
+    labelled: bool
+    """Whether the validation videos have frame labels; without them, only `LABEL_FREE` is measured."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The direction of `metric`."""
+        return self.metric not in LOWER_IS_BETTER
+
+    def run_config(self, point: Point, seed: int) -> Config:
+        """The config of a run; `UserError` where the point does not fit."""
+        return point_config(self.space, self.base, point, seed)
+
+
+def trial_id(sweep: Sweep, point: Point) -> str:
+    """The name of a point's trial: of what its first run computes, so that two ways to say the same are one trial."""
+    try:
+        return configuration.digest(sweep.run_config(point, 0))
+    except UserError:
+        text = json.dumps(dict(point), sort_keys=True)
+        return f"unfit-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def trial_folder(folder: str, trial: str) -> str:
+    """Where a trial of the sweep in a folder lies."""
+    return storage.join(folder, _TRIALS, trial)
+
+
+def run_dir(folder: str, trial: str, seed: int) -> str:
+    """The run folder of a trial's seed."""
+    return storage.join(trial_folder(folder, trial), f"seed-{seed}")
+
+
+def trial_ids(folder: str) -> list[str]:
+    """The trials that were begun in a sweep's folder, in the order of their names."""
+    return sorted(storage.list_folder(storage.join(folder, _TRIALS)))
+
+
+def run_trial(sweep: Sweep, folder: str, point: Point, report: Callable[[int, float], None]) -> None:
+    """Trains and measures the runs of a point, rung by rung. Ray must have been started.
+
+    Args:
+        sweep: The sweep.
+        folder: URI of its folder.
+        point: The point.
+        report: Called with (epoch, mean score over the seeds) at each rung; it may raise to end the trial.
+
+    Raises:
+        UserError, RunError: as training, embedding and evaluation.
+    """
+    trial = trial_id(sweep, point)
+    for epoch in sweep.rungs:
+        scores = []
+        for seed in range(sweep.seeds):
+            run = run_dir(folder, trial, seed)
+            found = measured(run, epoch) or _measure(sweep, point, seed, run, epoch)
+            score = found["trained"][sweep.metric]["value"]
+            if score is None:
+                raise RunError(
+                    f"{storage.public_uri(run)}: {sweep.metric} is undefined on the validation videos"
+                )
+            scores.append(score)
+        report(epoch, float(np.mean(scores)))
+
+
+def measured(run: str, epoch: int) -> dict[str, Any] | None:
+    """What a run was worth after an epoch, or none where it was not measured.
+
+    The document is that of metrics.json (`carl_ray.evaluation.protocol.evaluate`), measured on the validation videos,
+    with `LABEL_FREE` among the metrics, `training_seconds` since the beginning of the run and `measuring_seconds`.
+    """
+    uri = _measured_uri(run, epoch)
+    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
+
+
+def _measured_uri(run: str, epoch: int) -> str:
+    return storage.join(run, _MEASURED, f"epoch-{epoch:08d}.json")
+
+
+def _measure(sweep: Sweep, point: Point, seed: int, run: str, epoch: int) -> dict[str, Any]:
+    config = sweep.run_config(point, seed)
+    manifest, cluster = config.data.manifest, config.cluster
+    assert manifest is not None
+    outcome = train(config, run, resume=True, until_epoch=epoch)
+    if not outcome.finished and epoch == sweep.rungs[-1]:
+        raise RunError(f"{storage.public_uri(run)}: stopped at step {outcome.step} of {outcome.num_steps}")
+    started = time.monotonic()
+    embeddings = storage.join(run, "embeddings", f"step-{outcome.step:08d}")
+    validation_split = config.data.validation_split
+    extract_embeddings(
+        run,
+        manifest,
+        embeddings,
+        ExtractionSettings(num_workers=cluster.num_workers, use_gpu=cluster.use_gpu),
+        splits=[config.data.train_split, validation_split] if sweep.labelled else [validation_split],
+    )
+    validation = read_embeddings(embeddings, split=validation_split)
+    origin = read_origin(embeddings)
+    document: dict[str, Any] = {"origin": vars(origin), **{variant: {} for variant in VARIANTS}}
+    if sweep.labelled:
+        document = evaluate(
+            read_embeddings(embeddings, split=config.data.train_split),
+            validation,
+            origin,
+            protocol=protocol_of(config.preset),
+            stride=stride_of(config.preset),
+        )
+    for variant, score in _label_free(validation, origin).items():
+        if document[variant] is not None:
+            document[variant][LABEL_FREE] = {"value": score, "low": None, "high": None, "left_out": {}}
+    document["training_seconds"] = checkpoint_at(run).progress.seconds
+    document["measuring_seconds"] = time.monotonic() - started
+    content = (json.dumps(document, indent=2) + "\n").encode()
+    storage.write_bytes(_measured_uri(run, epoch), content)
+    return document
+
+
+def _label_free(videos: Sequence[EmbeddedVideo], origin: Origin) -> dict[str, float]:
+    """The score of the trained encoder and of its controls."""
+    lengths = [len(video) for video in videos]
+    width = videos[0].embeddings.shape[1]
+    variants = {
+        "trained": [video.embeddings for video in videos],
+        "untrained": [video.untrained for video in videos if video.untrained is not None],
+        "positions": position_embeddings(lengths, num_frames=origin.num_frames, width=origin.position_width),
+        "chance": chance_embeddings(lengths, [video.video_id for video in videos], width=width, seed=0),
+    }
+    return {name: consistent_warping(embeddings) for name, embeddings in variants.items()}

@@ -1,0 +1,166 @@
+"""A sweep's folder becomes its document, its table and the best trial."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from carl_ray import storage
+from carl_ray.evaluation.protocol import PHASE_METRICS, VARIANTS
+from carl_ray.presets import demo
+from carl_ray.sweeps.results import (
+    csv_bytes,
+    parquet_bytes,
+    read_outcome,
+    sweep_document,
+    table,
+    write_outcome,
+    write_point,
+)
+from carl_ray.sweeps.space import Choices, LogRange, Space
+from carl_ray.sweeps.trial import LABEL_FREE, Sweep, run_dir, trial_id
+
+SPACE = Space(
+    "test",
+    {
+        "objective.temperature": LogRange(0.03, 1.0, (0.1, 0.3)),
+        "views.sampling": Choices(("random", "even")),
+    },
+)
+
+
+def sweep(seeds: int = 2, metric: str = "phase_classification", space: Space = SPACE) -> Sweep:
+    return Sweep(space, demo(), seeds, (2, 6), metric, labelled=True)
+
+
+def write_measured(folder: Path, of: Sweep, point: Any, seed: int, epoch: int, value: float) -> None:
+    """What a trial writes; every control is worth half as much."""
+    document: dict[str, Any] = {"origin": {"checkpoint": f"/{seed}/checkpoints/step-{epoch}"}}
+    for variant in VARIANTS:
+        share = 1.0 if variant == "trained" else 0.5
+        document[variant] = {
+            metric: {"value": value * share, "low": value * share - 0.1, "high": value * share + 0.1}
+            for metric in (*PHASE_METRICS, LABEL_FREE)
+        }
+    document |= {"training_seconds": 10.0 * epoch, "measuring_seconds": 1.0}
+    uri = storage.join(run_dir(str(folder), trial_id(of, point), seed), "measured", f"epoch-{epoch:08d}.json")
+    storage.write_bytes(uri, json.dumps(document).encode())
+
+
+def begin(folder: Path, of: Sweep, point: Any, status: str | None, reason: str | None = None) -> None:
+    write_point(str(folder), of, point)
+    if status is not None:
+        write_outcome(str(folder), trial_id(of, point), status, reason, "1")  # type: ignore[arg-type]
+
+
+def test_a_document_holds_every_trial(tmp_path: Path) -> None:
+    of = sweep()
+    default = {"objective.temperature": 0.1, "views.sampling": "random"}
+    good, behind = {"objective.temperature": 0.2}, {"objective.temperature": 0.5}
+    unfit, running = {"objective.temperature": -1.0}, {"views.sampling": "even"}
+    for point, scores in ((default, (0.7, 0.8)), (good, (0.85, 0.87)), (running, (0.99, None))):
+        for seed, score in enumerate(scores):
+            for epoch in (2, 6):
+                if score is not None:
+                    write_measured(tmp_path, of, point, seed, epoch, score - (0.1 if epoch == 2 else 0.0))
+    for seed in range(2):
+        write_measured(tmp_path, of, behind, seed, 2, 0.95)
+    begin(tmp_path, of, default, "done")
+    begin(tmp_path, of, good, "done")
+    begin(tmp_path, of, behind, "stopped", "behind")
+    begin(tmp_path, of, unfit, "failed", "does not fit")
+    begin(tmp_path, of, running, None)
+    document = sweep_document(of, str(tmp_path), {"search": "random"})
+    by_status = {trial["status"]: trial for trial in document["trials"]}
+    assert len(document["trials"]) == 5
+    done = {trial["id"]: trial for trial in document["trials"] if trial["status"] == "done"}
+    # A stopped trial is measured earlier: its better score does not make it the best.
+    assert document["best"] == trial_id(of, good)
+    assert done[trial_id(of, good)]["score"]["mean"] == pytest.approx(0.86)
+    assert [rung["epoch"] for rung in done[trial_id(of, good)]["rungs"]] == [2, 6]
+    # Student's t with one degree of freedom: 12.706 standard errors, of 0.01.
+    assert done[trial_id(of, good)]["score"]["high"] == pytest.approx(0.86 + 12.7062 * 0.01, abs=1e-5)
+    assert done[trial_id(of, good)]["seconds"] == pytest.approx(2 * 60 + 4 * 1)
+    assert done[trial_id(of, good)]["checkpoint"] == "/0/checkpoints/step-6"
+    assert done[trial_id(of, good)]["metrics"]["chance"]["kendalls_tau"]["mean"] == pytest.approx(0.43)
+    assert [t["id"] for t in document["trials"] if t["is_default"]] == [trial_id(of, default)]
+    assert (by_status["stopped"]["epochs"], by_status["stopped"]["values"]["objective.temperature"]) == (
+        2,
+        0.5,
+    )
+    assert (by_status["failed"]["reason"], by_status["failed"]["score"]) == ("does not fit", None)
+    assert by_status["failed"]["values"] == {"objective.temperature": -1.0, "views.sampling": "random"}
+    # One seed of two is measured: nothing to compare yet.
+    assert (by_status["unfinished"]["epochs"], by_status["unfinished"]["score"]) == (0, None)
+    assert document["label_free"] == {
+        "name": LABEL_FREE, "rank_correlation": pytest.approx(1.0), "num_trials": 2
+    }  # fmt: skip
+    json.dumps(document, allow_nan=False)
+
+
+def test_one_seed_has_the_interval_over_videos(tmp_path: Path) -> None:
+    of = sweep(seeds=1)
+    write_measured(tmp_path, of, {}, 0, 2, 0.5)
+    write_measured(tmp_path, of, {}, 0, 6, 0.6)
+    begin(tmp_path, of, {}, "done")
+    (trial,) = sweep_document(of, str(tmp_path), {})["trials"]
+    assert (trial["score"]["low"], trial["score"]["high"]) == (pytest.approx(0.5), pytest.approx(0.7))
+
+
+def test_the_best_error_is_the_lowest(tmp_path: Path) -> None:
+    of = sweep(seeds=1, metric="alignment_error")
+    for temperature, error in ((0.1, 0.04), (0.2, 0.02), (0.3, 0.03)):
+        point = {"objective.temperature": temperature}
+        write_measured(tmp_path, of, point, 0, 6, error)
+        begin(tmp_path, of, point, "done")
+    document = sweep_document(of, str(tmp_path), {})
+    assert document["best"] == trial_id(of, {"objective.temperature": 0.2})
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    document = sweep_document(sweep(), str(tmp_path), {})
+    assert (document["trials"], document["best"], document["label_free"]) == ([], None, None)
+    assert table(document).num_rows == 0
+    assert read_outcome(str(tmp_path), "none")["status"] == "unfinished"
+
+
+def test_tables_read_back(tmp_path: Path) -> None:
+    of = sweep(seeds=1)
+    for temperature in (0.1, 0.2):
+        point = {"objective.temperature": temperature}
+        for epoch in (2, 6):
+            write_measured(tmp_path, of, point, 0, epoch, 0.6 + temperature)
+        begin(tmp_path, of, point, "done")
+    begin(tmp_path, of, {"objective.temperature": 7}, "failed", '=cmd, "quoted"\nand a line')
+    rows = table(sweep_document(of, str(tmp_path), {}))
+    assert pq.read_table(io.BytesIO(parquet_bytes(rows))).equals(rows)
+    text = pyarrow.csv.read_csv(
+        io.BytesIO(csv_bytes(rows)), parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)
+    )
+    assert text.column_names == rows.column_names and text.num_rows == 3
+    by_temperature = {row["config.objective.temperature"]: row for row in rows.to_pylist()}
+    assert by_temperature[0.2]["trained.phase_classification"] == pytest.approx(0.8)
+    assert by_temperature[0.2]["chance.phase_classification"] == pytest.approx(0.4)
+    assert by_temperature[7.0]["score.mean"] is None and by_temperature[7.0]["status"] == "failed"
+
+
+def test_two_ways_to_say_a_point_are_one_trial() -> None:
+    of = sweep()
+    assert trial_id(of, {}) == trial_id(of, {"objective.temperature": 0.1})
+    assert trial_id(of, {"objective.temperature": "0.10"}) == trial_id(of, {})
+    assert trial_id(of, {"objective.temperature": 0.2}) != trial_id(of, {})
+    assert trial_id(of, {"objective.temperature": -1}).startswith("unfit-")
+
+
+def test_rows_of_the_paper_name_their_trials(tmp_path: Path) -> None:
+    document = sweep_document(sweep(space=Space("paper", SPACE.parameters, tables=("9",))), str(tmp_path), {})
+    (found,) = document["tables"]
+    assert found["table"] == "9" and len({row["trial"] for row in found["rows"]}) == 5
+    assert found["rows"][-1]["trial"] == trial_id(sweep(), {})
+    assert found["rows"][-1]["paper"]["phase_classification"] == "93.07"

@@ -1,0 +1,286 @@
+r"""Sweeps the parameters of training with Ray Tune and chooses by metrics on validation videos.
+
+    python tuning/sweep.py
+    python tuning/sweep.py loss --num-trials 4
+    python tuning/sweep.py temporal --preset penn_action --data.manifest s3://bucket/manifest.parquet \
+        --run-dir s3://bucket/sweeps/temporal --search optuna --num-trials 32 --max-concurrent 8
+    python tuning/sweep.py paper --seeds 3
+
+SPACE is one of loss (tau, sigma squared), temporal (alpha, beta, sampling), frames (T), paper (the rows of the paper's
+tables 9, 10 and 11) and all. Every trial trains as `python -m carl_ray.train` does, embeds the training and
+validation videos, and is measured: the loss is no measure, since these parameters change its scale. The same call goes
+on where another ended, whatever ended it; nothing is trained twice. Without arguments it sweeps `loss` on the embedded
+videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spaces import SPACES
+
+from carl_ray import config as configuration
+from carl_ray import options, storage
+from carl_ray.config import Config
+from carl_ray.errors import RunError, UserError, one_line_errors
+from carl_ray.machine import machine_name
+from carl_ray.presets import PRESETS
+
+_SHARE_OF_EPOCHS = 4  # A trial is so many times shorter than the preset's run.
+_NUM_TRIALS = 8
+_LOCAL_CONCURRENT = 2
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A command line, understood."""
+
+    space: str
+    base: Config
+    """The config of the trials but for what is swept."""
+    full: Config
+    """The same at the length that the best is to be trained with."""
+    folder: str
+    search: str
+    num_trials: int | None
+    search_seed: int
+    max_concurrent: int | None
+    seeds: int
+    num_rungs: int
+    metric: str | None
+    text: str
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; leaves with status 0 only when every trial is done or was stopped early."""
+    with one_line_errors():
+        given = sys.argv[1:] if arguments is None else arguments
+        _run(_parse(given))
+
+
+def _parse(arguments: list[str]) -> _Command:
+    parser = options.OptionParser(
+        prog="python tuning/sweep.py",
+        usage="%(prog)s [SPACE] [--preset NAME] [--run-dir URI] [--num-trials N] [--section.field VALUE …]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "space", nargs="?", default="loss", metavar="SPACE", help=f"one of {', '.join(SPACES)}"
+    )
+    parser.add_argument("--preset", default="demo", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument(
+        "--run-dir", metavar="URI", help="folder of the sweep, new or begun by the same command"
+    )
+    parser.add_argument(
+        "--search",
+        choices=("random", "grid", "optuna"),
+        help="how points are chosen (default random; grid for the space paper)",
+    )
+    parser.add_argument(
+        "--num-trials", type=int, metavar="N", help=f"trials in all (default {_NUM_TRIALS}; the whole grid)"
+    )
+    parser.add_argument(
+        "--max-concurrent",
+        type=int,
+        metavar="N",
+        help=f"trials at a time (default what the cluster has room for; {_LOCAL_CONCURRENT} on this machine alone)",
+    )
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each trial (default 1)")
+    parser.add_argument(
+        "--rungs",
+        type=int,
+        metavar="N",
+        help="how often a trial is measured; it ends early where it is behind (default 2; a grid's trials are "
+        "measured once, at their end)",
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="what is best: a metric of metrics.json, or label_free (default phase_classification; linear_probe for "
+        "FineGym; label_free where no frame has a label)",
+    )
+    parser.add_argument(
+        "--search-seed", type=int, default=0, metavar="N", help="of the random points (default 0)"
+    )
+    parser.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster; RAY_ADDRESS does the same")
+    options.add_config_options(parser)
+    parsed, unknown = parser.parse_known_args(arguments)
+    options.check_known(
+        unknown, [a.option_strings[-1].lstrip("-") for a in parser._actions if a.option_strings]
+    )
+    for name, known in (("space", SPACES), ("preset", PRESETS)):
+        value = getattr(parsed, name)
+        if value not in known:
+            raise UserError(
+                f"unknown {name} {value!r}{options.nearest(value, list(known))} ({', '.join(known)})"
+            )
+    for name in ("num_trials", "max_concurrent", "seeds", "rungs"):
+        if getattr(parsed, name) is not None and getattr(parsed, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(parsed, name)}")
+    if parsed.address is not None:
+        os.environ["RAY_ADDRESS"] = parsed.address
+    overrides = {name: value for name, value in vars(parsed).items() if name in options.field_names()}
+    full = options.overridden(PRESETS[parsed.preset](), overrides)
+    epochs = full.training.epochs
+    if "training.epochs" not in overrides:
+        epochs = max(1, epochs // _SHARE_OF_EPOCHS)
+    # Validation losses of different trials cannot be compared, and the checkpoints in between are those of the rungs.
+    training = replace(full.training, epochs=epochs, seed=0)
+    base = replace(full, training=training, data=replace(full.data, max_validation_videos=0))
+    search = parsed.search or ("grid" if parsed.space == "paper" else "random")
+    return _Command(
+        space=parsed.space,
+        base=base,
+        full=full,
+        folder=parsed.run_dir or str(storage.home() / "sweeps" / f"{parsed.space}-{parsed.preset}"),
+        search=search,
+        num_trials=parsed.num_trials or (None if search == "grid" else _NUM_TRIALS),
+        search_seed=parsed.search_seed,
+        max_concurrent=parsed.max_concurrent,
+        seeds=parsed.seeds,
+        num_rungs=parsed.rungs or (1 if search == "grid" else 2),
+        metric=parsed.metric,
+        text=f"python tuning/sweep.py {shlex.join(arguments)}".strip(),
+    )
+
+
+def _run(command: _Command) -> None:
+    # Ray is imported late: help and mistakes on the command line answer at once.
+    from carl_ray.datasets.embedded import embedded_manifest, index_embedded
+    from carl_ray.session import connect
+    from carl_ray.sweeps.preparation import (
+        checked_sweep,
+        local_cpus,
+        remember,
+        room_for_trials,
+        share_cluster,
+    )
+    from carl_ray.sweeps.search import run_sweep
+    from carl_ray.training.preparation import check_manifest, check_shared
+
+    embedded = command.base.preset == "demo" and command.base.data.manifest is None
+    folder = command.folder if storage.is_remote(command.folder) else storage.resolve(command.folder)[1]
+    base = command.base
+    if embedded:
+        base = replace(base, data=replace(base.data, manifest=embedded_manifest()))
+    else:
+        check_manifest(base)
+    joined = "RAY_ADDRESS" in os.environ
+    max_concurrent = command.max_concurrent or _LOCAL_CONCURRENT
+    with connect(None if joined else local_cpus(base, max_concurrent)):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if embedded:
+            index_embedded()
+        check_shared(folder)
+        if joined:
+            max_concurrent = command.max_concurrent or room_for_trials(base)
+        sweep = checked_sweep(
+            SPACES[command.space](base),
+            base,
+            seeds=command.seeds,
+            num_rungs=command.num_rungs,
+            metric=command.metric,
+        )
+        remember(sweep, folder, command.search)
+        print(f"sweep folder: {storage.public_uri(folder)}", flush=True)
+        print(
+            f"TensorBoard:  tensorboard --logdir {storage.public_uri(storage.join(folder, 'trials'))}",
+            flush=True,
+        )
+        try:
+            run_sweep(
+                replace(sweep, base=share_cluster(base, max_concurrent)),
+                folder,
+                search=command.search,  # type: ignore[arg-type]
+                num_trials=command.num_trials,
+                search_seed=command.search_seed,
+                max_concurrent=max_concurrent,
+            )
+        finally:
+            document = _write_results(command, sweep, folder, embedded=embedded)
+    _tell(document, folder)
+
+
+def _write_results(command: _Command, sweep: Any, folder: str, *, embedded: bool) -> dict[str, Any]:
+    """The table, the page and the best config of what is there by now; also when the sweep was interrupted."""
+    from carl_ray.report.sweep_page import write_sweep_page
+    from carl_ray.sweeps.results import csv_bytes, parquet_bytes, sweep_document, table
+
+    about = {
+        "search": command.search,
+        "command": command.text,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine_name(use_gpu=command.base.cluster.use_gpu),
+    }
+    document = sweep_document(sweep, folder, about)
+    rows = table(document)
+    storage.write_bytes(
+        storage.join(folder, "results.json"), (json.dumps(document, indent=2) + "\n").encode()
+    )
+    storage.write_bytes(storage.join(folder, "results.csv"), csv_bytes(rows))
+    storage.write_bytes(storage.join(folder, "results.parquet"), parquet_bytes(rows))
+    write_sweep_page(storage.join(folder, "sweep.html"), document)
+    best = next((trial for trial in document["trials"] if trial["id"] == document["best"]), None)
+    if best is not None:
+        config = sweep.run_config(best["values"], 0)
+        full = replace(
+            config,
+            data=replace(
+                config.data,
+                manifest=None if embedded else config.data.manifest,
+                max_validation_videos=command.full.data.max_validation_videos,
+            ),
+            training=replace(
+                config.training, epochs=command.full.training.epochs, seed=command.full.training.seed
+            ),
+        )
+        storage.write_bytes(storage.join(folder, "best.json"), configuration.to_json(full).encode())
+    return document
+
+
+def _tell(document: dict[str, Any], folder: str) -> None:
+    """Says what came of the sweep.
+
+    Raises:
+        RunError: trials failed, or none is done.
+    """
+    best = next((trial for trial in document["trials"] if trial["id"] == document["best"]), None)
+    if best is not None:
+        score = best["score"]
+        values = ", ".join(f"{name} {value}" for name, value in best["values"].items())
+        print(f"best:         {values}: {document['metric']} {score['mean']:.4f}", end="")
+        print(f" [{score['low']:.4f}, {score['high']:.4f}]" if score["low"] is not None else "")
+    label_free = document["label_free"]
+    if label_free is not None and label_free["rank_correlation"] is not None:
+        print(
+            f"label_free:   ranks the {label_free['num_trials']} trials that are done as phase classification does "
+            f"with a rank correlation of {label_free['rank_correlation']:.2f}"
+        )
+    for name in ("results.csv", "results.parquet", "sweep.html", *(["best.json"] if best else [])):
+        print(f"{name + ':':<18}{storage.public_uri(storage.join(folder, name))}")
+    if best is not None:
+        print(
+            f"train it:     python -m carl_ray.train --config {storage.public_uri(storage.join(folder, 'best.json'))}"
+        )
+    failed = [trial for trial in document["trials"] if trial["status"] == "failed"]
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(document['trials'])} trials failed, the first ({failed[0]['id']}) because: "
+            f"{failed[0]['reason']}"
+        )
+    if best is None:
+        raise RunError("no trial is done")
+
+
+if __name__ == "__main__":
+    main()
