@@ -14,7 +14,8 @@ times, so an encoder that sees the action departs as the videos do, and both way
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from carl_ray.objectives.dtw import dynamic_time_warping
 # Videos that each video is aligned with: those most like it, as a warping path between other actions means
 # nothing. Two are the fewest with a detour.
 _NUM_NEIGHBOURS = 3
+# A difference of direct way and detour has the errors of three alignments.
+_ERROR_OF_ONE = 1 / math.sqrt(3)
 # Of equally cheap paths the one nearest to equal relative time, whatever rounding says: where the embeddings
 # leave the choice, it must not look like a departure. Far below any difference of cosines that an encoder means.
 _TIE_COST = 1e-6
@@ -37,27 +40,30 @@ _Pair = tuple[int, int]
 
 
 def consistent_warping(embeddings: Sequence[Float[np.ndarray, "_ width"]], *, stride: int = 1) -> float:
-    """How far alignments depart from equal relative time, less how far direct and detour disagree.
+    """How far alignments depart from equal relative time, beyond what their own errors would make them.
 
     Each video a is aligned with the three videos most like it (by the mean, over its frames, of the cosine of
     the nearest frame there), and these with one another, by dynamic time warping with the cosine distance as
     cost. Times are relative: 0 is the first, 1 the last frame of a video. For a frame of a at time t, its
     mean partner in b at time p, and the partner in b of its partner in another neighbour c at time q:
 
-        score = mean of |p - t| - |p - q|      over b and c, the frames of a, then all videos a
+        score = mean of |p - t| - |p - q| / sqrt(3)      over b and c, the frames of a, then all videos a
 
-    Higher is better. Positions alone give 0, as does a constant; random vectors give less than 0. The highest
-    value is a property of the videos, not of the encoder: how far they truly depart from one another in
-    time. So values of one set of videos compare encoders, whatever their scale, rotation and width, and say
-    nothing beside those of another set; trimmed videos of even speed leave little to see. Like the
-    alignment error it takes for granted that the phases of an action come once, in one order.
+    |p - q| holds the errors of three alignments. Were they independent, normal and of one size, |p - q| would
+    be sqrt(3) times the error of a single one: that much departure is no evidence and is taken off.
+
+    Higher is better. Positions alone give about 0, as do random vectors and a constant. The highest value is a
+    property of the videos, not of the encoder: how far they truly depart from one another in time. So values
+    on one set of videos compare encoders, whatever their scale, rotation and width, and say nothing beside
+    those on another set; trimmed videos of even speed leave little to see. Like the alignment error it takes
+    for granted that the phases of an action come once, in one order.
 
     Args:
         embeddings: One array a video; normalised here. Videos without frames are left out.
         stride: Every so many frames are seen.
 
     Returns:
-        Between -1 and 1, never NaN; 0 where fewer than three videos have frames.
+        Between -1 / sqrt(3) and 1, never NaN; 0 where fewer than three videos have frames.
 
     Raises:
         ValueError: as `unit_frames`.
@@ -70,7 +76,7 @@ def consistent_warping(embeddings: Sequence[Float[np.ndarray, "_ width"]], *, st
         (a, b, c) for a, around in enumerate(neighbours.tolist()) for b in around for c in around if b != c
     ]
     pairs = {_ordered(*pair) for a, b, c in detours for pair in ((a, b), (a, c), (c, b))}
-    partners = _partner_times(units, sorted(pairs))
+    partners = _partner_times(units, pairs)
     times = [_relative_times(len(frames)) for frames in units]
     # Every video has the same number of detours, so the mean of all is the mean over videos.
     return float(np.mean([_gain(times, partners, *detour) for detour in detours]))
@@ -83,10 +89,10 @@ def _gain(
     b: int,
     c: int,
 ) -> float:
-    """Mean over the frames of a of the departure from equal time in b, less the disagreement of both ways."""
+    """Mean over the frames of a of the departure from equal time in b, less that of errors alone."""
     direct = partners[a, b]
     detour = np.interp(partners[a, c], times[c], partners[c, b])
-    return float((np.abs(direct - times[a]) - np.abs(direct - detour)).mean())
+    return float((np.abs(direct - times[a]) - _ERROR_OF_ONE * np.abs(direct - detour)).mean())
 
 
 def _most_alike(units: _Videos, count: int) -> Int[np.ndarray, "videos count"]:
@@ -96,15 +102,16 @@ def _most_alike(units: _Videos, count: int) -> Int[np.ndarray, "videos count"]:
     size = max(1, MOST_SIMILARITIES // len(frames))
     likeness = np.empty((len(units), len(units)))
     for number, video in enumerate(units):
-        total = np.zeros(len(units))
-        for start in range(0, len(video), size):
-            total += np.maximum.reduceat(frames @ video[start : start + size].T, starts).sum(1)
-        likeness[number] = total / len(video)
+        # A sum over the frames of the video: its order is that of the mean.
+        likeness[number] = sum(
+            np.maximum.reduceat(frames @ video[start : start + size].T, starts).sum(1)
+            for start in range(0, len(video), size)
+        )
     np.fill_diagonal(likeness, -np.inf)
     return np.argsort(-likeness, axis=1, kind="stable")[:, :count]
 
 
-def _partner_times(units: _Videos, pairs: list[_Pair]) -> dict[_Pair, Float64[np.ndarray, " _"]]:
+def _partner_times(units: _Videos, pairs: set[_Pair]) -> dict[_Pair, Float64[np.ndarray, " _"]]:
     """For both orders of each pair: the mean relative time, in the second, of the partners of each frame."""
     found: dict[_Pair, Float64[np.ndarray, " _"]] = {}
     for batch in _batches(units, pairs):
@@ -125,7 +132,7 @@ def _partner_times(units: _Videos, pairs: list[_Pair]) -> dict[_Pair, Float64[np
     return found
 
 
-def _batches(units: _Videos, pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
+def _batches(units: _Videos, pairs: set[_Pair]) -> Iterator[list[_Pair]]:
     """The pairs in batches of alike lengths and bounded size."""
     batch: list[_Pair] = []
     first = second = 0

@@ -17,7 +17,9 @@ from carl_ray import storage
 from carl_ray.evaluation.embeddings import EmbeddedVideo
 from carl_ray.report import figures, tables
 from carl_ray.report.actions import draw_action
+from carl_ray.report.axes import value_text
 from carl_ray.report.neighbours import printable
+from carl_ray.report.sweep_trials import short_name
 
 _MOST_ACTIONS = 4  # with pictures
 
@@ -58,7 +60,7 @@ def write_report(
         if movie is not None:
             storage.write_bytes(storage.join(storage.parent(out_uri), movie_name), movie)
     numbers, same_data = tables.paper_numbers(metrics["origin"]["preset"])
-    page = _template().render(
+    page = template("page.html.jinja").render(
         metrics=metrics,
         origin=metrics["origin"],
         date=(today or datetime.datetime.now(datetime.UTC).date()).isoformat(),
@@ -84,7 +86,8 @@ def write_report(
     storage.write_bytes(out_uri, page.encode())
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """A template of this folder; what comes from data is escaped in it."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -92,5 +95,5 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["printable"] = printable
-    return environment.get_template("page.html.jinja")
+    environment.filters |= {"printable": printable, "value_text": value_text, "short_name": short_name}
+    return environment.get_template(name)

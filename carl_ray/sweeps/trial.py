@@ -156,7 +156,7 @@ def _measure(sweep: Sweep, point: Point, seed: int, run: str, epoch: int) -> dic
             protocol=protocol_of(config.preset),
             stride=stride_of(config.preset),
         )
-    for variant, score in _label_free(validation, origin).items():
+    for variant, score in _label_free(validation, origin, stride_of(config.preset)).items():
         if document[variant] is not None:
             document[variant][LABEL_FREE] = {"value": score, "low": None, "high": None, "left_out": {}}
     document["training_seconds"] = checkpoint_at(run).progress.seconds
@@ -166,7 +166,7 @@ def _measure(sweep: Sweep, point: Point, seed: int, run: str, epoch: int) -> dic
     return document
 
 
-def _label_free(videos: Sequence[EmbeddedVideo], origin: Origin) -> dict[str, float]:
+def _label_free(videos: Sequence[EmbeddedVideo], origin: Origin, stride: int) -> dict[str, float]:
     """The score of the trained encoder and of its controls."""
     lengths = [len(video) for video in videos]
     width = videos[0].embeddings.shape[1]
@@ -176,4 +176,4 @@ def _label_free(videos: Sequence[EmbeddedVideo], origin: Origin) -> dict[str, fl
         "positions": position_embeddings(lengths, num_frames=origin.num_frames, width=origin.position_width),
         "chance": chance_embeddings(lengths, [video.video_id for video in videos], width=width, seed=0),
     }
-    return {name: consistent_warping(embeddings) for name, embeddings in variants.items()}
+    return {name: consistent_warping(embeddings, stride=stride) for name, embeddings in variants.items()}

@@ -1,4 +1,4 @@
-"""`carl_ray.report.sweep_page`: the page says what the document says, places what it draws, and never overstates."""
+"""`carl_ray.report.sweep_page`: the page says what the document says and no more, and draws it in its place."""
 
 from __future__ import annotations
 
@@ -6,26 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from carl_ray.report import sweep_page
-from carl_ray.report.sweep_page import (
-    axis_of,
-    duration_text,
-    label_free_line,
-    paper_table,
-    parallel_coordinates,
-    parameter_plot,
-    read_trials,
-    rung_plot,
-    score_colors,
-    value_text,
-    verdict_lines,
-    write_sweep_page,
-)
+from carl_ray.report.axes import axis_of, value_text
+from carl_ray.report.sweep_page import verdict_lines, write_sweep_page
+from carl_ray.report.sweep_paper import label_free_line, paper_table
+from carl_ray.report.sweep_plots import parallel_coordinates, parameter_plot, rung_plot
+from carl_ray.report.sweep_trials import duration_text, read_trials, score_colors
 
 VOID = {"meta", "br", "wbr", "img", "link"}
 PARAMETERS = {
@@ -45,13 +37,13 @@ def summary(
 
 
 def trial(
-    name: str, score: float | None, *values: Any, status: str = "done", **changes: Any
+    name: str, mean: float | None, *values: Any, status: str = "done", **changes: Any
 ) -> dict[str, Any]:
     epochs = {"done": 20, "stopped": 7, "unfinished": 7, "failed": 0}[status]
     metrics = None
     if epochs:
         metrics = {
-            "trained": {"phase_classification": summary(score), "alignment_error": summary(0.03, 0.005)},
+            "trained": {"phase_classification": summary(mean), "alignment_error": summary(0.03, 0.005)},
             "untrained": {"phase_classification": summary(0.62), "alignment_error": summary(0.12)},
             "positions": {"phase_classification": summary(0.61), "alignment_error": summary(0.12)},
             "chance": {"phase_classification": summary(0.23), "alignment_error": summary(0.12)},
@@ -66,7 +58,7 @@ def trial(
         "seconds": 100.0,
         "checkpoint": f"s3://bucket/{name}/step-20" if epochs else None,
         "score": metrics and metrics["trained"]["phase_classification"],
-        "rungs": [{"epoch": epoch, "score": score} for epoch in (7, 20) if epoch <= epochs],
+        "rungs": [{"epoch": epoch, "score": mean} for epoch in (7, 20) if epoch <= epochs],
         "metrics": metrics,
         **changes,
     }
@@ -312,7 +304,9 @@ def test_wide_intervals_do_not_squash_the_points() -> None:
 def test_rungs_are_lines_with_gaps() -> None:
     broken = trial("x", 0.9, 0.1, 0.2, "even")
     broken["rungs"] = [{"epoch": e, "score": s} for e, s in ((2, 0.5), (4, None), (6, 0.7), (20, 0.9))]
-    document = sweep(broken, trial("s", 0.6, 0.1, 0.2, "even", status="stopped"), rungs=[2, 4, 6, 20])
+    document = sweep(
+        broken, trial("s", 0.6, 0.1, 0.2, "even", rungs=[{"epoch": 2, "score": 0.6}]), rungs=[2, 4, 6, 20]
+    )
     plot = rung_plot(document, read_trials(document))
     assert plot is not None
     parts = {line.trial.id: line.parts for line in plot.lines}
@@ -424,8 +418,8 @@ def test_the_papers_numbers_stand_beside_ours(tmp_path: Path) -> None:
     assert rows["five"][0] == "92.0 91.0 to 93.0"
     (finding,) = paper_table(table, document["trials"]).findings
     assert finding == (
-        "Phase classification: the paper’s best row is one; the best of ours is two, but the two intervals overlap: "
-        "not distinguishable. Rank correlation (Spearman) with the paper 0.50 over 3 rows."
+        "Phase classification: the paper’s best row is one; the best of ours is two, but the two intervals "
+        "overlap: not distinguishable. Rank correlation (Spearman) with the paper 0.50 over 3 rows."
     )
     assert finding in page.text and "Other videos." in page.text
 
@@ -451,6 +445,17 @@ def test_the_papers_numbers_stand_beside_ours(tmp_path: Path) -> None:
 def test_findings_about_the_papers_order(rows: list[tuple[str, str, str]], said: str) -> None:
     (finding,) = paper_table(paper_entry(*rows), whole()["trials"]).findings
     assert said in finding
+
+
+def test_the_papers_best_row_is_the_least_error() -> None:
+    trials = [trial("a", 0.9), trial("b", 0.9, 0.5, 0.2, "even")]
+    for entry, error in zip(trials, (0.05, 0.02), strict=True):
+        entry["metrics"]["trained"]["alignment_error"] = summary(error, 0.001)
+    table = paper_entry(("one", "a", None), ("two", "b", None))
+    for row, number in zip(table["rows"], (".02", ".01"), strict=True):
+        row["paper"] = {"alignment_error": number}
+    (finding,) = paper_table(table, trials).findings
+    assert "best row, two, is the best of ours too" in finding
 
 
 def test_a_table_without_numbers_of_the_paper(tmp_path: Path) -> None:
@@ -493,7 +498,7 @@ def test_little_to_show(tmp_path: Path, trials: list[dict[str, Any]], said: list
     page = written(tmp_path, sweep(*trials, label_free=None))
     for text in said:
         assert text in page.text
-    assert "nan" not in page.text.lower().replace("finance", "") and "None" not in page.text
+    assert "nan" not in page.text.lower() and "None" not in page.text
 
 
 def test_one_parameter_or_none(tmp_path: Path) -> None:
@@ -558,7 +563,7 @@ def test_ticks_are_round_inside_and_apart(low: float, high: float, log: bool, ga
     ticks = axis.ticks(gap=gap)
     assert len(ticks) >= 2
     assert all(0 <= tick.at <= 1 for tick in ticks)
-    assert all(second.at - first.at >= gap for first, second in zip(ticks, ticks[1:], strict=False))
+    assert all(second.at - first.at >= gap for first, second in pairwise(ticks))
     for tick in ticks:
         assert axis.place(float(tick.label.replace("−", "-"))) == pytest.approx(tick.at, abs=1e-3)
         assert len(tick.label) <= 7

@@ -1,0 +1,219 @@
+import math
+
+import numpy as np
+import pytest
+
+from carl_ray.evaluation import label_free
+from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
+from carl_ray.evaluation.kendall import kendalls_tau
+from carl_ray.evaluation.label_free import consistent_warping
+
+
+def walks(seed, lengths, width=6):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((length, width)).cumsum(0) for length in lengths]
+
+
+def progress_of(length, idle_before, idle_after):
+    """A video that rests, acts and rests again."""
+    action = length - idle_before - idle_after
+    return np.concatenate([np.zeros(idle_before), np.linspace(0, 1, action), np.ones(idle_after)])
+
+
+TIMINGS = [(60, 0, 20), (70, 25, 0), (55, 10, 10), (80, 5, 35), (64, 20, 4), (75, 0, 0), (58, 12, 22)]
+
+
+def seen(noise=0.0, seed=0):
+    """What an encoder that sees the action makes of the videos: points on a curve, with noise."""
+    rng = np.random.default_rng(seed)
+    centres = np.linspace(0, 1, 20)
+    videos = []
+    for timing in TIMINGS:
+        code = np.exp(-80 * (progress_of(*timing)[:, None] - centres) ** 2)
+        code /= np.linalg.norm(code, axis=1, keepdims=True)
+        videos.append(code + noise * rng.standard_normal(code.shape) / math.sqrt(20))
+    return videos
+
+
+def cosine(a, b):
+    norms = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(a @ b / norms) if norms > 0 else 0.0
+
+
+def slow_partners(first, second):
+    """The mean partner, in relative time, of each frame of `first`: dynamic time warping cell by cell."""
+    n, m = len(first), len(second)
+    total, step = np.full((n + 1, m + 1), np.inf), np.zeros((n + 1, m + 1, 2), dtype=int)
+    total[0, 0] = 0
+    for i in range(1, n + 1):
+        for j in range(1, m + 1):
+            cost = 1 - cosine(first[i - 1], second[j - 1])
+            cost += 1e-6 * abs((i - 1) / max(n - 1, 1) - (j - 1) / max(m - 1, 1))
+            back = min([(1, 1), (1, 0), (0, 1)], key=lambda d: total[i - d[0], j - d[1]])
+            total[i, j], step[i, j] = cost + total[i - back[0], j - back[1]], back
+    partners = [[] for _ in range(n)]
+    i, j = n, m
+    while (i, j) != (0, 0):
+        partners[i - 1].append((j - 1) / max(m - 1, 1))
+        i, j = i - step[i, j][0], j - step[i, j][1]
+    return [sum(times) / len(times) for times in partners]
+
+
+def slow_score(videos):
+    def likeness(a, b):
+        return np.mean([max(cosine(frame, other) for other in videos[b]) for frame in videos[a]])
+
+    def partner_at(a, b, time):
+        """Between the partners of the two frames of a around a time."""
+        partners = slow_partners(videos[a], videos[b])
+        place = time * (len(partners) - 1)
+        low = min(int(place), len(partners) - 2)
+        return partners[low] + (place - low) * (partners[low + 1] - partners[low])
+
+    of_videos = []
+    for a in range(len(videos)):
+        others = sorted((v for v in range(len(videos)) if v != a), key=lambda v: -likeness(a, v))[:3]
+        gains = []
+        for b in others:
+            for c in others:
+                if b != c:
+                    direct, through = slow_partners(videos[a], videos[b]), slow_partners(videos[a], videos[c])
+                    for frame, (p, middle) in enumerate(zip(direct, through, strict=True)):
+                        q = partner_at(c, b, middle)
+                        time = frame / (len(direct) - 1)
+                        gains.append(abs(p - time) - abs(p - q) / math.sqrt(3))
+        of_videos.append(np.mean(gains))
+    return np.mean(of_videos)
+
+
+@pytest.mark.parametrize("lengths", [[7, 9, 4, 8, 6], [6, 5, 8], [9, 3, 7, 5]])
+def test_equals_a_slow_reference(lengths):
+    for seed in range(3):
+        videos = walks(seed, lengths)
+        assert consistent_warping(videos) == pytest.approx(slow_score(videos), abs=1e-12)
+
+
+def test_small_batches_give_the_same(monkeypatch):
+    videos = walks(3, [30, 41, 12, 25, 18, 33])
+    expected = consistent_warping(videos)
+    monkeypatch.setattr(label_free, "_MOST_CELLS", 500)
+    monkeypatch.setattr(label_free, "MOST_SIMILARITIES", 700)
+    assert consistent_warping(videos) == pytest.approx(expected, abs=1e-12)
+
+
+def test_an_encoder_that_sees_the_action_wins_over_the_controls():
+    lengths = [timing[0] for timing in TIMINGS]
+    positions = position_embeddings(lengths, num_frames=32, width=128)
+    names = [f"{number}.mp4" for number in range(len(lengths))]
+    chance = [chance_embeddings(lengths, names, width=128, seed=seed) for seed in range(5)]
+    assert kendalls_tau(positions).value > kendalls_tau(seen()).value
+    assert consistent_warping(positions) == pytest.approx(0, abs=0.002)
+    assert [consistent_warping(videos) for videos in chance] == pytest.approx([0] * 5, abs=0.015)
+    assert consistent_warping(seen()) > 0.08
+
+
+def test_it_falls_with_noise_and_with_less_of_the_action():
+    lengths = [timing[0] for timing in TIMINGS]
+    noisy = [consistent_warping(seen(noise)) for noise in (0, 0.7, 1.4, 2.8)]
+    assert sorted(noisy, reverse=True) == noisy
+    positions = position_embeddings(lengths, num_frames=32, width=128)
+    positions = [video / np.linalg.norm(video, axis=1, keepdims=True) for video in positions]
+    mixed = [
+        consistent_warping([np.hstack([a, weight * b]) for a, b in zip(seen(), positions, strict=True)])
+        for weight in (0.5, 2, 5)
+    ]
+    assert sorted(mixed, reverse=True) == mixed
+
+
+def test_departures_without_agreement_are_no_evidence():
+    # Each video's time is bent in a way of its own for every partner: here, by noise that is smooth in time.
+    rng = np.random.default_rng(0)
+    kernel = np.hanning(15)[:, None]
+    videos = []
+    for length in (60, 75, 52, 68, 80, 57):
+        noise = rng.standard_normal((length + 14, 32))
+        smooth = sum(weight * noise[shift : shift + length] for shift, weight in enumerate(kernel))
+        videos.append(smooth / np.linalg.norm(smooth, axis=1, keepdims=True))
+    assert consistent_warping(videos) < 0.02
+
+
+def test_videos_of_another_action_do_not_disturb():
+    zeros = np.zeros_like
+    alone = seen()
+    other = [video[::-1] for video in seen(0.3, seed=1)]
+    both = [np.hstack([a, zeros(a)]) for a in alone] + [np.hstack([zeros(b), b]) for b in other]
+    expected = (consistent_warping(alone) + consistent_warping(other)) / 2
+    assert consistent_warping(both) == pytest.approx(expected, abs=1e-9)
+
+
+def test_scale_rotation_and_idle_dimensions_do_not_matter():
+    videos = walks(4, [30, 41, 12, 25, 18])
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))
+    expected = consistent_warping(videos)
+    assert abs(expected) > 1e-3
+    scaled = [video * scale for video, scale in zip(videos, (1e-200, 1e200, 3, 0.1, 7), strict=True)]
+    assert consistent_warping(scaled) == pytest.approx(expected, abs=1e-9)
+    assert consistent_warping([video @ rotation for video in videos]) == pytest.approx(expected, abs=1e-9)
+    wider = [np.hstack([video, np.zeros((len(video), 3))]) for video in videos]
+    assert consistent_warping(wider) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_order_of_the_videos_does_not_matter_and_that_of_the_frames_does():
+    videos = walks(5, [30, 41, 12, 25, 18])
+    expected = consistent_warping(videos)
+    assert consistent_warping([videos[i] for i in (3, 0, 4, 2, 1)]) == pytest.approx(expected, abs=1e-12)
+    # Played backwards all of them, every departure is mirrored.
+    assert consistent_warping([video[::-1] for video in videos]) == pytest.approx(expected, abs=0.01)
+    rng = np.random.default_rng(0)
+    assert consistent_warping(seen()) - consistent_warping([rng.permutation(v) for v in seen()]) > 0.05
+
+
+def test_the_stride_leaves_frames_out():
+    videos = walks(6, [30, 41, 12, 25])
+    assert consistent_warping(videos, stride=3) == consistent_warping([video[::3] for video in videos])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_constant_embeddings_are_no_evidence(value):
+    # Of different lengths, so that the cheapest path is not unique.
+    videos = [np.full((length, 8), value) for length in (40, 71, 25, 90)]
+    assert consistent_warping(videos) == pytest.approx(0, abs=0.01)
+    of_its_own = [
+        np.tile(look, (length, 1))
+        for length, look in zip(
+            (40, 71, 25, 90), np.random.default_rng(0).standard_normal((4, 8)), strict=True
+        )
+    ]
+    assert consistent_warping(of_its_own) == pytest.approx(0, abs=0.01)
+
+
+def test_videos_too_few_or_too_short_give_a_number():
+    assert consistent_warping(walks(7, [30])) == 0
+    assert consistent_warping(walks(7, [30, 20])) == 0
+    assert consistent_warping([*walks(7, [30, 20]), np.zeros((0, 6))]) == 0
+    assert consistent_warping(walks(7, [1, 1, 1, 1])) == 0
+    mixed = [*walks(8, [1, 2, 30, 20]), np.zeros((5, 6))]
+    mixed[2][::4] = 0
+    assert -1 / math.sqrt(3) <= consistent_warping(mixed) <= 1
+
+
+def test_videos_without_frames_do_not_matter():
+    videos = walks(9, [30, 20, 25])
+    assert consistent_warping([videos[0], np.zeros((0, 6)), *videos[1:]]) == consistent_warping(videos)
+
+
+def test_half_precision_is_read_and_arguments_are_not_changed():
+    videos = [video.astype(np.float16) for video in walks(10, [30, 44, 12])]
+    before = [video.copy() for video in videos]
+    exact = consistent_warping([video.astype(np.float64) for video in videos])
+    assert consistent_warping(videos) == pytest.approx(exact, abs=1e-12)
+    assert all(map(np.array_equal, videos, before))
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match="at least one video, got none"):
+        consistent_warping([])
+    with pytest.raises(ValueError, match="expected finite values"):
+        consistent_warping([np.full((3, 2), np.nan)] * 3)
+    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
+        consistent_warping(walks(0, [5, 5, 5]), stride=0)
