@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from carl_ray.config import Config
-from carl_ray.studies.tables import TABLES
+from carl_ray.studies.tables import TABLES, frames_table
 from carl_ray.sweeps.space import Choices, LogRange, Space, Value
 
 
@@ -54,8 +54,8 @@ def frames(base: Config) -> Space:
 
 def paper(base: Config) -> Space:
     """The rows of the paper's tables 9, 10 and 11 themselves."""
-    tables = ("9", "10", "11")
-    points = tuple(dict(row.options) for table in tables for row in TABLES[table].rows)
+    tables = {"9": TABLES["9"], "10": TABLES["10"], "11": frames_table(base.model.num_frames)}
+    points = tuple(dict(row.options) for table in tables.values() for row in table.rows)
     names = dict.fromkeys(name for point in points for name in point)
     parameters = {
         name: Choices(tuple(dict.fromkeys(point[name] for point in points if name in point)))

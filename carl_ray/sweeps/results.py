@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from scipy import stats
 
 from carl_ray import storage
-from carl_ray.evaluation.protocol import VARIANTS
-from carl_ray.studies.tables import TABLES
+from carl_ray.evaluation.protocol import VARIANTS, protocol_of
+from carl_ray.studies.tables import Table
 from carl_ray.sweeps.space import LogRange, Point, default_point
 from carl_ray.sweeps.trial import LABEL_FREE, Sweep, measured, run_dir, trial_folder, trial_id, trial_ids
 
@@ -96,7 +96,7 @@ def sweep_document(sweep: Sweep, folder: str, about: Mapping[str, str]) -> dict[
         "trials": trials,
         "best": None if best is None else best["id"],
         "label_free": _label_free(done),
-        "tables": [_paper_table(sweep, name) for name in sweep.space.tables],
+        "tables": [_paper_table(sweep, name, table) for name, table in sweep.space.tables.items()],
     }
 
 
@@ -182,15 +182,23 @@ def _label_free(done: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return {"name": LABEL_FREE, "rank_correlation": correlation, "num_trials": len(pairs)}
 
 
-def _paper_table(sweep: Sweep, name: str) -> dict[str, Any]:
-    table = TABLES[name]
+def _paper_table(sweep: Sweep, name: str, table: Table) -> dict[str, Any]:
+    def measured_as(metric: str) -> str:
+        """The paper calls FineGym's linear probe classification, too."""
+        finegym = protocol_of(sweep.base.preset) == "finegym"
+        return metric.replace("phase_classification", "linear_probe") if finegym else metric
+
     return {
         "table": name,
         "title": table.title,
-        "metrics": list(table.metrics),
+        "metrics": [measured_as(metric) for metric in table.metrics],
         "note": table.note,
         "rows": [
-            {"name": row.name, "trial": trial_id(sweep, row.options), "paper": dict(row.paper)}
+            {
+                "name": row.name,
+                "trial": trial_id(sweep, row.options),
+                "paper": {measured_as(metric): number for metric, number in row.paper.items()},
+            }
             for row in table.rows
         ],
     }

@@ -12,6 +12,7 @@ import numpy as np
 from carl_ray import options
 from carl_ray.config import Config
 from carl_ray.errors import UserError
+from carl_ray.studies.tables import Table
 
 Value = float | int | str
 Point = Mapping[str, Value]
@@ -55,9 +56,9 @@ class Space:
     """By `section.field` of the config."""
     points: tuple[Point, ...] = ()
     """The points of its grid, where that is not the product of the parameters' grids."""
-    tables: tuple[str, ...] = ()
-    """Tables of the paper (`carl_ray.studies.tables`) that its points are the rows of."""
-    frames_per_step: int | None = field(default=None)
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    """Tables of the paper, by number, that its points are the rows of."""
+    frames_per_step: int | None = None
     """Views of T frames are taken so many at a time that a step has at most this many frames: memory stays the same."""
 
     def grid(self) -> list[Point]:

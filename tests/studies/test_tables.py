@@ -10,7 +10,7 @@ from carl_ray.config import digest
 from carl_ray.evaluation.protocol import PHASE_METRICS
 from carl_ray.presets import PRESETS
 from carl_ray.studies.runs import row_config
-from carl_ray.studies.tables import TABLES
+from carl_ray.studies.tables import TABLES, frames_table
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -54,6 +54,10 @@ def test_options_take_effect() -> None:
     assert rows["13", "SCL"] == replace(base, training=replace(base.training, seed=0))
 
 
+def test_frames_of_the_papers_own_preset() -> None:
+    assert [row.name for row in frames_table(240).rows] == ["T = 80", "T = 160", "T = 240", "T = 480"]
+
+
 def test_the_papers_numbers() -> None:
     """SPEC section 6, once more by hand."""
     paper = {
@@ -89,6 +93,10 @@ def test_the_papers_numbers() -> None:
         ("10", "beta 50 %"): ["39.14"],
         ("10", "beta 80 %"): ["37.94"],
         ("10", "beta 100 %"): ["35.53"],
+        ("11", "T = 11"): ["27.10", "32.78", "34.02"],
+        ("11", "T = 21"): ["30.28", "36.46", "38.06"],
+        ("11", "T = 32"): ["33.53", "39.89", "41.75"],
+        ("11", "T = 64"): ["31.46", "37.92", "39.45"],
         ("11", "supervised, 10 %"): ["24.51"],
         ("11", "supervised, 50 %"): ["48.75"],
         ("11", "supervised, 100 %"): ["60.37"],

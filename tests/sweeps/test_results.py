@@ -14,6 +14,7 @@ import pytest
 from carl_ray import storage
 from carl_ray.evaluation.protocol import PHASE_METRICS, VARIANTS
 from carl_ray.presets import demo
+from carl_ray.studies.tables import TABLES
 from carl_ray.sweeps.results import (
     csv_bytes,
     parquet_bytes,
@@ -159,7 +160,9 @@ def test_two_ways_to_say_a_point_are_one_trial() -> None:
 
 
 def test_rows_of_the_paper_name_their_trials(tmp_path: Path) -> None:
-    document = sweep_document(sweep(space=Space("paper", SPACE.parameters, tables=("9",))), str(tmp_path), {})
+    document = sweep_document(
+        sweep(space=Space("paper", SPACE.parameters, tables={"9": TABLES["9"]})), str(tmp_path), {}
+    )
     (found,) = document["tables"]
     assert found["table"] == "9" and len({row["trial"] for row in found["rows"]}) == 5
     assert found["rows"][-1]["trial"] == trial_id(sweep(), {})

@@ -142,7 +142,9 @@ def test_frame_labels_become_classes_of_the_whole_data_set(config: Config, tmp_p
     phases = {name: len(action.phases) for name, action in ACTIONS.items()}
     seen = set(videos.training.column("label").to_pylist() + videos.validation.column("label").to_pylist())
     assert counted.objective.num_classes == sum(phases[name] for name in seen)
-    assert (videos.training.num_rows, videos.validation.num_rows) == (3, 2)
+    # Half of each action's videos, at least one: of 2, 2, 1 and 1.
+    assert (videos.training.num_rows, videos.validation.num_rows) == (4, 2)
+    assert len(set(videos.training.column("label").to_pylist())) == 4
     offset, offsets = 0, {}
     for name in sorted(seen):
         offsets[name] = offset
@@ -153,6 +155,25 @@ def test_frame_labels_become_classes_of_the_whole_data_set(config: Config, tmp_p
     for row in videos.training.to_pylist() + videos.validation.to_pylist():
         expected = [k if k < 0 else offsets[row["label"]] + k for k in labels_of[row["video_id"]]]
         assert row["frame_labels"] == expected
+    # Labels that are classes of the whole data set already stay as they are.
+    supervised = replace(
+        supervised, data=replace(supervised.data, manifest=str(tmp_path / "classes.parquet"))
+    )
+    classes = [
+        [k if k < 0 else offsets[label] + k for k in labels]
+        for label, labels in zip(
+            *(everything.column(n).to_pylist() for n in ("label", "frame_labels")), strict=True
+        )
+    ]
+    place = everything.schema.get_field_index("frame_labels")
+    field = everything.schema.field(place)
+    write_table(
+        everything.set_column(place, field, pa.array(classes, field.type)), supervised.data.manifest or ""
+    )
+    again, unchanged = read_videos(supervised)
+    assert again.objective.num_classes == counted.objective.num_classes
+    kept = dict(zip(everything.column("video_id").to_pylist(), classes, strict=True))
+    assert all(row["frame_labels"] == kept[row["video_id"]] for row in unchanged.training.to_pylist())
     # The smaller share lies inside the larger one.
     larger = read_videos(replace(supervised, data=replace(supervised.data, train_fraction=0.9)))[1]
     assert set(videos.training.column("video_id").to_pylist()) < set(
