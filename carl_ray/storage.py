@@ -75,6 +75,11 @@ def public_uri(uri: str) -> str:
     return f"{scheme}://{host}{slash}{path}" + ("?" + "&".join(fields) if fields else "")
 
 
+def absolute(uri: str) -> str:
+    """The URI as a process in any folder understands it: a path of this machine from its root."""
+    return uri if is_remote(uri) else resolve(uri)[1]
+
+
 def join(uri: str, *names: str) -> str:
     """The URI of something inside a folder; a query (`?endpoint_override=…`) stays at the end."""
     base, mark, query = uri.partition("?") if is_remote(uri) else (uri, "", "")

@@ -190,3 +190,11 @@ def test_home_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.delenv("CARL_RAY_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert storage.home() == tmp_path / "carl_ray"
+
+
+def test_absolute_names_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("a/b") == str(tmp_path / "a" / "b")
+    assert storage.absolute(f"file://{tmp_path}/a") == f"{tmp_path}/a"
+    for uri in ("/a/b", "s3://bucket/a?endpoint_override=h:1"):
+        assert storage.absolute(uri) == uri

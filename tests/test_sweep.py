@@ -100,6 +100,10 @@ def configuration_of_demo() -> Config:
         (["loss", "--num-trials", "0"], "--num-trials: expected at least 1, got 0"),
         (["loss", "--search", "best"], "argument --search: invalid choice: 'best'"),
         (["loss", "--preset", "penn_action"], "preset penn_action needs videos"),
+        (
+            ["loss", "--run-dir", "s3://USER:PASSWORD@bucket/a"],
+            "--run-dir: expected a URI without credentials",
+        ),
     ],
 )
 def test_mistakes_on_the_command_line(arguments: list[str], expected: str, tmp_path: Path) -> None:

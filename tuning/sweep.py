@@ -166,15 +166,19 @@ def _run(command: _Command) -> None:
         share_cluster,
     )
     from carl_ray.sweeps.search import run_sweep
-    from carl_ray.training.preparation import check_manifest, check_shared
+    from carl_ray.training.preparation import check_manifest, check_shared, refuse_secrets
 
     embedded = command.base.preset == "demo" and command.base.data.manifest is None
-    folder = command.folder if storage.is_remote(command.folder) else storage.resolve(command.folder)[1]
+    folder = storage.absolute(command.folder)
     base = command.base
+    refuse_secrets(
+        {"--run-dir": folder, "data.manifest": base.data.manifest, "model.weights": base.model.weights}
+    )
     if embedded:
         base = replace(base, data=replace(base.data, manifest=embedded_manifest()))
     else:
         check_manifest(base)
+        base = _from_any_folder(base)
     joined = "RAY_ADDRESS" in os.environ
     max_concurrent = command.max_concurrent or _LOCAL_CONCURRENT
     with connect(None if joined else local_cpus(base, max_concurrent)):
@@ -209,6 +213,18 @@ def _run(command: _Command) -> None:
         finally:
             document = _write_results(command, sweep, folder, embedded=embedded)
     _tell(document, folder)
+
+
+def _from_any_folder(base: Config) -> Config:
+    """The config with paths from the root: a trial's process runs in a folder of its own."""
+    weights = base.model.weights
+    if weights not in ("random", "imagenet"):
+        weights = storage.absolute(weights)
+    return replace(
+        base,
+        data=replace(base.data, manifest=storage.absolute(base.data.manifest or "")),
+        model=replace(base.model, weights=weights),
+    )
 
 
 def _write_results(command: _Command, sweep: Any, folder: str, *, embedded: bool) -> dict[str, Any]:

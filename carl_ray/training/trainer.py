@@ -78,7 +78,7 @@ def train(
         UserError: something that the user can mend.
         RunError: training failed.
     """
-    run_dir = run_dir if storage.is_remote(run_dir) else storage.resolve(run_dir)[1]
+    run_dir = storage.absolute(run_dir)
     refuse_secrets(
         {"--run-dir": run_dir, "data.manifest": config.data.manifest, "model.weights": config.model.weights}
     )
