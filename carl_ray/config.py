@@ -178,7 +178,7 @@ class ObjectiveConfig:
     """gamma of the soft minimum of dynamic time warping (lav, gta)."""
     weak_weight: float = Field(default=1.0, ge=0)
     """Weight of the pairs of videos beside the pairs of views (weak_scl)."""
-    weak_warmup: float = Field(default=0.1, ge=0, le=1)
+    weak_warmup: float = Field(default=1.0, ge=0, le=1)
     """That weight grows linearly from 0 during this share of the run (weak_scl)."""
     max_match_cost: float | None = Field(default=0.3, gt=0)
     """Frames whose partners in the other video are less alike than this cosine distance (0 to 2), on average, are no

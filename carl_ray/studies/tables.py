@@ -214,6 +214,7 @@ TABLES: dict[str, Table] = {
             Row("contrastive baseline", {"objective.name": "contrastive"}),
             Row("SCL, no positions", _UNPLACED),
             Row("SCL", {}),
+            Row("SCL, variance 1", {"objective.variance": "1"}),
         ),
         _METRICS,
         "SCL",
