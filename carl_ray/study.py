@@ -75,6 +75,8 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
         ]
         missing = sum(measured(config, out) is None for _, config in runs)
         print(f"{len(runs)} runs, {missing} of them still to be done", flush=True)
+        # The table of what there is by now, whatever ends the study.
+        text, written = _write(options, arguments, runs, out)
         started, done = time.monotonic(), 0
         for name, config in runs:
             if measured(config, out) is not None:
@@ -85,11 +87,9 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
             print(f"run {done + 1} of {missing}: {name}, seed {config.training.seed}{left}", flush=True)
             measure(config, out)
             done += 1
-            # The table of what there is by now, whatever ends the study.
-            _write(options, arguments, runs, out)
-    text, name = _write(options, arguments, runs, out)
+            text, written = _write(options, arguments, runs, out)
     print(text)
-    print(f"table: {storage.public_uri(name)}.md and .json")
+    print(f"table: {storage.public_uri(written)}.md and .json")
 
 
 def _write(
