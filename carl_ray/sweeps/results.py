@@ -74,7 +74,7 @@ def sweep_document(sweep: Sweep, folder: str, about: Mapping[str, str]) -> dict[
         point = read_point(folder, trial)
         if point is not None:
             trials.append({**_trial(sweep, folder, trial, point), "is_default": trial == default})
-    done = [trial for trial in trials if trial["status"] == "done"]
+    done = [trial for trial in trials if trial["status"] == "done" and trial["score"] is not None]
     sign = 1 if sweep.higher_is_better else -1
     best = max(done, key=lambda trial: sign * trial["score"]["mean"], default=None)
     return {
