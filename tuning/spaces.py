@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from carl_ray.config import Config
 from carl_ray.studies.tables import TABLES, frames_table
-from carl_ray.sweeps.space import Choices, LogRange, Space, Value
+from carl_ray.sweeps.space import Choices, LogRange, Space
 
 
 def loss(base: Config) -> Space:
@@ -80,6 +80,6 @@ SPACES: dict[str, Callable[[Config], Space]] = {
 """Every space by its name."""
 
 
-def _with(own: Value, *others: Value) -> tuple[Value, ...]:
+def _with(own: float, *others: float) -> tuple[float, ...]:
     """The values with the base's own among them, in order."""
     return tuple(sorted({own, *others}))
