@@ -45,7 +45,9 @@ def chosen_points(sweep: Sweep, search: Search, num_trials: int | None, search_s
         return sweep.space.grid()[:num_trials]
     points = [default_point(sweep.space, sweep.base)]
     if search == "random":
-        points += islice(sweep.space.draws(search_seed), (num_trials or len(sweep.space.grid())) - 1)
+        points += islice(
+            sweep.space.draws(search_seed, points[0]), (num_trials or len(sweep.space.grid())) - 1
+        )
     return points
 
 

@@ -69,13 +69,13 @@ class Space:
         values = product(*(self.parameters[name].grid for name in names))
         return [dict(zip(names, chosen, strict=True)) for chosen in values]
 
-    def draws(self, seed: int) -> Iterator[Point]:
-        """Random points without end, each a function of the seed and its place, no two alike in a row of draws.
+    def draws(self, seed: int, known: Point) -> Iterator[Point]:
+        """Random points without end, each a function of the seed and its place, none twice and none the known one.
 
         Raises:
             UserError: the space has so few points that no new one was found.
         """
-        seen: set[tuple[tuple[str, Value], ...]] = set()
+        seen = {tuple(sorted(known.items()))}
         for place in range(2**63):
             for attempt in range(1000):
                 rng = np.random.default_rng([seed, place, attempt])

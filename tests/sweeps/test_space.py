@@ -29,9 +29,9 @@ def test_a_grid_is_the_product_or_its_points_each_once() -> None:
 
 
 def test_draws_are_functions_of_the_seed_and_their_place() -> None:
-    few, many = (list(islice(SPACE.draws(3), count)) for count in (4, 40))
+    few, many = (list(islice(SPACE.draws(3, {}), count)) for count in (4, 40))
     assert many[:4] == few
-    assert list(islice(SPACE.draws(4), 4)) != few
+    assert list(islice(SPACE.draws(4, {}), 4)) != few
     logs = [math.log10(float(point["objective.temperature"])) for point in many]
     assert min(logs) >= -2 and max(logs) <= 0
     # Uniform in the logarithm: half of them below its middle, where one in eleven of a plain draw would be.
@@ -41,9 +41,11 @@ def test_draws_are_functions_of_the_seed_and_their_place() -> None:
 
 def test_no_point_is_drawn_twice() -> None:
     small = Space("small", {"views.sampling": Choices(("random", "even"))})
-    assert sorted(point["views.sampling"] for point in islice(small.draws(0), 2)) == ["even", "random"]
+    assert sorted(point["views.sampling"] for point in islice(small.draws(0, {}), 2)) == ["even", "random"]
+    (other,) = islice(small.draws(0, {"views.sampling": "even"}), 1)
+    assert other["views.sampling"] == "random"
     with pytest.raises(UserError, match="no more than 2 different points"):
-        list(islice(small.draws(0), 3))
+        list(islice(small.draws(0, {"views.sampling": "even"}), 2))
 
 
 def test_the_default_point_is_the_base_config() -> None:
