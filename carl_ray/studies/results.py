@@ -88,7 +88,10 @@ def markdown(document: Mapping[str, Any]) -> str:
     if document["note"]:
         lines.append(document["note"])
     lines += ["", f"Against {document['reference']}:", ""]
-    lines += [f"- {_sentence(ordering)}" for ordering in document["orderings"]]
+    measured = [ordering for ordering in document["orderings"] if ordering["differences"]]
+    lines += [f"- {_sentence(ordering)}" for ordering in measured]
+    others = dict.fromkeys(ordering["row"] for ordering in document["orderings"])
+    lines += [f"- {row}: not run" for row in others if row not in {ordering["row"] for ordering in measured}]
     return "\n".join(lines) + "\n"
 
 
@@ -144,8 +147,6 @@ def _cell(summary: Mapping[str, Any], paper: str | None) -> str:
 
 def _sentence(ordering: Mapping[str, Any]) -> str:
     differences = ordering["differences"]
-    if not differences:
-        return f"{ordering['row']}, {ordering['metric']}: not measured"
     mean = statistics.mean(differences)
     said = f"{ordering['row']}, {ordering['metric']}: {ordering['reference']} is better in {ordering['better']} of "
     said += f"{len(differences)} seeds, by {mean:+.3f} on average"

@@ -97,3 +97,9 @@ def test_the_page_says_what_does_not_hold(document: dict) -> None:
     assert "b is better in 0 of 3 seeds" in accuracy and "**the paper's order holds**" in accuracy
     assert "b is better in 1 of 3 seeds" in error and "**the paper's order does not hold**" in error
     assert "A note." in text
+    nothing = table_document(TABLE, {"a": [run(0.7, 0.5)], "b": [run(0.6, 0.2)], "c": [None], "d": [None]})
+    text = markdown({**nothing, **about})
+    assert [line for line in text.splitlines() if line.endswith("not run")] == [
+        "- c: not run",
+        "- d: not run",
+    ]
