@@ -12,7 +12,7 @@ import reprlib
 from dataclasses import asdict
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from carl_ray.errors import UserError
@@ -111,6 +111,9 @@ class ModelConfig:
     """`random`, `imagenet` (torchvision's), or the URI of a file."""
     weights_format: Literal["torchvision", "byol", "moco", "simclr"] = "torchvision"
     """How the tensors of a weights file are named."""
+    init_from: str | None = None
+    """A run folder or a checkpoint whose encoder, and head where it has the same, this run begins with (fine-tuning);
+    data, T and schedule are this run's own. The optimiser begins anew."""
     learnable: Literal["none", "block5", "block4+5", "all"] = "block5"
     """Which blocks of the backbone train (table 7); the others stay frozen with their stored statistics."""
     pooling: Literal["max", "average"] = "max"
@@ -240,8 +243,9 @@ class TrainingConfig:
 class ClusterConfig:
     """What the run takes of the Ray cluster, and where."""
 
-    num_workers: int = Field(default=1, ge=1)
-    """Training workers."""
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Training workers; `[min, max]` starts with what is there, grows when nodes join and goes on with fewer when
+    they leave, with the same batches and schedule."""
     use_gpu: bool = False
     """One GPU for each training worker."""
     worker_cpus: float = Field(default=1.0, ge=0)
@@ -258,6 +262,25 @@ class ClusterConfig:
     """Training workers run only on nodes with these labels, as JSON."""
     max_failures: int = Field(default=3, ge=-1)
     """How often the training workers are started anew from the last checkpoint after a failure; -1 always."""
+
+    def __post_init__(self) -> None:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"cluster.num_workers: expected [min, max], got {list(self._range)}")
+
+    @property
+    def min_workers(self) -> int:
+        """Training goes on with as few workers as this."""
+        return self._range[0]
+
+    @property
+    def max_workers(self) -> int:
+        """Training never has more workers than this."""
+        return self._range[1]
+
+    @property
+    def _range(self) -> tuple[int, int]:
+        given = self.num_workers
+        return given if isinstance(given, tuple) else (given, given)
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

@@ -100,7 +100,7 @@ def _value(text: str, annotation: Any) -> Any:
     # Only where null is a value: to `model.learnable`, "none" is a word like others.
     if text.lower() in ("none", "null") and NoneType in get_args(annotation):
         return None
-    if get_origin(annotation) in (dict, tuple):
+    if any(get_origin(part) in (dict, tuple) for part in (annotation, *get_args(annotation))):
         try:
             return json.loads(text)
         except json.JSONDecodeError:

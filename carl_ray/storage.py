@@ -41,7 +41,8 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         place, _, query = rest.partition("?")
         bucket, _, path = place.partition("/")
         filesystem, root = _bucket(scheme, bucket, query)
-        return filesystem, f"{root}/{unquote(path)}".rstrip("/")
+        # Azure's root is empty where the container is in the path.
+        return filesystem, f"{root.rstrip('/')}/{unquote(path)}".strip("/")
     except (ArrowException, ValueError, OSError) as error:
         # pyarrow quotes the URI, secrets and all.
         reason = _one_line(error).replace(uri, public_uri(uri))
@@ -67,7 +68,10 @@ def public_uri(uri: str) -> str:
     place, _, query = rest.partition("?")
     host, slash, path = place.partition("/")
     if "@" in host:
-        host = host.rpartition("@")[2]
+        user, _, host = host.rpartition("@")
+        if scheme in ("abfs", "abfss"):
+            # Azure writes container@account there; only what follows a colon is a secret.
+            host = f"{user.partition(':')[0]}@{host}"
     elif "@" in path and ":" in host and not host.rpartition(":")[2].isdigit():
         # Not a port: a secret with a slash in it, as AWS's often have.
         host, slash, path = path.partition("@")[2].partition("/")

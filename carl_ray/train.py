@@ -148,7 +148,7 @@ def _evaluate(run_dir: str, manifest_uri: str) -> None:
 def _local_cpus(config: Config) -> int | None:
     """Logical CPUs of a cluster on this machine: what the run asks for where it has fewer; nobody else shares it."""
     cluster = config.cluster
-    needed = math.ceil(cluster.num_workers * cluster.worker_cpus + cluster.decode_cpus)
+    needed = math.ceil(cluster.min_workers * cluster.worker_cpus + cluster.decode_cpus)
     # Otherwise Ray counts for itself: it knows the quota of a container.
     return needed if needed > (os.cpu_count() or 1) else None
 

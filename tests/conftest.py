@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,17 @@ import numpy as np
 import pytest
 
 _ROWS, _COLUMNS = 3, 4  # blocks of the barcode, one bit each
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One of the two test processes has all that needs Ray, one cluster at a time; the other has the rest, by file."""
+
+    def needs_ray(item: pytest.Item) -> bool:
+        return not {"ray_cluster", "start_head"}.isdisjoint(getattr(item, "fixturenames", ()))
+
+    items.sort(key=lambda item: not needs_ray(item))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray(item) else str(item.path)))
 
 
 def _barcode(number: int, height: int, width: int) -> np.ndarray:
@@ -180,28 +192,26 @@ def s3_endpoint() -> Iterator[str]:
         server.wait()
 
 
-@pytest.fixture(scope="session")
-def ray_cluster(s3_endpoint: str) -> Iterator[dict[str, str]]:
-    """The one Ray cluster of the whole run, started as `ray start --head` does; the variables that find it.
+@contextmanager
+def _head(*options: str, port: int, environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """A head as `ray start --head` starts it, until the context ends; the variables that find it.
 
-    Four logical CPUs, whatever the machine has: two training workers and decoding fit beside each other.
+    Args:
+        options: More options of the command.
+        port: That it listens on.
+        environment: Variables beside this process's own.
     """
-    port, dashboard_port = _free_port(), _free_port()
+    dashboard_port = _free_port()
     # Not below pytest's own folder: Ray's socket names would be too long.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        os.environ |= {
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-            "RAY_JOB_STOP_WAIT_TIME_S": "60",
-        }
         head = subprocess.Popen(
             [
                 *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
                 *("--node-ip-address=127.0.0.1", f"--port={port}"),
                 *(f"--dashboard-port={dashboard_port}", "--dashboard-host=127.0.0.1"),
-                *("--num-cpus=4", "--object-store-memory=1000000000"),
-                *(f"--temp-dir={folder}", "--disable-usage-stats"),
+                *(f"--temp-dir={folder}", "--disable-usage-stats", *options),
             ],
+            env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | dict(environment),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -209,16 +219,79 @@ def ray_cluster(s3_endpoint: str) -> Iterator[dict[str, str]]:
         try:
             _wait_for(port, head)
             _wait_for(dashboard_port, head)
-            found_by = {
+            yield {
                 "RAY_ADDRESS": f"127.0.0.1:{port}",
                 "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}",
             }
-            os.environ |= found_by
-            yield found_by
         finally:
             # Nothing of it is worth the half minute of an orderly end.
             os.killpg(head.pid, signal.SIGKILL)
             head.wait()
+
+
+@pytest.fixture(scope="session")
+def start_head() -> Callable[..., AbstractContextManager[dict[str, str]]]:
+    """A function whose context is a head of its own; see `_head`."""
+    return _head
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """A function that finds a port that nobody listens on."""
+    return _free_port
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_endpoint: str) -> Iterator[dict[str, str]]:
+    """The Ray cluster of the whole run, started as `ray start --head` does; the variables that find it.
+
+    Four logical CPUs, whatever the machine has: two training workers and decoding fit beside each other.
+    """
+    os.environ |= {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+    }
+    size = ("--num-cpus=4", "--object-store-memory=1000000000")
+    with _head(*size, port=_free_port(), environment={}) as found_by:
+        os.environ |= found_by
+        yield found_by
+
+
+@pytest.fixture(scope="session")
+def join_cluster(ray_cluster: dict[str, str]) -> Callable[..., AbstractContextManager[None]]:
+    """A function whose context is one node more in the cluster; at its end it gets SIGTERM, as spot nodes do."""
+
+    @contextmanager
+    def joined(*, num_cpus: int, labels: str) -> Iterator[None]:
+        import ray
+
+        def num_nodes() -> int:
+            return sum(node["Alive"] for node in ray.nodes())
+
+        before = num_nodes()
+        node = subprocess.Popen(
+            [
+                *(str(Path(sys.executable).with_name("ray")), "start", "--block"),
+                *(f"--address={ray_cluster['RAY_ADDRESS']}", "--node-ip-address=127.0.0.1"),
+                *(f"--num-cpus={num_cpus}", f"--labels={labels}", "--object-store-memory=200000000"),
+                "--disable-usage-stats",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            _wait_until(lambda: num_nodes() > before, node)
+            yield
+        finally:
+            os.killpg(node.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                node.wait(timeout=20)
+            with suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+
+    return joined
 
 
 @pytest.fixture(scope="session")
@@ -231,11 +304,18 @@ def ray_session(ray_cluster: dict[str, str]) -> Iterator[None]:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(1200):
+    def listens() -> bool:
         with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    _wait_until(listens, process)
+
+
+def _wait_until(is_there: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    for _ in range(1200):
+        if is_there():
+            return
         if process.poll() is not None:
-            raise RuntimeError(f"{process.args} ended with status {process.returncode} before it listened")
+            raise RuntimeError(f"{process.args} ended with status {process.returncode} before it was there")
         time.sleep(0.1)
-    raise RuntimeError(f"{process.args} does not listen on port {port}")
+    raise RuntimeError(f"{process.args} is not there after two minutes")

@@ -58,6 +58,20 @@ def test_a_uri_that_cannot_be_resolved_is_one_line_without_secrets(uri: str, mes
     assert not any(part in text for part in ("\n", "SECRET", "SE/", "CRET"))
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "abfs://account.blob.core.windows.net/container/a%20b/c.mp4",
+        "abfss://container@account.dfs.core.windows.net/a%20b/c.mp4",
+    ],
+)
+def test_azures_uris_name_no_secret_and_resolve(uri: str) -> None:
+    assert not storage.has_secret(uri)
+    assert storage.public_uri(uri) == uri
+    assert storage.resolve(uri)[1] == "container/a b/c.mp4"
+    assert storage.public_uri(uri.replace("//container@", "//user:key@")).count("key") == 0
+
+
 def test_resolves_paths_and_file_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

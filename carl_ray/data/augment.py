@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional
+from torch.nn import functional
 
 from carl_ray.config import AugmentConfig
 
@@ -282,9 +282,27 @@ def _resize(
         if isinstance(chunk, np.ndarray):
             # Arrays from Ray's object store are read-only, which torch does not take.
             chunk = torch.from_numpy(chunk if chunk.flags.writeable else chunk.copy())
-        resized = functional.resize(chunk.permute(0, 3, 1, 2), [height, width], antialias=True)
+        resized = _interpolated(chunk.permute(0, 3, 1, 2), height, width)
         output[part].copy_((resized.flip(3) if flip else resized).permute(0, 2, 3, 1))
     return output
+
+
+def _interpolated(
+    images: UInt8[Tensor, "n 3 h w"], height: int, width: int
+) -> UInt8[Tensor, "n 3 {height} {width}"]:
+    """Bilinear with antialiasing, as torchvision resizes; importing that here would cost every decoder two seconds."""
+    if images.shape[2:] == (height, width):
+        return images
+    # Only the CPU interpolates bytes.
+    on_cpu = images.device.type == "cpu"
+    resized = functional.interpolate(
+        images if on_cpu else images.float(),
+        size=(height, width),
+        mode="bilinear",
+        align_corners=False,
+        antialias=True,
+    )
+    return resized if on_cpu else resized.round_().to(torch.uint8)
 
 
 def _luma(planes: Float[Tensor, "3 n size size"]) -> Float[Tensor, "n size size"]:
@@ -350,7 +368,7 @@ def _blur(planes: Float[Tensor, "c n size size"], sigma: float) -> Float[Tensor,
     weights = [weight / both_sides for weight in weights]
     # Beyond four deviations all weights together are worth less than 0.02 levels.
     radius = min(radius, math.ceil(4 * sigma))
-    padded = torch.nn.functional.pad(planes.flatten(0, 1), [radius] * 4, mode="reflect")
+    padded = functional.pad(planes.flatten(0, 1), [radius] * 4, mode="reflect")
     # Sums of shifted planes: faster on a CPU than convolutions of one channel or products with a band matrix.
     for dim in (1, 2):
         total = padded.narrow(dim, radius, size) * weights[0]

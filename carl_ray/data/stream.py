@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,12 @@ import ray
 from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from carl_ray.config import Config
+from carl_ray.data.memory import load_task_bytes
 from carl_ray.data.plan import ABSENT, PairedPlan, Plan
-from carl_ray.data.sample import NUM_COLOR_VALUES, ViewPair, make_view_pair
+
+if TYPE_CHECKING:
+    # At run time only where videos are: Ray's coordinators import this module too, and need no torch.
+    from carl_ray.data.sample import ViewPair
 
 MANIFEST_COLUMNS = ["video_id", "uri", "num_frames", "verified", "frame_step"]
 """What the stream needs of a manifest; `frame_labels` may stand beside them."""
@@ -82,9 +87,9 @@ def stream_views(
         config: The run.
         start_row: First row of the plan to stream.
         max_workers: Consumers of an even split, which may drop one row less than that at the end: as many rows
-            without a video are appended. None: `config.cluster.num_workers`.
+            without a video are appended. None: those of the run.
     """
-    stop_row = plan.num_rows + (max_workers or config.cluster.num_workers) - 1
+    stop_row = plan.num_rows + (max_workers or config.cluster.max_workers) - 1
     total = stop_row - start_row
     num_segments = max(1, min(_SEGMENTS, math.ceil(total / _MIN_SEGMENT_ROWS)))
     segment_rows = math.ceil(total / num_segments)
@@ -134,19 +139,10 @@ def stream_views(
         )
 
 
-def pair_bytes(config: Config) -> int:
-    """Bytes of the frames of one pair of views, as shipped."""
-    return 2 * config.model.num_frames * config.augment.image_size**2 * 3
-
-
-def load_task_bytes(config: Config) -> int:
-    """Heap that one loading task may need: an interpreter, decoded frames (16:9), and the pair being made."""
-    decoded = 2 * config.model.num_frames * config.data.short_side**2 * 16 // 9 * 3
-    return 400 * 2**20 + 2 * decoded + 2 * pair_bytes(config)
-
-
 def read_rows(table: pa.Table, config: Config) -> list[StreamRow]:
     """The rows of a block; frames are views of the block's memory, not copies."""
+    from carl_ray.data.sample import NUM_COLOR_VALUES, ViewPair
+
     size, length = config.augment.image_size, config.model.num_frames
     rows = []
     for index in range(table.num_rows):
@@ -175,6 +171,8 @@ def read_rows(table: pa.Table, config: Config) -> list[StreamRow]:
 
 
 def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) -> pa.Table:
+    from carl_ray.data.sample import make_view_pair
+
     position = {name: planned[name] for name in ("row", "step", "epoch")}
     if planned["video_index"] == ABSENT:
         return _row_table(position, None, None, None)

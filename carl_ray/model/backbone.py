@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -92,6 +91,9 @@ def build_backbone(model: ModelConfig) -> Backbone:
     if model.backbone == "small":
         network, names, channels = _small_network(model.batch_norm), _SMALL_BLOCKS, 128
     else:
+        # Imported where it is needed: it takes as long as torch itself, and half of a run's processes do without.
+        import torchvision
+
         norm_layer = partial(BatchNorm, mode=model.batch_norm)
         network = torchvision.models.get_model(model.backbone, weights=None, norm_layer=norm_layer)
         names, channels = _RESNET_BLOCKS, network.fc.in_features
@@ -186,6 +188,8 @@ def load_backbone_weights(backbone: nn.Module, model: ModelConfig) -> WeightsRep
 
 
 def _download_imagenet(name: str) -> dict[str, Tensor]:
+    import torchvision
+
     # The first version: every ResNet has it, and the field started from it.
     weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
     try:

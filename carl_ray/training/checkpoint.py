@@ -27,10 +27,13 @@ from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.training.step import TrainedModel, TrainingStep, initial_model
 
 _LOGGER = logging.getLogger(__name__)
+CONFIG = "config.json"
+"""The config of a run, in its folder."""
 CHECKPOINTS = "checkpoints"
 """Folder of a run that holds its checkpoints."""
 
 _STATE = "state.json"
+_ENCODER = "encoder."
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,48 @@ def load_model(checkpoint: Checkpoint, model: TrainedModel) -> None:
             "use the --model options it was trained with (its state.json has them)"
         )
     model.load_state_dict(tensors)
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What a run that begins with the weights of another takes from it."""
+
+    tensors: dict[str, Tensor]
+    """By their names in `TrainedModel`: the whole encoder, and what fits of the head."""
+    report: str
+    """One line: what was loaded, from where, and what begins anew."""
+
+
+def initial_weights(config: Config, uri: str) -> InitialWeights:
+    """The weights that a run begins with, from the checkpoint or run folder of another.
+
+    Positions are computed, not learnt, so that T may differ.
+
+    Raises:
+        UserError: there is no checkpoint, or its encoder is not this config's.
+        RunError: a file is damaged, or holds more than tensors.
+    """
+    checkpoint = checkpoint_at(uri)
+    found = {k: v for k, v in _load(checkpoint, "model.pt").items() if isinstance(v, Tensor)}
+    expected = {name: tuple(value.shape) for name, value in initial_model(config).state_dict().items()}
+    fitting = {name: value for name, value in found.items() if expected.get(name) == tuple(value.shape)}
+    missing = sorted(name for name in expected if name.startswith(_ENCODER) and name not in fitting)
+    if missing:
+        name = missing[0]
+        got = tuple(found[name].shape) if name in found else "none"
+        raise UserError(
+            f"model.init_from: {storage.public_uri(checkpoint.uri)}: its encoder is another: {len(missing)} tensors "
+            f"do not fit, first {name}: expected shape {expected[name]}, got {got}; use the --model options that it "
+            "was trained with (its state.json has them)"
+        )
+    head = [name for name in expected if not name.startswith(_ENCODER)]
+    kept = sum(name in fitting for name in head)
+    return InitialWeights(
+        {name: value for name, value in fitting.items() if name in expected},
+        f"begins with {storage.public_uri(checkpoint.uri)} (step {checkpoint.progress.step}, T = "
+        f"{checkpoint.config.model.num_frames}): {len(expected) - len(head)} tensors of the encoder, {kept} of the "
+        f"{len(head)} of the head; the optimiser begins anew",
+    )
 
 
 def restore(checkpoint: Checkpoint, step: TrainingStep) -> None:

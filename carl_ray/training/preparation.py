@@ -31,11 +31,8 @@ from carl_ray.data.plan import (
 )
 from carl_ray.data.stream import MANIFEST_COLUMNS
 from carl_ray.errors import UserError
-from carl_ray.training.checkpoint import Checkpoint, latest_checkpoint, load_model
+from carl_ray.training.checkpoint import CONFIG, Checkpoint, latest_checkpoint, load_model
 from carl_ray.training.step import TrainedModel
-
-CONFIG = "config.json"
-"""The config of a run, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -261,28 +258,47 @@ def refuse_secrets(uris: dict[str, str | None]) -> None:
 
 def check_shared(run_dir: str) -> None:
     """Raises `UserError` where a local run folder is not the same folder on every node of the cluster."""
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if storage.is_remote(run_dir) or len(nodes) == 1:
+    if storage.is_remote(run_dir) or len(_nodes()) == 1:
         return
-    name = f".shared-{time.time_ns()}"
-    marker = storage.join(run_dir, name)
+    marker = storage.join(run_dir, f".shared-{time.time_ns()}")
     storage.write_bytes(marker, b"")
     try:
-        there = ray.get(
+        everywhere = _all_nodes_see(marker)
+    finally:
+        Path(storage.resolve(marker)[1]).unlink(missing_ok=True)
+    if not everywhere:
+        raise UserError(
+            f"{run_dir} is a folder of this machine, but the cluster has {len(_nodes())} nodes: --run-dir must be in "
+            "object storage (s3://…, gs://…) or on a file system that all nodes share"
+        )
+
+
+def check_videos_shared(videos: pa.Table) -> None:
+    """Raises `UserError` where videos of this machine (the first one is asked for) are not on every node."""
+    uri = videos.column("uri")[0].as_py()
+    if storage.is_remote(uri) or len(_nodes()) == 1 or not storage.exists(uri) or _all_nodes_see(uri):
+        return
+    raise UserError(
+        f"{uri} is a video of this machine, but the cluster has {len(_nodes())} nodes: its videos must be in "
+        "object storage (s3://…, gs://…) or on a file system that all nodes share"
+    )
+
+
+def _nodes() -> list[str]:
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+
+def _all_nodes_see(uri: str) -> bool:
+    return all(
+        ray.get(
             [
                 _is_there.options(
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-                ).remote(marker)
-                for node in nodes
+                ).remote(uri)
+                for node in _nodes()
             ]
         )
-    finally:
-        Path(storage.resolve(marker)[1]).unlink(missing_ok=True)
-    if not all(there):
-        raise UserError(
-            f"{run_dir} is a folder of this machine, but the cluster has {len(nodes)} nodes: --run-dir must be in "
-            "object storage (s3://…, gs://…) or on a file system that all nodes share"
-        )
+    )
 
 
 @ray.remote(num_cpus=0)
@@ -298,12 +314,12 @@ def explain_resources(config: Config) -> None:
     """
     cluster = config.cluster
     there = ray.cluster_resources()
-    cpus = cluster.num_workers * cluster.worker_cpus + cluster.decode_cpus
+    cpus = cluster.min_workers * cluster.worker_cpus + cluster.decode_cpus
     lacking = []
     if there.get("CPU", 0) < cpus:
         lacking.append(f"{cpus:g} CPUs (it has {there.get('CPU', 0):g})")
-    if cluster.use_gpu and there.get("GPU", 0) < cluster.num_workers:
-        lacking.append(f"{cluster.num_workers} GPUs (it has {there.get('GPU', 0):g})")
+    if cluster.use_gpu and there.get("GPU", 0) < cluster.min_workers:
+        lacking.append(f"{cluster.min_workers} GPUs (it has {there.get('GPU', 0):g})")
     if not cluster.use_gpu and there.get("GPU", 0) >= 1:
         print(
             f"warning: the cluster has {there['GPU']:g} GPUs and this run uses none: --cluster.use_gpu true",

@@ -23,18 +23,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from carl_ray import config as configuration
 from carl_ray import storage
-from carl_ray.config import Config
+from carl_ray.config import ClusterConfig, Config
 from carl_ray.data.manifest import videos_digest
 from carl_ray.data.plan import PairedPlan, Plan
 from carl_ray.data.stream import execution_options, stream_views
 from carl_ray.errors import RunError
 from carl_ray.model.backbone import build_backbone, load_backbone_weights
-from carl_ray.training.checkpoint import latest_checkpoint
+from carl_ray.training.checkpoint import CONFIG, initial_weights, latest_checkpoint
 from carl_ray.training.monitor import RunMonitor, Status, watched
 from carl_ray.training.preparation import (
-    CONFIG,
     Videos,
     check_shared,
+    check_videos_shared,
     explain_resources,
     find_checkpoint,
     make_plans,
@@ -43,6 +43,9 @@ from carl_ray.training.preparation import (
     warn_short_videos,
 )
 from carl_ray.training.worker import TerminationTorchConfig, WorkerSettings, train_worker
+
+RESIZE_SECONDS = 60.0
+"""How often an elastic run looks whether there is room for more workers."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,11 @@ def train(
     run_dir = storage.absolute(run_dir)
     refuse_secrets(
         {"--run-dir": run_dir, "data.manifest": config.data.manifest, "model.weights": config.model.weights}
+        | {"model.init_from": config.model.init_from}
     )
     check_shared(run_dir)
     config, videos = read_videos(config)
+    check_videos_shared(videos.training)
     plan, checked = make_plans(config, videos)
     warn_short_videos(videos.training, config.model.num_frames)
     digest = videos_digest(videos.training)
@@ -100,7 +105,7 @@ def train(
     if first_step >= last_step:
         print(f"nothing to do: {first_step} of {plan.num_steps} steps are done", flush=True)
         return Outcome(first_step >= plan.num_steps, first_step, plan.num_steps, None)
-    weights = None if checkpoint is not None else _pretrained_backbone(config)
+    weights = None if checkpoint is not None else _pretrained(config)
     explain_resources(config)
     # From here on the folder holds a run: whatever can be wrong with the command has been found.
     storage.write_bytes(storage.join(run_dir, CONFIG), configuration.to_json(config).encode())
@@ -118,13 +123,7 @@ def train(
         datasets=datasets,
         dataset_config=DataConfig(execution_options=execution_options(config)),
         torch_config=TerminationTorchConfig(),
-        scaling_config=ScalingConfig(
-            num_workers=config.cluster.num_workers,
-            use_gpu=config.cluster.use_gpu,
-            resources_per_worker={"CPU": config.cluster.worker_cpus}
-            | ({"GPU": 1} if config.cluster.use_gpu else {}),
-            label_selector=dict(config.cluster.train_node_labels) or None,
-        ),
+        scaling_config=_scaling_config(config.cluster),
         run_config=_run_config(config, run_dir),
     )
     with watched(monitor, stop or threading.Event()):
@@ -166,6 +165,16 @@ def _datasets(
     return datasets
 
 
+def _scaling_config(cluster: ClusterConfig) -> ScalingConfig:
+    return ScalingConfig(
+        num_workers=cluster.num_workers,
+        use_gpu=cluster.use_gpu,
+        resources_per_worker={"CPU": cluster.worker_cpus} | ({"GPU": 1} if cluster.use_gpu else {}),
+        label_selector=dict(cluster.train_node_labels) or None,
+        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+    )
+
+
 def _run_config(config: Config, run_dir: str) -> RunConfig:
     filesystem, path = storage.resolve(storage.join(run_dir, "ray"))
     # A name of its own for each start: where a run goes on is decided by its own checkpoints alone.
@@ -177,12 +186,17 @@ def _run_config(config: Config, run_dir: str) -> RunConfig:
     )
 
 
-def _pretrained_backbone(config: Config) -> ray.ObjectRef | None:
+def _pretrained(config: Config) -> ray.ObjectRef | None:
+    """The tensors of the model that a new run does not begin with at random, in the object store."""
+    if config.model.init_from is not None:
+        initial = initial_weights(config, config.model.init_from)
+        print(initial.report, flush=True)
+        return ray.put(initial.tensors)
     if config.model.weights == "random":
         return None
     backbone = build_backbone(config.model)
     print(load_backbone_weights(backbone, config.model), flush=True)
-    return ray.put(backbone.state_dict())
+    return ray.put({f"encoder.backbone.{name}": value for name, value in backbone.state_dict().items()})
 
 
 def _root_cause(error: TrainingFailedError) -> str:

@@ -29,7 +29,7 @@ from carl_ray.data.plan import PairedPlan, Plan
 from carl_ray.data.sample import Batch, collate, view_seeds
 from carl_ray.data.stream import StreamRow, read_rows
 from carl_ray.errors import RunError
-from carl_ray.training.checkpoint import Progress, latest_checkpoint, restore, save_checkpoint
+from carl_ray.training.checkpoint import CONFIG, Progress, latest_checkpoint, restore, save_checkpoint
 from carl_ray.training.monitor import Status
 from carl_ray.training.reader import Prefetch, rows_by_step
 from carl_ray.training.run_log import RunLog
@@ -39,7 +39,9 @@ MAX_SKIPPED_IN_A_ROW = 10
 """The run fails after this many steps in a row whose loss or gradient was not finite."""
 
 _LOGGER = logging.getLogger(__name__)
+_MAX_SECONDS_TO_CHECKPOINT = 300.0
 _TERMINATED = threading.Event()
+_TRAINING = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class WorkerSettings:
     validation_plan: Plan | PairedPlan | None
     monitor: Any
     """Handle of the `RunMonitor` actor."""
-    backbone_weights: Any
-    """Reference to the pretrained backbone's tensors, for a run's beginning; None: random."""
+    initial_weights: Any
+    """Reference to pretrained tensors of the model by name, for a run's beginning; None: random."""
     last_step: int
     """The workers end once this many steps are done, with a checkpoint."""
 
@@ -76,7 +78,7 @@ class AgreedError(RunError):
 
 
 class TerminatedError(Exception):
-    """This worker was told by SIGTERM to end; its checkpoint is written."""
+    """This worker was told to end, by SIGTERM or for another number of workers; its checkpoint is written."""
 
 
 def install_termination_handler() -> None:
@@ -85,21 +87,40 @@ def install_termination_handler() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: _TERMINATED.set())
 
 
-class TerminationTorchConfig(TorchConfig):
-    """Ray Train's torch backend, whose workers also handle SIGTERM.
+def is_training() -> bool:
+    """Whether the loop runs in this process."""
+    return _TRAINING.is_set()
 
-    The training loop runs in a thread, where no handler can be installed; a backend's start hook runs in the main
-    thread of every worker.
+
+def end_with_checkpoint() -> None:
+    """Asks this process's loop, as SIGTERM does, to write a checkpoint and end; waits until it has ended."""
+    _TERMINATED.set()
+    until = time.monotonic() + _MAX_SECONDS_TO_CHECKPOINT
+    while _TRAINING.is_set() and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+class TerminationTorchConfig(TorchConfig):
+    """Ray Train's torch backend, whose workers leave a checkpoint: at SIGTERM, and when an elastic run changes size.
+
+    The training loop runs in a thread, where no handler can be installed; a backend's hooks run in the main thread
+    of every worker.
     """
 
     @property
     def backend_cls(self) -> type:
-        """The torch backend with one thing more at the start of the workers."""
+        """The torch backend with one thing more at the start and at the end of the workers."""
 
         class _Backend(super().backend_cls):  # type: ignore[misc]
             def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
                 super().on_start(worker_group, backend_config)
                 worker_group.execute(install_termination_handler)
+
+            def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+                # Where one has failed, the others wait for it in vain: nothing can be agreed on any more.
+                if all(worker_group.execute(is_training)):
+                    worker_group.execute(end_with_checkpoint)
+                super().on_shutdown(worker_group, backend_config)
 
         return _Backend
 
@@ -111,6 +132,7 @@ def train_worker(settings: WorkerSettings) -> None:
     monitor. Any other error, of one worker alone, is Ray Train's to handle, which starts the workers anew.
     """
     is_first = ray.train.get_context().get_world_rank() == 0
+    _TRAINING.set()
     try:
         _train(settings, is_first)
     except AgreedError as error:
@@ -124,6 +146,8 @@ def train_worker(settings: WorkerSettings) -> None:
                 failure=str(error),
             )
             ray.get(settings.monitor.update.remote(status))
+    finally:
+        _TRAINING.clear()
 
 
 def _train(settings: WorkerSettings, is_first: bool) -> None:
@@ -131,6 +155,15 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
     if config.cluster.worker_cpus >= 1:
         torch.set_num_threads(int(config.cluster.worker_cpus))
     step = TrainingStep(config, ray.train.torch.get_device(), plan.num_steps)
+    # The driver wrote it: a worker that does not see it may be on a node that joined after the driver looked.
+    (num_blind,) = _sum_over_workers(
+        step.device, [not storage.exists(storage.join(settings.run_dir, CONFIG))]
+    )
+    if num_blind:
+        raise AgreedError(
+            f"{settings.run_dir} is not the same folder for {num_blind} of the training workers: --run-dir must be in "
+            "object storage (s3://…, gs://…) or on a file system that all nodes share"
+        )
     checkpoint = latest_checkpoint(settings.run_dir)
     progress = Progress(
         step=0, row=0, num_bad_rows=0, num_skipped_steps=0, seconds=0.0, videos=settings.videos
@@ -138,8 +171,8 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
     if checkpoint is not None:
         restore(checkpoint, step)
         progress = checkpoint.progress
-    elif settings.backbone_weights is not None:
-        step.model.encoder.backbone.load_state_dict(ray.get(settings.backbone_weights))
+    elif settings.initial_weights is not None:
+        step.model.load_state_dict(ray.get(settings.initial_weights), strict=False)
     steps_before = _sum_over_workers(step.device, [progress.step])
     if steps_before != [progress.step * ray.train.get_context().get_world_size()]:
         raise RuntimeError(
@@ -170,7 +203,8 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
             batches.stop()
             if terminated:
                 raise TerminatedError(
-                    "a training worker was told to end (SIGTERM); its checkpoint is written"
+                    "the training workers were told to end (SIGTERM, or another number of them); their checkpoint is "
+                    "written"
                 )
             reporter.finish(progress, finished=False)
             return
@@ -286,6 +320,7 @@ class _Reporter:
     def __init__(self, settings: WorkerSettings, log: RunLog | None, progress: Progress) -> None:
         self._settings = settings
         self._log = log
+        self._num_workers = ray.train.get_context().get_world_size()
         # The rate counts from the first finished step on: what comes before is start-up.
         self._rate_from: tuple[int, float] | None = None
         self._waited = self._computed = self._checkpointed = 0.0
@@ -321,6 +356,7 @@ class _Reporter:
                 "num_frames": report.num_frames,
                 "num_bad_videos": progress.num_bad_rows,
                 "num_skipped_steps": progress.num_skipped_steps,
+                "num_workers": self._num_workers,
                 "frames_per_second": self._frames / max(elapsed, 1e-9),
                 "data_wait_seconds": self._waited,
                 "step_seconds": self._computed,

@@ -28,8 +28,9 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from carl_ray import train
+from carl_ray.chains.chain import plan_chain, read_chain
 from carl_ray.config import Config
-from carl_ray.data.stream import load_task_bytes, pair_bytes
+from carl_ray.data.memory import load_task_bytes, pair_bytes
 from carl_ray.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -576,16 +577,30 @@ def commands() -> Iterator[list[str]]:
         yield shlex.split("".join(line))
 
 
+def chained() -> Iterator[list[str]]:
+    """Arguments of the trainings of every chain in the folder."""
+    readme = (FOLDER / "README.md").read_text().replace("\\\n", " ")
+    for line in re.findall(r"^python -m carl_ray\.jobs submit (.*)", readme, re.MULTILINE):
+        words = shlex.split(line)
+        values = dict(words[at + 1].split("=", 1) for at, word in enumerate(words) if word == "--set")
+        folder = words[words.index("--folder") + 1]
+        for module, *arguments in plan_chain(read_chain(words[0]), folder, values).commands.values():
+            if module == "carl_ray.train":
+                yield arguments
+
+
 def parsed(arguments: list[str]) -> Config:
     # --resume would look for the run.
     return train._choose(*train._parse([word for word in arguments if word != "--resume"]))[0]
 
 
 def test_the_commands_place_ray_data_and_ray_train_on_their_nodes() -> None:
-    found = [parsed(arguments) for arguments in commands()]
-    assert len(found) > len(CLOUDS)
+    trainings = list(chained())
+    assert trainings
+    found = [parsed(arguments) for arguments in (*commands(), *trainings)]
+    assert len(found) > len(CLOUDS) + len(trainings)
     for config in found:
         assert config.cluster.data_node_labels == {"role": "data"}
         assert config.cluster.train_node_labels == {"role": "train"}
         assert config.cluster.use_gpu
-        assert config.cluster.num_workers <= 4
+        assert config.cluster.max_workers <= 4

@@ -8,7 +8,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,16 @@ from carl_ray.data.manifest import SCHEMA, attach_labels, read_manifest, write_t
 from carl_ray.data.scan import index_folder
 from carl_ray.datasets.choreography import ACTIONS, ChoreographyConfig, read_labels, render
 from carl_ray.errors import RunError, UserError
+from carl_ray.training import trainer
 from carl_ray.training.preparation import read_videos
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
 from carl_ray.training.trainer import Outcome, train
 
 NUM_STEPS = 40
-TIMES = {"frames_per_second", "data_wait_seconds", "step_seconds", "checkpoint_seconds"}
+CIRCUMSTANCES = {
+    *("frames_per_second", "data_wait_seconds", "step_seconds", "checkpoint_seconds"),
+    "num_workers",
+}
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -84,8 +90,8 @@ def with_workers(config: Config, num_workers: int) -> Config:
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
-    """What a run logged, without what a clock told it."""
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_log(str(run_dir))]
+    """What a run logged, without what clocks told it and how many workers there were."""
+    return [{k: v for k, v in line.items() if k not in CIRCUMSTANCES} for line in read_log(str(run_dir))]
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +222,12 @@ def test_stopped_and_resumed_is_the_undisturbed_run(
 
 def test_two_workers_do_what_one_does(undisturbed: Path, config: Config, tmp_path: Path) -> None:
     train(with_workers(config, 2), str(tmp_path))
-    for one, two in zip(lines(undisturbed), lines(tmp_path), strict=True):
+    assert_same_training(undisturbed, tmp_path)
+
+
+def assert_same_training(one_worker: Path, other: Path) -> None:
+    """The same lines, but for rounding: sums over another number of workers have another order."""
+    for one, two in zip(lines(one_worker), lines(other), strict=True):
         assert one.keys() == two.keys()
         for name, value in one.items():
             if name == "gradient_norm":
@@ -254,6 +265,40 @@ def test_killed_workers_change_nothing(undisturbed: Path, config: Config, tmp_pa
     assert len(list((tmp_path / "events").iterdir())) == 3
     asked_for = {int(name.removeprefix("step-")) for name in seen} - {15, 30, 40}
     assert len(asked_for) == 1, f"SIGTERM wrote no checkpoint of its own: {seen}"
+
+
+def test_an_elastic_run_grows_and_shrinks_with_the_cluster(
+    undisturbed: Path,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    join_cluster: Callable[..., AbstractContextManager[None]],
+) -> None:
+    monkeypatch.setattr(trainer, "RESIZE_SECONDS", 1.0)
+    # After a loss Ray first tries the old size, for this long: it learns of nodes every 20 seconds.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    # A worker takes a whole node of five CPUs, so that none fits on the head, which has four.
+    elastic = replace(
+        config, cluster=ClusterConfig(num_workers=(1, 2), worker_cpus=5, train_node_labels={"role": "train"})
+    )
+    with ExitStack() as second_node, join_cluster(num_cpus=5, labels="role=train"):
+
+        def grow() -> None:
+            # Held up until Ray knows of the node, or the run would end before.
+            signal_workers(signal.SIGSTOP)
+            second_node.enter_context(join_cluster(num_cpus=5, labels="role=train"))
+            time.sleep(22)
+            signal_workers(signal.SIGCONT)
+
+        for step, action in ((4, grow), (20, second_node.close)):
+            threading.Thread(target=stop_at_step, args=(tmp_path, step, action), daemon=True).start()
+        outcome = train(elastic, str(tmp_path))
+    assert outcome.finished
+    numbers = [line["num_workers"] for line in read_log(str(tmp_path)) if "loss" in line]
+    assert [number for number, _ in groupby(numbers)] == [1, 2, 1], numbers
+    # What one worker had done was kept: its checkpoint came with the end of its group, not at step 15.
+    assert 4 <= numbers.index(2) < 15
+    assert_same_training(undisturbed, tmp_path)
 
 
 def test_too_many_bad_videos_end_the_run(

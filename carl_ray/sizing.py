@@ -1,0 +1,276 @@
+"""How many CPU nodes decode for how many GPUs: measures one video and one training step, and prints the plan.
+
+    python -m carl_ray.sizing VIDEO penn_action --gpus 4 --videos 1163
+    python -m carl_ray.sizing s3://bucket/videos/typical.mp4 penn_action --data.manifest s3://bucket/manifest.parquet
+    python -m carl_ray.sizing VIDEO finegym99 --gpus 4 --step-seconds 0.9
+    python -m carl_ray.sizing
+
+VIDEO should be as long and as large as most, and where the run will fetch it from. The step is measured on this
+machine's GPU with one worker's part of the batch. Where there is none it is measured on the CPU, whose rate is not
+the GPU's: name that with --step-seconds, as measured by this command on a GPU node, or from a run's metrics.jsonl,
+`step_seconds` / `training.log_every_steps`. Without VIDEO it is the demo with one of its own videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+
+import torch
+
+from carl_ray import options, storage
+from carl_ray.config import Config
+from carl_ray.data.decode import DecodeError, probe_video
+from carl_ray.data.manifest import read_manifest
+from carl_ray.data.plan import training_plan
+from carl_ray.data.sample import ViewPair
+from carl_ray.errors import UserError, one_line_errors
+from carl_ray.machine import machine_name
+from carl_ray.presets import PRESETS
+from carl_ray.training import sizing
+from carl_ray.training.sizing import DataNode, Rates, Timing
+
+_VIDEO_TIMES, _STEP_TIMES = 9, 3
+_NODE_CPUS = 16
+_DATA_NODE_PRICE = 0.25
+_STEPS_WITHOUT_VIDEOS = 1000
+_GPU = "GPU"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    with one_line_errors():
+        _run(*_parse(sys.argv[1:] if arguments is None else arguments))
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Config]:
+    parser = options.OptionParser(
+        prog="python -m carl_ray.sizing",
+        usage="%(prog)s [VIDEO [PRESET]] [--gpus N] [--videos N] [--step-seconds S] [--section.field VALUE …]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("video", nargs="?", metavar="VIDEO", help="path or URI of a typical training video")
+    parser.add_argument(
+        "preset", nargs="?", default="demo", metavar="PRESET", help=f"one of {', '.join(PRESETS)} [demo]"
+    )
+    parser.add_argument("--gpus", type=int, metavar="N", help="training workers [cluster.num_workers]")
+    parser.add_argument(
+        "--videos", type=int, metavar="N", help="videos of an epoch [training videos of data.manifest]"
+    )
+    parser.add_argument(
+        "--step-seconds", type=float, metavar="S", help="of a step, where the GPU is not in this machine"
+    )
+    parser.add_argument(
+        "--node-cpus",
+        type=int,
+        default=_NODE_CPUS,
+        metavar="N",
+        help=f"of a data node [{_NODE_CPUS}, as in cluster/]",
+    )
+    parser.add_argument(
+        "--data-node-price",
+        type=float,
+        default=_DATA_NODE_PRICE,
+        metavar="P",
+        help=f"of a data node, where a train node of one GPU costs 1 [{_DATA_NODE_PRICE}; a guess, look it up]",
+    )
+    options.add_config_options(parser)
+    parsed, unknown = parser.parse_known_args(arguments)
+    others = ("gpus", "videos", "step-seconds", "node-cpus", "data-node-price", "help")
+    options.check_known(unknown, others)
+    if parsed.preset not in PRESETS:
+        raise UserError(
+            f"unknown preset {parsed.preset!r}{options.nearest(parsed.preset, list(PRESETS))} "
+            f"(presets: {', '.join(PRESETS)})"
+        )
+    known = options.field_names()
+    overrides = {name: value for name, value in vars(parsed).items() if name in known}
+    config = options.overridden(PRESETS[parsed.preset](), overrides)
+    parsed.gpus = config.cluster.max_workers if parsed.gpus is None else parsed.gpus
+    for name, least in (("gpus", 1), ("videos", 1), ("node-cpus", max(1, config.cluster.decode_cpus))):
+        value = getattr(parsed, name.replace("-", "_"))
+        if value is not None and value < least:
+            raise UserError(f"--{name}: expected at least {least:g}, got {value}")
+    for name in ("step-seconds", "data-node-price"):
+        value = getattr(parsed, name.replace("-", "_"))
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name}: expected more than 0, got {value:g}")
+    if parsed.gpus > config.training.global_batch_size:
+        raise UserError(
+            f"--gpus {parsed.gpus}: a step has {config.training.global_batch_size} videos, so some GPUs would have "
+            "none; lower --gpus, or raise --training.global_batch_size"
+        )
+    return parsed, config
+
+
+def _run(parsed: argparse.Namespace, config: Config) -> None:
+    num_videos = _count_videos(parsed, config)
+    video = parsed.video or _demo_video()
+    timing, pairs = _measure_video(video, config)
+    share = sizing.share(config.training.global_batch_size, parsed.gpus)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    step, worker = None, _GPU
+    if parsed.step_seconds is None:
+        worker = _GPU if device.type == "cuda" else "CPU worker"
+        part = f"a step of {_count(share, 'video')} on the {device.type.upper()}"
+        step = sizing.measure_step(pairs, config, share, device, _STEP_TIMES, _progress(part))
+    rates = Rates(
+        video_seconds=timing.median,
+        frames_per_video=int(pairs[0].frame_mask.sum()),
+        step_seconds=parsed.step_seconds if step is None else step.median,
+        batch_size=config.training.global_batch_size,
+        num_workers=parsed.gpus,
+    )
+    node = DataNode(parsed.node_cpus, config.cluster.decode_cpus)
+    print(f"\n{_measured_text(rates, node, timing, step, worker)}")
+    if step is not None and device.type == "cuda":
+        peak = torch.cuda.max_memory_reserved(device)
+        there = torch.cuda.get_device_properties(device).total_memory
+        print(_line("GPU memory", f"{_gib(peak)} at the peak, of {_gib(there)}"))
+    print(f"\n{_nodes_text(rates, node, config, worker)}")
+    print(f"\n{_schedule_text(rates, node, config, num_videos, parsed.data_node_price)}")
+
+
+def _count_videos(parsed: argparse.Namespace, config: Config) -> int | None:
+    if parsed.videos is not None or config.data.manifest is None:
+        return parsed.videos
+    found = read_manifest(config.data.manifest, ["split"], split=config.data.train_split).num_rows
+    if not found:
+        raise UserError(
+            f"{storage.public_uri(config.data.manifest)}: no video with split {config.data.train_split!r}"
+        )
+    return math.ceil(config.data.train_fraction * found)
+
+
+def _demo_video() -> str:
+    from carl_ray.datasets import choreography
+
+    folder = choreography.ensure_rendered(on_video=choreography.print_progress)
+    return str(min((folder / "train").glob("*.mp4")))
+
+
+def _measure_video(video: str, config: Config) -> tuple[Timing, list[ViewPair]]:
+    shown = storage.public_uri(video)
+    try:
+        probe = probe_video(video)
+        print(
+            f"{shown}: {probe.width} x {probe.height}, {probe.num_frames} frames, {probe.codec}; preset "
+            f"{config.preset}: 2 views of {config.model.num_frames} frames, {config.augment.image_size} pixels",
+            flush=True,
+        )
+        return sizing.measure_video(
+            video, probe.num_frames, config, _VIDEO_TIMES, _progress("the video on one core")
+        )
+    except DecodeError as error:
+        raise UserError(f"{shown}: expected a video: {error}") from None
+
+
+def _progress(what: str) -> Callable[[float], None]:
+    print(f"measuring {what}", file=sys.stderr, flush=True)
+    return lambda seconds: print(f"  {seconds:.2f} s", file=sys.stderr, flush=True)
+
+
+def _measured_text(rates: Rates, node: DataNode, timing: Timing, step: Timing | None, worker: str) -> str:
+    lines = [_line("measured on", machine_name(use_gpu=step is not None))]
+    if worker != _GPU:
+        lines.append(_line("", "without a GPU: its rate is another one, and --step-seconds names it"))
+    core, videos = sizing.frames_per_core(rates, node), sizing.share(rates.batch_size, rates.num_workers)
+    lines += [
+        _line(
+            "a core makes ready",
+            f"{core:,.1f} frames/s: a video of {rates.frames_per_video} frames in {rates.video_seconds:.2f} s "
+            f"({_spread(timing)})",
+        ),
+        _line(
+            f"a {worker} takes",
+            f"{sizing.frames_per_worker(rates):,.1f} frames/s: a step of {_count(videos, 'video')} in "
+            f"{rates.step_seconds:.2f} s ({'as given' if step is None else _spread(step)})",
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _spread(timing: Timing) -> str:
+    if len(timing.seconds) == 1:
+        return "measured once"
+    return f"median of {len(timing.seconds)}, {min(timing.seconds):.2f} to {max(timing.seconds):.2f}"
+
+
+def _nodes_text(rates: Rates, node: DataNode, config: Config, worker: str) -> str:
+    needed = sizing.nodes_needed(rates, node)
+    memory = sizing.memory_needed(config, rates.num_workers, node)
+    network = sizing.bytes_per_second(rates, config) * 8 / 1e9
+    most = math.ceil(sizing.HEADROOM * needed)
+    lines = [
+        _line(f"cores per {worker}", _short(sizing.cores_per_worker(rates, node))),
+        _line(
+            "data nodes",
+            f"{_short(needed / rates.num_workers)} of {node.cpus} CPUs per {worker}; {math.ceil(needed)} for "
+            f"{_count(rates.num_workers, worker)}; as max_workers {most}, since spot nodes go",
+        ),
+        _line(
+            "a data node needs",
+            f"memory {_gib(memory.data_heap)} for {_count(node.tasks, 'task')}, object_store_memory "
+            f"{_gib(memory.data_store)} for {sizing.BLOCKS_A_TASK} blocks each; /dev/shm larger",
+        ),
+        _line(
+            f"a {worker} needs",
+            f"object_store_memory {_gib(memory.train_store)}, memory {_gib(memory.train_heap)} for steps held ready, "
+            f"network {network:.2f} Gbit/s",
+        ),
+    ]
+    tasks = math.ceil(needed * node.tasks)
+    if config.cluster.max_decode_tasks is not None and config.cluster.max_decode_tasks < tasks:
+        lines.append(
+            _line(
+                "too few tasks", f"cluster.max_decode_tasks is {config.cluster.max_decode_tasks}, not {tasks}"
+            )
+        )
+    return "\n".join(lines)
+
+
+def _line(label: str, text: str) -> str:
+    return f"{label:<22}{text}"
+
+
+def _gib(size: float) -> str:
+    return f"{_short(size / 2**30)} GiB"
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _schedule_text(rates: Rates, node: DataNode, config: Config, num_videos: int | None, price: float) -> str:
+    epochs = config.training.epochs
+    if num_videos is None:
+        steps = _STEPS_WITHOUT_VIDEOS
+        title = f"{steps:,} steps (--videos N: all of the {_count(epochs, 'epoch')})"
+    else:
+        steps = training_plan(0, num_videos, rates.batch_size, epochs).num_steps
+        title = f"{_count(epochs, 'epoch')} of {_count(num_videos, 'video')}, {_count(steps, 'step')}"
+    lines = [
+        title,
+        f"{'data nodes':>12}{'busy':>8}{'hours':>12}{'cost':>12}{'decoding':>11}",
+    ]
+    for number in sizing.numbers_of_nodes(sizing.nodes_needed(rates, node)):
+        row = sizing.outcome(rates, node, number, steps, price)
+        lines.append(
+            f"{row.num_nodes:>12}{row.busy:>8.0%}{row.hours:>12,.2f}{row.cost:>12,.2f}{row.decoding_share:>11.0%}"
+        )
+    lines.append(
+        f"cost: 1 is an hour of a train node of one GPU, {price:g} one of a data node (--data-node-price); no head"
+    )
+    return "\n".join(lines)
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The command `python -m carl_ray.jobs` without a cluster; with one: `test_chain_on_cluster.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from ray._private.thirdparty.pathspec import PathSpec
+
+from carl_ray import jobs
+
+REPOSITORY = Path(__file__).parents[1]
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit status and the one line of a command that must fail."""
+    with pytest.raises(SystemExit) as left:
+        jobs.main(list(arguments))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("carl_ray:")]
+    assert len(lines) == 1
+    return int(left.value.code or 0), lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["submit", "pourin", "--folder", "/x"], "unknown chain 'pourin': expected one of demo, finegym99"),
+        (["submit", "demo"], "required: --folder"),
+        (["submit", "pouring", "--folder", "/x"], "pouring needs --set manifest=VALUE: URI of the manifest"),
+        (["submit", "demo", "--folder", "/x", "--set", "videos"], "--set: expected NAME=VALUE, got 'videos'"),
+        (["submit", "demo", "--folder", "/x", "--working-dir", "/"], "/: expected a checkout with carl_ray in it"),
+        (["submit", "demo", "--folder", "/x", "--runtime-env-json", "{"], "--runtime-env-json: not JSON"),
+        (["submit", "demo", "--folder", "/x", "--runtime-env-json", "[]"], "--runtime-env-json: expected an object"),
+        (["status", "demo", "--folder", "s3://K:hushhush@b/x"], "s3://b/x: expected a URI without credentials"),
+        (["run", "--job-id"], "expected one argument"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, line = failure(capsys, *arguments)
+    assert status == 2
+    assert expected in line
+    assert "hushhush" not in line
+
+
+def test_help_lists_the_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        jobs.main(["submit", "--help"])
+    assert left.value.code == 0
+    assert (
+        "    penn_action: URI of the manifest that carl_ray.datasets.penn_action wrote\n"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "a_stage.py").write_text(
+        "import sys\n"
+        "assert __name__ == '__main__'\n"
+        "print(sys.argv[1:])\n"
+        "exec(sys.argv[1])\n"
+    )  # fmt: skip
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["jobs"])
+    return "a_stage"
+
+
+@pytest.mark.parametrize("code", ["pass", "sys.exit()", "sys.exit(0)"])
+def test_a_command_that_ends_well_is_written_down(
+    code: str, module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs.main(["stage", str(tmp_path / "stages" / "x.json"), module, code, "two words"])
+    assert capsys.readouterr().out == f"{[code, 'two words']}\n"
+    marker = json.loads((tmp_path / "stages" / "x.json").read_text())
+    assert marker["command"] == [module, code, "two words"]
+    assert marker["seconds"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("sys.exit(1)", SystemExit),
+        ("sys.exit(2)", SystemExit),
+        ("sys.exit('no')", SystemExit),
+        ("raise KeyboardInterrupt", SystemExit),
+        ("1 / 0", ZeroDivisionError),
+    ],
+)
+def test_a_command_that_fails_is_not(
+    code: str, expected: type[BaseException], module: str, tmp_path: Path
+) -> None:
+    with pytest.raises(expected) as raised:
+        jobs.main(["stage", str(tmp_path / "x.json"), module, code])
+    if isinstance(raised.value, SystemExit):
+        assert raised.value.code not in (None, 0)
+    assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize("name", ["no_such_module", "no_such.module"])
+def test_a_stage_that_is_no_module(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, line = failure(capsys, "stage", str(tmp_path / "x.json"), name)
+    assert (status, f"no module {name} here" in line) == (2, True)
+
+
+def test_the_package_is_sent_whole_and_data_is_not() -> None:
+    """As Ray reads the patterns; the shipped chains are found in what is sent."""
+    excluded = PathSpec.from_lines("gitwildmatch", jobs._EXCLUDED)
+    files = [file.relative_to(REPOSITORY) for file in (REPOSITORY / "carl_ray").rglob("*") if file.is_file()]
+    sent = [str(file) for file in files if not excluded.match_file(str(file))]
+    assert {Path(file).suffix for file in map(str, files)} - {Path(file).suffix for file in sent} <= {".pyc"}
+    assert {"carl_ray/data/plan.py", "carl_ray/datasets/pouring.py", "carl_ray/chains/demo.yaml"} <= set(sent)
+    for name in (
+        "data/a.bin",
+        "runs/x/config.json",
+        "deep/a.mp4",
+        ".venv311/bin/python",
+        "w/step-1/model.pt",
+    ):
+        assert excluded.match_file(name)
+
+
+@pytest.fixture
+def dashboard() -> Iterator[str]:
+    """URL of what answers as the dashboard of a cluster that wants a token and has no jobs."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            allowed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+            body = {"/api/version": {"version": "4", "ray_version": "2.60.0", "ray_commit": ""}}.get(
+                self.path, []
+            )
+            self.send_response(200 if allowed else 401)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(body if allowed else "Unauthorized").encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_the_address_that_is_named_is_asked_with_its_token(dashboard: str, tmp_path: Path) -> None:
+    def status(address: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*(sys.executable, "-m", "carl_ray.jobs", "status", "demo"), "--folder", tmp_path, "--address", address],
+            env={**{k: v for k, v in os.environ.items() if not k.startswith("RAY_")}, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )  # fmt: skip
+
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "index.json").write_text("{}")
+    elsewhere = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}
+    found = status(dashboard, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN, **elsewhere)
+    assert found.returncode == 0, found.stderr
+    assert [line.split(None, 1) for line in found.stdout.splitlines()] == [
+        *(["chain", "not begun"], ["index", "done"], ["train", "not begun"], ["embed", "not begun"]),
+        ["evaluate", "not begun"],
+    ]
+    refused = status(dashboard, RAY_AUTH_MODE="disabled")
+    assert (refused.returncode, "set RAY_AUTH_MODE=token" in refused.stderr) == (1, True), refused.stderr
+    absent = status("http://127.0.0.1:1")
+    assert absent.returncode == 1
+    assert "could not reach the Ray cluster at http://127.0.0.1:1" in absent.stderr.splitlines()[-1]
+    assert "Traceback" not in refused.stderr + absent.stderr

@@ -1,0 +1,336 @@
+"""`python -m carl_ray.sizing`: the arithmetic of its plan, and what it measures and prints."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+
+from carl_ray import sizing as door
+from carl_ray.config import Config
+from carl_ray.data.decode import DecodeError
+from carl_ray.data.manifest import write_table
+from carl_ray.data.memory import load_task_bytes, pair_bytes
+from carl_ray.options import overridden
+from carl_ray.presets import PRESETS
+from carl_ray.training import sizing
+from carl_ray.training.sizing import DataNode, Rates, Timing
+
+ROOT = Path(__file__).parents[1]
+# 4 videos of 160 frames every half second on 2 GPUs; a core makes one ready in 4 s.
+RATES = Rates(video_seconds=4.0, frames_per_video=160, step_seconds=0.5, batch_size=4, num_workers=2)
+NODE = DataNode(cpus=16, decode_cpus=1.0)
+TINY = {
+    "data.short_side": "20",
+    "augment.image_size": "16",
+    "model.num_frames": "6",
+    "model.hidden_width": "16",
+    "model.width": "16",
+    "model.num_layers": "1",
+    "model.num_heads": "2",
+    "model.feedforward_width": "16",
+    "training.global_batch_size": "4",
+    "training.precision": "fp32",
+}
+
+
+def tiny(**others: str) -> Config:
+    return overridden(PRESETS["demo"](), TINY | others)
+
+
+def options_of(values: dict[str, str]) -> list[str]:
+    return [word for name, value in values.items() for word in (f"--{name}", value)]
+
+
+# ------------------------------------------------------------------------------------------- the arithmetic
+
+
+def test_rates_and_nodes_of_an_example() -> None:
+    assert sizing.frames_per_core(RATES, NODE) == 40
+    assert sizing.frames_per_worker(RATES) == 640
+    # 8 videos a second, each for 4 s in a task: 32 tasks, 16 for each GPU, 16 on a node.
+    assert sizing.cores_per_worker(RATES, NODE) == 16
+    assert sizing.nodes_needed(RATES, NODE) == 2
+
+
+def test_the_formula_of_the_readme_is_the_same() -> None:
+    by_hand = 2 * sizing.frames_per_worker(RATES) / (16 * sizing.frames_per_core(RATES, NODE))
+    assert sizing.nodes_needed(RATES, NODE) == pytest.approx(by_hand)
+
+
+def test_tasks_that_take_two_cpus_need_twice_the_nodes() -> None:
+    wide = DataNode(cpus=16, decode_cpus=2.0)
+    assert wide.tasks == 8
+    assert sizing.nodes_needed(RATES, wide) == 4
+    assert sizing.cores_per_worker(RATES, wide) == 32
+    # What does not fill a task is left over.
+    assert DataNode(cpus=15, decode_cpus=2.0).tasks == 7
+
+
+def test_nodes_grow_with_gpus_and_with_faster_steps() -> None:
+    assert sizing.nodes_needed(replace(RATES, step_seconds=0.25), NODE) == 4
+    doubled = replace(RATES, batch_size=8, num_workers=4)
+    assert sizing.nodes_needed(doubled, NODE) == 4
+    assert sizing.cores_per_worker(doubled, NODE) == sizing.cores_per_worker(RATES, NODE)
+
+
+def test_the_largest_share_of_a_step() -> None:
+    assert [sizing.share(4, workers) for workers in (1, 2, 3, 4)] == [4, 2, 2, 1]
+
+
+def test_outcomes() -> None:
+    enough = sizing.outcome(RATES, NODE, 2, 7200, 0.25)
+    assert (enough.busy, enough.hours) == (1, 1)
+    # Two train nodes and two data nodes at a quarter of their price, for an hour.
+    assert enough.cost == 2.5
+    assert enough.decoding_share == pytest.approx(0.2)
+    half = sizing.outcome(RATES, NODE, 1, 7200, 0.25)
+    assert (half.busy, half.hours, half.cost) == (0.5, 2, 4.5)
+    more = sizing.outcome(RATES, NODE, 3, 7200, 0.25)
+    assert (more.busy, more.hours, more.cost) == (1, 1, 2.75)
+
+
+def test_numbers_of_nodes_to_compare() -> None:
+    assert sizing.numbers_of_nodes(0.07) == [1]
+    assert sizing.numbers_of_nodes(2) == [1, 2, 3]
+    assert sizing.numbers_of_nodes(7.2) == [4, 8, 11]
+
+
+def test_memory_is_that_of_the_blocks_and_of_the_tasks() -> None:
+    config = PRESETS["finegym99"]()
+    block = pair_bytes(config)
+    memory = sizing.memory_needed(config, 2, NODE)
+    assert memory.data_heap == 16 * load_task_bytes(config)
+    assert memory.data_store == 16 * 7 * block
+    # Two steps of two videos held ready, one in the making, one in use; 2 + 2 + 1 blocks on their way.
+    assert memory.train_heap == 4 * 2 * block
+    assert memory.train_store == (5 + 2) * block
+
+
+def test_network_of_a_worker() -> None:
+    config = PRESETS["penn_action"]()
+    assert sizing.bytes_per_second(RATES, config) == 4 * pair_bytes(config)
+
+
+def test_the_cluster_files_have_nodes_of_the_default_size_and_room_for_the_longest_views() -> None:
+    for cloud in ("aws", "gcp", "azure"):
+        types = yaml.safe_load((ROOT / f"cluster/{cloud}.yaml").read_text())["available_node_types"]
+        data, train = types["data"]["resources"], types["train"]["resources"]
+        assert data["CPU"] == door._NODE_CPUS
+        config = PRESETS["finegym99"]()
+        needed = sizing.memory_needed(config, 1, DataNode(data["CPU"], config.cluster.decode_cpus))
+        assert needed.data_heap <= data["memory"]
+        assert needed.data_store <= data["object_store_memory"]
+        assert needed.train_store <= train["object_store_memory"]
+        assert needed.train_heap <= train["memory"]
+
+
+# --------------------------------------------------------------------------------------------- what is timed
+
+
+def test_the_first_time_does_not_count() -> None:
+    seen: list[float] = []
+    calls: list[int] = []
+    timing = sizing._timed(calls.append, 3, seen.append)
+    assert calls == [0, 1, 2, 3]
+    assert list(timing.seconds) == seen[1:]
+
+
+def test_what_takes_long_is_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "_ENOUGH_SECONDS", 0.0000001)
+    calls: list[int] = []
+    timing = sizing._timed(calls.append, 3, lambda seconds: None)
+    assert calls == [0]
+    assert len(timing.seconds) == 1
+
+
+def test_the_median() -> None:
+    assert Timing((3.0, 1.0, 2.0)).median == 2
+
+
+def test_a_video_is_measured_with_the_views_of_a_run(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    video = make_video(tmp_path / "video.mp4", 40)
+    threads = torch.get_num_threads()
+    timing, pairs = sizing.measure_video(str(video), 40, tiny(), 2, lambda seconds: None)
+    assert len(timing.seconds) == 2
+    assert len(pairs) == 3
+    assert pairs[0].frames.shape == (2, 6, 16, 16, 3)
+    assert pairs[0].frame_mask.all()
+    # Another epoch, other views.
+    assert (pairs[0].timestamps != pairs[1].timestamps).any()
+    assert torch.get_num_threads() == threads
+
+
+def test_what_is_no_video_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(DecodeError):
+        sizing.measure_video(str(tmp_path / "text.mp4"), 40, tiny(), 2, lambda seconds: None)
+
+
+@pytest.mark.parametrize("objective", ["scl", "supervised", "tcc"])
+def test_a_step_is_measured_with_a_workers_part(
+    objective: str, make_video: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(**{"objective.name": objective})
+    video = make_video(tmp_path / "video.mp4", 40)
+    _, pairs = sizing.measure_video(str(video), 40, config, 1, lambda seconds: None)
+    trained: list[int] = []
+    step = sizing.TrainingStep
+
+    class Watched(step):  # type: ignore[misc, valid-type]
+        def train(self, batch, number):  # type: ignore[no-untyped-def]
+            report = super().train(batch, number)
+            trained.append(report.num_videos)
+            assert report.applied
+            return report
+
+    monkeypatch.setattr(sizing, "TrainingStep", Watched)
+    timing = sizing.measure_step(pairs, config, 3, torch.device("cpu"), 2, lambda seconds: None)
+    assert trained == [3, 3, 3]
+    assert len(timing.seconds) == 2
+
+
+# ----------------------------------------------------------------------------------------------- the command
+
+
+def test_it_needs_no_ray() -> None:
+    code = "import sys, carl_ray.sizing; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    door.main([*arguments, *options_of(TINY)])
+    return capsys.readouterr().out
+
+
+def test_the_plan_of_a_small_run(
+    capsys: pytest.CaptureFixture[str],
+    make_video: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    video = make_video(tmp_path / "video.mp4", 40)
+    text = run(capsys, str(video), "demo", "--gpus", "2", "--videos", "10")
+    assert "64 x 48, 40 frames, h264" in text
+    assert "without a GPU" in text
+    assert "a CPU worker takes" in text
+    assert "a video of 12 frames" in text
+    assert "a step of 2 videos" in text
+    # 70 epochs of 10 videos, 4 a step.
+    assert "70 epochs of 10 videos, 175 steps" in text
+
+
+def test_the_rate_of_a_gpu_that_is_elsewhere(
+    capsys: pytest.CaptureFixture[str],
+    make_video: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sizing, "TrainingStep", None)  # nothing is trained
+    monkeypatch.setattr(sizing, "_timed", lambda action, times, on_done: (action(0), Timing((4.0,)))[1])
+    video = make_video(tmp_path / "video.mp4", 40)
+    manifest = str(tmp_path / "manifest.parquet")
+    write_table(pa.table({"split": ["train", None, "test", "train"]}), manifest)
+    text = run(
+        capsys, str(video), "demo", "--step-seconds", "0.5", "--training.epochs", "4", "--data.manifest", manifest,
+        "--cluster.num_workers", "2", "--cluster.max_decode_tasks", "9",
+    )  # fmt: skip
+    assert "CPU worker" not in text
+    assert re.search(r"a GPU takes +48\.0 frames/s: a step of 2 videos in 0\.50 s \(as given\)", text)
+    assert re.search(r"cores per GPU +16\.0\n", text)
+    assert re.search(r"data nodes +1\.0 of 16 CPUs per GPU; 2 for 2 GPUs; as max_workers 3", text)
+    assert "cluster.max_decode_tasks is 9, not 32" in text
+    assert "4 epochs of 3 videos, 3 steps" in text
+    assert [line.split()[:2] for line in text.splitlines()[-4:-1]] == [
+        ["1", "50%"],
+        ["2", "100%"],
+        ["3", "100%"],
+    ]
+
+
+def test_without_a_number_of_videos_it_is_a_thousand_steps(
+    capsys: pytest.CaptureFixture[str], make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = run(capsys, str(make_video(tmp_path / "video.mp4", 40)), "demo", "--step-seconds", "3600")
+    assert "1,000 steps (--videos N: all of the 70 epochs)" in text
+    assert re.search(r"^ +1 +100% +1,000\.00 ", text, re.MULTILINE)
+
+
+def test_the_commands_in_words_are_understood() -> None:
+    found = []
+    for text in (
+        door.__doc__ or "",
+        (ROOT / "README.md").read_text(),
+        (ROOT / "cluster/README.md").read_text(),
+    ):
+        joined = text.replace("\\\n", " ")
+        for line in re.findall(
+            r"^ *(?:ray job submit .*)?python -m carl_ray\.sizing\b(.*)", joined, re.MULTILINE
+        ):
+            words = ["0.5" if word == "S" else word for word in shlex.split(line)]
+            found.append(door._parse(words)[0].preset)
+    assert len(found) > 6
+    assert set(found) == {"penn_action", "finegym99", "demo"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["video.mp4", "pen_action"], "unknown preset 'pen_action'; did you mean penn_action?"),
+        (["nowhere.mp4", "demo"], "nowhere.mp4: expected a video: no such file"),
+        (["text.mp4", "demo"], "text.mp4: expected a video: not a video"),
+        (["video.mp4", "demo", "--gpus", "9"], "--gpus 9: a step has 8 videos"),
+        (["video.mp4", "demo", "--gpus", "0"], "--gpus: expected at least 1, got 0"),
+        (["video.mp4", "demo", "--gpus", "two"], "argument --gpus: invalid int value: 'two'"),
+        (["video.mp4", "demo", "--videos", "0"], "--videos: expected at least 1, got 0"),
+        (["video.mp4", "demo", "--node-cpus", "1", "--cluster.decode_cpus", "2"], "--node-cpus: expected at least 2"),
+        (["video.mp4", "demo", "--step-seconds", "0"], "--step-seconds: expected more than 0, got 0"),
+        (["video.mp4", "demo", "--step-seconds", "nan"], "--step-seconds: expected more than 0, got nan"),
+        (["video.mp4", "demo", "--data-node-price", "-1"], "--data-node-price: expected more than 0, got -1"),
+        (["video.mp4", "demo", "--gpu", "2"], "unknown option --gpu; did you mean gpus?"),
+        (["video.mp4", "demo", "--model.width", "100"], "width must be a multiple of 2 x num_heads, got 100 and 4"),
+        (["video.mp4", "demo", "--data.manifest", "nowhere.parquet"], "nowhere.parquet: no manifest there"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(
+    arguments: list[str],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    make_video: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_video(tmp_path / "video.mp4", 40)
+    (tmp_path / "text.mp4").write_text("words")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        door.main(arguments)
+    assert left.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert expected in line
+
+
+def test_a_gpu_that_is_too_small_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    make_video: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(sizing, "TrainingStep", full)
+    with pytest.raises(SystemExit) as left:
+        run(capsys, str(make_video(tmp_path / "video.mp4", 40)), "demo")
+    assert left.value.code == 2
+    assert "does not fit into the GPU's memory: raise --gpus" in capsys.readouterr().err

@@ -1,0 +1,174 @@
+"""Fine-tuning: what a run takes of another run's checkpoint, and that it really begins with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from carl_ray import train
+from carl_ray.config import Config, ModelConfig, ObjectiveConfig
+from carl_ray.data.sample import NUM_COLOR_VALUES, ViewPair, collate
+from carl_ray.data.scan import index_folder
+from carl_ray.errors import RunError, UserError
+from carl_ray.training.checkpoint import (
+    Progress,
+    checkpoint_at,
+    initial_weights,
+    load_encoder,
+    save_checkpoint,
+)
+from carl_ray.training.run_log import read_log
+from carl_ray.training.step import TrainingStep, initial_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pretrained(tiny_run: Path) -> Config:
+    """The config of `tiny_run`, whose weights are no longer those that it began with."""
+    return checkpoint_at(str(tiny_run)).config
+
+
+def with_model(config: Config, **changes: object) -> Config:
+    return replace(config, model=ModelConfig(**{**vars(config.model), **changes}))
+
+
+def other_seed(config: Config) -> Config:
+    return replace(config, training=replace(config.training, seed=99))
+
+
+def test_another_t_and_schedule(tiny_run: Path, pretrained: Config) -> None:
+    config = with_model(other_seed(pretrained), num_frames=9, dropout=0.3, learnable="block5")
+    found = initial_weights(config, str(tiny_run))
+    assert set(found.tensors) == set(initial_model(config).state_dict())
+    encoder = load_encoder(checkpoint_at(str(tiny_run))).state_dict()
+    assert encoder
+    for name, value in encoder.items():
+        assert torch.equal(found.tensors[f"encoder.{name}"], value)
+    head = len(found.tensors) - len(encoder)
+    assert (
+        f"step-00000003 (step 3, T = 6): {len(encoder)} tensors of the encoder, {head} of the {head}"
+        in found.report
+    )
+    assert "the optimiser begins anew" in found.report
+    one = initial_weights(config, f"{tiny_run}/checkpoints/step-00000003")
+    assert one.report == found.report
+
+
+def test_positions_rescale(tiny_run: Path, pretrained: Config) -> None:
+    """The same weights at another T spread a video's positions over another range; at the same T nothing changes."""
+    frames, mask = torch.rand(1, 9, 3, 16, 16), torch.ones(1, 9, dtype=torch.bool)
+
+    def embedded(num_frames: int) -> torch.Tensor:
+        config = with_model(other_seed(pretrained), num_frames=num_frames)
+        model = initial_model(config)
+        model.load_state_dict(initial_weights(config, str(tiny_run)).tensors)
+        with torch.no_grad():
+            return model.encoder.eval()(frames, mask)
+
+    with torch.no_grad():
+        before = load_encoder(checkpoint_at(str(tiny_run)))(frames, mask)
+    assert torch.equal(embedded(6), before)
+    assert not torch.equal(embedded(12), before)
+
+
+def test_another_head(tiny_run: Path, pretrained: Config) -> None:
+    config = replace(pretrained, objective=ObjectiveConfig(name="supervised", num_classes=5))
+    found = initial_weights(config, str(tiny_run))
+    assert all(name.startswith("encoder.") for name in found.tensors)
+    assert "0 of the 2 of the head" in found.report
+    # Nor is half a head taken: 5 classes are not 7.
+    step = TrainingStep(config, CPU, 3)
+    run = tiny_run.parent / "supervised"
+    save_checkpoint(str(run), step, Progress(3, 12, 0, 0, 1.0, "0"), 1)
+    more = replace(config, objective=ObjectiveConfig(name="supervised", num_classes=7))
+    assert "0 of the 2 of the head" in initial_weights(more, str(run)).report
+    assert "2 of the 2 of the head" in initial_weights(config, str(run)).report
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"width": 32}, "tensors do not fit, first encoder."),
+        ({"num_layers": 2}, "got none"),
+        ({"embedding_width": 4}, "encoder.to_embedding"),
+        ({"temporal_encoder": "c3d"}, "its encoder is another"),
+    ],
+)
+def test_another_encoder_is_refused(
+    tiny_run: Path, pretrained: Config, changes: dict[str, object], expected: str
+) -> None:
+    with pytest.raises(UserError, match=r"model\.init_from: .*its encoder is another: \d+ tensors") as raised:
+        initial_weights(with_model(pretrained, **changes), str(tiny_run))
+    assert expected in str(raised.value)
+    assert "use the --model options that it was trained with" in str(raised.value)
+
+
+def test_what_is_no_checkpoint(tmp_path: Path, tiny_run: Path, pretrained: Config) -> None:
+    with pytest.raises(UserError, match="expected a run folder with a checkpoint"):
+        initial_weights(pretrained, str(tmp_path))
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    for name in ("state.json", "optimizer.pt"):
+        (torn / name).write_bytes((tiny_run / "checkpoints" / "step-00000003" / name).read_bytes())
+    (torn / "model.pt").write_bytes(b"x")
+    with pytest.raises(RunError, match=r"model\.pt: damaged"):
+        initial_weights(pretrained, str(torn))
+
+
+def test_the_first_step_sees_them(tiny_run: Path, pretrained: Config) -> None:
+    rng = np.random.default_rng(0)
+    pair = ViewPair(
+        rng.integers(0, 256, (2, 6, 16, 16, 3)).astype(np.uint8),
+        np.sort(rng.choice(20, (2, 6)), axis=1).astype(np.float64),
+        np.ones((2, 6), dtype=bool),
+        np.full((2, 6), -1),
+        np.zeros((2, NUM_COLOR_VALUES)),
+    )
+    batch = collate([pair], [0], [(1, 2)], pretrained)
+
+    def first_loss(config: Config, *, begin: bool) -> float:
+        step = TrainingStep(config, CPU, 3)
+        if begin:
+            step.model.load_state_dict(initial_weights(config, str(tiny_run)).tensors, strict=False)
+        return step.train(batch, 0).loss
+
+    assert first_loss(pretrained, begin=True) == first_loss(other_seed(pretrained), begin=True)
+    assert first_loss(pretrained, begin=False) != first_loss(pretrained, begin=True)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_begins_with_them(
+    tiny_run: Path, tmp_path: Path, make_video: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a learning rate of nothing, a whole run leaves the encoder that it began with."""
+    for number in range(2):
+        make_video(tmp_path / "videos" / f"{number}.mp4", 12)
+    manifest = str(tmp_path / "manifest.parquet")
+    index_folder(str(tmp_path / "videos"), manifest)
+    run = str(tmp_path / "run")
+    model = vars(checkpoint_at(str(tiny_run)).config.model) | {"num_frames": 8, "init_from": str(tiny_run)}
+    arguments = [
+        *("demo", "--data.manifest", manifest, "--run-dir", run, "--training.epochs", "1"),
+        *("--training.global_batch_size", "2", "--training.precision", "fp32", "--training.seed", "7"),
+        *("--augment.image_size", "16", "--data.short_side", "20", "--optimizer.learning_rate", "1e-30"),
+        *("--model.batch_norm", "frozen", "--training.log_every_steps", "1"),
+    ]
+    for name, value in model.items():
+        if name != "batch_norm":
+            arguments += [f"--model.{name}", str(value)]
+    train.main(arguments)
+    printed = capsys.readouterr().out
+    assert f"begins with {tiny_run}/checkpoints/step-00000003 (step 3, T = 6)" in printed
+    checkpoint = checkpoint_at(run)
+    assert checkpoint.config.model.num_frames == 8
+    before = load_encoder(checkpoint_at(str(tiny_run))).state_dict()
+    after = load_encoder(checkpoint).state_dict()
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+    assert [line["step"] for line in read_log(run) if "loss" in line] == [1]
