@@ -209,6 +209,8 @@ def _head(*options: str, port: int, environment: Mapping[str, str]) -> Iterator[
                 *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
                 *("--node-ip-address=127.0.0.1", f"--port={port}"),
                 *(f"--dashboard-port={dashboard_port}", "--dashboard-host=127.0.0.1"),
+                # The agent that starts jobs has a fixed port otherwise, which another cluster may hold.
+                "--dashboard-agent-listen-port=0",
                 *(f"--temp-dir={folder}", "--disable-usage-stats", *options),
             ],
             env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | dict(environment),
@@ -219,10 +221,9 @@ def _head(*options: str, port: int, environment: Mapping[str, str]) -> Iterator[
         try:
             _wait_for(port, head)
             _wait_for(dashboard_port, head)
-            yield {
-                "RAY_ADDRESS": f"127.0.0.1:{port}",
-                "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}",
-            }
+            dashboard = f"http://127.0.0.1:{dashboard_port}"
+            _wait_until(lambda: _takes_jobs(dashboard), head)
+            yield {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_API_SERVER_ADDRESS": dashboard}
         finally:
             # Nothing of it is worth the half minute of an orderly end.
             os.killpg(head.pid, signal.SIGKILL)
@@ -301,6 +302,22 @@ def ray_session(ray_cluster: dict[str, str]) -> Iterator[None]:
 
     with connect():
         yield
+
+
+def _takes_jobs(dashboard: str) -> bool:
+    """Whether jobs can be submitted: the agent that starts them is there later than the dashboard."""
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "job",
+        "submit",
+        "--no-wait",
+        f"--address={dashboard}",
+    ]
+    try:
+        submitted = subprocess.run([*command, "--", "true"], capture_output=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return submitted.returncode == 0
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

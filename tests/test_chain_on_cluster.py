@@ -1,0 +1,185 @@
+"""A chain of jobs as users run it, on a real head: whatever is killed, submitting again ends with all of it, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from carl_ray import jobs
+from carl_ray.chains.chain import CHAIN_JOB, Outline, outline_of, read_chain
+from carl_ray.training.checkpoint import CHECKPOINTS
+from carl_ray.training.run_log import read_log
+
+REPOSITORY = Path(__file__).parents[1]
+NUM_STEPS = 240
+TRAINING = (
+    "--training.epochs 120 --training.global_batch_size 2 --training.log_every_steps 1 --training.precision fp32 "
+    "--training.checkpoint_every_steps 10 --model.num_frames 8 --model.num_layers 1 --model.width 32 "
+    "--model.num_heads 2 --model.hidden_width 32 --model.feedforward_width 32 --augment.image_size 32"
+)
+
+
+@pytest.fixture
+def videos(tmp_path: Path, make_video: Callable[..., Path]) -> Path:
+    for number in range(7):
+        make_video(tmp_path / "videos" / ("train" if number < 4 else "test") / f"{number}.mp4", 30)
+    return tmp_path / "videos"
+
+
+def until(happens: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 240
+    while not happens():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within four minutes: {what}\n{everything()}")
+        time.sleep(0.05)
+
+
+def everything() -> str:
+    """What the cluster says of its jobs, and the ends of their logs."""
+    client = JobSubmissionClient()
+    lines = []
+    for info in client.list_jobs():
+        if info.submission_id is not None:
+            lines += [
+                f"{info.submission_id} {info.status.value}",
+                client.get_job_logs(info.submission_id)[-1500:],
+            ]
+    return "\n".join(lines)
+
+
+def kill(text: str) -> None:
+    """SIGKILL to every process whose command line has this text, which must be one of the test's own names."""
+
+    def found() -> list[int]:
+        pids = []
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                command = file.read_bytes()
+            except OSError:
+                continue
+            if text.encode() in command.replace(b"\0", b" "):
+                pids.append(int(file.parent.name))
+        return pids
+
+    until(lambda: bool(found()), f"no process {text}")
+    for pid in found():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def step_of(run: Path) -> int:
+    """Of the newest whole checkpoint; 0 where there is none."""
+    states = (run / CHECKPOINTS).glob("step-*/state.json")
+    return max((json.loads(state.read_text())["progress"]["step"] for state in states), default=0)
+
+
+def attempts(client: JobSubmissionClient, outline: Outline, stage: str) -> list[JobStatus]:
+    status = {info.submission_id: info.status for info in client.list_jobs()}
+    ids = [outline.job_id(stage, attempt) for attempt in range(1, 20)]
+    return [status[name] for name in ids if name in status]
+
+
+def resumed_at(log: str) -> int:
+    found = re.search(r"^resuming .* from step (\d+)$", log, re.MULTILINE)
+    assert found is not None, log
+    return int(found[1])
+
+
+def test_killed_at_every_boundary_and_in_training(
+    ray_cluster: dict[str, str], tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "chain"
+    where = ["demo", "--folder", str(folder)]
+    sent = ("--python", sys.executable, "--working-dir", str(REPOSITORY))
+    arguments = [*where, *sent, "--set", f"videos={videos}"]
+    outline = outline_of(read_chain("demo"), str(folder))
+    client = JobSubmissionClient()
+    number = 0
+
+    def submit() -> str:
+        """Submits the chain; id of the job that runs it now, a new one each time."""
+        nonlocal number
+        number += 1
+        jobs.main(["submit", *arguments, "--set", f"train_options={TRAINING}"])
+        return outline.job_id(CHAIN_JOB, number)
+
+    def kill_chain(job: str) -> None:
+        kill(f"--job-id {job}")
+        until(lambda: client.get_job_status(job) == JobStatus.FAILED, f"{job} survived")
+
+    def done(stage: str) -> Callable[[], bool]:
+        return Path(outline.marker(stage)).exists
+
+    # Between index and train.
+    job = submit()
+    until(done("index"), "index")
+    kill_chain(job)
+
+    # Training has begun; the chain's job goes, the stage's stays, and the next chain waits for it.
+    job = submit()
+    until(lambda: bool(attempts(client, outline, "train")), "training begins")
+    kill_chain(job)
+    waiting = submit()
+    until(lambda: "waiting for job" in client.get_job_logs(waiting), "the chain waits for the running stage")
+
+    # In the middle of training: its job is killed, and the chain tries again.
+    run = folder / "train"
+    until(lambda: step_of(run) > 0, "a checkpoint")
+    kill(outline.marker("train"))
+    killed_at = step_of(run)
+    until(lambda: len(attempts(client, outline, "train")) == 2, "another attempt")
+    until(lambda: step_of(run) > killed_at, "it goes on")
+    jobs.main(["stop", *where])
+    stopped_at = step_of(run)
+    assert 0 < killed_at < stopped_at < NUM_STEPS
+    assert attempts(client, outline, CHAIN_JOB)[-1] == JobStatus.STOPPED
+    assert attempts(client, outline, "train") == [JobStatus.FAILED, JobStatus.STOPPED]
+    assert not done("train")()
+
+    # Between train and embed.
+    job = submit()
+    until(done("train"), "train")
+    kill_chain(job)
+    trained = Path(outline.marker("train")).stat().st_mtime_ns
+    with pytest.raises(SystemExit) as left:
+        jobs.main(["submit", *arguments, "--set", "train_options=--training.epochs 7"])
+    assert left.value.code == 2
+
+    # Between embed and evaluate.
+    job = submit()
+    until(done("embed"), "embed")
+    kill_chain(job)
+
+    submit()
+    capsys.readouterr()
+    jobs.main(["logs", *where, "--follow"])
+    assert "metrics: " in capsys.readouterr().out
+    jobs.main(["submit", *arguments, "--set", f"train_options={TRAINING}", "--wait"])
+    assert "nothing to do: all 4 stages are done" in capsys.readouterr().out
+
+    assert attempts(client, outline, "index") == [JobStatus.SUCCEEDED]
+    assert attempts(client, outline, "train") == [JobStatus.FAILED, JobStatus.STOPPED, JobStatus.SUCCEEDED]
+    assert attempts(client, outline, "embed") == [JobStatus.SUCCEEDED]
+    assert attempts(client, outline, "evaluate") == [JobStatus.SUCCEEDED]
+    assert Path(outline.marker("train")).stat().st_mtime_ns == trained
+    assert [line["step"] for line in read_log(str(run)) if "loss" in line] == list(range(1, NUM_STEPS + 1))
+    first, second = (resumed_at(client.get_job_logs(outline.job_id("train", number))) for number in (2, 3))
+    # Ray's workers outlive a killed driver by a moment.
+    assert killed_at <= first < second == stopped_at
+    assert {path.name for path in folder.iterdir()} == {
+        *("stages", "manifest.parquet", "manifest.rejects.parquet", "train", "embeddings", "evaluation")
+    }
+    metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    assert (metrics["origin"]["step"], metrics["test"]["videos"]) == (NUM_STEPS, 3)
+    jobs.main(["status", *where])
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["done"] * 5
