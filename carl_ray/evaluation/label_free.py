@@ -2,14 +2,20 @@
 
 For choosing between hyperparameters where nothing is labelled. The loss cannot: tau, sigma^2 and T change its
 scale. Kendall's tau cannot: positions alone win it. Ranks and spectra of the embeddings cannot: random vectors
-have the highest rank. So the score asks for what only seeing the action gives:
+have the highest rank. So the score asks for what seeing the action gives:
 
     video a ──────────── aligned with ───────────▶ video b     direct: where in b is the partner of a frame of a?
        └── aligned with ▶ video c ── aligned with ─────┘       detour: the same question, by way of c
 
-An encoder that counts frames puts partners at the same relative time: it never departs from there. One that
-embeds noise departs, but the detour leads elsewhere. People act at different speeds and idle for different
+An encoder that embeds relative times puts partners at the same relative time: it never departs from there. One
+that embeds noise departs, but the detour leads elsewhere. People act at different speeds and idle for different
 times, so an encoder that sees the action departs as the videos do, and both ways lead to the same frame.
+
+The converse does not hold. Whatever each video's embeddings keep time by, detours over it agree: the number of the
+frame in videos of different lengths, or a clock that is bent at random for each video, departs consistently and
+can score as high as true progress, or higher (LABEL_FREE.md). No score of embeddings alone can tell: give every video
+the true progress of another one, and the embeddings are of the same kind as before. So this compares encoders of
+which it may be assumed that what they have learnt is in the frames; it does not prove that one has.
 """
 
 from __future__ import annotations
@@ -52,11 +58,11 @@ def consistent_warping(embeddings: Sequence[Float[np.ndarray, "_ width"]], *, st
     |p - q| holds the errors of three alignments. Were they independent, normal and of one size, |p - q| would
     be sqrt(3) times the error of a single one: that much departure is no evidence and is taken off.
 
-    Higher is better. Positions alone give about 0, as do random vectors and a constant. The highest value is a
-    property of the videos, not of the encoder: how far they truly depart from one another in time. So values
-    on one set of videos compare encoders, whatever their scale, rotation and width, and say nothing beside
-    those on another set; trimmed videos of even speed leave little to see. Like the alignment error it takes
-    for granted that the phases of an action come once, in one order.
+    Higher is better. Positions alone give about 0, as do random vectors and a constant. True progress gives how
+    far the videos depart from one another in time. That is no upper bound: departures that are consistent and
+    false count the same. Values on one set of videos compare encoders, whatever their scale, rotation and width,
+    and say nothing beside those on another set; trimmed videos of even speed leave little to see. Like the
+    alignment error it takes for granted that the phases of an action come once, in one order.
 
     Args:
         embeddings: One array a video; normalised here. Videos without frames are left out.
