@@ -6,6 +6,7 @@ provider and its environment variables are private to Ray: look here first when 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import yaml
 from ray.util.state import list_actors, list_nodes, list_tasks
 
 from carl_ray.data.manifest import SCHEMA, write_table
@@ -30,9 +30,13 @@ CLUSTER = {
     "max_workers": 4,
     "idle_timeout_minutes": 0.1,
     "auth": {"ssh_user": "nobody"},
-    "head_node_type": "head",
+    # What `ray up` would have filled in.
+    **dict.fromkeys(
+        ("setup_commands", "head_setup_commands", "worker_setup_commands", "cluster_synced_files"), ()
+    ),
+    "head_node_type": "ray.head.default",
     "available_node_types": {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "data": {
             "resources": {"CPU": 1, "object_store_memory": 200_000_000},
             "labels": {"role": "data"},
@@ -63,8 +67,8 @@ class Head:
 
     def num_workers(self) -> int:
         """Nodes that are there, besides the head."""
-        nodes = list_nodes(address=self.dashboard, filters=[("state", "=", "ALIVE")])
-        return sum(not node.is_head_node for node in nodes)
+        nodes = list_nodes(address=self.dashboard)
+        return sum(node.state == "ALIVE" and not node.is_head_node for node in nodes)
 
 
 @pytest.fixture
@@ -79,10 +83,11 @@ def head(
         "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
         "gcs_address": f"127.0.0.1:{port}",
         "launch_multiple": True,
+        "disable_node_updaters": True,
         "head_node_id": HEAD_ID,
     }
-    config = tmp_path / "cluster.yaml"
-    config.write_text(yaml.safe_dump(CLUSTER | {"provider": provider}))
+    config = tmp_path / "cluster.yaml"  # JSON is YAML
+    config.write_text(json.dumps(CLUSTER | {"provider": provider}))
     environment = {
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
