@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,14 +23,15 @@ from carl_ray import train
 from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from carl_ray.data.manifest import write_table
 from carl_ray.data.scan import index_folder
-from carl_ray.sweeps.preparation import checked_sweep, remember
+from carl_ray.errors import one_line_errors
+from carl_ray.sweeps.preparation import checked_sweep
 from carl_ray.sweeps.results import sweep_document
 from carl_ray.sweeps.search import chosen_points, run_sweep
 from carl_ray.sweeps.space import Choices, Space
 from carl_ray.training.run_log import read_log
 
 SWEEP = Path(__file__).parents[1] / "tuning" / "sweep.py"
-EPOCHS, STEPS = 6, 24
+EPOCHS, STEPS_OF_EPOCH = 20, 4
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +70,14 @@ def tiny(manifest: str) -> Config:
             feedforward_width=8,
             embedding_width=8,
         ),
-        training=TrainingConfig(epochs=EPOCHS, global_batch_size=2, log_every_steps=1, precision="fp32"),
-        cluster=ClusterConfig(max_decode_tasks=1),
+        training=TrainingConfig(
+            epochs=EPOCHS,
+            global_batch_size=2,
+            log_every_steps=1,
+            checkpoint_every_steps=STEPS_OF_EPOCH,
+            precision="fp32",
+        ),
+        cluster=ClusterConfig(max_decode_tasks=1, max_failures=1),
     )
 
 
@@ -104,6 +113,10 @@ def configuration_of_demo() -> Config:
             ["loss", "--run-dir", "s3://USER:PASSWORD@bucket/a"],
             "--run-dir: expected a URI without credentials",
         ),
+        (
+            ["loss", "--model.init_from", "s3://USER:PASSWORD@bucket/a"],
+            "model.init_from: expected a URI without credentials",
+        ),
     ],
 )
 def test_mistakes_on_the_command_line(arguments: list[str], expected: str, tmp_path: Path) -> None:
@@ -121,51 +134,71 @@ def test_mistakes_on_the_command_line(arguments: list[str], expected: str, tmp_p
 
 def test_a_killed_sweep_goes_on(manifest: str, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    command = [sys.executable, str(SWEEP), "loss", "--num-trials", "2", "--max-concurrent", "2", "--run-dir"]
-    command += [str(folder), *options_of(tiny(manifest))]
+    command = [
+        sys.executable,
+        str(SWEEP),
+        "loss",
+        "--num-trials",
+        "2",
+        "--max-concurrent",
+        "2",
+        "--rungs",
+        "1",
+    ]
+    command += ["--run-dir", str(folder), *options_of(tiny(manifest))]
     environment = os.environ | {"CARL_RAY_HOME": str(tmp_path)}
     with (tmp_path / "first.log").open("w") as log:
         first = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
-            # One trial is past its first rung, so that there is a checkpoint to go on from.
+            # Both trials have something to go on from.
             wait_until(
-                lambda: list(folder.glob("trials/*/seed-0/measured/*.json")), first, tmp_path / "first.log"
+                lambda: (
+                    len({path.parts[-5] for path in folder.glob("trials/*/seed-0/checkpoints/*/state.json")})
+                    == 2
+                ),
+                first,
+                tmp_path / "first.log",
             )
         finally:
             first.send_signal(signal.SIGKILL)
             first.wait()
-    runs = {path.parent for path in folder.glob("trials/*/seed-0/config.json")}
-    steps_before = {run: [line["step"] for line in read_log(str(run))] for run in runs}
-    checkpoints = {run: sorted((run / "checkpoints").glob("*/state.json")) for run in runs}
+    runs = sorted(folder.glob("trials/*/seed-0"))
+    assert not list(folder.glob("trials/*/outcome.json"))
+    # What the killed call had written down, and where its newest checkpoints were.
+    log_before = {
+        run: {line["step"]: line["loss"] for line in read_log(str(run)) if "loss" in line} for run in runs
+    }
+    last_step = {run: int(max((run / "checkpoints").glob("*/state.json")).parts[-2][5:]) for run in runs}
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert again.returncode == 0, again.stderr + again.stdout
     assert "2 of 2 trials ended" in again.stdout
-    for run in folder.glob("trials/*/seed-0"):
-        log_steps = [line["step"] for line in read_log(str(run)) if "loss" in line]
-        outcome = json.loads((run.parent / "outcome.json").read_text())
-        # Every step once, whether it was done before the kill or after it.
-        assert log_steps == list(range(1, (STEPS if outcome["status"] == "done" else STEPS // 3) + 1))
+    for run in runs:
+        log_after = {line["step"]: line["loss"] for line in read_log(str(run)) if "loss" in line}
+        # Every step is there, those of before as they were; a step that is done again is no other, but a new line.
+        assert list(log_after) == list(range(1, EPOCHS * STEPS_OF_EPOCH + 1))
+        kept = range(1, last_step[run] + 1)
+        assert [log_after[step] for step in kept] == [log_before[run][step] for step in kept]
         # TensorBoard's files say from which step on each start of the workers went.
         starts = sorted(int(path.suffix.removeprefix(".from-")) for path in (run / "events").glob("*.from-*"))
-        if checkpoints.get(run):
-            assert starts.count(0) == 1 and len(starts) > 1
-            assert steps_before[run][: starts[1]] == log_steps[: starts[1]]
+        assert starts[0] == 0 and starts[1:] == [max(starts)] and max(starts) >= last_step[run] > 0
     document = json.loads((folder / "results.json").read_text())
-    assert {trial["status"] for trial in document["trials"]} <= {"done", "stopped"}
+    assert [trial["status"] for trial in document["trials"]] == ["done", "done"]
     assert document["metric"] == "phase_classification" and document["best"] is not None
     assert pq.read_table(folder / "results.parquet").num_rows == 2
     assert len((folder / "results.csv").read_text().splitlines()) == 3
     assert "<html" in (folder / "sweep.html").read_text()
     best = configuration.from_json((folder / "best.json").read_text(), "best.json")
-    assert best.training.epochs == EPOCHS and best.data.manifest == manifest
+    # Trials are short; the best is to be trained as long as the preset says.
+    assert best.training.epochs == configuration_of_demo().training.epochs != EPOCHS
+    assert best.data.manifest == manifest and best.data.max_validation_videos > 0
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
+    for _ in range(6000):
         if condition():
             return
         assert process.poll() is None, log.read_text()
-        time.sleep(0.5)
+        time.sleep(0.05)
     raise AssertionError(log.read_text())
 
 
@@ -176,24 +209,43 @@ def test_a_failing_trial_does_not_stop_the_others(
     base = replace(base, training=replace(base.training, epochs=1))
     space = Space("heads", {"model.num_heads": Choices((3, 2))})
     sweep = checked_sweep(space, base, seeds=1, num_rungs=1, metric=None)
-    remember(sweep, str(tmp_path), "grid")
-    run_sweep(sweep, str(tmp_path), search="grid", num_trials=None, search_seed=0, max_concurrent=2)
+    chosen = chosen_points(sweep, "grid", None, 0)
+    run_sweep(sweep, str(tmp_path), chosen, search="grid", max_concurrent=2)
     document = sweep_document(sweep, str(tmp_path), {})
     by_heads = {trial["values"]["model.num_heads"]: trial for trial in document["trials"]}
     assert by_heads[3]["status"] == "failed" and "width must be a multiple" in by_heads[3]["reason"]
     assert by_heads[2]["status"] == "done" and 0 <= by_heads[2]["score"]["mean"] <= 1
     assert document["best"] == by_heads[2]["id"]
     assert "failed: " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left, one_line_errors():
+        command()._tell(document, str(tmp_path))
+    told = capsys.readouterr()
+    assert left.value.code == 1 and "1 of 2 trials failed" in told.err and "width must be" in told.err
+    assert "best.json:" in told.out and "train it:" in told.out
 
 
-def test_points_begin_with_the_base_config(tmp_path: Path) -> None:
-    base = tiny("/nowhere.parquet")
-    space = Space("heads", {"model.num_heads": Choices((1, 2))})
-    from carl_ray.sweeps.trial import Sweep
+def command() -> Any:
+    """The module of the command."""
+    sys.path.insert(0, str(SWEEP.parent))
+    try:
+        return importlib.import_module("sweep")
+    finally:
+        sys.path.remove(str(SWEEP.parent))
 
-    sweep = Sweep(space, base, 1, (1,), "phase_classification", labelled=True)
-    assert chosen_points(sweep, "random", 2, 0) == [{"model.num_heads": 2}, {"model.num_heads": 1}]
-    assert chosen_points(sweep, "grid", 1, 0) == [{"model.num_heads": 1}]
+
+@pytest.mark.parametrize("space", ["loss", "temporal", "frames", "all"])
+def test_the_default_number_of_trials_fits_the_space(space: str) -> None:
+    parsed = command()._parse([space])
+    assert parsed.num_trials == (5 if space == "frames" else 8)
+    assert command()._parse([space, "--search", "grid"]).num_trials is None
+
+
+def test_lengths_of_trials_and_of_the_best() -> None:
+    parsed = command()._parse(["loss", "--training.epochs", "3", "--training.seed", "7"])
+    assert (parsed.base.training.epochs, parsed.full.training.epochs) == (3, 70)
+    assert (parsed.base.training.seed, parsed.full.training.seed) == (7, 7)
+    parsed = command()._parse(["loss"])
+    assert (parsed.base.training.epochs, parsed.full.training.epochs) == (17, 70)
 
 
 def test_training_takes_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

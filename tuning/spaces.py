@@ -7,10 +7,13 @@ as far as the paper's tables 9 to 11.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from carl_ray.config import Config
-from carl_ray.studies.tables import TABLES, frames_table
-from carl_ray.sweeps.space import Choices, LogRange, Space
+from carl_ray.options import overridden
+from carl_ray.studies.tables import TABLES, Row, Table, frames_table
+from carl_ray.sweeps.space import Choices, LogRange, Space, Value, field_value
 
 
 def loss(base: Config) -> Space:
@@ -19,8 +22,8 @@ def loss(base: Config) -> Space:
     return Space(
         "loss",
         {
-            "objective.temperature": LogRange(0.03, 1.0, _with(objective.temperature, 0.03, 0.1, 0.3, 1.0)),
-            "objective.variance": LogRange(1.0, 100.0, _with(objective.variance, 1.0, 10.0, 25.0, 100.0)),
+            "objective.temperature": _range(_with(objective.temperature, 0.03, 0.1, 0.3, 1.0)),
+            "objective.variance": _range(_with(objective.variance, 1.0, 10.0, 25.0, 100.0)),
         },
     )
 
@@ -54,14 +57,22 @@ def frames(base: Config) -> Space:
 
 def paper(base: Config) -> Space:
     """The rows of the paper's tables 9, 10 and 11 themselves."""
-    tables = {"9": TABLES["9"], "10": TABLES["10"], "11": frames_table(base.model.num_frames)}
-    points = tuple(dict(row.options) for table in tables.values() for row in table.rows)
+    tables = {"9": TABLES["9"], "10": _crops_table(base), "11": frames_table(base.model.num_frames)}
+    tables["11"] = replace(
+        tables["11"],
+        note=f"{tables['11'].note} Every row has the same number of videos a step, as in the paper, and so the same "
+        "number of updates; memory grows with T.",
+    )
+    points = []
+    for row in (row for table in tables.values() for row in table.rows):
+        config = overridden(base, dict(row.options))
+        points.append({name: field_value(config, name) for name in row.options})
     names = dict.fromkeys(name for point in points for name in point)
     parameters = {
-        name: Choices(tuple(dict.fromkeys(point[name] for point in points if name in point)))
+        name: Choices(_with(field_value(base, name), *(point[name] for point in points if name in point)))
         for name in names
     }
-    return Space("paper", parameters, points=points, tables=tables)
+    return Space("paper", parameters, points=tuple(points), tables=tables)
 
 
 def all(base: Config) -> Space:
@@ -80,6 +91,26 @@ SPACES: dict[str, Callable[[Config], Space]] = {
 """Every space by its name."""
 
 
-def _with(own: float, *others: float) -> tuple[float, ...]:
+def _crops_table(base: Config) -> Table:
+    """Table 10, every row with all three of its settings, and with the base's own where the paper lacks it."""
+    table = TABLES["10"]
+    (reference,) = [row for row in table.rows if row.name == table.reference]
+    papers = {"views.min_overlap": "0.2", "views.sampling": "random", **reference.options}
+    rows = [replace(row, options=papers | dict(row.options)) for row in table.rows if row.options]
+    views = base.views
+    if not any(overridden(base, dict(row.options)).views == views for row in rows):
+        name = (
+            f"alpha {views.max_crop_ratio:g}, beta {100 * views.min_overlap:g} %, {views.sampling} (the base)"
+        )
+        rows.append(Row(name))
+    return replace(table, rows=tuple(rows), note=table.note if base.preset == "demo" else "")
+
+
+def _range(grid: tuple[float, ...]) -> LogRange:
+    return LogRange(min(grid), max(grid), grid)
+
+
+def _with(own: Value, *others: Value) -> tuple[Any, ...]:
     """The values with the base's own among them, in order."""
-    return tuple(sorted({own, *others}))
+    values = {own, *others}
+    return tuple(sorted(values, key=lambda value: (isinstance(value, str), value)))

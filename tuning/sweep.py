@@ -36,7 +36,7 @@ from carl_ray.presets import PRESETS
 
 _SHARE_OF_EPOCHS = 4  # A trial is so many times shorter than the preset's run.
 _NUM_TRIALS = 8
-_LOCAL_CONCURRENT = 2
+_SECONDS_TO_GROW = 600.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class _Command:
     base: Config
     """The config of the trials but for what is swept."""
     full: Config
-    """The same at the length that the best is to be trained with."""
+    """The same as the best is to be trained: at the preset's length."""
     folder: str
     search: str
     num_trials: int | None
@@ -87,15 +87,25 @@ def _parse(arguments: list[str]) -> _Command:
         help="how points are chosen (default random; grid for the space paper)",
     )
     parser.add_argument(
-        "--num-trials", type=int, metavar="N", help=f"trials in all (default {_NUM_TRIALS}; the whole grid)"
+        "--num-trials",
+        type=int,
+        metavar="N",
+        help=f"trials in all (default {_NUM_TRIALS}, or as many points as there are; the whole grid)",
     )
     parser.add_argument(
         "--max-concurrent",
         type=int,
         metavar="N",
-        help=f"trials at a time (default what the cluster has room for; {_LOCAL_CONCURRENT} on this machine alone)",
+        help="trials at a time (default what the cluster has room for; on this machine alone two, or what it has GPUs "
+        "for)",
     )
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each trial (default 1)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs of each trial, with training.seed and those after it (default 1)",
+    )
     parser.add_argument(
         "--rungs",
         type=int,
@@ -130,13 +140,15 @@ def _parse(arguments: list[str]) -> _Command:
     if parsed.address is not None:
         os.environ["RAY_ADDRESS"] = parsed.address
     overrides = {name: value for name, value in vars(parsed).items() if name in options.field_names()}
-    full = options.overridden(PRESETS[parsed.preset](), overrides)
-    epochs = full.training.epochs
+    preset = PRESETS[parsed.preset]()
+    base = options.overridden(preset, overrides)
+    full = replace(base, training=replace(base.training, epochs=preset.training.epochs))
     if "training.epochs" not in overrides:
-        epochs = max(1, epochs // _SHARE_OF_EPOCHS)
-    # Validation losses of different trials cannot be compared, and the checkpoints in between are those of the rungs.
-    training = replace(full.training, epochs=epochs, seed=0)
-    base = replace(full, training=training, data=replace(full.data, max_validation_videos=0))
+        base = replace(
+            base, training=replace(base.training, epochs=max(1, preset.training.epochs // _SHARE_OF_EPOCHS))
+        )
+    # Validation losses of different trials cannot be compared.
+    base = replace(base, data=replace(base.data, max_validation_videos=0))
     search = parsed.search or ("grid" if parsed.space == "paper" else "random")
     return _Command(
         space=parsed.space,
@@ -144,7 +156,7 @@ def _parse(arguments: list[str]) -> _Command:
         full=full,
         folder=parsed.run_dir or str(storage.home() / "sweeps" / f"{parsed.space}-{parsed.preset}"),
         search=search,
-        num_trials=parsed.num_trials or (None if search == "grid" else _NUM_TRIALS),
+        num_trials=parsed.num_trials or _default_num_trials(parsed.space, base, search),
         search_seed=parsed.search_seed,
         max_concurrent=parsed.max_concurrent,
         seeds=parsed.seeds,
@@ -154,40 +166,35 @@ def _parse(arguments: list[str]) -> _Command:
     )
 
 
+def _default_num_trials(space: str, base: Config, search: str) -> int | None:
+    return None if search == "grid" else min(_NUM_TRIALS, SPACES[space](base).num_points or _NUM_TRIALS)
+
+
 def _run(command: _Command) -> None:
     # Ray is imported late: help and mistakes on the command line answer at once.
     from carl_ray.datasets.embedded import embedded_manifest, index_embedded
     from carl_ray.session import connect
-    from carl_ray.sweeps.preparation import (
-        checked_sweep,
-        local_cpus,
-        remember,
-        room_for_trials,
-        share_cluster,
-    )
-    from carl_ray.sweeps.search import run_sweep
+    from carl_ray.sweeps.preparation import checked_sweep, local_cpus, local_trials, only_caller, remember
+    from carl_ray.sweeps.search import chosen_points
     from carl_ray.training.preparation import check_manifest, check_shared, refuse_secrets
 
     embedded = command.base.preset == "demo" and command.base.data.manifest is None
     folder = storage.absolute(command.folder)
     base = command.base
-    refuse_secrets(
-        {"--run-dir": folder, "data.manifest": base.data.manifest, "model.weights": base.model.weights}
-    )
+    refuse_secrets({"--run-dir": folder, "data.manifest": base.data.manifest})
+    refuse_secrets({"model.weights": base.model.weights, "model.init_from": base.model.init_from})
     if embedded:
         base = replace(base, data=replace(base.data, manifest=embedded_manifest()))
     else:
         check_manifest(base)
-        base = _from_any_folder(base)
+    base = _from_any_folder(base)
     joined = "RAY_ADDRESS" in os.environ
-    max_concurrent = command.max_concurrent or _LOCAL_CONCURRENT
-    with connect(None if joined else local_cpus(base, max_concurrent)):
+    wanted = command.max_concurrent or (None if joined else local_trials(base.cluster))
+    with connect(None if wanted is None or joined else local_cpus(base.cluster, wanted)):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if embedded:
             index_embedded()
         check_shared(folder)
-        if joined:
-            max_concurrent = command.max_concurrent or room_for_trials(base)
         sweep = checked_sweep(
             SPACES[command.space](base),
             base,
@@ -195,35 +202,74 @@ def _run(command: _Command) -> None:
             num_rungs=command.num_rungs,
             metric=command.metric,
         )
-        remember(sweep, folder, command.search)
-        print(f"sweep folder: {storage.public_uri(folder)}", flush=True)
+        chosen = chosen_points(sweep, command.search, command.num_trials, command.search_seed)  # type: ignore[arg-type]
+        with only_caller(folder):
+            remember(sweep, folder, command.search, command.search_seed)
+            print(f"sweep folder: {storage.public_uri(folder)}", flush=True)
+            print(
+                f"TensorBoard:  tensorboard --logdir {storage.public_uri(storage.join(folder, 'trials'))}",
+                flush=True,
+            )
+            try:
+                _try_points(command, sweep, folder, chosen, wanted)
+            finally:
+                document = _write_results(command, sweep, folder, embedded=embedded)
+    _tell(document, folder)
+
+
+def _try_points(
+    command: _Command, sweep: Any, folder: str, chosen: dict[str, Any], wanted: int | None
+) -> None:
+    """Runs the trials, as many at a time as are wanted and fit."""
+    import ray
+
+    from carl_ray.sweeps.preparation import room_for_trials, share_cluster, wait_for_room
+    from carl_ray.sweeps.search import run_sweep
+
+    cluster, most = sweep.base.cluster, command.num_trials or len(chosen)
+    trials = min(wanted or most, most)
+    if (
+        room_for_trials(cluster, ray.nodes()) < trials
+        and command.max_concurrent
+        and "RAY_ADDRESS" in os.environ
+    ):
         print(
-            f"TensorBoard:  tensorboard --logdir {storage.public_uri(storage.join(folder, 'trials'))}",
+            f"waiting up to {_SECONDS_TO_GROW / 60:g} minutes for the cluster to grow: {trials} trials at a time need "
+            "more than it has",
+            file=sys.stderr,
             flush=True,
         )
-        try:
-            run_sweep(
-                replace(sweep, base=share_cluster(base, max_concurrent)),
-                folder,
-                search=command.search,  # type: ignore[arg-type]
-                num_trials=command.num_trials,
-                search_seed=command.search_seed,
-                max_concurrent=max_concurrent,
-            )
-        finally:
-            document = _write_results(command, sweep, folder, embedded=embedded)
-    _tell(document, folder)
+        wait_for_room(cluster, trials, _SECONDS_TO_GROW)
+    room = room_for_trials(cluster, ray.nodes())
+    if wanted is not None and room < trials:
+        print(
+            f"warning: {trials} trials at a time need more than the cluster has: {room} at a time",
+            file=sys.stderr,
+            flush=True,
+        )
+    trials = min(trials, room)
+    run_sweep(
+        replace(sweep, base=share_cluster(sweep.base, trials, ray.nodes())),
+        folder,
+        chosen,
+        search=command.search,  # type: ignore[arg-type]
+        num_trials=command.num_trials,
+        search_seed=command.search_seed,
+        max_concurrent=trials,
+    )
 
 
 def _from_any_folder(base: Config) -> Config:
     """The config with paths from the root: a trial's process runs in a folder of its own."""
-    weights = base.model.weights
+    weights, init_from = base.model.weights, base.model.init_from
     if weights not in ("random", "imagenet"):
         weights = storage.absolute(weights)
+    if init_from is not None:
+        init_from = storage.absolute(init_from)
     return replace(
         base,
         data=replace(base.data, manifest=storage.absolute(base.data.manifest or "")),
-        model=replace(base.model, weights=weights),
+        model=replace(base.model, weights=weights, init_from=init_from),
     )
 
 
@@ -248,7 +294,12 @@ def _write_results(command: _Command, sweep: Any, folder: str, *, embedded: bool
     write_sweep_page(storage.join(folder, "sweep.html"), document)
     best = next((trial for trial in document["trials"] if trial["id"] == document["best"]), None)
     if best is not None:
-        config = sweep.run_config(best["values"], 0)
+        config = sweep.run_config(best["values"], command.full.training.seed)
+        training = replace(
+            config.training,
+            epochs=command.full.training.epochs,
+            checkpoint_every_steps=command.full.training.checkpoint_every_steps,
+        )
         full = replace(
             config,
             data=replace(
@@ -256,9 +307,7 @@ def _write_results(command: _Command, sweep: Any, folder: str, *, embedded: bool
                 manifest=None if embedded else config.data.manifest,
                 max_validation_videos=command.full.data.max_validation_videos,
             ),
-            training=replace(
-                config.training, epochs=command.full.training.epochs, seed=command.full.training.seed
-            ),
+            training=training,
         )
         storage.write_bytes(storage.join(folder, "best.json"), configuration.to_json(full).encode())
     return document
@@ -279,8 +328,8 @@ def _tell(document: dict[str, Any], folder: str) -> None:
     label_free = document["label_free"]
     if label_free is not None and label_free["rank_correlation"] is not None:
         print(
-            f"label_free:   ranks the {label_free['num_trials']} trials that are done as phase classification does "
-            f"with a rank correlation of {label_free['rank_correlation']:.2f}"
+            f"label_free:   rank correlation with {label_free['against']} {label_free['rank_correlation']:.2f} "
+            f"over the {label_free['num_trials']} trials that are done"
         )
     for name in ("results.csv", "results.parquet", "sweep.html", *(["best.json"] if best else [])):
         print(f"{name + ':':<18}{storage.public_uri(storage.join(folder, name))}")

@@ -24,8 +24,10 @@ from carl_ray.report.sweep_paper import label_free_line, paper_table
 from carl_ray.report.sweep_plots import parallel_coordinates, parameter_plot, rung_plot
 from carl_ray.report.sweep_trials import (
     STATUSES,
+    Difference,
     comparable_trials,
     count_text,
+    difference,
     duration_text,
     read_trials,
     score_cells,
@@ -56,6 +58,7 @@ def write_sweep_page(out_uri: str, document: Mapping[str, Any]) -> None:
         metric=tables.title_of(metric),
         metric_short=tables.title_of(metric, whole=True),
         names=list(document["parameters"]),
+        batches_differ=_batches_differ(document["trials"]),
         control_names=[
             control
             for control in tables.CONTROLS
@@ -100,12 +103,12 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
         lines.append("The base itself has the best score: nothing that was tried and is done scored higher.")
     else:
         lines += _against_base(document, best, default)
-    others = [_compare(document, best, trial) for trial in comparable if trial is not best]
+    others = [_difference(document, best, trial).verdict for trial in comparable if trial is not best]
     if others:
         near, unknown = others.count("overlap"), others.count("unknown")
         lines.append(
             f"Of the {count_text(len(others), 'other trial')} done, {near or 'none'} cannot be told from the "
-            "best one, by intervals that overlap."
+            f"best one, {_by(document)}."
         )
         if unknown:
             lines.append(
@@ -113,27 +116,46 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
             )
     else:
         lines.append("It is the only trial to compare: there was nothing to choose from.")
-    return [*lines, *_failure_lines(trials)]
+    return [*lines, *_batch_lines(trials), *_failure_lines(trials)]
+
+
+def _by(document: Mapping[str, Any]) -> str:
+    return "seed by seed" if document["intervals"] == "seeds" else "by intervals over the videos that overlap"
 
 
 def _against_base(document: Mapping[str, Any], best: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    match _compare(document, best, base):
-        case "overlap":
-            lines = [
-                "The best trial and the base are not distinguishable: their intervals overlap.",
-                "As far as this sweep can tell, the base is as good a choice.",
-            ]
-        case "better":
-            lines = ["The best trial is better than the base: their intervals do not overlap."]
-        case _:
-            lines = ["Whether the best trial is better than the base cannot be said: an interval is missing."]
+    found = _difference(document, best, base)
+    if found.interval is None:
+        return [
+            {
+                "overlap": "The best trial and the base cannot be told apart: their intervals overlap.",
+                "unknown": "Whether the best trial is better than the base cannot be said: an interval is missing.",
+            }.get(found.verdict, "The best trial is better than the base: their intervals do not overlap.")
+        ]
+    low, high = found.interval
+    cell = score_cells(document["metric"], {"mean": found.mean, "low": low, "high": high}, {})["trained"]
+    assert cell is not None
+    said = "is better than the base" if found.verdict == "better" else "and the base cannot be told apart"
+    sign = 1 if document["higher_is_better"] else -1
     ours, theirs = best["score"]["values"], base["score"]["values"]
-    paired = document["intervals"] == "seeds" and len(ours) == len(theirs) > 1
-    if paired and None not in (*ours, *theirs):
-        sign = 1 if document["higher_is_better"] else -1
-        won = sum(sign * (a - b) > 0 for a, b in zip(ours, theirs, strict=True))
-        lines.append(f"Seed by seed, the best trial is ahead of the base in {won} of {len(ours)}.")
-    return lines
+    won = sum(sign * (a - b) > 0 for a, b in zip(ours, theirs, strict=True))
+    return [
+        f"The best trial {said}: seed by seed they differ by {cell.value} ({cell.interval}).",
+        f"The best trial is ahead of the base with {won} of {len(ours)} seeds.",
+    ]
+
+
+def _batch_lines(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not _batches_differ(trials):
+        return []
+    return [
+        "Trials with more frames a view have fewer videos a step, so that memory stays the same, and more steps in as "
+        "many epochs: what T does cannot be told here from what the batch and the number of updates do."
+    ]
+
+
+def _batches_differ(trials: Sequence[Mapping[str, Any]]) -> bool:
+    return len({trial["batch_size"] for trial in trials} - {None}) > 1
 
 
 def _failure_lines(trials: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -150,10 +172,10 @@ def _failure_lines(trials: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _compare(
+def _difference(
     document: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]
-) -> tables.Verdict:
-    return tables.compare(first["score"], second["score"], lower_is_better=not document["higher_is_better"])
+) -> Difference:
+    return difference(first["score"], second["score"], lower_is_better=not document["higher_is_better"])
 
 
 @dataclass(frozen=True)
@@ -196,7 +218,9 @@ def comparison_rows(document: Mapping[str, Any]) -> list[ComparisonRow]:
             continue
         verdict = None
         if beside is not None and base is not best:
-            verdict = tables.compare(measured[name], of_base[name], lower_is_better=name in LOWER_IS_BETTER)
+            verdict = difference(
+                measured[name], of_base[name], lower_is_better=name in LOWER_IS_BETTER
+            ).verdict
         rows.append(
             ComparisonRow(
                 tables.title_of(name),

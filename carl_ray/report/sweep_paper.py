@@ -10,7 +10,7 @@ from scipy import stats
 
 from carl_ray.evaluation.protocol import LOWER_IS_BETTER
 from carl_ray.report import tables
-from carl_ray.report.sweep_trials import count_text, score_cells
+from carl_ray.report.sweep_trials import count_text, difference, score_cells
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,11 @@ def _finding(metric: str, rows: Sequence[Mapping[str, Any]], numbers: Sequence[M
         said = f"the paper’s best row, {named}, is the best of ours too"
     else:
         rival = max(papers_best, key=lambda name: sign * ours[name]["mean"])
-        verdict = tables.compare(ours[best], ours[rival], lower_is_better=sign < 0)
+        verdict = difference(ours[best], ours[rival], lower_is_better=sign < 0).verdict
         weight = {
-            "overlap": ", but the two intervals overlap: not distinguishable",
+            "overlap": ", but the two cannot be told apart",
             "unknown": "; an interval is missing, so nothing says how firmly",
-        }.get(verdict, ", and the two intervals do not overlap")
+        }.get(verdict, ", and the two can be told apart")
         said = f"the paper’s best row is {named}; the best of ours is {best}{weight}"
     return f"{said}. {_rank_sentence([paper[name] for name in ours], [ours[name]['mean'] for name in ours])}"
 
@@ -134,14 +134,20 @@ def label_free_line(document: Mapping[str, Any]) -> str:
     if found is None:
         return "The score that needs no labels could not be held against the labelled one here."
     name, trials = found["name"].replace("_", " "), count_text(found["num_trials"], "trial")
+    labelled = tables.title_of(found["against"], whole=True).lower()
+    if found["num_trials"] < found["least_trials"]:
+        return (
+            f"The score that needs no labels ({name}): {trials} done are too few for a rank correlation with "
+            f"{labelled}; {found['least_trials']} are the least."
+        )
     if found["rank_correlation"] is None:
         return (
-            f"The score that needs no labels ({name}): its rank correlation with phase classification is "
-            f"undefined over {trials} done."
+            f"The score that needs no labels ({name}): its rank correlation with {labelled} is undefined over "
+            f"{trials} done."
         )
     return (
-        f"The score that needs no labels ({name}) ranks the {trials} done like phase classification with a "
-        f"rank correlation (Spearman) of {_signed(found['rank_correlation'])}; 1 is the same order, 0 none."
+        f"The score that needs no labels ({name}) ranks the {trials} done like {labelled} with a rank correlation "
+        f"(Spearman) of {_signed(found['rank_correlation'])}; 1 is the same order, 0 none."
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from scipy import stats
 
 from carl_ray.report import tables
 from carl_ray.report.axes import value_text
@@ -42,6 +44,10 @@ class Trial:
     rungs: tuple[tuple[float, float | None], ...]
     """Epochs and scores, in the unit of `mean`."""
     epochs: float | None
+    batch_size: int | None
+    """Videos of a step; none where the point does not fit."""
+    steps: int | None
+    """Updates of the weights; none where it was not measured."""
     duration: str
     checkpoint: str | None
 
@@ -105,6 +111,8 @@ def read_trials(document: Mapping[str, Any]) -> list[Trial]:
                 dark=colors[1],
                 rungs=tuple((rung["epoch"], shown(metric, rung["score"])) for rung in trial["rungs"]),
                 epochs=trial["epochs"],
+                batch_size=trial["batch_size"],
+                steps=trial["steps"],
                 duration="–" if trial["seconds"] is None else duration_text(trial["seconds"]),
                 checkpoint=trial["checkpoint"],
             )
@@ -119,6 +127,36 @@ def comparable_trials(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         for trial in document["trials"]
         if trial["status"] == "done" and trial["score"] is not None and trial["score"]["mean"] is not None
     ]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a sweep says of the difference between two trials."""
+
+    verdict: tables.Verdict
+    """Of the first against the second; `overlap`: they cannot be told apart."""
+    mean: float | None = None
+    """First minus second, over seeds that both have; none where they are compared by their intervals."""
+    interval: tuple[float, float] | None = None
+    """95 %, Student's t, of the differences seed by seed."""
+
+
+def difference(first: Mapping[str, Any], second: Mapping[str, Any], *, lower_is_better: bool) -> Difference:
+    """Of two summaries of the document: seed by seed where both have the same two seeds or more.
+
+    Seeds are shared: what one of them does to both trials cancels out. With one seed the intervals over the
+    validation videos are compared; that both are of the same videos makes this the more cautious.
+    """
+    ours, theirs = first["values"], second["values"]
+    if len(ours) != len(theirs) or len(ours) < 2 or None in (*ours, *theirs):
+        return Difference(tables.compare(first, second, lower_is_better=lower_is_better))
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    mean = statistics.fmean(differences)
+    spread = float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
+    verdict: tables.Verdict = "overlap"
+    if abs(mean) > spread:
+        verdict = "better" if (mean > 0) != lower_is_better else "worse"
+    return Difference(verdict, mean, (mean - spread, mean + spread))
 
 
 def _entry(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:

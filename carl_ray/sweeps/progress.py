@@ -6,8 +6,10 @@ import sys
 import time
 from typing import Any
 
-from carl_ray.sweeps.results import read_outcome, read_point, trial_values
-from carl_ray.sweeps.trial import Sweep, measured, run_dir, trial_ids
+from carl_ray.errors import RunError
+from carl_ray.sweeps.results import begun_points, last_score, read_outcome, trial_values
+from carl_ray.sweeps.space import Point
+from carl_ray.sweeps.trial import Sweep, run_dir
 from carl_ray.training.run_log import read_log
 
 _SECONDS_BETWEEN_TABLES = 30.0
@@ -25,6 +27,7 @@ class ProgressTable:
     def __init__(self, sweep: Sweep, folder: str, num_trials: int) -> None:
         self._sweep, self._folder, self._num_trials = sweep, folder, num_trials
         self._started, self._shown_at = time.monotonic(), time.monotonic()
+        self._ended: dict[str, dict[str, Any]] = {}
         self._epochs_before = sum(row["epochs"] for row in self._rows())
         self._lines_shown = 0
 
@@ -34,9 +37,13 @@ class ProgressTable:
             self.show()
 
     def show(self) -> None:
-        """Shows the table."""
+        """Shows the table; not where the store fails for the moment: a table more or less is no reason to end."""
         self._shown_at = time.monotonic()
-        rows = self._rows()
+        try:
+            rows = self._rows()
+        except RunError as error:
+            print(f"no table this time: {error}", file=sys.stderr, flush=True)
+            return
         text = self._text(rows)
         if sys.stdout.isatty() and self._lines_shown:
             print(f"\x1b[{self._lines_shown}A\x1b[J", end="")
@@ -44,32 +51,28 @@ class ProgressTable:
         self._lines_shown = text.count("\n") + 1
 
     def _rows(self) -> list[dict[str, Any]]:
-        return [
-            self._row(trial, point)
-            for trial in trial_ids(self._folder)
-            if (point := read_point(self._folder, trial)) is not None
-        ]
+        rows = []
+        for trial, point in begun_points(self._folder).items():
+            row = self._ended.get(trial) or self._row(trial, point)
+            if row["status"] in ("done", "stopped"):
+                self._ended[trial] = row
+            rows.append(row)
+        return rows
 
-    def _row(self, trial: str, point: dict[str, Any]) -> dict[str, Any]:
+    def _row(self, trial: str, point: Point) -> dict[str, Any]:
         """A trial: its status, its epochs over all seeds together, its score at the last rung all seeds reached."""
-        sweep = self._sweep
         outcome = read_outcome(self._folder, trial)
-        epochs, score = 0.0, None
-        for seed in range(sweep.seeds):
+        epochs = 0.0
+        for seed in self._sweep.training_seeds:
             lines = read_log(run_dir(self._folder, trial, seed))
             epochs += max((line["epoch"] for line in lines if "epoch" in line), default=0.0)
-        for rung in sweep.rungs:
-            found = [measured(run_dir(self._folder, trial, seed), rung) for seed in range(sweep.seeds)]
-            values = [document["trained"][sweep.metric]["value"] for document in found if document]
-            if len(values) == sweep.seeds:
-                score = (sum(values) / len(values), rung)
         return {
             "trial": trial,
             "status": outcome["status"],
             "reason": outcome["reason"],
-            "values": trial_values(sweep, point),
+            "values": trial_values(self._sweep, point),
             "epochs": epochs,
-            "score": score,
+            "score": last_score(self._sweep, self._folder, trial),
         }
 
     def _text(self, rows: list[dict[str, Any]]) -> str:
@@ -78,7 +81,7 @@ class ProgressTable:
         header = ["trial", *(name.rpartition(".")[2] for name in names), "epoch", sweep.metric, "status"]
         lines = [header]
         for row in rows:
-            score = "" if row["score"] is None else f"{row['score'][0]:.4f} at {row['score'][1]}"
+            score = "" if row["score"] is None else f"{row['score'][1]:.4f} at {row['score'][0]}"
             status = "running" if row["status"] == "unfinished" else row["status"]
             if row["status"] == "failed":
                 status += f": {row['reason']}"

@@ -7,57 +7,100 @@ Tune anew with what is missing; Tune's own records (SWEEP/ray/) are never read a
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain
 from typing import Any, Literal
 
+import numpy as np
+import ray
 from pyarrow import fs
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError
 from carl_ray.session import quiet_data
 from carl_ray.sweeps.preparation import REDUCTION
 from carl_ray.sweeps.progress import ProgressTable
-from carl_ray.sweeps.results import read_outcome, read_point, write_outcome, write_point
-from carl_ray.sweeps.space import Choices, Point, default_point
+from carl_ray.sweeps.results import (
+    Status,
+    begun_points,
+    has_ended,
+    last_score,
+    read_outcome,
+    score_at,
+    write_outcome,
+    write_point,
+)
+from carl_ray.sweeps.space import Point, default_point
+from carl_ray.sweeps.suggestions import OptunaSuggestions, Told
 from carl_ray.sweeps.trial import Sweep, measured, run_dir, run_trial, trial_id, trial_ids
+from carl_ray.training.checkpoint import CHECKPOINTS
 
 Search = Literal["random", "grid", "optuna"]
 
 _SCORE, _EPOCH = "score", "epoch"
-_MAX_RETRIES = 3
-"""How often Tune begins a trial again whose process or node died."""
 _DRIVER_BYTES = 2**30
 """Memory that a trial's own process reserves; its training workers and decoders reserve theirs."""
+_EMBEDDING_BYTES = 3 * 2**30
+"""An actor that embeds reserves at most this, which the trials' own processes must leave on its node."""
 
 
-def chosen_points(sweep: Sweep, search: Search, num_trials: int | None, search_seed: int) -> list[Point]:
-    """The points of a grid or of a random search, the base config's own first; the first one alone for Optuna.
+def chosen_points(sweep: Sweep, search: Search, num_trials: int | None, search_seed: int) -> dict[str, Point]:
+    """The points of a grid or of a random search by their trials, the base config's own first; it alone for Optuna.
+
+    Args:
+        sweep: The sweep.
+        search: How points are chosen.
+        num_trials: At most so many; none: all of the grid.
+        search_seed: Of the random points.
 
     Raises:
-        UserError: the space has fewer points than trials are asked for.
+        UserError: the space has fewer points than a random search or Optuna is asked for.
     """
-    if search == "grid":
-        return sweep.space.grid()[:num_trials]
-    points = [default_point(sweep.space, sweep.base)]
-    if search == "random":
-        points += islice(
-            sweep.space.draws(search_seed, points[0]), (num_trials or len(sweep.space.grid())) - 1
+    base, space = default_point(sweep.space, sweep.base), sweep.space
+    if num_trials is None:
+        num_trials = len({trial_id(sweep, point) for point in [base, *space.grid()]})
+    if search != "grid" and space.num_points is not None and num_trials > space.num_points:
+        raise UserError(
+            f"space {space.name} has no more than {space.num_points} points, {num_trials} trials were asked for; lower "
+            "--num-trials, or use --search grid"
         )
-    return points
+    further = {"grid": space.grid(), "random": space.draws(search_seed, base), "optuna": []}[search]
+    chosen: dict[str, Point] = {}
+    for point in chain([base], further):
+        chosen.setdefault(trial_id(sweep, point), point)
+        if len(chosen) == num_trials:
+            break
+    return chosen
+
+
+def waiting_points(sweep: Sweep, folder: str, chosen: Mapping[str, Point], total: int) -> dict[str, Point]:
+    """The points that are still to be trained, by their trials: those that were begun, then of the chosen ones.
+
+    Args:
+        sweep: The sweep.
+        folder: URI of its folder.
+        chosen: As `chosen_points` gives them.
+        total: Trials in all, those that have ended among them; what was begun is brought to its end whatever it says.
+    """
+    begun = begun_points(folder)
+    waiting = {trial: point for trial, point in begun.items() if not has_ended(sweep, folder, trial)}
+    new = [trial for trial in chosen if trial not in begun]
+    return waiting | {trial: chosen[trial] for trial in new[: max(0, total - len(begun))]}
 
 
 def run_sweep(
     sweep: Sweep,
     folder: str,
+    chosen: Mapping[str, Point],
     *,
     search: Search,
-    num_trials: int | None,
-    search_seed: int,
+    num_trials: int | None = None,
+    search_seed: int = 0,
     max_concurrent: int,
 ) -> None:
     """Runs the trials that a sweep's folder has no outcome of. Ray must have been started.
@@ -68,58 +111,58 @@ def run_sweep(
     Args:
         sweep: The sweep.
         folder: URI of its folder.
+        chosen: As `chosen_points` gives them.
         search: How points are chosen.
-        num_trials: Trials in all, those that are done among them; none: as many as the grid has.
+        num_trials: Trials in all, those that are done among them; none: as many as were chosen.
         search_seed: Of the random points.
         max_concurrent: Trials at a time.
 
     Raises:
-        UserError: the search needs a package that is not there, or more points than the space has.
+        UserError: the search needs a package that is not there.
         RunError: interrupted.
     """
-    points = chosen_points(sweep, search, num_trials, search_seed)
-    total = num_trials or len(sweep.space.grid())
-    ended = {
-        trial for trial in trial_ids(folder) if read_outcome(folder, trial)["status"] in ("done", "stopped")
-    }
-    start = str(time.time_ns())
-    shared: dict[str, Any] = {"sweep": sweep, "folder": folder, "start": start}
+    total = num_trials or len(chosen)
+    waiting = waiting_points(sweep, folder, chosen, total)
+    ended = {t: p for t, p in begun_points(folder).items() if t not in waiting}
+    searcher, num_samples = None, 1
     if search == "optuna":
-        space = {name: _domain(parameter) for name, parameter in sweep.space.parameters.items()}
-        algorithm = _optuna(sweep, folder, space, ended, search_seed)
-        trainable, num_samples = partial(_trial_of_values, **shared), total - len(ended)
-    else:
-        points = [point for point in points if trial_id(sweep, point) not in ended]
-        space = {"place": tune.grid_search(list(range(len(points))))}
-        algorithm, trainable, num_samples = None, partial(_trial_of_place, points=points, **shared), 1
-        total = len(points) + len(ended)
-        if not points:
-            return
-    if num_samples < 1:
+        searcher = OptunaSuggestions(
+            sweep,
+            waiting.values(),
+            [(point, _told(sweep, folder, trial)) for trial, point in ended.items()],
+            # The sampler starts anew with each call: another seed, lest it draws the same points again.
+            seed=search_seed + len(ended),
+        )
+        num_samples = max(len(waiting), total - len(ended))
+    if not (waiting if searcher is None else num_samples):
         return
-    table = ProgressTable(sweep, folder, total)
+    start = str(time.time_ns())
+    table = ProgressTable(sweep, folder, max(total, len(ended) + len(waiting)))
     filesystem, path = storage.resolve(storage.join(folder, "ray"))
-    mode = "max" if sweep.higher_is_better else "min"
     tuner = tune.Tuner(
-        # A process of its own for each trial, beside what its training reserves.
-        tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": 0, "memory": _DRIVER_BYTES}])),
-        param_space=None if search == "optuna" else space,
+        tune.with_resources(
+            partial(_trial, sweep=sweep, folder=folder, start=start),
+            tune.PlacementGroupFactory([driver_resources(ray.nodes(), max_concurrent)]),
+        ),
+        param_space=None if searcher else {"point": tune.grid_search([dict(p) for p in waiting.values()])},
         tune_config=tune.TuneConfig(
             metric=_SCORE,
-            mode=mode,
+            mode="max" if sweep.higher_is_better else "min",
             num_samples=num_samples,
             max_concurrent_trials=max_concurrent,
-            search_alg=algorithm,
-            scheduler=_scheduler(sweep) if len(sweep.rungs) > 1 else None,
+            search_alg=searcher,
+            scheduler=Halving(sweep, folder),
             # Each trial has a process of its own from beginning to end.
             reuse_actors=False,
+            trial_dirname_creator=partial(_dirname, sweep),
         ),
         run_config=tune.RunConfig(
             name=f"start-{start}",
             storage_path=path,
             storage_filesystem=None if isinstance(filesystem, fs.LocalFileSystem) else filesystem,
-            failure_config=tune.FailureConfig(max_failures=_MAX_RETRIES),
-            callbacks=[_Outcomes(sweep, folder, start, points if search != "optuna" else None, table)],
+            # How often a trial is begun again whose process or node died.
+            failure_config=tune.FailureConfig(max_failures=sweep.base.cluster.max_failures),
+            callbacks=[_Outcomes(sweep, folder, start, table)],
             verbose=0,
         ),
     )
@@ -132,28 +175,83 @@ def run_sweep(
     table.show()
 
 
-def _scheduler(sweep: Sweep) -> ASHAScheduler:
-    return ASHAScheduler(
-        time_attr=_EPOCH,
-        max_t=sweep.rungs[-1],
-        grace_period=sweep.rungs[0],
-        reduction_factor=REDUCTION,
-        # The last rung is the end: what reaches it is done, not stopped.
-        stop_last_trials=False,
-    )
+def driver_resources(nodes: Sequence[Mapping[str, Any]], trials: int) -> dict[str, float]:
+    """What each trial's own process reserves, beside what its training does: memory, no CPU.
+
+    On a small machine an actor that embeds may need all the memory that Ray has: then a trace of a resource that every
+    cluster's head has, since Tune cannot reserve nothing.
+
+    Args:
+        nodes: As `ray.nodes()` lists them.
+        trials: At a time.
+    """
+    most = max((node["Resources"].get("memory", 0.0) for node in nodes if node["Alive"]), default=0.0)
+    spare = (most - _EMBEDDING_BYTES) // trials
+    return {"memory": min(_DRIVER_BYTES, spare)} if spare > 0 else {"node:__internal_head__": 0.001}
 
 
-def _trial_of_place(config: dict[str, Any], *, points: Sequence[Point], **shared: Any) -> None:
-    _trial(points[config["place"]], **shared)
+class Halving(FIFOScheduler):
+    """Asynchronous successive halving (Li et al., 2020, algorithm 2, arXiv 1810.05934) over the rungs of a sweep.
+
+    A trial ends at a rung where it is not among the best third of those that were measured there before. These are
+    read from the sweep's folder, so that calls that go on know what earlier ones knew; Tune's own scheduler begins
+    with none at each call, and takes rungs for exact powers of the first.
+    """
+
+    def __init__(self, sweep: Sweep, folder: str) -> None:
+        super().__init__()
+        self._sweep, self._folder = sweep, folder
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether the trial goes on after a rung; where the store does not say, it does."""
+        try:
+            behind = is_behind(self._sweep, self._folder, result["trial"], result[_EPOCH])
+        except RunError as error:
+            print(f"trial {result['trial']} goes on unjudged: {error}", file=sys.stderr, flush=True)
+            behind = False
+        return TrialScheduler.STOP if behind else TrialScheduler.CONTINUE
 
 
-def _trial_of_values(config: dict[str, Any], **shared: Any) -> None:
-    _trial(config, **shared)
+def is_behind(sweep: Sweep, folder: str, trial: str, epoch: int) -> bool:
+    """Whether a trial that was measured at a rung is to end there.
+
+    What went on once was promoted, and is not asked again; what reaches the last rung is done.
+    """
+    own = score_at(sweep, folder, trial, epoch)
+    if own is None or epoch == sweep.rungs[-1] or _went_on(sweep, folder, trial, epoch):
+        return False
+    sign = 1 if sweep.higher_is_better else -1
+    others = [score_at(sweep, folder, other, epoch) for other in trial_ids(folder) if other != trial]
+    known = [sign * score for score in others if score is not None]
+    return bool(known) and sign * own < float(np.percentile(known, 100 * (1 - 1 / REDUCTION)))
 
 
-def _trial(point: Point, sweep: Sweep, folder: str, start: str) -> None:
+def _went_on(sweep: Sweep, folder: str, trial: str, epoch: int) -> bool:
+    """Whether one of a trial's runs has a checkpoint of a later step than the one measured at a rung."""
+    for seed in sweep.training_seeds:
+        run = run_dir(folder, trial, seed)
+        found = measured(run, epoch)
+        if found is not None:
+            last = f"step-{found['origin']['step']:08d}"
+            names = storage.list_folder(storage.join(run, CHECKPOINTS))
+            if any(name.startswith("step-") and name > last for name in names):
+                return True
+    return False
+
+
+def _told(sweep: Sweep, folder: str, trial: str) -> Told:
+    epoch, score = last_score(sweep, folder, trial) or (0, None)
+    return Told(epoch, score, read_outcome(folder, trial)["status"] == "done")
+
+
+def _dirname(sweep: Sweep, trial: Any) -> str:
+    return trial_id(sweep, trial.config["point"])
+
+
+def _trial(config: dict[str, Any], sweep: Sweep, folder: str, start: str) -> None:
     """What Tune runs: a trial, in a process of its own."""
     quiet_data()
+    point: Point = config["point"]
     trial = trial_id(sweep, point)
     outcome = read_outcome(folder, trial)
     if outcome["status"] == "failed" and outcome["start"] == start:
@@ -172,35 +270,41 @@ def _trial(point: Point, sweep: Sweep, folder: str, start: str) -> None:
 
 
 class _Outcomes(tune.Callback):
-    """Writes down when trials begin and how they end, and shows the table."""
+    """Writes down when trials begin and how they end, and shows the table.
 
-    def __init__(
-        self, sweep: Sweep, folder: str, start: str, points: Sequence[Point] | None, table: ProgressTable
-    ) -> None:
-        self._sweep, self._folder, self._start = sweep, folder, start
-        self._points, self._table = points, table
+    What the store does not take is said and left: a trial without an outcome is only measured again by the next call.
+    """
 
-    def _point(self, trial: Any) -> Point:
-        return trial.config if self._points is None else self._points[trial.config["place"]]
+    def __init__(self, sweep: Sweep, folder: str, start: str, table: ProgressTable) -> None:
+        self._sweep, self._folder, self._start, self._table = sweep, folder, start, table
+
+    def _write(self, trial: Any, status: Status | None, reason: str | None = None) -> None:
+        """The trial's point, and how it ended where it has."""
+        point = trial.config["point"]
+        name = trial_id(self._sweep, point)
+        try:
+            write_point(self._folder, self._sweep, point)
+            written = read_outcome(self._folder, name)
+            # Why it failed the trial has said itself, unless its process died.
+            told = status == "failed" == written["status"] and written["start"] == self._start
+            if status is not None and not told:
+                write_outcome(self._folder, name, status, reason, self._start)
+        except RunError as error:
+            print(f"trial {name} could not be written down: {error}", file=sys.stderr, flush=True)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial's point, before anything of it is trained."""
-        write_point(self._folder, self._sweep, self._point(trial))
+        self._write(trial, None)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Done, or stopped at a rung."""
         done = (trial.last_result or {}).get(_EPOCH) == self._sweep.rungs[-1]
-        name = trial_id(self._sweep, self._point(trial))
-        reason = None if done else "behind the others at this epoch"
-        write_outcome(self._folder, name, "done" if done else "stopped", reason, self._start)
+        self._write(trial, "done" if done else "stopped", None if done else "behind the others at this epoch")
         self._table.show()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Failed for good; the trial wrote down why, unless its process died."""
-        name = trial_id(self._sweep, self._point(trial))
-        outcome = read_outcome(self._folder, name)
-        if outcome["status"] != "failed" or outcome["start"] != self._start:
-            write_outcome(self._folder, name, "failed", _last_line(trial.get_error()), self._start)
+        """Failed for good."""
+        self._write(trial, "failed", _last_line(trial.get_error()))
         self._table.show()
 
     def on_trial_result(
@@ -217,41 +321,3 @@ class _Outcomes(tune.Callback):
 def _last_line(error: Exception | None) -> str:
     lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
     return lines[-1] if lines else "the trial's process died"
-
-
-def _domain(parameter: Any) -> Any:
-    if isinstance(parameter, Choices):
-        return tune.choice(list(parameter.grid))
-    return tune.loguniform(parameter.low, parameter.high)
-
-
-def _optuna(sweep: Sweep, folder: str, space: dict[str, Any], ended: set[str], seed: int) -> Any:
-    """Optuna's tree-structured Parzen estimator, told of the trials that are done; begun ones come first."""
-    try:
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-    except ImportError:
-        raise UserError(
-            "--search optuna needs Optuna, which is not installed: pip install 'carl_ray[optuna]'"
-        ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    begun = [
-        (trial, point) for trial in trial_ids(folder) if (point := read_point(folder, trial)) is not None
-    ]
-    first = [point for trial, point in begun if trial not in ended]
-    if not begun:
-        first = [dict(default_point(sweep.space, sweep.base))]
-    algorithm = OptunaSearch(
-        OptunaSearch.convert_search_space(space),
-        metric=_SCORE,
-        mode="max" if sweep.higher_is_better else "min",
-        points_to_evaluate=first or None,
-        # The sampler starts anew with each call: another seed, lest it draws the same points again.
-        seed=seed + len(begun),
-    )
-    for trial, point in begun:
-        scores = [measured(run_dir(folder, trial, seed), sweep.rungs[-1]) for seed in range(sweep.seeds)]
-        values = [found["trained"][sweep.metric]["value"] for found in scores if found is not None]
-        if trial in ended and len(values) == sweep.seeds:
-            algorithm.add_evaluated_point(point, sum(values) / len(values))
-    return algorithm

@@ -18,7 +18,8 @@ Value = float | int | str
 Point = Mapping[str, Value]
 """A value for each field that differs from the base config, by `section.field`."""
 
-_BATCH_SIZE = "training.global_batch_size"
+BATCH_SIZE = "training.global_batch_size"
+"""The field that follows from T where a space has `frames_per_step`."""
 _NUM_FRAMES = "model.num_frames"
 
 
@@ -61,6 +62,13 @@ class Space:
     frames_per_step: int | None = None
     """Views of T frames are taken so many at a time that a step has at most this many frames: memory stays the same."""
 
+    @property
+    def num_points(self) -> int | None:
+        """How many points there are; none where a parameter is a range."""
+        if any(isinstance(parameter, LogRange) for parameter in self.parameters.values()):
+            return None
+        return math.prod(len(parameter.grid) for parameter in self.parameters.values())
+
     def grid(self) -> list[Point]:
         """All points of the grid, each once."""
         if self.points:
@@ -94,7 +102,30 @@ class Space:
 
 def default_point(space: Space, base: Config) -> Point:
     """The base config's own values of the parameters of a space."""
-    return {name: getattr(getattr(base, name.split(".")[0]), name.split(".")[1]) for name in space.parameters}
+    return {name: field_value(base, name) for name in space.parameters}
+
+
+def changed_values(space: Space, base: Config, point: Point) -> dict[str, Value]:
+    """What a run of the point has otherwise than the base config, by field in order of the names.
+
+    Two ways to say the same point give the same; the batch that follows from T is among the values.
+
+    Raises:
+        UserError: as `point_config`.
+    """
+    config = point_config(space, base, point, base.training.seed)
+    names = sorted({*space.parameters, *point, BATCH_SIZE})
+    return {
+        name: field_value(config, name)
+        for name in names
+        if field_value(config, name) != field_value(base, name)
+    }
+
+
+def field_value(config: Config, name: str) -> Value:
+    """The value of a config's `section.field`."""
+    section, _, field_name = name.partition(".")
+    return getattr(getattr(config, section), field_name)
 
 
 def point_config(space: Space, base: Config, point: Point, seed: int) -> Config:
@@ -104,9 +135,9 @@ def point_config(space: Space, base: Config, point: Point, seed: int) -> Config:
         UserError: a field that the config does not have, or a value out of its range.
     """
     config = options.overridden(base, {name: str(value) for name, value in point.items()})
-    if space.frames_per_step is not None and _NUM_FRAMES in point and _BATCH_SIZE not in point:
+    if space.frames_per_step is not None and _NUM_FRAMES in point and BATCH_SIZE not in point:
         # Pairs of videos, where the objective wants them.
         unit = 2 if config.objective.paired else 1
         videos = space.frames_per_step // (2 * config.model.num_frames) // unit * unit
-        config = options.overridden(config, {_BATCH_SIZE: str(max(unit, videos))})
+        config = options.overridden(config, {BATCH_SIZE: str(max(unit, videos))})
     return replace(config, training=replace(config.training, seed=seed))

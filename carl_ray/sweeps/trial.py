@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import Config
+from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
-from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings
+from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
 from carl_ray.evaluation.label_free import consistent_warping
 from carl_ray.evaluation.protocol import LOWER_IS_BETTER, VARIANTS, evaluate, protocol_of, stride_of
-from carl_ray.sweeps.space import Point, Space, point_config
+from carl_ray.sweeps.space import Point, Space, changed_values, point_config
 from carl_ray.training.checkpoint import checkpoint_at
 from carl_ray.training.trainer import train
 
@@ -54,6 +54,11 @@ class Sweep:
     """Whether the validation videos have frame labels; without them, only `LABEL_FREE` is measured."""
 
     @property
+    def training_seeds(self) -> range:
+        """`training.seed` of the runs of a point: the base's and those after it."""
+        return range(self.base.training.seed, self.base.training.seed + self.seeds)
+
+    @property
     def higher_is_better(self) -> bool:
         """The direction of `metric`."""
         return self.metric not in LOWER_IS_BETTER
@@ -63,13 +68,23 @@ class Sweep:
         return point_config(self.space, self.base, point, seed)
 
 
+def default_metric(preset: str) -> str:
+    """What trials of a preset are chosen by where frames have labels."""
+    return "linear_probe" if protocol_of(preset) == "finegym" else "phase_classification"
+
+
 def trial_id(sweep: Sweep, point: Point) -> str:
-    """The name of a point's trial: of what its first run computes, so that two ways to say the same are one trial."""
+    """The name of a point's trial, of the values in which its runs differ from the base.
+
+    Two ways to say the same are one trial. Everything else that a run depends on is the same in the whole folder
+    (`carl_ray.sweeps.preparation.remember`), so that new fields of the config leave the names as they are.
+    """
     try:
-        return configuration.digest(sweep.run_config(point, 0))
+        values, prefix = changed_values(sweep.space, sweep.base, point), ""
     except UserError:
-        text = json.dumps(dict(point), sort_keys=True)
-        return f"unfit-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+        values, prefix = dict(point), "unfit-"
+    text = json.dumps(values, sort_keys=True)
+    return prefix + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def trial_folder(folder: str, trial: str) -> str:
@@ -78,7 +93,7 @@ def trial_folder(folder: str, trial: str) -> str:
 
 
 def run_dir(folder: str, trial: str, seed: int) -> str:
-    """The run folder of a trial's seed."""
+    """The run folder of a trial's training seed."""
     return storage.join(trial_folder(folder, trial), f"seed-{seed}")
 
 
@@ -101,51 +116,69 @@ def run_trial(sweep: Sweep, folder: str, point: Point, report: Callable[[int, fl
     """
     trial = trial_id(sweep, point)
     for epoch in sweep.rungs:
-        scores = []
-        for seed in range(sweep.seeds):
+        found = []
+        for seed in sweep.training_seeds:
             run = run_dir(folder, trial, seed)
-            found = measured(run, epoch) or _measure(sweep, point, seed, run, epoch)
-            score = found["trained"][sweep.metric]["value"]
-            if score is None:
-                raise RunError(
-                    f"{storage.public_uri(run)}: {sweep.metric} is undefined on the validation videos"
-                )
-            scores.append(score)
-        report(epoch, float(np.mean(scores)))
+            found.append(measured(run, epoch) or _measure(sweep, point, seed, run, epoch))
+        scores = [document["trained"][sweep.metric]["value"] for document in found if document is not None]
+        if None in scores:
+            raise RunError(
+                f"{storage.public_uri(trial_folder(folder, trial))}: {sweep.metric} is undefined on the validation "
+                "videos"
+            )
+        if len(scores) == sweep.seeds:
+            report(epoch, float(np.mean(scores)))
 
 
 def measured(run: str, epoch: int) -> dict[str, Any] | None:
-    """What a run was worth after an epoch, or none where it was not measured.
+    """What a run was worth after an epoch, or none where it was not measured or the file is damaged.
 
     The document is that of metrics.json (`carl_ray.evaluation.protocol.evaluate`), measured on the validation videos,
     with `LABEL_FREE` among the metrics, `training_seconds` since the beginning of the run and `measuring_seconds`.
     """
-    uri = _measured_uri(run, epoch)
-    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
+    document = read_document(_measured_uri(run, epoch))
+    return document if document is not None and {"origin", "trained"} <= document.keys() else None
+
+
+def read_document(uri: str) -> dict[str, Any] | None:
+    """A JSON object of a sweep's folder, or none where it is missing or damaged: it is then made anew."""
+    if not storage.exists(uri):
+        return None
+    try:
+        document = json.loads(storage.read_bytes(uri))
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def _measured_uri(run: str, epoch: int) -> str:
     return storage.join(run, _MEASURED, f"epoch-{epoch:08d}.json")
 
 
-def _measure(sweep: Sweep, point: Point, seed: int, run: str, epoch: int) -> dict[str, Any]:
+def _measure(sweep: Sweep, point: Point, seed: int, run: str, epoch: int) -> dict[str, Any] | None:
+    """Trains up to an epoch and measures; none where the run is past it already: only its end can be measured."""
     config = sweep.run_config(point, seed)
     manifest, cluster = config.data.manifest, config.cluster
     assert manifest is not None
     outcome = train(config, run, resume=True, until_epoch=epoch)
     if not outcome.finished and epoch == sweep.rungs[-1]:
         raise RunError(f"{storage.public_uri(run)}: stopped at step {outcome.step} of {outcome.num_steps}")
+    # Epochs need not end with a step; the next one belongs to both.
+    if outcome.step > outcome.num_steps * epoch / sweep.rungs[-1] + 1:
+        return None
     started = time.monotonic()
     embeddings = storage.join(run, "embeddings", f"step-{outcome.step:08d}")
     validation_split = config.data.validation_split
+    room = room_for_workers(1, use_gpu=cluster.use_gpu)
     extract_embeddings(
         run,
         manifest,
         embeddings,
-        ExtractionSettings(num_workers=cluster.num_workers, use_gpu=cluster.use_gpu),
+        ExtractionSettings(num_workers=min(cluster.max_workers, room), use_gpu=cluster.use_gpu),
         splits=[config.data.train_split, validation_split] if sweep.labelled else [validation_split],
     )
     validation = read_embeddings(embeddings, split=validation_split)
+    _check_whole(validation, manifest, validation_split)
     origin = read_origin(embeddings)
     document: dict[str, Any] = {"origin": vars(origin), **{variant: {} for variant in VARIANTS}}
     if sweep.labelled:
@@ -163,7 +196,22 @@ def _measure(sweep: Sweep, point: Point, seed: int, run: str, epoch: int) -> dic
     document["measuring_seconds"] = time.monotonic() - started
     content = (json.dumps(document, indent=2) + "\n").encode()
     storage.write_bytes(_measured_uri(run, epoch), content)
+    if epoch != sweep.rungs[-1]:
+        # Those of every rung of every run would soon be larger than the videos.
+        storage.delete_folder(embeddings)
     return document
+
+
+def _check_whole(videos: Sequence[EmbeddedVideo], manifest: str, split: str) -> None:
+    """Raises `RunError` where a video of the split was not embedded: trials are compared on the same videos alone."""
+    wanted = read_manifest(manifest, ["video_id"], split=split).column("video_id").to_pylist()
+    missing = sorted(set(wanted) - {video.video_id for video in videos})
+    if missing:
+        raise RunError(
+            f"{len(missing)} of {len(wanted)} videos of the split {split!r} could not be embedded, the first "
+            f"{missing[0]!r}: trials must be measured on the same videos; leave those that cannot be read out of the "
+            "manifest and begin another sweep, or call again if they can be read now"
+        )
 
 
 def _label_free(videos: Sequence[EmbeddedVideo], origin: Origin, stride: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from carl_ray.report.axes import axis_of, value_text
 from carl_ray.report.sweep_page import verdict_lines, write_sweep_page
 from carl_ray.report.sweep_paper import label_free_line, paper_table
 from carl_ray.report.sweep_plots import parallel_coordinates, parameter_plot, rung_plot
-from carl_ray.report.sweep_trials import duration_text, read_trials, score_colors
+from carl_ray.report.sweep_trials import difference, duration_text, read_trials, score_colors
 
 VOID = {"meta", "br", "wbr", "img", "link"}
 PARAMETERS = {
@@ -42,8 +42,13 @@ def trial(
     epochs = {"done": 20, "stopped": 7, "unfinished": 7, "failed": 0}[status]
     metrics = None
     if epochs:
+        # What the base's seeds do is no help to the others: the differences between trials vary, too.
+        seeds = None if values or mean is None else [mean + 0.005, mean, mean - 0.005]
         metrics = {
-            "trained": {"phase_classification": summary(mean), "alignment_error": summary(0.03, 0.005)},
+            "trained": {
+                "phase_classification": summary(mean, values=seeds),
+                "alignment_error": summary(0.03, 0.005),
+            },
             "untrained": {"phase_classification": summary(0.62), "alignment_error": summary(0.12)},
             "positions": {"phase_classification": summary(0.61), "alignment_error": summary(0.12)},
             "chance": {"phase_classification": summary(0.23), "alignment_error": summary(0.12)},
@@ -54,7 +59,9 @@ def trial(
         "reason": "the batch does not fit" if status == "failed" else None,
         "values": dict(zip(PARAMETERS, values or (0.1, 0.2, "random"), strict=True)),
         "is_default": not values,
+        "batch_size": 8,
         "epochs": epochs,
+        "steps": 12 * epochs or None,
         "seconds": 100.0,
         "checkpoint": f"s3://bucket/{name}/step-20" if epochs else None,
         "score": metrics and metrics["trained"]["phase_classification"],
@@ -88,7 +95,13 @@ def sweep(*trials: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "parameters": PARAMETERS,
         "trials": list(trials),
         "best": best[0]["id"] if best else None,
-        "label_free": {"name": "cycle", "rank_correlation": 0.874, "num_trials": 4},
+        "label_free": {
+            "name": "cycle",
+            "against": "phase_classification",
+            "rank_correlation": 0.874,
+            "num_trials": 5,
+            "least_trials": 5,
+        },
         "tables": [],
         **changes,
     }
@@ -317,14 +330,15 @@ def test_rungs_are_lines_with_gaps() -> None:
     assert [tick.label for tick in plot.x_ticks] == ["2", "4", "6", "20"]
 
 
-def test_overlapping_intervals_are_not_distinguishable(tmp_path: Path) -> None:
+def test_the_best_and_the_base_are_compared_seed_by_seed(tmp_path: Path) -> None:
     document = whole()
     lines = verdict_lines(document)
-    assert lines[0].startswith("The best trial and the base are not distinguishable")
-    assert "Seed by seed, the best trial is ahead of the base in 3 of 3." in lines
-    assert (
-        "Of the 2 other trials done, 1 cannot be told from the best one, by intervals that overlap." in lines
+    # Differences of 0.5, 1.5 and 2.5 points: Student's t with two degrees of freedom has 4.303 standard errors.
+    assert lines[0] == (
+        "The best trial and the base cannot be told apart: seed by seed they differ by 1.5 (−1.0 to 4.0)."
     )
+    assert "The best trial is ahead of the base with 3 of 3 seeds." in lines
+    assert "Of the 2 other trials done, 1 cannot be told from the best one, seed by seed." in lines
     assert "1 trial failed: the reasons are at the end of the table." in lines
     page = written(tmp_path, document)
     rows = {row[0]: row[1:] for row in page.rows("Table of the best trial and the base")}
@@ -334,7 +348,7 @@ def test_overlapping_intervals_are_not_distinguishable(tmp_path: Path) -> None:
     assert rows["Phase classification, accuracy (%)"] == [
         "92.0 91.0 to 93.0",
         "90.5 89.5 to 91.5",
-        "≈ not distinguishable",
+        "≈ cannot be told apart",
     ]
     assert "optimistic" in page.text and "test it once on the test videos" in page.text
 
@@ -342,7 +356,10 @@ def test_overlapping_intervals_are_not_distinguishable(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "said"),
     [
-        (trial("a", 0.8), "The best trial is better than the base: their intervals do not overlap."),
+        (
+            trial("a", 0.8),
+            "The best trial is better than the base: seed by seed they differ by 12.0 (9.5 to 14.5).",
+        ),
         (trial("a", 0.99), "The base itself has the best score"),
         (trial("a", 0.95, status="stopped"), "The base has no score to compare (stopped)"),
         (trial("a", None), "The base has no score to compare (done)"),
@@ -358,6 +375,39 @@ def test_the_best_against_the_base(tmp_path: Path, base: dict[str, Any], said: s
     document = sweep(trial("b", 0.92, 0.05, 0.2, "even"), base)
     assert said in verdict_lines(document)[0]
     assert said in written(tmp_path, document).text
+
+
+def test_what_seeds_do_to_both_trials_cancels_out() -> None:
+    """Seeds that are 10 points apart, and a trial that is one point ahead with each of them."""
+    scores = {"mean": 0.8, "low": 0.55, "high": 1.0, "values": [0.7, 0.8, 0.9]}
+    others = {"mean": 0.79, "low": 0.54, "high": 1.0, "values": [0.691, 0.79, 0.889]}
+    found = difference(scores, others, lower_is_better=False)
+    assert found.verdict == "better" and found.mean == pytest.approx(0.01)
+    assert difference(others, scores, lower_is_better=False).verdict == "worse"
+    assert difference(others, scores, lower_is_better=True).verdict == "better"
+    unpaired = {**others, "values": [0.79]}
+    assert difference(scores, unpaired, lower_is_better=False).verdict == "overlap"
+
+
+def test_one_seed_is_compared_by_intervals() -> None:
+    trials = [trial("a", 0.905), trial("b", 0.92, 0.05, 0.2, "even")]
+    for entry in trials:
+        entry["score"] = {**entry["score"], "values": [entry["score"]["mean"]]}
+    lines = verdict_lines(sweep(*trials, seeds=1, intervals="videos"))
+    assert lines[:2] == [
+        "The best trial and the base cannot be told apart: their intervals overlap.",
+        "Of the 1 other trial done, 1 cannot be told from the best one, by intervals over the videos that overlap.",
+    ]
+
+
+def test_the_batch_that_follows_from_t_is_shown(tmp_path: Path) -> None:
+    assert "Videos a step" not in written(tmp_path, whole()).text
+    trials = [trial("a", 0.9), trial("b", 0.92, 0.05, 0.2, "even", batch_size=4, steps=480)]
+    page = written(tmp_path, sweep(*trials))
+    header, *rows = page.rows("Table of all trials")
+    assert [dict(zip(header, row, strict=True))["Videos a step"] for row in rows] == ["4", "8"]
+    assert [dict(zip(header, row, strict=True))["Steps"] for row in rows] == ["480", "240"]
+    assert "what T does cannot be told here from what the batch and the number of updates do" in page.text
 
 
 def test_lower_is_better(tmp_path: Path) -> None:
@@ -418,8 +468,8 @@ def test_the_papers_numbers_stand_beside_ours(tmp_path: Path) -> None:
     assert rows["five"][0] == "92.0 91.0 to 93.0"
     (finding,) = paper_table(table, document["trials"]).findings
     assert finding == (
-        "Phase classification: the paper’s best row is one; the best of ours is two, but the two intervals "
-        "overlap: not distinguishable. Rank correlation (Spearman) with the paper 0.50 over 3 rows."
+        "Phase classification: the paper’s best row is one; the best of ours is two, but the two cannot be told "
+        "apart. Rank correlation (Spearman) with the paper 0.50 over 3 rows."
     )
     assert finding in page.text and "Other videos." in page.text
 
@@ -431,7 +481,7 @@ def test_the_papers_numbers_stand_beside_ours(tmp_path: Path) -> None:
         ([("x", "a", "90"), ("y", "b", "91"), ("z", "d", "80")], "with the paper 1.00 over 3 rows"),
         (
             [("x", "a", "80"), ("y", "b", "70"), ("z", "d", "90")],
-            "ours is y, and the two intervals do not overlap",
+            "ours is y, and the two can be told apart",
         ),
         ([("x", "a", "80"), ("y", "b", "70"), ("z", "d", "90")], "with the paper −1.00 over 3 rows"),
         ([("x", "a", "90"), ("y", "b", "90"), ("z", "d", "80")], "row, x and y, is the best of ours too"),
@@ -535,9 +585,13 @@ def test_the_note_says_what_intervals_are_of(tmp_path: Path) -> None:
 
 
 def test_the_label_free_score() -> None:
-    assert "0.87" in label_free_line(whole()) and "4 trials" in label_free_line(whole())
-    undefined = whole() | {"label_free": {"name": "x", "rank_correlation": None, "num_trials": 1}}
-    assert "undefined over 1 trial done" in label_free_line(undefined)
+    document = whole()
+    assert "0.87" in label_free_line(document) and "5 trials" in label_free_line(document)
+    assert "like phase classification" in label_free_line(document)
+    document["label_free"] |= {"rank_correlation": None, "against": "linear_probe"}
+    assert "with linear probe is undefined over 5 trials done" in label_free_line(document)
+    document["label_free"] |= {"num_trials": 4}
+    assert "4 trials done are too few for a rank correlation" in label_free_line(document)
     assert "could not be held" in label_free_line(whole() | {"label_free": None})
 
 
