@@ -23,6 +23,7 @@ import pytest
 _ROWS, _COLUMNS = 3, 4  # blocks of the barcode, one bit each
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One of the two test processes has all that needs Ray, one cluster at a time; the other has the rest, by file."""
 
