@@ -44,7 +44,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--use-gpu", action="store_true", help="one GPU for each actor")
     parser.add_argument(
-        "--num-workers", type=int, metavar="N", help="actors; none: as many as the cluster has room for now"
+        "--num-workers",
+        type=int,
+        metavar="N",
+        help="actors; none: as many as the cluster has room for now, so name it where the cluster has yet to grow",
     )
     parser.add_argument(
         "--cpus-per-worker",

@@ -239,6 +239,11 @@ def _wait(client: JobSubmissionClient, outline: Outline) -> None:
         if state.done:
             return
         if state.job is None or state.job.ended:
+            if state.job is not None and state.job.status.value == "SUCCEEDED":
+                raise RunError(
+                    f"the job of the chain ended well, but its stages' markers are not to be seen from here: is "
+                    f"{storage.public_uri(outline.folder)} the same folder on this machine?"
+                )
             what = "is gone" if state.job is None else f"{state.job.status.value.lower()}: {state.job.reason}"
             raise RunError(f"the job of the chain {what}")
         time.sleep(SECONDS_BETWEEN_LOOKS)

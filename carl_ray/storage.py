@@ -31,6 +31,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
     Raises:
         UserError: the scheme is unknown or the URI malformed.
+        RunError: the store cannot be reached; the region of a bucket is asked for when it is opened.
     """
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
@@ -43,7 +44,9 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         filesystem, root = _bucket(scheme, bucket, query)
         # Azure's root is empty where the container is in the path.
         return filesystem, f"{root.rstrip('/')}/{unquote(path)}".strip("/")
-    except (ArrowException, ValueError, OSError) as error:
+    except OSError as error:
+        raise storage_error(OSError(str(error).replace(uri, public_uri(uri))), uri, "reach") from None
+    except (ArrowException, ValueError) as error:
         # pyarrow quotes the URI, secrets and all.
         reason = _one_line(error).replace(uri, public_uri(uri))
         raise UserError(f"{public_uri(uri)}: expected a path or a file, s3 or gs URI ({reason})") from None

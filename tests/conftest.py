@@ -13,26 +13,40 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 _ROWS, _COLUMNS = 3, 4  # blocks of the barcode, one bit each
 
 
-@pytest.hookimpl(tryfirst=True)
+class _OneOfTwoForRay(LoadScopeScheduling):
+    """One test process has all files that use Ray, one cluster at a time; the other has the rest."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if _uses_ray(self.config.rootpath / file) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """What deals the tests out to processes (`-n`)."""
+    return _OneOfTwoForRay(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One of the two test processes has all that needs Ray, one cluster at a time; the other has the rest, by file."""
+    """Ray's part takes longest: it begins first."""
+    items.sort(key=lambda item: not _uses_ray(item.path))
 
-    def needs_ray(item: pytest.Item) -> bool:
-        return not {"ray_cluster", "start_head"}.isdisjoint(getattr(item, "fixturenames", ()))
 
-    items.sort(key=lambda item: not needs_ray(item))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray(item) else str(item.path)))
+@cache
+def _uses_ray(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8")
+    return any(fixture in text for fixture in ("ray_session", "ray_cluster", "start_head"))
 
 
 def _barcode(number: int, height: int, width: int) -> np.ndarray:

@@ -58,6 +58,17 @@ def test_a_uri_that_cannot_be_resolved_is_one_line_without_secrets(uri: str, mes
     assert not any(part in text for part in ("\n", "SECRET", "SE/", "CRET"))
 
 
+def test_a_store_that_cannot_be_reached_is_no_mistake_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*arguments: str) -> None:
+        raise OSError("When resolving region for bucket 'b': NETWORK_CONNECTION")
+
+    monkeypatch.setattr(storage, "_bucket", unreachable)
+    with pytest.raises(
+        RunError, match=r"^s3://b/a: could not reach it \(When resolving .* NETWORK_CONNECTION\)$"
+    ):
+        storage.resolve("s3://b/a")
+
+
 @pytest.mark.parametrize(
     "uri",
     [

@@ -36,7 +36,7 @@ CHAIN_JOB = "chain"
 
 _FOLDER = "folder"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_PLACE = re.compile(r"\{([a-z0-9_]+)(\.\.\.)?\}")
+_PLACE = re.compile(r"\{([A-Za-z0-9_-]+)(\.\.\.)?\}")
 _DEFAULT = re.compile(r"\[([^\[\]]*)\]\s*$")
 _SUFFIX = ".yaml"
 

@@ -179,7 +179,7 @@ def run_chain(
     _refuse_other(client, plan)
     for number, stage in enumerate(plan.commands, start=1):
         place = f"stage {number} of {len(plan.commands)}, {stage}"
-        if plan.is_done(stage):
+        if _patiently(partial(plan.is_done, stage)):
             say(f"{place}: done before")
             continue
         started = time.monotonic()
@@ -203,12 +203,12 @@ def _run_stage(
         say(f"waiting for job {job.id}, which is running")
         job = _wait(client, plan.outline, stage, job)
     for _ in range(_MAX_ATTEMPTS):
-        if plan.is_done(stage):
+        if _patiently(lambda: plan.is_done(stage)):
             return
         job = _submit_stage(client, plan, stage, 1 if job is None else job.attempt + 1, runtime_env)
         say(f"job {job.id}")
         job = _wait(client, plan.outline, stage, job)
-        if plan.is_done(stage):
+        if _patiently(lambda: plan.is_done(stage)):
             return
         if job.status == JobStatus.SUCCEEDED:
             raise RunError(
@@ -361,7 +361,7 @@ def _jobs(client: JobSubmissionClient, outline: Outline) -> dict[str, dict[int, 
 
 
 def _patiently(call: Callable[[], _T]) -> _T:
-    """What a call to the cluster returns, asked again for a while where nobody answers: dashboards are restarted."""
+    """What a call to the cluster or to storage returns, asked again for a while where nobody answers."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     told = False
     while True:
@@ -370,12 +370,15 @@ def _patiently(call: Callable[[], _T]) -> _T:
         # What requests raises is an OSError, Ray a RuntimeError with the number of the answer in its text.
         except (OSError, RuntimeError) as error:
             passes = isinstance(error, OSError) or "status code 5" in str(error)
-            reason = _last_line(str(error))
-            if not passes or time.monotonic() > deadline:
-                raise RunError(f"the Ray cluster: {reason}") from None
-            if not told:
-                print(f"the Ray cluster does not answer, asking again: {reason}", file=sys.stderr, flush=True)
-                told = True
+            failure = RunError(f"the Ray cluster: {_last_line(str(error))}")
+        # Storage: after days of a stage, one request that failed must not end the chain.
+        except RunError as error:
+            passes, failure = True, error
+        if not passes or time.monotonic() > deadline:
+            raise failure from None
+        if not told:
+            print(f"no answer, asking again: {failure}", file=sys.stderr, flush=True)
+            told = True
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 

@@ -36,7 +36,7 @@ _CHUNKS_AHEAD = 2
 
 
 def untrained_encoder(config: Config) -> FrameLevelVideoEncoder:
-    """The encoder as the run began, in evaluation mode: the control that every table has.
+    """The encoder before any training, in evaluation mode: the control that every table has.
 
     Its backbone has the pretrained weights that the config names, everything else is random.
 

@@ -34,6 +34,8 @@ CHECKPOINTS = "checkpoints"
 
 _STATE = "state.json"
 _ENCODER = "encoder."
+_NOT_IN_SHAPES = ("num_heads", "pooling", "positions", "temporal_encoder", "weights", "weights_format")
+"""Fields of `ModelConfig` that make another encoder, or another control, of tensors of the same shapes."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,13 @@ def initial_weights(config: Config, uri: str) -> InitialWeights:
         RunError: a file is damaged, or holds more than tensors.
     """
     checkpoint = checkpoint_at(uri)
+    for name in _NOT_IN_SHAPES:
+        theirs, ours = getattr(checkpoint.config.model, name), getattr(config.model, name)
+        if theirs != ours:
+            raise UserError(
+                f"model.init_from: {storage.public_uri(checkpoint.uri)}: its encoder is another: model.{name} is "
+                f"{theirs!r} there, here {ours!r}; use the --model options that it was trained with"
+            )
     found = {k: v for k, v in _load(checkpoint, "model.pt").items() if isinstance(v, Tensor)}
     expected = {name: tuple(value.shape) for name, value in initial_model(config).state_dict().items()}
     fitting = {name: value for name, value in found.items() if expected.get(name) == tuple(value.shape)}

@@ -7,6 +7,7 @@ run, and ray/, which are Ray Train's own records.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ from carl_ray.training.worker import TerminationTorchConfig, WorkerSettings, tra
 
 RESIZE_SECONDS = 60.0
 """How often an elastic run looks whether there is room for more workers."""
+START_SECONDS = 45.0
+"""An elastic run that lost workers waits this long for as many as before, then goes on with those there is room for."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,9 @@ def train(
     del videos
     pa.default_memory_pool().release_unused()
     settings = WorkerSettings(config, run_dir, digest, plan, checked, monitor, weights, last_step)
+    if config.cluster.min_workers < config.cluster.max_workers:
+        # Where Ray counted room that is gone; the cluster's own value is for nodes that have yet to boot.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_SECONDS)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,

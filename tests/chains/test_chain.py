@@ -49,6 +49,9 @@ def test_parameters_become_arguments(tmp_path: Path) -> None:
     assert plan.commands["train"][4:] == ("--x", "1 2", "--y", "--json", '{"role": "data"}')
     defaults = plan_chain(chain, str(tmp_path), {"manifest": "m"})
     assert defaults.commands["train"][3:5] == (f"{tmp_path}/train-of-m", "--fast")
+    dashed = read_chain(written(tmp_path, "name: a\nparameters: {my-p: t}\nstages: {x: 'y {my-p}'}"))
+    assert plan_chain(dashed, "/x", {"my-p": "1"}).commands["x"] == ("y", "1")
+    chain = read_chain(written(tmp_path, CHAIN))
     none = plan_chain(chain, str(tmp_path), {"manifest": "m", "options": ""})
     assert none.commands["train"][4:] == ("--json", '{"role": "data"}')
 
@@ -87,6 +90,11 @@ def test_ids_follow_from_the_folder_alone() -> None:
         ("name: a\nstages: {chain: y}", "the name 'chain' has a meaning of its own"),
         ("name: a\nparameters: {folder: x}\nstages: {x: y}", "the name 'folder' has a meaning of its own"),
         ("name: a\nstages: {x: 'y {z}'}", "stage x: {z} is not among the parameters"),
+        ("name: a\nparameters: {z: t}\nstages: {x: 'y {Z}'}", "stage x: {Z} is not among the parameters"),
+        (
+            "name: a\nparameters: {z: t}\nstages: {x: 'y {z-1...}'}",
+            "stage x: {z-1...} is not among the parameters",
+        ),
         ("name: a\nparameters: {z: t}\nstages: {x: 'y --z={z...}'}", "{z...} stands for whole arguments"),
         ('name: a\nstages: {x: "y \'z"}', "is not a command line (No closing quotation)"),
     ],

@@ -216,6 +216,23 @@ def test_the_loss_of_a_dashboard_is_borne(plan: Plan, monkeypatch: pytest.Monkey
         chain_state(cluster, plan.outline)  # type: ignore[arg-type]
 
 
+def test_the_loss_of_storage_is_borne(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(always(JobStatus.SUCCEEDED, 0))
+    looks, is_done = 0, Plan.is_done
+
+    def unreliable(self: Plan, stage: str) -> bool:
+        nonlocal looks
+        looks += 1
+        # The first two are of the submission, which somebody watches.
+        if looks > 2 and looks % 2:
+            raise RunError("s3://bucket: could not reach it")
+        return is_done(self, stage)
+
+    monkeypatch.setattr(Plan, "is_done", unreliable)
+    ran(cluster, plan)
+    assert list(cluster.infos) == ids(plan, "one-a1", "two-a1")
+
+
 def test_a_chain_is_submitted_once_and_brings_its_plan(plan: Plan) -> None:
     cluster: Any = Cluster(always(JobStatus.SUCCEEDED, 0))
     (first, second) = ids(plan, "chain-a1", "chain-a2")

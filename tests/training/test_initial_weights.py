@@ -97,15 +97,35 @@ def test_another_head(tiny_run: Path, pretrained: Config) -> None:
         ({"width": 32}, "tensors do not fit, first encoder."),
         ({"num_layers": 2}, "got none"),
         ({"embedding_width": 4}, "encoder.to_embedding"),
-        ({"temporal_encoder": "c3d"}, "its encoder is another"),
     ],
 )
-def test_another_encoder_is_refused(
+def test_an_encoder_of_other_shapes_is_refused(
     tiny_run: Path, pretrained: Config, changes: dict[str, object], expected: str
 ) -> None:
     with pytest.raises(UserError, match=r"model\.init_from: .*its encoder is another: \d+ tensors") as raised:
         initial_weights(with_model(pretrained, **changes), str(tiny_run))
     assert expected in str(raised.value)
+    assert "use the --model options that it was trained with" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temporal_encoder", "c3d"),
+        ("num_heads", 1),
+        ("pooling", "average"),
+        ("positions", "none"),
+        # The untrained control begins with what these two name.
+        ("weights_format", "byol"),
+    ],
+)
+def test_an_encoder_that_computes_otherwise_is_refused(
+    tiny_run: Path, pretrained: Config, field: str, value: object
+) -> None:
+    with pytest.raises(
+        UserError, match=rf"model\.init_from: .* model\.{field} is .* here '?{value}"
+    ) as raised:
+        initial_weights(with_model(pretrained, **{field: value}), str(tiny_run))
     assert "use the --model options that it was trained with" in str(raised.value)
 
 

@@ -276,7 +276,9 @@ def test_an_elastic_run_grows_and_shrinks_with_the_cluster(
 ) -> None:
     monkeypatch.setattr(trainer, "RESIZE_SECONDS", 1.0)
     # After a loss Ray first tries the old size, for this long: it learns of nodes every 20 seconds.
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    monkeypatch.setattr(trainer, "START_SECONDS", 10.0)
+    # The clusters' own value; also puts back what the run sets.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1200")
     # A worker takes a whole node of five CPUs, so that none fits on the head, which has four.
     elastic = replace(
         config, cluster=ClusterConfig(num_workers=(1, 2), worker_cpus=5, train_node_labels={"role": "train"})
