@@ -228,7 +228,7 @@ def _head(*options: str, port: int, environment: Mapping[str, str]) -> Iterator[
                 "--dashboard-agent-listen-port=0",
                 *(f"--temp-dir={folder}", "--disable-usage-stats", *options),
             ],
-            env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | dict(environment),
+            env=os.environ | dict(environment),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
