@@ -45,26 +45,6 @@ if TYPE_CHECKING:
 
     from carl_ray.chains.runner import ChainState
 
-_EXCLUDED = [
-    *(".git", ".venv*", "venv", "__pycache__", "*.egg-info", ".*_cache"),
-    *(
-        "*.mp4",
-        "*.avi",
-        "*.mkv",
-        "*.webm",
-        "*.mov",
-        "*.tfrecord*",
-        "*.parquet",
-        "*.pt",
-        "*.pth",
-        "*.zip",
-        "*.tar*",
-    ),
-    # From the root alone: the package has folders of these names.
-    *("/runs", "/data", "/datasets", "/videos"),
-]
-"""What is not sent to the cluster with the code, beside what .gitignore and .rayignore say."""
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; leaves with status 0 only when what was asked for is done."""
@@ -201,8 +181,8 @@ def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
             f"{options.working_dir}: expected a checkout with carl_ray in it, to send to the cluster: name it in "
             "--working-dir, or say --installed where the cluster's nodes have the package"
         )
-    excludes = [*_EXCLUDED, *runtime_env.get("excludes", [])]
-    return {**runtime_env, "working_dir": options.working_dir, "excludes": excludes}
+    # Ray leaves out what .gitignore and .rayignore name: data, runs, environments.
+    return {**runtime_env, "working_dir": options.working_dir}
 
 
 def _client(address: str | None) -> JobSubmissionClient:

@@ -23,6 +23,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 _ROWS, _COLUMNS = 3, 4  # blocks of the barcode, one bit each
+_WITHOUT_RAY = 2
 
 
 class _OneOfTwoForRay(LoadScopeScheduling):
@@ -30,7 +31,7 @@ class _OneOfTwoForRay(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "ray" if _uses_ray(self.config.rootpath / file) else file
+        return "ray" if _ray_order(self.config.rootpath / file) < _WITHOUT_RAY else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -40,13 +41,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Ray's part takes longest: it begins first."""
-    items.sort(key=lambda item: not _uses_ray(item.path))
+    items.sort(key=lambda item: _ray_order(item.path))
 
 
 @cache
-def _uses_ray(path: Path) -> bool:
+def _ray_order(path: Path) -> int:
+    """First what has a cluster of its own, then what shares the one that stays until the end, then the rest."""
     text = path.read_text(encoding="utf-8")
-    return any(fixture in text for fixture in ("ray_session", "ray_cluster", "start_head"))
+    if "start_head" in text:
+        return 0
+    return 1 if "ray_session" in text or "ray_cluster" in text else _WITHOUT_RAY
 
 
 def _barcode(number: int, height: int, width: int) -> np.ndarray:

@@ -12,11 +12,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from ray._private.thirdparty.pathspec import PathSpec
 
 from carl_ray import jobs
 
-REPOSITORY = Path(__file__).parents[1]
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 
@@ -110,23 +108,6 @@ def test_a_command_that_fails_is_not(
 def test_a_stage_that_is_no_module(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, line = failure(capsys, "stage", str(tmp_path / "x.json"), name)
     assert (status, f"no module {name} here" in line) == (2, True)
-
-
-def test_the_package_is_sent_whole_and_data_is_not() -> None:
-    """As Ray reads the patterns; the shipped chains are found in what is sent."""
-    excluded = PathSpec.from_lines("gitwildmatch", jobs._EXCLUDED)
-    files = [file.relative_to(REPOSITORY) for file in (REPOSITORY / "carl_ray").rglob("*") if file.is_file()]
-    sent = [str(file) for file in files if not excluded.match_file(str(file))]
-    assert {Path(file).suffix for file in map(str, files)} - {Path(file).suffix for file in sent} <= {".pyc"}
-    assert {"carl_ray/data/plan.py", "carl_ray/datasets/pouring.py", "carl_ray/chains/demo.yaml"} <= set(sent)
-    for name in (
-        "data/a.bin",
-        "runs/x/config.json",
-        "deep/a.mp4",
-        ".venv311/bin/python",
-        "w/step-1/model.pt",
-    ):
-        assert excluded.match_file(name)
 
 
 @pytest.fixture
