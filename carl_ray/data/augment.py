@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,12 +29,18 @@ _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
 # Luma of ITU-R 601 as torchvision rounds it.
 _LUMA = (0.2989, 0.587, 0.114)
+# The cross product with the direction of grey.
+_AROUND_GREY = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
 _NUM_COLOR_OPERATIONS = 4
 # Values (frames x height x width x 3) at a time: bounds memory. Colour makes a handful of float32 copies;
 # a CPU wants them in its cache, an accelerator wants large pieces.
 _RESIZE_CHUNK = 2**20
 _COLOR_CHUNK_CPU = 2**18
 _COLOR_CHUNK_ACCELERATOR = 2**24
+
+
+Color = Literal["exact", "matrix"]
+"""How colour jitter is computed; see `apply_color`."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +166,15 @@ def apply_geometry(
     frames: UInt8[np.ndarray, "n height width 3"] | UInt8[Tensor, "n height width 3"],
     parameters: AugmentParameters,
     image_size: int,
-) -> UInt8[Tensor, "n {image_size} {image_size} 3"]:
+    places: Int64[np.ndarray, " taken"] | None = None,
+) -> UInt8[Tensor, "taken {image_size} {image_size} 3"]:
     """The frames cropped, resized to image_size x image_size (bilinear, antialiased) and flipped; contiguous.
+
+    Args:
+        frames: As decoded.
+        parameters: Drawn for their size.
+        image_size: S.
+        places: Which of the frames, in which order; None takes all. Spares a copy of the whole frames.
 
     Raises:
         ValueError: the crop does not lie in the frames (drawn for another size?), or these are not uint8.
@@ -173,7 +187,7 @@ def apply_geometry(
             f"{frames.shape[2]} pixels: draw the parameters for the size of these frames"
         )
     box = frames[:, parameters.top : bottom, parameters.left : right]
-    return _resize(box, image_size, image_size, flip=parameters.flip)
+    return _resize(box, image_size, image_size, flip=parameters.flip, places=places)
 
 
 def center_view(
@@ -194,13 +208,19 @@ def center_view(
 
 
 def apply_color(
-    frames: UInt8[Tensor, "n size size 3"], parameters: AugmentParameters
+    frames: UInt8[Tensor, "n size size 3"], parameters: AugmentParameters, color: Color = "exact"
 ) -> UInt8[Tensor, "n size size 3"]:
     """The frames after colour jitter, greyscale and Gaussian blur, computed on the device that they are on.
 
-    The same function on any device, up to the rounding of float32. Each operation is torchvision's on uint8
-    (values are cut to integers after each) to within one level. The blur's kernel is SimCLR's: about a tenth
+    The same function on any device, up to the rounding of float32. The blur's kernel is SimCLR's: about a tenth
     of the image, odd, at least 3 pixels. Returns `frames` itself where nothing is to be done.
+
+    Args:
+        frames: Square.
+        parameters: The draw.
+        color: `exact`: each operation of the jitter is torchvision's on uint8 (values are cut to integers after
+            each) to within one level. `matrix`: all of them, and greyscale, are one linear map of a frame's
+            colours; hue is turned about the grey axis, and values are cut once, at the end.
 
     Raises:
         ValueError: these are not square uint8 frames.
@@ -215,9 +235,11 @@ def apply_color(
     for part in _chunks(len(frames), math.prod(frames.shape[1:]), chunk):
         # Planes (3, n, S, S): the arithmetic between channels runs over contiguous memory.
         planes = frames[part].permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        if parameters.jitter:
+        if color == "matrix" and (parameters.jitter or parameters.grayscale):
+            planes = _mapped(planes, parameters)
+        elif parameters.jitter:
             planes = _jitter(planes, parameters)
-        if parameters.grayscale:
+        if color == "exact" and parameters.grayscale:
             planes = _luma(planes).unsqueeze(0)
         if parameters.blur_sigma > 0:
             planes = _blur(planes, parameters.blur_sigma).round_()
@@ -272,13 +294,19 @@ def _draw_crop(
 
 
 def _resize(
-    frames: np.ndarray | Tensor, height: int, width: int, *, flip: bool = False
-) -> UInt8[Tensor, "n {height} {width} 3"]:
+    frames: np.ndarray | Tensor,
+    height: int,
+    width: int,
+    *,
+    flip: bool = False,
+    places: np.ndarray | None = None,
+) -> UInt8[Tensor, "taken {height} {width} 3"]:
     """The frames at another size, then mirrored where `flip`; contiguous, never an alias of the input."""
     device = torch.device("cpu") if isinstance(frames, np.ndarray) else frames.device
-    output = torch.empty((len(frames), height, width, 3), dtype=torch.uint8, device=device)
-    for part in _chunks(len(frames), math.prod(frames.shape[1:]), _RESIZE_CHUNK):
-        chunk = frames[part]
+    count = len(frames) if places is None else len(places)
+    output = torch.empty((count, height, width, 3), dtype=torch.uint8, device=device)
+    for part in _chunks(count, math.prod(frames.shape[1:]), _RESIZE_CHUNK):
+        chunk = frames[part] if places is None else frames[places[part]]
         if isinstance(chunk, np.ndarray):
             # Arrays from Ray's object store are read-only, which torch does not take.
             chunk = torch.from_numpy(chunk if chunk.flags.writeable else chunk.copy())
@@ -315,19 +343,70 @@ def _jitter(
 ) -> Float[Tensor, "3 n size size"]:
     """The four colour operations in their order, on integer values in [0, 255]; may write over its input."""
     for operation in parameters.order:
+        factor = 1.0  # above 1, values may leave the range
         match operation:
             case 0:
-                planes.mul_(parameters.brightness)
+                factor = parameters.brightness
+                planes.mul_(factor)
             case 1:
+                factor = parameters.contrast
                 mean = _luma(planes).mean(dim=(-2, -1), keepdim=True)  # of each frame
-                planes.mul_(parameters.contrast).add_(mean, alpha=1 - parameters.contrast)
+                planes.mul_(factor).add_(mean, alpha=1 - factor)
             case 2:
+                factor = parameters.saturation
                 luma = _luma(planes)
-                planes.mul_(parameters.saturation).add_(luma, alpha=1 - parameters.saturation)
+                planes.mul_(factor).add_(luma, alpha=1 - factor)
             case 3 if parameters.hue != 0:
                 planes = _turn_hue(planes, parameters.hue)
-        planes.clamp_(0, 255).floor_()
+        if factor > 1:
+            planes.clamp_(0, 255)
+        planes.floor_()
     return planes
+
+
+def _mapped(
+    planes: Float[Tensor, "3 n size size"], parameters: AugmentParameters
+) -> Float[Tensor, "3 n size size"]:
+    """The four colour operations and greyscale as one linear map, rounded; see `color_map`."""
+    of_color, of_mean = (
+        torch.tensor(matrix, dtype=torch.float32, device=planes.device) for matrix in color_map(parameters)
+    )
+    offset = of_mean @ planes.mean(dim=(-2, -1))
+    mapped = (of_color @ planes.flatten(1)).view_as(planes)
+    return mapped.add_(offset[:, :, None, None]).clamp_(0, 255).round_()
+
+
+def color_map(
+    parameters: AugmentParameters,
+) -> tuple[Float64[np.ndarray, "3 3"], Float64[np.ndarray, "3 3"]]:
+    """Matrices (A, B): without rounding and clamping the jitter is A color + B mean color of the frame.
+
+    Brightness scales, contrast moves towards the mean luma, saturation towards a pixel's own luma; hue is a rotation
+    about the axis of grey (Rodrigues' formula), where torchvision's keeps value and saturation of HSV.
+    """
+    of_color, of_mean = np.eye(3), np.zeros((3, 3))
+    to_luma = np.ones((3, 1)) * np.array(_LUMA) / sum(_LUMA)
+    for operation in parameters.order if parameters.jitter else ():
+        match operation:
+            case 0:
+                factor = parameters.brightness
+                of_color, of_mean = factor * of_color, factor * of_mean
+            case 1:
+                factor = parameters.contrast
+                to_mean = (1 - factor) * to_luma @ (of_color + of_mean)
+                of_color, of_mean = factor * of_color, factor * of_mean + to_mean
+            case 2:
+                matrix = parameters.saturation * np.eye(3) + (1 - parameters.saturation) * to_luma
+                of_color, of_mean = matrix @ of_color, matrix @ of_mean
+            case 3:
+                angle = 2 * math.pi * parameters.hue
+                matrix = (
+                    math.cos(angle) * np.eye(3) + (1 - math.cos(angle)) / 3 + math.sin(angle) * _AROUND_GREY
+                )
+                of_color, of_mean = matrix @ of_color, matrix @ of_mean
+    if parameters.grayscale:
+        of_color, of_mean = to_luma @ of_color, to_luma @ of_mean
+    return of_color, of_mean
 
 
 def _turn_hue(planes: Float[Tensor, "3 n size size"], turn: float) -> Float[Tensor, "3 n size size"]:
@@ -354,9 +433,9 @@ def _turn_hue(planes: Float[Tensor, "3 n size size"], turn: float) -> Float[Tens
     torch.sub(hue, 3, out=output[0]).abs_().sub_(1)
     torch.sub(hue, 2, out=output[1]).abs_().neg_().add_(2)
     torch.sub(hue, 4, out=output[2]).abs_().neg_().add_(2)
-    output.clamp_(0, 1).mul_(spread).add_(lowest)
     # As torchvision scales back to uint8: a rounding error must not cut an integer to the level beneath.
-    return output.mul_(255.999 / 255)
+    lowest, spread = lowest.mul_(255.999 / 255), spread.mul_(255.999 / 255)
+    return torch.addcmul(lowest, output.clamp_(0, 1), spread)
 
 
 def _blur(planes: Float[Tensor, "c n size size"], sigma: float) -> Float[Tensor, "c n size size"]:

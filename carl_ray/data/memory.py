@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from carl_ray.config import Config
+
+
+def frame_shape(config: Config) -> tuple[int, ...]:
+    """Shape of one frame of a view, as shipped: (S, S, 3), or YUV 4:2:0 in one row."""
+    size = config.augment.image_size
+    return (size * size * 3 // 2,) if config.augment.pixels == "yuv420" else (size, size, 3)
 
 
 def pair_bytes(config: Config) -> int:
     """Bytes of the frames of one pair of views, as shipped."""
-    return 2 * config.model.num_frames * config.augment.image_size**2 * 3
+    return 2 * config.model.num_frames * math.prod(frame_shape(config))
 
 
 def load_task_bytes(config: Config) -> int:

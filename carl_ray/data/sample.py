@@ -21,6 +21,8 @@ from torch import Tensor
 from carl_ray.config import Config
 from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
 from carl_ray.data.decode import read_frames
+from carl_ray.data.memory import frame_shape
+from carl_ray.data.pixels import from_yuv420, to_yuv420
 from carl_ray.data.randomness import ViewNumber, sample_generator, sample_seed
 from carl_ray.data.views import View, sample_views
 
@@ -32,7 +34,8 @@ NUM_COLOR_VALUES = 16
 class ViewPair:
     """Two views of one video."""
 
-    frames: UInt8[np.ndarray, "2 time size size 3"]
+    frames: UInt8[np.ndarray, "2 time *frame"]
+    """RGB (S, S, 3), or packed as `carl_ray.data.pixels` does."""
     timestamps: Float64[np.ndarray, "2 time"]
     """Frame index in the raw video times the manifest's `frame_step` (SPEC 1.4)."""
     frame_mask: Bool[np.ndarray, "2 time"]
@@ -46,7 +49,7 @@ class ViewPair:
 class Batch:
     """What one worker trains on in one step; where that is nothing, one fully masked video stands in."""
 
-    frames: UInt8[Tensor, "batch 2 time size size 3"]
+    frames: UInt8[Tensor, "batch 2 time *frame"]
     timestamps: Float64[Tensor, "batch 2 time"]
     frame_mask: Bool[Tensor, "batch 2 time"]
     frame_labels: Int64[Tensor, "batch 2 time"]
@@ -104,16 +107,17 @@ def make_view_pair(
         num_frames=num_video_frames if verified else None,
     )
     size = config.augment.image_size
-    frames = np.zeros((2, time, size, size, 3), dtype=np.uint8)
+    frames = np.zeros((2, time, *frame_shape(config)), dtype=np.uint8)
     color = np.zeros((2, NUM_COLOR_VALUES))
     for number, view in enumerate(views):
         rng = sample_generator(seed, epoch, video_id, ViewNumber.FIRST + number)
         parameters = draw_parameters(config.augment, decoded.shape[1], decoded.shape[2], rng)
-        chosen = decoded[np.searchsorted(needed, view.frame_indices[view.frame_mask])]
-        augmented = apply_geometry(chosen, parameters, size)
+        places = np.searchsorted(needed, view.frame_indices[view.frame_mask])
+        augmented = apply_geometry(decoded, parameters, size, places)
         if config.augment.color_on == "workers":
-            augmented = apply_color(augmented, parameters)
-        frames[number, view.frame_mask] = augmented.numpy()
+            augmented = apply_color(augmented, parameters, config.augment.color)
+        packed = to_yuv420(augmented) if config.augment.pixels == "yuv420" else augmented.numpy()
+        frames[number, view.frame_mask] = packed
         color[number] = parameters.to_vector()
     return ViewPair(
         frames=frames,
@@ -149,11 +153,11 @@ def collate(
         seeds: `view_seeds` of each.
         config: The run.
     """
-    size, time = config.augment.image_size, config.model.num_frames
+    time = config.model.num_frames
     if not pairs:
         pairs = [
             ViewPair(
-                np.zeros((2, time, size, size, 3), dtype=np.uint8),
+                np.zeros((2, time, *frame_shape(config)), dtype=np.uint8),
                 np.zeros((2, time)),
                 np.zeros((2, time), dtype=bool),
                 np.full((2, time), -1, np.int64),
@@ -172,11 +176,23 @@ def collate(
     )
 
 
-def color_on_device(batch: Batch, frames: UInt8[Tensor, "batch 2 time size size 3"]) -> Tensor:
-    """Colour and blur of every real view, computed where `frames` are (`augment.color_on: trainer`)."""
+def frames_on_device(
+    batch: Batch, config: Config, device: torch.device
+) -> UInt8[Tensor, "batch 2 time size size 3"]:
+    """The frames as the encoder wants them but for the normalisation, on the trainer's device.
+
+    What the workers left is done here: RGB from YUV 4:2:0, colour and blur of every real view.
+    """
+    frames = batch.frames.to(device, non_blocking=True)
+    if config.augment.pixels == "yuv420":
+        frames = from_yuv420(frames.flatten(0, 2), config.augment.image_size).unflatten(
+            0, batch.frame_mask.shape
+        )
+    if config.augment.color_on == "workers":
+        return frames
     colored = frames.clone()
     for video, view in torch.nonzero(batch.frame_mask.any(dim=2)).tolist():
         parameters = AugmentParameters.from_vector(batch.color[video, view])
-        mask = batch.frame_mask[video, view].to(frames.device)
-        colored[video, view, mask] = apply_color(frames[video, view, mask], parameters)
+        mask = batch.frame_mask[video, view].to(device)
+        colored[video, view, mask] = apply_color(frames[video, view, mask], parameters, config.augment.color)
     return colored

@@ -208,6 +208,13 @@ def test_crop_without_resize_is_exact(as_array):
     assert np.array_equal(output.numpy(), frames[:, 2:14, 5:17])
 
 
+def test_chosen_frames_are_those_chosen_before():
+    frames = random_frames(7, 20, 30, 3).numpy()
+    draw, places = parameters(top=2, left=3, height=15, width=17, flip=True), np.array([5, 0, 0, 6])
+    expected = apply_geometry(frames[places], draw, 12)
+    assert torch.equal(apply_geometry(frames, draw, 12, places), expected)
+
+
 def test_flip_mirrors_columns_only():
     frames = coordinate_frames(2, 12, 12)
     output = apply_geometry(frames, parameters(height=12, width=12, flip=True), 12)
@@ -329,6 +336,33 @@ def test_operations_run_in_the_drawn_order(order):
     draw = parameters(jitter=True, order=order, brightness=1.4, contrast=0.6, saturation=1.5, hue=0.15)
     # A level's difference after the hue may be amplified by the factors that follow it.
     assert largest_difference(apply_color(frames, draw), theirs) <= 4
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
+def test_one_matrix_is_all_operations_where_nothing_is_cut(order):
+    frames = random_frames(2, 32, 32, 3) // 4 + 90
+    draw = parameters(jitter=True, order=order, brightness=1.1, contrast=0.8, saturation=0.7)
+    difference = (apply_color(frames, draw).int() - apply_color(frames, draw, "matrix").int()).abs()
+    # Every operation of the exact way cuts fractions.
+    assert difference.max() <= 4
+    alone = parameters(jitter=True, grayscale=True, order=order, contrast=0.5)
+    grey = apply_color(frames, alone, "matrix")
+    assert torch.equal(grey[..., 0], grey[..., 2])
+    assert (apply_color(frames, alone).int() - grey.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("hue", [-0.2, -0.05, 0.1, 0.2])
+def test_the_matrix_turns_hue_the_same_way(hue):
+    frames = random_frames(2, 32, 32, 3) // 4 + 90
+    exact, matrix, other = (
+        apply_color(frames, parameters(jitter=True, hue=turn), color).float()
+        for turn, color in ((hue, "exact"), (hue, "matrix"), (-hue, "matrix"))
+    )
+    assert (exact - matrix).abs().mean() < (exact - frames).abs().mean()
+    assert (exact - matrix).abs().mean() < 0.5 * (exact - other).abs().mean()
+    # A third of the circle is the exchange of channels, in both ways.
+    third = apply_color(frames, parameters(jitter=True, hue=1 / 3), "matrix")
+    assert torch.equal(third, frames.roll(1, dims=-1))
 
 
 def test_nothing_to_do_gives_the_frames_back():

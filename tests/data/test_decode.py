@@ -188,6 +188,22 @@ def test_short_side_always_becomes_short_side(make_video, tmp_path):
     assert read_frames(path, [0], short_side=120).shape == (1, 120, 180, 3)
 
 
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p"])
+@pytest.mark.parametrize(("width", "height"), [(160, 90), (128, 96), (90, 160)])
+def test_the_short_way_to_an_odd_width_gives_the_same_pixels(
+    make_video, tmp_path, pixel_format, width, height
+):
+    path = make_video(tmp_path / "a.mp4", 3, width, height, pixel_format=pixel_format)
+    small = read_frames(str(path), range(3), short_side=31)
+    assert 31 in small.shape[1:3]
+    with av.open(str(path)) as container:
+        plain = [
+            frame.reformat(width=small.shape[2], height=small.shape[1], format="rgb24").to_ndarray()
+            for frame in container.decode(video=0)
+        ]
+    assert np.array_equal(small, np.stack(plain))
+
+
 def test_probe_counts_and_measures(made_video):
     count = _count(made_video, 1000)
     for verify in (False, True):

@@ -14,12 +14,13 @@ import torch
 from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainingConfig, ViewsConfig
 from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
 from carl_ray.data.decode import DecodeError, read_frames
+from carl_ray.data.memory import pair_bytes
 from carl_ray.data.randomness import ViewNumber, sample_generator, sample_seed
 from carl_ray.data.sample import (
     NUM_COLOR_VALUES,
     ViewPair,
     collate,
-    color_on_device,
+    frames_on_device,
     make_view_pair,
     view_seeds,
 )
@@ -163,13 +164,32 @@ def test_colour_on_the_trainer_is_the_same_function(video: Path) -> None:
     masked = replace(raw, frame_mask=np.stack([np.arange(TIME) < 3, np.zeros(TIME, dtype=bool)]))
     batch = collate([raw, masked], [0, 1], [(0, 0)] * 2, trainer)
     before = batch.frames.clone()
-    colored = color_on_device(batch, batch.frames)
+    colored = frames_on_device(batch, trainer, torch.device("cpu"))
     assert torch.equal(batch.frames, before)
     np.testing.assert_array_equal(colored[0].numpy(), done.frames)
     # Masked frames are left as they came.
     np.testing.assert_array_equal(colored[1, 0, :3].numpy(), done.frames[0, :3])
     np.testing.assert_array_equal(colored[1, 0, 3:].numpy(), raw.frames[0, 3:])
     np.testing.assert_array_equal(colored[1, 1].numpy(), raw.frames[1])
+
+
+@pytest.mark.parametrize("color_on", ["workers", "trainer"])
+def test_shipping_yuv_takes_half_the_bytes_and_hardly_changes_the_frames(
+    make_video: Callable[..., Path], tmp_path: Path, color_on: str
+) -> None:
+    path = make_video(tmp_path / "short.mp4", 5, 48, 48)
+    config = replace(CONFIG, augment=replace(CONFIG.augment, image_size=SIZE, color_on=color_on))
+    halved = replace(config, augment=replace(config.augment, pixels="yuv420"))
+    whole, half = (make_view_pair(str(path), "a", 5, 1.0, 2, each) for each in (config, halved))
+    assert half.frames.nbytes * 2 == whole.frames.nbytes == 2 * pair_bytes(halved) == pair_bytes(config)
+    expected, found = (
+        frames_on_device(collate([pair, pair], [0, 1], [(0, 0)] * 2, each), each, torch.device("cpu"))
+        for pair, each in ((whole, config), (half, halved))
+    )
+    assert found.shape == expected.shape == (2, 2, TIME, SIZE, SIZE, 3)
+    difference = (found.int() - expected.int()).abs()[:, :, :5].float()
+    assert difference.mean() < 2
+    assert collate([], [], [], halved).frames.shape == (1, 2, TIME, SIZE * SIZE * 3 // 2)
 
 
 def test_collate_keeps_the_order(video: Path) -> None:
@@ -210,7 +230,9 @@ def test_collate_of_nothing_is_one_masked_video() -> None:
     assert batch.sample_seeds.dtype == torch.int64
     assert batch.color.shape == (1, 2, NUM_COLOR_VALUES)
     assert not batch.frame_mask.any()
-    assert torch.equal(color_on_device(batch, batch.frames), batch.frames)
+    for color_on in ("workers", "trainer"):
+        config = replace(CONFIG, augment=replace(CONFIG.augment, color_on=color_on))
+        assert torch.equal(frames_on_device(batch, config, torch.device("cpu")), batch.frames)
 
 
 def test_view_seeds_are_those_of_the_views() -> None:

@@ -1,0 +1,152 @@
+"""What was made fast computes what the plain way computes: the same losses, to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional
+
+from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from carl_ray.data.augment import AugmentParameters, draw_parameters
+from carl_ray.data.randomness import ViewNumber, sample_generator
+from carl_ray.data.sample import Batch, ViewPair, collate, make_view_pair, view_seeds
+from carl_ray.data.views import sample_views
+from carl_ray.training.step import StepReport, TrainingStep
+
+CPU = torch.device("cpu")
+LENGTHS = (23, 6)  # the second is padded
+SIZE = 32
+CONFIG = Config(
+    preset="test",
+    data=DataConfig(short_side=45),  # 79 wide of 112 x 64: the short way to an odd width; 60 of 80 x 60
+    augment=AugmentConfig(image_size=SIZE, jitter_probability=1.0, blur_probability=1.0),
+    model=ModelConfig(
+        num_frames=8,
+        backbone="resnet18",
+        weights="random",
+        learnable="block5",
+        hidden_width=32,
+        width=32,
+        num_layers=1,
+        num_heads=2,
+        feedforward_width=32,
+        embedding_width=16,
+        dropout=0.0,
+    ),
+    training=TrainingConfig(precision="fp32", seed=5),
+)
+
+
+def plain_pair(path: Path, video_id: str, num_video_frames: int) -> ViewPair:
+    """Every frame is decoded and scaled to RGB at once, then torchvision does one operation after the other."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        scale = CONFIG.data.short_side / min(stream.width, stream.height)
+        width, height = round(stream.width * scale), round(stream.height * scale)
+        decoded = np.stack(
+            [
+                frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+                for frame in container.decode(stream)
+            ]
+        )
+    time = CONFIG.model.num_frames
+    views = sample_views(
+        num_video_frames, time, rng=sample_generator(CONFIG.training.seed, 0, video_id, ViewNumber.SHARED)
+    )
+    frames = np.zeros((2, time, SIZE, SIZE, 3), np.uint8)
+    for number, view in enumerate(views):
+        rng = sample_generator(CONFIG.training.seed, 0, video_id, ViewNumber.FIRST + number)
+        draw = draw_parameters(CONFIG.augment, height, width, rng)
+        images = torch.from_numpy(decoded[view.frame_indices[view.frame_mask]]).permute(0, 3, 1, 2)
+        frames[number, view.frame_mask] = plain_augmentation(images, draw).permute(0, 2, 3, 1).numpy()
+    return ViewPair(
+        frames=frames,
+        timestamps=np.stack([view.frame_indices * 1.0 for view in views]),
+        frame_mask=np.stack([view.frame_mask for view in views]),
+        frame_labels=np.full((2, time), -1, np.int64),
+        color=np.zeros((2, 16)),
+    )
+
+
+def plain_augmentation(images: torch.Tensor, draw: AugmentParameters) -> torch.Tensor:
+    images = functional.resized_crop(
+        images, draw.top, draw.left, draw.height, draw.width, [SIZE, SIZE], antialias=True
+    )
+    if draw.flip:
+        images = functional.horizontal_flip(images)
+    operations = (
+        (functional.adjust_brightness, draw.brightness),
+        (functional.adjust_contrast, draw.contrast),
+        (functional.adjust_saturation, draw.saturation),
+        (functional.adjust_hue, draw.hue),
+    )
+    for index in draw.order:
+        operation, factor = operations[index]
+        images = operation(images, factor)
+    if draw.grayscale:
+        images = functional.rgb_to_grayscale(images, 3)
+    return functional.gaussian_blur(images, [3, 3], [draw.blur_sigma] * 2)
+
+
+class PlainBackbone(torch.nn.Module):
+    """The modules of a backbone one after the other, in torch's standard layout, nothing folded."""
+
+    def __init__(self, backbone: torch.nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        maps = frames.contiguous()
+        for name in (*self.backbone.frozen, *self.backbone.learnable):
+            maps = self.backbone.get_submodule(name)(maps)
+        return maps
+
+
+def trained(batch: Batch, *, plain: bool) -> list[StepReport]:
+    step = TrainingStep(CONFIG, CPU, num_steps=10)
+    # Statistics as pretrained weights have them: folding zeros and ones would prove nothing.
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, buffer in step.model.encoder.backbone.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                noise = torch.rand(buffer.shape, generator=generator)
+                buffer.copy_(noise - 0.5 if name.endswith("mean") else noise + 0.5)
+    if plain:
+        step.model.encoder.backbone = PlainBackbone(step.model.encoder.backbone)
+    return [step.train(batch, number) for number in range(3)]
+
+
+@pytest.mark.parametrize("size", [(112, 64), (80, 60)])
+def test_losses_of_the_plain_way(
+    tmp_path: Path, make_video: Callable[..., Path], size: tuple[int, int]
+) -> None:
+    paths = [make_video(tmp_path / f"{length}.mp4", length, *size) for length in LENGTHS]
+    fast, plain = (
+        collate(
+            [make(path, path.name, length) for path, length in zip(paths, LENGTHS, strict=True)],
+            range(len(paths)),
+            [view_seeds(5, 0, path.name) for path in paths],
+            CONFIG,
+        )
+        for make in (
+            lambda path, name, length: make_view_pair(str(path), name, length, 1.0, 0, CONFIG),
+            plain_pair,
+        )
+    )
+    assert torch.equal(fast.frame_mask, plain.frame_mask)
+    assert torch.equal(fast.timestamps, plain.timestamps)
+    different = (fast.frames.int() - plain.frames.int()).abs()
+    assert different.max() <= 4 and (different > 0).float().mean() < 0.01
+    # The model alone, then frames and all; Adam blows rounding up from step to step.
+    for found, expected, tolerance in (
+        (trained(plain, plain=False), trained(plain, plain=True), 1e-5),
+        (trained(fast, plain=False), trained(plain, plain=True), 1e-4),
+    ):
+        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert one.loss == pytest.approx(other.loss, rel=tolerance * 10**number)
+            assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=20 * tolerance * 10**number)
