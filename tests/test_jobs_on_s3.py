@@ -63,7 +63,7 @@ def test_bucket_to_encoder_in_two_jobs(bucket: str, ray_cluster: dict[str, str])
 
     options = [
         *("--data.manifest", manifest, "--run-dir", run, "--cluster.num_workers", "2"),
-        *("--training.epochs", "40", "--training.global_batch_size", "4", "--training.log_every_steps", "1"),
+        *("--training.epochs", "20", "--training.global_batch_size", "4", "--training.log_every_steps", "1"),
         *("--training.checkpoint_every_steps", "6"),
     ]
     started = submit(*options, wait=False, job="first")
@@ -81,24 +81,19 @@ def test_bucket_to_encoder_in_two_jobs(bucket: str, ray_cluster: dict[str, str])
     assert stopped.returncode == 0
     interrupted = latest_checkpoint(run)
     assert interrupted is not None
-    assert checkpoint.progress.step <= interrupted.progress.step < 120
+    assert checkpoint.progress.step <= interrupted.progress.step < 60
 
     finished = submit(*options, "--resume", job="second")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert f"from step {interrupted.progress.step}" in finished.stdout
     steps = [line["step"] for line in read_log(run) if "loss" in line]
-    assert steps == list(range(1, 121))
+    assert steps == list(range(1, 61))
     last = latest_checkpoint(run)
     assert last is not None
-    assert last.progress.step == 120
+    assert last.progress.step == 60
     saved = json.loads(storage.read_bytes(storage.join(run, "config.json")))
     assert saved["cluster"]["num_workers"] == 2
     assert "events" in storage.list_folder(run)
-
-    again = submit(*options, job="third")
-    assert again.returncode == 1
-    assert "already holds a run" in again.stdout
-    assert "Traceback" not in again.stdout
 
 
 def job_logs(job: str) -> str:

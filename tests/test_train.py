@@ -231,7 +231,7 @@ def test_terminated_driver_leaves_a_checkpoint(tmp_path: Path, manifest: str) ->
     config = PRESETS["demo"]()
     arguments = [
         sys.executable, "-m", "carl_ray.train", "--data.manifest", manifest, "--run-dir", str(tmp_path),
-        "--training.epochs", "60", "--training.log_every_steps", "1",
+        "--training.epochs", "32", "--training.log_every_steps", "1",
     ]  # fmt: skip
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not read_log(str(tmp_path)):
@@ -244,14 +244,14 @@ def test_terminated_driver_leaves_a_checkpoint(tmp_path: Path, manifest: str) ->
     assert "Traceback" not in errors
     checkpoint = latest_checkpoint(str(tmp_path))
     assert checkpoint is not None
-    assert checkpoint.progress.step < 30 < config.training.checkpoint_every_steps
+    assert checkpoint.progress.step < 16 < config.training.checkpoint_every_steps
     finished = subprocess.run(
         [*arguments, "--resume"], capture_output=True, text=True, timeout=240, check=False
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert [line["step"] for line in read_log(str(tmp_path)) if "loss" in line] == list(range(1, 31))
+    assert [line["step"] for line in read_log(str(tmp_path)) if "loss" in line] == list(range(1, 17))
     saved = configuration.from_json((tmp_path / "config.json").read_text(), "config.json")
-    assert saved.training.epochs == 60
+    assert saved.training.epochs == 32
 
 
 def test_the_demo_ends_with_metrics_and_a_report(

@@ -167,6 +167,7 @@ def apply_geometry(
     parameters: AugmentParameters,
     image_size: int,
     places: Int64[np.ndarray, " taken"] | None = None,
+    out: UInt8[Tensor, "taken {image_size} {image_size} 3"] | None = None,
 ) -> UInt8[Tensor, "taken {image_size} {image_size} 3"]:
     """The frames cropped, resized to image_size x image_size (bilinear, antialiased) and flipped; contiguous.
 
@@ -175,6 +176,7 @@ def apply_geometry(
         parameters: Drawn for their size.
         image_size: S.
         places: Which of the frames, in which order; None takes all. Spares a copy of the whole frames.
+        out: Where the result goes; None: into memory of its own.
 
     Raises:
         ValueError: the crop does not lie in the frames (drawn for another size?), or these are not uint8.
@@ -187,7 +189,7 @@ def apply_geometry(
             f"{frames.shape[2]} pixels: draw the parameters for the size of these frames"
         )
     box = frames[:, parameters.top : bottom, parameters.left : right]
-    return _resize(box, image_size, image_size, flip=parameters.flip, places=places)
+    return _resize(box, image_size, image_size, flip=parameters.flip, places=places, out=out)
 
 
 def center_view(
@@ -208,7 +210,11 @@ def center_view(
 
 
 def apply_color(
-    frames: UInt8[Tensor, "n size size 3"], parameters: AugmentParameters, color: Color = "exact"
+    frames: UInt8[Tensor, "n size size 3"],
+    parameters: AugmentParameters,
+    color: Color = "exact",
+    *,
+    in_place: bool = False,
 ) -> UInt8[Tensor, "n size size 3"]:
     """The frames after colour jitter, greyscale and Gaussian blur, computed on the device that they are on.
 
@@ -221,6 +227,7 @@ def apply_color(
         color: `exact`: each operation of the jitter is torchvision's on uint8 (values are cut to integers after
             each) to within one level. `matrix`: all of them, and greyscale, are one linear map of a frame's
             colours; hue is turned about the grey axis, and values are cut once, at the end.
+        in_place: Writes over `frames`.
 
     Raises:
         ValueError: these are not square uint8 frames.
@@ -230,7 +237,7 @@ def apply_color(
         raise ValueError(f"expected square frames, as apply_geometry makes, got shape {tuple(frames.shape)}")
     if not (parameters.jitter or parameters.grayscale or parameters.blur_sigma > 0):
         return frames
-    output = torch.empty(frames.shape, dtype=torch.uint8, device=frames.device)
+    output = frames if in_place else torch.empty_like(frames)
     chunk = _COLOR_CHUNK_CPU if frames.device.type == "cpu" else _COLOR_CHUNK_ACCELERATOR
     for part in _chunks(len(frames), math.prod(frames.shape[1:]), chunk):
         # Planes (3, n, S, S): the arithmetic between channels runs over contiguous memory.
@@ -300,11 +307,12 @@ def _resize(
     *,
     flip: bool = False,
     places: np.ndarray | None = None,
+    out: Tensor | None = None,
 ) -> UInt8[Tensor, "taken {height} {width} 3"]:
     """The frames at another size, then mirrored where `flip`; contiguous, never an alias of the input."""
     device = torch.device("cpu") if isinstance(frames, np.ndarray) else frames.device
     count = len(frames) if places is None else len(places)
-    output = torch.empty((count, height, width, 3), dtype=torch.uint8, device=device)
+    output = torch.empty((count, height, width, 3), dtype=torch.uint8, device=device) if out is None else out
     for part in _chunks(count, math.prod(frames.shape[1:]), _RESIZE_CHUNK):
         chunk = frames[part] if places is None else frames[places[part]]
         if isinstance(chunk, np.ndarray):

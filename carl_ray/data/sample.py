@@ -113,11 +113,16 @@ def make_view_pair(
         rng = sample_generator(seed, epoch, video_id, ViewNumber.FIRST + number)
         parameters = draw_parameters(config.augment, decoded.shape[1], decoded.shape[2], rng)
         places = np.searchsorted(needed, view.frame_indices[view.frame_mask])
-        augmented = apply_geometry(decoded, parameters, size, places)
+        # Straight to where they are shipped from, where that is as it will be: pages are dear.
+        whole = view.frame_mask.all() and config.augment.pixels == "rgb"
+        augmented = apply_geometry(
+            decoded, parameters, size, places, torch.from_numpy(frames[number]) if whole else None
+        )
         if config.augment.color_on == "workers":
-            augmented = apply_color(augmented, parameters, config.augment.color)
-        packed = to_yuv420(augmented) if config.augment.pixels == "yuv420" else augmented.numpy()
-        frames[number, view.frame_mask] = packed
+            apply_color(augmented, parameters, config.augment.color, in_place=True)
+        if not whole:
+            packed = to_yuv420(augmented) if config.augment.pixels == "yuv420" else augmented.numpy()
+            frames[number, view.frame_mask] = packed
         color[number] = parameters.to_vector()
     return ViewPair(
         frames=frames,
