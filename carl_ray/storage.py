@@ -3,21 +3,53 @@
 Local paths, `s3://bucket/key?endpoint_override=host:port&scheme=http` and `gs://bucket/key` are the same to
 every caller. Credentials come from the environment; those inside a URI are used, but `public_uri` drops them
 from whatever is written or printed.
+
+What an object store fails at (5xx, throttling, a connection that is reset, stays silent or ends early) is tried
+again for `PATIENCE_SECONDS`, with exponential backoff and full jitter and a warning at each wait; so is a denial,
+for `DENIAL_SECONDS`. The disk of this machine is not asked twice. A reader sees a file as it was before a write or
+as it is after it, never a part.
 """
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import random
 import re
+import time
 import uuid
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote
 
-from pyarrow import ArrowException, fs
+from pyarrow import ArrowException, NativeFile, fs
 
 from carl_ray.errors import RunError, UserError
 
+PATIENCE_SECONDS = 60.0
+"""How long after its first failure an object store is tried again."""
+DENIAL_SECONDS = 3.0
+"""The same where it denies access: new permissions and credentials take a moment to be known everywhere."""
+
+_FIRST_WAIT_SECONDS = 0.5
+_LONGEST_WAIT_SECONDS = 10.0
+# Of one attempt: for a connection, and without a byte. Of each request, pyarrow itself makes some attempts.
+_CONNECT_SECONDS = 5.0
+_SILENCE_SECONDS = 5.0
+_ATTEMPTS_OF_A_REQUEST = 3
+
+_LOGGER = logging.getLogger(__name__)
+_T = TypeVar("_T")
+# Not the global generator: how often a store fails must not change what a run draws.
+_JITTER = random.SystemRandom()
+_ABSENT = re.compile(r"NO_SUCH_BUCKET|Bucket '[^']*' not found|HTTP status 404|Not a regular file")
+_DENIED = re.compile(
+    r"(AWS Error |Status\()\w*(DENIED|UNAUTHENTICATED|SIGNATURE|TOKEN|ACCESS_KEY|UNRECOGNIZED|EXPIRED|SKEWED)"
+    r"|\bstatus 40[0135]\b"
+)
 _SECRET = re.compile(r"key|token|secret|password|credential|signature|^sig$", re.IGNORECASE)
 
 
@@ -37,15 +69,15 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     try:
         if has_secret(uri) or not is_remote(uri):
-            return fs.FileSystem.from_uri(uri)
+            return persistently(uri, "reach", partial(_open_uri, uri))
         scheme, _, rest = uri.partition("://")
         place, _, query = rest.partition("?")
         bucket, _, path = place.partition("/")
-        filesystem, root = _bucket(scheme, bucket, query)
+        filesystem, root = persistently(uri, "reach", lambda: _bucket(scheme, bucket, query))
         # Azure's root is empty where the container is in the path.
         return filesystem, f"{root.rstrip('/')}/{unquote(path)}".strip("/")
     except OSError as error:
-        raise storage_error(OSError(str(error).replace(uri, public_uri(uri))), uri, "reach") from None
+        raise storage_error(error, uri, "reach") from None
     except (ArrowException, ValueError) as error:
         # pyarrow quotes the URI, secrets and all.
         reason = _one_line(error).replace(uri, public_uri(uri))
@@ -55,7 +87,27 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 @lru_cache(maxsize=64)
 def _bucket(scheme: str, bucket: str, query: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a bucket, made once a process: for S3 that is a round trip, to ask for its region."""
-    return fs.FileSystem.from_uri(f"{scheme}://{bucket}" + (f"?{query}" if query else ""))
+    return _open_uri(f"{scheme}://{bucket}" + (f"?{query}" if query else ""))
+
+
+def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    """What pyarrow makes of a URI, with limits for a store that does not answer."""
+    if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in uri:
+        # Google's client would go on for a quarter of an hour without a word.
+        uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={_SILENCE_SECONDS:.0f}"
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    if isinstance(filesystem, fs.S3FileSystem):
+        # A URI has no fields for these; pickling gives all that it had.
+        _, (options,) = filesystem.__reduce__()
+        limits = {
+            "connect_timeout": _CONNECT_SECONDS,
+            "request_timeout": _SILENCE_SECONDS,
+            "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS_OF_A_REQUEST),
+            # Of a small file, one request: its upload has no parts that could be left behind.
+            "allow_delayed_open": True,
+        }
+        filesystem = fs.S3FileSystem(**(options | limits))
+    return filesystem, path
 
 
 def has_secret(uri: str) -> bool:
@@ -104,20 +156,61 @@ def home() -> Path:
     return Path(os.environ.get("CARL_RAY_HOME", "~/carl_ray")).expanduser().absolute()
 
 
+def persistently(uri: str, action: str, attempt: Callable[[], _T]) -> _T:
+    """What `attempt` returns; it is called again, after a while, where an object store fails.
+
+    Args:
+        uri: What it is about: nothing of this machine is tried again.
+        action: What it does, as in "could not read it".
+        attempt: May be called any number of times.
+
+    Raises:
+        OSError: as `attempt` raised it at last; at once where something is absent, after `DENIAL_SECONDS` where
+            access is denied, after `PATIENCE_SECONDS` otherwise.
+    """
+    # A denial among other failures has its own time.
+    first_failure: dict[float, float] = {}
+    longest_wait = _FIRST_WAIT_SECONDS
+    while True:
+        try:
+            return attempt()
+        except OSError as error:
+            patience = _patience(error) if is_remote(uri) else 0.0
+            now = time.monotonic()
+            left = first_failure.setdefault(patience, now) + patience - now
+            if left <= 0:
+                raise
+            reason = storage_error(error, uri, action)
+        wait = min(_JITTER.uniform(0, longest_wait), left)
+        longest_wait = min(2 * longest_wait, _LONGEST_WAIT_SECONDS)
+        _LOGGER.warning("%s; trying again in %.1f s, for %.0f s more", reason, wait, left)
+        time.sleep(wait)
+
+
+def _patience(error: OSError) -> float:
+    """For how many seconds it is worth trying again."""
+    text = str(error)
+    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)) or _ABSENT.search(text):
+        return 0.0
+    if isinstance(error, PermissionError) or _DENIED.search(text):
+        return DENIAL_SECONDS
+    return PATIENCE_SECONDS
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder is there. Raises as `read_bytes` does where the store refuses."""
-    filesystem, path = resolve(uri)
-    try:
-        return filesystem.get_file_info(path).type != fs.FileType.NotFound
-    except OSError as error:
-        raise storage_error(error, uri, "look at") from None
+    return _type_of(uri) != fs.FileType.NotFound
 
 
 def is_file(uri: str) -> bool:
     """Whether a file, not a folder, is there. Raises as `read_bytes` does where the store refuses."""
+    return _type_of(uri) == fs.FileType.File
+
+
+def _type_of(uri: str) -> fs.FileType:
     filesystem, path = resolve(uri)
     try:
-        return filesystem.get_file_info(path).type == fs.FileType.File
+        return persistently(uri, "look at", lambda: filesystem.get_file_info(path).type)
     except OSError as error:
         raise storage_error(error, uri, "look at") from None
 
@@ -131,12 +224,38 @@ def read_bytes(uri: str) -> bytes:
     """
     filesystem, path = resolve(uri)
     try:
-        with filesystem.open_input_file(path) as file:
-            return file.read()
+        return persistently(uri, "read", partial(_read_whole, filesystem, path))
     except FileNotFoundError:
         raise UserError(f"{public_uri(uri)}: no such file") from None
     except OSError as error:
         raise storage_error(error, uri, "read") from None
+
+
+def _read_whole(filesystem: fs.FileSystem, path: str) -> bytes:
+    """The content of a file, all of one version.
+
+    Raises:
+        OSError: also where less came than the file has, or another version meanwhile.
+    """
+    with filesystem.open_input_file(path) as file:
+        size = file.size()
+        content: bytes = file.read()
+        version = _version(filesystem, file)
+    # More is well: a log of this machine may have grown since.
+    if len(content) < size:
+        raise OSError(f"expected {size} bytes, got {len(content)}")
+    # S3's size and content are two requests. Where the content has become longer in between, the rest is missing;
+    # where shorter, pyarrow fills up with whatever is in memory. A third one, for the version, says if they fit.
+    if version is not None:
+        with filesystem.open_input_file(path) as file:
+            if _version(filesystem, file) != version:
+                raise OSError("it was written while it was read")
+    return content
+
+
+def _version(filesystem: fs.FileSystem, file: NativeFile) -> bytes | None:
+    """S3's tag of the content; none where opening a file already pins its version."""
+    return file.metadata().get("ETag") if isinstance(filesystem, fs.S3FileSystem) else None
 
 
 def write_bytes(uri: str, content: bytes) -> None:
@@ -148,29 +267,39 @@ def write_bytes(uri: str, content: bytes) -> None:
     filesystem, path = resolve(uri)
     try:
         if isinstance(filesystem, fs.LocalFileSystem):
-            target = Path(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-            try:
-                with temporary.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+            _replace(Path(path), content)
         else:
-            with filesystem.open_output_stream(path) as file:
-                file.write(content)
+            persistently(uri, "write", partial(_upload, filesystem, path, content))
     except OSError as error:
         raise storage_error(error, uri, "write") from None
+
+
+def _replace(target: Path, content: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _upload(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+    # Closing completes an upload, whatever it holds: all goes in at once, and nothing else happens in between.
+    # Parts that fail do so in the background, and closing then fails too.
+    with filesystem.open_output_stream(path) as file:
+        file.write(content)
 
 
 def list_folder(uri: str) -> list[str]:
     """Names in a folder, sorted; empty where the folder does not exist."""
     filesystem, path = resolve(uri)
+    selector = fs.FileSelector(path, allow_not_found=True)
     try:
-        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        found = persistently(uri, "list", lambda: filesystem.get_file_info(selector))
     except OSError as error:
         raise storage_error(error, uri, "list") from None
     return sorted(info.base_name for info in found)
@@ -179,18 +308,22 @@ def list_folder(uri: str) -> list[str]:
 def delete_folder(uri: str) -> None:
     """Deletes a folder and all in it; nothing happens where it does not exist."""
     filesystem, path = resolve(uri)
-    try:
+
+    def delete() -> None:
         if filesystem.get_file_info(path).type != fs.FileType.NotFound:
             filesystem.delete_dir(path)
+
+    try:
+        persistently(uri, "delete", delete)
     except OSError as error:
         raise storage_error(error, uri, "delete") from None
 
 
 def storage_error(error: OSError, uri: str, action: str) -> RunError:
     """The one-line error for a store that refused or failed."""
-    text = _one_line(error)
+    text = _one_line(error).replace(uri, public_uri(uri))
     hint = ""
-    if "No space left" in text:
+    if "No space left" in text or error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = ": no room; free some or choose another place"
     elif isinstance(error, PermissionError) and not is_remote(uri):
         hint = ": no permission"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def test_a_store_that_cannot_be_reached_is_no_mistake_of_the_users(monkeypatch: 
         raise OSError("When resolving region for bucket 'b': NETWORK_CONNECTION")
 
     monkeypatch.setattr(storage, "_bucket", unreachable)
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.0)
     with pytest.raises(
         RunError, match=r"^s3://b/a: could not reach it \(When resolving .* NETWORK_CONNECTION\)$"
     ):
@@ -157,6 +159,7 @@ def fail_with(code: int) -> Any:
             errno.ENOSPC,
             r"could not write it: no room; free some or choose another place \(.*No space left",
         ),
+        (errno.EDQUOT, r"could not write it: no room; free some .*quota exceeded"),
         (errno.EACCES, r"could not write it: no permission \(.*Permission denied"),
         (errno.EIO, r"could not write it \(.*Input/output error"),
     ],
@@ -176,6 +179,152 @@ def test_a_failed_write_leaves_the_old_content_and_one_line(
     monkeypatch.undo()
     assert storage.read_bytes(uri) == b"old"
     assert storage.list_folder(str(tmp_path)) == ["step-00000403"]
+
+
+def test_a_full_disk_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = str(tmp_path / "file")
+    storage.write_bytes(uri, b"old")
+    open_path = Path.open
+
+    def open_on_a_full_disk(path: Path, mode: str) -> Any:
+        open_path(path, mode).close()
+        return open_path(Path("/dev/full"), mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_on_a_full_disk)
+        for size in (1, 1 << 20):
+            with pytest.raises(
+                RunError, match=r"file: could not write it: no room; .*No space left on device"
+            ):
+                storage.write_bytes(uri, b"x" * size)
+    assert storage.read_bytes(uri) == b"old"
+    assert storage.list_folder(str(tmp_path)) == ["file"]
+
+
+def test_a_log_may_grow_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"one")
+
+    class File:
+        def __enter__(self) -> File:
+            return self
+
+        def __exit__(self, *arguments: object) -> None:
+            pass
+
+        def size(self) -> int:
+            return 3
+
+        def read(self) -> bytes:
+            return content
+
+    class System:
+        def open_input_file(self, path: str) -> File:
+            return File()
+
+    monkeypatch.setattr(storage, "resolve", lambda uri: (System(), uri))
+    content = b"one, two"
+    assert storage.read_bytes(str(path)) == content
+    content = b"o"
+    with pytest.raises(RunError, match=r"could not read it \(expected 3 bytes, got 1\)"):
+        storage.read_bytes(str(path))
+
+
+@dataclass
+class Clock:
+    """Time that passes only in sleep."""
+
+    now: float = 0.0
+    waits: list[float] = field(default_factory=list)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(storage, "time", found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "patience"),
+    [
+        ("AWS Error UNKNOWN (HTTP status 500) during HeadObject operation: No response body.", 60.0),
+        ("AWS Error SLOW_DOWN during PutObject operation: Please reduce your request rate.", 60.0),
+        (
+            "AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 18, Transferred a partial file",
+            60.0,
+        ),
+        ("AWS Error UNKNOWN (HTTP status 429) during HeadObject operation: No response body.", 60.0),
+        ("google::cloud::Status(UNAVAILABLE: Retry policy exhausted)", 60.0),
+        ("expected 30403 bytes, got 40001", 60.0),
+        ("AWS Error ACCESS_DENIED during HeadObject operation: No response body.", 3.0),
+        ("AWS Error SIGNATURE_DOES_NOT_MATCH during GetObject operation: …", 3.0),
+        ("AWS Error UNKNOWN (HTTP status 400) during HeadObject operation: No response body.", 3.0),
+        ("google::cloud::Status(PERMISSION_DENIED: Permanent error, with a last message of …)", 3.0),
+        ("AWS Error NO_SUCH_BUCKET during PutObject operation: The specified bucket does not exist", 0.0),
+        ("Bucket 'b' not found", 0.0),
+        ("Not a regular file: 'b/folder'", 0.0),
+    ],
+)
+def test_how_long_a_store_is_tried_again(clock: Clock, text: str, patience: float) -> None:
+    def fail() -> None:
+        raise OSError(f"When getting information for key 'step-00000403' in bucket 'b': {text}")
+
+    with pytest.raises(OSError, match="step-00000403"):
+        storage.persistently("s3://b/step-00000403", "read", fail)
+    assert sum(clock.waits) == pytest.approx(patience)
+    assert all(wait <= min(10.0, 0.5 * 2**number) for number, wait in enumerate(clock.waits))
+    # Full jitter: not twice the same.
+    assert len(set(clock.waits)) == len(clock.waits)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("x"), IsADirectoryError("x"), NotADirectoryError("x")])
+def test_what_is_absent_is_not_tried_again(clock: Clock, error: OSError) -> None:
+    with pytest.raises(type(error)):
+        storage.persistently("s3://b/a", "read", lambda: fail_as(error))
+    assert clock.waits == []
+
+
+def test_the_disk_of_this_machine_is_not_asked_twice(clock: Clock) -> None:
+    for uri in ("/a", "file:///a"):
+        with pytest.raises(OSError, match="Input/output"):
+            storage.persistently(uri, "read", fail_with(errno.EIO))
+    assert clock.waits == []
+
+
+def test_a_denial_among_other_failures_has_its_own_time(clock: Clock) -> None:
+    def fail() -> None:
+        raise OSError("HTTP status 500" if clock.now < 40 else "AWS Error ACCESS_DENIED during GetObject")
+
+    with pytest.raises(OSError, match="ACCESS_DENIED"):
+        storage.persistently("s3://b/a", "read", fail)
+    assert 43 <= sum(clock.waits) < 53
+
+
+def test_an_attempt_that_takes_long_is_made_twice(clock: Clock) -> None:
+    """A large upload may take longer than storage is patient: the time counts from the first failure."""
+    attempts = []
+
+    def slow() -> str:
+        attempts.append(clock.now)
+        clock.now += 500
+        if len(attempts) == 1:
+            raise OSError("timeout")
+        return "done"
+
+    assert storage.persistently("gs://b/a", "write", slow) == "done"
+    assert attempts == [0.0, 500 + clock.waits[0]]
+
+
+def fail_as(error: OSError) -> None:
+    raise error
 
 
 def test_other_failures_of_the_store_are_one_line(tmp_path: Path) -> None:

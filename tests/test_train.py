@@ -194,8 +194,12 @@ def forbidden_bucket() -> Iterator[str]:
 
 @pytest.mark.usefixtures("s3_endpoint")
 def test_no_permission_on_the_bucket(
-    capsys: pytest.CaptureFixture[str], forbidden_bucket: str, manifest: str
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    forbidden_bucket: str,
+    manifest: str,
 ) -> None:
+    monkeypatch.setattr(storage, "DENIAL_SECONDS", 0.0)
     status, line = failure(capsys, "demo", "--data.manifest", storage.join(forbidden_bucket, "m.parquet"))
     assert (status, "no permission" in line) == (1, True)
     status, line = failure(

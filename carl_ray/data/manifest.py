@@ -70,13 +70,19 @@ def read_manifest(uri: str, columns: list[str] | None = None, *, split: str | No
         )
     wanted = columns or SCHEMA.names
     try:
-        schema = pq.ParquetDataset(path, filesystem=filesystem).schema
+        schema = storage.persistently(
+            uri, "read", lambda: pq.ParquetDataset(path, filesystem=filesystem).schema
+        )
         missing = [name for name in wanted if name not in schema.names and name not in LABEL_COLUMNS]
         if missing:
             raise ValueError(f"it has no column {', '.join(missing)}")
         filters = _in_split(split) if "split" in schema.names else None
-        columns = [name for name in wanted if name in schema.names] if columns else None
-        table = pq.read_table(path, filesystem=filesystem, columns=columns, filters=filters)
+        present = [name for name in wanted if name in schema.names] if columns else None
+        table = storage.persistently(
+            uri,
+            "read",
+            lambda: pq.read_table(path, filesystem=filesystem, columns=present, filters=filters),
+        )
         if "split" not in schema.names and split not in (None, "train"):
             table = table.slice(0, 0)
         for name in wanted:

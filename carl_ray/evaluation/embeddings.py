@@ -246,7 +246,7 @@ def _files(uri: str) -> list[str]:
 def _open(uri: str) -> pq.ParquetFile:
     filesystem, path = storage.resolve(uri)
     try:
-        return pq.ParquetFile(path, filesystem=filesystem)
+        return storage.persistently(uri, "read", lambda: pq.ParquetFile(path, filesystem=filesystem))
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(uri, error) from None
 

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +74,10 @@ class DamagedError(RunError):
 def save_checkpoint(run_dir: str, step: TrainingStep, progress: Progress, keep: int) -> str:
     """Writes a checkpoint, deletes old ones but `keep`, and returns its URI; called by one worker alone.
 
+    Old ones that cannot be deleted stay, with a warning.
+
     Raises:
-        RunError: storage refused; older checkpoints stay as they were.
+        RunError: storage refused, failed or is full; older checkpoints stay as they were.
     """
     name = f"step-{progress.step:08d}"
     uri = storage.join(run_dir, CHECKPOINTS, name)
@@ -85,21 +88,42 @@ def save_checkpoint(run_dir: str, step: TrainingStep, progress: Progress, keep: 
         "model.pt": _to_bytes(step.model.state_dict()),
         "optimizer.pt": _to_bytes({"optimizer": step.optimizer.state_dict(), "random": random_state}),
     }
-    for file_name, content in contents.items():
-        storage.write_bytes(storage.join(uri, file_name), content)
     state = {
         "progress": vars(progress),
         "config": configuration.to_document(step.config),
         "hashes": {file_name: hashlib.sha256(content).hexdigest() for file_name, content in contents.items()},
     }
-    storage.write_bytes(storage.join(uri, _STATE), (json.dumps(state, indent=2) + "\n").encode())
+    # Last, what makes it a checkpoint.
+    contents[_STATE] = (json.dumps(state, indent=2) + "\n").encode()
+    try:
+        for file_name, content in contents.items():
+            storage.write_bytes(storage.join(uri, file_name), content)
+    except RunError:
+        _discard_torn(uri)
+        raise
+    try:
+        _delete_older(run_dir, name, keep)
+    except RunError as error:
+        _LOGGER.warning("the checkpoint %s is written, but older ones are left: %s", name, error)
+    return uri
+
+
+def _discard_torn(uri: str) -> None:
+    """Removes what there is of a checkpoint that could not be written: a full disk needs the room."""
+    if storage.is_remote(uri):
+        return  # The store that has just failed; the next checkpoint tidies up.
+    with suppress(RunError):
+        if not storage.exists(storage.join(uri, _STATE)):
+            storage.delete_folder(uri)
+
+
+def _delete_older(run_dir: str, name: str, keep: int) -> None:
     older = [old for old in _names(run_dir) if old < name]
     # A torn folder is no checkpoint to fall back on: it goes, and does not count.
     complete = [old for old in older if storage.exists(storage.join(run_dir, CHECKPOINTS, old, _STATE))]
     for old in older:
         if old not in complete[: keep - 1]:
             storage.delete_folder(storage.join(run_dir, CHECKPOINTS, old))
-    return uri
 
 
 def latest_checkpoint(run_dir: str) -> Checkpoint | None:

@@ -7,6 +7,9 @@ import io
 import json
 import logging
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -243,6 +246,60 @@ def test_a_failed_write_leaves_the_older_ones(run_dir: str, monkeypatch: pytest.
     assert latest_step(run_dir) == 3
     # The same step once more, over what is left of the torn one.
     save_checkpoint(run_dir, new_step(), progress(4), keep=1)
+    assert latest_step(run_dir) == 4
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """A limit on the size of files, in bytes: the kernel writes up to it and then fails, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_in_the_middle(run_dir: str, caplog: pytest.LogCaptureFixture) -> None:
+    step = new_step()
+    train(step, 0, 1)
+    sizes = [file_of(run_dir, 3, name).stat().st_size for name in ("model.pt", "optimizer.pt")]
+    assert sizes[0] < sizes[1]
+    # Before anything, within the first file, within the second.
+    for room in (0, sizes[0] // 2, (sizes[0] + sizes[1]) // 2):
+        with (
+            room_for(room),
+            pytest.raises(RunError, match=r"\.pt: could not write it \(.*File too large") as caught,
+        ):
+            save_checkpoint(run_dir, step, progress(4), keep=1)
+        assert "\n" not in str(caught.value)
+        assert [path.name for path in sorted((Path(run_dir) / "checkpoints").iterdir())] == [
+            f"step-{number:08d}" for number in (1, 2, 3)
+        ]
+        assert not [path for path in Path(run_dir).rglob("*") if path.name.startswith(".")]
+        assert latest_step(run_dir) == 3
+    assert "passing over" not in caplog.text
+    save_checkpoint(run_dir, step, progress(4), keep=1)
+    assert latest_step(run_dir) == 4
+
+
+def test_a_full_disk_does_not_cost_the_checkpoint_of_the_same_step(run_dir: str) -> None:
+    # As at SIGTERM, right after one that was due.
+    with room_for(1000), pytest.raises(RunError, match="could not write it"):
+        save_checkpoint(run_dir, new_step(), progress(3), keep=5)
+    assert latest_step(run_dir) == 3
+
+
+def test_old_checkpoints_that_cannot_be_deleted_stay(
+    run_dir: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(uri: str) -> None:
+        raise RunError("no permission")
+
+    monkeypatch.setattr(storage, "delete_folder", refuse)
+    with caplog.at_level(logging.WARNING):
+        save_checkpoint(run_dir, new_step(), progress(4), keep=1)
+    assert "step-00000004 is written, but older ones are left: no permission" in caplog.text
     assert latest_step(run_dir) == 4
 
 

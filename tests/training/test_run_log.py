@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pyarrow import fs
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from carl_ray import storage
+from carl_ray.datasets.tfrecord import read_records
+from carl_ray.errors import RunError
 from carl_ray.training.run_log import BAD_VIDEOS, METRICS, RunLog, read_log
 
 
@@ -127,13 +132,81 @@ def test_a_failed_rewrite_keeps_the_lines_there_are(tmp_path: Path, monkeypatch:
         log.write(step, {"loss": 1.0})
     log.close()
 
-    def full(*arguments: object, **options: object) -> None:
+    def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match=r"metrics\.jsonl: could not write it: no room"):
         RunLog(str(tmp_path), 2)
     assert [line["step"] for line in read_log(str(tmp_path))] == [1, 2, 3]
+    assert [name for name in storage.list_folder(str(tmp_path)) if name.startswith(".")] == []
+
+
+def test_a_full_disk_is_an_error_of_sync_and_costs_no_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = RunLog(str(tmp_path), 0)
+    log.write(1, {"loss": 1.0})
+    size = (tmp_path / METRICS).stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Room for a line and a half more; the kernel writes that much, and then fails.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size * 5 // 2, before[1]))
+    try:
+        with caplog.at_level(logging.WARNING):
+            for step in range(2, 6):
+                log.write(step, {"loss": 1.0})
+        assert [line["step"] for line in read_log(str(tmp_path))] == [1, 2]
+        assert (tmp_path / METRICS).read_text().endswith("}\n")
+        told = [record.getMessage() for record in caplog.records if METRICS in record.getMessage()]
+        assert len(told) == 1
+        assert "kept in memory until the next checkpoint" in told[0]
+        with pytest.raises(RunError, match=r"could not write it \(.*File too large") as caught:
+            log.sync()
+        assert "\n" not in str(caught.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.write(6, {"loss": 1.0})
+    log.close()
+    assert [line["step"] for line in read_log(str(tmp_path))] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in scalars(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_no_room_at_all(tmp_path: Path) -> None:
+    log = RunLog(str(tmp_path), 0)
+    (tmp_path / METRICS).symlink_to("/dev/full")
+    # More lines than the queue of a writer in a thread would hold.
+    for step in range(100):
+        log.write(step, {"loss": 1.0})
+    for _ in range(2):
+        with pytest.raises(
+            RunError, match=r"metrics\.jsonl: could not write it: no room; .*No space left on device"
+        ):
+            log.close()
+
+
+def test_no_folder_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/run: could not write it \(.*Not a directory"):
+        RunLog(str(tmp_path / "file" / "run"), 0)
+
+
+def scalars(run_dir: Path) -> list[tuple[int, float]]:
+    """Step and loss of the events of a run, read by their format, checksums included."""
+    (path,) = (run_dir / "events").iterdir()
+    events = [Event.FromString(data) for _, data in read_records(path)]
+    return [(event.step, event.summary.value[0].simple_value) for event in events if event.summary.value]
+
+
+def test_events_are_whole_records(tmp_path: Path) -> None:
+    log = RunLog(str(tmp_path), 4)
+    log.write(5, {"loss": 0.5, "name": "text", "flag": True})
+    log.write(6, {"loss": 0.25})
+    assert scalars(tmp_path) == [(5, 0.5), (6, 0.25)]
+    log.close()
+    (path,) = (tmp_path / "events").iterdir()
+    head, start, *_ = [Event.FromString(data) for _, data in read_records(path)]
+    assert head.file_version == "brain.Event:2"
+    assert (start.session_log.status, start.step) == (SessionLog.START, 5)
 
 
 def test_no_log_is_an_empty_one(tmp_path: Path) -> None:
