@@ -38,7 +38,9 @@ class DataConfig:
     short_side: int = Field(default=256, ge=8)
     """Frames are resized while decoding so that their shorter side has this many pixels."""
     retries: int = Field(default=2, ge=0)
-    """How often reading a video is tried again before it counts as bad."""
+    """How often reading a video is tried again, where that can help, before it counts as bad."""
+    time_limit: float = Field(default=300.0, gt=0)
+    """Seconds that decoding one video may take; then its decoder is killed, and the video counts as bad."""
     train_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the training videos of each label that the run sees: whole videos, seeded (table 11)."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
@@ -89,8 +91,16 @@ class AugmentConfig:
     """Range of the blur's deviation, in pixels."""
     color_on: Literal["workers", "trainer"] = "workers"
     """Where colour and blur are computed: the CPU workers that decode, or the trainer's device."""
+    color: Literal["exact", "matrix"] = "exact"
+    """`exact` jitters colours as torchvision does, one operation after the other; `matrix` in one linear map a
+    frame, a third of the time, with hue turned about the grey axis (the README has the difference)."""
+    pixels: Literal["rgb", "yuv420"] = "rgb"
+    """How views are shipped to the trainer: `rgb`, or `yuv420` with half the bytes, and half the resolution in
+    colour."""
 
     def __post_init__(self) -> None:
+        if self.pixels == "yuv420" and self.image_size % 2:
+            raise ValueError(f"pixels yuv420 needs an even image_size, got {self.image_size}")
         for name in ("crop_area", "crop_aspect", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
@@ -140,6 +150,9 @@ class ModelConfig:
     """Statistics over the frames of all workers, of each worker alone, or the stored ones."""
     chunk_frames: int = Field(default=1024, ge=1)
     """Frames that pass the frozen part of the backbone at a time: bounds memory, changes no result."""
+    compile: bool = False
+    """Compile the frozen part of the backbone (torch.compile; on a CPU it needs a C++ compiler): pays on GPUs, costs a
+    minute at the start."""
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.num_heads):
@@ -323,9 +336,12 @@ def to_document(config: Config) -> dict[str, Any]:
 
 
 def digest(config: Config) -> str:
-    """A name of what a run computes, 16 hexadecimal digits: of the whole config but its cluster."""
+    """A name of what a run computes, 16 hexadecimal digits: of the whole config but how it is done.
+
+    Its cluster, whether it is compiled, and when a decoder is given up make no other run of it.
+    """
     document = to_document(config)
-    del document["cluster"]
+    del document["cluster"], document["model"]["compile"], document["data"]["time_limit"]
     return hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

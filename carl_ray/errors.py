@@ -17,7 +17,9 @@ class RunError(Exception):
 
 def fail(message: str, status: int) -> None:
     """Prints one line to standard error and leaves with an exit status."""
-    print(f"carl_ray: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    # Names from data may hold what a terminal would obey.
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+    print(f"carl_ray: {line}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 

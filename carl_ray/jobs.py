@@ -23,14 +23,18 @@ import os
 import runpy
 import shlex
 import sys
+import tempfile
 import time
-from pathlib import Path
+import zipfile
+from collections import Counter
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from carl_ray import storage
 from carl_ray.chains.chain import (
     CHAIN_JOB,
     Outline,
+    check_runtime_env,
     outline_of,
     plan_chain,
     read_chain,
@@ -39,6 +43,10 @@ from carl_ray.chains.chain import (
 )
 from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.options import OptionParser
+
+_MOST_PACKAGE_BYTES = 100 * 2**20
+"""Of the code that is sent, zipped: Ray's dashboard takes no longer request."""
+_NUM_SHOWN = 3
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -109,8 +117,10 @@ def _add_submit_options(command: argparse.ArgumentParser) -> None:
         "--installed", action="store_true", help="send nothing: the cluster's nodes have carl_ray"
     )
     command.add_argument(
-        "--runtime-env-json", metavar="JSON", help="more of Ray's runtime environment, such as env_vars, for all jobs"
-    )  # fmt: skip
+        "--runtime-env-json",
+        metavar="JSON",
+        help="more of Ray's runtime environment, such as env_vars, for all jobs; who may use the cluster can read it",
+    )
     command.add_argument(
         "--python", metavar="PATH", default="python", help="interpreter on the head of the cluster [python]"
     )
@@ -136,6 +146,8 @@ def _run(options: argparse.Namespace) -> None:
             # Ray is imported late: help and mistakes on the command line answer at once.
             from carl_ray.chains.runner import submit_chain
 
+            _check_package(runtime_env)
+
             client = _client(options.address)
             job = submit_chain(client, plan, options.python, runtime_env)
             print(f"job {job.id} runs the chain in {storage.public_uri(outline.folder)}", flush=True)
@@ -143,7 +155,8 @@ def _run(options: argparse.Namespace) -> None:
                 _wait(client, outline)
             else:
                 print(
-                    f"python -m carl_ray.jobs status {options.chain} --folder {shlex.quote(options.folder)}"
+                    f"python -m carl_ray.jobs status {shlex.quote(storage.public_uri(options.chain))} "
+                    f"--folder {shlex.quote(options.folder)}"
                 )
         case "status":
             from carl_ray.chains.runner import chain_state
@@ -174,6 +187,7 @@ def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--runtime-env-json: not JSON ({error})") from None
     if not isinstance(runtime_env, dict):
         raise UserError('--runtime-env-json: expected an object, such as {"env_vars": {"NAME": "VALUE"}}')
+    check_runtime_env(runtime_env)
     if options.installed or "working_dir" in runtime_env:
         return runtime_env
     if not (Path(options.working_dir) / "carl_ray" / "jobs.py").is_file():
@@ -183,6 +197,35 @@ def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
         )
     # Ray leaves out what .gitignore and .rayignore name: data, runs, environments.
     return {**runtime_env, "working_dir": options.working_dir}
+
+
+def _check_package(runtime_env: dict[str, Any]) -> None:
+    """Raises `UserError` where the code to send is more than Ray takes: it would answer with a broken connection."""
+    folder = runtime_env.get("working_dir", "")
+    if not Path(folder).is_dir():
+        return
+    # The function that Ray itself packs with: what .gitignore and .rayignore leave out need not be guessed.
+    from ray._private.runtime_env.packaging import create_package
+
+    quiet = logging.getLogger(f"{__name__}.package")
+    quiet.setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="carl_ray-package-") as temporary:
+        package = Path(temporary) / "package.zip"
+        create_package(
+            folder, package, include_gitignore=True, excludes=runtime_env.get("excludes"), logger=quiet
+        )
+        size = package.stat().st_size
+        if size <= _MOST_PACKAGE_BYTES:
+            return
+        sizes: Counter[str] = Counter()
+        with zipfile.ZipFile(package) as file:
+            for info in file.infolist():
+                sizes["/".join(PurePosixPath(info.filename).parts[:2])] += info.compress_size
+    largest = ", ".join(f"{name} ({count / 2**20:.0f} MiB)" for name, count in sizes.most_common(_NUM_SHOWN))
+    raise UserError(
+        f"{folder}: {size / 2**20:.0f} MiB to send, more than the {_MOST_PACKAGE_BYTES // 2**20} MiB that Ray takes; "
+        f"largest: {largest}; name what the jobs do not need in {folder}/.rayignore"
+    )
 
 
 def _client(address: str | None) -> JobSubmissionClient:
@@ -203,7 +246,9 @@ def _client(address: str | None) -> JobSubmissionClient:
     except (OSError, RuntimeError, ValueError) as error:
         hint = f"{' '.join(str(error).split())}; name its dashboard, --address http://HOST:8265"
     where = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "this machine"
-    raise RunError(f"could not reach the Ray cluster at {where}: {hint}")
+    # An address may hold a password of a proxy, which Ray and its libraries quote.
+    shown = storage.public_uri(where)
+    raise RunError(f"could not reach the Ray cluster at {shown}: {hint.replace(where, shown)}")
 
 
 def _wait(client: JobSubmissionClient, outline: Outline) -> None:

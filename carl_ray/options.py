@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin
 
 from carl_ray import config as configuration
+from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.errors import UserError
 
@@ -20,7 +21,9 @@ class OptionParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises `UserError` where argparse would print its usage and leave."""
-        raise UserError(f"{message}; see {self.prog} --help")
+        # What was not expected is quoted, and may be a URI with credentials.
+        shown = " ".join(map(storage.public_uri, message.split()))
+        raise UserError(f"{shown}; see {self.prog} --help")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -63,7 +66,7 @@ def check_known(unknown: Sequence[str], others: Sequence[str]) -> None:
             known = [*field_names(), *others]
             raise UserError(f"unknown option --{option}{nearest(option, known)}")
     if unknown:
-        raise UserError(f"unexpected argument {unknown[0]!r}")
+        raise UserError(f"unexpected argument {storage.public_uri(unknown[0])!r}")
 
 
 def overridden(config: Config, values: dict[str, str]) -> Config:

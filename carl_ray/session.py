@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,14 +12,20 @@ import ray
 
 from carl_ray.errors import RunError
 
+# One for all clusters of this process: Ray's client reads it once.
+_TOKEN = secrets.token_hex(32)
+
 
 @contextmanager
 def connect(num_cpus: int | None = None) -> Iterator[None]:
     """Joins the cluster that `RAY_ADDRESS` names (Ray Jobs set it), or runs one on this machine for the while.
 
-    A cluster of our own listens on the loopback interface only, so it needs no authentication; `RAY_AUTH_MODE` is
-    set explicitly because Ray's default differs between its versions and commands. Where this process is already
-    connected (tests, notebooks), that connection is used and left open.
+    Of a cluster of our own the dashboard listens on the loopback interface, but Ray's other servers (control store,
+    nodes, workers) on all of them, where whoever reaches one could run code. So it wants a token, which is drawn anew
+    for each process and is nowhere but in the environment of its processes; metrics alone are shown without one. An
+    explicit `RAY_AUTH_MODE` is left as it is. For a cluster that is named, it is `disabled` unless set: Ray's default
+    differs between its commands. Where this process is already connected (tests, notebooks), that connection is used
+    and left open.
 
     Args:
         num_cpus: Logical CPUs of a cluster of our own; none counts those of the machine.
@@ -29,9 +36,15 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    elif "RAY_AUTH_MODE" not in os.environ:
+        # Told nothing, Ray asks for a token; without one it would write one into the home folder, which other commands
+        # of Ray then use.
+        os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
         if address:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)

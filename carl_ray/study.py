@@ -62,6 +62,10 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     from carl_ray.datasets.embedded import index_embedded
     from carl_ray.session import connect
     from carl_ray.studies.runs import measure, measured, row_config
+    from carl_ray.training.preparation import refuse_secrets
+
+    # The table has the command.
+    refuse_secrets({"--manifest": options.manifest, "--out": options.out})
 
     table, out = TABLES[options.table], options.out or str(storage.home() / "study")
     with connect():

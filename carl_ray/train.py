@@ -93,7 +93,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 def _choose(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[Config, str]:
     if parsed.preset is not None and parsed.preset not in PRESETS:
         raise UserError(
-            f"unknown preset {parsed.preset!r}{options.nearest(parsed.preset, list(PRESETS))} "
+            f"unknown preset {storage.public_uri(parsed.preset)!r}{options.nearest(parsed.preset, list(PRESETS))} "
             f"(presets: {', '.join(PRESETS)})"
         )
     if parsed.config is not None and (parsed.preset is not None or parsed.resume):
@@ -124,7 +124,10 @@ def _print_results(run_dir: str, num_steps: int, seconds: float) -> None:
     validation = [line["validation_loss"] for line in read_log(run_dir) if "validation_loss" in line]
     print(f"{num_steps} steps done, this time in {seconds:.0f} s")
     if validation:
-        print(f"loss on validation videos: {validation[0]:.4f} at the start, {validation[-1]:.4f} at the end")
+        first, last = (
+            "not finite" if loss is None else f"{loss:.4f}" for loss in (validation[0], validation[-1])
+        )
+        print(f"loss on validation videos: {first} at the start, {last} at the end")
     shown = storage.public_uri(run_dir)
     print(f"run folder:  {shown}")
     print(f"log:         {storage.public_uri(storage.join(run_dir, METRICS))}")

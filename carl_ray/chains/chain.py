@@ -12,6 +12,9 @@ A stage is a module and its arguments, as after `python -m`. `{name}` is one arg
 any number of arguments, `{folder}` the folder of the chain. A parameter whose text ends in `[...]` has as its default
 what is in the brackets. A stage must be able to go on from what an attempt before it left: the commands of this
 package are.
+
+A chain file is read as data, but its stages are commands, which run on the cluster as whoever submits it: submit only
+what you would run.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -39,6 +42,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _PLACE = re.compile(r"\{([A-Za-z0-9_-]+)(\.\.\.)?\}")
 _DEFAULT = re.compile(r"\[([^\[\]]*)\]\s*$")
 _SUFFIX = ".yaml"
+_REDACTED = "<redacted>"
+_ENVIRONMENT = "env_vars."
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ def read_chain(name: str) -> Chain:
         text = storage.read_bytes(name).decode("utf-8", errors="replace")
     else:
         raise UserError(
-            f"unknown chain {name!r}: expected one of {', '.join(shipped_chains())}, or a YAML file"
+            f"unknown chain {storage.public_uri(name)!r}: expected one of {', '.join(shipped_chains())}, or a YAML file"
         )
     try:
         document = yaml.safe_load(text)
@@ -238,6 +243,37 @@ def _value(chain: Chain, filled: Mapping[str, str], name: str) -> str:
     if not filled.get(name):
         raise UserError(f"chain {chain.name} needs --set {name}=VALUE: {chain.parameters[name]}")
     return filled[name]
+
+
+def check_runtime_env(runtime_env: Mapping[str, Any]) -> None:
+    """Refuses a runtime environment that would not do what it says, or show what it must not.
+
+    Raises:
+        UserError: a value is Ray's placeholder for one that it did not show, or a URI with credentials.
+    """
+    for name, value in _texts(runtime_env, ""):
+        if value == _REDACTED:
+            raise UserError(
+                f"runtime environment: {name} is {_REDACTED}, which Ray shows a browser in place of the value: jobs "
+                "would get that text; give the value itself in --runtime-env-json, or set it on the nodes"
+            )
+        if storage.has_secret(value) and not name.startswith(_ENVIRONMENT):
+            raise UserError(
+                f"runtime environment: {name} {storage.public_uri(value)}: expected a URI without credentials, since "
+                "the cluster's job records show it; put them into the environment of the nodes"
+            )
+
+
+def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """All texts in a document, each with its dotted name."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner, name)
 
 
 def write_done(marker: str, command: list[str], seconds: float) -> None:

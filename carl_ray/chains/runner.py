@@ -22,7 +22,7 @@ import aiohttp
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from carl_ray import storage
-from carl_ray.chains.chain import CHAIN_JOB, Outline, Plan
+from carl_ray.chains.chain import CHAIN_JOB, Outline, Plan, check_runtime_env
 from carl_ray.errors import RunError, UserError
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -30,7 +30,8 @@ SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_BETWEEN_STOPS = 0.5
 
 _MAX_ATTEMPTS = 3
-"""At a stage, in one run of the chain."""
+"""At a stage, in one run of the chain; also where a failure, such as losses that are not finite, only comes again: an
+exit status of 1 does not tell that from a node that died."""
 _PATIENCE_SECONDS = 300.0
 """How long a dashboard that does not answer is asked again."""
 _PLAN = "carl_ray.chain"
@@ -154,14 +155,16 @@ def read_plan(client: JobSubmissionClient, job_id: str) -> tuple[Plan, dict[str,
     """The plan that the job of a chain was submitted with, and its runtime environment.
 
     Raises:
-        UserError: the job is not one of a chain.
+        UserError: the job is not one of a chain, or the cluster does not show its runtime environment as it is.
         RunError: the cluster refuses or fails.
     """
     info = _patiently(lambda: client.get_job_info(job_id))
     text = (info.metadata or {}).get(_PLAN)
     if text is None:
         raise UserError(f"job {job_id} is not one that `python -m carl_ray.jobs submit` started")
-    return Plan.from_json(text), dict(info.runtime_env or {})
+    runtime_env = dict(info.runtime_env or {})
+    check_runtime_env(runtime_env)
+    return Plan.from_json(text), runtime_env
 
 
 def run_chain(

@@ -496,6 +496,10 @@ class _NalUnits:
 
 # Opening, demuxing, decoding
 
+_FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,ivf,asf,flv,ogg,mxf"
+"""Of files that hold their pictures themselves. A playlist (HLS, concat, SDP, …) under the name of a video would have
+FFmpeg open other files, or the network."""
+
 
 def _readable(source: bytes | str) -> bytes | Path:
     """The content itself, or a path of this machine: a long local file need not be held in memory."""
@@ -508,7 +512,11 @@ def _readable(source: bytes | str) -> bytes | Path:
 def _open(readable: bytes | Path) -> av.container.InputContainer:
     try:
         # Bytes or an absolute path: never a name that FFmpeg could take for a protocol.
-        return av.open(io.BytesIO(readable) if isinstance(readable, bytes) else str(readable), mode="r")
+        if isinstance(readable, bytes):
+            options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
+            return av.open(io.BytesIO(readable), mode="r", options=options)
+        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+        return av.open(str(readable), mode="r", options=options)
     except FileNotFoundError:
         raise DecodeError("no such file") from None
     except PermissionError:
@@ -630,6 +638,12 @@ def _read_with_decord(
         import decord
     except ImportError:
         raise UserError("decoder decord is not installed: `pip install decord`, or choose pyav") from None
+
+    try:
+        # decord has no list of formats: what PyAV refuses, such as a playlist, does not get there.
+        _open(readable).close()
+    except DecodeError as error:
+        raise DecodeError(f"not given to decord: {error}") from None
 
     def reader(**size: int) -> Any:
         file = io.BytesIO(readable) if isinstance(readable, bytes) else str(readable)

@@ -73,6 +73,7 @@ def read_manifest(uri: str, columns: list[str] | None = None, *, split: str | No
         schema = storage.persistently(
             uri, "read", lambda: pq.ParquetDataset(path, filesystem=filesystem).schema
         )
+        refuse_pickles(schema)
         missing = [name for name in wanted if name not in schema.names and name not in LABEL_COLUMNS]
         if missing:
             raise ValueError(f"it has no column {', '.join(missing)}")
@@ -99,6 +100,17 @@ def read_manifest(uri: str, columns: list[str] | None = None, *, split: str | No
         raise UserError(f"{storage.public_uri(uri)}: not a manifest ({reason})") from None
     except OSError as error:
         raise storage.storage_error(error, uri, "read") from None
+
+
+def refuse_pickles(schema: pa.Schema) -> None:
+    """Raises `ValueError` where a column is of an extension type, of which a table of ours has none.
+
+    Ray Data registers one with Arrow whose values are pickles: reading a value would run what is in it.
+    """
+    for field in schema:
+        # The text of a nested type has those inside.
+        if "extension<" in str(field.type):
+            raise ValueError(f"its column {field.name!r} is of the type {field.type}, which may run code")
 
 
 def attach_labels(manifest: pa.Table, labels: pa.Table) -> pa.Table:

@@ -36,6 +36,7 @@ LABELS_SCHEMA = pa.schema(
 )
 
 _SHOWN = 5  # videos named for each reason
+_LONGEST_NAME = 240  # bytes: file systems take 255, and a file that is being written has a longer one
 
 OnVideo = Callable[[int, int], None]
 """Called with (videos done, videos in all or 0 where that is unknown) after each video."""
@@ -100,6 +101,21 @@ def fit_labels(
     return fitted, None
 
 
+def check_file_name(name: str) -> None:
+    """Raises `LeftOut` where a name from a data set cannot be that of a file in a folder of ours.
+
+    It must not lead out of the folder, hide the file, be too long, or hold what a terminal would obey.
+    """
+    if (
+        not name
+        or name.startswith(".")
+        or "/" in name
+        or not name.isprintable()
+        or len(name.encode()) > _LONGEST_NAME
+    ):
+        raise LeftOut("its name cannot be that of a file")
+
+
 def check_phases(labels: Sequence[int], num_phases: int) -> None:
     """Raises `LeftOut` where a label is no phase, 0 to `num_phases` - 1, and not -1 (unknown)."""
     if min(labels) < -1 or max(labels) >= num_phases:
@@ -120,12 +136,17 @@ class VideoFolder:
     def add(self, video_id: str, frames: Iterable[bytes]) -> None:
         """Writes a Motion JPEG video, whole or not at all, unless it is there.
 
+        Args:
+            video_id: `train/NAME` or `test/NAME`.
+            frames: JPEG files.
+
         Raises:
-            LeftOut: the frames do not make a video.
+            LeftOut: the frames do not make a video, or the name cannot be that of a file.
             RunError: the storage refuses, fails or is full.
         """
         if video_id in self._finished:
             return
+        check_file_name(video_id.partition("/")[2])
         try:
             content = mux_motion_jpeg(frames, frames_per_second=FRAMES_PER_SECOND)
         except ValueError as error:
@@ -199,7 +220,8 @@ def summarize(conversion: Conversion, published: dict[str, int], manifest_uri: s
             names = ", ".join(videos[:_SHOWN]) + (", …" if len(videos) > _SHOWN else "")
             lines.append(f"{len(videos):>8} x {reason} ({names})")
     lines.append(f"manifest: {storage.public_uri(manifest_uri)}")
-    return "\n".join(lines)
+    # Names come from the download, and a terminal obeys what is in them.
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
 
 def print_progress(done: int, total: int) -> None:

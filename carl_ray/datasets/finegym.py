@@ -71,7 +71,8 @@ SHORT_SIDE = 360
 
 _EVENTS = {1: "vault", 2: "floor exercise", 3: "balance beam", 4: "uneven bars"}
 _VERSIONS = ("1.0", "1.1")  # the first that is there counts; the released code used 1.0
-_ELEMENT = re.compile(r"(?P<video>.+)_(?P<event>E_\d+_\d+)_(?P<element>A_\d+_\d+)")
+# The parts become names of files: of YouTube's ids no other character is known.
+_ELEMENT = re.compile(r"(?P<video>[\w-]+)_(?P<event>E_\d+_\d+)_(?P<element>A_\d+_\d+)", re.ASCII)
 _SETTINGS = "cut.json"
 
 

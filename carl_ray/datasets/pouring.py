@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from carl_ray import storage
 from carl_ray.datasets.conversion import (
@@ -35,6 +35,7 @@ from carl_ray.datasets.conversion import (
     LeftOut,
     OnVideo,
     VideoFolder,
+    check_file_name,
     check_phases,
     fit_labels,
     index_converted,
@@ -118,9 +119,7 @@ def _name(example: SequenceExample) -> str:
         name = value.decode() if isinstance(value, bytes) else ""
     except UnicodeDecodeError:
         name = ""
-    # It comes from outside: it must not lead out of the folder, nor hide the file.
-    if not name or name.startswith(".") or name != PurePosixPath(name).name or not name.isprintable():
-        raise LeftOut("its name cannot be that of a file")
+    check_file_name(name)
     return name
 
 

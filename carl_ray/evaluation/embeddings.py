@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from carl_ray import storage
-from carl_ray.data.manifest import LABEL_COLUMNS, attach_labels, write_table
+from carl_ray.data.manifest import LABEL_COLUMNS, attach_labels, refuse_pickles, write_table
 from carl_ray.data.manifest import SCHEMA as MANIFEST_SCHEMA
 from carl_ray.errors import RunError, UserError
 
@@ -246,8 +246,10 @@ def _files(uri: str) -> list[str]:
 def _open(uri: str) -> pq.ParquetFile:
     filesystem, path = storage.resolve(uri)
     try:
-        return storage.persistently(uri, "read", lambda: pq.ParquetFile(path, filesystem=filesystem))
-    except (pa.ArrowException, OSError) as error:
+        file = storage.persistently(uri, "read", lambda: pq.ParquetFile(path, filesystem=filesystem))
+        refuse_pickles(file.schema_arrow)
+        return file
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(uri, error) from None
 
 

@@ -117,7 +117,7 @@ class VideoEmbedder:
             The arrays, or for a video that cannot be read the exception that says why.
         """
         ready: queue.SimpleQueue[int] = queue.SimpleQueue()
-        with ExitStack() as stack, torch.no_grad():
+        with ExitStack() as stack:
             features = [
                 self._features(stack.enter_context(_ahead(self._views(*video), ready, number)))
                 for number, video in enumerate(videos)
@@ -161,22 +161,27 @@ class VideoEmbedder:
         streams = [encoder.frame_features(copy) for encoder, copy in zip(self._encoders, copies, strict=True)]
         del copies
         while True:
-            # Not around the whole: what is active while a generator waits is active for its caller too.
-            with self._autocast():
+            with self._computing():
                 piece = tuple(next(stream, None) for stream in streams)
             if piece[0] is None:
                 return
             yield tuple(features for features in piece if features is not None)
 
     def _embed_whole(self, pieces: list[tuple[Tensor, ...]]) -> list[np.ndarray]:
-        with self._autocast():
+        with self._computing():
             return [
                 encoder.embed_features(torch.cat(features)).float().cpu().numpy()
                 for encoder, features in zip(self._encoders, zip(*pieces, strict=True), strict=True)
             ]
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        # Never around a yield to the caller: what is active while a generator waits is active for its caller too.
+        with (
+            torch.inference_mode(),
+            torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16),
+        ):
+            yield
 
 
 @contextmanager

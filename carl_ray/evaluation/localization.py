@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from types import ModuleType
 from typing import Literal
+from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -39,6 +40,7 @@ Format = Literal["hdf5", "csv"]
 SUFFIXES: dict[Format, str] = {"hdf5": ".h5", "csv": ".csv"}
 
 _POINTS = 3  # interpolated in each part
+_LONGEST_NAME = 240  # bytes: file systems take 255, and a file that is being written has a longer one
 _MARKER = "export.json"
 
 
@@ -147,6 +149,8 @@ def export_features(
     num_written = 0
     for done, video in enumerate(iterate_embeddings(embeddings_uri), 1):
         name = video_name(video.video_id)
+        if not name or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
+            raise UserError(f"{video.video_id!r}: its name cannot be that of a file")
         other = id_of.setdefault(name, video.video_id)
         if other != video.video_id:
             raise UserError(
@@ -154,7 +158,8 @@ def export_features(
                 "file names alone; rename one, or export them from embeddings of their own"
             )
         file_name = f"{name}{SUFFIXES[file_format]}"
-        uri = storage.join(out, file_name)
+        # It comes from data: in a URI, what follows a `?` would name another endpoint.
+        uri = storage.join(out, quote(file_name) if storage.is_remote(out) else file_name)
         shape = (length, video.embeddings.shape[1])
         if file_name not in present or _shape(storage.read_bytes(uri), name, file_format) != shape:
             try:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from carl_ray.config import ModelConfig
 from carl_ray.errors import RunError, UserError
@@ -28,8 +32,14 @@ class Backbone(nn.Module):
     Frozen blocks have no gradient and use their stored statistics, also after `train()`; they pass
     `chunk_frames` frames at a time. State names are torchvision's for a ResNet (without `fc`).
 
+    Where batch norm has stored statistics and nothing needs a gradient, it is folded into the convolution
+    before it: in the frozen blocks always, in all of them in evaluation mode without gradient. That happens in
+    a copy, which is no part of the module's state and is made anew once one of the tensors has changed;
+    changes through `.data.copy_()` and the like, which torch does not count either, are not seen.
+
     Attributes:
         channels: Channels of the feature maps that come out.
+        chunk_frames: Frames that pass at a time where nothing needs a gradient.
         frozen: Names of the frozen modules, in order.
         learnable: Names of the others, in order.
     """
@@ -41,10 +51,14 @@ class Backbone(nn.Module):
         num_frozen: int,
         channels: int,
         chunk_frames: int,
+        compile_frozen: bool = False,
     ) -> None:
         super().__init__()
         self.channels = channels
         self.chunk_frames = chunk_frames
+        self._compile_frozen = compile_frozen
+        # Not registered: neither state nor parameters, and what moves the module leaves them alone.
+        self._folded: dict[str, _Folded] = {}
         for block in blocks:
             for name, module in block:
                 self.add_module(name, module)
@@ -54,29 +68,127 @@ class Backbone(nn.Module):
             self.get_submodule(name).requires_grad_(False)
         self.train()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take along: all but the folded blocks, which the copy makes when it needs them."""
+        return {**self.__dict__, "_folded": {}}
+
     def train(self, mode: bool = True) -> Backbone:
         """Sets the mode of the learnable blocks; the frozen ones stay in evaluation mode."""
         super().train(mode)
         for name in self.frozen:
             self.get_submodule(name).eval()
+        if mode:
+            self._folded.pop("learnable", None)  # outdated by the next step
         return self
 
     def forward(self, frames: Float[Tensor, "N 3 height width"]) -> Float[Tensor, "N C h w"]:
         """Feature maps of normalised frames."""
-        maps = frames
-        if self.frozen:
-            with torch.no_grad():
-                maps = torch.cat(
-                    [self._pass(self.frozen, chunk) for chunk in frames.split(self.chunk_frames)]
-                )
-        return self._pass(self.learnable, maps)
+        if self.training or torch.is_grad_enabled():
+            return self.pass_learnable(self.pass_frozen(frames))
+        maps = [
+            self._pass_folded("learnable", self._pass_folded("frozen", chunk))
+            for chunk in frames.split(self.chunk_frames)
+        ]
+        return maps[0] if len(maps) == 1 else torch.cat(maps)
 
-    def _pass(self, names: list[str], maps: Tensor) -> Tensor:
-        # The layout in which convolutions are fastest, on CPUs and on GPUs.
-        maps = maps.contiguous(memory_format=torch.channels_last)
-        for name in names:
+    # Not inference_mode: the learnable blocks save what comes out for their backward pass, which tensors made in
+    # inference mode refuse.
+    @torch.no_grad()
+    def pass_frozen(self, frames: Float[Tensor, "N 3 height width"]) -> Tensor:
+        """What comes out of the frozen blocks, without gradient; the frames themselves where no block is frozen."""
+        if not self.frozen:
+            return frames
+        maps = [self._pass_folded("frozen", chunk) for chunk in frames.split(self.chunk_frames)]
+        return maps[0] if len(maps) == 1 else torch.cat(maps)
+
+    def pass_learnable(self, maps: Tensor) -> Float[Tensor, "N C h w"]:
+        """What the learnable blocks make of `pass_frozen`, batch norm as their mode wants it."""
+        maps = _channels_last(maps)
+        for name in self.learnable:
             maps = self.get_submodule(name)(maps)
         return maps
+
+    def _pass_folded(self, part: str, maps: Tensor) -> Tensor:
+        names = self.frozen if part == "frozen" else self.learnable
+        if not names:
+            return maps
+        device = maps.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else None
+        modules = [self.get_submodule(name) for name in names]
+        key = _fingerprint(modules, dtype)
+        folded = self._folded.get(part)
+        if folded is None or folded.key != key:
+            compiled = self._compile_frozen and part == "frozen"
+            folded = self._folded[part] = _Folded(key, *_fold(names, modules, dtype, compiled=compiled))
+        # The weights have the type already, in which autocast would cast them for every chunk.
+        with torch.autocast(device, enabled=False):
+            maps = _channels_last(maps if dtype is None else maps.to(dtype))
+            if len(maps) < 2:  # sizes 0 and 1 are compiled apart from all others
+                return folded.plain(maps)
+            return folded.fastest(maps)
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """Blocks with batch norm folded in, and what they were made of."""
+
+    key: tuple[object, ...]
+    plain: nn.Module
+    fastest: Callable[[Tensor], Tensor]
+    """`plain`, or what torch.compile made of it."""
+
+
+def _fingerprint(modules: Sequence[nn.Module], dtype: torch.dtype | None) -> tuple[object, ...]:
+    """Differs once a tensor of the modules was written to, moved or replaced."""
+    tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    return dtype, *(
+        # Moving a module keeps its tensors' versions, writing keeps their places.
+        (id(t), t.data_ptr(), t.device, t.dtype, None if t.is_inference() else t._version)
+        for t in tensors
+    )
+
+
+@torch.inference_mode(False)  # a copy made in it could not be used in training
+@torch.no_grad()
+def _fold(
+    names: Sequence[str], modules: Sequence[nn.Module], dtype: torch.dtype | None, *, compiled: bool
+) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """Copies of the modules, one after the other, with batch norm folded into the convolutions; then cast."""
+    named = zip(names, (copy.deepcopy(module) for module in modules), strict=True)
+    plain = nn.Sequential(OrderedDict(named)).eval().requires_grad_(False)
+    _fold_children(plain)
+    if dtype is not None:
+        plain.to(dtype)
+    if not compiled:
+        return plain, plain
+    return plain, _dynamic_frames(torch.compile(plain))
+
+
+def _fold_children(module: nn.Module) -> None:
+    """Folds each batch norm into the convolution that stands before it, which is how these networks call them."""
+    before: tuple[str, nn.Module] | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, BatchNorm) and before is not None and isinstance(before[1], nn.Conv2d):
+            setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
+            setattr(module, name, nn.Identity())
+        _fold_children(child)
+        before = name, child
+
+
+def _dynamic_frames(compiled: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Calls that compile once for any number of frames from two on: the last chunk is smaller than the others."""
+
+    def call(maps: Tensor) -> Tensor:
+        torch._dynamo.mark_dynamic(maps, 0)
+        return compiled(maps)
+
+    return call
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    # The layout in which convolutions are fastest, on CPUs and on GPUs.
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
 def build_backbone(model: ModelConfig) -> Backbone:
@@ -103,6 +215,7 @@ def build_backbone(model: ModelConfig) -> Backbone:
         num_frozen=num_frozen,
         channels=channels,
         chunk_frames=model.chunk_frames,
+        compile_frozen=model.compile,
     )
     return backbone.to(memory_format=torch.channels_last)
 

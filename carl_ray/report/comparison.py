@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def comparison(documents: Sequence[Mapping[str, Any]]) -> str:
         origin = document["origin"]
         for variant in VARIANTS:
             first = (
-                f"**{origin['preset']}**, step {origin['step']:,}"
+                f"**{_plain(origin['preset'])}**, step {origin['step']:,}"
                 if variant == "trained"
                 else f"… *{variant}*"
             )
@@ -50,3 +51,8 @@ def comparison(documents: Sequence[Mapping[str, Any]]) -> str:
         + "). *untrained*: the same encoder before any training on videos; *positions*: the sine-cosine code alone; "
         + "*chance*: random vectors. They know nothing of another seed of training.\n"
     )
+
+
+def _plain(text: str) -> str:
+    """A text that comes from a file, as one that Markdown neither takes for HTML nor ends a cell at."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", r"\|")

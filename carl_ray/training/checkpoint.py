@@ -34,6 +34,7 @@ CHECKPOINTS = "checkpoints"
 """Folder of a run that holds its checkpoints."""
 
 _STATE = "state.json"
+_FILES = ("model.pt", "optimizer.pt")
 _ENCODER = "encoder."
 _NOT_IN_SHAPES = ("num_heads", "pooling", "positions", "temporal_encoder", "weights", "weights_format")
 """Fields of `ModelConfig` that make another encoder, or another control, of tensors of the same shapes."""
@@ -158,7 +159,8 @@ def open_checkpoint(uri: str) -> Checkpoint:
             uri=uri,
             progress=Progress(**state["progress"]),
             config=configuration.from_document(state["config"], storage.public_uri(source)),
-            hashes=dict(state["hashes"]),
+            # These and no others: a name from the file could lead anywhere.
+            hashes={name: state["hashes"][name] for name in _FILES},
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{storage.public_uri(source)}: not the state of a checkpoint ({error})") from None

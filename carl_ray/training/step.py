@@ -11,7 +11,7 @@ Legend: B videos of this worker, T frames of a view, S pixels, D embedding width
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from carl_ray.config import Config
 from carl_ray.data.augment import normalize
-from carl_ray.data.sample import Batch, color_on_device
+from carl_ray.data.sample import Batch, frames_on_device
 from carl_ray.model.encoder import FrameLevelVideoEncoder, ProjectionHead
 from carl_ray.objectives.shuffle_and_learn import OrderHead
 from carl_ray.training.objective import PROJECTED, Views, objective_terms
@@ -132,11 +132,12 @@ class TrainingStep:
         # DDP averages the workers' gradients; the loss is a sum over them.
         (loss * self.num_workers).backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_gradient_norm)
-        report = torch.stack([loss.detach().double(), *totals.double()])
+        report = torch.stack([loss.detach().double(), *totals.double(), norm.isfinite().double()])
         if self.num_workers > 1:
             dist.all_reduce(report)
         values = report.tolist()
-        applied = math.isfinite(values[0]) and math.isfinite(norm.item())
+        # Agreed on: a worker that alone stepped, or alone did not, would train another model from here on.
+        applied = math.isfinite(values[0]) and values[3] == self.num_workers
         if applied:
             self.optimizer.step()
         else:
@@ -151,6 +152,36 @@ class TrainingStep:
         self.model.eval()
         sums, counts = self._terms(batch, self.model, self.config.objective.weak_weight)
         return sums.double(), counts.double()
+
+    @torch.no_grad()
+    def rows_not_finite(self, batch: Batch, step_rows: range) -> list[int]:
+        """Rows of the global batch whose own loss is not finite: the same list on every worker.
+
+        The loss of each row by itself, or of each pair where the objective compares pairs, as validation computes it:
+        with stored statistics, so that one video does not spoil the others. A step can be skipped without any such
+        row: where a gradient overflowed, or the batch's own statistics. A collective call.
+
+        Args:
+            batch: This worker's part.
+            step_rows: Rows of the plan that the global batch has.
+        """
+        self.model.eval()
+        views = self._views(batch, self.model)
+        objective = self.config.objective
+        nothing = Views(**{f.name: torch.zeros_like(getattr(views, f.name)[:1]) for f in fields(Views)})
+        nothing = replace(nothing, rows=nothing.rows - 1, frame_labels=nothing.frame_labels - 1)
+        size = 2 if objective.paired else 1
+        broken = torch.zeros(len(step_rows), dtype=torch.int64, device=self.device)
+        # One after the other on all workers alike: objectives that gather call collectives, for a pair may lie on two.
+        for start in range(0, len(step_rows), size):
+            mine = (views.rows >= step_rows.start + start) & (views.rows < step_rows.start + start + size)
+            own = Views(**{f.name: getattr(views, f.name)[mine] for f in fields(Views)})
+            seen = own if bool(mine.any()) else nothing
+            sums, _ = objective_terms(objective, seen, self.model.order_head, objective.weak_weight)
+            broken[start : start + size] = int(not bool(sums.isfinite().all()))
+        if self.num_workers > 1:
+            dist.all_reduce(broken)
+        return [row for row, count in zip(step_rows, broken.tolist(), strict=True) if count]
 
     def weak_weight(self, step: int) -> float:
         """Weight of the pairs of videos (weak_scl) at a step: grows linearly over the first part of the run."""
@@ -168,13 +199,18 @@ class TrainingStep:
         return loss, totals
 
     def _terms(self, batch: Batch, model: nn.Module, weak_weight: float) -> tuple[Tensor, Tensor]:
+        views = self._views(batch, model)
+        sums, counts = objective_terms(self.config.objective, views, self.model.order_head, weak_weight)
+        return sums, counts.to(sums.dtype)
+
+    def _views(self, batch: Batch, model: nn.Module) -> Views:
         frames, mask = self._prepare(batch)
         seeds = batch.sample_seeds.flatten().to(self.device)
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.config.training.precision == "bf16"
         ):
             made = model(frames, mask, seeds)
-        views = Views(
+        return Views(
             frames=made.unflatten(0, (-1, 2)).float(),
             timestamps=batch.timestamps.to(self.device),
             mask=batch.frame_mask.to(self.device),
@@ -182,12 +218,8 @@ class TrainingStep:
             rows=batch.rows.to(self.device),
             seeds=batch.sample_seeds.to(self.device),
         )
-        sums, counts = objective_terms(self.config.objective, views, self.model.order_head, weak_weight)
-        return sums, counts.to(sums.dtype)
 
     def _prepare(self, batch: Batch) -> tuple[Float[Tensor, "views T 3 S S"], Bool[Tensor, "views T"]]:
-        frames = batch.frames.to(self.device, non_blocking=True)
-        if self.config.augment.color_on == "trainer":
-            frames = color_on_device(batch, frames)
+        frames = frames_on_device(batch, self.config, self.device)
         mask = batch.frame_mask.to(self.device)
         return normalize(frames.flatten(0, 1)), mask.flatten(0, 1)

@@ -1,16 +1,18 @@
 """What every training worker runs, inside Ray Train: the loop from the first step, or a checkpoint, to the last.
 
 The loop reads top to bottom in `_train`. Workers agree on everything through a few numbers that are summed
-over them each step: rows received, videos that could not be read, and whether somebody was told to stop.
+over them each step: rows received and which, videos that could not be read, and whether somebody was told to stop.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,20 +27,24 @@ from ray.train.torch import TorchConfig
 
 from carl_ray import storage
 from carl_ray.config import Config
-from carl_ray.data.plan import PairedPlan, Plan
+from carl_ray.data.plan import VALIDATION_EPOCH, PairedPlan, Plan
 from carl_ray.data.sample import Batch, collate, view_seeds
 from carl_ray.data.stream import StreamRow, read_rows
 from carl_ray.errors import RunError
 from carl_ray.training.checkpoint import CONFIG, Progress, latest_checkpoint, restore, save_checkpoint
 from carl_ray.training.monitor import Status
 from carl_ray.training.reader import Prefetch, rows_by_step
-from carl_ray.training.run_log import RunLog
+from carl_ray.training.run_log import SKIPPED_STEPS, RunLog
 from carl_ray.training.step import StepReport, TrainingStep
 
 MAX_SKIPPED_IN_A_ROW = 10
 """The run fails after this many steps in a row whose loss or gradient was not finite."""
 
 _LOGGER = logging.getLogger(__name__)
+_FINGERPRINTS = 2**48
+"""How many there are: 64 bits hold the sum over all workers."""
+_NUM_VIDEOS_NAMED = 5
+"""In an error; the log has all of them."""
 _MAX_SECONDS_TO_CHECKPOINT = 300.0
 _TERMINATED = threading.Event()
 _TRAINING = threading.Event()
@@ -68,7 +74,11 @@ class StepBatch:
 
     step: int
     batch: Batch
+    videos: dict[int, str]
+    """Video id of each row of the batch."""
     num_rows: int
+    fingerprint: int
+    """`row_fingerprint` of the rows, those included whose video could not be read."""
     bad_videos: list[tuple[str, str]]
     """(video id, reason) of the videos that could not be read."""
 
@@ -161,8 +171,8 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
     )
     if num_blind:
         raise AgreedError(
-            f"{settings.run_dir} is not the same folder for {num_blind} of the training workers: --run-dir must be in "
-            "object storage (s3://…, gs://…) or on a file system that all nodes share"
+            f"{storage.public_uri(settings.run_dir)} is not the same folder for {num_blind} of the training workers: "
+            "--run-dir must be in object storage (s3://…, gs://…) or on a file system that all nodes share"
         )
     checkpoint = latest_checkpoint(settings.run_dir)
     progress = Progress(
@@ -173,10 +183,16 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
         progress = checkpoint.progress
     elif settings.initial_weights is not None:
         step.model.load_state_dict(ray.get(settings.initial_weights), strict=False)
-    steps_before = _sum_over_workers(step.device, [progress.step])
-    if steps_before != [progress.step * ray.train.get_context().get_world_size()]:
+    steps_before, num_broken = _sum_over_workers(step.device, [progress.step, not _is_finite(step)])
+    if steps_before != progress.step * ray.train.get_context().get_world_size():
         raise RuntimeError(
             "the workers do not find the same checkpoint: is the run folder on shared storage?"
+        )
+    if num_broken:
+        source = checkpoint.uri if checkpoint is not None else config.model.init_from or config.model.weights
+        raise AgreedError(
+            f"{storage.public_uri(source)}: expected weights that are finite, got some that are not, from which "
+            "nothing can be learnt: begin with others"
         )
     log = RunLog(settings.run_dir, progress.step) if is_first else None
     reporter = _Reporter(settings, log, progress)
@@ -188,15 +204,14 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
     waiting_since = time.perf_counter()
     for data in batches:
         arrived = time.perf_counter()
-        num_rows, num_bad, stop, terminated = _sum_over_workers(
+        num_rows, fingerprint, num_bad, stop, terminated = _sum_over_workers(
             step.device,
-            [data.num_rows, len(data.bad_videos), reporter.stop_requested(), _TERMINATED.is_set()],
+            [
+                *(data.num_rows, data.fingerprint, len(data.bad_videos)),
+                *(reporter.stop_requested(), _TERMINATED.is_set()),
+            ],
         )
-        if num_rows != plan.rows_of_step(data.step):
-            raise AgreedError(
-                f"step {data.step}: expected {plan.rows_of_step(data.step)} videos over all workers, got "
-                f"{num_rows}: the stream lost or doubled some"
-            )
+        check_rows(plan, data.step, num_rows, fingerprint)
         if stop or terminated:
             # This step is not trained on: it is the first one after a resumption.
             reporter.checkpoint(step, progress)
@@ -222,10 +237,13 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
         )
         skipped_in_a_row = 0 if report.applied else skipped_in_a_row + 1
         reporter.step(progress, report, waited=arrived - waiting_since, computed=done - arrived)
+        suspects = [] if report.applied else reporter.skipped_step(step, progress, report, data)
         try:
-            _check_health(settings, progress, skipped_in_a_row)
+            _check_health(settings, progress, skipped_in_a_row, suspects)
         except AgreedError:
-            reporter.close()
+            # Logs that cannot be written must not hide why the run ends, nor have it tried again.
+            with suppress(RunError):
+                reporter.close()
             raise
         at_end = progress.step == settings.last_step
         if at_end or progress.step % config.training.validate_every_steps == 0:
@@ -260,7 +278,55 @@ def _batches(
             config,
         )
         bad = [(row.video_id or "", row.error) for row in found.rows if row.error is not None]
-        yield StepBatch(found.step, batch, len(found.rows), bad)
+        videos = {row.row: row.video_id or "" for row in read}
+        fingerprint = row_fingerprint((row.row, row.epoch) for row in found.rows if row.row < plan.num_rows)
+        yield StepBatch(found.step, batch, videos, len(found.rows), fingerprint, bad)
+
+
+def row_fingerprint(rows: Iterable[tuple[int, int]]) -> int:
+    """A number that tells which rows of a plan these are, given as (row, epoch), whatever their order.
+
+    Those of parts add up to that of the whole, modulo 2**48. The row numbers alone would not do: 0, 4, 5 and
+    1, 2, 6 have the same sum, and the same sum of squares.
+    """
+    digests = (hashlib.blake2b(f"{row}:{epoch}".encode(), digest_size=6).digest() for row, epoch in rows)
+    return sum(int.from_bytes(digest) for digest in digests) % _FINGERPRINTS
+
+
+def check_rows(plan: Plan | PairedPlan, step: int, num_rows: int, fingerprint: int) -> None:
+    """Raises `AgreedError` where what all workers received for a step is not what the plan says.
+
+    Args:
+        plan: Of the training videos.
+        step: The step.
+        num_rows: Rows received, over all workers.
+        fingerprint: Sum of the `row_fingerprint` of each worker.
+    """
+    expected = _planned_rows(plan, step)
+    if num_rows != len(expected):
+        raise AgreedError(
+            f"step {step}: expected {len(expected)} videos over all workers, got {num_rows}: the stream lost or "
+            "doubled some"
+        )
+    if fingerprint % _FINGERPRINTS != _planned_fingerprint(plan, expected):
+        raise AgreedError(
+            f"step {step}: expected rows {expected.start} to {expected.stop - 1} of the plan over all workers, got "
+            f"{num_rows} others: the stream mixed some up"
+        )
+
+
+def _planned_rows(plan: Plan | PairedPlan, step: int) -> range:
+    first = step * plan.batch_size
+    return range(first, first + plan.rows_of_step(step))
+
+
+def _planned_fingerprint(plan: Plan | PairedPlan, rows: range) -> int:
+    return row_fingerprint((row, _epoch(plan, row)) for row in rows)
+
+
+def _epoch(plan: Plan | PairedPlan, row: int) -> int:
+    # As `plan.at` says, without the permutation of the epoch.
+    return row // plan.epoch_rows if plan.shuffled else VALIDATION_EPOCH
 
 
 def _step_of(row: StreamRow) -> int:
@@ -279,10 +345,18 @@ def _validate(
         return None
     totals = torch.zeros(1, dtype=torch.float64, device=step.device)
     bad_videos = []
+    fingerprint = 0
     for data in _batches(ray.train.get_dataset_shard("validation"), plan, settings.config, 0):
         sums, counts = step.evaluate(data.batch)
         totals = totals + torch.stack([sums, counts])
         bad_videos += data.bad_videos
+        fingerprint += data.fingerprint
+    (received,) = _sum_over_workers(step.device, [fingerprint % _FINGERPRINTS])
+    if received % _FINGERPRINTS != _planned_fingerprint(plan, range(plan.num_rows)):
+        raise AgreedError(
+            f"validation after step {steps_done}: the stream lost, doubled or mixed up some of the "
+            f"{plan.num_rows} videos"
+        )
     if dist.is_initialized():
         dist.all_reduce(totals)
     reporter.bad_videos(steps_done, bad_videos)
@@ -290,8 +364,17 @@ def _validate(
     return float((sums / counts.clamp(min=1)).sum()) if bool(counts.any()) else None
 
 
-def _check_health(settings: WorkerSettings, progress: Progress, skipped_in_a_row: int) -> None:
-    """Raises `RunError`, on all workers alike, where going on would be worth nothing."""
+def _check_health(
+    settings: WorkerSettings, progress: Progress, skipped_in_a_row: int, suspects: Sequence[str]
+) -> None:
+    """Raises `AgreedError`, on all workers alike, where going on would be worth nothing.
+
+    Args:
+        settings: The run.
+        progress: Where it stands.
+        skipped_in_a_row: Steps skipped up to the last one.
+        suspects: Ids of the videos that the last step, if skipped, may have been skipped for.
+    """
     data = settings.config.data
     drawn = max(progress.row, settings.training_plan.epoch_rows)
     if progress.num_bad_rows > data.max_bad_fraction * drawn:
@@ -301,10 +384,20 @@ def _check_health(settings: WorkerSettings, progress: Progress, skipped_in_a_row
             f"see {storage.public_uri(storage.join(settings.run_dir, 'bad_videos.jsonl'))}"
         )
     if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        # An id comes from data, and may hold what a terminal would obey.
+        named = ", ".join(map(repr, suspects[:_NUM_VIDEOS_NAMED]))
+        more = len(suspects) - _NUM_VIDEOS_NAMED
         raise AgreedError(
-            f"the loss or a gradient was not finite in the last {skipped_in_a_row} steps (step {progress.step}); "
-            "lower optimizer.learning_rate, or set training.precision to fp32"
+            f"the loss or a gradient was not finite in the last {skipped_in_a_row} steps (step {progress.step}), "
+            f"at last with {named or 'no video at all'}{f' and {more} more' if more > 0 else ''}; "
+            f"{storage.public_uri(storage.join(settings.run_dir, SKIPPED_STEPS))} has the videos of each; lower "
+            "optimizer.learning_rate, set training.precision to fp32, or leave videos out of the manifest"
         )
+
+
+def _is_finite(step: TrainingStep) -> bool:
+    tensors = [value for value in step.model.state_dict().values() if value.is_floating_point()]
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _sum_over_workers(device: torch.device, values: list[int | bool]) -> list[int]:
@@ -379,8 +472,37 @@ class _Reporter:
             for video_id, reason in sorted(pair for part in gathered for pair in part):
                 self._log.write_bad_video(step, video_id, reason)
 
+    def skipped_step(
+        self, step: TrainingStep, progress: Progress, report: StepReport, data: StepBatch
+    ) -> list[str]:
+        """Writes down a step that changed nothing, with the videos of all workers; a collective call.
+
+        Returns:
+            Ids of the videos whose own loss is not finite; where it is so of none, of all.
+        """
+        plan = self._settings.training_plan
+        rows = _planned_rows(plan, data.step)
+        broken = step.rows_not_finite(data.batch, rows)
+        gathered: list[Any] = [data.videos]
+        if dist.is_initialized():
+            gathered = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, data.videos)
+        videos: dict[int, str] = {row: video for part in gathered for row, video in part.items()}
+        video_ids = [videos[row] for row in rows if row in videos]
+        not_finite = [videos[row] for row in broken if row in videos]
+        if self._log is not None:
+            line = {
+                "epoch": _epoch(plan, rows.start),
+                "loss": report.loss,
+                "gradient_norm": report.gradient_norm,
+                "video_ids": video_ids,
+                "not_finite": not_finite,
+            }
+            self._log.write_skipped_step(progress.step, line)
+        return not_finite or video_ids
+
     def validation(self, step: int, loss: float | None) -> None:
-        """Logs the validation loss, if there is one, and reports to Ray Train; a collective call."""
+        """Logs the validation loss (null where it is not finite), if there is one, and tells Ray Train; collective."""
         if loss is None:
             return
         self._validation_loss = loss

@@ -91,6 +91,15 @@ def test_one_bad_video_does_not_harm_the_others(embedder, make_video, tmp_path) 
         embedder.embed_file(str(tmp_path / "bad.mp4"))
 
 
+def test_a_caller_between_two_videos_may_train(embedder, make_video, tmp_path) -> None:
+    path = str(make_video(tmp_path / "a.mp4", 5))
+    results = embedder.embed([(path, 5), (path, 5)])
+    next(results)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+    results.close()
+
+
 def test_decoding_threads_end_with_their_use(embedder, make_video, tmp_path, monkeypatch) -> None:
     path = str(make_video(tmp_path / "a.mp4", 200))
     monkeypatch.setattr(inference, "_CHUNK_FRAMES", 2)

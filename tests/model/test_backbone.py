@@ -1,12 +1,18 @@
+import copy
+import pickle
 import urllib.error
+from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
 import torchvision
+from torch._dynamo.utils import counters
 
 from carl_ray.config import ModelConfig
 from carl_ray.errors import RunError, UserError
 from carl_ray.model.backbone import build_backbone, load_backbone_weights
+from carl_ray.model.normalization import BatchNorm
 
 
 def config(**fields):
@@ -191,3 +197,189 @@ def test_chunks_change_no_result(name):
 def test_frozen_blocks_keep_no_graph():
     backbone = build_backbone(config(learnable="none"))
     assert not backbone(torch.randn(2, 3, 32, 32, requires_grad=True)).requires_grad
+
+
+def with_statistics(backbone, seed=0):
+    """The backbone with batch norm that does something, as after training."""
+    draw = torch.Generator().manual_seed(seed)
+    for module in backbone.modules():
+        if isinstance(module, BatchNorm):
+            for values, low, high in (
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 2.0),
+                (module.weight.data, 0.3, 1.2),
+                (module.bias.data, -0.3, 0.3),
+            ):
+                values.uniform_(low, high, generator=draw)
+    return backbone
+
+
+def one_by_one(backbone, names, maps):
+    for name in names:
+        maps = backbone.get_submodule(name)(maps)
+    return maps
+
+
+def relative(error, reference):
+    return float(error.abs().mean() / reference.abs().mean())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "small"])
+def test_folding_changes_nothing_but_rounding(name):
+    backbone = with_statistics(build_backbone(config(backbone=name))).eval()
+    frames = torch.randn(3, 3, 48, 48)
+    everything = backbone.frozen + backbone.learnable
+    with torch.no_grad():
+        exact = one_by_one(copy.deepcopy(backbone).double(), everything, frames.double())
+        plain, folded = one_by_one(backbone, everything, frames), backbone(frames)
+        torch.testing.assert_close(folded, plain, rtol=1e-4, atol=2e-5 * float(exact.abs().max()))
+        assert relative(folded - exact, exact) < 1.2 * relative(plain - exact, exact) + 1e-7
+        with torch.autocast("cpu", torch.bfloat16):
+            plain, folded = one_by_one(backbone, everything, frames), backbone(frames)
+        assert folded.dtype == plain.dtype == torch.bfloat16
+        assert relative(folded - exact, exact) < 1.2 * relative(plain - exact, exact)
+        frozen = one_by_one(backbone, backbone.frozen, frames)
+        torch.testing.assert_close(
+            backbone.pass_frozen(frames), frozen, rtol=1e-4, atol=2e-5 * float(frozen.abs().max())
+        )
+
+
+@pytest.mark.parametrize("name", ["resnet18", "small"])
+def test_no_batch_norm_is_computed_where_it_can_be_folded(name, monkeypatch):
+    backbone = build_backbone(config(backbone=name))
+    called = []
+    compute = BatchNorm.forward
+
+    def watched(self, maps):
+        called.append(self)
+        return compute(self, maps)
+
+    monkeypatch.setattr(BatchNorm, "forward", watched)
+    backbone(torch.randn(2, 3, 32, 32))
+    learnable = [backbone.get_submodule(part) for part in backbone.learnable]
+    assert called == [m for part in learnable for m in part.modules() if isinstance(m, BatchNorm)]
+    called.clear()
+    with torch.no_grad():
+        backbone.eval()(torch.randn(2, 3, 32, 32))
+    assert not called
+
+
+@pytest.mark.parametrize("name", ["resnet18", "small"])
+def test_losses_and_gradients_are_those_without_folding(name):
+    frames = torch.randn(4, 3, 32, 32)
+    losses, gradients = [], []
+    for folding in (True, False):
+        torch.manual_seed(0)
+        backbone = with_statistics(build_backbone(config(backbone=name)))
+        everything = backbone.frozen + backbone.learnable
+        maps = backbone(frames) if folding else one_by_one(backbone, everything, frames)
+        loss = maps.amax((2, 3)).square().mean()
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append([p.grad for p in backbone.parameters() if p.requires_grad])
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=0)
+    for folded, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(folded, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
+
+
+def test_folded_blocks_follow_every_change():
+    backbone = with_statistics(build_backbone(config(backbone="small"))).eval()
+    frames = torch.randn(2, 3, 32, 32)
+
+    @torch.no_grad()
+    def check():
+        wanted = one_by_one(backbone, backbone.frozen + backbone.learnable, frames)
+        torch.testing.assert_close(backbone(frames), wanted, rtol=1e-4, atol=1e-4)
+        return wanted
+
+    results = [check()]
+    backbone.load_state_dict(with_statistics(build_backbone(config(backbone="small")), seed=1).state_dict())
+    results.append(check())
+    for name in ("conv1.1.running_mean", "conv5.1.running_var"):
+        backbone.get_buffer(name).mul_(1.5)
+        results.append(check())
+    with torch.no_grad():
+        backbone.get_parameter("conv2.1.bias").add_(0.3)
+    results.append(check())
+    backbone.conv3[0] = torch.nn.Conv2d(32, 32, 3, padding=1)  # with a bias
+    backbone.conv3[0].requires_grad_(False)
+    results.append(check())
+    for before, after in pairwise(results):
+        assert not torch.allclose(before, after, rtol=1e-2, atol=1e-2)
+    backbone.double()
+    frames = frames.double()
+    torch.testing.assert_close(check(), results[-1].double(), rtol=1e-4, atol=1e-4)
+    assert check().dtype == torch.float64
+
+
+def test_learnable_blocks_train_unfolded_and_are_folded_anew_after_each_step():
+    backbone = with_statistics(build_backbone(config(backbone="small")))
+    frames = torch.randn(3, 3, 32, 32)
+    optimizer = torch.optim.Adam([p for p in backbone.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(3):
+        backbone.train()
+        tracked = int(backbone.conv5[1].num_batches_tracked)
+        backbone(frames).square().mean().backward()
+        assert int(backbone.conv5[1].num_batches_tracked) == tracked + 1
+        optimizer.step()
+        optimizer.zero_grad()
+        backbone.eval()
+        with torch.no_grad():
+            wanted = one_by_one(backbone, backbone.frozen + backbone.learnable, frames)
+            torch.testing.assert_close(backbone(frames), wanted, rtol=1e-4, atol=1e-4)
+    assert backbone(frames).requires_grad, "evaluation mode alone folds no learnable block"
+
+
+def test_frames_have_a_gradient_where_every_block_learns():
+    frames = torch.randn(3, 3, 32, 32, requires_grad=True)
+    build_backbone(config(backbone="small", learnable="all", chunk_frames=2))(frames).sum().backward()
+    assert frames.grad.any()
+
+
+def test_frames_embedded_in_inference_mode_leave_a_backbone_that_trains():
+    backbone = build_backbone(config(backbone="small")).eval()
+    frames = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        embedded = backbone(frames)
+    torch.testing.assert_close(embedded, backbone(frames).detach(), rtol=1e-4, atol=1e-4)
+    backbone.train()(frames).sum().backward()
+    assert backbone.conv5[0].weight.grad is not None
+
+
+def test_folded_blocks_are_no_part_of_the_module():
+    backbone = build_backbone(config()).eval()
+    fresh = build_backbone(config())
+    frames = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        wanted = backbone(frames)
+    assert list(backbone.state_dict()) == list(fresh.state_dict())
+    assert [name for name, _ in backbone.named_modules()] == [name for name, _ in fresh.named_modules()]
+    whole = pickle.dumps(backbone)
+    assert len(whole) < 1.05 * len(pickle.dumps(fresh))
+    for copied in (copy.deepcopy(backbone), pickle.loads(whole)):
+        with torch.no_grad():
+            assert torch.equal(copied(frames), wanted)
+            copied.bn1.bias.add_(1)
+            assert not torch.allclose(copied(frames), wanted)
+            assert torch.equal(backbone(frames), wanted)
+
+
+def compile_cheaply(monkeypatch):
+    """The graphs are captured, and run as they are: making code of them takes half a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch.compiler.reset()
+    counters.clear()
+
+
+def test_compiled_blocks_take_any_number_of_frames(monkeypatch):
+    compile_cheaply(monkeypatch)
+    plain = with_statistics(build_backbone(config(backbone="small", chunk_frames=4)))
+    compiled = build_backbone(config(backbone="small", chunk_frames=4, compile=True))
+    compiled.load_state_dict(plain.state_dict())
+    for count in (7, 4, 2, 9, 1, 0):
+        frames = torch.randn(count, 3, 32, 32)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(compiled.pass_frozen(frames), plain.pass_frozen(frames))
+    assert counters["stats"]["unique_graphs"] == 1
+    compiled(torch.randn(3, 3, 32, 32)).sum().backward()
+    assert pickle.loads(pickle.dumps(compiled))(torch.randn(3, 3, 32, 32)).requires_grad

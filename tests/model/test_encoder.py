@@ -4,8 +4,10 @@ import torch.distributed as dist
 from torch import multiprocessing, nn
 
 from carl_ray.config import ModelConfig
+from carl_ray.model.backbone import Backbone
 from carl_ray.model.encoder import FrameLevelVideoEncoder, ProjectionHead, dropout_mask
 from carl_ray.model.normalization import BatchNorm
+from carl_ray.objectives.scl import sequence_contrastive_loss
 
 TIME = 6
 
@@ -316,6 +318,32 @@ def test_two_workers_equal_one_also_where_one_has_no_video(tmp_path):
             assert (mine - one).norm() <= 1e-4 * one.norm() + 1e-3
         assert all(torch.equal(a, b) for a, b in zip(first["buffers"], second["buffers"], strict=True))
         torch.testing.assert_close(first["buffers"], expected["buffers"], rtol=1e-4, atol=1e-5)
+
+
+def test_folded_batch_norm_changes_the_loss_by_rounding_only(monkeypatch):
+    def unfolded(backbone, frames):
+        with torch.no_grad():
+            for name in backbone.frozen:
+                frames = backbone.get_submodule(name)(frames)
+        return frames
+
+    losses = []
+    for folding in (True, False):
+        if not folding:
+            monkeypatch.setattr(Backbone, "pass_frozen", unfolded)
+        encoder, head = build(backbone="resnet18", dropout=0.0)
+        draw = torch.Generator().manual_seed(0)
+        for module in encoder.backbone.modules():
+            if isinstance(module, BatchNorm):
+                module.running_mean.normal_(0, 0.2, generator=draw)
+                module.running_var.uniform_(0.5, 2, generator=draw)
+        z = head(encoder(frames(2, TIME), real(TIME, TIME)), real(TIME, TIME))
+        times = torch.arange(TIME)[None].float()
+        everything = real(TIME)
+        loss = sequence_contrastive_loss(z[:1], z[1:], times, times, everything, everything)
+        losses.append(loss.detach())
+    assert losses[1] > 1
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from carl_ray.config import (
 )
 from carl_ray.data.augment import normalize
 from carl_ray.data.sample import NUM_COLOR_VALUES, Batch, ViewPair, collate, make_view_pair, view_seeds
+from carl_ray.model.normalization import BatchNorm
 from carl_ray.objectives.scl import sequence_contrastive_loss
 from carl_ray.training.step import StepReport, TrainingStep
 
@@ -154,46 +156,94 @@ def run_scenario(config: Config, rank: int, num_workers: int) -> dict[str, Any]:
     return {"reports": [vars(report) for report in reports], "state": snapshot(step)}
 
 
-FAULTS = ["loss", "gradient", "activation"]
+FAULTS = ["loss", "gradient", "activation", "weights"]
+FAULT_CONFIG = with_model(SLOW, batch_norm="synchronized")
 
 
-def run_with_fault(fault: str, rank: int, num_workers: int) -> dict[str, Any]:
-    """A good step, one with something not finite on the last worker alone, a good step."""
-    step = TrainingStep(CONFIG, CPU, NUM_STEPS)
-    number = 1
-    # All workers must have videos in the faulty step.
-    batch = worker_batch(number, rank, num_workers)
-    first = step.train(batch, 0)
-    before, momentum = snapshot(step), copy.deepcopy(step.optimizer.state_dict()["state"])
-    broken = batch
-    handle = None
-    if rank == num_workers - 1:
-        match fault:
-            case "loss":
-                broken = replace(batch, timestamps=torch.full_like(batch.timestamps, torch.nan))
-            case "gradient":
-                weight = step.model.projection.layers[0].weight
-                handle = weight.register_hook(lambda gradient: gradient * torch.inf)
-            case "activation":
-                handle = step.model.projection.register_forward_pre_hook(
-                    lambda module, inputs: (inputs[0] * torch.inf, *inputs[1:])
-                )
-    skipped = step.train(broken, 1)
-    if handle is not None:
-        handle.remove()
-    after = step.optimizer.state_dict()["state"]
-    same_momentum = all(
-        torch.equal(momentum[i][name], after[i][name]) for i in momentum for name in momentum[i]
-    )
-    unchanged = same_state(before, snapshot(step)) and same_momentum
-    last = step.train(batch, 2)
-    changed = not same_state(before, snapshot(step))
-    return {
-        "applied": [first.applied, skipped.applied, last.applied],
-        "loss": last.loss,
-        "unchanged": unchanged,
-        "changed": changed,
+def whole_state(step: TrainingStep) -> dict[str, Tensor]:
+    """Weights, batch-norm statistics and Adam's moments, copied."""
+    moments = {
+        f"{index}.{name}": value.clone()
+        for index, values in step.optimizer.state_dict()["state"].items()
+        for name, value in values.items()
     }
+    return snapshot(step) | moments
+
+
+def run_with_fault(fault: str | None, rank: int, num_workers: int) -> dict[str, Any]:
+    """A good step, one with something not finite on the last worker alone, a good step; without the fault, two."""
+    step = TrainingStep(FAULT_CONFIG, CPU, NUM_STEPS)
+    # All workers must have videos in the faulty step.
+    batch = worker_batch(1, rank, num_workers)
+    reports = [step.train(batch, 0)]
+    before = whole_state(step)
+    rows: list[int] = []
+    if fault is not None:
+        with injected(fault, step, batch, broken=rank == num_workers - 1) as given:
+            reports.append(step.train(given, 1))
+            rows = step.rows_not_finite(given, range(NUM_VIDEOS, 2 * NUM_VIDEOS))
+    after = whole_state(step)
+    reports.append(step.train(batch, 2))
+    return {
+        "applied": [report.applied for report in reports],
+        "norms": [report.gradient_norm for report in reports],
+        "loss": reports[-1].loss,
+        "rows": rows,
+        "own rows": batch.rows.tolist(),
+        "unchanged": same_state(before, after),
+        "changed": not same_state(before, whole_state(step)),
+        "finite": all(
+            value.isfinite().all() for state in (after, whole_state(step)) for value in state.values()
+        ),
+        "end": whole_state(step),
+    }
+
+
+@contextmanager
+def injected(fault: str, step: TrainingStep, batch: Batch, *, broken: bool) -> Iterator[Batch]:
+    """The batch of a step in which something is not finite, on a worker that is broken."""
+    projection = step.model.projection
+    assert projection is not None
+    weight = projection.layers[0].weight
+    match fault if broken else None:
+        case "loss":
+            # Of the worker's first video alone.
+            timestamps = batch.timestamps.clone()
+            timestamps[0] = torch.nan
+            yield replace(batch, timestamps=timestamps)
+        case "gradient":
+            handle = weight.register_hook(lambda gradient: gradient * torch.inf)
+            yield batch
+            handle.remove()
+        case "activation":
+            handle = projection.register_forward_pre_hook(
+                lambda module, inputs: (inputs[0] * torch.inf, *inputs[1:])
+            )
+            yield batch
+            handle.remove()
+        case "weights":
+            # A bit flip in one of them: what the step leaves is put back.
+            kept = weight.detach().clone()
+            weight.data[0, 0] = torch.nan
+            yield batch
+            weight.data.copy_(kept)
+        case _:
+            yield batch
+
+
+GATHERING = ["global negatives", "tcc", "weak_scl"]
+
+
+def rows_with_a_broken_one(config: Config, rank: int) -> list[int]:
+    """What two workers find where the second video, the second worker's first, is not finite; it has a partner."""
+    step, batch = TrainingStep(config, CPU, NUM_STEPS), worker_batch(2, rank, 2, config)
+    if rank == 1:
+        step.model.encoder.register_forward_hook(
+            lambda module, inputs, made: made.masked_fill(
+                torch.arange(len(made))[:, None, None] < 2, torch.nan
+            )
+        )
+    return step.rows_not_finite(batch, range(2 * NUM_VIDEOS, 3 * NUM_VIDEOS))
 
 
 def _worker(rank: int, num_workers: int, folder: str) -> None:
@@ -203,7 +253,8 @@ def _worker(rank: int, num_workers: int, folder: str) -> None:
     )
     answers = {name: run_scenario(config, rank, num_workers) for name, config in SCENARIOS.items()}
     if num_workers == 2:
-        answers |= {fault: run_with_fault(fault, rank, num_workers) for fault in FAULTS}
+        answers |= {str(fault): run_with_fault(fault, rank, num_workers) for fault in (*FAULTS, None)}
+        answers["rows"] = {name: rows_with_a_broken_one(SCENARIOS[name], rank) for name in GATHERING}
     torch.save(answers, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -275,16 +326,41 @@ def test_local_batch_norm_does_depend_on_the_number_of_workers(
         assert (losses(on_workers[num_workers][0]["local"]) - alone).abs().max() > 1e-2
 
 
+def assert_skipped(answer: dict[str, Any], without: dict[str, Any]) -> None:
+    assert answer["applied"] == [True, False, True]
+    assert answer["unchanged"]
+    assert answer["changed"]
+    # What can be checkpointed is finite, and what follows is as if the step had never been.
+    assert answer["finite"]
+    assert answer["loss"] == without["loss"] and np.isfinite(answer["loss"])
+    assert same_state(answer["end"], without["end"])
+    assert without["applied"] == [True, True]
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_not_finite_on_one_worker_skips_the_step_on_all(
     on_workers: dict[int, list[dict[str, Any]]], fault: str
 ) -> None:
-    for answer in on_workers[2]:
-        assert answer[fault]["applied"] == [True, False, True]
-        assert answer[fault]["unchanged"]
-        assert answer[fault]["changed"]
-        assert np.isfinite(answer[fault]["loss"])
-    assert on_workers[2][0][fault]["loss"] == on_workers[2][1][fault]["loss"]
+    healthy, broken = on_workers[2]
+    for answer in (healthy, broken):
+        assert_skipped(answer[fault], answer["None"])
+    np.testing.assert_equal(healthy[fault]["norms"], broken[fault]["norms"])
+    assert same_state(healthy[fault]["end"], broken[fault]["end"])
+    # The videos of the global batch whose own loss is not finite, on either worker.
+    own = broken[fault]["own rows"]
+    assert 0 < len(own) < NUM_VIDEOS
+    expected = {"loss": own[:1], "gradient": [], "activation": own, "weights": own}[fault]
+    assert healthy[fault]["rows"] == broken[fault]["rows"] == expected
+
+
+@pytest.mark.parametrize("scenario", GATHERING)
+def test_a_broken_video_spoils_no_other_workers(
+    on_workers: dict[int, list[dict[str, Any]]], scenario: str
+) -> None:
+    assert (share(2, 0, 2), share(2, 1, 2)) == (slice(0, 1), slice(1, NUM_VIDEOS))
+    pair = [2 * NUM_VIDEOS, 2 * NUM_VIDEOS + 1]
+    expected = pair if SCENARIOS[scenario].objective.paired else pair[1:]
+    assert [answer["rows"][scenario] for answer in on_workers[2]] == [expected, expected]
 
 
 # --- one worker ---------------------------------------------------------------------------------------------------
@@ -293,10 +369,53 @@ def test_what_is_not_finite_on_one_worker_skips_the_step_on_all(
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_not_finite_skips_the_step(fault: str) -> None:
     answer = run_with_fault(fault, 0, 1)
-    assert answer["applied"] == [True, False, True]
-    assert answer["unchanged"]
-    assert answer["changed"]
-    assert np.isfinite(answer["loss"])
+    assert_skipped(answer, run_with_fault(None, 0, 1))
+    own = answer["own rows"]
+    assert answer["rows"] == {"loss": own[:1], "gradient": []}.get(fault, own)
+
+
+@pytest.mark.parametrize("name", ["scl", *OBJECTIVES])
+def test_rows_whose_loss_is_not_finite_are_found_for_every_objective(name: str) -> None:
+    config = OBJECTIVES.get(name, with_model(batch_norm="frozen"))
+    step, batch = TrainingStep(config, CPU, NUM_STEPS), worker_batch(2, config=config)
+    rows = range(2 * NUM_VIDEOS, 3 * NUM_VIDEOS)
+    before = snapshot(step)
+    assert step.rows_not_finite(batch, rows) == []
+    handle = step.model.encoder.register_forward_hook(
+        lambda module, inputs, made: made.masked_fill(torch.arange(len(made))[:, None, None] == 4, torch.nan)
+    )
+    # View 0 of the third video: where pairs are compared, it and its partner.
+    found = [row - rows.start for row in step.rows_not_finite(batch, rows)]
+    handle.remove()
+    assert found == ([2, 3] if config.objective.paired else [2])
+    assert same_state(before, snapshot(step))
+
+
+def test_bf16_computes_what_may_overflow_in_float32() -> None:
+    config = replace(FAULT_CONFIG, training=replace(CONFIG.training, precision="bf16"))
+    step, batch = TrainingStep(config, CPU, NUM_STEPS), worker_batch(0)
+    halves = []
+    for layer in step.model.modules():
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            layer.register_forward_hook(lambda module, inputs, made: halves.append(made.dtype))
+    sums, _ = step._terms(batch, step._forward.train(), 0.0)
+    assert torch.bfloat16 in halves
+    # The loss with its softmax, the gradients with their norm, the statistics and Adam's moments.
+    assert sums.dtype == torch.float32
+    step.train(batch, 0)
+    assert {parameter.grad.dtype for parameter in step.parameters if parameter.grad is not None} == {
+        torch.float32
+    }
+    assert {value.dtype for value in whole_state(step).values() if value.is_floating_point()} == {
+        torch.float32
+    }
+    # The mean lies between two numbers of bfloat16, which are 8 apart there.
+    values = (1000 + 8 * torch.arange(64.0))[:, None]
+    norm = BatchNorm(1).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        norm(values.bfloat16())
+    assert norm.running_mean.item() == pytest.approx(0.1 * values.mean().item(), rel=1e-6)
+    assert norm.running_var.item() == pytest.approx(0.9 + 0.1 * values.var().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("max_norm", [1e-3, 1e6])

@@ -1,0 +1,195 @@
+"""`carl_ray.training.worker`: what the loop checks and writes down, without Ray."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from carl_ray.data.plan import PairedPlan, Plan, paired_training_plan, training_plan, validation_plan
+from carl_ray.data.sample import Batch, collate
+from carl_ray.training import worker
+from carl_ray.training.checkpoint import Progress
+from carl_ray.training.run_log import SKIPPED_STEPS, RunLog, read_log
+from carl_ray.training.step import TrainingStep
+from carl_ray.training.worker import (
+    MAX_SKIPPED_IN_A_ROW,
+    AgreedError,
+    StepBatch,
+    WorkerSettings,
+    check_rows,
+    row_fingerprint,
+)
+
+CPU = torch.device("cpu")
+CONFIG = Config(
+    preset="test",
+    data=DataConfig(max_bad_fraction=1.0),
+    augment=AugmentConfig(image_size=16),
+    model=ModelConfig(
+        num_frames=4, backbone="small", weights="random", learnable="all", hidden_width=8, width=8,
+        num_heads=2, feedforward_width=8, embedding_width=8, num_layers=1,
+    ),
+    optimizer=OptimizerConfig(learning_rate=1e-4),
+    training=TrainingConfig(seed=3, global_batch_size=3, precision="fp32", log_every_steps=1),
+)  # fmt: skip
+PAIRED = paired_training_plan(0, np.array([0, 0, 1, 1, 1]), 4, 3)
+
+
+def test_row_numbers_alone_cannot_tell_rows_apart() -> None:
+    first, second = (0, 4, 5), (1, 2, 6)
+    assert sum(first) == sum(second) and sum(n * n for n in first) == sum(n * n for n in second)
+    assert row_fingerprint((n, 0) for n in first) != row_fingerprint((n, 0) for n in second)
+
+
+@pytest.mark.parametrize("plan", [training_plan(0, 5, 4, 3), validation_plan(0, 10, 4), PAIRED])
+def test_the_plans_rows_pass_on_any_number_of_workers(plan: Plan | PairedPlan) -> None:
+    for step in range(plan.num_steps):
+        first = step * plan.batch_size
+        rows = [plan.at(row) for row in range(first, first + plan.rows_of_step(step))]
+        for num_workers in (1, 2, 3):
+            parts = [[(row.row, row.epoch) for row in rows[rank::num_workers]] for rank in range(num_workers)]
+            check_rows(plan, step, len(rows), sum(map(row_fingerprint, parts)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([(4, 0), (5, 1), (6, 1)], "step 1: expected 4 videos over all workers, got 3: the stream lost"),
+        ([(4, 0), (5, 1), (6, 1), (7, 1), (7, 1)], "step 1: expected 4 videos .* got 5: .* doubled some"),
+        ([(4, 0), (5, 1), (6, 1), (6, 1)], "step 1: expected rows 4 to 7 of the plan .* got 4 others"),
+        ([(4, 0), (5, 1), (6, 1), (8, 1)], "step 1: expected rows 4 to 7"),
+        ([(4, 0), (5, 0), (6, 1), (7, 1)], "step 1: expected rows 4 to 7"),  # views of another epoch
+    ],
+)
+def test_rows_that_are_not_the_plans_end_the_run(rows: list[tuple[int, int]], message: str) -> None:
+    with pytest.raises(AgreedError, match=message):
+        check_rows(training_plan(0, 5, 4, 3), 1, len(rows), row_fingerprint(rows))
+
+
+class Updates:
+    """Stands for the handle of the run's monitor."""
+
+    def __init__(self) -> None:
+        self.update = SimpleNamespace(remote=lambda status: None)
+
+
+@pytest.fixture
+def reporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_size=lambda: 1))
+    monkeypatch.setattr(worker.ray.train, "report", lambda metrics: None)
+    monkeypatch.setattr(worker.ray, "wait", lambda refs, timeout: ([], refs))
+    return worker._Reporter(settings(tmp_path), RunLog(str(tmp_path), 0), progress(0))
+
+
+def settings(run_dir: Path) -> WorkerSettings:
+    plan = training_plan(0, 6, 3, 10)
+    return WorkerSettings(CONFIG, str(run_dir), "digest", plan, None, Updates(), None, plan.num_steps)
+
+
+def progress(step: int) -> Progress:
+    return Progress(
+        step=step, row=3 * step, num_bad_rows=0, num_skipped_steps=0, seconds=0.0, videos="digest"
+    )
+
+
+def step_batch(step: int, broken: str | None) -> StepBatch:
+    rows = range(3 * step, 3 * step + 3)
+    batch = collate([], [], [], CONFIG)
+    videos = {row: f"walk/{row}\x1b[2J.mp4" for row in rows}
+    times = torch.arange(4.0, dtype=torch.float64).expand(3, 2, 4).clone()
+    if broken == "one":
+        times[1, 0, 2] = torch.nan
+    batch = Batch(
+        frames=torch.randint(0, 255, (3, *batch.frames.shape[1:]), dtype=torch.uint8),
+        timestamps=times,
+        frame_mask=torch.ones(3, 2, 4, dtype=torch.bool),
+        frame_labels=batch.frame_labels.expand(3, 2, 4),
+        rows=torch.tensor(list(rows)),
+        color=np.zeros((3, 2, 16)),
+        sample_seeds=torch.zeros(3, 2, dtype=torch.int64),
+    )
+    return StepBatch(step, batch, videos, 3, row_fingerprint((row, row // 6) for row in rows), [])
+
+
+def test_a_skipped_step_is_written_down_with_its_videos(reporter: Any, tmp_path: Path) -> None:
+    step = TrainingStep(CONFIG, CPU, 20)
+    data = step_batch(2, "one")
+    report = step.train(data.batch, 2)
+    assert not report.applied
+    suspects = reporter.skipped_step(step, progress(3), report, data)
+    assert suspects == ["walk/7\x1b[2J.mp4"]
+    # A gradient alone: no video's own loss says anything, so all are named.
+    data = step_batch(3, None)
+    report = step.train(data.batch, 3)
+    assert reporter.skipped_step(step, progress(4), report, data) == list(data.videos.values())
+    reporter.close()
+    first, second = read_log(str(tmp_path), SKIPPED_STEPS)
+    assert first.keys() == {"step", "epoch", "loss", "gradient_norm", "video_ids", "not_finite"}
+    assert (first["step"], first["epoch"], first["loss"], first["gradient_norm"]) == (3, 1, None, None)
+    assert first["video_ids"] == [f"walk/{row}\x1b[2J.mp4" for row in (6, 7, 8)]
+    assert (first["not_finite"], second["not_finite"]) == (suspects, [])
+    assert second["loss"] == pytest.approx(report.loss)
+    text = (tmp_path / SKIPPED_STEPS).read_text()
+    assert "NaN" not in text and all(json.loads(line) for line in text.splitlines())
+
+
+def test_a_log_of_skipped_steps_is_cut_where_a_run_goes_on(tmp_path: Path) -> None:
+    log = RunLog(str(tmp_path), 0)
+    for step in (2, 5):
+        log.write_skipped_step(step, {"loss": math.inf})
+    log.close()
+    RunLog(str(tmp_path), 4).close()
+    assert read_log(str(tmp_path), SKIPPED_STEPS) == [{"step": 2, "loss": None}]
+
+
+def test_skipping_ends_with_the_videos_and_the_file(tmp_path: Path) -> None:
+    suspects = [f"walk/{n}\x1b[2J\n.mp4" for n in range(8)]
+    worker._check_health(settings(tmp_path), progress(12), MAX_SKIPPED_IN_A_ROW - 1, suspects)
+    with pytest.raises(AgreedError) as failure:
+        worker._check_health(settings(tmp_path), progress(12), MAX_SKIPPED_IN_A_ROW, suspects)
+    message = str(failure.value)
+    assert "not finite in the last 10 steps (step 12), at last with 'walk/0\\x1b[2J\\n.mp4', " in message
+    assert "walk/4" in message and "walk/5" not in message and "and 3 more" in message
+    assert f"{tmp_path}/{SKIPPED_STEPS}" in message
+    assert "\x1b" not in message and "\n" not in message
+
+
+def test_a_validation_loss_that_is_not_finite_ends_nothing(reporter: Any, tmp_path: Path) -> None:
+    reporter.validation(20, math.nan)
+    reporter.validation(40, 1.5)
+    reporter.close()
+    assert [line["validation_loss"] for line in read_log(str(tmp_path))] == [None, 1.5]
+
+
+def test_validation_misses_no_video(tmp_path: Path, reporter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = validation_plan(0, 5, 3)
+    given = replace(settings(tmp_path), validation_plan=plan)
+    batches = []
+    for number in range(plan.num_steps):
+        planned = plan.rows(3 * number, min(3 * number + 3, plan.num_rows))
+        data = step_batch(number, None)
+        batches.append(replace(data, fingerprint=row_fingerprint((row.row, row.epoch) for row in planned)))
+    monkeypatch.setattr(worker.ray.train, "get_dataset_shard", lambda name: None)
+    step = TrainingStep(CONFIG, CPU, 20)
+    monkeypatch.setattr(worker, "_batches", lambda *arguments: iter(batches))
+    loss = worker._validate(given, step, reporter, 7)
+    assert loss is not None and math.isfinite(loss)
+    monkeypatch.setattr(worker, "_batches", lambda *arguments: iter(batches[1:]))
+    with pytest.raises(AgreedError, match=r"validation after step 7: the stream lost, .* of the 5 videos"):
+        worker._validate(given, step, reporter, 7)
+
+
+def test_weights_that_are_not_finite_are_seen_at_the_start() -> None:
+    step = TrainingStep(CONFIG, CPU, 20)
+    assert worker._is_finite(step)
+    step.model.encoder.hidden[0][1].running_var[3] = torch.inf
+    assert not worker._is_finite(step)
