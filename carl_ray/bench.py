@@ -1,190 +1,180 @@
-"""How fast and how exact the decoders are on a folder of videos, or the metrics; run it on yours.
+"""How fast each part of a run is on this machine: one report, for the README and for yours.
 
     python -m carl_ray.bench FOLDER
     python -m carl_ray.bench
-    python -m carl_ray.bench --evaluation
+    python -m carl_ray.bench FOLDER --parts data,stream
+    python -m carl_ray.bench --parts step --model.num_frames 80
 
-Without a folder the embedded videos are measured (and rendered first, if need be). Each video is read by a
-process of its own, which is killed where a decoder takes too long. "crop": 80 of 120 consecutive frames, at
-random and in order, as one view of a video needs them; "all": every frame, up to 600; both at short side 256,
-and a second is one of CPU time. A file counts as equal where 12 frames over its length are, bit by bit and at
-their own size, what a decode from the start yields at these indices; as wrong where one is another picture.
+FOLDER holds videos, as many and as long as you like; the more they are like yours, the better. Without it three
+videos of 640 x 360 pixels are rendered and measured; with 6 kB a frame they take longer to decode than much
+footage. The configuration is the preset `pouring` with random weights (T = 240, 224 x 224 pixels, all augmentation,
+ResNet-50); every field is an option. Ratios within one report mean more than its rates: those are as good as the
+machine is quiet.
 
-With --evaluation, Kendall's tau and AP@5/10/15 are measured instead, against plain loops with SciPy, on
-random embeddings of the size of PennAction's test set: 966 videos in 13 actions, width 128, stride 2.
+    data        decoding, views and augmentation on one core, beside the decode-only limit and a PIL pipeline
+    stream      Ray Data to one consumer, beside a torch DataLoader; the object store
+    step        a training step, split
+    embedding   whole videos through the encoder
+    evaluation  tau and AP@K at PennAction's size, beside plain loops
+    plan        the plan and the manifest at 10 million videos
+    decoders    PyAV and decord on every file of the folder, each in a process of its own
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from functools import cached_property
+from importlib import metadata
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING
 
-import av
-import numpy as np
+import torch
 
-from carl_ray.data.decode import DecodeError, Decoder, probe_video, read_frames
-from carl_ray.data.scan import VIDEO_SUFFIXES
+from carl_ray import options
+from carl_ray.benchmarks.table import Table, table_text
+from carl_ray.config import Config
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.options import OptionParser
+from carl_ray.machine import machine_name
+from carl_ray.presets import pouring
 
-_SHORT_SIDE = 256
-_CROP, _VIEW = 120, 80
-_MOST_FRAMES = 600
-_COMPARED = 12
-_WRONG = (
-    8.0  # mean difference in levels of 255; conversions of the same picture differ by less, by 4 at 10 bits
-)
-_TIME_LIMIT = 120  # seconds for one file and one decoder
+if TYPE_CHECKING:
+    from carl_ray.benchmarks.videos import Video
+
+PARTS = ("data", "stream", "step", "embedding", "evaluation", "plan", "decoders")
+"""What can be measured; each is a module of `carl_ray.benchmarks`."""
+DEFAULT_PARTS = ("data", "stream", "step", "embedding", "evaluation")
+"""What is, unless `--parts` says otherwise."""
+
+_PLANNED_VIDEOS = 10_000_000
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     with one_line_errors():
-        parser = OptionParser(
-            prog="python -m carl_ray.bench",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+        folder, parts, config = _parse(sys.argv[1:] if arguments is None else arguments)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        size = config.augment.image_size
+        print(
+            f"{machine_name(use_gpu=True)}, {_decoder()}; T = {config.model.num_frames}, {size} x {size} pixels",
+            flush=True,
         )
-        parser.add_argument("folder", nargs="?", metavar="FOLDER", help="path of a local folder of videos")
-        parser.add_argument("--evaluation", action="store_true", help="measure the metrics instead")
-        options = parser.parse_args(arguments)
-        folder = options.folder
-        if options.evaluation:
-            if folder is not None:
-                raise UserError(f"--evaluation measures random embeddings: leave out the folder {folder}")
-            from carl_ray.evaluation import benchmark
+        videos = _Videos(folder)
+        for part in parts:
+            for table in _measured(part, videos, config, device):
+                print(f"\n{table_text(table)}", flush=True)
 
-            print(benchmark.comparison_table(benchmark.compare(benchmark.synthetic_actions())))
-            return
-        if folder is None:
-            from carl_ray.datasets import choreography
 
-            folder = choreography.ensure_rendered(on_video=choreography.print_progress)
-        if not Path(folder).is_dir():
-            raise UserError(f"{folder}: no such folder on this machine")
-        videos = sorted(
-            p for p in Path(folder).rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()
-        )
+def _parse(arguments: list[str]) -> tuple[Path | None, list[str], Config]:
+    parser = options.OptionParser(
+        prog="python -m carl_ray.bench",
+        usage="%(prog)s [FOLDER] [--parts PART,…] [--section.field VALUE …]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="path of a local folder of videos")
+    parser.add_argument(
+        "--parts",
+        default=",".join(DEFAULT_PARTS),
+        metavar="PART,…",
+        help=f"some of {', '.join(PARTS)} [{','.join(DEFAULT_PARTS)}]",
+    )
+    options.add_config_options(parser)
+    parsed, unknown = parser.parse_known_args(arguments)
+    options.check_known(unknown, ("parts", "help"))
+    parts = [part.strip() for part in parsed.parts.split(",")]
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(
+                f"--parts: unknown part {part!r}{options.nearest(part, PARTS)} (parts: {', '.join(PARTS)})"
+            )
+    known = options.field_names()
+    overrides = {name: value for name, value in vars(parsed).items() if name in known}
+    config = options.overridden(pouring(), {"model.weights": "random"} | overrides)
+    folder = None if parsed.folder is None else Path(parsed.folder)
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"{folder}: no such folder on this machine")
+    return folder, parts, config
+
+
+class _Videos:
+    """The videos of the command, looked for when a part asks for them."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """All files that are named as videos."""
+        from carl_ray.benchmarks.videos import ensure_rendered
+        from carl_ray.data.scan import VIDEO_SUFFIXES
+
+        if self._folder is None:
+            return ensure_rendered(_progress)
+        files = self._folder.rglob("*")
+        found = sorted(path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
+        if not found:
+            raise UserError(f"{self._folder}: no video in it")
+        return found
+
+    @cached_property
+    def readable(self) -> list[Video]:
+        """Those that decode."""
+        from carl_ray.benchmarks.videos import probe
+
+        _progress("counting the frames of the videos")
+        videos, notes = probe(self.paths)
+        for note in notes:
+            _progress(note)
         if not videos:
-            raise UserError(f"{folder}: no video in it")
-        results: dict[Decoder, list[dict[str, Any]]] = {decoder: [] for decoder in get_args(Decoder)}
-        for number, video in enumerate(videos, 1):
-            print(f"{number}/{len(videos)} {video.name}", file=sys.stderr, flush=True)
-            for decoder, measured in results.items():
-                measured.append({"video": video.name, **_measure_apart(video, decoder)})
-        print(decoder_table(results))
+            raise UserError(f"{self._folder}: none of its {len(self.paths)} videos can be read ({notes[0]})")
+        return videos
 
 
-def measure(video: Path, decoder: Decoder) -> dict[str, Any]:
-    """CPU seconds and frames of both ways to read a video, and how its frames compare.
+def _measured(part: str, videos: _Videos, config: Config, device: torch.device) -> Iterator[Table]:
+    """The tables of a part. Its module is imported only now: `step` runs where there is neither Ray nor a decoder."""
+    match part:
+        case "data":
+            from carl_ray.benchmarks import data
 
-    Raises:
-        DecodeError: the decoder fails on it.
-    """
-    content = video.read_bytes()
-    count = probe_video(content, verify=True).num_frames
-    rng = np.random.default_rng(0)
-    start = int(rng.integers(max(1, count - _CROP + 1)))
-    crop = np.arange(start, min(count, start + _CROP))
-    crop = np.sort(rng.choice(crop, min(_VIEW, len(crop)), replace=False))
-    everything = np.arange(min(count, _MOST_FRAMES))
-    result: dict[str, Any] = {}
-    for name, indices in (("crop", crop), ("all", everything)):
-        begin = time.process_time()
-        read_frames(content, indices, short_side=_SHORT_SIDE, decoder=decoder)
-        result[name] = {"frames": len(indices), "seconds": time.process_time() - begin}
-    compared = np.unique(np.linspace(0, count - 1, _COMPARED).astype(int))
-    # One by one, so that each is reached by a seek of its own.
-    frames = [read_frames(content, [index], decoder=decoder)[0] for index in compared]
-    references = _full_decode(content, set(compared.tolist()))
-    same_shape = all(a.shape == b.shape for a, b in zip(frames, references, strict=True))
-    result["equal"] = same_shape and all(map(np.array_equal, frames, references))
-    result["wrong"] = not same_shape or any(
-        np.abs(a.astype(np.int16) - b).mean() > _WRONG for a, b in zip(frames, references, strict=True)
-    )
-    return result
+            yield from data.measure(videos.readable, config, _progress)
+        case "stream":
+            from carl_ray.benchmarks import stream
 
+            yield stream.measure(videos.readable, config, _progress)
+        case "step":
+            from carl_ray.benchmarks import step
 
-def _full_decode(content: bytes, indices: set[int]) -> list[np.ndarray]:
-    """The simplest loop there is, as the measure of the others."""
-    frames = []
-    with av.open(io.BytesIO(content)) as container:
-        for index, frame in enumerate(container.decode(video=0)):
-            if index in indices:
-                frames.append(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
-                if len(frames) == len(indices):
-                    break
-    return frames
+            yield step.measure(config, device, _progress)
+        case "embedding":
+            from carl_ray.benchmarks import embedding
+
+            yield embedding.measure([video.path for video in videos.readable], config, device, _progress)
+        case "evaluation":
+            from carl_ray.benchmarks import evaluation
+
+            yield evaluation.measure(_progress)
+        case "plan":
+            from carl_ray.benchmarks import plan
+
+            yield plan.measure(_PLANNED_VIDEOS, _progress)
+        case "decoders":
+            from carl_ray.benchmarks import decoders
+
+            yield decoders.measure(videos.paths, _progress)
 
 
-def measure_here(video: str, decoder: Decoder) -> None:
-    """Prints `measure` as JSON, or a `failure`; the kernel ends this process where it takes too long."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(_TIME_LIMIT)
+def _decoder() -> str:
     try:
-        result = measure(Path(video), decoder)
-    except DecodeError as error:
-        result = {"failure": str(error)}
-    print(json.dumps(result))
+        return f"PyAV {metadata.version('av')}"
+    except metadata.PackageNotFoundError:
+        return "no PyAV"
 
 
-def _measure_apart(video: Path, decoder: Decoder) -> dict[str, Any]:
-    code = "import sys; from carl_ray.bench import measure_here; measure_here(*sys.argv[1:])"
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(video.absolute()), decoder],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
-    )
-    if run.returncode == -signal.SIGALRM:
-        return {"failure": f"took longer than {_TIME_LIMIT} s"}
-    if run.returncode < 0:
-        return {"failure": f"crashed ({signal.Signals(-run.returncode).name})"}
-    if run.returncode > 0:
-        return {"failure": run.stderr.strip().rpartition("\n")[2]}
-    return json.loads(run.stdout.splitlines()[-1])
-
-
-def decoder_table(results: Mapping[Decoder, list[dict[str, Any]]]) -> str:
-    """The table, as text, with the failures and wrong files by name below it.
-
-    Rates are over the videos that every decoder read; ratios are to the first decoder.
-
-    Args:
-        results: By decoder, for the same videos in the same order: what `measure` returned, or a `failure`;
-            and the name of the `video`.
-    """
-    read_by_all = [
-        i for i, row in enumerate(zip(*results.values(), strict=True)) if all("crop" in r for r in row)
-    ]
-    lines = [
-        f"{'decoder':<9}{'crop, frames/s':>16}{'ratio':>7}{'all, frames/s':>16}{'ratio':>7}"
-        f"{'equal':>11}{'wrong':>7}{'failed':>8}"
-    ]
-    notes = []
-    first: dict[str, float] = {}
-    for decoder, rows in results.items():
-        line = f"{decoder:<9}"
-        for way in ("crop", "all"):
-            seconds = sum(rows[i][way]["seconds"] for i in read_by_all)
-            rate = sum(rows[i][way]["frames"] for i in read_by_all) / seconds if seconds else float("nan")
-            line += f"{rate:>16,.0f}{rate / first.setdefault(way, rate):>7.2f}"
-        failed = [row for row in rows if "failure" in row]
-        wrong = [row for row in rows if row.get("wrong")]
-        equal = sum(bool(row.get("equal")) for row in rows)
-        lines.append(line + f"{f'{equal} of {len(rows)}':>11}{len(wrong):>7}{len(failed):>8}")
-        notes += [f"  {decoder}: {row['video']}: wrong frames" for row in wrong]
-        notes += [f"  {decoder}: {row['video']}: {row['failure']}" for row in failed]
-    return "\n".join([*lines, f"rates over the {len(read_by_all)} videos that both read", *notes])
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -611,13 +611,17 @@ def _mp4_boxes(readable: bytes | Path) -> list[tuple[bytes, bytes]]:
     """The outermost boxes of an MP4 file: name, and for `moov` the content. Nonsense where it is not MP4."""
     boxes = []
     with io.BytesIO(readable) if isinstance(readable, bytes) else readable.open("rb") as file:
+        end = file.seek(0, io.SEEK_END)
+        file.seek(0)
         while len(header := file.read(8)) == 8:
             size, name, used = int.from_bytes(header[:4], "big"), header[4:], 8
             if size == 1:
                 size, used = int.from_bytes(file.read(8), "big"), 16
-            boxes.append((name, file.read(max(0, size - used)) if name == b"moov" else b""))
+            # A damaged size may be any: neither to be allocated nor to be added.
+            left = min(max(0, size - used), end - file.tell())
+            boxes.append((name, file.read(left) if name == b"moov" else b""))
             if name != b"moov":
-                file.seek(max(0, size - used), io.SEEK_CUR)
+                file.seek(left, io.SEEK_CUR)
             if size < used:  # 0: up to the end of the file
                 break
     return boxes

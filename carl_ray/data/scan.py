@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
@@ -28,6 +26,14 @@ from pyarrow import fs
 
 from carl_ray import storage
 from carl_ray.data.decode import DecodeError, probe_video
+from carl_ray.data.guard import (
+    cause_of_death,
+    end_child,
+    limit_memory,
+    open_channel,
+    start_child,
+    time_limit,
+)
 from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, write_table
 from carl_ray.errors import UserError
 
@@ -39,6 +45,9 @@ VIDEO_SUFFIXES = frozenset(
 # First-level folders that name a split.
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
+PROBING_FAILED = "probing failed"
+"""How the reason of a file begins at which something failed that no error is foreseen for."""
+
 # Reasons that may be gone at the next scan begin so: what was rejected for one of them is tried again.
 _UNREAD = "could not be read"
 _TOO_SLOW = "the decoder took longer than its time limit"
@@ -49,6 +58,9 @@ _KILLED = "the decoder was killed"
 _PATIENCE = 120
 _BYTES_PER_SECOND = 1_000_000
 _PIXELS_PER_SECOND = 5_000_000
+
+_MEMORY = 2 << 30
+"""Bytes that a probe may take besides the file; see `carl_ray.data.guard`."""
 
 _CHUNK = 8 << 20  # bytes
 _SAVE_SECONDS = 300.0
@@ -207,7 +219,11 @@ def _list_videos(filesystem: fs.FileSystem, root: str, folder_uri: str) -> tuple
     for info in infos:
         if info.type != fs.FileType.File:
             continue
-        video_id = info.path.removeprefix(prefix)
+        try:
+            video_id = info.path.removeprefix(prefix)
+        except UnicodeDecodeError:  # a name that is no text cannot stand in a manifest
+            num_others += 1
+            continue
         if PurePosixPath(video_id).suffix.lower() not in VIDEO_SUFFIXES:
             num_others += 1
             continue
@@ -288,7 +304,7 @@ def _probe_file(row: dict[str, Any], *, filesystem: fs.FileSystem, verify: bool)
     """Runs on a Ray worker. The outcome is JSON text: its fields differ from row to row."""
     try:
         with filesystem.open_input_stream(row["path"]) as file:
-            outcome = _child.probe(file, row["bytes"], verify)
+            outcome = probe_guarded(file, row["bytes"], verify=verify)
     except OSError as error:
         outcome = {"reason": f"{_UNREAD}: {' '.join(str(error).split())}"}
     return {"number": row["number"], "outcome": json.dumps(outcome)}
@@ -307,9 +323,10 @@ class _Child:
         Raises:
             OSError: the file cannot be read to its end, or has another size.
         """
-        if self._process is None:
-            self._process = self._start()
-        process = self._process
+        # Back in its place once it has answered: no answer is ever taken for that about another file.
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            process = start_child(self._code, quiet=True)
         assert process.stdin is not None and process.stdout is not None
         digest = hashlib.blake2b(digest_size=16)
         left = size
@@ -324,80 +341,64 @@ class _Child:
             if left:
                 raise OSError("its size has changed since the folder was listed")
             process.stdin.flush()
+            answer = process.stdout.readline()
         except BrokenPipeError:
-            pass  # it died while it took the file in, and gives no answer
-        except OSError:
+            answer = b""  # it died while it took the file in
+        except BaseException:
             process.kill()
-            self._bury()
+            end_child(process)
             raise
-        answer = process.stdout.readline()
         if not answer:
-            return {"reason": _cause_of_death(self._bury())}
+            return {"reason": _cause_of_death(end_child(process))}
+        self._process = process
         outcome: dict[str, Any] = json.loads(answer)
         return outcome if "reason" in outcome else {**outcome, "content_hash": digest.hexdigest()}
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        # A worker's import path need not be the one that a new interpreter would have (Ray's working_dir).
-        path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-        return subprocess.Popen(
-            [sys.executable, "-c", self._code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-
-    def _bury(self) -> int:
-        """Exit status of the process, which has ended or is about to."""
-        process, self._process = self._process, None
-        assert process is not None and process.stdin is not None and process.stdout is not None
-        status = process.wait()
-        with suppress(BrokenPipeError):
-            process.stdin.close()
-        process.stdout.close()
-        return status
 
 
 _child = _Child()
 
 
+def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
+    """Columns of the manifest for an open file of `size` bytes, or a `reason`, from the process that probes.
+
+    Raises:
+        OSError: the file cannot be read to its end, or has another size.
+    """
+    return _child.probe(file, size, verify)
+
+
 def _cause_of_death(status: int) -> str:
     if status == -signal.SIGALRM:
         return _TOO_SLOW
-    if status == -signal.SIGKILL:
-        return f"{_KILLED}, perhaps for want of memory"
-    return f"the decoder crashed ({signal.Signals(-status).name if status < 0 else f'exit status {status}'})"
+    return cause_of_death(status)
 
 
 def answer_probes() -> None:
     """Body of the child process: probes what comes on standard input until that is closed."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library may print must not get among the answers
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    requests, answers = open_channel()
     while line := requests.readline():
         request = json.loads(line)
+        limit_memory(2 * request["bytes"] + _MEMORY)
         content = requests.read(request["bytes"])
         answers.write(json.dumps(_outcome(content, request["verify"])).encode() + b"\n")
         answers.flush()
 
 
 def _outcome(content: bytes, verify: bool) -> dict[str, Any]:
-    # The kernel ends this process at the alarm, even if a decoder spins without letting Python run, and even
-    # if the worker that waits for the answer is gone.
     try:
-        signal.alarm(_PATIENCE + len(content) // _BYTES_PER_SECOND)
-        probe = probe_video(content)
+        with time_limit(_PATIENCE + len(content) // _BYTES_PER_SECOND):
+            probe = probe_video(content)
         if verify:
             pixels = probe.num_frames * probe.width * probe.height
-            signal.alarm(_PATIENCE + pixels // _PIXELS_PER_SECOND)
-            probe = probe_video(content, verify=True)
+            with time_limit(_PATIENCE + pixels // _PIXELS_PER_SECOND):
+                probe = probe_video(content, verify=True)
         return {**asdict(probe), "verified": verify}
     except DecodeError as error:
         return {"reason": str(error)}
+    except MemoryError:
+        return {"reason": f"reading it takes more than {_MEMORY / 2**30:.0f} GiB of memory"}
     except Exception as error:  # whatever one file brings about must not end the scan of the others
-        return {"reason": f"probing failed ({type(error).__name__}: {' '.join(str(error).split())})"}
-    finally:
-        signal.alarm(0)
+        return {"reason": f"{PROBING_FAILED} ({type(error).__name__}: {' '.join(str(error).split())})"}
 
 
 class _Progress:

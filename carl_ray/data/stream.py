@@ -9,6 +9,7 @@ video is a block of its own: tasks stay small, a retry repeats one video, backpr
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ import ray
 from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from carl_ray.config import Config
-from carl_ray.data.memory import load_task_bytes
+from carl_ray.data.guard import BadVideoError, ViewPairReader
+from carl_ray.data.memory import frame_shape, load_task_bytes
 from carl_ray.data.plan import ABSENT, PairedPlan, Plan
+from carl_ray.errors import RunError
 
 if TYPE_CHECKING:
     # At run time only where videos are: Ray's coordinators import this module too, and need no torch.
@@ -37,6 +40,8 @@ _STALLED_SECONDS = 2 * 60 * 60
 _MAX_TASK_RETRIES = 3
 """How often Ray repeats a task whose process or node died; its default is without end."""
 
+_reader = ViewPairReader()
+
 _ROW_SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -44,7 +49,7 @@ _ROW_SCHEMA = pa.schema(
         ("epoch", pa.int64()),
         ("video_id", pa.string()),  # null: a row without a video
         ("error", pa.string()),  # null: the video was read
-        ("frames", pa.large_binary()),  # uint8 (2, T, S, S, 3)
+        ("frames", pa.large_binary()),  # uint8 (2, T, S, S, 3), or YUV 4:2:0
         ("timestamps", pa.list_(pa.float64())),  # (2, T)
         ("frame_mask", pa.list_(pa.bool_())),  # (2, T)
         ("frame_labels", pa.list_(pa.int64())),  # (2, T)
@@ -143,7 +148,7 @@ def read_rows(table: pa.Table, config: Config) -> list[StreamRow]:
     """The rows of a block; frames are views of the block's memory, not copies."""
     from carl_ray.data.sample import NUM_COLOR_VALUES, ViewPair
 
-    size, length = config.augment.image_size, config.model.num_frames
+    shape = (2, config.model.num_frames, *frame_shape(config))
     rows = []
     for index in range(table.num_rows):
         value = {name: table.column(name)[index] for name in table.column_names}
@@ -151,10 +156,10 @@ def read_rows(table: pa.Table, config: Config) -> list[StreamRow]:
         if value["frames"].is_valid:
             frames = np.frombuffer(value["frames"].as_buffer(), dtype=np.uint8)
             pair = ViewPair(
-                frames=frames.reshape(2, length, size, size, 3),
-                timestamps=np.array(value["timestamps"].as_py()).reshape(2, length),
-                frame_mask=np.array(value["frame_mask"].as_py()).reshape(2, length),
-                frame_labels=np.array(value["frame_labels"].as_py()).reshape(2, length),
+                frames=frames.reshape(shape),
+                timestamps=np.array(value["timestamps"].as_py()).reshape(shape[:2]),
+                frame_mask=np.array(value["frame_mask"].as_py()).reshape(shape[:2]),
+                frame_labels=np.array(value["frame_labels"].as_py()).reshape(shape[:2]),
                 color=np.array(value["color"].as_py()).reshape(2, NUM_COLOR_VALUES),
             )
         rows.append(
@@ -171,8 +176,6 @@ def read_rows(table: pa.Table, config: Config) -> list[StreamRow]:
 
 
 def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) -> pa.Table:
-    from carl_ray.data.sample import make_view_pair
-
     position = {name: planned[name] for name in ("row", "step", "epoch")}
     if planned["video_index"] == ABSENT:
         return _row_table(position, None, None, None)
@@ -182,9 +185,9 @@ def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) 
     error = ""
     for attempt in range(config.data.retries + 1):
         if attempt:
-            time.sleep(_FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
+            time.sleep(random.SystemRandom().uniform(0.5, 1.5) * _FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
         try:
-            pair = make_view_pair(
+            pair = _reader.read(
                 video["uri"],
                 video["video_id"],
                 video["num_frames"],
@@ -194,8 +197,10 @@ def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) 
                 verified=video["verified"],
                 frame_labels=video.get("frame_labels"),
             )
-        except Exception as failure:  # Whatever one video does to a decoder must not end the run.
-            error = " ".join(str(failure).split()) or type(failure).__name__
+        except BadVideoError as failure:
+            return _row_table(position, video["video_id"], str(failure), None)
+        except RunError as failure:
+            error = str(failure)
         else:
             return _row_table(position, video["video_id"], None, pair)
     return _row_table(position, video["video_id"], error, None)

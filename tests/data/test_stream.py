@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +138,65 @@ def test_a_bad_video_is_a_row_with_its_reason(videos: pa.Table, tmp_path: Path) 
     assert rows[0].error is None
     assert all(row.error for row in rows[2:])
     assert "no such file" in (rows[3].error or "")
+
+
+def strike(pipe: Path, number: int, then: Path | None = None) -> None:
+    """Sends a signal to whoever opens a named pipe to read it; before that `then` takes the pipe's place."""
+    os.mkfifo(pipe)
+
+    def wait_and_strike() -> None:
+        with pipe.open("wb"):  # returns when a decoder has opened the other end
+            readers = {int(fd.parts[2]) for fd in Path("/proc").glob("[0-9]*/fd/*") if _is_same(fd, pipe)}
+            if then is not None:
+                then.rename(pipe)
+            for process in readers - {os.getpid()}:
+                os.kill(process, number)
+
+    threading.Thread(target=wait_and_strike, daemon=True).start()
+
+
+def _is_same(descriptor: Path, file: Path) -> bool:
+    try:
+        return descriptor.samefile(file)
+    except OSError:  # another user's, or closed meanwhile
+        return False
+
+
+def test_decoders_that_hang_or_die_cost_one_video_each_and_no_try(
+    videos: pa.Table, tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    # Who opens a named pipe to read it waits for one who writes.
+    config = replace(CONFIG, data=replace(CONFIG.data, time_limit=5.0, retries=1))
+    os.mkfifo(tmp_path / "hangs.mp4")
+    whole = make_video(tmp_path / "whole.mp4", 20, 48, 32)
+    strike(tmp_path / "crashes.mp4", signal.SIGSEGV)
+    strike(tmp_path / "killed.mp4", signal.SIGKILL, then=whole)
+    good = videos.slice(0, 1).to_pylist()[0]
+    table = pa.Table.from_pylist(
+        [
+            good,
+            {**good, "video_id": "hangs", "uri": str(tmp_path / "hangs.mp4")},
+            {**good, "video_id": "crashes", "uri": str(tmp_path / "crashes.mp4")},
+            {**good, "video_id": "killed", "uri": str(tmp_path / "killed.mp4")},
+            good,
+        ],
+        schema=videos.schema,
+    )
+    rows = collect(validation_plan(0, table.num_rows, 3), table, config)
+    assert [row.video_id for row in rows] == table.column("video_id").to_pylist()
+    assert [row.error for row in rows] == [
+        None,
+        "the decoder took longer than 5 s",
+        "the decoder crashed (SIGSEGV)",
+        None,  # whoever kills from outside says nothing about the video: it is read another time
+        None,
+    ]
+    for row in (rows[0], rows[3], rows[4]):
+        assert row.pair is not None
+        assert row.video_id is not None
+        uri = str(tmp_path / "killed.mp4") if row.video_id == "killed" else good["uri"]
+        by_hand = make_view_pair(uri, row.video_id, good["num_frames"], 1.0, row.epoch, config)
+        np.testing.assert_array_equal(row.pair.frames, by_hand.frames)
 
 
 def test_a_long_run_starts_at_once(videos: pa.Table) -> None:

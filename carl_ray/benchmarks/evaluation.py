@@ -16,6 +16,7 @@ from jaxtyping import Float64, Int
 from scipy.spatial.distance import cdist
 from scipy.stats import kendalltau
 
+from carl_ray.benchmarks.table import Table
 from carl_ray.evaluation.kendall import kendalls_tau
 from carl_ray.evaluation.retrieval import average_precisions
 
@@ -47,6 +48,18 @@ class Timing:
     """Of wall time, by plain loops."""
     difference: float
     """Greatest absolute difference: of any ordered pair's tau, of any video's AP@K."""
+
+
+def measure(on_progress: Callable[[str], None]) -> Table:
+    """Both metrics, both ways, over `synthetic_actions`."""
+    on_progress("evaluation: tau and AP@K, then plain loops")
+    actions = synthetic_actions()
+    num_videos = sum(len(action.embeddings) for action in actions)
+    title = (
+        f"evaluation: {num_videos} videos in {len(actions)} actions, width {_WIDTH}, stride {STRIDE}, wall time; "
+        "the loops are plain SciPy"
+    )
+    return comparison_table(compare(actions), title)
 
 
 def synthetic_actions(num_videos: int = 966, num_actions: int = 13, seed: int = 0) -> list[Action]:
@@ -116,21 +129,28 @@ def loop_precisions_of(action: Action) -> Float64[np.ndarray, "ks videos"]:
     return precisions
 
 
-def comparison_table(timings: list[Timing]) -> str:
-    """The table, as text, with both metrics together in the last line."""
+def comparison_table(timings: list[Timing], title: str) -> Table:
+    """A row a metric, and both together in the last one."""
     together = Timing(
         "together",
         sum(timing.seconds for timing in timings),
         sum(timing.loop_seconds for timing in timings),
         max(timing.difference for timing in timings),
     )
-    lines = [f"{'metric':<16}{'seconds':>10}{'loop':>10}{'ratio':>8}{'difference':>14}"]
-    lines += [
-        f"{timing.metric:<16}{timing.seconds:>10.2f}{timing.loop_seconds:>10.2f}"
-        f"{timing.loop_seconds / timing.seconds:>8.1f}{timing.difference:>14.1e}"
-        for timing in [*timings, together]
-    ]
-    return "\n".join(lines)
+    return Table(
+        title,
+        ("metric", "seconds", "loop", "ratio", "difference"),
+        [
+            (
+                timing.metric,
+                f"{timing.seconds:.2f}",
+                f"{timing.loop_seconds:.2f}",
+                f"{timing.loop_seconds / timing.seconds:.1f}",
+                f"{timing.difference:.1e}",
+            )
+            for timing in [*timings, together]
+        ],
+    )
 
 
 def _timed(work: Callable[[], list[np.ndarray]]) -> tuple[list[np.ndarray], float]:

@@ -1,0 +1,104 @@
+"""`python -m carl_ray.bench`: its report and its complaints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from carl_ray import bench
+from carl_ray.benchmarks import evaluation, videos
+from carl_ray.benchmarks.table import Table
+
+TINY = ["--data.short_side", "32", "--augment.image_size", "24", "--model.num_frames", "8"]
+
+
+def complaint(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_report_of_a_folder(
+    tmp_path: Path,
+    make_video: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_video(tmp_path / "inner" / "a.mp4", 30, 48, 32)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "notes.txt").write_text("no video, and not named so")
+    made = Table("evaluation: made up", ("metric", "ratio"), [("tau", "3")])
+    monkeypatch.setattr(evaluation, "measure", lambda on_progress: made)
+    bench.main([str(tmp_path), "--parts", "evaluation, data", *TINY])
+    report, progress = capsys.readouterr()
+    head, first, second, third = report.split("\n\n")
+    assert "torch " in head
+    assert head.endswith("T = 8, 24 x 24 pixels")
+    assert first.splitlines() == ["evaluation: made up", "metric  ratio", "tau         3"]
+    assert second.startswith("data: 6 pairs of views of 1 video (48x32 h264)")
+    assert "decode-only limit" in second
+    assert third.startswith("bytes of a pair")
+    assert "left out broken.mp4" in progress
+    assert "data: 6/6 a.mp4" in progress
+
+
+def test_only_what_is_asked_for_is_rendered_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
+    monkeypatch.setattr(videos, "_WIDTH", 96)
+    monkeypatch.setattr(videos, "_HEIGHT", 64)
+    monkeypatch.setattr(videos, "_NUM_FRAMES", 12)
+    said: list[str] = []
+    paths = videos.ensure_rendered(said.append)
+    assert len(said) == len(paths) == 3
+    assert videos.ensure_rendered(said.append) == paths
+    assert len(said) == 3
+    found, _ = videos.probe(paths)
+    assert [(video.num_frames, video.kind) for video in found] == [(12, "96x64 h264")] * 3
+    assert len({path.read_bytes() for path in paths}) == 3
+    assert sorted((tmp_path / "bench").iterdir()) == sorted(paths)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--parts", "data,steam"], "unknown part 'steam'; did you mean stream?"),
+        (["--parts", ""], "unknown part ''"),
+        (["/nowhere"], "/nowhere: no such folder"),
+        (["--model.num_frame", "8"], "unknown option --model.num_frame; did you mean model.num_frames?"),
+        (["--model.num_frames", "none"], "model.num_frames"),
+        (["--evaluation"], "unknown option --evaluation"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = complaint(arguments, capsys)
+    assert expected in found
+    assert found.count("\n") == 1
+
+
+def test_a_folder_without_videos(
+    tmp_path: Path, make_video: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no video in it" in complaint([str(tmp_path), "--parts", "data"], capsys)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    assert "none of its 1 videos can be read" in complaint([str(tmp_path), "--parts", "data"], capsys)
+    (tmp_path / "broken.mp4").unlink()
+    make_video(tmp_path / "short.mp4", 5, 48, 32)
+    assert "no video has the 8 frames" in complaint([str(tmp_path), "--parts", "data", *TINY], capsys)
+
+
+def test_neither_the_door_nor_the_data_part_loads_ray() -> None:
+    code = (
+        "import sys; from carl_ray import bench; light = set(sys.modules); "
+        "from carl_ray.benchmarks import data, decoders, evaluation, videos; from carl_ray.data import scan; "
+        "assert 'ray' not in sys.modules; assert not {'av', 'pyarrow.dataset'} & light, light"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
