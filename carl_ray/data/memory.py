@@ -21,4 +21,4 @@ def pair_bytes(config: Config) -> int:
 def load_task_bytes(config: Config) -> int:
     """Heap that one loading task may need: two interpreters, decoded frames (16:9), and the pair being made."""
     decoded = 2 * config.model.num_frames * config.data.short_side**2 * 16 // 9 * 3
-    return 500 * 2**20 + 2 * decoded + 2 * pair_bytes(config)
+    return 480 * 2**20 + 2 * decoded + 2 * pair_bytes(config)
