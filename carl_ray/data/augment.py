@@ -420,8 +420,8 @@ def color_map(
 def _turn_hue(planes: Float[Tensor, "3 n size size"], turn: float) -> Float[Tensor, "3 n size size"]:
     """The colours with the hue turned by a part of the circle; value and saturation (HSV) stay.
 
-    With h the hue in [0, 6), a channel is lowest + range * clamp(t, 0, 1), where t is |h - 3| - 1 for red,
-    2 - |h - 2| for green and 2 - |h - 4| for blue: the six cases of the textbook's HSV to RGB in one line.
+    With h the hue in [0, 6) and d(c) = clamp(|h - c|, 1, 2) - 1, red is lowest + range * d(3), green is
+    highest - range * d(2), blue highest - range * d(4): the six cases of the textbook's HSV to RGB in one line.
     """
     red, green, blue = planes
     lowest = torch.minimum(torch.minimum(red, green), blue)
@@ -437,13 +437,17 @@ def _turn_hue(planes: Float[Tensor, "3 n size size"], turn: float) -> Float[Tens
     hue = torch.lerp(green - blue, green_or_blue, not_red)
     hue.div_(spread.clamp(min=1)).add_(6 * turn)  # without a spread there is no hue, and none is needed
     hue.sub_((hue / 6).floor_(), alpha=6)
-    output = torch.empty_like(planes)
-    torch.sub(hue, 3, out=output[0]).abs_().sub_(1)
-    torch.sub(hue, 2, out=output[1]).abs_().neg_().add_(2)
-    torch.sub(hue, 4, out=output[2]).abs_().neg_().add_(2)
+    distances = torch.empty_like(planes)
+    for center, distance in zip((3, 2, 4), distances, strict=True):
+        torch.sub(hue, center, out=distance)
+    distances.abs_().clamp_(1, 2)
     # As torchvision scales back to uint8: a rounding error must not cut an integer to the level beneath.
-    lowest, spread = lowest.mul_(255.999 / 255), spread.mul_(255.999 / 255)
-    return torch.addcmul(lowest, output.clamp_(0, 1), spread)
+    scale = 255.999 / 255
+    below, above = (lowest - spread).mul_(scale), (highest + spread).mul_(scale)
+    spread.mul_(scale)
+    for base, sign, distance in zip((below, above, above), (1, -1, -1), distances, strict=True):
+        torch.addcmul(base, distance, spread, value=sign, out=distance)
+    return distances
 
 
 def _blur(planes: Float[Tensor, "c n size size"], sigma: float) -> Float[Tensor, "c n size size"]:
