@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,15 +16,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from carl_ray import config as configuration
 from carl_ray import embed, storage, train
 from carl_ray.config import Config, ModelConfig
 from carl_ray.data.manifest import SCHEMA, read_manifest, videos_digest, write_table
 from carl_ray.data.scan import index_folder
 from carl_ray.datasets import choreography
 from carl_ray.presets import PRESETS
-from carl_ray.training.checkpoint import Progress, latest_checkpoint, save_checkpoint
-from carl_ray.training.run_log import read_log
+from carl_ray.training.checkpoint import Progress, save_checkpoint
 from carl_ray.training.step import TrainingStep
 
 
@@ -228,34 +225,6 @@ def test_resuming_with_other_videos_is_refused(
     status, line = failure(capsys, *arguments)
     assert status == 2
     assert "was begun with other training videos" in line
-
-
-def test_terminated_driver_leaves_a_checkpoint(tmp_path: Path, manifest: str) -> None:
-    """SIGTERM to the command: a checkpoint, one line, status 1; the same command with --resume ends the run."""
-    config = PRESETS["demo"]()
-    arguments = [
-        sys.executable, "-m", "carl_ray.train", "--data.manifest", manifest, "--run-dir", str(tmp_path),
-        "--training.epochs", "32", "--training.log_every_steps", "1",
-    ]  # fmt: skip
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not read_log(str(tmp_path)):
-        assert process.poll() is None
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 1, output + errors
-    assert "--resume" in errors.splitlines()[-1]
-    assert "Traceback" not in errors
-    checkpoint = latest_checkpoint(str(tmp_path))
-    assert checkpoint is not None
-    assert checkpoint.progress.step < 16 < config.training.checkpoint_every_steps
-    finished = subprocess.run(
-        [*arguments, "--resume"], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert [line["step"] for line in read_log(str(tmp_path)) if "loss" in line] == list(range(1, 17))
-    saved = configuration.from_json((tmp_path / "config.json").read_text(), "config.json")
-    assert saved.training.epochs == 32
 
 
 def test_the_demo_ends_with_metrics_and_a_report(

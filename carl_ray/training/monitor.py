@@ -33,9 +33,13 @@ class Status:
     """Why the run ended early, where trying again would not help."""
 
 
-@ray.remote(num_cpus=0)
+# Whatever kills it, neither the workers nor the driver shall notice.
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class RunMonitor:
-    """Holds the latest status of a run; one small actor between the first worker and the driver."""
+    """Holds the latest status of a run; one small actor between the first worker and the driver.
+
+    One that was killed is started anew, and knows nothing until the next step.
+    """
 
     def __init__(self) -> None:
         self._status: Status | None = None
@@ -75,14 +79,15 @@ def _watch(monitor: Any, stop: threading.Event, done: threading.Event) -> None:
     on_terminal = sys.stdout.isatty()
     while not done.wait(0.5):
         status: Status | None = ray.get(monitor.latest.remote())
-        if stop.is_set() and not asked:
-            asked = True
+        if stop.is_set():
+            # Each time: a monitor that was started anew has forgotten it.
             ray.get(monitor.request_stop.remote())
-            if status is None:
+            if not asked and status is None and shown is None:
                 # No worker has begun, so there is nothing to keep, and nobody else to hear of it.
                 os.kill(os.getpid(), signal.SIGINT)
-            else:
+            elif not asked:
                 print("\nstopping at the next step, after a checkpoint", flush=True)
+            asked = True
         if status is None or status == shown:
             continue
         if on_terminal:

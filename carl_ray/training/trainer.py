@@ -1,7 +1,7 @@
 """A run from the driver's side: checks what can be checked, starts Ray Train, shows progress, passes on a stop.
 
-The run folder holds config.json, metrics.jsonl, bad_videos.jsonl, events/ and checkpoints/step-…/, which are the
-run, and ray/, which are Ray Train's own records.
+The run folder holds config.json, metrics.jsonl, bad_videos.jsonl, skipped_steps.jsonl, events/ and
+checkpoints/step-…/, which are the run, and ray/, which are Ray Train's own records.
 """
 
 from __future__ import annotations
@@ -142,7 +142,11 @@ def train(
         except (SystemExit, KeyboardInterrupt):
             # Ray's own answer to Ctrl-C leaves with status 0.
             raise RunError("interrupted; --resume continues from the last checkpoint") from None
-    status: Status = ray.get(monitor.latest.remote())
+    status: Status | None = ray.get(monitor.latest.remote())
+    if status is None:  # The monitor was killed after the last news.
+        checkpoint = latest_checkpoint(run_dir)
+        step = 0 if checkpoint is None else checkpoint.progress.step
+        return Outcome(step == plan.num_steps, step, plan.num_steps, None)
     if status.failure is not None:
         raise RunError(status.failure)
     return Outcome(status.finished, status.step, status.num_steps, status.validation_loss)

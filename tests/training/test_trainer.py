@@ -237,36 +237,6 @@ def assert_same_training(one_worker: Path, other: Path) -> None:
             assert two[name] == pytest.approx(value, rel=tolerance, abs=tolerance), (one["step"], name)
 
 
-def test_killed_workers_change_nothing(undisturbed: Path, config: Config, tmp_path: Path) -> None:
-    """SIGTERM (a spot node's warning) writes a checkpoint first; SIGKILL goes back to the last one."""
-    asked = threading.Thread(
-        target=stop_at_step, args=(tmp_path, 4, lambda: signal_workers(signal.SIGTERM)), daemon=True
-    )
-    killed = threading.Thread(
-        target=stop_at_step, args=(tmp_path, 24, lambda: signal_workers(signal.SIGKILL)), daemon=True
-    )
-    asked.start()
-    killed.start()
-    seen: set[str] = set()
-    watching = threading.Event()
-    watcher = threading.Thread(
-        target=collect_names, args=(tmp_path / "checkpoints", seen, watching), daemon=True
-    )
-    watcher.start()
-    outcome = train(config, str(tmp_path))
-    watching.set()
-    asked.join(timeout=1)
-    killed.join(timeout=1)
-    assert not asked.is_alive()
-    assert not killed.is_alive()
-    assert outcome.finished
-    assert lines(tmp_path) == lines(undisturbed)
-    # Each start of the workers opens a file of events: both signals hit a run that was going on.
-    assert len(list((tmp_path / "events").iterdir())) == 3
-    asked_for = {int(name.removeprefix("step-")) for name in seen} - {15, 30, 40}
-    assert len(asked_for) == 1, f"SIGTERM wrote no checkpoint of its own: {seen}"
-
-
 def test_an_elastic_run_grows_and_shrinks_with_the_cluster(
     undisturbed: Path,
     config: Config,
@@ -339,9 +309,3 @@ def signal_workers(number: int) -> None:
     assert workers
     for worker in workers:
         os.kill(worker.pid, number)
-
-
-def collect_names(folder: Path, seen: set[str], stop: threading.Event) -> None:
-    while not stop.wait(0.02):
-        if folder.is_dir():
-            seen.update(path.parent.name for path in folder.glob("step-*/state.json"))
