@@ -379,8 +379,10 @@ def _mapped(
     of_color, of_mean = (
         torch.tensor(matrix, dtype=torch.float32, device=planes.device) for matrix in color_map(parameters)
     )
-    offset = of_mean @ planes.mean(dim=(-2, -1))
-    mapped = (of_color @ planes.flatten(1)).view_as(planes)
+    # A caller's autocast would leave eight bits of a value.
+    with torch.autocast(planes.device.type, enabled=False):
+        offset = of_mean @ planes.mean(dim=(-2, -1))
+        mapped = (of_color @ planes.flatten(1)).view_as(planes)
     return mapped.add_(offset[:, :, None, None]).clamp_(0, 255).round_()
 
 

@@ -24,6 +24,15 @@ def test_colours_come_back_within_rounding_and_frames_stay_apart() -> None:
     assert (again.int() - frames.int()).abs().max() <= 2
 
 
+def test_a_callers_autocast_costs_no_digits() -> None:
+    frames = torch.arange(192, dtype=torch.uint8).view(1, 8, 8, 3)
+    packed = to_yuv420(frames)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert np.array_equal(to_yuv420(frames), packed)
+        inside = from_yuv420(torch.from_numpy(packed), 8)
+    assert torch.equal(inside, from_yuv420(torch.from_numpy(packed), 8))
+
+
 def test_colour_loses_resolution_and_luma_does_not() -> None:
     # Stripes of one pixel in the same luma: the mean of both colours is all that is left.
     stripes = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)

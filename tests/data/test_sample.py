@@ -151,8 +151,14 @@ def test_what_cannot_be_read(video: Path) -> None:
         make_view_pair(str(video), "a", 5 * NUM_FRAMES, 1.0, 0, CONFIG)
 
 
-def test_colour_on_the_trainer_is_the_same_function(video: Path) -> None:
-    strong: dict[str, Any] = {"jitter_probability": 1.0, "blur_probability": 1.0, "image_size": SIZE}
+@pytest.mark.parametrize("color", ["exact", "matrix"])
+def test_colour_on_the_trainer_is_the_same_function(video: Path, color: str) -> None:
+    strong: dict[str, Any] = {
+        "jitter_probability": 1.0,
+        "blur_probability": 1.0,
+        "image_size": SIZE,
+        "color": color,
+    }
     workers = replace(CONFIG, augment=AugmentConfig(**strong))
     trainer = replace(CONFIG, augment=AugmentConfig(**strong, color_on="trainer"))
     for config in (workers, trainer):
@@ -161,6 +167,11 @@ def test_colour_on_the_trainer_is_the_same_function(video: Path) -> None:
     raw = make_view_pair(str(video), "a", NUM_FRAMES, 1.0, 0, trainer)
     np.testing.assert_array_equal(done.color, raw.color)
     assert not np.array_equal(done.frames, raw.frames)
+    for number, vector in enumerate(raw.color):
+        expected = apply_color(
+            torch.from_numpy(raw.frames[number]), AugmentParameters.from_vector(vector), workers.augment.color
+        )
+        np.testing.assert_array_equal(done.frames[number], expected.numpy())
     masked = replace(raw, frame_mask=np.stack([np.arange(TIME) < 3, np.zeros(TIME, dtype=bool)]))
     batch = collate([raw, masked], [0, 1], [(0, 0)] * 2, trainer)
     before = batch.frames.clone()

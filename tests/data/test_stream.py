@@ -82,12 +82,14 @@ def test_rows_are_the_plans_and_views_are_those_made_by_hand(videos: pa.Table) -
 
 
 def test_starts_at_any_row_with_the_same_rows(videos: pa.Table) -> None:
+    config = replace(CONFIG, augment=replace(CONFIG.augment, pixels="yuv420"))
     plan = training_plan(CONFIG.training.seed, videos.num_rows, 3, epochs=2)
-    whole, rest = collect(plan, videos), collect(plan, videos, start_row=4)
+    whole, rest = collect(plan, videos, config), collect(plan, videos, config, start_row=4)
     assert [row.row for row in rest] == list(range(4, plan.num_rows))
     for before, after in zip(whole[4:], rest, strict=True):
         assert before.pair is not None
         assert after.pair is not None
+        assert before.pair.frames.shape == (2, 8, 24 * 24 * 3 // 2)
         np.testing.assert_array_equal(before.pair.frames, after.pair.frames)
 
 

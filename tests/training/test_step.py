@@ -24,7 +24,15 @@ from carl_ray.config import (
     TrainingConfig,
 )
 from carl_ray.data.augment import normalize
-from carl_ray.data.sample import NUM_COLOR_VALUES, Batch, ViewPair, collate, make_view_pair, view_seeds
+from carl_ray.data.sample import (
+    NUM_COLOR_VALUES,
+    Batch,
+    ViewPair,
+    collate,
+    frames_on_device,
+    make_view_pair,
+    view_seeds,
+)
 from carl_ray.model.normalization import BatchNorm
 from carl_ray.objectives.scl import sequence_contrastive_loss
 from carl_ray.training.step import StepReport, TrainingStep
@@ -552,6 +560,23 @@ def test_colour_on_the_trainer_gives_the_loss_of_colour_on_the_workers(
     assert reports[1].gradient_norm == pytest.approx(reports[0].gradient_norm, rel=1e-4)
     plain = TrainingStep(workers, CPU, NUM_STEPS).train(batches[1], 0)
     assert plain.loss != pytest.approx(reports[0].loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("color", ["exact", "matrix"])
+def test_the_step_sees_what_the_workers_left_to_do(
+    tmp_path: Path, make_video: Callable[..., Path], color: str
+) -> None:
+    augment = AugmentConfig(image_size=SIZE, color_on="trainer", color=color, pixels="yuv420")
+    left = replace(CONFIG, augment=augment)
+    lengths = [30, 5]  # the second is padded
+    paths = [make_video(tmp_path / f"{i}.mp4", length, 48, 32) for i, length in enumerate(lengths)]
+    pairs = [make_view_pair(str(p), p.name, n, 1.0, 0, left) for p, n in zip(paths, lengths, strict=True)]
+    batch = collate(pairs, range(len(paths)), [view_seeds(0, 0, path.name) for path in paths], left)
+    done = replace(batch, frames=frames_on_device(batch, left, CPU))
+    assert done.frames.shape == (2, 2, CONFIG.model.num_frames, SIZE, SIZE, 3)
+    found, expected = TrainingStep(left, CPU, NUM_STEPS), TrainingStep(CONFIG, CPU, NUM_STEPS)
+    assert torch.equal(found.evaluate(batch)[0], expected.evaluate(done)[0])
+    assert found.train(batch, 0) == expected.train(done, 0)
 
 
 def test_evaluation_is_a_sum_over_videos_and_changes_nothing() -> None:
