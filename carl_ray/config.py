@@ -38,7 +38,7 @@ class DataConfig:
     short_side: int = Field(default=256, ge=8)
     """Frames are resized while decoding so that their shorter side has this many pixels."""
     retries: int = Field(default=2, ge=0)
-    """How often reading a video is tried again, where that can help, before it counts as bad."""
+    """How often reading a video is tried again where its storage fails, before training starts anew."""
     time_limit: float = Field(default=300.0, gt=0)
     """Seconds that decoding one video may take; then its decoder is killed, and the video counts as bad."""
     train_fraction: float = Field(default=1.0, gt=0, le=1)
@@ -93,7 +93,7 @@ class AugmentConfig:
     """Where colour and blur are computed: the CPU workers that decode, or the trainer's device."""
     color: Literal["exact", "matrix"] = "exact"
     """`exact` jitters colours as torchvision does, one operation after the other; `matrix` in one linear map a
-    frame, a third of the time, with hue turned about the grey axis (the README has the difference)."""
+    frame, in half the time, with hue turned about the grey axis. The difference: `carl_ray/benchmarks/RESULTS.md`."""
     pixels: Literal["rgb", "yuv420"] = "rgb"
     """How views are shipped to the trainer: `rgb`, or `yuv420` with half the bytes, and half the resolution in
     colour."""
@@ -328,6 +328,16 @@ class Config:
 
 
 _ADAPTER = TypeAdapter(Config)
+_HOW_DONE = (
+    ("data", "retries"),
+    ("data", "time_limit"),
+    ("data", "max_bad_fraction"),
+    ("model", "compile"),
+    ("training", "checkpoint_every_steps"),
+    ("training", "keep_checkpoints"),
+)
+"""Besides the cluster, what says how a run is done and not what it computes: how hard it tries to read a video, when it
+gives up, how fast it is, what it keeps. What it logs when (and validates) is a part of what it leaves."""
 
 
 def to_document(config: Config) -> dict[str, Any]:
@@ -335,14 +345,23 @@ def to_document(config: Config) -> dict[str, Any]:
     return asdict(config)
 
 
-def digest(config: Config) -> str:
-    """A name of what a run computes, 16 hexadecimal digits: of the whole config but how it is done.
+def what_is_computed(config: Config) -> dict[str, Any]:
+    """`to_document` without what makes no other run of it.
 
-    Its cluster, whether it is compiled, and when a decoder is given up make no other run of it.
+    Left out are its cluster; how reading is tried again, given up and forgiven; whether it is compiled; when
+    checkpoints are written and how many are kept.
     """
     document = to_document(config)
-    del document["cluster"], document["model"]["compile"], document["data"]["time_limit"]
-    return hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=8).hexdigest()
+    del document["cluster"]
+    for section, name in _HOW_DONE:
+        del document[section][name]
+    return document
+
+
+def digest(config: Config) -> str:
+    """A name of `what_is_computed`, 16 hexadecimal digits."""
+    text = json.dumps(what_is_computed(config), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def from_document(document: dict[str, Any], source: str) -> Config:

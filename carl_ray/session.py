@@ -24,8 +24,8 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
     nodes, workers) on all of them, where whoever reaches one could run code. So it wants a token, which is drawn anew
     for each process and is nowhere but in the environment of its processes; metrics alone are shown without one. An
     explicit `RAY_AUTH_MODE` is left as it is. For a cluster that is named, it is `disabled` unless set: Ray's default
-    differs between its commands. Where this process is already connected (tests, notebooks), that connection is used
-    and left open.
+    differs between its commands. `local` names none. Where this process is already connected (tests, notebooks), that
+    connection is used and left open.
 
     Args:
         num_cpus: Logical CPUs of a cluster of our own; none counts those of the machine.
@@ -37,6 +37,8 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_ADDRESS") == "local":
+        del os.environ["RAY_ADDRESS"]  # Who asks later whether a cluster was named hears the same.
     address = os.environ.get("RAY_ADDRESS")
     if address:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -56,9 +58,15 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
                 log_to_driver=False,
                 _node_ip_address="127.0.0.1",
             )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
-        raise RunError(f"could not start or reach {where}: {error}") from None
+        reason = str(error)
+        if isinstance(error, ray.exceptions.AuthenticationError):
+            reason = (
+                f"{error.message}: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the token of the cluster, or "
+                "RAY_AUTH_MODE=disabled where it wants none"
+            )
+        raise RunError(f"could not start or reach {where}: {reason}") from None
     quiet_data()
     try:
         yield

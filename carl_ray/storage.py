@@ -31,8 +31,8 @@ from carl_ray.errors import RunError, UserError
 
 PATIENCE_SECONDS = 60.0
 """How long after its first failure an object store is tried again."""
-DENIAL_SECONDS = 3.0
-"""The same where it denies access: new permissions and credentials take a moment to be known everywhere."""
+DENIAL_SECONDS = 30.0
+"""The same where it denies access: new permissions and renewed tokens take a moment to be known everywhere."""
 
 _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 10.0
@@ -50,7 +50,9 @@ _DENIED = re.compile(
     r"(AWS Error |Status\()\w*(DENIED|UNAUTHENTICATED|SIGNATURE|TOKEN|ACCESS_KEY|UNRECOGNIZED|EXPIRED|SKEWED)"
     r"|\bstatus 40[0135]\b"
 )
-_SECRET = re.compile(r"key|token|secret|password|credential|signature|^sig$", re.IGNORECASE)
+_SECRET = re.compile(r"key([_-]?id)?\d*$|token|secret|password|credential|signature|^sig$", re.IGNORECASE)
+# Also after something else, as in "package @ git+ssh".
+_USER_IS_PUBLIC = re.compile(r"\b(abfss?|ssh)$")
 
 
 def is_remote(uri: str) -> bool:
@@ -116,7 +118,7 @@ def has_secret(uri: str) -> bool:
 
 
 def public_uri(uri: str) -> str:
-    """The URI without user name, password or secret query fields: safe to print and to store."""
+    """The URI without password, secret query fields or a user name that may be one: safe to print and to store."""
     if "://" not in uri:
         return uri
     scheme, _, rest = uri.partition("#")[0].partition("://")
@@ -124,8 +126,8 @@ def public_uri(uri: str) -> str:
     host, slash, path = place.partition("/")
     if "@" in host:
         user, _, host = host.rpartition("@")
-        if scheme in ("abfs", "abfss"):
-            # Azure writes container@account there; only what follows a colon is a secret.
+        if _USER_IS_PUBLIC.search(scheme):
+            # Azure writes container@account there, Git git@host; only what follows a colon is a secret.
             host = f"{user.partition(':')[0]}@{host}"
     elif "@" in path and ":" in host and not host.rpartition(":")[2].isdigit():
         # Not a port: a secret with a slash in it, as AWS's often have.

@@ -15,6 +15,7 @@ from carl_ray.config import (
     DataConfig,
     ModelConfig,
     TrainingConfig,
+    digest,
     from_document,
     from_json,
     to_document,
@@ -50,6 +51,22 @@ def test_defaults_are_the_papers() -> None:
 def test_cannot_be_changed_afterwards() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         CONFIG.training.seed = 1  # type: ignore[misc]
+
+
+def test_a_name_of_what_is_computed_and_not_of_how() -> None:
+    how = [
+        changed("data", retries=7, time_limit=1.0, max_bad_fraction=1.0),
+        changed("model", compile=True),
+        changed("training", checkpoint_every_steps=3, keep_checkpoints=8),
+        changed("cluster", num_workers=8),
+    ]
+    assert {digest(from_document(document, "here")) for document in how} == {digest(CONFIG)}
+    what = [
+        changed("data", short_side=32),
+        changed("training", seed=4),
+        changed("training", validate_every_steps=3),
+    ]
+    assert len({digest(CONFIG), *(digest(from_document(document, "here")) for document in what)}) == 4
 
 
 def changed(section: str, **values: Any) -> dict[str, Any]:

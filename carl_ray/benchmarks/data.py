@@ -3,8 +3,8 @@
 All stages take the same draws (a video in an epoch), one stage after the other draw by draw, so that whatever else
 the machine does meets all of them alike. Rates are frames of views (2 T a pair) per CPU second of this process with
 one thread; the contents of the files are in memory. The decode-only limit is the least that can be done: decode from
-the first frame that a view needs to the last, and convert only the needed ones to RGB with a short side of
-`augment.image_size`.
+the key frame before the first frame that a view needs to the last one needed, and convert only the needed ones to RGB
+with a short side of `augment.image_size`. It is a loop of its own, which trusts the file; so is Pillow's.
 
 Legend: T frames of a view, S x S pixels.
 """
@@ -23,6 +23,7 @@ from typing import Literal, TypeVar
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
@@ -32,39 +33,44 @@ from carl_ray.benchmarks.table import Table
 from carl_ray.benchmarks.videos import Video, kinds, long_enough
 from carl_ray.config import Config
 from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry
-from carl_ray.data.decode import DecodeError, Decoder, read_frames
+from carl_ray.data.decode import DecodeError, read_frames
+from carl_ray.data.guard import keep_memory
 from carl_ray.data.sample import ViewPair, make_view_pair
 from carl_ray.errors import UserError
 
 T = TypeVar("T")
 
 NUM_DRAWS = 6
-"""Pairs of views that are measured, unless the folder holds more videos."""
-_MOST_VIDEOS = 24
+"""Pairs of views that are measured, unless there are more videos."""
 LIMIT = "decode-only limit"
 """Name of that row."""
-_ALONE = "alone"
-PIL, PIL_ALONE = "per-frame PIL pipeline", f"PIL augmentation {_ALONE}"
+_DECODE = "decode"
+PIL, PIL_ALONE = "per-frame PIL pipeline", "PIL augmentation alone"
 """Names of those rows, with Pillow's own blur; the multiples are of these."""
 _PIL_ROWS: tuple[tuple[str, pil.Blur], ...] = ((PIL, "pillow"), ("… torchvision's blur", "torchvision"))
 _PIL_ALONE_ROWS: tuple[tuple[str, pil.Blur], ...] = (
     (PIL_ALONE, "pillow"),
-    (f"… {_ALONE}, torchvision's blur", "torchvision"),
+    ("… alone, torchvision's blur", "torchvision"),
 )
 _AUGMENTATION_ROWS: tuple[tuple[str, Literal["exact", "matrix"]], ...] = (
-    (f"augmentation {_ALONE}", "exact"),
-    (f"… {_ALONE}, colour as a matrix", "matrix"),
+    ("augmentation alone", "exact"),
+    ("… alone, colour as a matrix", "matrix"),
 )
 # Pillow takes seconds for a pair: it augments one frame of so many, which counts for all of them.
 _PIL_STRIDE = 16
 
+
+def _fields(color_on: str, pixels: str, color: str) -> dict[str, str]:
+    return {"augment.color_on": color_on, "augment.pixels": pixels, "augment.color": color}
+
+
 VARIANTS: tuple[tuple[str, dict[str, str]], ...] = (
-    ("+ views and geometry", {"augment.color_on": "trainer"}),
-    ("… as YUV 4:2:0", {"augment.color_on": "trainer", "augment.pixels": "yuv420"}),
-    ("+ colour and blur", {"augment.color_on": "workers"}),
-    ("… colour as a matrix", {"augment.color_on": "workers", "augment.color": "matrix"}),
+    ("+ views and geometry", _fields("trainer", "rgb", "exact")),
+    ("… as YUV 4:2:0", _fields("trainer", "yuv420", "exact")),
+    ("+ colour and blur", _fields("workers", "rgb", "exact")),
+    ("… colour as a matrix", _fields("workers", "rgb", "matrix")),
 )
-"""Ways to make the views: the row's name, and the fields in which the configuration differs."""
+"""Ways to make the views: the row's name, and the fields that say so, whatever the configuration."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +93,11 @@ class Draw:
         """Indices of the frames that either view takes, ascending."""
         return np.unique(self.pair.timestamps[self.pair.frame_mask]).astype(np.int64)
 
+    @property
+    def sampled(self) -> set[int]:
+        """Places among the needed frames of those that Pillow augments."""
+        return {int(place) for view in range(2) for place in self.places(view)[::_PIL_STRIDE]}
+
     def places(self, view: int) -> Int64[np.ndarray, " time"]:
         """Where the frames of a view are among the needed ones."""
         return np.searchsorted(self.needed, self.pair.timestamps[view, self.pair.frame_mask[view]])
@@ -108,13 +119,9 @@ def measure(videos: Sequence[Video], config: Config, on_progress: Callable[[str]
         UserError: no video is long enough, or one cannot be read.
     """
     long, notes = long_enough(videos, config.model.num_frames)
-    if len(long) > _MOST_VIDEOS:
-        long = [long[at] for at in np.linspace(0, len(long) - 1, _MOST_VIDEOS).astype(int)]
-        notes.append(f"{_MOST_VIDEOS} videos of the folder, evenly taken")
     num_draws = -(-NUM_DRAWS // len(long)) * len(long)
-    frames = 0
-    seconds: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
+    frames = frames_decoded = 0
+    stages: dict[str, Stage] = {}
     hops: Counter[str] = Counter()
     with one_thread():
         for number in range(num_draws):
@@ -122,24 +129,23 @@ def measure(videos: Sequence[Video], config: Config, on_progress: Callable[[str]
             if number == 0:
                 on_progress("data: warming up")
                 _our_stages(draw, config)
-            ours, decoded = _our_stages(draw, config)
+            count, ours, decoded = _our_stages(draw, config)
             measured = ours | _augmentations(draw, decoded, config)
+            stages = {name: stages[name] + stage if stages else stage for name, stage in measured.items()}
             frames += draw.num_frames
-            seconds.update({stage: spent.seconds for stage, spent in measured.items()})
-            sizes.update({stage: spent.num_bytes for stage, spent in measured.items()})
+            frames_decoded += count
             hops.update(_hops(draw, decoded, config))
             on_progress(
                 f"data: {number + 1}/{num_draws} {draw.video.path.name}, "
                 f"{draw.num_frames / measured[LIMIT].seconds:,.0f} frames/s at the limit"
             )
     title = f"data: {num_draws} pairs of views of {kinds(long)}, one core, frames of views per CPU second"
-    rates = {stage: frames / spent for stage, spent in seconds.items()}
-    megabytes = {stage: size / num_draws / 1e6 for stage, size in sizes.items()}
+    notes.insert(0, f"{_DECODE}: {frames_decoded / stages[_DECODE].seconds:,.0f} frames/s leave the decoder")
     rows = [
         (hop, f"{size / num_draws / 1e6:.1f}", f"{size / hops['shipped']:.2f}") for hop, size in hops.items()
     ]
     return [
-        rate_table(title, rates, megabytes, notes),
+        rate_table(title, stages, frames, num_draws, notes),
         Table(
             "bytes of a pair of views at each hop",
             ("hop", "MB", "of what is shipped"),
@@ -149,57 +155,71 @@ def measure(videos: Sequence[Video], config: Config, on_progress: Callable[[str]
     ]
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What a stage takes, for one or more pairs of views."""
+
+    seconds: float
+    """Of CPU."""
+    num_bytes: int = 0
+    """That the frames have when they leave it; 0 where nothing is kept."""
+    compared_with: str = PIL
+    """The row of Pillow's that it is a multiple of."""
+
+    def __add__(self, other: Stage) -> Stage:
+        """Of the pairs of both."""
+        return replace(self, seconds=self.seconds + other.seconds, num_bytes=self.num_bytes + other.num_bytes)
+
+
 def rate_table(
-    title: str, rates: Mapping[str, float], megabytes: Mapping[str, float], notes: Sequence[str]
+    title: str, stages: Mapping[str, Stage], num_frames: int, num_draws: int, notes: Sequence[str]
 ) -> Table:
     """The table of stages, each as a share of the limit and as a multiple of Pillow.
 
     Args:
         title: Of the table.
-        rates: Frames a second of each stage, `LIMIT`, `PIL` and `PIL_ALONE` among them.
-        megabytes: What a pair is when it leaves the stage; 0 where nothing is kept.
+        stages: What each took for all pairs, `LIMIT`, `PIL` and `PIL_ALONE` among them.
+        num_frames: Frames of views of all pairs.
+        num_draws: Pairs.
         notes: More lines below it.
     """
+    rates = {name: num_frames / stage.seconds for name, stage in stages.items()}
     rows = [
         (
-            stage,
-            f"{rate:,.0f}",
-            f"{rate / rates[LIMIT]:.2f}",
-            f"{rate / rates[PIL_ALONE if _ALONE in stage else PIL]:.1f}",
-            f"{megabytes[stage]:.1f}" if megabytes[stage] else "-",
+            name,
+            f"{rates[name]:,.0f}",
+            f"{rates[name] / rates[LIMIT]:.2f}",
+            f"{rates[name] / rates[stage.compared_with]:.1f}",
+            f"{stage.num_bytes / num_draws / 1e6:.1f}" if stage.num_bytes else "-",
         )
-        for stage, rate in rates.items()
+        for name, stage in stages.items()
     ]
     return Table(
         title,
         ("stage", "frames/s", "of the limit", "x PIL", "MB a pair"),
         rows,
         [
-            "the limit: from the first needed frame to the last, only the needed ones to RGB at the size of the view",
-            f"PIL: every frame of the file up to the last needed one to RGB; one of {_PIL_STRIDE} augmented, counted "
-            "for all",
-            f"{_ALONE}: of frames already decoded; x PIL compares it with Pillow's alone",
+            "the limit: from the key frame before the first needed frame to the last, only the needed ones to RGB at "
+            "the size of the view",
+            f"{_DECODE}: the same without the conversion",
+            "PIL: the same, but the needed frames to RGB of their own size; one of "
+            f"{_PIL_STRIDE} augmented, counted for all",
+            "alone: of frames already decoded; x PIL compares it with Pillow's alone",
             "torchvision's blur: what torchvision.transforms does to Pillow's images; Pillow's own is approximate",
             *notes,
         ],
     )
 
 
-def decode_limit(videos: Sequence[Video], config: Config, num_draws: int) -> float:
-    """Frames of views per CPU second that one core decodes and converts, and nothing else.
+def limit_seconds(draw: Draw, config: Config) -> float:
+    """CPU seconds in which one core decodes and converts the frames of a draw, and nothing else.
 
-    Args:
-        videos: All at least as long as a view.
-        config: The run.
-        num_draws: Pairs of views to take the mean over.
+    Raises:
+        UserError: the video cannot be read.
     """
-    frames, spent = 0, 0.0
-    with one_thread():
-        for number in range(num_draws):
-            draw = make_draw(videos[number % len(videos)], number // len(videos), config)
-            frames += draw.num_frames
-            spent += _timed(partial(_read, draw, config.augment.image_size))[1]
-    return frames / spent
+    with _reading(draw.video), one_thread():
+        start = find_start(draw)
+        return _timed(partial(least_frames, draw, start, config.augment.image_size))[1]
 
 
 def make_draw(video: Video, epoch: int, config: Config) -> Draw:
@@ -208,76 +228,72 @@ def make_draw(video: Video, epoch: int, config: Config) -> Draw:
     Raises:
         UserError: the video cannot be read.
     """
-    content = video.path.read_bytes()
-    try:
+    with _reading(video):
+        content = video.path.read_bytes()
         # The trainer's colour: the same draws in half the time.
         geometry = options.overridden(config, {"augment.color_on": "trainer"})
         return Draw(video, content, epoch, _pair(video, content, epoch, geometry))
-    except DecodeError as error:
+
+
+@contextmanager
+def _reading(video: Video) -> Iterator[None]:
+    try:
+        yield
+    except (DecodeError, av.FFmpegError) as error:
         raise UserError(f"{video.path}: expected a video: {error}") from None
 
 
-@dataclass(frozen=True)
-class _Spent:
-    """On one pair of views at one stage."""
-
-    seconds: float
-    """Of CPU."""
-    num_bytes: int = 0
-    """That the frames have when they leave it."""
-
-
-def _our_stages(draw: Draw, config: Config) -> tuple[dict[str, _Spent], np.ndarray]:
-    """What the stages of the run take for one draw, and the needed frames as the run reads them."""
-    timestamps = _timestamps(draw.content, draw.video.num_frames)
-    first, last = int(draw.needed[0]), int(draw.needed[-1])
-    _, decoding = _timed(partial(decode, draw.content, timestamps, first, last))
-    least, limit = _timed(partial(_read, draw, config.augment.image_size))
-    decoded, reading = _timed(partial(_read, draw, config.data.short_side, config.data.decoder))
-    spent = {
-        "decode": _Spent(decoding),
-        LIMIT: _Spent(limit, least.nbytes),
-        "as the run reads them": _Spent(reading, decoded.nbytes),
-    }
-    for label, overrides in VARIANTS:
-        variant = options.overridden(config, overrides)
-        pair, seconds = _timed(partial(_pair, draw.video, draw.content, draw.epoch, variant))
-        spent[label] = _Spent(seconds, pair.frames.nbytes)
-    return spent, decoded
+def _our_stages(draw: Draw, config: Config) -> tuple[int, dict[str, Stage], np.ndarray]:
+    """Frames that one decode yields, what the stages take for one draw, and the needed frames as the run reads them."""
+    with _reading(draw.video):
+        start = find_start(draw)
+        count, decoding = _timed(partial(decode, draw, start))
+        least, limit = _timed(partial(least_frames, draw, start, config.augment.image_size))
+        decoded, reading = _timed(partial(_read, draw, config))
+        stages = {
+            _DECODE: Stage(decoding),
+            LIMIT: Stage(limit, least.nbytes),
+            "as the run reads them": Stage(reading, decoded.nbytes),
+        }
+        for label, overrides in VARIANTS:
+            variant = options.overridden(config, overrides)
+            pair, seconds = _timed(partial(_pair, draw.video, draw.content, draw.epoch, variant))
+            stages[label] = Stage(seconds, pair.frames.nbytes)
+    return count, stages, decoded
 
 
-def _augmentations(draw: Draw, decoded: np.ndarray, config: Config) -> dict[str, _Spent]:
+def _augmentations(draw: Draw, decoded: np.ndarray, config: Config) -> dict[str, Stage]:
     """What Pillow takes for one draw, and the augmentation alone both ways."""
-    full, decoding = _timed(partial(_decode_all, draw.content, draw.needed))
+    with _reading(draw.video):
+        full, decoding = _timed(partial(full_frames, draw, find_start(draw)))
     size = config.augment.image_size
     num_bytes = 4 * draw.num_frames * 3 * size**2
     pipelines = {
-        label: _Spent(decoding + _pil_seconds(draw, full, config, blur, tensors=True), num_bytes)
+        label: Stage(decoding + _pil_seconds(draw, full, config, blur, tensors=True), num_bytes)
         for label, blur in _PIL_ROWS
     }
     ours = {
-        label: _Spent(_timed(partial(_augment, draw, decoded, size, color))[1])
+        label: Stage(_timed(partial(_augment, draw, decoded, size, color))[1], compared_with=PIL_ALONE)
         for label, color in _AUGMENTATION_ROWS
     }
+    taken = {place: decoded[place] for place in draw.sampled}
     alone = {
-        label: _Spent(_pil_seconds(draw, decoded, config, blur, tensors=False))
+        label: Stage(_pil_seconds(draw, taken, config, blur, tensors=False), compared_with=PIL_ALONE)
         for label, blur in _PIL_ALONE_ROWS
     }
     return pipelines | ours | alone
 
 
 def _pair(video: Video, content: bytes, epoch: int, config: Config) -> ViewPair:
-    return make_view_pair(content, video.path.name, video.num_frames, 1.0, epoch, config, verified=True)
+    return make_view_pair(content, str(video.path), video.num_frames, 1.0, epoch, config, verified=True)
 
 
-def _read(
-    draw: Draw, short_side: int, decoder: Decoder = "pyav"
-) -> UInt8[np.ndarray, "needed height width 3"]:
+def _read(draw: Draw, config: Config) -> UInt8[np.ndarray, "needed height width 3"]:
     return read_frames(
         draw.content,
         draw.needed,
-        short_side=short_side,
-        decoder=decoder,
+        short_side=config.data.short_side,
+        decoder=config.data.decoder,
         num_frames=draw.video.num_frames,
     )
 
@@ -289,17 +305,22 @@ def _augment(draw: Draw, decoded: np.ndarray, image_size: int, color: Literal["e
         apply_color(geometry, parameters, color)
 
 
-def _pil_seconds(draw: Draw, frames: np.ndarray, config: Config, blur: pil.Blur, *, tensors: bool) -> float:
-    """CPU seconds that Pillow would take for all frames of both views."""
-    scale = min(frames.shape[1:3]) / config.data.short_side
+def _pil_seconds(
+    draw: Draw, frames: Mapping[int, np.ndarray], config: Config, blur: pil.Blur, *, tensors: bool
+) -> float:
+    """CPU seconds that Pillow would take for all frames of both views, given `Draw.sampled`."""
+    height, width = next(iter(frames.values())).shape[:2]
+    scale = min(height, width) / config.data.short_side
     total = 0.0
     for view in range(2):
-        parameters = scaled(draw.parameters(view), scale, frames.shape[1], frames.shape[2])
+        parameters = scaled(draw.parameters(view), scale, height, width)
         places = draw.places(view)
         taken = places[::_PIL_STRIDE]
         begin = time.process_time()
         for place in taken:
-            image = pil.augment(Image.fromarray(frames[place]), parameters, config.augment.image_size, blur)
+            image = pil.augment(
+                Image.fromarray(frames[int(place)]), parameters, config.augment.image_size, blur
+            )
             if tensors:
                 pil.to_tensor(image)
         total += (time.process_time() - begin) * len(places) / len(taken)
@@ -318,50 +339,104 @@ def scaled(parameters: AugmentParameters, scale: float, height: int, width: int)
     )
 
 
-def decode(content: bytes, timestamps: Sequence[int] | None, first: int, last: int) -> int:
-    """Decodes from the key frame before a frame to another one and keeps nothing; how many frames came out.
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where decoding begins: at a key frame, from which on frames are known by their timestamps."""
 
-    Args:
-        content: Of the file.
-        timestamps: Of all frames, ascending; None: decoding starts at the first frame of the file.
-        first: Index of the first needed frame.
-        last: Index of the last one.
+    key_frame: int
+    """Its timestamp."""
+    indices: Mapping[int, int]
+    """Of all frames of the file, by timestamp."""
+
+
+def find_start(draw: Draw) -> Start | None:
+    """The last key frame before the first needed frame; None: decoding begins with the file, and frames are counted.
+
+    Timestamps do where the codec shows a frame for every packet (H.264, H.265), each packet has one of its own, and
+    the key frame is the first to come out.
     """
-    count = 0
-    with av.open(io.BytesIO(content)) as container:
+    with av.open(io.BytesIO(draw.content)) as container:
         stream = _stream(container)
-        if timestamps is not None:
-            container.seek(timestamps[first], stream=stream)
-        for frame in container.decode(stream):
-            count += 1
-            if count > last or (timestamps is not None and frame.pts == timestamps[last]):
-                break
-    return count
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        found = {packet.pts for packet in packets if packet.pts is not None}
+        certain = stream.codec_context.name in ("h264", "hevc")
+        if not certain or not len(found) == len(packets) == draw.video.num_frames:
+            return None
+        indices = {timestamp: index for index, timestamp in enumerate(sorted(found))}
+        keys = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
+    before = [key for key in keys if indices[key] <= draw.needed[0]]
+    if not before:
+        return None
+    start = Start(max(before), indices)
+    first = next(_decoded(draw, start), None)
+    return start if first is not None and first[0] == indices[start.key_frame] else None
 
 
-def _timestamps(content: bytes, num_frames: int) -> list[int] | None:
-    """Of every packet, ascending; None where `read_frames` would not seek either."""
-    with av.open(io.BytesIO(content)) as container:
+def _decoded(draw: Draw, start: Start | None) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Index and picture of the frames from the start to the last needed one, on one thread."""
+    last = draw.needed[-1]
+    with av.open(io.BytesIO(draw.content)) as container:
         stream = _stream(container)
-        found = [packet.pts for packet in container.demux(stream) if packet.size]
-        seeking = stream.codec_context.name in ("h264", "hevc") and None not in found
-        return sorted(found) if seeking and len(found) == num_frames else None
+        if start is not None:
+            container.seek(start.key_frame, stream=stream)
+        for count, frame in enumerate(container.decode(stream)):
+            if start is None:
+                index = count
+            elif frame.pts is None or frame.pts < start.key_frame:
+                continue
+            else:
+                index = start.indices[frame.pts]
+            yield index, frame
+            if index == last:
+                return
+    raise DecodeError(f"decoding ends before frame {last}")
 
 
-def _decode_all(
-    content: bytes, needed: Int64[np.ndarray, " needed"]
+def decode(draw: Draw, start: Start | None) -> int:
+    """Decodes what has to be and keeps nothing; how many frames came out."""
+    return sum(1 for _ in _decoded(draw, start))
+
+
+def least_frames(
+    draw: Draw, start: Start | None, short_side: int
 ) -> UInt8[np.ndarray, "needed height width 3"]:
-    """Every frame from the start to the last needed one as RGB of its own size; the needed ones are kept."""
-    wanted = set(needed.tolist())
-    frames = []
-    with av.open(io.BytesIO(content)) as container:
-        for index, frame in enumerate(container.decode(_stream(container))):
-            pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-            if index in wanted:
-                frames.append(pixels)
-            if index == needed[-1]:
-                break
-    return np.stack(frames)
+    """The needed frames in RGB, scaled to a short side in pixels as they are converted."""
+    reformatter, packer = VideoReformatter(), VideoReformatter()
+    places = {index: place for place, index in enumerate(draw.needed.tolist())}
+    frames: np.ndarray | None = None
+    for index, frame in _decoded(draw, start):
+        if (place := places.get(index)) is None:
+            continue
+        shorter = min(frame.width, frame.height)
+        width, height = (round(side * short_side / shorter) for side in (frame.width, frame.height))
+        # Where the width is odd, swscale takes three times as long for packed RGB as for planes that are then packed.
+        form = "gbrp" if width % 2 else "rgb24"
+        scaled = reformatter.reformat(frame, width=width, height=height, format=form, threads=1)
+        pixels = _upright(frame, packer.reformat(scaled, format="rgb24", threads=1))
+        if frames is None:
+            frames = np.empty((len(places), *pixels.shape), np.uint8)
+        frames[place] = pixels
+    assert frames is not None
+    return frames
+
+
+def full_frames(draw: Draw, start: Start | None) -> dict[int, UInt8[np.ndarray, "height width 3"]]:
+    """Converts the needed frames to RGB of their own size; `Draw.sampled` are kept, by their places."""
+    reformatter = VideoReformatter()
+    places = {index: place for place, index in enumerate(draw.needed.tolist())}
+    sampled = draw.sampled
+    kept = {}
+    for index, frame in _decoded(draw, start):
+        if (place := places.get(index)) is not None:
+            pixels = _upright(frame, reformatter.reformat(frame, format="rgb24", threads=1))
+            if place in sampled:
+                kept[place] = pixels
+    return kept
+
+
+def _upright(frame: av.VideoFrame, rgb: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels of a converted frame, turned as the file asks for."""
+    return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
 
 
 def _stream(container: av.container.InputContainer) -> av.video.VideoStream:
@@ -392,6 +467,7 @@ def one_thread() -> Iterator[None]:
     """One thread for torch's own arithmetic, as a decoding task of one CPU has."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    keep_memory()  # as the processes do that decode for a run
     try:
         yield
     finally:

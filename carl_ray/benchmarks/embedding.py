@@ -1,15 +1,18 @@
 """How fast whole videos become embeddings, beside the plainest way to do it. Free of Ray.
 
 Plain: PyAV decodes every frame to RGB at its full size, PIL resizes and crops it, and the CNN sees one frame at a
-time in float32, batch norm and all; then the same temporal part.
+time, batch norm and all; then the same temporal part. In float32, and in bfloat16 by autocast.
 """
 
 from __future__ import annotations
 
 import io
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -23,96 +26,129 @@ from carl_ray.benchmarks.table import Table
 from carl_ray.config import Config
 from carl_ray.data.augment import center_view, normalize
 from carl_ray.data.decode import iterate_frames, probe_video
+from carl_ray.errors import UserError
 from carl_ray.evaluation.inference import VideoEmbedder
 from carl_ray.machine import machine_name
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.training.step import initial_model
 
-_CPU_FRAMES, _GPU_FRAMES = 64, 256
+_CPU_FRAMES, _GPU_FRAMES = 32, 256
 _MOST_VIDEOS = 8
+_ROUNDS = 3
 _RATE = 25  # of the cut video; no time depends on it
+
+
+@dataclass(frozen=True)
+class Run:
+    """One embedding of a video."""
+
+    embeddings: Float[np.ndarray, "frames width"]
+    """H of all frames, float32."""
+    seconds: float
+    """All together."""
+    decoding_seconds: float
+    """Of the pictures, on one core: for the plain way a part of all, for the other one measured by itself."""
 
 
 def measure(
     videos: Sequence[Path], config: Config, device: torch.device, on_progress: Callable[[str], None]
 ) -> Table:
-    """Frames a second of `VideoEmbedder`, in float32 and bfloat16, and of the plain way; and how they agree.
+    """Frames a second of `VideoEmbedder` and of the plain way, in float32 and bfloat16; and how they agree.
 
-    All embed the first 64 frames (on a GPU 256) of the first video, encoded anew as a video of its own; on a GPU
-    up to eight whole videos besides.
+    All embed the first 32 frames (on a GPU 256) of the first video, encoded anew as a video of its own, in turns:
+    once to warm up, then three times, of which the median counts. On a GPU up to eight whole videos besides.
 
     Args:
         videos: Files that can be decoded.
         config: Model and decoder. Weights are random: they change no time.
         device: Where the encoder computes.
         on_progress: Called with a line before each part.
+
+    Raises:
+        UserError: the config's temporal encoder is C3D, which the plain way does not have.
     """
+    if config.model.temporal_encoder == "c3d":
+        raise UserError(
+            "model.temporal_encoder c3d: the part embedding compares encoders that see single frames; "
+            "take transformer or none, or leave the part out of --parts"
+        )
     encoder = initial_model(config).encoder.eval()
+    size = config.augment.image_size
     on_gpu = device.type == "cuda"
     clip = cut_video(videos[0], _GPU_FRAMES if on_gpu else _CPU_FRAMES)
     num_frames = probe_video(clip, verify=True).num_frames
     embedders = {bf16: VideoEmbedder([encoder], config, device, bf16=bf16) for bf16 in (False, True)}
 
-    on_progress(f"embedding {num_frames} frames in the plain way")
-    if on_gpu:
-        list(plain_features(encoder, _pil_views(cut_video(videos[0], 2), config.augment.image_size), device))
-    begin = time.perf_counter()
-    wanted, decoding = embed_plainly(encoder, clip, config.augment.image_size, device)
-    seconds = time.perf_counter() - begin
-    rows = [_row("plain, fp32, frame by frame", num_frames, seconds, seconds, decoding, "")]
-    plain_per_frame = seconds / num_frames
-
-    decoding_per_frame = _decoding_seconds(clip, num_frames, config) / num_frames
-    works: list[tuple[str, bool, list[tuple[bytes | str, int]]]] = [
-        ("VideoEmbedder, fp32", False, [(clip, num_frames)]),
-        ("VideoEmbedder, bf16", True, [(clip, num_frames)]),
-    ]
+    ways: dict[str, Callable[[], Run]] = {
+        "plain, fp32, frame by frame": partial(embed_plainly, encoder, clip, size, device),
+        "plain, bf16, frame by frame": partial(embed_plainly, encoder, clip, size, device, bf16=True),
+        "VideoEmbedder, fp32": partial(_embed_clip, embedders[False], clip, num_frames, config),
+        "VideoEmbedder, bf16": partial(_embed_clip, embedders[True], clip, num_frames, config),
+    }
+    runs: dict[str, list[Run]] = {name: [] for name in ways}
+    for number in range(1 + _ROUNDS):
+        on_progress(
+            f"embedding {num_frames} frames, round {number} of {_ROUNDS}" + " (warming up)" * (not number)
+        )
+        for name, way in ways.items():
+            runs[name].append(way())
+    seconds = {name: statistics.median(run.seconds for run in made[1:]) for name, made in runs.items()}
+    fp32, bf16, *_ = ways
+    wanted = runs[fp32][0].embeddings
+    rows = []
+    for name, made in runs.items():
+        taken = seconds[name]
+        decoding = statistics.median(run.decoding_seconds for run in made[1:])
+        difference = np.abs(_unit(made[0].embeddings) - _unit(wanted)).max()
+        rows.append(
+            (
+                name,
+                f"{num_frames / taken:,.1f}",
+                f"{seconds[fp32] / taken:.2f}",
+                f"{seconds[bf16] / taken:.2f}",
+                f"{decoding / taken:.1%}",
+                "" if name == fp32 else f"{difference:.1e}",
+            )
+        )
     if on_gpu:
         whole = [
             (str(path), probe_video(str(path), verify=True).num_frames) for path in videos[:_MOST_VIDEOS]
         ]
-        works.append((f"VideoEmbedder, bf16, {len(whole)} whole videos", True, [*whole]))
-    for name, bf16, work in works:
+        name = f"VideoEmbedder, bf16, {len(whole)} whole videos"
         on_progress(name)
-        if on_gpu:
-            list(embedders[bf16].embed(work))
-        begin = time.perf_counter()
-        results = list(embedders[bf16].embed(work))
-        seconds = time.perf_counter() - begin
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-        count = sum(frames for _, frames in work)
-        difference = ""
-        if len(work) == 1:
-            assert not isinstance(results[0], Exception)
-            difference = f"{np.abs(_unit(results[0][0]) - _unit(wanted)).max():.1e}"
-        rows.append(
-            _row(name, count, seconds, count * plain_per_frame, count * decoding_per_frame, difference)
-        )
+        taken = statistics.median([_embedded(embedders[True], whole)[1] for _ in range(1 + _ROUNDS)][1:])
+        rows.append((name, f"{sum(frames for _, frames in whole) / taken:,.1f}", "", "", "", ""))
     notes = [
-        "ratio: to the plain way, frame for frame; decoding: its time, on one core, as a share of the time taken "
-        "(VideoEmbedder decodes in threads beside the CNN, so more than 100 % is possible)",
-        "difference: the largest of an element of the embeddings, scaled to length 1, from the plain way's, "
-        "whose resizing is another",
+        f"medians of {_ROUNDS} rounds, in which the ways take turns; x fp32, x bf16: how many times as fast as the "
+        "plain way in that precision",
+        "decoding: its time, on one core, as a share of the time taken (VideoEmbedder decodes in threads beside the "
+        "CNN, so more than 100 % is possible)",
+        "difference: the largest of an element of the embeddings, scaled to length 1, from those of the plain way in "
+        "fp32, whose resizing is another",
     ]
     title = (
-        f"embedding: {config.model.backbone}, {config.augment.image_size} pixels, {num_frames} frames of "
+        f"embedding: {config.model.backbone}, {size} pixels, {num_frames} frames of "
         f"{videos[0].name}, {machine_name(use_gpu=on_gpu)}"
     )
-    return Table(title, ("way", "frames/s", "ratio", "decoding", "difference"), rows, notes)
+    return Table(title, ("way", "frames/s", "x fp32", "x bf16", "decoding", "difference"), rows, notes)
 
 
 def embed_plainly(
-    encoder: FrameLevelVideoEncoder, video: bytes, image_size: int, device: torch.device
-) -> tuple[Float[np.ndarray, "frames width"], float]:
-    """H of all frames, float32, frame by frame as far as possible; and the seconds that went into the pictures.
+    encoder: FrameLevelVideoEncoder,
+    video: bytes,
+    image_size: int,
+    device: torch.device,
+    *,
+    bf16: bool = False,
+) -> Run:
+    """H of all frames, frame by frame as far as possible.
 
     Args:
         encoder: In evaluation mode, without C3D.
         video: Content of the file.
         image_size: S.
         device: Where the encoder computes.
+        bf16: Matrix products in bfloat16.
     """
     encoder = encoder.to(device)
     decoding = 0.0
@@ -128,8 +164,11 @@ def embed_plainly(
                 return
             yield view
 
-    features = torch.stack(list(plain_features(encoder, timed(), device)))
-    return encoder.embed_features(features).float().cpu().numpy(), decoding
+    begin = time.perf_counter()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        features = torch.stack(list(plain_features(encoder, timed(), device)))
+        embeddings = encoder.embed_features(features).float().cpu().numpy()
+    return Run(embeddings, time.perf_counter() - begin, decoding)
 
 
 @torch.no_grad()
@@ -178,6 +217,27 @@ def _pil_views(video: bytes, image_size: int) -> Iterator[np.ndarray]:
             yield np.array(picture.crop((left, top, left + image_size, top + image_size)))
 
 
+def _embed_clip(embedder: VideoEmbedder, clip: bytes, num_frames: int, config: Config) -> Run:
+    decoding = _decoding_seconds(clip, num_frames, config)
+    (embeddings,), seconds = _embedded(embedder, [(clip, num_frames)])
+    return Run(embeddings, seconds, decoding)
+
+
+def _embedded(
+    embedder: VideoEmbedder, videos: Sequence[tuple[bytes | str, int]]
+) -> tuple[list[np.ndarray], float]:
+    """The embeddings of each video, and the seconds that all took."""
+    begin = time.perf_counter()
+    results = list(embedder.embed(videos))
+    seconds = time.perf_counter() - begin
+    embeddings = []
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+        embeddings.append(result[0])
+    return embeddings, seconds
+
+
 def _decoding_seconds(video: bytes, num_frames: int, config: Config) -> float:
     """Of making the views as `VideoEmbedder` does."""
     size = config.augment.image_size
@@ -187,18 +247,6 @@ def _decoding_seconds(video: bytes, num_frames: int, config: Config) -> float:
     ):
         center_view(frames, size)
     return time.perf_counter() - begin
-
-
-def _row(
-    name: str, num_frames: int, seconds: float, plain_seconds: float, decoding_seconds: float, difference: str
-) -> tuple[str, ...]:
-    return (
-        name,
-        f"{num_frames / seconds:,.1f}",
-        f"{plain_seconds / seconds:.2f}",
-        f"{decoding_seconds / seconds:.1%}",
-        difference,
-    )
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:

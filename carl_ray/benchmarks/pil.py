@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional
@@ -62,18 +62,6 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 size size"]:
     """The frame in float32, channels first, ImageNet's mean and deviation taken out."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     return pixels.to(torch.float32).div(255).sub(_MEAN).div(_DEVIATION)
-
-
-def augment_frames(
-    frames: UInt8[np.ndarray, "n height width 3"],
-    parameters: AugmentParameters,
-    image_size: int,
-    blur: Blur = "pillow",
-) -> UInt8[np.ndarray, "n {image_size} {image_size} 3"]:
-    """Some frames, one after the other."""
-    return np.stack(
-        [np.asarray(augment(Image.fromarray(frame), parameters, image_size, blur)) for frame in frames]
-    )
 
 
 def _turn_hue(image: Image.Image, turn: float) -> Image.Image:

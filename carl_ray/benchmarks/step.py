@@ -9,13 +9,12 @@ Legend: B videos, T frames of a view, S pixels.
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,11 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from carl_ray.benchmarks.table import Table
 from carl_ray.config import Config, ModelConfig
-from carl_ray.data.augment import normalize
-from carl_ray.data.sample import NUM_COLOR_VALUES, Batch
+from carl_ray.data.augment import AugmentParameters, draw_parameters, normalize
+from carl_ray.data.memory import frame_shape
+from carl_ray.data.sample import Batch, frames_on_device
 from carl_ray.machine import machine_name
 from carl_ray.model.backbone import Backbone, build_backbone
-from carl_ray.training.objective import Views, objective_terms
 from carl_ray.training.step import TrainingStep
 
 STAGES = (
@@ -40,7 +39,8 @@ STAGES = (
     "backward",
     "clip, optimiser",
 )
-"""Parts of a step, in order. "Transformer" is all between the CNN and the loss, the pooling and the head included."""
+"""Parts of a step, in order. What the workers leave to the trainer (`augment.color_on`, `augment.pixels`) is in the
+first; "Transformer" is all between the CNN and the loss, the pooling and the head included."""
 
 _CPU_FRAMES = 32
 _LONG = 2000
@@ -59,8 +59,8 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
     """Time of every part of a step on random frames, all of them real.
 
     On a GPU with the config's T and batch, and besides with one video of T = 2000. On a CPU one video of at most
-    32 frames in both views together, for minutes are too long for a benchmark. Frames come as RGB, and colour is left
-    to the workers.
+    32 frames in both views together, for minutes are too long for a benchmark. Then what the trainer can be left
+    with, each by itself on the same batch: RGB from YUV 4:2:0, and colour.
 
     Args:
         config: Model, objective and precision. Weights are random: they change no time.
@@ -70,7 +70,7 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
     on_gpu = device.type == "cuda"
     videos = config.training.global_batch_size if on_gpu else 2 if config.objective.paired else 1
     frames = config.model.num_frames if on_gpu else min(config.model.num_frames, _CPU_FRAMES // 2 // videos)
-    config = _sized(config, frames)
+    config = replace(config, model=replace(config.model, num_frames=frames))
     batch = synthetic_batch(config, videos)
     real = int(batch.frame_mask.sum())
     repeats = 10 if on_gpu else 3
@@ -80,12 +80,10 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
     _median(lambda: step.train(batch, 0), device, 2)  # the first ones compile, choose algorithms, fold
     _forget_peak(device)
     whole = _median(lambda: step.train(batch, 0), device, repeats)
-    memory = _peak_bytes(device)
+    memory = _peak_gib(device)
     on_progress("its parts")
-    stages = [
-        statistics.median(times)
-        for times in zip(*(_stages(step, batch) for _ in range(repeats)), strict=True)
-    ]
+    runs = [_stages(step, batch)[0] for _ in range(repeats)]
+    stages = [statistics.median(times) for times in zip(*runs, strict=True)]
 
     rows = [
         (name, f"{1000 * seconds:,.1f}", f"{seconds / sum(stages):.1%}", _rate(real, seconds), "")
@@ -94,9 +92,26 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
     rows.append(
         ("all of them, waiting after each", f"{1000 * sum(stages):,.1f}", "", _rate(real, sum(stages)), "")
     )
-    rows.append(("the step", f"{1000 * whole:,.1f}", "", _rate(real, whole), _gib(memory)))
+    rows.append(("the step", f"{1000 * whole:,.1f}", "", _rate(real, whole), memory))
+    on_progress("what the trainer can be left with")
+    for name, variant in _left_to_trainer(config).items():
+        shipped = batch if frame_shape(variant) == frame_shape(config) else synthetic_batch(variant, videos)
+        run = partial(frames_on_device, shipped, variant, device)
+        _median(run, device, 1)
+        seconds = _median(run, device, repeats)
+        rows.append((name, f"{1000 * seconds:,.1f}", f"{seconds / whole:.1%}", _rate(real, seconds), ""))
 
-    notes = ["share: of the sum of the parts; memory: " + _memory_meaning(device)]
+    drawn = [AugmentParameters.from_vector(vector) for views in batch.color for vector in views]
+    notes = [
+        "share: of the sum of the parts, then of the step; one worker: no exchange between GPUs is in it",
+        f"the step and its parts: colour ({config.augment.color}) on the "
+        f"{config.augment.color_on}, pixels {config.augment.pixels}",
+        "frames to the device, with colour or RGB from YUV 4:2:0: the copy is in all of these rows, normalising in "
+        f"none; of {len(drawn)} views {sum(draw.jitter for draw in drawn)} jittered, "
+        f"{sum(draw.grayscale for draw in drawn)} made grey, {sum(draw.blur_sigma > 0 for draw in drawn)} blurred",
+    ]
+    if on_gpu:
+        notes.append("GiB: the most that tensors took on the GPU during the step")
     if step.model.encoder.backbone.frozen:
         on_progress("the frozen part without folding")
         folded, plain = _frozen_seconds(step, batch, repeats)
@@ -117,7 +132,7 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
     if on_gpu:
         del step
         on_progress(f"one video of T = {_LONG}")
-        longer = _sized(config, _LONG)
+        longer = replace(config, model=replace(config.model, num_frames=_LONG))
         batch = synthetic_batch(longer, 2 if config.objective.paired else 1)
         step = TrainingStep(longer, device, num_steps=1_000_000)
         _median(lambda: step.train(batch, 0), device, 1)
@@ -125,7 +140,7 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
         seconds = _median(lambda: step.train(batch, 0), device, 3)
         real = int(batch.frame_mask.sum())
         name = f"the step, {len(batch.rows)} x T = {_LONG}"
-        rows.append((name, f"{1000 * seconds:,.1f}", "", _rate(real, seconds), _gib(_peak_bytes(device))))
+        rows.append((name, f"{1000 * seconds:,.1f}", "", _rate(real, seconds), _peak_gib(device)))
     title = (
         f"training step: {config.model.backbone}, {videos} video{'s' * (videos > 1)} x 2 views x {frames} frames of "
         f"{config.augment.image_size} pixels, {config.training.precision}, {machine_name(use_gpu=on_gpu)}"
@@ -134,17 +149,20 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
 
 
 def synthetic_batch(config: Config, num_videos: int) -> Batch:
-    """Random pixels; every frame real."""
+    """Random pixels, shipped as the config says; every frame real, colour drawn for every view."""
+    # Of its first 2 views, and of its first 8, about as many are jittered, grey and blurred as is probable.
+    rng = np.random.default_rng(51)
     generator = torch.Generator().manual_seed(0)
     shape = (num_videos, 2, config.model.num_frames)
     size = config.augment.image_size
+    color = [draw_parameters(config.augment, size, size, rng).to_vector() for _ in range(2 * num_videos)]
     return Batch(
-        frames=torch.randint(0, 256, (*shape, size, size, 3), dtype=torch.uint8, generator=generator),
+        frames=torch.randint(0, 256, (*shape, *frame_shape(config)), dtype=torch.uint8, generator=generator),
         timestamps=torch.arange(shape[2], dtype=torch.float64).expand(shape).contiguous(),
         frame_mask=torch.ones(shape, dtype=torch.bool),
         frame_labels=torch.zeros(shape, dtype=torch.int64),
         rows=torch.arange(num_videos),
-        color=np.zeros((num_videos, 2, NUM_COLOR_VALUES)),
+        color=np.reshape(color, (num_videos, 2, -1)),
         sample_seeds=torch.arange(2 * num_videos).unflatten(0, (num_videos, 2)),
     )
 
@@ -168,29 +186,54 @@ def cnn_operations(model: ModelConfig, image_size: int) -> Operations:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large product of square matrices, the best of several."""
+    """Floating-point operations a second of a large product of square matrices, the best of several.
+
+    In float32 on a GPU with the precision that convolutions are allowed, TF32 or not.
+    """
     size, products, attempts = (8192, 20, 5) if device.type == "cuda" else (1024, 1, 10)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    out = a @ b
+    out = torch.empty_like(a)
 
     def run() -> None:
         for _ in range(products):
             torch.mm(a, b, out=out)
 
-    return products * 2 * size**3 / min(_seconds(run, device) for _ in range(attempts))
+    with _precision_of_convolutions():
+        run()
+        return products * 2 * size**3 / min(_seconds(run, device) for _ in range(attempts))
 
 
-def _sized(config: Config, num_frames: int) -> Config:
-    return replace(
-        config,
-        augment=replace(config.augment, color_on="workers", pixels="rgb"),
-        model=replace(config.model, num_frames=num_frames),
-    )
+@contextmanager
+def _precision_of_convolutions() -> Iterator[None]:
+    """Matrix products on a GPU may use TF32 where cuDNN's convolutions may: by default these do, and those do not."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _stages(step: TrainingStep, batch: Batch) -> list[float]:
-    """Seconds of each of `STAGES` of one step, the device idle between them."""
-    config, device, model = step.config, step.device, step.model
+def _left_to_trainer(config: Config) -> dict[str, Config]:
+    """The config with each way in which views can come to the trainer, by name."""
+    usual = replace(config.augment, color_on="workers", pixels="rgb")
+    ways = {
+        "frames to the device": usual,
+        "with colour, exact": replace(usual, color_on="trainer", color="exact"),
+        "with colour, matrix": replace(usual, color_on="trainer", color="matrix"),
+    }
+    if usual.image_size % 2 == 0:
+        ways["with RGB from YUV 4:2:0"] = replace(usual, pixels="yuv420")
+    return {name: replace(config, augment=augment) for name, augment in ways.items()}
+
+
+def _stages(step: TrainingStep, batch: Batch) -> tuple[list[float], float]:
+    """Seconds of each of `STAGES` of one step, the device idle between them; and its loss.
+
+    The step's own code computes the loss, stamped from hooks. After it come the lines of `TrainingStep.train` that
+    compute.
+    """
+    device, model = step.device, step.model
     backbone = model.encoder.backbone
     stamps: list[float] = []
 
@@ -207,41 +250,26 @@ def _stages(step: TrainingStep, batch: Batch) -> list[float]:
         else:
             hooks.enter_context(backbone.register_forward_hook(stamp))
         hooks.enter_context(backbone.register_forward_hook(stamp))
+        hooks.enter_context(model.register_forward_hook(stamp))
         stamp()
-        frames = normalize(batch.frames.to(device).flatten(0, 1))
-        mask = batch.frame_mask.to(device)
-        seeds = batch.sample_seeds.to(device)
-        with _autocast(step):
-            made = model(frames, mask.flatten(0, 1), seeds.flatten())
-        stamp()
-    views = Views(
-        frames=made.unflatten(0, (-1, 2)).float(),
-        timestamps=batch.timestamps.to(device),
-        mask=mask,
-        frame_labels=batch.frame_labels.to(device),
-        rows=batch.rows.to(device),
-        seeds=seeds,
-    )
-    objective = config.objective
-    sums, counts = objective_terms(objective, views, model.order_head, objective.weak_weight)
-    loss = (sums / counts.clamp(min=1)).sum()
+        loss, _ = step._global_loss(batch, model, 0)
     stamp()
     loss.backward()
     stamp()
-    nn.utils.clip_grad_norm_(step.parameters, config.optimizer.max_gradient_norm)
+    nn.utils.clip_grad_norm_(step.parameters, step.config.optimizer.max_gradient_norm)
     step.optimizer.step()
     step.optimizer.zero_grad(set_to_none=True)
     stamp()
-    return np.diff(stamps).tolist()
+    return np.diff(stamps).tolist(), loss.item()
 
 
 def _frozen_seconds(step: TrainingStep, batch: Batch, repeats: int) -> tuple[float, float]:
     """Seconds of the frozen part, folded and as its modules stand."""
     backbone = step.model.encoder.backbone
-    frames = normalize(batch.frames.to(step.device).flatten(0, 2))
+    frames = normalize(frames_on_device(batch, step.config, step.device).flatten(0, 2))
 
     def plain() -> None:
-        for chunk in frames.split(backbone.chunk_frames):
+        for chunk in backbone.chunks(frames):
             _one_by_one(backbone, backbone.frozen, chunk)
 
     def folded() -> None:
@@ -288,22 +316,10 @@ def _forget_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # KiB but for macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _memory_meaning(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "the most that tensors took on the GPU during the step"
-    return "the most that the process ever took"
+def _peak_gib(device: torch.device) -> str:
+    """Since `_forget_peak`. A process on a CPU cannot forget: its peak may be that of anything before."""
+    return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f}" if device.type == "cuda" else "-"
 
 
 def _rate(frames: int, seconds: float) -> str:
     return f"{frames / seconds:,.1f}"
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f}"

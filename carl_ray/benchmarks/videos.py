@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from carl_ray import storage
-from carl_ray.data.decode import DecodeError, probe_video
 from carl_ray.datasets import choreography
 from carl_ray.datasets.figure import Movement, perform
 from carl_ray.errors import UserError
@@ -35,18 +34,11 @@ class Video:
     """Size and codec: "640x360 h264"."""
 
 
-def probe(paths: Sequence[Path]) -> tuple[list[Video], list[str]]:
-    """The files that decode, each counted by a full decode; and a note for each that does not."""
-    videos, notes = [], []
-    for path in paths:
-        try:
-            found = probe_video(path.read_bytes(), verify=True)
-        except DecodeError as error:
-            notes.append(f"left out {path.name}: {error}")
-        else:
-            kind = f"{found.width}x{found.height} {found.codec}"
-            videos.append(Video(path.absolute(), found.num_frames, kind))
-    return videos, notes
+def even_sample(paths: Sequence[Path], most: int) -> list[Path]:
+    """At most so many of them, evenly taken, in their order."""
+    if len(paths) <= most:
+        return list(paths)
+    return [paths[at] for at in np.linspace(0, len(paths) - 1, most).astype(int)]
 
 
 def long_enough(videos: Sequence[Video], num_frames: int) -> tuple[list[Video], list[str]]:

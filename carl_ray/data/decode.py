@@ -15,6 +15,7 @@ frame which makes frames vanish; the `num_frames` of a verified manifest guards 
 
 from __future__ import annotations
 
+import errno
 import io
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,10 @@ Decoder = Literal["pyav", "decord"]
 
 # Decoding on is cheaper than seeking when the next wanted frame is fewer frames past the last one than this.
 _WORTH_A_SEEK = 16
+
+# Of these no video is to blame. FFmpeg has EIO for damage, too.
+_NOT_THE_VIDEOS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
+_CHUNK = 8 << 20  # bytes
 
 
 class DecodeError(Exception):
@@ -92,7 +97,7 @@ def read_frames(
         DecodeError: the video cannot be opened, or an index lies beyond what decodes.
         ValueError: no index, or a negative one.
         UserError: a remote file is not there; decord is not installed.
-        RunError: the store refuses or fails.
+        RunError: the store or the disk refuses or fails.
     """
     indices = np.asarray(frame_indices, dtype=np.int64).reshape(-1)
     if len(indices) == 0 or np.min(indices) < 0:
@@ -152,7 +157,7 @@ def iterate_frames(
     try:
         with _open(readable) as container:
             stream = _video_stream(container)
-            for frame in _decoded(container, stream, failure):
+            for frame in _decoded(readable, container, stream, failure):
                 if count == num_frames:
                     raise DecodeError(f"{num_frames} frames were expected, but more decode")
                 output.put(count % chunk_frames, frame, stream)
@@ -194,7 +199,7 @@ def probe_video(source: bytes | str, *, verify: bool = False) -> VideoProbe:
     failure: list[str] = []
     with _open(readable) as container:
         stream = _video_stream(container)
-        frames = _decoded(container, stream, failure)
+        frames = _decoded(readable, container, stream, failure)
         first = next(frames, None)
         if first is None:
             raise DecodeError(_why_nothing_decodes(readable, failure))
@@ -229,7 +234,7 @@ def _read_with_pyav(
     count = 0
     with _open(readable) as container:
         stream = _video_stream(container)
-        for frame in _decoded(container, stream, failure):
+        for frame in _decoded(readable, container, stream, failure):
             output.put(count, frame, stream)
             count += 1
             if count > output.wanted[-1]:
@@ -522,6 +527,7 @@ def _open(readable: bytes | Path) -> av.container.InputContainer:
     except PermissionError:
         raise DecodeError("no permission to read it") from None
     except (av.FFmpegError, OSError, ValueError) as error:
+        _raise_where_unread(readable, error)
         raise DecodeError(_why_not_opened(readable, error)) from None
 
 
@@ -551,14 +557,36 @@ def _packets(
 
 
 def _decoded(
-    container: av.container.InputContainer, stream: av.video.VideoStream, failure: list[str]
+    readable: bytes | Path,
+    container: av.container.InputContainer,
+    stream: av.video.VideoStream,
+    failure: list[str],
 ) -> Iterator[av.VideoFrame]:
-    """All frames, up to the first packet that cannot be decoded; its error goes into `failure`."""
+    """All frames, up to the first packet that cannot be decoded; its error goes into `failure`.
+
+    Raises:
+        RunError: the file cannot be read, and may be another time.
+    """
     try:
         for packet in container.demux(stream):
             yield from packet.decode()
     except (av.FFmpegError, OSError) as error:
+        _raise_where_unread(readable, error)
         failure.append(_reason(error))
+
+
+def _raise_where_unread(readable: bytes | Path, error: Exception) -> None:
+    """Raises RunError where what the file lies on has failed, not the video."""
+    if isinstance(readable, bytes) or not isinstance(error, OSError) or error.errno not in _NOT_THE_VIDEOS:
+        return
+    try:
+        if error.errno != errno.EIO:
+            raise error
+        with readable.open("rb") as file:
+            while file.read(_CHUNK):
+                pass
+    except OSError as cause:
+        raise storage.storage_error(cause, str(readable), "read") from None
 
 
 def _timing(

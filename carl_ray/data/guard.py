@@ -15,6 +15,7 @@ import os
 import pickle
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -42,8 +43,13 @@ _MEMORY_BEYOND_RESERVED = 2 << 30
 """Bytes that one video may take beside what its task has reserved: H.264 of 7680 x 4320 with 16 reference
 pictures takes 1.2 GiB."""
 
+_FETCH_SECONDS = 10 * storage.PATIENCE_SECONDS
+"""What a video may take beside `data.time_limit`: a store that sends a byte now and then never falls silent."""
+_END_SECONDS = 5.0
+
 _KILLED_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
 
 
 class BadVideoError(Exception):
@@ -82,8 +88,8 @@ class ViewPairReader:
         Raises:
             BadVideoError: it is no video that can be read; reading it takes longer than `data.time_limit`
                 seconds or more memory than 2 GiB beside what its task reserves; its decoder crashed.
-            RunError: it may be read another time: the storage refuses or fails, the process was killed from
-                outside or could not be started.
+            RunError: it may be read another time: the storage refuses, fails or takes too long, the process was
+                killed or stopped from outside or could not be started.
         """
         # Back in its place once it has answered: whatever interrupts this task (Ray raises KeyboardInterrupt in
         # one that is cancelled), the next video must not be given the answer for this one.
@@ -92,7 +98,14 @@ class ViewPairReader:
             process = _start_decoder(self._code)
         request = (uri, video_id, num_video_frames, frame_step, epoch, config, verified, frame_labels)
         try:
-            answer = _ask(process, request)
+            answer = _ask(process, request, config.data.time_limit + _FETCH_SECONDS)
+        except TimeoutError as error:
+            process.kill()
+            # One that waits for a device that does not answer stays until it does.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)
+                end_child(process)
+            raise RunError(str(error)) from None
         except BaseException:
             process.kill()
             end_child(process)
@@ -134,13 +147,22 @@ def _start_decoder(code: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def _ask(process: subprocess.Popen[bytes], request: object) -> tuple[str, Any] | None:
-    """Kind and value of the answer; None where the process died over the request."""
+def _ask(process: subprocess.Popen[bytes], request: object, seconds: float) -> tuple[str, Any] | None:
+    """Kind and value of the answer; None where the process died over the request.
+
+    Raises:
+        TimeoutError: no answer for so many seconds.
+    """
     assert process.stdin is not None and process.stdout is not None
     try:
         pickle.dump(request, process.stdin)
         process.stdin.flush()
         answers = cast(io.BufferedReader, process.stdout)
+        # Nothing is left in its buffer of the answer before.
+        begun = select.poll()
+        begun.register(answers, select.POLLIN)
+        if not begun.poll(seconds * 1000):
+            raise TimeoutError(f"the process that decodes videos gave no answer for {seconds:g} s")
         kind, head, sizes = pickle.load(answers)
         buffers = [np.empty(size, dtype=np.uint8) for size in sizes]
         if any(answers.readinto(buffer.data) < buffer.nbytes for buffer in buffers):
@@ -219,19 +241,37 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def limit_memory(num_bytes: int) -> None:
-    """In a child: from now on it gets at most so much memory more; then allocations fail. Linux only."""
+def limit_memory(num_bytes: int | None) -> None:
+    """In a child: from now on it gets at most so much memory more; then allocations fail. Linux only.
+
+    Args:
+        num_bytes: None lifts the limit.
+    """
     if sys.platform == "linux":
         kilobytes = re.search(r"^VmData:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"), re.M)
         assert kilobytes is not None
-        limit, hard = int(kilobytes[1]) * 1024 + num_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]
-        if hard == resource.RLIM_INFINITY or limit < hard:
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        limit = hard if num_bytes is None else int(kilobytes[1]) * 1024 + num_bytes
+        if limit == hard or hard == resource.RLIM_INFINITY or limit < hard:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def keep_memory() -> None:
+    """From now on this process keeps what it frees, where its C library is glibc.
+
+    Every video wants the same hundreds of megabytes again; pages fresh from the kernel took a sixth of the time
+    that a pair of views takes. It is memory that the task has reserved.
+    """
+    with suppress(AttributeError):  # no mallopt
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def answer_view_pairs() -> None:
     """Body of the child process of a `ViewPairReader`."""
     requests, answers = open_channel()
+    keep_memory()
     from pyarrow import allocate_buffer
 
     from carl_ray.data import sample
@@ -251,9 +291,10 @@ def answer_view_pairs() -> None:
     ) -> tuple[str, object]:
         memory = load_task_bytes(config) + _MEMORY_BEYOND_RESERVED
         try:
-            limit_memory(memory)
-            # The storage has its own patience, and is not to blame on the decoder.
+            # The storage has its own patience, and is not to blame on the decoder; nor is the size of the file.
+            limit_memory(None)
             source = storage.read_bytes(uri) if storage.is_remote(uri) else uri
+            limit_memory(memory)
             with time_limit(config.data.time_limit):
                 pair = sample.make_view_pair(
                     source,

@@ -205,12 +205,13 @@ def _list_videos(filesystem: fs.FileSystem, root: str, folder_uri: str) -> tuple
     """The videos below a folder (uri, path, video_id, bytes, modified_ns), and the number of other files."""
     shown = storage.public_uri(folder_uri)
     try:
-        kind = filesystem.get_file_info(root).type
+        kind = storage.persistently(folder_uri, "list", lambda: filesystem.get_file_info(root).type)
         if kind == fs.FileType.NotFound:
             raise UserError(f"{shown}: no such folder")
         if kind == fs.FileType.File:
             raise UserError(f"{shown}: expected a folder of videos, got a file")
-        infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+        selector = fs.FileSelector(root, recursive=True)
+        infos = storage.persistently(folder_uri, "list", lambda: filesystem.get_file_info(selector))
     except OSError as error:
         raise storage.storage_error(error, folder_uri, "list") from None
     files = []
@@ -287,7 +288,8 @@ def _probe_all(
     # Here and not above: the child processes import this module too, and must start quickly.
     import ray
 
-    numbered = pa.table({"number": range(len(files)), "path": [f["path"] for f in files]})
+    columns = {name: [f[name] for f in files] for name in ("uri", "path")}
+    numbered = pa.table({"number": range(len(files)), **columns})
     sized = numbered.append_column("bytes", pa.array([f["bytes"] for f in files], pa.int64()))
     # Few files a task, lest the last ones keep one CPU busy alone; not one, for tasks cost something too.
     per_task = max(1, min(16, len(files) // (8 * int(ray.cluster_resources().get("CPU", 1)))))
@@ -302,9 +304,14 @@ def _probe_all(
 
 def _probe_file(row: dict[str, Any], *, filesystem: fs.FileSystem, verify: bool) -> dict[str, Any]:
     """Runs on a Ray worker. The outcome is JSON text: its fields differ from row to row."""
-    try:
+
+    def attempt() -> dict[str, Any]:
+        # What fails on the way costs the child, too: each attempt is a new request to a new one.
         with filesystem.open_input_stream(row["path"]) as file:
-            outcome = probe_guarded(file, row["bytes"], verify=verify)
+            return probe_guarded(file, row["bytes"], verify=verify)
+
+    try:
+        outcome = storage.persistently(row["uri"], "read", attempt)
     except OSError as error:
         outcome = {"reason": f"{_UNREAD}: {' '.join(str(error).split())}"}
     return {"number": row["number"], "outcome": json.dumps(outcome)}

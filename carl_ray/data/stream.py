@@ -182,10 +182,8 @@ def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) 
     # In shared memory: the table is mapped, not copied, however many videos it has.
     table: pa.Table = ray.get(manifest)
     video = table.slice(planned["video_index"], 1).to_pylist()[0]
-    error = ""
-    for attempt in range(config.data.retries + 1):
-        if attempt:
-            time.sleep(random.SystemRandom().uniform(0.5, 1.5) * _FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
+    attempt = 0
+    while True:
         try:
             pair = _reader.read(
                 video["uri"],
@@ -200,10 +198,13 @@ def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) 
         except BadVideoError as failure:
             return _row_table(position, video["video_id"], str(failure), None)
         except RunError as failure:
-            error = str(failure)
+            if attempt == config.data.retries:
+                # Not the video's fault: an outage must not take videos out of the plan.
+                raise RunError(f"{video['video_id']}: {failure}") from None
         else:
             return _row_table(position, video["video_id"], None, pair)
-    return _row_table(position, video["video_id"], error, None)
+        time.sleep(random.SystemRandom().uniform(0.5, 1.5) * _FIRST_RETRY_SECONDS * 2**attempt)
+        attempt += 1
 
 
 def _row_table(

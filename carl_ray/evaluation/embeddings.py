@@ -246,7 +246,11 @@ def _files(uri: str) -> list[str]:
 def _open(uri: str) -> pq.ParquetFile:
     filesystem, path = storage.resolve(uri)
     try:
-        file = storage.persistently(uri, "read", lambda: pq.ParquetFile(path, filesystem=filesystem))
+        if storage.is_remote(uri):
+            # Whole, as it was written: storage tries again, and what fails afterwards is the file's fault.
+            file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri)))
+        else:
+            file = pq.ParquetFile(path, filesystem=filesystem)
         refuse_pickles(file.schema_arrow)
         return file
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -254,7 +258,8 @@ def _open(uri: str) -> pq.ParquetFile:
 
 
 def _unreadable(uri: str, error: Exception) -> UserError | RunError:
-    if isinstance(error, PermissionError):
+    # Arrow's own complaints about damage are OSErrors too, but have no number.
+    if isinstance(error, OSError) and error.errno is not None:
         return storage.storage_error(error, uri, "read")
     reason = " ".join(str(error).split())
     return UserError(f"{storage.public_uri(uri)}: not a whole Parquet file of embeddings ({reason})")

@@ -59,8 +59,10 @@ class Growth:
 
     kind: str
     mebibytes_per_hour: float
+    seconds: float
+    """The longest life that was watched, without its warm-up."""
     mebibytes: float
-    """The slope times the longest life that was watched."""
+    """The slope times that life."""
     descriptors: tuple[float, float]
     """Of one process, on average, open in the first and in the last quarter of its life."""
 
@@ -81,7 +83,7 @@ def growth(samples: Mapping[str, Sequence[Sequence[Sample]]]) -> list[Growth]:
         longest = max(life[-1].seconds - life[0].seconds for life in warm)
         first = statistics.fmean(_descriptors(life[: len(life) // 4]) for life in warm)
         last = statistics.fmean(_descriptors(life[-(len(life) // 4) :]) for life in warm)
-        found.append(Growth(kind, 3600 * rise, rise * longest, (first, last)))
+        found.append(Growth(kind, 3600 * rise, longest, rise * longest, (first, last)))
     return found
 
 
@@ -99,8 +101,8 @@ class Watch:
 
     def __init__(self, titles: Mapping[str, str]) -> None:
         self._titles = titles
-        self._kinds: dict[int, str] = {}
-        self._samples: dict[int, list[Sample]] = {}
+        self._kinds: dict[psutil.Process, str] = {}
+        self._samples: dict[psutil.Process, list[Sample]] = {}
         self._due = 0.0
 
     def look(self) -> None:
@@ -109,20 +111,21 @@ class Watch:
             return
         self._due = time.monotonic() + _SAMPLE_SECONDS
         for process in family():
+            handle = process.handle
+            assert handle is not None
             for kind, title in self._titles.items():
-                if process.pid not in self._kinds and re.match(title, process.title):
-                    self._kinds[process.pid] = kind
-            if process.pid in self._kinds:
+                if handle not in self._kinds and re.match(title, process.title):
+                    self._kinds[handle] = kind
+            if handle in self._kinds:
                 with suppress(psutil.Error):
-                    held = psutil.Process(process.pid)
-                    memory = held.memory_info()
+                    memory = handle.memory_info()
                     private = memory.rss - getattr(memory, "shared", 0)
-                    sample = Sample(time.monotonic(), private / _MEBIBYTE, held.num_fds())
-                    self._samples.setdefault(process.pid, []).append(sample)
+                    sample = Sample(time.monotonic(), private / _MEBIBYTE, handle.num_fds())
+                    self._samples.setdefault(handle, []).append(sample)
 
     def growth(self) -> list[Growth]:
         """What `growth` says of the samples so far."""
         samples: dict[str, list[list[Sample]]] = {kind: [] for kind in self._titles}
-        for pid, life in self._samples.items():
-            samples[self._kinds[pid]].append(life)
+        for process, life in self._samples.items():
+            samples[self._kinds[process]].append(life)
         return growth(samples)

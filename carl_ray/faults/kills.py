@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import random
 import re
 import signal
@@ -48,21 +47,27 @@ class Kind:
     signal: signal.Signals
     with_family: bool = False
     """All processes below it get the signal too, as when a machine dies or a terminal is closed."""
+    restarts: bool = False
+    """The training workers are started anew after it."""
 
 
 KINDS: dict[str, Kind] = {
     "decoding task": Kind(r"ray::MapBatches\(load\)", signal.SIGKILL),
     "decoder": Kind(r"\S*python\S* -c from carl_ray\.data\.guard import answer_view_pairs", signal.SIGKILL),
     "planning task": Kind(r"ray::MapBatches\(plan_segment\)", signal.SIGKILL),
-    "data coordinator": Kind(r"ray::SplitCoordinator", signal.SIGKILL),
-    "training worker": Kind(r"ray::RayTrainWorker", signal.SIGKILL),
-    "warned training worker": Kind(r"ray::RayTrainWorker", signal.SIGTERM),
-    "training controller": Kind(r"ray::TrainController", signal.SIGKILL),
+    "data coordinator": Kind(r"ray::SplitCoordinator", signal.SIGKILL, restarts=True),
+    "training worker": Kind(r"ray::RayTrainWorker", signal.SIGKILL, restarts=True),
+    "warned training worker": Kind(r"ray::RayTrainWorker", signal.SIGTERM, restarts=True),
+    "training controller": Kind(r"ray::TrainController", signal.SIGKILL, restarts=True),
     "monitor": Kind(r"ray::RunMonitor", signal.SIGKILL),
-    "driver": Kind(r"\S*python\S* -m carl_ray\.train ", signal.SIGKILL),
-    "warned driver": Kind(r"\S*python\S* -m carl_ray\.train ", signal.SIGTERM),
-    "node": Kind(r"\S*python\S* \S*ray start --block --address=", signal.SIGKILL, with_family=True),
-    "shell": Kind(r"\S*sh -c \S*python\S* \S*ray job submit ", signal.SIGKILL, with_family=True),
+    "driver": Kind(r"\S*python\S* -m carl_ray\.train ", signal.SIGKILL, restarts=True),
+    "warned driver": Kind(r"\S*python\S* -m carl_ray\.train ", signal.SIGTERM, restarts=True),
+    "node": Kind(
+        r"\S*python\S* -m ray\.scripts\.scripts start --block --address=", signal.SIGKILL, with_family=True
+    ),
+    "shell": Kind(
+        r"\S*sh -c \S*python\S* -m ray\.scripts\.scripts job submit ", signal.SIGKILL, with_family=True
+    ),
 }
 """Every kind by its name. "Warned" ones get SIGTERM, as a spot node's processes do, the others SIGKILL."""
 
@@ -75,6 +80,8 @@ class Process:
     parent: int
     title: str
     """Its command line, in one line, or the name that Ray gave it."""
+    handle: psutil.Process | None = field(default=None, repr=False)
+    """Which also knows when it began: a number alone may be another process's by now."""
 
 
 def family() -> list[Process]:
@@ -84,7 +91,7 @@ def family() -> list[Process]:
         with suppress(psutil.NoSuchProcess):
             if process.status() != psutil.STATUS_ZOMBIE:
                 title = " ".join(process.cmdline()).strip()
-                found.append(Process(process.pid, process.ppid(), title))
+                found.append(Process(process.pid, process.ppid(), title, process))
     return sorted(found, key=lambda process: process.pid)
 
 
@@ -120,8 +127,9 @@ def kill(kind: str, choice: float) -> Process | None:
     doomed = [victim, *(below(victim.pid, processes) if KINDS[kind].with_family else [])]
     survived = True
     for process in doomed:
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, KINDS[kind].signal)
+        assert process.handle is not None
+        with suppress(psutil.NoSuchProcess):
+            process.handle.send_signal(KINDS[kind].signal)
             survived = survived and process is not victim
     return None if survived else victim
 
@@ -149,7 +157,8 @@ class Strike:
     kind: str
     """A key of `KINDS`, or what the caller knows to carry out."""
     steps: int
-    """Once the run has done so many steps more than at the strike before, which it thus survived."""
+    """Once the run has done so many steps more than at the strike before, which it thus survived; where that one
+    restarts the workers, after such a restart."""
     seconds: float
     """Or so long after it, recovered or not; infinite: only by steps."""
     choice: float
@@ -208,6 +217,7 @@ def run_to_the_end(
     log: Path,
     strike: Callable[[Strike], bool] = lambda strike: kill(strike.kind, strike.choice) is not None,
     goes_on: Callable[[], bool] = lambda: bool(victims("driver", family())),
+    search_seconds: float = _SEARCH_SECONDS,
     on_poll: Callable[[int, Tally], None] = lambda step, tally: None,
 ) -> Tally:
     """Runs a training command under strikes, again with --resume whenever it ends early, until it ends with status 0.
@@ -217,8 +227,9 @@ def run_to_the_end(
         run_dir: URI of the run folder, to read how far it is.
         coming: The strikes.
         log: What the command prints, for messages.
-        strike: Carries one out; false where there was no victim. It is tried for a few seconds.
+        strike: Carries one out; false where there was no victim.
         goes_on: Whether the run may go on though the command that was started has ended.
+        search_seconds: So long a strike that finds no victim is tried; then the next one's turn comes.
         on_poll: Called many times a second with the steps done and the tally so far.
 
     Raises:
@@ -227,7 +238,7 @@ def run_to_the_end(
     tally = Tally()
     process: subprocess.Popen[bytes] | None = None
     pending = next(coming, None)
-    step = struck_at = 0
+    step = starts = struck_at = starts_before = 0
     struck_time = searched_since = math.inf
     last = "no strike"
     read_time = -math.inf
@@ -245,8 +256,7 @@ def run_to_the_end(
         before = step
         if now - read_time >= (_REMOTE_POLL_SECONDS if storage.is_remote(run_dir) else 0.0):
             read_time = now
-            lines = read_log(run_dir)
-            step = lines[-1]["step"] if lines else 0
+            step, starts = _steps_and_starts(run_dir)
         if step != before:
             moved = now
         elif now - moved > _STALLED_SECONDS:
@@ -258,18 +268,28 @@ def run_to_the_end(
             tally.repeated[last] += before - step
             tally.most_repeated = max(tally.most_repeated, before - step)
         on_poll(step, tally)
+        recovered = starts > starts_before or last not in KINDS or not KINDS[last].restarts
         if pending is not None and (
-            step >= struck_at + pending.steps or now - struck_time >= pending.seconds
+            (recovered and step >= struck_at + pending.steps) or now - struck_time >= pending.seconds
         ):
             searched_since = min(searched_since, now)
             met = strike(pending)
             if met:
                 last = pending.kind
                 tally.strikes[last] += 1
-                struck_at, struck_time = step, time.monotonic()
-            if met or now - searched_since > _SEARCH_SECONDS:
+                struck_time = time.monotonic()
+                # Not what was read before it: it may have done some more steps until then.
+                struck_at, starts_before = _steps_and_starts(run_dir)
+                step = max(step, struck_at)
+            if met or now - searched_since > search_seconds:
                 pending, searched_since = next(coming, None), math.inf
         time.sleep(_POLL_SECONDS)
+
+
+def _steps_and_starts(run_dir: str) -> tuple[int, int]:
+    """How many steps a run has logged, and how often its workers were started: each start opens a file of its own."""
+    lines = read_log(run_dir)
+    return lines[-1]["step"] if lines else 0, len(storage.list_folder(storage.join(run_dir, "events")))
 
 
 def _last_line(log: Path) -> str:

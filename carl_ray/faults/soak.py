@@ -47,6 +47,12 @@ NUM_STEPS = 240
 CHECKPOINT_EVERY = 10
 MOST_MEBIBYTES = 32.0
 """A process may grow by so much, as its slope says, over its life in the soak."""
+MOST_MEBIBYTES_PER_HOUR = 32.0
+"""And by so much an hour, where it was watched for `LEAST_SECONDS_FOR_A_RATE`."""
+LEAST_SECONDS_FOR_A_RATE = 1800.0
+"""In less, the few MiB by which memory goes up and down are tens of MiB an hour."""
+LEAST_MINUTES = 15.0
+"""A soak of so many minutes must have shown everything: each kind of strike, of fault and of process."""
 MOST_DESCRIPTORS = 16
 """And have so many more files open in the last quarter of its life than in the first."""
 MOST_OBJECT_STORE = 16.0
@@ -94,7 +100,7 @@ _END_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 _IDLE_SECONDS = 5.0
 _MEBIBYTE = 2.0**20
-_RAY = str(Path(sys.executable).with_name("ray"))
+_RAY = (sys.executable, "-m", "ray.scripts.scripts")
 _OF_THE_CLUSTER = {
     "GCS": r"\S*/gcs_server ",
     "raylet": r"\S*/raylet/raylet ",
@@ -122,8 +128,8 @@ class Figures:
     """Over all rounds."""
     worker_starts: int
     """Of the training workers, over all rounds."""
-    storage_faults: Mapping[str, int]
-    """Requests that the object store spoilt, by kind."""
+    storage_faults: Mapping[str, int] | None
+    """Requests that the object store spoilt, by kind; none where they were left out."""
     quarantined: int
     """Rows of the rounds whose video could not be read: in every epoch the one that is damaged on purpose."""
     growth: list[Growth]
@@ -137,8 +143,10 @@ class Figures:
     def line(self) -> str:
         """All figures in one line."""
         struck = ", ".join(f"{kind} {number}" for kind, number in sorted(self.tally.strikes.items()))
-        faults = ", ".join(f"{kind} {number}" for kind, number in sorted(self.storage_faults.items()))
-        rise = ", ".join(f"{g.kind} {g.mebibytes_per_hour:+.1f}" for g in self.growth)
+        faults = ", ".join(f"{kind} {number}" for kind, number in sorted((self.storage_faults or {}).items()))
+        rise = ", ".join(
+            f"{g.kind} {g.mebibytes_per_hour:+.1f} in {g.seconds / 60:.0f} min" for g in self.growth
+        )
         files = ", ".join(f"{g.kind} {g.descriptors[0]:.0f} to {g.descriptors[1]:.0f}" for g in self.growth)
         return "; ".join(
             (
@@ -147,7 +155,7 @@ class Figures:
                 f"survived {self.tally.strikes.total()}: {struck or 'nothing'}",
                 f"retries: workers started {self.worker_starts} times, command {self.tally.commands} times, "
                 f"{self.tally.repeated.total()} steps done again, at most {self.tally.most_repeated} after one fault",
-                f"storage faults: {faults or 'none'}",
+                f"storage faults: {'left out' if self.storage_faults is None else faults or 'none'}",
                 f"quarantined: {self.quarantined}",
                 f"RSS slope, MiB/h: {rise or 'not measured'}",
                 f"open files: {files or 'not measured'}",
@@ -158,7 +166,7 @@ class Figures:
 
     def failures(self) -> list[str]:
         """What should not have been, a sentence each; empty: the soak is passed."""
-        wrong = []
+        wrong = self._not_shown() if self.minutes >= LEAST_MINUTES else []
         if self.differences:
             wrong.append(
                 f"{len(self.differences)} differences from the reference, first {self.differences[0]}"
@@ -171,6 +179,11 @@ class Figures:
         for g in self.growth:
             if g.mebibytes > MOST_MEBIBYTES:
                 wrong.append(f"{g.kind} grew by {g.mebibytes:.1f} MiB, more than {MOST_MEBIBYTES:.0f}")
+            if g.seconds >= LEAST_SECONDS_FOR_A_RATE and g.mebibytes_per_hour > MOST_MEBIBYTES_PER_HOUR:
+                wrong.append(
+                    f"{g.kind} grew by {g.mebibytes_per_hour:.1f} MiB an hour, more than "
+                    f"{MOST_MEBIBYTES_PER_HOUR:.0f}"
+                )
             if g.descriptors[1] - g.descriptors[0] > MOST_DESCRIPTORS:
                 wrong.append(
                     f"{g.kind} had {g.descriptors[0]:.0f} files open, then {g.descriptors[1]:.0f}: more than "
@@ -184,6 +197,24 @@ class Figures:
         if self.spilled:
             wrong.append(f"{self.spilled:.1f} MiB were spilled")
         return wrong
+
+    def _not_shown(self) -> list[str]:
+        """What a soak of this length should have met and did not."""
+        wrong = []
+        missed = sorted(KINDS.keys() - (+self.tally.strikes).keys())
+        if missed:
+            wrong.append(f"no victim was met of: {', '.join(missed)}")
+        if self.storage_faults is not None and not sum(self.storage_faults.values()):
+            wrong.append("no request met a storage fault")
+        if not self.quarantined:
+            wrong.append("the video that is damaged on purpose was not quarantined")
+        if unseen := _unmeasured(self.growth):
+            wrong.append(f"the growth was not measured of: {', '.join(unseen)}")
+        return wrong
+
+
+def _unmeasured(risen: Sequence[Growth]) -> list[str]:
+    return sorted((_OF_THE_CLUSTER | _OF_A_RUN).keys() - {g.kind for g in risen})
 
 
 def differences(reference: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -206,6 +237,9 @@ def differences(reference: Sequence[Mapping[str, Any]], found: Sequence[Mapping[
 
 def soak(minutes: float, seed: int, folder: Path, report: Callable[[str], None]) -> Figures:
     """Trains under kills and storage faults for a while; all processes below this one are killed at the end.
+
+    Ray's servers listen on all interfaces: so that they want a token, RAY_AUTH_MODE and RAY_AUTH_TOKEN must have been
+    in the environment when Ray was imported, for this process, too, asks the head.
 
     Args:
         minutes: How long, all in all; the round that is under way then is finished.
@@ -282,12 +316,12 @@ def soak(minutes: float, seed: int, folder: Path, report: Callable[[str], None])
         time.sleep(_IDLE_SECONDS)
         used_after, spilled = _object_store(cluster.address)
         risen = [*daemons.growth(), *watched.growth()]
-        unseen = (_OF_THE_CLUSTER | _OF_A_RUN).keys() - {g.kind for g in risen}
+        unseen = _unmeasured(risen)
         notes = []
         if store is None:
             notes.append("no storage faults: moto is not installed (pip install 'moto[server]')")
         if unseen:
-            notes.append(f"too short to measure the growth of: {', '.join(sorted(unseen))}")
+            notes.append(f"too short to measure the growth of: {', '.join(unseen)}")
         return Figures(
             minutes=(time.monotonic() - started) / 60,
             seed=seed,
@@ -295,7 +329,7 @@ def soak(minutes: float, seed: int, folder: Path, report: Callable[[str], None])
             differences=found,
             tally=total,
             worker_starts=worker_starts,
-            storage_faults={} if store is None else store.faults(),
+            storage_faults=None if store is None else store.faults(),
             quarantined=quarantined,
             growth=risen,
             object_store=(used_before, used_after),
@@ -350,8 +384,9 @@ class _Cluster:
         if self._node is None or self._node.poll() is not None:
             self._node = self._start(
                 [
-                    *(_RAY, "start", "--block", f"--address={self.address}", "--node-ip-address=127.0.0.1"),
-                    *("--num-cpus=2", "--object-store-memory=200000000", "--disable-usage-stats"),
+                    *(*_RAY, "start", "--block", f"--address={self.address}"),
+                    *("--node-ip-address=127.0.0.1", "--num-cpus=2", "--object-store-memory=200000000"),
+                    "--disable-usage-stats",
                 ],
                 subprocess.DEVNULL,
             )
@@ -374,9 +409,9 @@ class _Cluster:
         train = [sys.executable, "-m", "carl_ray.train", "demo", "--run-dir", run_dir]
         train += [part for name, value in options.items() for part in (f"--{name}", str(value))]
         train += ["--resume"] if resume else []
-        submit = [sys.executable, _RAY, "job", "submit", f"--address={self.dashboard}", "--"]
-        # Twice: this shell and that of the job each take one layer of quotes off.
-        command = shlex.join([*submit, *(shlex.quote(part) for part in train)])
+        submit = [*_RAY, "job", "submit", f"--address={self.dashboard}", "--"]
+        # Once, for this shell: Ray quotes what it passes on to the job's.
+        command = shlex.join([*submit, *train])
         with self.log.open("ab") as output:
             # A second command keeps the shell from becoming the first.
             return self._start(["/bin/sh", "-c", f"{command}; exit $?"], output)
@@ -417,14 +452,14 @@ class _Cluster:
 def _cluster(log: Path, variables: Mapping[str, str]) -> Iterator[_Cluster]:
     """A cluster until the context ends; then all processes below this one are killed."""
     adopt_orphans()
-    # For this process, which asks the head about jobs.
-    os.environ["RAY_AUTH_MODE"] = "disabled"
     port, dashboard_port = _free_port(), _free_port()
     repository = str(Path(__file__).parents[2])
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+    environment = {
+        name: value for name, value in os.environ.items() if name in kept or not name.startswith("RAY_")
+    }
     environment |= {
         "RAY_ADDRESS": f"127.0.0.1:{port}",
-        "RAY_AUTH_MODE": "disabled",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "PYTHONPATH": os.pathsep.join(filter(None, (repository, os.environ.get("PYTHONPATH", "")))),
         **variables,
@@ -435,7 +470,7 @@ def _cluster(log: Path, variables: Mapping[str, str]) -> Iterator[_Cluster]:
         try:
             head = cluster._start(
                 [
-                    *(_RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"),
+                    *(*_RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"),
                     *(f"--dashboard-port={dashboard_port}", "--dashboard-host=127.0.0.1"),
                     *("--dashboard-agent-listen-port=0", "--num-cpus=3", "--object-store-memory=300000000"),
                     *(f"--temp-dir={temporary}", "--disable-usage-stats"),
@@ -480,17 +515,20 @@ class _Store:
         # This process reads the logs of the runs.
         os.environ |= self.environment
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)]
-        self._server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _wait_for(self._port, self._server, "the S3 server")
-        filesystem, path = storage.resolve(f"s3://soak?{self._query(f'127.0.0.1:{self._port}')}")
-        filesystem.create_dir(path)
-        self.proxy.__enter__()
+        with ExitStack() as stack:
+            server = stack.enter_context(
+                subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            )
+            stack.callback(server.kill)
+            _wait_for(self._port, server, "the S3 server")
+            filesystem, path = storage.resolve(f"s3://soak?{self._query(f'127.0.0.1:{self._port}')}")
+            filesystem.create_dir(path)
+            stack.enter_context(self.proxy)
+            self._opened = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.proxy.__exit__(None, None, None)
-        self._server.kill()
-        self._server.wait()
+        self._opened.close()
 
     def uri(self, name: str, *, faulty: bool = False) -> str:
         """Where something lies in the store; `faulty`: as seen through the proxy."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ _SMALL_CHANNELS_AND_STRIDES = ((16, 2), (32, 2), (32, 1), (64, 2), (64, 1), (128
 class Backbone(nn.Module):
     """A convolutional network in five blocks, of which the first ones may be frozen.
 
-    Frozen blocks have no gradient and use their stored statistics, also after `train()`; they pass
+    Frozen blocks have no gradient and use their stored statistics, also after `train()`; they pass at most
     `chunk_frames` frames at a time. State names are torchvision's for a ResNet (without `fc`).
 
     Where batch norm has stored statistics and nothing needs a gradient, it is folded into the convolution
@@ -39,7 +40,7 @@ class Backbone(nn.Module):
 
     Attributes:
         channels: Channels of the feature maps that come out.
-        chunk_frames: Frames that pass at a time where nothing needs a gradient.
+        chunk_frames: The most frames that pass at a time where nothing needs a gradient.
         frozen: Names of the frozen modules, in order.
         learnable: Names of the others, in order.
     """
@@ -85,21 +86,14 @@ class Backbone(nn.Module):
         """Feature maps of normalised frames."""
         if self.training or torch.is_grad_enabled():
             return self.pass_learnable(self.pass_frozen(frames))
-        maps = [
-            self._pass_folded("learnable", self._pass_folded("frozen", chunk))
-            for chunk in frames.split(self.chunk_frames)
-        ]
-        return maps[0] if len(maps) == 1 else torch.cat(maps)
+        return self._pass_folded(("frozen", "learnable"), frames)
 
     # Not inference_mode: the learnable blocks save what comes out for their backward pass, which tensors made in
     # inference mode refuse.
     @torch.no_grad()
     def pass_frozen(self, frames: Float[Tensor, "N 3 height width"]) -> Tensor:
         """What comes out of the frozen blocks, without gradient; the frames themselves where no block is frozen."""
-        if not self.frozen:
-            return frames
-        maps = [self._pass_folded("frozen", chunk) for chunk in frames.split(self.chunk_frames)]
-        return maps[0] if len(maps) == 1 else torch.cat(maps)
+        return self._pass_folded(("frozen",), frames) if self.frozen else frames
 
     def pass_learnable(self, maps: Tensor) -> Float[Tensor, "N C h w"]:
         """What the learnable blocks make of `pass_frozen`, batch norm as their mode wants it."""
@@ -108,25 +102,37 @@ class Backbone(nn.Module):
             maps = self.get_submodule(name)(maps)
         return maps
 
-    def _pass_folded(self, part: str, maps: Tensor) -> Tensor:
-        names = self.frozen if part == "frozen" else self.learnable
-        if not names:
-            return maps
-        device = maps.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else None
+    def chunks(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """The frames as they pass where nothing needs a gradient: in as few, and as equal, chunks as can be."""
+        # Equal ones need less memory at once, and fewer sizes are compiled and tuned for.
+        return frames.chunk(max(1, math.ceil(len(frames) / self.chunk_frames)))
+
+    def _pass_folded(self, parts: Sequence[str], frames: Tensor) -> Tensor:
+        device = frames.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        # Looked up once for all chunks: whether the weights have changed takes a look at all of them.
+        folded = [self._folded_part(part, dtype) for part in parts if getattr(self, part)]
+        passed = []
+        # The weights have the type already, in which autocast would cast them for every chunk.
+        with torch.autocast(device, enabled=False):
+            for maps in self.chunks(frames):
+                if dtype is not None:
+                    maps = maps.to(dtype)
+                for blocks in folded:
+                    # Sizes 0 and 1 are compiled apart from all others.
+                    maps = (blocks.plain if len(maps) < 2 else blocks.fastest)(_channels_last(maps))
+                passed.append(maps)
+        return passed[0] if len(passed) == 1 else torch.cat(passed)
+
+    def _folded_part(self, part: str, dtype: torch.dtype | None) -> _Folded:
+        names: list[str] = getattr(self, part)
         modules = [self.get_submodule(name) for name in names]
         key = _fingerprint(modules, dtype)
         folded = self._folded.get(part)
         if folded is None or folded.key != key:
             compiled = self._compile_frozen and part == "frozen"
             folded = self._folded[part] = _Folded(key, *_fold(names, modules, dtype, compiled=compiled))
-        # The weights have the type already, in which autocast would cast them for every chunk.
-        with torch.autocast(device, enabled=False):
-            maps = _channels_last(maps if dtype is None else maps.to(dtype))
-            if len(maps) < 2:  # sizes 0 and 1 are compiled apart from all others
-                return folded.plain(maps)
-            return folded.fastest(maps)
+        return folded
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,7 @@ def _fold_children(module: nn.Module) -> None:
 
 
 def _dynamic_frames(compiled: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Calls that compile once for any number of frames from two on: the last chunk is smaller than the others."""
+    """Calls that compile once for any number of frames from two on: chunks differ in size."""
 
     def call(maps: Tensor) -> Tensor:
         torch._dynamo.mark_dynamic(maps, 0)

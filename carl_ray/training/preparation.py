@@ -216,9 +216,8 @@ def saved_config(run_dir: str) -> Config | None:
 
 
 def _check_same_run(saved: Config, config: Config, run_dir: str) -> None:
-    """Raises `UserError` where a resumed run would not be the one that was begun; the cluster may change."""
-    before = configuration.to_document(saved)
-    after = configuration.to_document(replace(config, cluster=saved.cluster))
+    """Raises `UserError` where a resumed run would not be the one that was begun; how it is done may change."""
+    before, after = configuration.what_is_computed(saved), configuration.what_is_computed(config)
     for section, values in before.items():
         if values == after[section]:
             continue

@@ -1,11 +1,12 @@
 """A run from the driver's side: checks what can be checked, starts Ray Train, shows progress, passes on a stop.
 
 The run folder holds config.json, metrics.jsonl, bad_videos.jsonl, skipped_steps.jsonl, events/ and
-checkpoints/step-…/, which are the run, and ray/, which are Ray Train's own records.
+checkpoints/step-…/, which are the run, and ray/, which are Ray Train's own records and why a start failed.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import threading
@@ -18,6 +19,7 @@ import ray
 import ray.train
 from pyarrow import fs
 from ray.data import Dataset
+from ray.exceptions import RayError
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -49,6 +51,9 @@ RESIZE_SECONDS = 60.0
 """How often an elastic run looks whether there is room for more workers."""
 START_SECONDS = 45.0
 """An elastic run that lost workers waits this long for as many as before, then goes on with those there is room for."""
+
+_RECORDS = "ray"
+"""Folder of a run with a folder for each start: Ray Train's records, and the failure that its workers agreed on."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,12 @@ def train(
     # The object store has them now; the driver need not hold millions of rows for the length of the run.
     del videos
     pa.default_memory_pool().release_unused()
-    settings = WorkerSettings(config, run_dir, digest, plan, checked, monitor, weights, last_step)
+    # A name of its own for each start: where a run goes on is decided by its own checkpoints alone.
+    start = f"start-{time.time_ns()}"
+    failure_uri = storage.join(run_dir, _RECORDS, start, "failure.json")
+    settings = WorkerSettings(
+        config, run_dir, digest, plan, checked, monitor, weights, last_step, failure_uri
+    )
     if config.cluster.min_workers < config.cluster.max_workers:
         # Where Ray counted room that is gone; the cluster's own value is for nodes that have yet to boot.
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_SECONDS)
@@ -130,12 +140,13 @@ def train(
         dataset_config=DataConfig(execution_options=execution_options(config)),
         torch_config=TerminationTorchConfig(),
         scaling_config=_scaling_config(config.cluster),
-        run_config=_run_config(config, run_dir),
+        run_config=_run_config(config, run_dir, start),
     )
     with watched(monitor, stop or threading.Event()):
         try:
             trainer.fit()
-        except TrainingFailedError as error:
+        except (TrainingFailedError, RayError) as error:
+            # The latter where Ray Train's own controller died.
             raise RunError(
                 f"training failed: {_root_cause(error)}; --resume continues from the last checkpoint"
             ) from None
@@ -143,12 +154,16 @@ def train(
             # Ray's own answer to Ctrl-C leaves with status 0.
             raise RunError("interrupted; --resume continues from the last checkpoint") from None
     status: Status | None = ray.get(monitor.latest.remote())
+    failure = None if status is None else status.failure
+    if failure is None and not (status is not None and status.finished):
+        # A monitor that was killed has forgotten it.
+        failure = _written_failure(failure_uri)
+    if failure is not None:
+        raise RunError(failure)
     if status is None:  # The monitor was killed after the last news.
         checkpoint = latest_checkpoint(run_dir)
         step = 0 if checkpoint is None else checkpoint.progress.step
         return Outcome(step == plan.num_steps, step, plan.num_steps, None)
-    if status.failure is not None:
-        raise RunError(status.failure)
     return Outcome(status.finished, status.step, status.num_steps, status.validation_loss)
 
 
@@ -185,11 +200,10 @@ def _scaling_config(cluster: ClusterConfig) -> ScalingConfig:
     )
 
 
-def _run_config(config: Config, run_dir: str) -> RunConfig:
-    filesystem, path = storage.resolve(storage.join(run_dir, "ray"))
-    # A name of its own for each start: where a run goes on is decided by its own checkpoints alone.
+def _run_config(config: Config, run_dir: str, start: str) -> RunConfig:
+    filesystem, path = storage.resolve(storage.join(run_dir, _RECORDS))
     return RunConfig(
-        name=f"start-{time.time_ns()}",
+        name=start,
         storage_path=path,
         storage_filesystem=None if isinstance(filesystem, fs.LocalFileSystem) else filesystem,
         failure_config=FailureConfig(max_failures=config.cluster.max_failures),
@@ -209,8 +223,15 @@ def _pretrained(config: Config) -> ray.ObjectRef | None:
     return ray.put({f"encoder.backbone.{name}": value for name, value in backbone.state_dict().items()})
 
 
-def _root_cause(error: TrainingFailedError) -> str:
+def _written_failure(uri: str) -> str | None:
+    """The failure that the workers agreed on, where they left one."""
+    return json.loads(storage.read_bytes(uri))["failure"] if storage.exists(uri) else None
+
+
+def _root_cause(error: TrainingFailedError | RayError) -> str:
     failures = list(getattr(error, "worker_failures", {}).values())
     cause: BaseException = failures[0] if failures else getattr(error, "controller_failure", error)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[-1] if lines else type(cause).__name__
+    # What a decoding task raised stands somewhere above the last line, which is Ray Data's.
+    own = [line for line in lines if line.startswith("carl_ray.errors.")]
+    return (own or lines or [type(cause).__name__])[-1]

@@ -1,12 +1,14 @@
 """What every training worker runs, inside Ray Train: the loop from the first step, or a checkpoint, to the last.
 
-The loop reads top to bottom in `_train`. Workers agree on everything through a few numbers that are summed
-over them each step: rows received and which, videos that could not be read, and whether somebody was told to stop.
+The loop reads top to bottom in `_train`, after `_begin`. Workers agree on everything through a few numbers that are
+summed over them each step: rows received and which, videos that could not be read, and whether somebody was told to
+stop.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import signal
 import threading
@@ -66,6 +68,8 @@ class WorkerSettings:
     """Reference to pretrained tensors of the model by name, for a run's beginning; None: random."""
     last_step: int
     """The workers end once this many steps are done, with a checkpoint."""
+    failure_uri: str
+    """Where the first worker writes the failure, if all agree on one; each start has a place of its own."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,10 @@ class StepBatch:
 
 class AgreedError(RunError):
     """A failure that all workers see in the same step."""
+
+
+class UnsavedError(AgreedError):
+    """The run folder does not take a checkpoint, though it was tried for long enough: nothing more is written there."""
 
 
 class TerminatedError(Exception):
@@ -139,28 +147,46 @@ def train_worker(settings: WorkerSettings) -> None:
     """Trains from the latest checkpoint of the run folder, or the beginning, to the last step.
 
     An `AgreedError` is raised on all workers alike and would only come again: it ends the run quietly, through the
-    monitor. Any other error, of one worker alone, is Ray Train's to handle, which starts the workers anew.
+    monitor and a file. Any other error, of one worker alone, is Ray Train's to handle, which starts the workers anew.
     """
     is_first = ray.train.get_context().get_world_rank() == 0
     _TRAINING.set()
     try:
-        _train(settings, is_first)
+        step, reporter, progress = _begin(settings, is_first)
+        try:
+            _train(settings, step, reporter, progress)
+        except AgreedError as error:
+            if not isinstance(error, UnsavedError):
+                # Logs that cannot be written must not hide why the run ends, nor have it tried again.
+                with suppress(RunError):
+                    reporter.close()
+            raise
     except AgreedError as error:
         if is_first:
-            status = Status(
-                step=0,
-                num_steps=settings.training_plan.num_steps,
-                loss=None,
-                validation_loss=None,
-                steps_per_second=0.0,
-                failure=str(error),
-            )
-            ray.get(settings.monitor.update.remote(status))
+            _tell_failure(settings, error)
     finally:
         _TRAINING.clear()
 
 
-def _train(settings: WorkerSettings, is_first: bool) -> None:
+def _tell_failure(settings: WorkerSettings, error: AgreedError) -> None:
+    """Tells the driver why the run ends: by the monitor and, since that may be killed, in a file, where it can."""
+    failure = str(error)
+    if not isinstance(error, UnsavedError):
+        with suppress(RunError):
+            storage.write_bytes(settings.failure_uri, (json.dumps({"failure": failure}) + "\n").encode())
+    status = Status(
+        step=0,
+        num_steps=settings.training_plan.num_steps,
+        loss=None,
+        validation_loss=None,
+        steps_per_second=0.0,
+        failure=failure,
+    )
+    ray.get(settings.monitor.update.remote(status))
+
+
+def _begin(settings: WorkerSettings, is_first: bool) -> tuple[TrainingStep, _Reporter, Progress]:
+    """The state of the latest checkpoint, or of the beginning, which all workers agree on."""
     config, plan = settings.config, settings.training_plan
     if config.cluster.worker_cpus >= 1:
         torch.set_num_threads(int(config.cluster.worker_cpus))
@@ -195,7 +221,15 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
             "nothing can be learnt: begin with others"
         )
     log = RunLog(settings.run_dir, progress.step) if is_first else None
-    reporter = _Reporter(settings, log, progress)
+    return step, _Reporter(settings, log, None if checkpoint is None else progress.step), progress
+
+
+def _train(settings: WorkerSettings, step: TrainingStep, reporter: _Reporter, progress: Progress) -> None:
+    config, plan = settings.config, settings.training_plan
+    if progress.step >= settings.last_step:
+        # The workers before these failed after their last checkpoint.
+        reporter.finish(progress, finished=progress.step == plan.num_steps)
+        return
     if progress.step == 0:
         reporter.validation(0, _validate(settings, step, reporter, 0))
     shard = ray.train.get_dataset_shard("train")
@@ -238,14 +272,8 @@ def _train(settings: WorkerSettings, is_first: bool) -> None:
         skipped_in_a_row = 0 if report.applied else skipped_in_a_row + 1
         reporter.step(progress, report, waited=arrived - waiting_since, computed=done - arrived)
         suspects = [] if report.applied else reporter.skipped_step(step, progress, report, data)
-        try:
-            _check_health(settings, progress, skipped_in_a_row, suspects)
-        except AgreedError:
-            # Logs that cannot be written must not hide why the run ends, nor have it tried again.
-            with suppress(RunError):
-                reporter.close()
-            raise
-        at_end = progress.step == settings.last_step
+        _check_health(settings, progress, skipped_in_a_row, suspects)
+        at_end = progress.step >= settings.last_step
         if at_end or progress.step % config.training.validate_every_steps == 0:
             reporter.validation(progress.step, _validate(settings, step, reporter, progress.step))
         if at_end or progress.step % config.training.checkpoint_every_steps == 0:
@@ -410,9 +438,10 @@ def _sum_over_workers(device: torch.device, values: list[int | bool]) -> list[in
 class _Reporter:
     """Where a worker's news go: the first worker writes logs and tells the driver, all take part in reports."""
 
-    def __init__(self, settings: WorkerSettings, log: RunLog | None, progress: Progress) -> None:
+    def __init__(self, settings: WorkerSettings, log: RunLog | None, saved_step: int | None) -> None:
         self._settings = settings
         self._log = log
+        self._saved_step = saved_step
         self._num_workers = ray.train.get_context().get_world_size()
         # The rate counts from the first finished step on: what comes before is start-up.
         self._rate_from: tuple[int, float] | None = None
@@ -513,20 +542,22 @@ class _Reporter:
         ray.train.report({"step": step, "validation_loss": loss, **self._last})
 
     def checkpoint(self, step: TrainingStep, progress: Progress) -> None:
-        """Writes a checkpoint and brings the logs up to it; a collective call."""
+        """Writes a checkpoint, unless this step has one, and brings the logs up to it; a collective call."""
         started = time.perf_counter()
         failure: RunError | None = None
         if self._log is not None:
             try:
                 self._log.sync()
-                save_checkpoint(
-                    self._settings.run_dir, step, progress, self._settings.config.training.keep_checkpoints
-                )
+                # Written again, the newest could be torn.
+                if progress.step != self._saved_step:
+                    keep = self._settings.config.training.keep_checkpoints
+                    save_checkpoint(self._settings.run_dir, step, progress, keep)
             except RunError as error:
                 failure = error
         (num_failed,) = _sum_over_workers(step.device, [failure is not None])
         if num_failed:
-            raise AgreedError(str(failure or "the first worker could not write the checkpoint"))
+            raise UnsavedError(str(failure or "the first worker could not write the checkpoint"))
+        self._saved_step = progress.step
         self._checkpointed += time.perf_counter() - started
 
     def close(self) -> None:

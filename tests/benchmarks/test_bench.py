@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
 from carl_ray import bench
-from carl_ray.benchmarks import evaluation, videos
+from carl_ray.benchmarks import embedding, evaluation, videos
 from carl_ray.benchmarks.table import Table
+from carl_ray.data import scan
 
 TINY = ["--data.short_side", "32", "--augment.image_size", "24", "--model.num_frames", "8"]
 
@@ -59,7 +61,7 @@ def test_only_what_is_asked_for_is_rendered_and_only_once(
     assert len(said) == len(paths) == 3
     assert videos.ensure_rendered(said.append) == paths
     assert len(said) == 3
-    found, _ = videos.probe(paths)
+    found, _ = bench.probe(paths, 3)
     assert [(video.num_frames, video.kind) for video in found] == [(12, "96x64 h264")] * 3
     assert len({path.read_bytes() for path in paths}) == 3
     assert sorted((tmp_path / "bench").iterdir()) == sorted(paths)
@@ -89,10 +91,46 @@ def test_a_folder_without_videos(
 ) -> None:
     assert "no video in it" in complaint([str(tmp_path), "--parts", "data"], capsys)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    assert "none of its 1 videos can be read" in complaint([str(tmp_path), "--parts", "data"], capsys)
+    assert "none of 1 videos can be read" in complaint([str(tmp_path), "--parts", "data"], capsys)
     (tmp_path / "broken.mp4").unlink()
     make_video(tmp_path / "short.mp4", 5, 48, 32)
     assert "no video has the 8 frames" in complaint([str(tmp_path), "--parts", "data", *TINY], capsys)
+
+
+def test_a_large_folder_is_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(60):
+        (tmp_path / f"{number:02}.mp4").write_bytes(b"")
+    probed = []
+
+    def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
+        assert verify
+        probed.append(Path(file.name).stem)
+        if probed[-1] == "00":
+            return {"reason": "took longer than 120 s"}
+        return {"num_frames": 9, "width": 48, "height": 32, "codec": "h264"}
+
+    measured: list[Path] = []
+
+    def measure(paths: list[Path], *others: object) -> Table:
+        measured.extend(paths)
+        return Table("embedding: made up", ("way",), [])
+
+    monkeypatch.setattr(scan, "probe_guarded", probe_guarded)
+    monkeypatch.setattr(embedding, "measure", measure)
+    monkeypatch.setattr(bench.torch.cuda, "is_available", lambda: False)
+    bench.main([str(tmp_path), "--parts", "embedding"])
+    # One that decodes is enough.
+    assert probed == ["00", "02"]
+    assert measured == [tmp_path / "02.mp4"]
+    found = bench._Videos(tmp_path)
+    assert [len(found.paths), len(found.readable)] == [60, 23]
+    assert found.readable[-1] == videos.Video(tmp_path / "59.mp4", 9, "48x32 h264")
+    assert len(probed) == 2 + 24
+    progress = capsys.readouterr().err
+    assert "24 of the 60 videos, evenly taken" in progress
+    assert "left out 00.mp4: took longer than 120 s" in progress
 
 
 def test_neither_the_door_nor_the_data_part_loads_ray() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from carl_ray.benchmarks import plan
@@ -37,3 +40,10 @@ def test_the_table() -> None:
     costs = {name: mebibytes for name, _, mebibytes in table.rows}
     # 71 characters of URI, 33 of id, three numbers: without what the validation videos take.
     assert 100 < 2**20 * float(costs["read the columns of a run, split train"].replace(",", "")) / 2850 < 200
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells a process its own peak")
+def test_the_memory_of_a_part_is_not_that_of_the_process_that_started_it() -> None:
+    np.ones(2**29, np.uint8)
+    assert plan._peak_bytes() > 2**29
+    assert 2**20 < plan._apart(plan._peak_bytes) < 2**29

@@ -9,8 +9,10 @@ import torch
 
 from carl_ray.benchmarks import step
 from carl_ray.benchmarks.table import table_text
-from carl_ray.config import ModelConfig
+from carl_ray.config import AugmentConfig, ModelConfig
+from carl_ray.data.augment import AugmentParameters
 from carl_ray.presets import PRESETS
+from carl_ray.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 
@@ -56,6 +58,10 @@ def test_every_part_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
         *step.STAGES,
         "all of them, waiting after each",
         "the step",
+        "frames to the device",
+        "with colour, exact",
+        "with colour, matrix",
+        "with RGB from YUV 4:2:0",
         "CNN, frozen part, not folded",
         "ideal CNN",
     ]
@@ -65,7 +71,58 @@ def test_every_part_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
         100, abs=1
     )
     assert any("folded" in note and "times as fast" in note for note in table.notes)
+    assert any("one worker" in note for note in table.notes)
     assert lines and table_text(table)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [{}, {"color_on": "trainer"}, {"color_on": "trainer", "color": "matrix", "pixels": "yuv420"}],
+    ids=str,
+)
+def test_the_parts_are_those_of_the_step(augment: dict[str, str]) -> None:
+    demo = PRESETS["demo"]()
+    config = replace(
+        demo,
+        model=replace(demo.model, num_frames=4, learnable="block5"),
+        augment=replace(demo.augment, image_size=16, **augment),  # type: ignore[arg-type]
+    )
+    batch = step.synthetic_batch(config, 2)
+    whole, split = (TrainingStep(config, CPU, num_steps=10) for _ in range(2))
+    report = whole.train(batch, 0)
+    seconds, loss = step._stages(split, batch)
+    assert len(seconds) == len(step.STAGES) and min(seconds) >= 0
+    assert loss == pytest.approx(report.loss, rel=1e-6)
+    for mine, theirs in zip(split.parameters, whole.parameters, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_colour_is_drawn_as_in_a_run() -> None:
+    demo = PRESETS["demo"]()
+    config = replace(demo, model=replace(demo.model, num_frames=2), augment=AugmentConfig())
+    color = step.synthetic_batch(config, 4).color
+    drawn = [AugmentParameters.from_vector(vector) for vector in color.reshape(8, -1)]
+    assert sum(draw.jitter for draw in drawn) == 7
+    assert sum(draw.grayscale for draw in drawn) == 2
+    assert [draw.blur_sigma > 0 for draw in drawn].count(True) == 4
+    assert [draw.blur_sigma > 0 for draw in drawn[:2]].count(True) == 1
+
+
+def test_matrix_products_are_as_precise_as_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def seconds(*_: object) -> float:
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return 1.0
+
+    monkeypatch.setattr(step, "_seconds", seconds)
+    before = torch.backends.cuda.matmul.allow_tf32
+    for allowed in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        step.matrix_rate(CPU, torch.float32)
+        assert set(seen) == {allowed}
+        seen.clear()
+    assert torch.backends.cuda.matmul.allow_tf32 == before
 
 
 def test_pairs_of_videos_where_the_objective_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from carl_ray import compare, embed, evaluate, train
 from carl_ray.chains.chain import (
     CHAIN_JOB,
     Plan,
+    check_runtime_env,
     outline_of,
     plan_chain,
     read_chain,
@@ -133,6 +134,16 @@ def test_secrets_are_refused_and_not_shown(folder: str, values: dict[str, str]) 
     with pytest.raises(UserError, match="expected a URI without credentials") as raised:
         plan_chain(read_chain("pouring"), folder, values)
     assert "hushhush" not in str(raised.value)
+
+
+def test_a_requirement_from_git_is_no_secret() -> None:
+    check_runtime_env(
+        {"pip": ["git+ssh://git@github.com/org/x.git", "y @ git+ssh://git@host/y.git@v1#egg=y"]}
+    )
+    for requirement in ("git+ssh://git:hushhush@host/x.git", "git+https://hushhush@host/x.git"):
+        with pytest.raises(UserError, match=r"runtime environment: pip .* without credentials") as raised:
+            check_runtime_env({"pip": [requirement]})
+        assert "hushhush" not in str(raised.value)
 
 
 def test_done_is_what_storage_says_and_for_that_command_alone(tmp_path: Path) -> None:

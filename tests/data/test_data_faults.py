@@ -11,14 +11,17 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig
+from carl_ray.data import stream
 from carl_ray.data.decode import DecodeError, read_frames
 from carl_ray.data.guard import BadVideoError, ViewPairReader
 from carl_ray.data.sample import make_view_pair
 from carl_ray.data.scan import probe_guarded
+from carl_ray.errors import RunError
 
 CONFIG = Config(
     preset="test",
@@ -212,3 +215,29 @@ def test_8k_fits_in_the_memory_of_a_video(tmp_path: Path, reader: ViewPairReader
     assert pair.frame_mask.sum(axis=1).tolist() == [3, 3]
     means = read_frames(str(path), range(3), short_side=32).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(means, [(level - 16) * 255 / 219 for level in levels], atol=3)
+
+
+def test_an_outage_of_the_store_fails_the_task_and_takes_no_video_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What stays unread because of its storage is no bad video; what is bad costs no second try."""
+    failures: list[Exception] = []
+
+    class Reader:
+        def read(self, *arguments: object, **options: object) -> None:
+            raise failures.pop()
+
+    row = {"video_id": "v", "uri": "s3://b/v.mp4", "num_frames": 5, "verified": True, "frame_step": 1.0}
+    planned = {"row": 7, "step": 1, "epoch": 0, "video_index": 0}
+    monkeypatch.setattr(stream.ray, "get", lambda manifest: manifest)
+    monkeypatch.setattr(stream, "_reader", Reader())
+    monkeypatch.setattr(stream, "_FIRST_RETRY_SECONDS", 0.0)
+    manifest: Any = pa.Table.from_pylist([row])
+    down = RunError("s3://b/v.mp4: could not read it (SLOW_DOWN)")
+    failures[:] = [down] * (CONFIG.data.retries + 1)
+    with pytest.raises(RunError, match=r"^v: s3://b/v\.mp4: could not read it .SLOW_DOWN.$"):
+        stream._load_row(planned, manifest, CONFIG)
+    assert failures == []
+    failures[:] = [BadVideoError("no frame decodes"), down]
+    (read,) = stream.read_rows(stream._load_row(planned, manifest, CONFIG), CONFIG)
+    assert (read.row, read.video_id, read.error, read.pair) == (7, "v", "no frame decodes", None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from carl_ray.data import decode
 from carl_ray.data.decode import DecodeError, iterate_frames, probe_video, read_frames
-from carl_ray.errors import UserError
+from carl_ray.errors import RunError, UserError
 
 
 def _real_videos() -> list[Path]:
@@ -271,6 +273,51 @@ def test_what_cannot_be_decoded_says_why(make_video, tmp_path):
             with pytest.raises(DecodeError, match=reason) as caught:
                 call(source)
             assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_a_disk_that_fails_is_not_blamed_on_the_video(make_video, tmp_path, monkeypatch):
+    path = str(make_video(tmp_path / "v.mp4", 30))
+    # At address 0 a process has no memory: reading gives EIO.
+    with pytest.raises(RunError, match=r"^/proc/self/mem: could not read it .*Input/output error"):
+        read_frames("/proc/self/mem", [0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(RunError, match=r"could not read it .*Too many open files"):
+            read_frames(path, [0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    demuxed = av.container.InputContainer.demux
+
+    class Container:
+        def __init__(self, container):
+            self._container = container
+
+        def __getattr__(self, name):
+            return getattr(self._container, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._container.close()
+
+        def demux(self, *arguments, **options):
+            packets = demuxed(self._container, *arguments, **options)
+            yield from (next(packets) for _ in range(10))
+            raise OSError(code, os.strerror(code))
+
+    opened = decode._open
+    monkeypatch.setattr(decode, "_open", lambda readable: Container(opened(readable)))
+    code = errno.ESTALE
+    with pytest.raises(RunError, match=r"v\.mp4: could not read it .*Stale file handle"):
+        read_frames(path, [20])
+    with pytest.raises(RunError, match="Stale file handle"):
+        list(iterate_frames(path, 30, chunk_frames=8))
+    code = errno.EIO  # FFmpeg's for damage, too: the file itself can be read
+    with pytest.raises(DecodeError, match="decoding stops there: Input/output error"):
+        read_frames(path, [20])
 
 
 def test_audio_alone_is_no_video(tmp_path):

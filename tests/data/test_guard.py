@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig
+from carl_ray.data import guard
 from carl_ray.data.guard import BadVideoError, ViewPairReader
 from carl_ray.data.sample import make_view_pair
 from carl_ray.errors import RunError
@@ -86,7 +87,7 @@ def test_gives_what_it_would_give_here(make_video: Callable[..., Path], tmp_path
         ("ctypes.PyDLL(None).sleep(60)", "the decoder took longer than 1 s"),  # holds the GIL
         ("os.kill(os.getpid(), 11)", "the decoder crashed (SIGSEGV)"),
         ("os.write(1, b'stray'); os._exit(7)", "the decoder crashed (exit status 7)"),
-        ("[np.empty(1 << 28, np.uint8) for _ in range(99)]", "reading it takes more than 2.4 GiB of memory"),
+        ("[np.empty(1 << 28, np.uint8) for _ in range(99)]", "reading it takes more than 2.5 GiB of memory"),
         ("ctypes.memset(ctypes.c_void_p(ctypes.CDLL(None).calloc(1, 1 << 40)), 1, 1)", "the decoder crashed"),
         ("1 // 0", "reading failed (ZeroDivisionError: integer division or modulo by zero)"),
     ],
@@ -111,6 +112,16 @@ def test_what_was_killed_from_outside_may_be_read_another_time() -> None:
     process.terminate()
     process.wait()
     assert read(reader, "good").shape == (2, 3)
+    reader.close()
+
+
+def test_what_gives_no_answer_may_be_read_another_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_FETCH_SECONDS", 0.1)
+    reader = decoder("os.kill(os.getpid(), 19)")  # stopped: its own time limit does not end it
+    assert read(reader, "good").shape == (2, 3)
+    with pytest.raises(RunError, match=r"^the process that decodes videos gave no answer for 1.1 s$"):
+        read(reader, "bad", IMPATIENT)
+    assert read(reader, "better").tolist() == [[6] * 3] * 2
     reader.close()
 
 
@@ -151,6 +162,26 @@ guard.answer_view_pairs()
     with pytest.raises(RunError, match=r"^the store is down$"):
         read(reader, "s3://bucket/down.mp4", IMPATIENT)
     assert read(reader, "s3://bucket/slow.mp4", IMPATIENT)[0, 0] == len(b"content")
+    reader.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory")
+def test_the_size_of_a_remote_file_is_not_the_decoders() -> None:
+    # Of calloc's memory no page is touched: it takes no room. The file is larger than all that a video may take.
+    reader = decoder("np.empty(1 << 30, np.uint8)")
+    reader._code = (
+        reader._code.replace('source == "bad"', "len(source) == 3 << 30")
+        .replace("len(source), np", "len(source) >> 30, np")
+        .replace(
+            "guard.answer_view_pairs()",
+            """
+storage.read_bytes = lambda uri: np.zeros((3 if "large" in uri else 1) << 30, np.uint8)
+guard.answer_view_pairs()
+""",
+        )
+    )
+    for name in ("small", "large", "large"):
+        assert read(reader, f"s3://bucket/{name}.mp4").shape == (2, 3)
     reader.close()
 
 

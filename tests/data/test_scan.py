@@ -161,6 +161,7 @@ def test_a_store_that_refuses_is_one_line(monkeypatch):
             raise OSError("AWS Error ACCESS_DENIED during HeadObject operation")
 
     monkeypatch.setattr(scan.storage, "resolve", lambda uri: (Store(), "bucket/videos"))
+    monkeypatch.setattr(scan.storage, "DENIAL_SECONDS", 0.0)
     with pytest.raises(RunError, match=r"^s3://bucket/videos: .*no permission"):
         scan_folder("s3://name:secret@bucket/videos")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -17,13 +18,22 @@ import pytest
 
 from carl_ray import soak as command
 from carl_ray.errors import RunError
-from carl_ray.faults import kills
+from carl_ray.faults import kills, soak
 from carl_ray.faults.growth import WARM_UP_SECONDS, Growth, Sample, growth, slope
 from carl_ray.faults.kills import KINDS, Process, Strike, Tally, below, run_to_the_end, strikes, victims
-from carl_ray.faults.soak import CHECKPOINT_EVERY, MOST_MEBIBYTES, Figures, differences
+from carl_ray.faults.soak import (
+    CHECKPOINT_EVERY,
+    LEAST_MINUTES,
+    LEAST_SECONDS_FOR_A_RATE,
+    MOST_MEBIBYTES,
+    MOST_MEBIBYTES_PER_HOUR,
+    Figures,
+    differences,
+)
 
+SUBMIT = "/bin/python -m ray.scripts.scripts job submit -- /bin/python -m carl_ray.train demo"
 PROCESSES = [
-    Process(10, 1, "/usr/bin/python3.11 /opt/ray start --head --block --port=6379"),
+    Process(10, 1, "/usr/bin/python3.11 -m ray.scripts.scripts start --head --block --port=6379"),
     Process(11, 10, "/opt/ray/core/raylet --session-dir"),
     Process(12, 11, "ray::MapBatches(load)"),
     Process(13, 11, "ray::MapBatches(load)"),
@@ -32,13 +42,11 @@ PROCESSES = [
     Process(15, 11, "ray::RayTrainWorker.execute"),
     Process(16, 11, "ray::SplitCoordinator.get"),
     Process(17, 11, "ray::IDLE"),
-    Process(20, 1, "/usr/bin/python3.11 /opt/ray start --block --address=127.0.0.1:6379"),
+    Process(20, 1, "/usr/bin/python3.11 -m ray.scripts.scripts start --block --address=127.0.0.1:6379"),
     Process(21, 20, "/opt/ray/core/raylet --session-dir"),
     Process(22, 21, "ray::MapBatches(load)"),
-    Process(
-        30, 1, "/bin/sh -c /bin/python /opt/ray job submit -- /bin/python -m carl_ray.train demo; exit $?"
-    ),
-    Process(31, 30, "/bin/python /opt/ray job submit -- /bin/python -m carl_ray.train demo"),
+    Process(30, 1, f"/bin/sh -c {SUBMIT}; exit $?"),
+    Process(31, 30, SUBMIT),
     Process(40, 11, "/bin/sh -c /bin/python -m carl_ray.train demo"),
     Process(41, 40, "/bin/python -m carl_ray.train demo"),
 ]
@@ -142,6 +150,61 @@ def test_a_command_is_resumed_until_it_ends_well(tmp_path: Path) -> None:
     assert {8, 12} <= seen
 
 
+def test_the_next_strike_waits_for_the_restart_after_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "events").mkdir()
+    carried_out: list[tuple[str, int]] = []
+    polls = 0
+
+    def log(steps: int) -> None:
+        (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {n}}}\n' for n in range(1, steps + 1)))
+
+    def strike(strike: Strike) -> bool:
+        (tmp_path / f"strike-{len(carried_out)}").touch()
+        carried_out.append((strike.kind, polls))
+        log(10)  # steps that were done after the log was read
+        return True
+
+    def on_poll(step: int, tally: Tally) -> None:
+        nonlocal polls
+        polls += 1
+        if polls == 4:
+            log(20)  # what was struck goes on for some steps
+        elif polls == 7:
+            (tmp_path / "events" / "second").touch()
+        elif polls == 12:
+            (tmp_path / "end").touch()
+
+    (tmp_path / "events" / "first").touch()
+    log(5)
+    wait = "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)"
+    tally = run_to_the_end(
+        lambda resume: subprocess.Popen([sys.executable, "-S", "-c", wait, str(tmp_path / "end")]),
+        str(tmp_path),
+        iter([Strike("training worker", 2, math.inf, 0.0), Strike("decoder", 2, math.inf, 0.0)]),
+        log=tmp_path / "log",
+        strike=strike,
+        on_poll=on_poll,
+    )
+    assert carried_out == [("training worker", 1), ("decoder", 8)]
+    assert (tally.commands, tally.most_repeated) == (1, 10)
+
+
+def test_a_store_that_does_not_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = soak._Store(0)
+    for name in store.environment:
+        monkeypatch.setenv(name, "")
+    servers: list[subprocess.Popen[bytes]] = []
+
+    def fail(port: int, server: subprocess.Popen[bytes], what: str) -> None:
+        servers.append(server)
+        raise RunError("not there")
+
+    monkeypatch.setattr(soak, "_wait_for", fail)
+    with pytest.raises(RunError, match="not there"), store:
+        pass
+    assert [server.returncode for server in servers] == [-signal.SIGKILL]
+
+
 def test_a_command_that_is_refused_is_not_repeated(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("one\ncarl_ray: unknown option\n\n")
     with pytest.raises(RunError, match="refused: carl_ray: unknown option"):
@@ -194,20 +257,23 @@ def test_growth_leaves_the_warm_up_out() -> None:
     (found,) = growth(samples)
     assert found.kind == "raylet"
     assert found.mebibytes_per_hour == pytest.approx(36)
-    assert found.mebibytes == pytest.approx(1.4)
+    assert (found.seconds, found.mebibytes) == (140, pytest.approx(1.4))
     assert found.descriptors == (9, (12 + 9) / 2)
 
 
+WATCHED = [*soak._OF_THE_CLUSTER, *soak._OF_A_RUN]
 GOOD = Figures(
     minutes=20.0,
     seed=3,
     rounds=4,
     differences=[],
-    tally=Tally(Counter({"driver": 2, "node": 1}), 6, Counter({"driver": 31}), CHECKPOINT_EVERY),
+    tally=Tally(
+        Counter({**dict.fromkeys(KINDS, 1), "driver": 2}), 6, Counter({"driver": 31}), CHECKPOINT_EVERY
+    ),
     worker_starts=11,
     storage_faults={"reset": 5},
-    quarantined=0,
-    growth=[Growth("GCS", 3.25, 1.0, (40.0, 41.0))],
+    quarantined=30,
+    growth=[Growth(kind, 3.25, 1100.0, 1.0, (40.0, 41.0)) for kind in WATCHED],
     object_store=(0.0, 0.5),
     spilled=0.0,
     notes=[],
@@ -220,13 +286,42 @@ def test_a_soak_that_is_passed_is_one_line() -> None:
     assert "\n" not in line
     for part in (
         "4 rounds",
-        "survived 3: driver 2, node 1",
+        "survived 13: data coordinator 1, ",
+        "driver 2, monitor 1, node 1, ",
         "reset 5",
-        "GCS +3.2",
+        "GCS +3.2 in 18 min",
         "GCS 40 to 41",
-        "quarantined: 0",
+        "quarantined: 30",
     ):
         assert part in line
+    assert "storage faults: left out" in replace(GOOD, storage_faults=None).line()
+
+
+def test_a_long_soak_must_have_shown_everything() -> None:
+    missing = replace(
+        GOOD,
+        tally=replace(GOOD.tally, strikes=GOOD.tally.strikes - Counter(["node", "monitor"])),
+        storage_faults={},
+        quarantined=0,
+        growth=GOOD.growth[1:],
+    )
+    assert missing.failures() == [
+        "no victim was met of: monitor, node",
+        "no request met a storage fault",
+        "the video that is damaged on purpose was not quarantined",
+        f"the growth was not measured of: {WATCHED[0]}",
+    ]
+    assert replace(missing, minutes=LEAST_MINUTES - 0.1).failures() == []
+    assert replace(GOOD, storage_faults=None).failures() == []
+
+
+def test_growth_by_the_hour_counts_where_it_was_watched_long_enough() -> None:
+    fast = Growth("raylet", MOST_MEBIBYTES_PER_HOUR + 1, LEAST_SECONDS_FOR_A_RATE, 16.5, (4.0, 4.0))
+    assert replace(GOOD, growth=[*GOOD.growth, fast]).failures() == [
+        "raylet grew by 33.0 MiB an hour, more than 32"
+    ]
+    short = replace(fast, seconds=LEAST_SECONDS_FOR_A_RATE - 1)
+    assert replace(GOOD, growth=[*GOOD.growth, short]).failures() == []
 
 
 @pytest.mark.parametrize(
@@ -237,8 +332,14 @@ def test_a_soak_that_is_passed_is_one_line() -> None:
             "2 differences from the reference, first round 1, line 2",
         ),
         ({"tally": replace(GOOD.tally, most_repeated=CHECKPOINT_EVERY + 1)}, "11 steps were done again"),
-        ({"growth": [Growth("GCS", 1.0, MOST_MEBIBYTES + 1, (4.0, 4.0))]}, "GCS grew by 33.0 MiB"),
-        ({"growth": [Growth("GCS", 1.0, 1.0, (4.0, 24.0))]}, "GCS had 4 files open, then 24"),
+        (
+            {"growth": [*GOOD.growth, Growth("GCS", 1.0, 1e3, MOST_MEBIBYTES + 1, (4.0, 4.0))]},
+            "GCS grew by 33.0 MiB",
+        ),
+        (
+            {"growth": [*GOOD.growth, Growth("GCS", 1.0, 1e3, 1.0, (4.0, 24.0))]},
+            "GCS had 4 files open, then 24",
+        ),
         ({"object_store": (1.0, 20.0)}, "the object store held 1.0 MiB, then 20.0"),
         ({"spilled": 0.5}, "0.5 MiB were spilled"),
     ],

@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pyarrow import fs
 
 from carl_ray import storage
+from carl_ray.data import scan
 from carl_ray.errors import RunError, UserError
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, write_part
 from carl_ray.faults.proxy import Fault, FaultKind, FaultProxy
 from carl_ray.training.checkpoint import (
     Checkpoint,
@@ -345,6 +348,56 @@ def test_limits_are_added_to_what_the_uri_says(monkeypatch: pytest.MonkeyPatch, 
 def test_googles_client_has_a_limit(uri: str, seconds: float) -> None:
     (options,) = storage.resolve(uri)[0].__reduce__()[1]
     assert options["retry_time_limit"].total_seconds() == seconds
+
+
+# Indexing and embeddings
+
+
+def test_indexing_waits_for_the_store(
+    proxy: FaultProxy,
+    folder: str,
+    direct: Callable[[str], str],
+    give_up: Callable[[], None],
+    make_video: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    content = make_video(tmp_path / "v.mp4", 10).read_bytes()
+    storage.write_bytes(direct(storage.join(folder, "v.mp4")), content)
+    filesystem, root = storage.resolve(folder)
+    before = proxy.counts
+    proxy.inject(Fault("slow_down", times=3))
+    (file,), _ = scan._list_videos(filesystem, root, folder)
+    assert counted(proxy, before)["slow_down"] == 3
+
+    def probe() -> dict[str, object]:
+        found = scan._probe_file({**file, "number": 0}, filesystem=filesystem, verify=True)
+        return dict(json.loads(found["outcome"]))
+
+    for kind in ("slow_down", "reset", "truncate"):
+        proxy.inject(Fault(kind, method="GET", key=r"/v\.mp4"))
+        assert probe()["num_frames"] == 10
+    assert counted(proxy, before)["truncate"] == 1
+    give_up()
+    proxy.inject(Fault("slow_down", times=None))
+    assert re.match(r"could not be read: .*status 503", str(probe()["reason"]))
+    with pytest.raises(RunError, match=r"could not list it .*status 503"):
+        scan._list_videos(filesystem, root, folder)
+
+
+def test_embeddings_in_a_store_that_fails_are_not_damaged(
+    proxy: FaultProxy, folder: str, give_up: Callable[[], None]
+) -> None:
+    origin = Origin("c", "0", "p", 1, 8, 4, "centre", False)
+    vectors = np.ones((3, 4), np.float32)
+    video = EmbeddedVideo("v", "u", "h", None, None, None, None, None, np.arange(3.0), vectors, None)
+    write_part(folder, [video], origin, "float32")
+    for kind in ("slow_down", "truncate"):
+        proxy.inject(Fault(kind, key=r"part-00000", times=2))
+    assert [v.video_id for v in read_embeddings(folder)] == ["v"]
+    give_up()
+    proxy.inject(Fault("slow_down", method="GET", key=r"part-00000", times=None))
+    with pytest.raises(RunError, match=r"could not read it .*SLOW_DOWN"):
+        read_embeddings(folder)
 
 
 # Checkpoints and logs

@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 
 from carl_ray.config import ModelConfig
 from carl_ray.errors import RunError, UserError
+from carl_ray.model import backbone as backbones
 from carl_ray.model.backbone import build_backbone, load_backbone_weights
 from carl_ray.model.normalization import BatchNorm
 
@@ -192,6 +193,27 @@ def test_chunks_change_no_result(name):
     torch.manual_seed(0)
     parts = build_backbone(config(backbone=name, chunk_frames=2))
     torch.testing.assert_close(parts(frames), whole(frames), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("frames", "sizes"), [(0, [0]), (1, [1]), (8, [8]), (9, [5, 4]), (15, [8, 7]), (17, [6, 6, 5])]
+)
+def test_chunks_are_as_equal_as_can_be(frames, sizes):
+    backbone = build_backbone(config(backbone="small", chunk_frames=8))
+    chunks = backbone.chunks(torch.zeros(frames, 1))
+    assert [len(chunk) for chunk in chunks] == sizes
+
+
+def test_whether_the_weights_changed_is_looked_up_once_for_all_chunks(monkeypatch):
+    looked = []
+    fingerprint = backbones._fingerprint
+    monkeypatch.setattr(backbones, "_fingerprint", lambda *given: looked.append(1) or fingerprint(*given))
+    backbone = build_backbone(config(backbone="small", chunk_frames=2))
+    backbone.pass_frozen(torch.randn(7, 3, 32, 32))
+    assert len(looked) == 1
+    with torch.no_grad():
+        backbone.eval()(torch.randn(7, 3, 32, 32))
+    assert len(looked) == 3  # of both parts
 
 
 def test_frozen_blocks_keep_no_graph():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 import ray
 
+from carl_ray.config import ClusterConfig, Config
 from carl_ray.errors import UserError
 from carl_ray.training import preparation
 
@@ -90,3 +92,22 @@ def test_videos_of_one_machine_are_refused_on_a_cluster(
     preparation.check_videos_shared(pa.table({"uri": ["s3://bucket/a.mp4"]}))
     with pytest.raises(UserError, match=r"a\.mp4 is a video of this machine, but the cluster has 2 nodes"):
         preparation.check_videos_shared(videos)
+
+
+def test_how_a_run_is_done_may_change_when_it_goes_on() -> None:
+    begun = Config(preset="test")
+    going_on = replace(
+        begun,
+        data=replace(begun.data, retries=5, time_limit=9.0, max_bad_fraction=0.5),
+        model=replace(begun.model, compile=True),
+        training=replace(begun.training, checkpoint_every_steps=7, keep_checkpoints=9),
+        cluster=ClusterConfig(num_workers=3),
+    )
+    preparation._check_same_run(begun, going_on, "/run")
+    other = replace(begun, training=replace(begun.training, log_every_steps=3))
+    with pytest.raises(
+        UserError, match=r"^/run was begun with training\.log_every_steps = 10, now 3: --resume"
+    ):
+        preparation._check_same_run(begun, other, "/run")
+    with pytest.raises(UserError, match="holds a run of preset test, not demo"):
+        preparation._check_same_run(begun, replace(begun, preset="demo"), "/run")

@@ -16,8 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from ray.exceptions import ActorDiedError
 from ray.util.state import list_actors
 
+from carl_ray import storage
 from carl_ray.config import (
     AugmentConfig,
     ClusterConfig,
@@ -36,6 +38,7 @@ from carl_ray.training import trainer
 from carl_ray.training.preparation import read_videos
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
 from carl_ray.training.trainer import Outcome, train
+from carl_ray.training.worker import WorkerSettings
 
 NUM_STEPS = 40
 CIRCUMSTANCES = {
@@ -294,6 +297,27 @@ def test_too_many_bad_videos_end_the_run(
     listed = read_log(str(tmp_path / "run"), BAD_VIDEOS)
     assert [line["video_id"] for line in listed] == ["broken.mp4"]
     assert listed[0]["reason"]
+
+
+def test_a_dead_controller_and_a_dead_monitor_leave_a_reason(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trainer:
+        """Stands in for Ray Train: its controller dies, or its workers fail together and nobody tells the driver."""
+
+        def __init__(self, *arguments: Any, train_loop_config: WorkerSettings, **options: Any) -> None:
+            self._settings = train_loop_config
+
+        def fit(self) -> None:
+            if self._settings.run_dir.endswith("controller"):
+                raise ActorDiedError
+            storage.write_bytes(self._settings.failure_uri, b'{"failure": "too many bad videos"}')
+
+    monkeypatch.setattr(trainer, "TorchTrainer", Trainer)
+    with pytest.raises(RunError, match=r"^training failed: .*; --resume continues from the last checkpoint$"):
+        train(config, str(tmp_path / "controller"))
+    with pytest.raises(RunError, match=r"^too many bad videos$"):
+        train(config, str(tmp_path / "monitor"))
 
 
 def stop_at_step(run_dir: Path, step: int, act: Callable[[], None]) -> None:

@@ -16,14 +16,16 @@ import torch
 from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from carl_ray.data.plan import PairedPlan, Plan, paired_training_plan, training_plan, validation_plan
 from carl_ray.data.sample import Batch, collate
-from carl_ray.training import worker
+from carl_ray.training import trainer, worker
 from carl_ray.training.checkpoint import Progress
+from carl_ray.training.monitor import Status
 from carl_ray.training.run_log import SKIPPED_STEPS, RunLog, read_log
 from carl_ray.training.step import TrainingStep
 from carl_ray.training.worker import (
     MAX_SKIPPED_IN_A_ROW,
     AgreedError,
     StepBatch,
+    UnsavedError,
     WorkerSettings,
     check_rows,
     row_fingerprint,
@@ -79,20 +81,26 @@ class Updates:
     """Stands for the handle of the run's monitor."""
 
     def __init__(self) -> None:
-        self.update = SimpleNamespace(remote=lambda status: None)
+        self.received: list[Status] = []
+        self.update = SimpleNamespace(remote=self.received.append)
 
 
 @pytest.fixture
 def reporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_size=lambda: 1))
+    context = SimpleNamespace(get_world_size=lambda: 1, get_world_rank=lambda: 0)
+    monkeypatch.setattr(worker.ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(worker.ray, "get", lambda answer: answer)
     monkeypatch.setattr(worker.ray.train, "report", lambda metrics: None)
     monkeypatch.setattr(worker.ray, "wait", lambda refs, timeout: ([], refs))
-    return worker._Reporter(settings(tmp_path), RunLog(str(tmp_path), 0), progress(0))
+    return worker._Reporter(settings(tmp_path), RunLog(str(tmp_path), 0), None)
 
 
 def settings(run_dir: Path) -> WorkerSettings:
     plan = training_plan(0, 6, 3, 10)
-    return WorkerSettings(CONFIG, str(run_dir), "digest", plan, None, Updates(), None, plan.num_steps)
+    failure_uri = str(run_dir / "ray" / "start-1" / "failure.json")
+    return WorkerSettings(
+        CONFIG, str(run_dir), "digest", plan, None, Updates(), None, plan.num_steps, failure_uri
+    )
 
 
 def progress(step: int) -> Progress:
@@ -140,6 +148,58 @@ def test_a_skipped_step_is_written_down_with_its_videos(reporter: Any, tmp_path:
     assert second["loss"] == pytest.approx(report.loss)
     text = (tmp_path / SKIPPED_STEPS).read_text()
     assert "NaN" not in text and all(json.loads(line) for line in text.splitlines())
+
+
+def test_workers_that_begin_at_the_end_do_no_step(reporter: Any, tmp_path: Path) -> None:
+    step = TrainingStep(CONFIG, CPU, 20)
+    given = replace(settings(tmp_path), last_step=4)
+    assert given.training_plan.num_steps > 4
+    reporter._settings = given
+    worker._train(given, step, reporter, progress(4))
+    (last,) = given.monitor.received
+    assert (last.step, last.finished) == (4, False)
+
+
+def test_an_agreed_failure_is_told_twice_and_costs_no_lines(
+    reporter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+    monkeypatch.setattr(reporter, "close", lambda: closed.append(True))
+
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    error = AgreedError("no use")
+    monkeypatch.setattr(worker, "_begin", lambda settings, is_first: (None, reporter, progress(4)))
+    monkeypatch.setattr(worker, "_train", fail)
+    given = settings(tmp_path)
+    assert trainer._written_failure(given.failure_uri) is None
+    worker.train_worker(given)
+    assert closed == [True]
+    assert [status.failure for status in given.monitor.received] == ["no use"]
+    assert trainer._written_failure(given.failure_uri) == "no use"
+    assert not worker.is_training()
+    # A store that has just refused a checkpoint for long is asked for nothing more.
+    error = UnsavedError("no room")
+    given = settings(tmp_path / "other")
+    worker.train_worker(given)
+    assert closed == [True]
+    assert [status.failure for status in given.monitor.received] == ["no room"]
+    assert trainer._written_failure(given.failure_uri) is None
+
+
+def test_a_step_is_saved_once(reporter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(
+        worker, "save_checkpoint", lambda run_dir, step, progress, keep: saved.append(progress.step)
+    )
+    step = TrainingStep(CONFIG, CPU, 20)
+    for number in (0, 0, 3, 3, 4):
+        reporter.checkpoint(step, progress(number))
+    assert saved == [0, 3, 4]
+    resumed = worker._Reporter(settings(tmp_path), RunLog(str(tmp_path), 4), 4)
+    resumed.checkpoint(step, progress(4))
+    assert saved == [0, 3, 4]
 
 
 def test_a_log_of_skipped_steps_is_cut_where_a_run_goes_on(tmp_path: Path) -> None:
