@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,7 +125,15 @@ def test_what_gives_no_answer_may_be_read_another_time(monkeypatch: pytest.Monke
     reader.close()
 
 
-def test_an_interrupted_video_does_not_answer_for_the_next(tmp_path: Path) -> None:
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """Ctrl-C as in a terminal: where the tests run in the background, it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_video_does_not_answer_for_the_next(tmp_path: Path, sigint: None) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = decoder(f"open({str(pipe)!r}, 'rb').read()")
