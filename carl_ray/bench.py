@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         size = config.augment.image_size
         print(
-            f"{machine_name(use_gpu=True)}, {_decoder()}; T = {config.model.num_frames}, {size} x {size} pixels",
+            f"{machine_name(use_gpu=True)}, PyAV {metadata.version('av')}; "
+            f"T = {config.model.num_frames}, {size} x {size} pixels",
             flush=True,
         )
         videos = _Videos(folder)
@@ -173,7 +174,7 @@ def probe(paths: Sequence[Path], most: int) -> tuple[list[Video], list[str]]:
 
 
 def _measured(part: str, videos: _Videos, config: Config, device: torch.device) -> Iterator[Table]:
-    """The tables of a part. Its module is imported only now: `step` runs where there is neither Ray nor a decoder."""
+    """The tables of a part. Its module is imported only now: `step` runs where there is no Ray."""
     match part:
         case "data":
             from carl_ray.benchmarks import data
@@ -205,13 +206,6 @@ def _measured(part: str, videos: _Videos, config: Config, device: torch.device) 
             from carl_ray.benchmarks import decoders
 
             yield decoders.measure(videos.paths, _progress)
-
-
-def _decoder() -> str:
-    try:
-        return f"PyAV {metadata.version('av')}"
-    except metadata.PackageNotFoundError:
-        return "no PyAV"
 
 
 def _progress(line: str) -> None:

@@ -188,7 +188,7 @@ def _run(command: _Command) -> None:
     else:
         check_manifest(base)
     base = _from_any_folder(base)
-    joined = "RAY_ADDRESS" in os.environ
+    joined = os.environ.get("RAY_ADDRESS", "local") != "local"
     wanted = command.max_concurrent or (None if joined else local_trials(base.cluster))
     with connect(None if wanted is None or joined else local_cpus(base.cluster, wanted)):
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -335,9 +335,8 @@ def _watched(use: StoreUse) -> Iterator[None]:
                 if last:
                     return
                 ended.wait(_SAMPLE_SECONDS)
-        except (
-            Exception
-        ) as error:  # whatever it is: without the samples the table would say that nothing was spilled
+        # Whatever it is: without the samples the table would say that nothing was spilled.
+        except Exception as error:
             failures.append(error)
 
     thread = threading.Thread(target=sample, name="object-store", daemon=True)

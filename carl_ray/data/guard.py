@@ -96,7 +96,16 @@ class ViewPairReader:
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             process = _start_decoder(self._code)
-        request = (uri, video_id, num_video_frames, frame_step, epoch, config, verified, frame_labels)
+        request = {
+            "source": uri,
+            "video_id": video_id,
+            "num_video_frames": num_video_frames,
+            "frame_step": frame_step,
+            "epoch": epoch,
+            "config": config,
+            "verified": verified,
+            "frame_labels": frame_labels,
+        }
         try:
             answer = _ask(process, request, config.data.time_limit + _FETCH_SECONDS)
         except TimeoutError as error:
@@ -259,8 +268,8 @@ def limit_memory(num_bytes: int | None) -> None:
 def keep_memory() -> None:
     """From now on this process keeps what it frees, where its C library is glibc.
 
-    Every video wants the same hundreds of megabytes again; pages fresh from the kernel took a sixth of the time
-    that a pair of views takes. It is memory that the task has reserved.
+    Every video wants the same hundreds of megabytes again; pages fresh from the kernel took a sixth to a third of
+    the time that a pair of views takes. It is memory that the task has reserved.
     """
     with suppress(AttributeError):  # no mallopt
         library = ctypes.CDLL(None)
@@ -279,16 +288,8 @@ def answer_view_pairs() -> None:
 
     allocate_buffer(1)  # Arrow takes a GiB of address space at its first use: before anything is counted
 
-    def read(
-        uri: str,
-        video_id: str,
-        num_video_frames: int,
-        frame_step: float,
-        epoch: int,
-        config: Config,
-        verified: bool,
-        frame_labels: Sequence[int] | None,
-    ) -> tuple[str, object]:
+    def read(request: dict[str, Any]) -> tuple[str, object]:
+        uri, config = request["source"], request["config"]
         memory = load_task_bytes(config) + _MEMORY_BEYOND_RESERVED
         try:
             # The storage has its own patience, and is not to blame on the decoder; nor is the size of the file.
@@ -296,16 +297,7 @@ def answer_view_pairs() -> None:
             source = storage.read_bytes(uri) if storage.is_remote(uri) else uri
             limit_memory(memory)
             with time_limit(config.data.time_limit):
-                pair = sample.make_view_pair(
-                    source,
-                    video_id,
-                    num_video_frames,
-                    frame_step,
-                    epoch,
-                    config,
-                    verified=verified,
-                    frame_labels=frame_labels,
-                )
+                pair = sample.make_view_pair(**request | {"source": source})
             return "arrays", vars(pair)
         except RunError as error:
             return "again", str(error)
@@ -323,7 +315,7 @@ def answer_view_pairs() -> None:
             request = pickle.load(requests)
         except EOFError:
             return
-        kind, value = read(*request)
+        kind, value = read(request)
         buffers: list[pickle.PickleBuffer] = []
         head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
         views = [buffer.raw() for buffer in buffers]

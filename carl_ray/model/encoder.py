@@ -50,7 +50,6 @@ class FrameLevelVideoEncoder(nn.Module):
         self.dropout = model.dropout
         self.pooling = model.pooling
         self.positions = model.positions
-        self.chunk_frames = model.chunk_frames
         self.backbone = build_backbone(model)
         channels = self.backbone.channels
         self.convolutions: TemporalConvolutions | None = None
@@ -116,7 +115,7 @@ class FrameLevelVideoEncoder(nn.Module):
             raise ValueError(
                 "frame_features expects an encoder in evaluation mode: call encoder.eval() first"
             )
-        parts = itertools.chain.from_iterable(chunk.split(self.chunk_frames) for chunk in chunks)
+        parts = itertools.chain.from_iterable(self.backbone.chunks(chunk) for chunk in chunks)
         if self.convolutions is None:
             for part in parts:
                 yield self._pool(self.backbone(part))
@@ -187,7 +186,7 @@ class FrameLevelVideoEncoder(nn.Module):
         if torch.is_grad_enabled() or self.training:
             return self._pool(self.backbone(frames))
         # No statistics and no gradient tie the frames together: whole videos pass in bounded memory.
-        return torch.cat([self._pool(self.backbone(chunk)) for chunk in frames.split(self.chunk_frames)])
+        return torch.cat([self._pool(self.backbone(chunk)) for chunk in self.backbone.chunks(frames)])
 
     def _pool(self, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C"]:
         return maps.amax((2, 3)) if self.pooling == "max" else maps.mean((2, 3))
