@@ -63,6 +63,7 @@ def test_bucket_to_encoder_in_two_jobs(bucket: str, ray_cluster: dict[str, str])
 
     options = [
         *("--data.manifest", manifest, "--run-dir", run, "--cluster.num_workers", "2"),
+        *("--cluster.max_decode_tasks", "1"),
         *("--training.epochs", "20", "--training.global_batch_size", "4", "--training.log_every_steps", "1"),
         *("--training.checkpoint_every_steps", "6"),
     ]

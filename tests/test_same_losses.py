@@ -102,6 +102,9 @@ class PlainBackbone(torch.nn.Module):
         super().__init__()
         self.backbone = backbone.to(memory_format=torch.contiguous_format)
 
+    def chunks(self, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (frames,)
+
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         maps = frames.contiguous()
         for name in (*self.backbone.frozen, *self.backbone.learnable):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,8 +20,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
+from ray.util.annotations import RayDeprecationWarning
 
 from carl_ray.config import Config
+from carl_ray.data.coordinator import EndlessExecution
 from carl_ray.data.guard import BadVideoError, ViewPairReader
 from carl_ray.data.memory import frame_shape, load_task_bytes
 from carl_ray.data.plan import ABSENT, PairedPlan, Plan
@@ -119,9 +122,12 @@ def stream_views(
     # One row a block: the generator of the plan stays lazy, and no two videos wait for each other.
     context.target_max_block_size = 1
     context.execution_options = execution_options(config)
+    context.custom_execution_callback_classes = [EndlessExecution]
     # A paused consumer (validation, a long checkpoint) is not a stalled pipeline; hours without a row are.
     context.execution_no_progress_timeout_s = _STALLED_SECONDS
-    with DataContext.current(context):
+    with DataContext.current(context), warnings.catch_warnings():
+        # A limit of retries has no named parameter yet (Ray 2.60); without one they have no end.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
         return (
             ray.data.range(num_segments, override_num_blocks=num_segments, concurrency=1)
             .map_batches(
@@ -151,10 +157,9 @@ def read_rows(table: pa.Table, config: Config) -> list[StreamRow]:
     shape = (2, config.model.num_frames, *frame_shape(config))
     rows = []
     for index in range(table.num_rows):
-        value = {name: table.column(name)[index] for name in table.column_names}
+        value = {name: table.column(name)[index] for name in table.column_names if name != "frames"}
         pair = None
-        if value["frames"].is_valid:
-            frames = np.frombuffer(value["frames"].as_buffer(), dtype=np.uint8)
+        if (frames := _bytes_in_place(table.column("frames"), index)) is not None:
             pair = ViewPair(
                 frames=frames.reshape(shape),
                 timestamps=np.array(value["timestamps"].as_py()).reshape(shape[:2]),
@@ -173,6 +178,16 @@ def read_rows(table: pa.Table, config: Config) -> list[StreamRow]:
             )
         )
     return rows
+
+
+def _bytes_in_place(column: pa.ChunkedArray, index: int) -> np.ndarray | None:
+    """The uint8 of one large binary value, in the column's memory; None for null. Arrow's scalars are copies."""
+    (value,) = column.slice(index, 1).chunks
+    if value.null_count:
+        return None
+    _, offsets, data = value.buffers()
+    first, stop = np.frombuffer(offsets, np.int64)[value.offset : value.offset + 2]
+    return np.frombuffer(data, np.uint8)[first:stop]
 
 
 def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) -> pa.Table:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,15 +112,17 @@ def below(pid: int, processes: Sequence[Process]) -> list[Process]:
         parents = {child.pid for child in children}
 
 
-def kill(kind: str, choice: float) -> Process | None:
+def kill(kind: str, choice: float, spare: Collection[Process] = ()) -> Process | None:
     """Sends the kind's signal to one process of that kind; which, or None where there is none.
 
     Args:
         kind: A key of `KINDS`.
         choice: From [0, 1): which of several.
+        spare: These are not meant: processes of something else than the run.
     """
     processes = family()
-    found = victims(kind, processes)
+    spared = {process.handle for process in spare}
+    found = [process for process in victims(kind, processes) if process.handle not in spared]
     if not found:
         return None
     victim = found[int(choice * len(found))]

@@ -75,11 +75,11 @@ _CALM_SHARE = 0.25
 _MOST_STEPS = 40
 _SHARE_AT_ONCE = 0.25
 _OPTIONS = {
-    "data.short_side": 32,
+    "data.short_side": 40,
     "data.max_bad_fraction": 0.5,
     "data.max_validation_videos": 0,
-    "augment.image_size": 32,
-    "model.num_frames": 16,
+    "augment.image_size": 40,
+    "model.num_frames": 16,  # a pair has 154 kB: below 100 kB, blocks would not go to the object store
     "model.hidden_width": 32,
     "model.width": 32,
     "model.num_layers": 1,
@@ -461,6 +461,8 @@ def _cluster(log: Path, variables: Mapping[str, str]) -> Iterator[_Cluster]:
     environment |= {
         "RAY_ADDRESS": f"127.0.0.1:{port}",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        # Of 100,000, Ray's default, it would fill up for hours, and what grows without end would not show.
+        "RAY_task_events_max_num_task_in_gcs": "1000",
         "PYTHONPATH": os.pathsep.join(filter(None, (repository, os.environ.get("PYTHONPATH", "")))),
         **variables,
     }

@@ -84,7 +84,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
             seed=3, epochs=NUM_STEPS * 3 // 6, global_batch_size=3, precision="fp32",
             log_every_steps=1, checkpoint_every_steps=15, validate_every_steps=20,
         ),
-        cluster=ClusterConfig(num_workers=1, worker_cpus=1, decode_cpus=1),
+        cluster=ClusterConfig(num_workers=1, worker_cpus=1, decode_cpus=1, max_decode_tasks=1),
     )  # fmt: skip
 
 
