@@ -49,7 +49,9 @@ _FIRST_RETRY_SECONDS = 0.5
 _MAX_TASK_RETRIES = 3
 """How often Ray repeats videos whose actor or node died; its default is without end."""
 _ACTOR_BYTES = 3 * 2**30
-"""Enough for torch, two ResNet-50 encoders, and a few chunks of frames (2.3 GiB were measured)."""
+"""Enough for torch, two ResNet-50 encoders, and a few chunks of frames (2.3 GiB were measured), one video decoded."""
+_DECODER_BYTES = 2**28
+"""For each video more that is decoded side by side (some 200 MiB were measured at 1280 x 720)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +90,24 @@ class Extraction:
 def room_for_workers(cpus_per_worker: int, use_gpu: bool) -> int:
     """How many actors the cluster that Ray is connected to has room for now, at least 1."""
     resources = ray.cluster_resources()
-    room = [resources.get("CPU", 0) // cpus_per_worker, resources.get("memory", 0) // _ACTOR_BYTES]
+    room = [
+        resources.get("CPU", 0) // cpus_per_worker,
+        resources.get("memory", 0) // _wanted_bytes(cpus_per_worker),
+    ]
     if use_gpu:
         room.append(resources.get("GPU", 0))
     return max(1, int(min(room)))
 
 
-def _actor_bytes() -> int:
+def _wanted_bytes(cpus_per_worker: int) -> int:
+    return _ACTOR_BYTES + (cpus_per_worker - 1) * _DECODER_BYTES
+
+
+def _actor_bytes(cpus_per_worker: int) -> int:
     """Memory that an actor reserves: less on a small machine, where the demo fits all the same."""
+    wanted = _wanted_bytes(cpus_per_worker)
     most = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
-    return min(_ACTOR_BYTES, int(most)) if most else _ACTOR_BYTES
+    return min(wanted, int(most)) if most else wanted
 
 
 def _explain_resources(settings: ExtractionSettings) -> None:
@@ -229,7 +239,7 @@ def _embedded_rows(
             compute=ActorPoolStrategy(size=min(settings.num_workers, videos.num_rows)),
             num_cpus=settings.cpus_per_worker,
             num_gpus=1 if settings.use_gpu else None,
-            memory=_actor_bytes(),
+            memory=_actor_bytes(settings.cpus_per_worker),
             max_restarts=-1,
             max_task_retries=_MAX_TASK_RETRIES,
         )
@@ -281,10 +291,8 @@ class _EmbeddingActor:
         sources = list(zip(uris, lengths, strict=True))
         embedded = list(self._embedder.embed(sources))
         for attempt in range(self._retries):
-            # What does not decode will not; what could not be fetched may.
-            failed = [
-                place for place, result in enumerate(embedded) if isinstance(result, UserError | RunError)
-            ]
+            # What does not decode will not; what could not be fetched, or whose decoder was killed, may.
+            failed = [place for place, result in enumerate(embedded) if isinstance(result, RunError)]
             if not failed:
                 break
             time.sleep(_FIRST_RETRY_SECONDS * 2**attempt)

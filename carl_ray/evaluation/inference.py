@@ -1,6 +1,6 @@
 """A checkpoint becomes an encoder that embeds whole videos, in bounded memory. Free of Ray.
 
-video ─ decode in chunks (threads) ▶ square view ▶ CNN, a chunk at a time ▶ all features ▶ one temporal pass ▶ H
+video ─ decode in chunks (child processes) ▶ square view ▶ CNN, a chunk at a time ▶ all features ▶ one temporal pass ▶ H
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.data.augment import center_view, normalize
-from carl_ray.data.decode import DecodeError, iterate_frames, probe_video
+from carl_ray.data.guard import BadVideoError, FrameReader
 from carl_ray.errors import RunError, UserError
 from carl_ray.model.backbone import load_backbone_weights
 from carl_ray.model.encoder import FrameLevelVideoEncoder
@@ -66,6 +67,9 @@ def default_run() -> str:
 class VideoEmbedder:
     """Embeds whole videos with one or several encoders of one config, decoding each video once.
 
+    Each of the videos that decode side by side does so in a process of its own, which is kept for later ones and
+    ends with the embedder.
+
     Args:
         encoders: In evaluation mode; moved to `device`.
         config: Of the run that trained them.
@@ -90,40 +94,50 @@ class VideoEmbedder:
         self._view = view
         for encoder in self._encoders:
             encoder.backbone.to(memory_format=torch.channels_last)
+        self._idle_readers: list[FrameReader] = []
+        weakref.finalize(self, _close, self._idle_readers)
 
     def embed_file(self, uri: str) -> list[Float[np.ndarray, "frames width"]]:
         """H of all frames of a video file, float32, one array for each encoder.
 
         Raises:
             UserError: it is no video that can be decoded, or not there.
+            RunError: its storage fails, or its decoder was killed from outside.
         """
         try:
-            (embedded,) = self.embed([(uri, probe_video(uri, verify=True).num_frames)])
-        except DecodeError as error:
+            with self._readers(1) as (reader,):
+                num_frames = reader.count(uri, self._config)
+            (embedded,) = self.embed([(uri, num_frames)])
+        except (BadVideoError, RunError) as error:
             embedded = error
         if isinstance(embedded, Exception):
-            raise UserError(f"{storage.public_uri(uri)}: {embedded}") from None
+            kind = RunError if isinstance(embedded, RunError) else UserError
+            shown = f"{storage.public_uri(uri)}: "
+            raise kind(shown + str(embedded).removeprefix(shown)) from None
         return embedded
 
     def embed(
         self, videos: Sequence[tuple[bytes | str, int]]
-    ) -> Iterator[list[Float[np.ndarray, "frames width"]] | Exception]:
+    ) -> Iterator[list[Float[np.ndarray, "frames width"]] | BadVideoError | RunError]:
         """H of all frames of each video, float32, one array for each encoder; videos decode side by side.
 
         Args:
             videos: Content, path or URI, and number of frames.
 
         Yields:
-            The arrays, or for a video that cannot be read the exception that says why.
+            The arrays; for a video that cannot be read a `BadVideoError`, for one that another try may read a
+            `RunError`.
         """
         ready: queue.SimpleQueue[int] = queue.SimpleQueue()
-        with ExitStack() as stack:
+        with self._readers(len(videos)) as readers, ExitStack() as stack:
             features = [
-                self._features(stack.enter_context(_ahead(self._views(*video), ready, number)))
-                for number, video in enumerate(videos)
+                self._features(
+                    stack.enter_context(_ahead(self._views(reader, *video), ready, number, reader.interrupt))
+                )
+                for number, (reader, video) in enumerate(zip(readers, videos, strict=True))
             ]
             pieces: list[list[tuple[Tensor, ...]]] = [[] for _ in videos]
-            done: dict[int, list[np.ndarray] | Exception] = {}
+            done: dict[int, list[np.ndarray] | BadVideoError | RunError] = {}
             for number in range(len(videos)):
                 while number not in done:
                     # Whichever video has a chunk ready, so that no decoder waits for another one's video.
@@ -134,23 +148,31 @@ class VideoEmbedder:
                             done[at] = self._embed_whole(pieces[at])
                         else:
                             pieces[at].append(piece)
-                    except (DecodeError, UserError, RunError) as error:
+                    except (BadVideoError, RunError) as error:
                         done[at] = error
                 yield done[number]
 
-    def _views(self, source: bytes | str, num_frames: int) -> Iterator[UInt8[Tensor, "chunk size size 3"]]:
+    @contextmanager
+    def _readers(self, count: int) -> Iterator[list[FrameReader]]:
+        readers = [self._idle_readers.pop() if self._idle_readers else FrameReader() for _ in range(count)]
+        try:
+            for reader in readers:
+                # Here: the threads that read end with their video. Where it fails, reading says so.
+                with suppress(RunError):
+                    reader.start()
+            yield readers
+        finally:
+            self._idle_readers.extend(readers)
+
+    def _views(
+        self, reader: FrameReader, source: bytes | str, num_frames: int
+    ) -> Generator[UInt8[Tensor, "chunk size size 3"], None, None]:
         size = self._config.augment.image_size
-        chunks = iterate_frames(
-            source,
-            num_frames,
-            chunk_frames=_CHUNK_FRAMES,
-            short_side=size if self._view == "resized" else None,
-            decoder=self._config.data.decoder,
-        )
-        for frames in chunks:
-            if self._view == "central" and min(frames.shape[1:3]) > size:
-                top, left = ((extent - size) // 2 for extent in frames.shape[1:3])
-                frames = frames[:, top : top + size, left : left + size]
+        # Of either view the reader cuts the square out; left to do is to enlarge frames that are smaller.
+        short_side = size if self._view == "resized" else None
+        for frames in reader.read(
+            source, num_frames, self._config, chunk_frames=_CHUNK_FRAMES, short_side=short_side
+        ):
             yield center_view(frames, size)
 
     def _features(self, views: Iterator[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -184,11 +206,22 @@ class VideoEmbedder:
             yield
 
 
+def _close(readers: list[FrameReader]) -> None:
+    for reader in readers:
+        reader.close()
+
+
 @contextmanager
-def _ahead(items: Iterator[Tensor], ready: queue.SimpleQueue[int], number: int) -> Iterator[Iterator[Tensor]]:
+def _ahead(
+    items: Generator[Tensor, None, None],
+    ready: queue.SimpleQueue[int],
+    number: int,
+    interrupt: Callable[[], None],
+) -> Iterator[Iterator[Tensor]]:
     """The items, made in a thread a few ahead of their use; its errors are raised where they are used.
 
-    Of each item that can be taken, and of the end, `ready` gets the number.
+    Of each item that can be taken, and of the end, `ready` gets the number. `interrupt` makes the thread go on
+    where it waits for an item.
     """
     made: queue.Queue[Tensor | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
     stopped = threading.Event()
@@ -204,10 +237,11 @@ def _ahead(items: Iterator[Tensor], ready: queue.SimpleQueue[int], number: int) 
 
     def make() -> None:
         try:
-            for item in items:
-                put(item)
-                if stopped.is_set():
-                    return
+            with closing(items):
+                for item in items:
+                    put(item)
+                    if stopped.is_set():
+                        return
             put(None)
         except BaseException as error:  # The consumer's to handle, whatever it is.
             put(error)
@@ -224,4 +258,6 @@ def _ahead(items: Iterator[Tensor], ready: queue.SimpleQueue[int], number: int) 
         yield used()
     finally:
         stopped.set()
-        thread.join()
+        while thread.is_alive():
+            interrupt()
+            thread.join(0.1)

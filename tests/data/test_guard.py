@@ -18,7 +18,9 @@ import pytest
 
 from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig
 from carl_ray.data import guard
-from carl_ray.data.guard import BadVideoError, ViewPairReader
+from carl_ray.data.augment import center_view
+from carl_ray.data.decode import iterate_frames
+from carl_ray.data.guard import BadVideoError, FrameReader, ViewPairReader
 from carl_ray.data.sample import make_view_pair
 from carl_ray.errors import RunError
 
@@ -231,3 +233,168 @@ read("/hangs.mp4")
                     return
                 time.sleep(0.05)
     pytest.fail("the process that decodes outlives its parent")
+
+
+# All frames of a video
+
+WITHOUT_TORCH = """
+import sys
+from carl_ray.data import decode, guard
+iterate_frames = decode.iterate_frames
+
+def checked(*arguments, **options):
+    assert "torch" not in sys.modules
+    return iterate_frames(*arguments, **options)
+
+decode.iterate_frames = checked
+guard.answer_frames()
+"""
+
+
+def frame_decoder() -> FrameReader:
+    """A reader whose process decodes nothing: the name of a video says what befalls it at the second chunk.
+
+    Chunks have the length of the video's name in all elements. A name that is a path gets a dot for each one made.
+    """
+    return FrameReader(
+        """
+import ctypes, os, sys, time, types
+import numpy as np
+from carl_ray.data import guard
+
+FAULTS = {
+    "hangs": lambda: ctypes.PyDLL(None).sleep(60),  # holds the GIL
+    "waits": lambda: time.sleep(60),
+    "crashes": lambda: os.kill(os.getpid(), 11),
+    "is killed": lambda: os.kill(os.getpid(), 9),
+    "is too large": lambda: [np.empty(1 << 28, np.uint8) for _ in range(99)],
+    "is unforeseen": lambda: 1 // 0,
+}
+
+def iterate_frames(source, num_frames, **options):
+    for number in range(num_frames // 4):
+        if number == 1 and source in FAULTS:
+            FAULTS[source]()
+        if source.startswith("/"):
+            with open(source, "a") as made:
+                made.write(".")
+        yield np.full((4, 512, 512, 3), len(source), np.uint8)
+
+class DecodeError(Exception):
+    pass
+
+sys.modules["carl_ray.data.decode"] = types.SimpleNamespace(iterate_frames=iterate_frames, DecodeError=DecodeError)
+guard.answer_frames()
+"""
+    )
+
+
+def frames_of(
+    reader: FrameReader, source: bytes | str, num_frames: int = 12, **options: object
+) -> list[np.ndarray]:
+    return list(reader.read(source, num_frames, CONFIG, **{"chunk_frames": 7, "short_side": 24} | options))
+
+
+def assert_served(reader: FrameReader, name: str) -> None:
+    chunks = frames_of(reader, name)
+    assert [chunk.shape for chunk in chunks] == [(4, 24, 24, 3)] * 3
+    assert all((chunk == len(name)).all() for chunk in chunks)
+
+
+def test_gives_all_frames_as_they_would_be_here(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    path = str(make_video(tmp_path / "v.mp4", 30, 64, 48))
+    reader = FrameReader(WITHOUT_TORCH)
+    pids = set()
+    for source, short_side in ((path, 24), (Path(path).read_bytes(), 24), (path, None), (path, 20)):
+        chunks = frames_of(reader, source, 30, short_side=short_side)
+        here = list(iterate_frames(source, 30, chunk_frames=7, short_side=short_side))
+        assert [len(chunk) for chunk in chunks] == [len(chunk) for chunk in here] == [7, 7, 7, 7, 2]
+        for got, whole in zip(chunks, here, strict=True):
+            top, left = ((side - 24) // 2 if side > 24 else 0 for side in whole.shape[1:3])
+            cut = whole if short_side == 20 else whole[:, top : top + 24, left : left + 24]
+            np.testing.assert_array_equal(got, cut, strict=True)
+            assert got.flags.writeable
+        assert reader.count(source, CONFIG) == 30
+        # A video that is not what it was said to be costs neither the process nor another try.
+        for num_frames, reason in (
+            (31, "31 frames were expected, but only 30 decode"),
+            (8, "8 .* but more decode"),
+        ):
+            with pytest.raises(BadVideoError, match=f"^{reason}$"):
+                frames_of(reader, source, num_frames, short_side=short_side)
+        with pytest.raises(BadVideoError, match=r"^no such file$"):
+            reader.count(str(tmp_path / "none.mp4"), CONFIG)
+        assert reader._process is not None
+        pids.add(reader._process.pid)
+    assert len(pids) == 1
+    reader.close()
+
+
+@pytest.mark.parametrize("height", [20, 24, 25, 31])
+@pytest.mark.parametrize("width", [20, 24, 37, 39, 40])
+def test_the_square_is_what_the_encoder_sees(height: int, width: int) -> None:
+    """Bit by bit what the view `central` and `center_view` make of the whole frames."""
+    frames = np.random.default_rng(height * width).integers(0, 256, (2, height, width, 3), np.uint8)
+    seen = frames
+    if min(height, width) > 24:
+        top, left = (height - 24) // 2, (width - 24) // 2
+        seen = frames[:, top : top + 24, left : left + 24]
+    square = guard._central_square(frames, 24)
+    assert (square.shape == (2, 24, 24, 3)) == (min(height, width) >= 24)
+    assert np.array_equal(center_view(square, 24), center_view(seen, 24))
+
+
+def test_faults_between_chunks_cost_one_video() -> None:
+    reader = frame_decoder()
+    for name, kind, reason in (
+        ("hangs", BadVideoError, "the decoder took longer than 1 s"),
+        ("crashes", BadVideoError, "the decoder crashed (SIGSEGV)"),
+        ("is killed", RunError, "the decoder was killed (SIGKILL), perhaps for want of memory"),
+        ("is too large", BadVideoError, "reading it takes more than 2.0 GiB of memory"),
+        (
+            "is unforeseen",
+            BadVideoError,
+            "reading failed (ZeroDivisionError: integer division or modulo by zero)",
+        ),
+    ):
+        with pytest.raises(kind, match=f"^{re.escape(reason)}$"):
+            list(reader.read(name, 12, IMPATIENT if name == "hangs" else CONFIG, chunk_frames=4))
+        assert_served(reader, "good")
+    # Who stops early gets no rest of it with the next video, not even where that has begun already.
+    chunks = reader.read("stopped early", 12, CONFIG, chunk_frames=4)
+    next(chunks)
+    assert_served(reader, "good")
+    process = reader._process
+    chunks.close()
+    assert_served(reader, "better")
+    assert reader._process is process
+    reader.close()
+
+
+def test_no_time_passes_while_a_chunk_waits_and_few_do(tmp_path: Path) -> None:
+    reader = frame_decoder()
+    # Too large for the pipe: the process waits with them.
+    config = replace(IMPATIENT, augment=AugmentConfig(image_size=512))
+    made = tmp_path / "made"
+    chunks = reader.read(str(made), 40, config, chunk_frames=4)
+    next(chunks)
+    time.sleep(1.2)
+    assert len(made.read_text()) <= 3
+    assert len(list(chunks)) == 9
+    reader.close()
+
+
+def test_another_thread_may_end_a_decoder_at_work() -> None:
+    reader = frame_decoder()
+    reader.start()
+    reader.interrupt()
+    assert_served(reader, "good")
+    chunks = reader.read("waits", 12, CONFIG, chunk_frames=4)
+    next(chunks)
+    thread = threading.Thread(target=reader.interrupt)
+    thread.start()
+    with pytest.raises(RunError, match=r"^the decoder was killed .SIGKILL."):
+        next(chunks)
+    thread.join()
+    assert_served(reader, "better")
+    reader.close()

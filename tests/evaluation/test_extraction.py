@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from carl_ray.data.guard import BadVideoError
 from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation import extraction
@@ -58,9 +60,9 @@ def one_row_parts(monkeypatch) -> None:
 
 
 def test_every_video_once_and_only_what_is_missing(
-    ray_session, tiny_run, manifest, tmp_path, one_row_parts
+    ray_session, tiny_run, manifest, tmp_path, one_row_parts, monkeypatch
 ) -> None:
-    """One of five videos is broken for a while: more than the run allows, but the others are embedded."""
+    """One of five videos hangs its decoder for a while: more than the run allows, but the others are embedded."""
     uri, rows = manifest
     out = str(tmp_path / "out")
     first = extract_embeddings(str(tiny_run), uri, out, SETTINGS, splits=["test", "validation"])
@@ -68,19 +70,27 @@ def test_every_video_once_and_only_what_is_missing(
     parts = {path.name: path.read_bytes() for path in Path(out).iterdir()}
     assert sorted(parts) == ["part-00000.parquet", "part-00001.parquet"]
 
+    checkpoint = checkpoint_at(str(tiny_run))
+    config = checkpoint.config
     whole = Path(rows[2]["uri"]).read_bytes()
-    Path(rows[2]["uri"]).write_bytes(b"\0" * 100)
-    with pytest.raises(RunError, match=r"1 of 5 videos could not be embedded, more than .*; v2: "):
+    Path(rows[2]["uri"]).unlink()
+    os.mkfifo(rows[2]["uri"])  # whoever opens it to read waits for one who writes
+    impatient = replace(checkpoint, config=replace(config, data=replace(config.data, time_limit=2.0)))
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(
+            RunError, match=r"1 of 5 videos could not be embedded, more than .*; v2: the decoder took"
+        ),
+    ):
+        patched.setattr(extraction, "checkpoint_at", lambda uri: impatient)
         extract_embeddings(str(tiny_run), uri, out, SETTINGS)
     (line,) = [json.loads(line) for line in (tmp_path / "out" / "bad_videos.jsonl").read_text().splitlines()]
-    assert line["video_id"] == "v2" and line["reason"]
+    assert line == {"video_id": "v2", "reason": "the decoder took longer than 2 s"}
     # A call that does not try it leaves it in the list.
     assert extract_embeddings(str(tiny_run), uri, out, SETTINGS, splits=["test"]).num_present == 1
     assert "v2" in (tmp_path / "out" / "bad_videos.jsonl").read_text()
     assert all((Path(out) / name).read_bytes() == content for name, content in parts.items())
 
-    checkpoint = checkpoint_at(str(tiny_run))
-    config = checkpoint.config
     encoders = [load_encoder(checkpoint), untrained_encoder(config)]
     embedder = VideoEmbedder(encoders, config, torch.device("cpu"))
     videos = {video.video_id: video for video in read_embeddings(out)}
@@ -98,10 +108,35 @@ def test_every_video_once_and_only_what_is_missing(
     assert (origin.step, origin.num_frames, origin.position_width, origin.preset) == (3, 6, 16, "demo")
 
     # The file is whole again: only it is missing.
+    Path(rows[2]["uri"]).unlink()
     Path(rows[2]["uri"]).write_bytes(whole)
     third = extract_embeddings(str(tiny_run), uri, out, SETTINGS)
     assert (third.num_present, third.num_embedded, third.bad_videos) == (4, 1, [])
     assert (tmp_path / "out" / "bad_videos.jsonl").read_text() == ""
+
+
+def test_only_what_another_try_may_read_is_tried_again(monkeypatch) -> None:
+    tried = []
+
+    class Embedder:
+        def embed(self, videos):
+            tried.append([uri for uri, _ in videos])
+            for uri, num_frames in videos:
+                if uri == "bad":
+                    yield BadVideoError("the decoder crashed (SIGSEGV)")
+                elif uri == "down" or (uri == "killed" and len(tried) == 1):
+                    yield RunError("another time")
+                else:
+                    yield [np.ones((num_frames, 8), np.float32)]
+
+    monkeypatch.setattr(extraction, "_FIRST_RETRY_SECONDS", 0)
+    actor = object.__new__(extraction._EmbeddingActor)
+    actor._embedder, actor._retries = Embedder(), 2
+    names = ["good", "bad", "killed", "down"]
+    rows = actor(pa.table({"video_index": range(4), "uri": names, "num_frames": [3] * 4})).to_pylist()
+    assert tried == [names, ["killed", "down"], ["down"]]
+    assert [row["error"] for row in rows] == [None, "the decoder crashed (SIGSEGV)", None, "another time"]
+    assert [row["embeddings"] and len(row["embeddings"]) for row in rows] == [96, None, 96, None]
 
 
 def test_what_was_computed_is_kept_when_the_driver_is_interrupted(

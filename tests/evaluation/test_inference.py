@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 
 from carl_ray.data.augment import center_view, normalize
 from carl_ray.data.decode import read_frames
-from carl_ray.errors import UserError
+from carl_ray.data.guard import FrameReader
+from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation import inference
 from carl_ray.evaluation.inference import VideoEmbedder, default_run, untrained_encoder
 from carl_ray.training.checkpoint import checkpoint_at, load_encoder
@@ -20,7 +22,7 @@ from carl_ray.training.step import initial_model
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def embedder(tiny_run: Path) -> VideoEmbedder:
     checkpoint = checkpoint_at(str(tiny_run))
     encoders = [load_encoder(checkpoint), untrained_encoder(checkpoint.config)]
@@ -76,19 +78,39 @@ def test_the_central_view_shows_the_middle_at_full_size(tiny_run, make_video, tm
     )
 
 
-def test_one_bad_video_does_not_harm_the_others(embedder, make_video, tmp_path) -> None:
+def test_one_bad_video_does_not_harm_the_others(embedder, make_video, tmp_path, monkeypatch) -> None:
     good = str(make_video(tmp_path / "a.mp4", 70))
     (tmp_path / "bad.mp4").write_bytes(b"\0" * 99)
     results = list(
         embedder.embed([(good, 70), (str(tmp_path / "bad.mp4"), 5), (good, 71), (good, 70), ("s3:/x", 1)])
     )
     assert [type(result).__name__ for result in results] == [
-        "list", "DecodeError", "DecodeError", "list", "DecodeError"
+        "list", "BadVideoError", "BadVideoError", "list", "BadVideoError"
     ]  # fmt: skip
     assert "71 frames were expected, but only 70 decode" in str(results[2])
     np.testing.assert_array_equal(results[0][0], results[3][0])
-    with pytest.raises(UserError, match=r"bad\.mp4: "):
+    with pytest.raises(UserError, match=r"/bad\.mp4: not a video that can be opened"):
         embedder.embed_file(str(tmp_path / "bad.mp4"))
+
+    def fails(*arguments: object) -> int:
+        raise RunError(f"{good}: could not read it (the store is down)")
+
+    monkeypatch.setattr(FrameReader, "count", fails)
+    with pytest.raises(RunError, match=r"^[^:]*/a\.mp4: could not read it \(the store is down\)$"):
+        embedder.embed_file(good)
+
+
+def test_decoders_are_kept_for_later_videos(embedder, make_video, tmp_path) -> None:
+    path = str(make_video(tmp_path / "a.mp4", 5))
+
+    def processes() -> set[int]:
+        return {reader._process.pid for reader in embedder._idle_readers}
+
+    list(embedder.embed([(path, 5)] * 2))
+    before = processes()
+    embedder.embed_file(path)
+    list(embedder.embed([(path, 5)] * 2))
+    assert processes() == before and len(before) >= 2
 
 
 def test_a_caller_between_two_videos_may_train(embedder, make_video, tmp_path) -> None:
@@ -101,15 +123,19 @@ def test_a_caller_between_two_videos_may_train(embedder, make_video, tmp_path) -
 
 
 def test_decoding_threads_end_with_their_use(embedder, make_video, tmp_path, monkeypatch) -> None:
+    """Also where a decoder is in the middle of a video, or hangs."""
     path = str(make_video(tmp_path / "a.mp4", 200))
+    hangs = tmp_path / "hangs.mp4"
+    os.mkfifo(hangs)  # whoever opens it to read waits for one who writes
     monkeypatch.setattr(inference, "_CHUNK_FRAMES", 2)
     before = threading.active_count()
     short = str(make_video(tmp_path / "short.mp4", 2))
-    results = embedder.embed([(short, 2), (path, 200), (path, 200)])
+    results = embedder.embed([(short, 2), (path, 200), (str(hangs), 200)])
     next(results)
     assert threading.active_count() > before
     results.close()
     assert threading.active_count() == before
+    assert embedder.embed_file(short)[0].shape == (2, 8)
 
 
 def test_memory_of_a_long_video_is_that_of_chunks(embedder, monkeypatch) -> None:
@@ -130,7 +156,7 @@ def test_memory_of_a_long_video_is_that_of_chunks(embedder, monkeypatch) -> None
             return self
 
     monkeypatch.setattr(inference, "_CHUNKS_AHEAD", 2)
-    monkeypatch.setattr(embedder, "_views", lambda source, num_frames: (Chunk() for _ in range(100)))
+    monkeypatch.setattr(embedder, "_views", lambda *video: (Chunk() for _ in range(100)))
     monkeypatch.setattr(inference, "normalize", lambda chunk: torch.zeros(2, 3, 16, 16))
     (result,) = embedder.embed([("", 200)])
     assert len(result[0]) == 200
