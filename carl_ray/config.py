@@ -40,7 +40,8 @@ class DataConfig:
     retries: int = Field(default=2, ge=0)
     """How often reading a video is tried again where its storage fails, before training starts anew."""
     time_limit: float = Field(default=300.0, gt=0)
-    """Seconds that decoding one video may take; then its decoder is killed, and the video counts as bad."""
+    """Seconds that decoding one video may take, or a chunk of one that is embedded; then its decoder is killed, and
+    the video counts as bad."""
     train_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the training videos of each label that the run sees: whole videos, seeded (table 11)."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
