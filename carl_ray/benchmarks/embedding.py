@@ -121,7 +121,7 @@ def measure(
     notes = [
         f"medians of {_ROUNDS} rounds, in which the ways take turns; x fp32, x bf16: how many times as fast as the "
         "plain way in that precision",
-        "decoding: its time, on one core, as a share of the time taken (VideoEmbedder decodes in threads beside the "
+        "decoding: its time, on one core, as a share of the time taken (VideoEmbedder decodes in processes beside the "
         "CNN, so more than 100 % is possible)",
         "difference: the largest of an element of the embeddings, scaled to length 1, from those of the plain way in "
         "fp32, whose resizing is another",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import io
+import math
 import os
 import pickle
 import re
@@ -51,6 +52,8 @@ _FETCH_SECONDS = 10 * storage.PATIENCE_SECONDS
 """What a video may take beside `data.time_limit`: a store that sends a byte now and then never falls silent."""
 _COUNT_LIMITS = 10
 """Counting has so many times `data.time_limit`: it decodes a video of any length in one go."""
+_START_SECONDS = 300.0
+"""Until a process has imported what it needs, from a slow file system and beside many others."""
 _END_SECONDS = 5.0
 _PIPE_BYTES = 1 << 18
 
@@ -58,6 +61,9 @@ _KILLED_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
 _LENGTH = struct.Struct("<Q")
+_LONGEST_POLL = 2**31 - 1  # milliseconds
+_FULL_SIZE_FRAMES = 8
+"""At most so many are decoded at a time where frames are not resized: 64 of 3840 x 2160 would take 1.6 GB."""
 
 
 class BadVideoError(Exception):
@@ -75,11 +81,12 @@ class _Reader:
         self._code = code
         self._process: subprocess.Popen[bytes] | None = None
         self._is_idle = False
+        self._has_greeted = False
 
     def start(self) -> None:
-        """Starts the process unless one waits for requests already; it ends with the thread that calls this.
+        """Starts the process unless there is an idle one already; it ends with the thread that calls this.
 
-        Reading starts it too; a thread that will end soon is better spared that.
+        Reading starts it too; a thread that will end soon is better spared that. Several start side by side.
 
         Raises:
             RunError: it could not be started.
@@ -87,7 +94,7 @@ class _Reader:
         if self._process is None or not self._is_idle or self._process.poll() is not None:
             self.close()
             self._process = _start_decoder(self._code)
-            self._is_idle = True
+            self._is_idle, self._has_greeted = True, False
 
     def interrupt(self) -> None:
         """Ends the process if it is at work, for which it counts as killed; any thread may call this."""
@@ -123,6 +130,9 @@ class _Reader:
         # Idle again once it has answered: whatever interrupts this task (Ray raises KeyboardInterrupt in one
         # that is cancelled), the next video must not be given the answer for this one.
         self._is_idle = False
+        if not self._has_greeted:
+            _await_greeting(process)
+            self._has_greeted = True
         try:
             _send(process, (source, arguments, seconds, memory))
             while (answer := _receive(process, seconds + _FETCH_SECONDS))[0] == "value":
@@ -261,7 +271,7 @@ class FrameReader(_Reader):
 
 
 def _start_decoder(code: str) -> subprocess.Popen[bytes]:
-    """A process that waits for requests."""
+    """A process that will wait for requests, once it has greeted."""
     try:
         process = start_child(code)
     except OSError as error:
@@ -270,10 +280,19 @@ def _start_decoder(code: str) -> subprocess.Popen[bytes]:
         # Each time that a pipe is full, the decoder stands still until this process is run. A user may have 64 MiB.
         with suppress(OSError):
             fcntl.fcntl(_output(process), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return process
+
+
+def _await_greeting(process: subprocess.Popen[bytes]) -> None:
+    ready = select.poll()
+    ready.register(_output(process), select.POLLIN)
+    if not ready.poll(1000 * _START_SECONDS):
+        _kill(process)
+        _close_pipes(process)
+        raise RunError(f"the process that decodes videos did not start within {_START_SECONDS:.0f} s")
     if not _output(process).read(1):
         cause = cause_of_death(end_child(process))
         raise RunError(f"the process that decodes videos did not start, {cause}; see its standard error")
-    return process
 
 
 def _output(process: subprocess.Popen[bytes]) -> io.FileIO:
@@ -301,7 +320,7 @@ def _receive(process: subprocess.Popen[bytes], seconds: float) -> tuple[str, Any
         content = np.empty(num_bytes, np.uint8)
         missing = content.data
         while missing:
-            if not ready.poll(seconds * 1000):
+            if not ready.poll(min(1000 * seconds, _LONGEST_POLL)):
                 raise RunError(f"the process that decodes videos gave no answer for {seconds:g} s")
             count = _output(process).readinto(missing)
             if not count:
@@ -443,10 +462,18 @@ def answer_frames() -> None:
         if not arguments:
             yield decode.probe_video(source, verify=True).num_frames
             return
-        size = arguments.pop("image_size")
-        for chunk in decode.iterate_frames(source, **arguments):
-            yield _central_square(chunk, size)
-            del chunk  # before the next one is made: full-size ones of 1920 x 1080 take 0.4 GB
+        size, chunk_frames = arguments.pop("image_size"), arguments.pop("chunk_frames")
+        full_size = arguments["short_side"] is None
+        at_once = math.gcd(chunk_frames, _FULL_SIZE_FRAMES) if full_size else chunk_frames
+        squares: list[np.ndarray] = []
+        for chunk in decode.iterate_frames(source, chunk_frames=at_once, **arguments):
+            squares.append(_central_square(chunk, size))
+            del chunk  # before the next one is made
+            if len(squares) * at_once == chunk_frames:
+                yield squares[0] if len(squares) == 1 else np.concatenate(squares)
+                squares.clear()
+        if squares:
+            yield np.concatenate(squares)
 
     _answer_requests(*channel, frames)
 

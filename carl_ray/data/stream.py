@@ -1,6 +1,6 @@
 """The Ray Data graph: plan ▶ fetch, decode, two views, augment ▶ one row a video, in the plan's order.
 
-    range(segments) ─ plan rows (one task, endless, lazy) ─ load (CPU nodes, one task a video) ─ streaming_split
+    segments ─ plan rows (one task, endless, lazy) ─ load (CPU nodes, one task a video) ─ streaming_split
 
 Only row numbers exist ahead of time, so a run of any length starts at once and needs no memory for its plan. Each
 video is a block of its own: tasks stay small, a retry repeats one video, backpressure acts on single videos.
@@ -103,7 +103,7 @@ def stream_views(
     segment_rows = math.ceil(total / num_segments)
 
     def plan_segment(segments: pa.Table) -> Iterator[pa.Table]:
-        for segment in segments.column("id").to_pylist():
+        for segment in segments.column("item").to_pylist():
             first = start_row + segment * segment_rows
             for planned in plan.rows(first, min(first + segment_rows, stop_row)):
                 yield pa.table(
@@ -122,14 +122,15 @@ def stream_views(
     # One row a block: the generator of the plan stays lazy, and no two videos wait for each other.
     context.target_max_block_size = 1
     context.execution_options = execution_options(config)
-    context.custom_execution_callback_classes = [EndlessExecution]
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, EndlessExecution]
     # A paused consumer (validation, a long checkpoint) is not a stalled pipeline; hours without a row are.
     context.execution_no_progress_timeout_s = _STALLED_SECONDS
     with DataContext.current(context), warnings.catch_warnings():
         # A limit of retries has no named parameter yet (Ray 2.60); without one they have no end.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return (
-            ray.data.range(num_segments, override_num_blocks=num_segments, concurrency=1)
+            # Not `ray.data.range`, whose read tasks want a CPU: Ray Data would keep it for them to the end of the run.
+            ray.data.from_items(list(range(num_segments)), override_num_blocks=num_segments)
             .map_batches(
                 plan_segment,
                 batch_size=None,

@@ -52,6 +52,7 @@ def rows_by_step(
                 pending = row
                 break
             found.append(row)
+            del row  # whoever has taken the rows decides how long they are kept
         yield StepRows(step, found)
 
 

@@ -308,7 +308,11 @@ def _batches(
         bad = [(row.video_id or "", row.error) for row in found.rows if row.error is not None]
         videos = {row.row: row.video_id or "" for row in read}
         fingerprint = row_fingerprint((row.row, row.epoch) for row in found.rows if row.row < plan.num_rows)
-        yield StepBatch(found.step, batch, videos, len(found.rows), fingerprint, bad)
+        received = StepBatch(found.step, batch, videos, len(found.rows), fingerprint, bad)
+        # Their frames lie in the object store, which has no room for them while this waits to be asked again.
+        del read
+        found.rows.clear()
+        yield received
 
 
 def row_fingerprint(rows: Iterable[tuple[int, int]]) -> int:
