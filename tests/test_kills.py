@@ -47,7 +47,6 @@ KINDS = (
     "decoder",
     "data coordinator",
     "training worker",
-    "warned training worker",
     "driver",
     "warned driver",
 )
