@@ -102,6 +102,7 @@ def stream_views(
     num_segments = max(1, min(_SEGMENTS, math.ceil(total / _MIN_SEGMENT_ROWS)))
     segment_rows = math.ceil(total / num_segments)
 
+    # `coordinator.PLANNING` is its name.
     def plan_segment(segments: pa.Table) -> Iterator[pa.Table]:
         for segment in segments.column("item").to_pylist():
             first = start_row + segment * segment_rows

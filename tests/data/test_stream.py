@@ -6,9 +6,11 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -202,17 +204,29 @@ def test_decoders_that_hang_or_die_cost_one_video_each_and_no_try(
         np.testing.assert_array_equal(row.pair.frames, by_hand.frames)
 
 
-def test_a_long_run_starts_at_once_and_keeps_no_record_of_its_blocks(videos: pa.Table) -> None:
+def test_a_long_run_starts_at_once_and_neither_plans_far_ahead_nor_records_its_blocks(
+    videos: pa.Table,
+) -> None:
     plan = training_plan(0, videos.num_rows, 4, epochs=20_000_000)
-    before = num_remembered_blocks()
+    before, others = len(things("BlockStats")), things("StreamingExecutor")
     dataset = stream_views(plan, ray.put(videos), CONFIG)
     iterator = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     seen = [row.row for _ in range(40) for row in read_rows(next(iterator), CONFIG)]
     assert seen == list(range(40))
+    (executor,) = (executor for executor in things("StreamingExecutor") if executor not in others)
+    loading = next(state for op, state in executor._topology.items() if "load" in op.name)
+    deadline = time.monotonic() + 60
+    while (waiting := loading.total_enqueued_input_blocks()) < 64 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2.0)  # for what there is no limit to, to go on
+    assert waiting >= 64
+    # Two for each of four tasks, and what one step of the loop takes at once.
+    assert loading.total_enqueued_input_blocks() <= 64 + 2 * 4 + 4
     # At least one of each row of the plan and one of each video, if Ray Data had its way.
-    assert num_remembered_blocks() - before < 40
+    assert len(things("BlockStats")) - before < 40
 
 
-def num_remembered_blocks() -> int:
+def things(kind: str) -> list[Any]:
+    """What there is of a class of Ray Data's in this process."""
     gc.collect()
-    return sum(type(thing).__name__ == "BlockStats" for thing in gc.get_objects())
+    return [thing for thing in gc.get_objects() if type(thing).__name__ == kind]
