@@ -18,6 +18,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from ray.data import DataContext
+
 if TYPE_CHECKING:
 
     class BackpressurePolicy:
@@ -40,11 +42,15 @@ _MOST_PLANNED = 64
 """Rows that wait to be loaded, beside two for each task that loads."""
 
 
-class EndlessExecution(ExecutionCallback):
-    """One of Ray Data's execution callbacks: its loop remembers no blocks, and steps without one take a while.
+def expect_no_end(context: DataContext) -> None:
+    """Has the coordinators of this context's data sets cared for, where Ray has what it takes."""
+    callbacks = getattr(context, "custom_execution_callback_classes", None)
+    if callbacks is not None and ExecutionCallback is not object:
+        context.custom_execution_callback_classes = [*callbacks, EndlessExecution]  # type: ignore[list-item, unused-ignore]
 
-    For `DataContext.custom_execution_callback_classes`.
-    """
+
+class EndlessExecution(ExecutionCallback):
+    """One of Ray Data's execution callbacks: its loop remembers no blocks, and steps without one take a while."""
 
     def __init__(self) -> None:
         self._step_began = time.monotonic()

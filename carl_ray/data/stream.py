@@ -23,7 +23,7 @@ from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 from carl_ray.config import Config
-from carl_ray.data.coordinator import EndlessExecution
+from carl_ray.data.coordinator import expect_no_end
 from carl_ray.data.guard import BadVideoError, ViewPairReader
 from carl_ray.data.memory import frame_shape, load_task_bytes
 from carl_ray.data.plan import ABSENT, PairedPlan, Plan
@@ -123,7 +123,7 @@ def stream_views(
     # One row a block: the generator of the plan stays lazy, and no two videos wait for each other.
     context.target_max_block_size = 1
     context.execution_options = execution_options(config)
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, EndlessExecution]
+    expect_no_end(context)
     # A paused consumer (validation, a long checkpoint) is not a stalled pipeline; hours without a row are.
     context.execution_no_progress_timeout_s = _STALLED_SECONDS
     with DataContext.current(context), warnings.catch_warnings():
