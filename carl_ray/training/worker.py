@@ -33,7 +33,14 @@ from carl_ray.data.plan import VALIDATION_EPOCH, PairedPlan, Plan
 from carl_ray.data.sample import Batch, collate, view_seeds
 from carl_ray.data.stream import StreamRow, read_rows
 from carl_ray.errors import RunError
-from carl_ray.training.checkpoint import CONFIG, Progress, latest_checkpoint, restore, save_checkpoint
+from carl_ray.training.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    Progress,
+    latest_checkpoint,
+    restore,
+    save_checkpoint,
+)
 from carl_ray.training.monitor import Status
 from carl_ray.training.reader import Prefetch, rows_by_step
 from carl_ray.training.run_log import SKIPPED_STEPS, RunLog
@@ -152,15 +159,21 @@ def train_worker(settings: WorkerSettings) -> None:
     is_first = ray.train.get_context().get_world_rank() == 0
     _TRAINING.set()
     try:
-        step, reporter, progress = _begin(settings, is_first)
+        checkpoint = latest_checkpoint(settings.run_dir)
+        # Its processes start while the model is built, and the first rows come while the first validation goes on.
+        batches = _training_batches(settings, 0 if checkpoint is None else checkpoint.progress.step)
         try:
-            _train(settings, step, reporter, progress)
-        except AgreedError as error:
-            if not isinstance(error, UnsavedError):
-                # Logs that cannot be written must not hide why the run ends, nor have it tried again.
-                with suppress(RunError):
-                    reporter.close()
-            raise
+            step, reporter, progress = _begin(settings, checkpoint, is_first)
+            try:
+                _train(settings, step, reporter, progress, batches)
+            except AgreedError as error:
+                if not isinstance(error, UnsavedError):
+                    # Logs that cannot be written must not hide why the run ends, nor have it tried again.
+                    with suppress(RunError):
+                        reporter.close()
+                raise
+        finally:
+            batches.stop()
     except AgreedError as error:
         if is_first:
             _tell_failure(settings, error)
@@ -185,7 +198,15 @@ def _tell_failure(settings: WorkerSettings, error: AgreedError) -> None:
     ray.get(settings.monitor.update.remote(status))
 
 
-def _begin(settings: WorkerSettings, is_first: bool) -> tuple[TrainingStep, _Reporter, Progress]:
+def _training_batches(settings: WorkerSettings, first_step: int) -> Prefetch[StepBatch]:
+    config, plan = settings.config, settings.training_plan
+    shard = ray.train.get_dataset_shard("train")
+    return Prefetch(_batches(shard, plan, config, first_step), config.cluster.prefetch_steps)
+
+
+def _begin(
+    settings: WorkerSettings, checkpoint: Checkpoint | None, is_first: bool
+) -> tuple[TrainingStep, _Reporter, Progress]:
     """The state of the latest checkpoint, or of the beginning, which all workers agree on."""
     config, plan = settings.config, settings.training_plan
     if config.cluster.worker_cpus >= 1:
@@ -200,7 +221,6 @@ def _begin(settings: WorkerSettings, is_first: bool) -> tuple[TrainingStep, _Rep
             f"{storage.public_uri(settings.run_dir)} is not the same folder for {num_blind} of the training workers: "
             "--run-dir must be in object storage (s3://…, gs://…) or on a file system that all nodes share"
         )
-    checkpoint = latest_checkpoint(settings.run_dir)
     progress = Progress(
         step=0, row=0, num_bad_rows=0, num_skipped_steps=0, seconds=0.0, videos=settings.videos
     )
@@ -224,7 +244,13 @@ def _begin(settings: WorkerSettings, is_first: bool) -> tuple[TrainingStep, _Rep
     return step, _Reporter(settings, log, None if checkpoint is None else progress.step), progress
 
 
-def _train(settings: WorkerSettings, step: TrainingStep, reporter: _Reporter, progress: Progress) -> None:
+def _train(
+    settings: WorkerSettings,
+    step: TrainingStep,
+    reporter: _Reporter,
+    progress: Progress,
+    batches: Iterable[StepBatch],
+) -> None:
     config, plan = settings.config, settings.training_plan
     if progress.step >= settings.last_step:
         # The workers before these failed after their last checkpoint.
@@ -232,8 +258,6 @@ def _train(settings: WorkerSettings, step: TrainingStep, reporter: _Reporter, pr
         return
     if progress.step == 0:
         reporter.validation(0, _validate(settings, step, reporter, 0))
-    shard = ray.train.get_dataset_shard("train")
-    batches = Prefetch(_batches(shard, plan, config, progress.step), config.cluster.prefetch_steps)
     skipped_in_a_row = 0
     waiting_since = time.perf_counter()
     for data in batches:
@@ -249,7 +273,6 @@ def _train(settings: WorkerSettings, step: TrainingStep, reporter: _Reporter, pr
         if stop or terminated:
             # This step is not trained on: it is the first one after a resumption.
             reporter.checkpoint(step, progress)
-            batches.stop()
             if terminated:
                 raise TerminatedError(
                     "the training workers were told to end (SIGTERM, or another number of them); their checkpoint is "
@@ -279,7 +302,6 @@ def _train(settings: WorkerSettings, step: TrainingStep, reporter: _Reporter, pr
         if at_end or progress.step % config.training.checkpoint_every_steps == 0:
             reporter.checkpoint(step, progress)
         if at_end:
-            batches.stop()
             break
         waiting_since = time.perf_counter()
     reporter.finish(progress, finished=progress.step == plan.num_steps)

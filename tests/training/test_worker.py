@@ -19,6 +19,7 @@ from carl_ray.data.sample import Batch, collate
 from carl_ray.training import trainer, worker
 from carl_ray.training.checkpoint import Progress
 from carl_ray.training.monitor import Status
+from carl_ray.training.reader import Prefetch
 from carl_ray.training.run_log import SKIPPED_STEPS, RunLog, read_log
 from carl_ray.training.step import TrainingStep
 from carl_ray.training.worker import (
@@ -155,7 +156,7 @@ def test_workers_that_begin_at_the_end_do_no_step(reporter: Any, tmp_path: Path)
     given = replace(settings(tmp_path), last_step=4)
     assert given.training_plan.num_steps > 4
     reporter._settings = given
-    worker._train(given, step, reporter, progress(4))
+    worker._train(given, step, reporter, progress(4), [])
     (last,) = given.monitor.received
     assert (last.step, last.finished) == (4, False)
 
@@ -170,7 +171,11 @@ def test_an_agreed_failure_is_told_twice_and_costs_no_lines(
         raise error
 
     error = AgreedError("no use")
-    monkeypatch.setattr(worker, "_begin", lambda settings, is_first: (None, reporter, progress(4)))
+    batches = Prefetch(iter([]), 1)
+    monkeypatch.setattr(worker, "_training_batches", lambda settings, first_step: batches)
+    monkeypatch.setattr(
+        worker, "_begin", lambda settings, checkpoint, is_first: (None, reporter, progress(4))
+    )
     monkeypatch.setattr(worker, "_train", fail)
     given = settings(tmp_path)
     assert trainer._written_failure(given.failure_uri) is None
@@ -179,6 +184,7 @@ def test_an_agreed_failure_is_told_twice_and_costs_no_lines(
     assert [status.failure for status in given.monitor.received] == ["no use"]
     assert trainer._written_failure(given.failure_uri) == "no use"
     assert not worker.is_training()
+    assert batches._stopped.is_set()
     # A store that has just refused a checkpoint for long is asked for nothing more.
     error = UnsavedError("no room")
     given = settings(tmp_path / "other")
