@@ -396,7 +396,8 @@ def test_embeddings_in_a_store_that_fails_are_not_damaged(
     assert [v.video_id for v in read_embeddings(folder)] == ["v"]
     give_up()
     proxy.inject(Fault("slow_down", method="GET", key=r"part-00000", times=None))
-    with pytest.raises(RunError, match=r"could not read it .*SLOW_DOWN"):
+    # A reader's few bytes may be too small for what the store says, and then only the status is known.
+    with pytest.raises(RunError, match=r"could not read it .*(SLOW_DOWN|SERVICE_UNAVAILABLE)"):
         read_embeddings(folder)
 
 
