@@ -11,6 +11,7 @@ Legend: B videos, 2 views, T frames of a view, S x S pixels, K numbers of a colo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,8 @@ from carl_ray.data.views import View, sample_views
 
 NUM_COLOR_VALUES = 16
 """Length of `AugmentParameters.to_vector`."""
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -148,15 +151,20 @@ def view_seeds(seed: int, epoch: int, video_id: str) -> tuple[int, int]:
 
 
 def collate(
-    pairs: Sequence[ViewPair], rows: Sequence[int], seeds: Sequence[tuple[int, int]], config: Config
+    pairs: Sequence[ViewPair],
+    rows: Sequence[int],
+    seeds: Sequence[tuple[int, int]],
+    config: Config,
+    device: torch.device = _CPU,
 ) -> Batch:
-    """The batch of these videos, in order; of one fully masked video where there is none.
+    """The batch of these videos, in order, in the CPU's memory; of one fully masked video where there is none.
 
     Args:
         pairs: Views of each video.
         rows: Row of the plan of each.
         seeds: `view_seeds` of each.
         config: The run.
+        device: Where the frames go from here. For a GPU they lie in pinned memory, from which it copies by itself.
     """
     time = config.model.num_frames
     if not pairs:
@@ -170,8 +178,14 @@ def collate(
             )
         ]
         rows, seeds = [-1], [(0, 0)]
+    # Pinned for this GPU: the thread may have chosen none yet.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        frames = torch.empty(
+            (len(pairs), 2, time, *frame_shape(config)), dtype=torch.uint8, pin_memory=device.type == "cuda"
+        )
+    np.stack([pair.frames for pair in pairs], out=frames.numpy())
     return Batch(
-        frames=torch.from_numpy(np.stack([pair.frames for pair in pairs])),
+        frames=frames,
         timestamps=torch.from_numpy(np.stack([pair.timestamps for pair in pairs])),
         frame_mask=torch.from_numpy(np.stack([pair.frame_mask for pair in pairs])),
         frame_labels=torch.from_numpy(np.stack([pair.frame_labels for pair in pairs])),

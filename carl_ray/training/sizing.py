@@ -235,6 +235,7 @@ def measure_step(
         range(num_videos),
         [view_seeds(config.training.seed, 0, f"{_VIDEO_ID}/{index}") for index in range(num_videos)],
         config,
+        device,
     )
 
     def train(number: int) -> None:

@@ -201,7 +201,8 @@ def _tell_failure(settings: WorkerSettings, error: AgreedError) -> None:
 def _training_batches(settings: WorkerSettings, first_step: int) -> Prefetch[StepBatch]:
     config, plan = settings.config, settings.training_plan
     shard = ray.train.get_dataset_shard("train")
-    return Prefetch(_batches(shard, plan, config, first_step), config.cluster.prefetch_steps)
+    device = ray.train.torch.get_device()
+    return Prefetch(_batches(shard, plan, config, first_step, device), config.cluster.prefetch_steps)
 
 
 def _begin(
@@ -308,7 +309,7 @@ def _train(
 
 
 def _batches(
-    shard: DataIterator, plan: Plan | PairedPlan, config: Config, first_step: int
+    shard: DataIterator, plan: Plan | PairedPlan, config: Config, first_step: int, device: torch.device
 ) -> Iterator[StepBatch]:
     """One batch a step, from rows that Ray fetches ahead."""
     rows = (
@@ -326,6 +327,7 @@ def _batches(
             [row.row for row in read],
             [view_seeds(config.training.seed, row.epoch, row.video_id or "") for row in read],
             config,
+            device,
         )
         bad = [(row.video_id or "", row.error) for row in found.rows if row.error is not None]
         videos = {row.row: row.video_id or "" for row in read}
@@ -400,7 +402,8 @@ def _validate(
     totals = torch.zeros(1, dtype=torch.float64, device=step.device)
     bad_videos = []
     fingerprint = 0
-    for data in _batches(ray.train.get_dataset_shard("validation"), plan, settings.config, 0):
+    shard = ray.train.get_dataset_shard("validation")
+    for data in _batches(shard, plan, settings.config, 0, step.device):
         sums, counts = step.evaluate(data.batch)
         totals = totals + torch.stack([sums, counts])
         bad_videos += data.bad_videos
