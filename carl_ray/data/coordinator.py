@@ -44,8 +44,10 @@ else:
 PLANNING = "plan_segment"
 """In the name of the operator whose blocks are planned rows."""
 
-_BUSY_SECONDS = 0.02
 _QUIET_SECONDS = 0.1
+_FULL_SECONDS = 0.05
+_SHORTEST_SECONDS = 0.002
+"""That the loop waits: where tasks are at work; where what they have may not be taken; where one has something."""
 _MOST_PLANNED = 64
 """Rows that wait to be loaded, beside two for each task that loads."""
 _PLANNED_BYTES = 32
@@ -81,14 +83,18 @@ class EndlessExecution(ExecutionCallback):
             return
         num_blocks = 0
         tasks: list[Any] = []
+        seconds = _QUIET_SECONDS
         with suppress(AttributeError, TypeError):
             for operator in executor._topology:
                 num_blocks += _forget_blocks(operator)
-                if PLANNING not in operator.name:
+                if not operator._in_task_output_backpressure:
                     tasks += [task.get_waitable() for task in operator.get_active_tasks()]
+                elif PLANNING not in operator.name:
+                    # Until a consumer makes room, of which nobody tells the loop.
+                    seconds = _FULL_SECONDS
         # A step that took a block may have more to take.
         if not num_blocks:
-            _wait_for_one(tasks)
+            _wait_for_one(tasks, seconds)
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Called once, at the end."""
@@ -115,17 +121,15 @@ def _forget_blocks(operator: Any) -> int:
     return num_blocks
 
 
-def _wait_for_one(tasks: list[Any]) -> None:
-    """Waits until one of the tasks that have nothing to be taken yet has something, or has ended, but not for long."""
-    ready: list[Any] = []
-    if tasks:
-        ready, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=0, fetch_local=False)
-    # What is ready but was not taken may not be taken yet, until a consumer makes room: nobody tells the loop.
-    seconds = _QUIET_SECONDS if tasks and not ready else _BUSY_SECONDS
-    if tasks:
-        ray.wait(tasks, num_returns=1, timeout=seconds, fetch_local=False)
-    else:
-        time.sleep(seconds)
+def _wait_for_one(tasks: list[Any], seconds: float) -> None:
+    """Waits until one of the tasks has something to be taken, or has ended, at most so many seconds."""
+    if not tasks:
+        time.sleep(_FULL_SECONDS)
+        return
+    begin = time.monotonic()
+    ray.wait(tasks, num_returns=1, timeout=seconds, fetch_local=False)
+    # What was taken of a task is looked at elsewhere before the next is taken, however ready that is.
+    time.sleep(max(0.0, begin + _SHORTEST_SECONDS - time.monotonic()))
 
 
 class FewPlannedRows(BackpressurePolicy):

@@ -147,8 +147,8 @@ def memory_needed(config: Config, num_workers: int, node: DataNode) -> Memory:
         data_store=node.tasks * BLOCKS_A_TASK * block,
         # Ray prefetches that many blocks, and about as many again while it hands them over.
         train_store=(2 * ahead + 1 + videos) * block,
-        # One being put together, one being trained on.
-        train_heap=(ahead + 2) * videos * block,
+        # One being put together, one being trained on; pinned memory for a GPU comes in powers of two.
+        train_heap=(ahead + 2) * 2 ** math.ceil(math.log2(videos * block)),
     )
 
 
