@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64, UInt8
@@ -218,8 +219,8 @@ def apply_color(
 ) -> UInt8[Tensor, "n size size 3"]:
     """The frames after colour jitter, greyscale and Gaussian blur, computed on the device that they are on.
 
-    The same function on any device, up to the rounding of float32. The blur's kernel is SimCLR's: about a tenth
-    of the image, odd, at least 3 pixels. Returns `frames` itself where nothing is to be done.
+    The same function on any device, up to the rounding of float32, and a level of `matrix`. The blur's kernel is
+    SimCLR's: about a tenth of the image, odd, at least 3 pixels. Returns `frames` itself where nothing is to be done.
 
     Args:
         frames: Square.
@@ -238,20 +239,14 @@ def apply_color(
     if not (parameters.jitter or parameters.grayscale or parameters.blur_sigma > 0):
         return frames
     output = frames if in_place else torch.empty_like(frames)
-    chunk = _COLOR_CHUNK_CPU if frames.device.type == "cpu" else _COLOR_CHUNK_ACCELERATOR
-    for part in _chunks(len(frames), math.prod(frames.shape[1:]), chunk):
-        # Planes (3, n, S, S): the arithmetic between channels runs over contiguous memory.
-        planes = frames[part].permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        if color == "matrix" and (parameters.jitter or parameters.grayscale):
-            planes = _mapped(planes, parameters)
-        elif parameters.jitter:
-            planes = _jitter(planes, parameters)
-        if color == "exact" and parameters.grayscale:
-            planes = _luma(planes).unsqueeze(0)
-        if parameters.blur_sigma > 0:
-            planes = _blur(planes, parameters.blur_sigma).round_()
-        for channel, plane in enumerate(planes.expand(3, *planes.shape[1:])):
-            output[part, :, :, channel].copy_(plane)
+    if parameters.jitter or parameters.grayscale:
+        if color == "matrix":
+            _map_colors(frames, parameters, output)
+        else:
+            _change_colors(frames, parameters, output)
+        frames = output
+    if parameters.blur_sigma > 0:
+        _blur(frames, parameters.blur_sigma, output)
     return output
 
 
@@ -341,6 +336,37 @@ def _interpolated(
     return resized if on_cpu else resized.round_().to(torch.uint8)
 
 
+def _planes(frames: UInt8[Tensor, "n size size 3"]) -> Float[Tensor, "3 n size size"]:
+    """In float32; the arithmetic between channels runs over contiguous memory."""
+    return frames.permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def _color_chunks(frames: UInt8[Tensor, "n size size 3"]) -> Iterator[slice]:
+    chunk = _COLOR_CHUNK_CPU if frames.device.type == "cpu" else _COLOR_CHUNK_ACCELERATOR
+    return _chunks(len(frames), math.prod(frames.shape[1:]), chunk)
+
+
+def _write(planes: Float[Tensor, "c n size size"], output: UInt8[Tensor, "n size size 3"]) -> None:
+    """Of one plane, all channels become it."""
+    for channel, plane in enumerate(planes.expand(3, *planes.shape[1:])):
+        output[..., channel].copy_(plane)
+
+
+def _change_colors(
+    frames: UInt8[Tensor, "n size size 3"],
+    parameters: AugmentParameters,
+    output: UInt8[Tensor, "n size size 3"],
+) -> None:
+    """Jitter and greyscale, one operation after the other; `output` may be `frames`."""
+    for part in _color_chunks(frames):
+        planes = _planes(frames[part])
+        if parameters.jitter:
+            planes = _jitter(planes, parameters)
+        if parameters.grayscale:
+            planes = _luma(planes).unsqueeze(0)
+        _write(planes, output[part])
+
+
 def _luma(planes: Float[Tensor, "3 n size size"]) -> Float[Tensor, "n size size"]:
     red, green, blue = planes
     return red.mul(_LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).floor_()
@@ -372,17 +398,35 @@ def _jitter(
     return planes
 
 
+def _map_colors(
+    frames: UInt8[Tensor, "n size size 3"],
+    parameters: AugmentParameters,
+    output: UInt8[Tensor, "n size size 3"],
+) -> None:
+    """The four colour operations and greyscale as one linear map; see `color_map`. `output` may be `frames`."""
+    of_color, of_mean = color_map(parameters)
+    if frames.device.type == "cpu":
+        for source, target in zip(frames.numpy(), output.numpy(), strict=True):
+            offset = of_mean @ cv2.mean(source)[:3]
+            cv2.transform(source, np.column_stack([of_color, offset]), dst=target)
+        return
+    for part in _color_chunks(frames):
+        _write(_mapped(_planes(frames[part]), of_color, of_mean), output[part])
+
+
 def _mapped(
-    planes: Float[Tensor, "3 n size size"], parameters: AugmentParameters
+    planes: Float[Tensor, "3 n size size"],
+    of_color: Float64[np.ndarray, "3 3"],
+    of_mean: Float64[np.ndarray, "3 3"],
 ) -> Float[Tensor, "3 n size size"]:
-    """The four colour operations and greyscale as one linear map, rounded; see `color_map`."""
-    of_color, of_mean = (
-        torch.tensor(matrix, dtype=torch.float32, device=planes.device) for matrix in color_map(parameters)
+    """The planes after `color_map`, rounded."""
+    color, mean = (
+        torch.tensor(matrix, dtype=torch.float32, device=planes.device) for matrix in (of_color, of_mean)
     )
     # A caller's autocast would leave eight bits of a value.
     with torch.autocast(planes.device.type, enabled=False):
-        offset = of_mean @ planes.mean(dim=(-2, -1))
-        mapped = (of_color @ planes.flatten(1)).view_as(planes)
+        offset = mean @ planes.mean(dim=(-2, -1))
+        mapped = (color @ planes.flatten(1)).view_as(planes)
     return mapped.add_(offset[:, :, None, None]).clamp_(0, 255).round_()
 
 
@@ -452,17 +496,34 @@ def _turn_hue(planes: Float[Tensor, "3 n size size"], turn: float) -> Float[Tens
     return distances
 
 
-def _blur(planes: Float[Tensor, "c n size size"], sigma: float) -> Float[Tensor, "c n size size"]:
-    """The planes after a Gaussian blur, mirrored at the borders: first along columns, then along rows."""
-    size = planes.shape[-1]
+def _blur(
+    frames: UInt8[Tensor, "n size size 3"], sigma: float, output: UInt8[Tensor, "n size size 3"]
+) -> None:
+    """A Gaussian blur in float32, mirrored at the borders; `output` may be `frames`."""
+    weights = _gaussian(sigma, frames.shape[1])
+    if frames.device.type == "cpu":
+        kernel = np.array([*reversed(weights[1:]), *weights], np.float32)
+        for source, target in zip(frames.numpy(), output.numpy(), strict=True):
+            blurred = cv2.sepFilter2D(source, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
+            cv2.convertScaleAbs(blurred, dst=target)  # rounds
+        return
+    for part in _color_chunks(frames):
+        _write(_blurred(_planes(frames[part]), weights).round_(), output[part])
+
+
+def _gaussian(sigma: float, size: int) -> list[float]:
+    """The blur's weights from the centre outwards, of images so large."""
     radius = max(1, size // 20)
     weights = [math.exp(-(offset**2) / (2 * sigma**2)) for offset in range(radius + 1)]
     both_sides = weights[0] + 2 * sum(weights[1:])
-    weights = [weight / both_sides for weight in weights]
     # Beyond four deviations all weights together are worth less than 0.02 levels.
-    radius = min(radius, math.ceil(4 * sigma))
+    return [weight / both_sides for weight in weights[: math.ceil(4 * sigma) + 1]]
+
+
+def _blurred(planes: Float[Tensor, "c n size size"], weights: list[float]) -> Float[Tensor, "c n size size"]:
+    """The planes with these weights to all sides: first along columns, then along rows."""
+    size, radius = planes.shape[-1], len(weights) - 1
     padded = functional.pad(planes.flatten(0, 1), [radius] * 4, mode="reflect")
-    # Sums of shifted planes: faster on a CPU than convolutions of one channel or products with a band matrix.
     for dim in (1, 2):
         total = padded.narrow(dim, radius, size) * weights[0]
         for offset in range(1, radius + 1):

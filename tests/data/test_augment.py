@@ -367,6 +367,33 @@ def test_the_matrix_turns_hue_the_same_way(hue):
     assert torch.equal(third, frames.roll(1, dims=-1))
 
 
+@pytest.mark.parametrize("color", ["exact", "matrix"])
+def test_color_in_place_is_color(color):
+    frames = random_frames(3, 56, 56, 3)
+    draw = parameters(jitter=True, order=(3, 1, 0, 2), contrast=1.4, saturation=1.5, hue=0.15, blur_sigma=1.2)
+    expected = apply_color(frames, draw, color)
+    assert apply_color(frames, draw, color, in_place=True) is frames
+    assert torch.equal(frames, expected)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
+def test_a_gpus_way_to_blur_is_that_of_a_cpu(sigma):
+    frames = random_frames(2, 112, 112, 3)
+    blurred = augment._blurred(augment._planes(frames), augment._gaussian(sigma, 112)).round()
+    ours = apply_color(frames, parameters(blur_sigma=sigma)).permute(3, 0, 1, 2)
+    assert (ours - blurred).abs().max() <= 1
+    assert (ours != blurred).float().mean() < 5e-3
+
+
+def test_a_gpus_way_to_map_colors_is_that_of_a_cpu_to_a_level():
+    frames = random_frames(2, 32, 32, 3)
+    config = AugmentConfig(image_size=32, jitter_probability=1, blur_probability=0)
+    for seed in range(100):
+        draw = draw_parameters(config, 32, 32, np.random.default_rng(seed))
+        mapped = augment._mapped(augment._planes(frames), *augment.color_map(draw))
+        assert (apply_color(frames, draw, "matrix").permute(3, 0, 1, 2) - mapped).abs().max() <= 1
+
+
 def test_nothing_to_do_gives_the_frames_back():
     frames = random_frames(2, 16, 16, 3)
     ignored = parameters(jitter=False, brightness=1.7, hue=0.2)
@@ -416,7 +443,7 @@ def test_color_on_a_gpu_is_that_of_the_cpu():
     for _ in range(20):
         draw = draw_parameters(AugmentConfig(image_size=64), 64, 64, rng)
         difference = apply_color(frames, draw).int() - apply_color(frames.cuda(), draw).cpu().int()
-        assert difference.abs().max() <= 4 and (difference != 0).float().mean() < 1e-3
+        assert difference.abs().max() <= 4 and (difference != 0).float().mean() < 5e-3
 
 
 @pytest.mark.parametrize(
