@@ -338,7 +338,12 @@ def _interpolated(
 
 def _planes(frames: UInt8[Tensor, "n size size 3"]) -> Float[Tensor, "3 n size size"]:
     """In float32; the arithmetic between channels runs over contiguous memory."""
-    return frames.permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    if frames.device.type != "cpu":
+        return frames.permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    planes = torch.empty((3, *frames.shape[:3]), dtype=torch.uint8)
+    for number, frame in enumerate(frames.numpy()):
+        cv2.split(frame, list(planes[:, number].numpy()))
+    return planes.to(torch.float32)
 
 
 def _color_chunks(frames: UInt8[Tensor, "n size size 3"]) -> Iterator[slice]:
@@ -347,8 +352,13 @@ def _color_chunks(frames: UInt8[Tensor, "n size size 3"]) -> Iterator[slice]:
 
 
 def _write(planes: Float[Tensor, "c n size size"], output: UInt8[Tensor, "n size size 3"]) -> None:
-    """Of one plane, all channels become it."""
-    for channel, plane in enumerate(planes.expand(3, *planes.shape[1:])):
+    """Integers in [0, 255]; one plane becomes all channels."""
+    planes = planes.expand(3, *planes.shape[1:])
+    if output.device.type == "cpu":
+        for number, target in enumerate(output.numpy()):
+            cv2.merge([cv2.convertScaleAbs(plane) for plane in planes[:, number].numpy()], target)
+        return
+    for channel, plane in enumerate(planes):
         output[..., channel].copy_(plane)
 
 
