@@ -94,7 +94,8 @@ class AugmentConfig:
     """Where colour and blur are computed: the CPU workers that decode, or the trainer's device."""
     color: Literal["exact", "matrix"] = "exact"
     """`exact` jitters colours as torchvision does, one operation after the other; `matrix` in one linear map a
-    frame, in half the time, with hue turned about the grey axis. The difference: `carl_ray/benchmarks/RESULTS.md`."""
+    frame, in a twentieth of the time, with hue turned about the grey axis. The difference:
+    `carl_ray/benchmarks/RESULTS.md`."""
     pixels: Literal["rgb", "yuv420"] = "rgb"
     """How views are shipped to the trainer: `rgb`, or `yuv420` with half the bytes, and half the resolution in
     colour."""
