@@ -238,16 +238,19 @@ def apply_color(
         raise ValueError(f"expected square frames, as apply_geometry makes, got shape {tuple(frames.shape)}")
     if not (parameters.jitter or parameters.grayscale or parameters.blur_sigma > 0):
         return frames
-    output = frames if in_place else torch.empty_like(frames)
+    # OpenCV writes to rows of pixels alone.
+    direct = in_place and frames.is_contiguous()
+    output = frames if direct else torch.empty_like(frames, memory_format=torch.contiguous_format)
+    source = frames
     if parameters.jitter or parameters.grayscale:
         if color == "matrix":
-            _map_colors(frames, parameters, output)
+            _map_colors(source, parameters, output)
         else:
-            _change_colors(frames, parameters, output)
-        frames = output
+            _change_colors(source, parameters, output)
+        source = output
     if parameters.blur_sigma > 0:
-        _blur(frames, parameters.blur_sigma, output)
-    return output
+        _blur(source, parameters.blur_sigma, output)
+    return frames.copy_(output) if in_place and not direct else output
 
 
 def normalize(frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch 3 height width"]:

@@ -444,7 +444,11 @@ def answer_view_pairs() -> None:
     """Body of the child process of a `ViewPairReader`."""
     channel = open_channel()
     keep_memory()
+    import cv2
+
     from carl_ray.data import sample
+
+    cv2.setNumThreads(1)  # its threads, begun at large images, would take memory that is counted here
 
     def view_pair(source: bytes | str, **arguments: Any) -> Iterator[dict[str, object]]:
         yield vars(sample.make_view_pair(source=source, **arguments))

@@ -372,8 +372,15 @@ def test_color_in_place_is_color(color):
     frames = random_frames(3, 56, 56, 3)
     draw = parameters(jitter=True, order=(3, 1, 0, 2), contrast=1.4, saturation=1.5, hue=0.15, blur_sigma=1.2)
     expected = apply_color(frames, draw, color)
-    assert apply_color(frames, draw, color, in_place=True) is frames
-    assert torch.equal(frames, expected)
+    # In whatever order the values lie, as of channels first, or of a part of more channels.
+    others = [
+        frames.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+        torch.cat([frames, frames], dim=-1)[..., :3],
+    ]
+    for each in (frames, *others):
+        assert torch.equal(apply_color(each, draw, color), expected)
+        assert apply_color(each, draw, color, in_place=True) is each
+        assert torch.equal(each, expected)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
