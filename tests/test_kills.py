@@ -103,4 +103,5 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path, make_video: Call
     )
     assert "Traceback" not in printed
     assert tally.repeated.keys() <= {"data coordinator", "training worker", "driver"}, tally
-    assert 0 < tally.most_repeated <= CHECKPOINT_EVERY, tally
+    # None at all where workers, which outlive their driver for a while, have come to their next checkpoint.
+    assert tally.most_repeated <= CHECKPOINT_EVERY, tally
