@@ -238,7 +238,7 @@ def apply_color(
         raise ValueError(f"expected square frames, as apply_geometry makes, got shape {tuple(frames.shape)}")
     if not (parameters.jitter or parameters.grayscale or parameters.blur_sigma > 0):
         return frames
-    # OpenCV writes to rows of pixels alone.
+    # OpenCV refuses to write to memory of any other order.
     direct = in_place and frames.is_contiguous()
     output = frames if direct else torch.empty_like(frames, memory_format=torch.contiguous_format)
     source = frames
@@ -355,7 +355,7 @@ def _color_chunks(frames: UInt8[Tensor, "n size size 3"]) -> Iterator[slice]:
 
 
 def _write(planes: Float[Tensor, "c n size size"], output: UInt8[Tensor, "n size size 3"]) -> None:
-    """Integers in [0, 255]; one plane becomes all channels."""
+    """Planes of integers in [0, 255] into frames; a single plane becomes all channels."""
     planes = planes.expand(3, *planes.shape[1:])
     if output.device.type == "cpu":
         for number, target in enumerate(output.numpy()):
@@ -513,7 +513,7 @@ def _blur(
     frames: UInt8[Tensor, "n size size 3"], sigma: float, output: UInt8[Tensor, "n size size 3"]
 ) -> None:
     """A Gaussian blur in float32, mirrored at the borders; `output` may be `frames`."""
-    weights = _gaussian(sigma, frames.shape[1])
+    weights = _blur_weights(sigma, frames.shape[1])
     if frames.device.type == "cpu":
         kernel = np.array([*reversed(weights[1:]), *weights], np.float32)
         for source, target in zip(frames.numpy(), output.numpy(), strict=True):
@@ -524,8 +524,8 @@ def _blur(
         _write(_blurred(_planes(frames[part]), weights).round_(), output[part])
 
 
-def _gaussian(sigma: float, size: int) -> list[float]:
-    """The blur's weights from the centre outwards, of images so large."""
+def _blur_weights(sigma: float, size: int) -> list[float]:
+    """The weights from the centre outwards, for images of `size` pixels square."""
     radius = max(1, size // 20)
     weights = [math.exp(-(offset**2) / (2 * sigma**2)) for offset in range(radius + 1)]
     both_sides = weights[0] + 2 * sum(weights[1:])

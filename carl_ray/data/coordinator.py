@@ -45,9 +45,11 @@ PLANNING = "plan_segment"
 """In the name of the operator whose blocks are planned rows."""
 
 _QUIET_SECONDS = 0.1
+"""The loop waits at most so long for tasks that are at work."""
 _FULL_SECONDS = 0.05
+"""… so long where what they have may not be taken, or none is at work."""
 _SHORTEST_SECONDS = 0.002
-"""That the loop waits: where tasks are at work; where what they have may not be taken; where one has something."""
+"""… and at least so long where one has something."""
 _MOST_PLANNED = 64
 """Rows that wait to be loaded, beside two for each task that loads."""
 _PLANNED_BYTES = 32
