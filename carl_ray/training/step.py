@@ -211,7 +211,7 @@ class TrainingStep:
         ):
             made = model(frames, mask, seeds)
         return Views(
-            frames=made.unflatten(0, (-1, 2)).float(),
+            frames=made.unflatten(0, (-1, 2)).to(torch.promote_types(made.dtype, torch.float32)),
             timestamps=batch.timestamps.to(self.device),
             mask=batch.frame_mask.to(self.device),
             frame_labels=batch.frame_labels.to(self.device),
