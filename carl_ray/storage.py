@@ -20,6 +20,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
@@ -301,7 +302,12 @@ def list_folder(uri: str) -> list[str]:
     filesystem, path = resolve(uri)
     selector = fs.FileSelector(path, allow_not_found=True)
     try:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            # Arrow looks twice, and raises where the folder has come in between.
+            return sorted(entry.name for entry in Path(path).iterdir())
         found = persistently(uri, "list", lambda: filesystem.get_file_info(selector))
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise storage_error(error, uri, "list") from None
     return sorted(info.base_name for info in found)
@@ -312,8 +318,10 @@ def delete_folder(uri: str) -> None:
     filesystem, path = resolve(uri)
 
     def delete() -> None:
-        if filesystem.get_file_info(path).type != fs.FileType.NotFound:
-            filesystem.delete_dir(path)
+        while filesystem.get_file_info(path).type != fs.FileType.NotFound:
+            with suppress(FileNotFoundError):  # Somebody else deletes it too.
+                filesystem.delete_dir(path)
+                return
 
     try:
         persistently(uri, "delete", delete)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,6 +149,38 @@ def test_writes_reads_lists_deletes(tmp_path: Path) -> None:
     storage.delete_folder(folder)
     assert not storage.exists(folder)
     assert (tmp_path / "new").is_dir()
+
+
+def test_a_folder_may_come_and_go_while_it_is_listed(tmp_path: Path) -> None:
+    folder = tmp_path / "events"
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            folder.mkdir()
+            (folder / "file").touch()
+            shutil.rmtree(folder)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        found = {tuple(storage.list_folder(str(folder))) for _ in range(5000)}
+    finally:
+        done.set()
+        thread.join()
+    assert found == {(), ("file",)}
+
+
+def test_two_may_delete_the_same_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    for _ in range(20):
+        folder.mkdir()
+        for number in range(100):
+            (folder / str(number)).touch()
+        with ThreadPoolExecutor(2) as threads:
+            for deleted in [threads.submit(storage.delete_folder, str(folder)) for _ in range(2)]:
+                deleted.result()
+        assert not folder.exists()
 
 
 def test_reading_what_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
