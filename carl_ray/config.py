@@ -242,8 +242,10 @@ class TrainingConfig:
     """Passes over the training videos."""
     global_batch_size: int = Field(default=4, ge=1)
     """Videos a step over all workers together (two views each), whatever the number of workers."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Type of the matrix products (autocast); weights, statistics and losses stay float32."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Type of the matrix products (autocast); weights, statistics and losses stay float32. `auto` is bf16 where all
+    training workers compute it natively (GPUs since Ampere, CPUs with AVX512-BF16 or AMX), fp32 elsewhere; the run
+    keeps what it began with."""
     log_every_steps: int = Field(default=10, ge=1)
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every_steps: int = Field(default=500, ge=1)

@@ -1,10 +1,14 @@
-"""The cores that a process may use."""
+"""The cores that a process may use, and whether its CPU multiplies bfloat16."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from carl_ray import machine
 
@@ -39,3 +43,43 @@ def test_affinity_limits_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(machine, "_CONTROL_GROUPS", tmp_path)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: {0, 5}, raising=False)
     assert machine.available_cores() == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "capability", "allowed", "expected"),
+    [
+        ("fma avx2 avx512f avx512_bf16", "AVX512", None, True),
+        ("fma avx2 avx512f amx_bf16 amx_tile", "AVX512", "ALL", True),
+        ("fma avx2 avx512f", "AVX512", None, False),
+        ("fma avx2", "AVX2", None, False),
+        ("", "DEFAULT", None, False),
+        ("fma avx2 avx512f avx512_bf16", "AVX2", None, False),
+        ("fma avx2 avx512f avx512_bf16", "AVX512", "AVX2", False),
+        ("fma avx2 avx512f avx512_bf16", "AVX512", "avx512_core_vnni", False),
+        ("fma avx2 avx512f avx512_bf16", "AVX512", "AVX512_CORE_BF16", True),
+    ],
+)
+def test_native_bf16_of_a_cpu(
+    flags: str, capability: str, allowed: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_cpu_information", lambda field: {"flags": flags}[field])
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if allowed is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
+    assert machine.has_native_bf16("cpu") is expected
+
+
+def test_bf16_is_slower_where_a_cpu_must_emulate_it() -> None:
+    command = "from carl_ray.machine import bf16_slowdown, has_native_bf16 as native; "
+    command += "print(native('cpu'), bf16_slowdown())"
+    limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    printed = subprocess.run(
+        [sys.executable, "-c", command],
+        env=os.environ | limits,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert printed[0] == "False"
+    assert float(printed[1]) > 2

@@ -77,6 +77,7 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
 
     on_progress(f"a training step, {real} frames")
     step = TrainingStep(config, device, num_steps=1_000_000)
+    precision = step.config.training.precision
     _median(lambda: step.train(batch, 0), device, 2)  # the first ones compile, choose algorithms, fold
     _forget_peak(device)
     whole = _median(lambda: step.train(batch, 0), device, repeats)
@@ -119,14 +120,14 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
         compiled = ", compiled" if config.model.compile else ""
         notes.append(f"frozen part: folded{compiled} {plain / folded:.2f} times as fast as not folded")
     on_progress("matrix products")
-    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rate = matrix_rate(device, dtype)
     operations = cnn_operations(config.model, config.augment.image_size)
     ideal = real * (operations.forward + operations.backward) / rate
     rows.append(("ideal CNN", f"{1000 * ideal:,.1f}", "", _rate(real, ideal), ""))
     notes.append(
         f"ideal CNN: {real} x ({operations.forward / 1e9:.2f} forward + {operations.backward / 1e9:.2f} backward) "
-        f"GFLOP at {rate / 1e12:.2f} TFLOP/s, as measured for a {config.training.precision} matrix product; "
+        f"GFLOP at {rate / 1e12:.2f} TFLOP/s, as measured for a {precision} matrix product; "
         f"{ideal / whole:.0%} of the step"
     )
     if on_gpu:
@@ -143,7 +144,7 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
         rows.append((name, f"{1000 * seconds:,.1f}", "", _rate(real, seconds), _peak_gib(device)))
     title = (
         f"training step: {config.model.backbone}, {videos} video{'s' * (videos > 1)} x 2 views x {frames} frames of "
-        f"{config.augment.image_size} pixels, {config.training.precision}, {machine_name(use_gpu=on_gpu)}"
+        f"{config.augment.image_size} pixels, {precision}, {machine_name(use_gpu=on_gpu)}"
     )
     return Table(title, ("stage", "ms", "share", "frames/s", "GiB"), rows, notes)
 

@@ -215,6 +215,14 @@ def saved_config(run_dir: str) -> Config | None:
     return configuration.from_json(storage.read_bytes(uri), storage.public_uri(uri))
 
 
+def with_saved_precision(config: Config, run_dir: str) -> Config:
+    """The config with a `training.precision` of `auto` as the run in this folder began, if there is one."""
+    saved = saved_config(run_dir) if config.training.precision == "auto" else None
+    if saved is None:
+        return config
+    return replace(config, training=replace(config.training, precision=saved.training.precision))
+
+
 def _check_same_run(saved: Config, config: Config, run_dir: str) -> None:
     """Raises `UserError` where a resumed run would not be the one that was begun; how it is done may change."""
     before, after = configuration.what_is_computed(saved), configuration.what_is_computed(config)

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from carl_ray.config import Config
 from carl_ray.data.augment import normalize
 from carl_ray.data.sample import Batch, frames_on_device
+from carl_ray.machine import has_native_bf16
 from carl_ray.model.encoder import FrameLevelVideoEncoder, ProjectionHead
 from carl_ray.objectives.shuffle_and_learn import OrderHead
 from carl_ray.training.objective import PROJECTED, Views, objective_terms
@@ -72,6 +73,13 @@ def initial_model(config: Config) -> TrainedModel:
         return TrainedModel(config)
 
 
+def with_precision(config: Config, *, native_bf16: bool) -> Config:
+    """The config with a `training.precision` of `auto` decided."""
+    if config.training.precision != "auto":
+        return config
+    return replace(config, training=replace(config.training, precision="bf16" if native_bf16 else "fp32"))
+
+
 @dataclass(frozen=True)
 class StepReport:
     """What a step did, the same on every worker."""
@@ -94,13 +102,13 @@ class TrainingStep:
     """Model, optimiser and objective of one worker.
 
     Args:
-        config: The run.
+        config: The run. A precision of `auto` is decided by this machine alone.
         device: Where the worker computes.
         num_steps: Length of the run, for the learning rate.
     """
 
     def __init__(self, config: Config, device: torch.device, num_steps: int) -> None:
-        self.config = config
+        self.config = config = with_precision(config, native_bf16=has_native_bf16(device.type))
         self.device = device
         self.num_steps = num_steps
         self.model = initial_model(config).to(device)

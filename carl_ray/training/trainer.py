@@ -44,6 +44,7 @@ from carl_ray.training.preparation import (
     read_videos,
     refuse_secrets,
     warn_short_videos,
+    with_saved_precision,
 )
 from carl_ray.training.worker import TerminationTorchConfig, WorkerSettings, train_worker
 
@@ -95,7 +96,7 @@ def train(
         | {"model.init_from": config.model.init_from}
     )
     check_shared(run_dir)
-    config, videos = read_videos(config)
+    config, videos = read_videos(with_saved_precision(config, run_dir))
     check_videos_shared(videos.training)
     plan, checked = make_plans(config, videos)
     warn_short_videos(videos.training, config.model.num_frames)

@@ -27,12 +27,14 @@ from ray.data import DataIterator
 from ray.train.backend import BackendConfig
 from ray.train.torch import TorchConfig
 
+from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.data.plan import VALIDATION_EPOCH, PairedPlan, Plan
 from carl_ray.data.sample import Batch, collate, view_seeds
 from carl_ray.data.stream import StreamRow, read_rows
 from carl_ray.errors import RunError
+from carl_ray.machine import bf16_slowdown, has_native_bf16
 from carl_ray.training.checkpoint import (
     CONFIG,
     Checkpoint,
@@ -44,7 +46,7 @@ from carl_ray.training.checkpoint import (
 from carl_ray.training.monitor import Status
 from carl_ray.training.reader import Prefetch, rows_by_step
 from carl_ray.training.run_log import SKIPPED_STEPS, RunLog
-from carl_ray.training.step import StepReport, TrainingStep
+from carl_ray.training.step import StepReport, TrainingStep, with_precision
 
 MAX_SKIPPED_IN_A_ROW = 10
 """The run fails after this many steps in a row whose loss or gradient was not finite."""
@@ -209,19 +211,18 @@ def _begin(
     settings: WorkerSettings, checkpoint: Checkpoint | None, is_first: bool
 ) -> tuple[TrainingStep, _Reporter, Progress]:
     """The state of the latest checkpoint, or of the beginning, which all workers agree on."""
-    config, plan = settings.config, settings.training_plan
+    config, plan, device = settings.config, settings.training_plan, ray.train.torch.get_device()
     if config.cluster.worker_cpus >= 1:
         torch.set_num_threads(int(config.cluster.worker_cpus))
-    step = TrainingStep(config, ray.train.torch.get_device(), plan.num_steps)
     # The driver wrote it: a worker that does not see it may be on a node that joined after the driver looked.
-    (num_blind,) = _sum_over_workers(
-        step.device, [not storage.exists(storage.join(settings.run_dir, CONFIG))]
-    )
+    (num_blind,) = _sum_over_workers(device, [not storage.exists(storage.join(settings.run_dir, CONFIG))])
     if num_blind:
         raise AgreedError(
             f"{storage.public_uri(settings.run_dir)} is not the same folder for {num_blind} of the training workers: "
             "--run-dir must be in object storage (s3://…, gs://…) or on a file system that all nodes share"
         )
+    config = _decide_precision(settings, checkpoint, device, is_first)
+    step = TrainingStep(config, device, plan.num_steps)
     progress = Progress(
         step=0, row=0, num_bad_rows=0, num_skipped_steps=0, seconds=0.0, videos=settings.videos
     )
@@ -243,6 +244,31 @@ def _begin(
         )
     log = RunLog(settings.run_dir, progress.step) if is_first else None
     return step, _Reporter(settings, log, None if checkpoint is None else progress.step), progress
+
+
+def _decide_precision(
+    settings: WorkerSettings, checkpoint: Checkpoint | None, device: torch.device, is_first: bool
+) -> Config:
+    """The run's config with its precision decided, alike on all workers, and written into the run folder."""
+    config, native = settings.config, has_native_bf16(device.type)
+    (num_emulating,) = _sum_over_workers(device, [not native])
+    if config.training.precision == "auto":
+        # A run that has a checkpoint keeps its precision, whatever its workers are now.
+        kept = None if checkpoint is None else checkpoint.config.training.precision
+        config = with_precision(config, native_bf16=not num_emulating if kept is None else kept == "bf16")
+        if is_first:
+            uri = storage.join(settings.run_dir, CONFIG)
+            storage.write_bytes(uri, configuration.to_json(config).encode())
+    precision = config.training.precision
+    if is_first:
+        _LOGGER.info("matrix products in %s", precision)
+    if precision == "bf16" and not native:
+        factor = f"{bf16_slowdown():.0f} times" if device.type == "cpu" else "several times"
+        _LOGGER.warning(
+            "this machine computes bf16 %s as slowly as float32: begin the run with --training.precision fp32",
+            factor,
+        )
+    return config
 
 
 def _train(

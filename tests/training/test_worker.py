@@ -13,12 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from carl_ray.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    to_json,
+)
 from carl_ray.data.plan import PairedPlan, Plan, paired_training_plan, training_plan, validation_plan
 from carl_ray.data.sample import Batch, collate
 from carl_ray.training import trainer, worker
-from carl_ray.training.checkpoint import Progress
+from carl_ray.training.checkpoint import Checkpoint, Progress
 from carl_ray.training.monitor import Status
+from carl_ray.training.preparation import saved_config, with_saved_precision
 from carl_ray.training.reader import Prefetch
 from carl_ray.training.run_log import SKIPPED_STEPS, RunLog, read_log
 from carl_ray.training.step import TrainingStep
@@ -102,6 +111,45 @@ def settings(run_dir: Path) -> WorkerSettings:
     return WorkerSettings(
         CONFIG, str(run_dir), "digest", plan, None, Updates(), None, plan.num_steps, failure_uri
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "native", "kept", "expected"),
+    [
+        ("auto", True, None, "bf16"),
+        ("auto", False, None, "fp32"),
+        ("auto", True, "fp32", "fp32"),
+        ("auto", False, "bf16", "bf16"),
+        ("bf16", False, None, "bf16"),
+        ("fp32", True, None, "fp32"),
+    ],
+)
+def test_the_precision_is_decided_once_and_written_down(
+    *, asked: Any, native: bool, kept: Any, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(worker, "has_native_bf16", lambda device_type: native)
+    config = replace(CONFIG, training=replace(CONFIG.training, precision=asked))
+    (tmp_path / "config.json").write_text(to_json(config))
+    checkpoint = None
+    if kept is not None:
+        begun = replace(CONFIG, training=replace(CONFIG.training, precision=kept))
+        checkpoint = Checkpoint(str(tmp_path), progress(3), begun, {})
+    with caplog.at_level("INFO"):
+        decided = worker._decide_precision(
+            replace(settings(tmp_path), config=config), checkpoint, CPU, is_first=True
+        )
+    assert decided.training.precision == expected
+    assert saved_config(str(tmp_path)) == decided
+    # What resumes it keeps it, without being told.
+    assert (
+        with_saved_precision(
+            replace(config, training=replace(config.training, precision="auto")), str(tmp_path)
+        )
+        == decided
+    )
+    assert f"matrix products in {expected}" in caplog.text
+    assert ("times as slowly" in caplog.text) == (expected == "bf16" and not native)
 
 
 def progress(step: int) -> Progress:
