@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import signal
 import sys
 import threading
@@ -25,6 +24,7 @@ from carl_ray import config as configuration
 from carl_ray import options, storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError, UserError, one_line_errors
+from carl_ray.machine import available_cores
 from carl_ray.presets import PRESETS
 
 
@@ -148,12 +148,11 @@ def _evaluate(run_dir: str, manifest_uri: str) -> None:
     print(f"report:      {storage.public_uri(storage.join(out, REPORT_FILE))}")
 
 
-def _local_cpus(config: Config) -> int | None:
+def _local_cpus(config: Config) -> int:
     """Logical CPUs of a cluster on this machine: what the run asks for where it has fewer; nobody else shares it."""
     cluster = config.cluster
     needed = math.ceil(cluster.min_workers * cluster.worker_cpus + cluster.decode_cpus)
-    # Otherwise Ray counts for itself: it knows the quota of a container.
-    return needed if needed > (os.cpu_count() or 1) else None
+    return max(needed, available_cores())
 
 
 if __name__ == "__main__":

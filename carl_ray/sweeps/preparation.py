@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -24,6 +23,7 @@ from carl_ray.config import ClusterConfig, Config
 from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import UserError
 from carl_ray.evaluation.protocol import FINEGYM_METRICS, PHASE_METRICS, protocol_of
+from carl_ray.machine import available_cores
 from carl_ray.sweeps.space import Space
 from carl_ray.sweeps.trial import LABEL_FREE, Sweep, default_metric, read_document
 
@@ -177,15 +177,14 @@ def local_trials(cluster: ClusterConfig) -> int:
     return max(1, torch.cuda.device_count() // cluster.max_workers) if cluster.use_gpu else _LOCAL_TRIALS
 
 
-def local_cpus(cluster: ClusterConfig, max_concurrent: int) -> int | None:
+def local_cpus(cluster: ClusterConfig, max_concurrent: int) -> int:
     """Logical CPUs of a cluster on this machine in which so many trials can train and decode at the same time.
 
-    More than the machine has where they must: trials then share its cores, and none waits for another to end. None
-    where it has enough: Ray counts for itself, and knows the quota of a container.
+    More than the machine has where they must: trials then share its cores, and none waits for another to end.
     """
     decoding = cluster.decode_cpus * (cluster.max_decode_tasks or 1)
     needed = math.ceil(max_concurrent * (cluster.max_workers * cluster.worker_cpus + decoding))
-    return needed if needed > (os.cpu_count() or 1) else None
+    return max(needed, available_cores())
 
 
 def room_for_trials(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,10 +185,10 @@ def node(cpus: float, gpus: float = 0, alive: bool = True, **labels: str) -> dic
 
 
 def test_every_trial_of_this_machine_has_room_to_train_and_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(preparation, "available_cores", lambda: 3)
     assert local_cpus(ClusterConfig(), 2) == 4
     assert local_cpus(ClusterConfig(num_workers=2, max_decode_tasks=3), 2) == 10
-    assert local_cpus(ClusterConfig(), 1) is None  # it has enough
+    assert local_cpus(ClusterConfig(), 1) == 3  # it has enough
     assert local_trials(ClusterConfig()) == 2
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     assert [local_trials(ClusterConfig(use_gpu=True, num_workers=n)) for n in (1, 2, 8)] == [5, 2, 1]
