@@ -33,8 +33,8 @@ from carl_ray.benchmarks.table import Table
 from carl_ray.benchmarks.videos import Video, kinds, long_enough
 from carl_ray.config import Config
 from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry
+from carl_ray.data.child import keep_memory
 from carl_ray.data.decode import DecodeError, read_frames
-from carl_ray.data.guard import keep_memory
 from carl_ray.data.sample import ViewPair, make_view_pair
 from carl_ray.errors import UserError
 

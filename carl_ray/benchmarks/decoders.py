@@ -1,6 +1,6 @@
 """How fast and how exact the decoders are on a folder of videos.
 
-Each video is read by a process of its own, which is killed where a decoder takes too long. "crop": 80 of 120
+Each decoder has a process of its own, which is killed where it takes too long and replaced. "crop": 80 of 120
 consecutive frames, at random and in order, as one view of a video needs them; "every frame": up to 600; both at
 short side 256, and a second is one of CPU time. A file counts as equal where 12 frames over its length are, bit by
 bit and at their own size, what a decode from the start yields at these indices; as wrong where one is another
@@ -10,13 +10,9 @@ picture.
 from __future__ import annotations
 
 import io
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +20,8 @@ import av
 import numpy as np
 
 from carl_ray.benchmarks.table import Table
-from carl_ray.data.decode import DecodeError, Decoder, probe_video, read_frames
+from carl_ray.data.child import MEMORY, BadVideoError, Child, KilledError, serve
+from carl_ray.data.decode import Decoder, probe_video, read_frames
 
 _SHORT_SIDE = 256
 _CROP, _VIEW = 120, 80
@@ -34,6 +31,12 @@ _WRONG = (
     8.0  # mean difference in levels of 255; conversions of the same picture differ by less, by 4 at 10 bits
 )
 _TIME_LIMIT = 120  # seconds for one file and one decoder
+_CODE = "from carl_ray.benchmarks.decoders import answer_measurements; answer_measurements()"
+_MEASURED = {
+    **{f"{way}_frames": int for way in ("crop", "all")},
+    **{f"{way}_seconds": float for way in ("crop", "all")},
+    **{"equal": bool, "wrong": bool},
+}
 
 
 def measure(videos: Sequence[Path], on_progress: Callable[[str], None]) -> Table:
@@ -44,10 +47,12 @@ def measure(videos: Sequence[Path], on_progress: Callable[[str], None]) -> Table
         on_progress: Called with a line for each.
     """
     results: dict[Decoder, list[dict[str, Any]]] = {decoder: [] for decoder in get_args(Decoder)}
-    for number, video in enumerate(videos, 1):
-        on_progress(f"decoders: {number}/{len(videos)} {video.name}")
-        for decoder, measured in results.items():
-            measured.append({"video": video.name, **_measure_apart(video, decoder)})
+    with ExitStack() as stack:
+        children = {decoder: stack.enter_context(closing(Child(_CODE))) for decoder in results}
+        for number, video in enumerate(videos, 1):
+            on_progress(f"decoders: {number}/{len(videos)} {video.name}")
+            for decoder, measured in results.items():
+                measured.append({"video": video.name, **_measure_apart(children[decoder], video, decoder)})
     return decoder_table(results)
 
 
@@ -68,7 +73,7 @@ def measure_video(video: Path, decoder: Decoder) -> dict[str, Any]:
     for name, indices in (("crop", crop), ("all", everything)):
         begin = time.process_time()
         read_frames(content, indices, short_side=_SHORT_SIDE, decoder=decoder)
-        result[name] = {"frames": len(indices), "seconds": time.process_time() - begin}
+        result |= {f"{name}_frames": len(indices), f"{name}_seconds": time.process_time() - begin}
     compared = np.unique(np.linspace(0, count - 1, _COMPARED).astype(int))
     # One by one, so that each is reached by a seek of its own.
     frames = [read_frames(content, [index], decoder=decoder)[0] for index in compared]
@@ -76,7 +81,7 @@ def measure_video(video: Path, decoder: Decoder) -> dict[str, Any]:
     same_shape = all(a.shape == b.shape for a, b in zip(frames, references, strict=True))
     result["equal"] = same_shape and all(map(np.array_equal, frames, references))
     result["wrong"] = not same_shape or any(
-        np.abs(a.astype(np.int16) - b).mean() > _WRONG for a, b in zip(frames, references, strict=True)
+        float(np.abs(a.astype(np.int16) - b).mean()) > _WRONG for a, b in zip(frames, references, strict=True)
     )
     return result
 
@@ -93,32 +98,23 @@ def _full_decode(content: bytes, indices: set[int]) -> list[np.ndarray]:
     return frames
 
 
-def measure_here(video: str, decoder: Decoder) -> None:
-    """Prints `measure_video` as JSON, or a `failure`; the kernel ends this process where it takes too long."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(_TIME_LIMIT)
+def answer_measurements() -> None:
+    """Body of a process that measures."""
+    serve(lambda: _measured)
+
+
+def _measured(source: str, decoder: Decoder) -> Iterator[Mapping[str, object]]:
+    yield measure_video(Path(source), decoder)
+
+
+def _measure_apart(child: Child, video: Path, decoder: Decoder) -> dict[str, Any]:
     try:
-        result = measure_video(Path(video), decoder)
-    except DecodeError as error:
-        result = {"failure": str(error)}
-    print(json.dumps(result))
-
-
-def _measure_apart(video: Path, decoder: Decoder) -> dict[str, Any]:
-    code = "import sys; from carl_ray.benchmarks.decoders import measure_here; measure_here(*sys.argv[1:])"
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(video.absolute()), decoder],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
-    )
-    if run.returncode == -signal.SIGALRM:
-        return {"failure": f"took longer than {_TIME_LIMIT} s"}
-    if run.returncode < 0:
-        return {"failure": f"crashed ({signal.Signals(-run.returncode).name})"}
-    if run.returncode > 0:
-        return {"failure": run.stderr.strip().rpartition("\n")[2]}
-    return json.loads(run.stdout.splitlines()[-1])
+        (measured,) = child.ask(
+            str(video.absolute()), {"decoder": decoder}, _MEASURED, seconds=_TIME_LIMIT, memory=4 * MEMORY
+        )
+    except (BadVideoError, KilledError) as error:
+        return {"failure": str(error)}
+    return measured
 
 
 def decoder_table(results: Mapping[Decoder, list[dict[str, Any]]]) -> Table:
@@ -131,7 +127,7 @@ def decoder_table(results: Mapping[Decoder, list[dict[str, Any]]]) -> Table:
             `failure`; and the name of the `video`.
     """
     read_by_all = [
-        i for i, row in enumerate(zip(*results.values(), strict=True)) if all("crop" in r for r in row)
+        i for i, row in enumerate(zip(*results.values(), strict=True)) if all("equal" in r for r in row)
     ]
     lines: list[tuple[str, ...]] = []
     notes = []
@@ -139,8 +135,8 @@ def decoder_table(results: Mapping[Decoder, list[dict[str, Any]]]) -> Table:
     for decoder, rows in results.items():
         rates: list[str] = []
         for way in ("crop", "all"):
-            seconds = sum(rows[i][way]["seconds"] for i in read_by_all)
-            rate = sum(rows[i][way]["frames"] for i in read_by_all) / seconds if seconds else float("nan")
+            seconds = sum(rows[i][f"{way}_seconds"] for i in read_by_all)
+            rate = sum(rows[i][f"{way}_frames"] for i in read_by_all) / seconds if seconds else float("nan")
             rates += [f"{rate:,.0f}", f"{rate / first.setdefault(way, rate):.2f}"]
         failed = [row for row in rows if "failure" in row]
         wrong = [row for row in rows if row.get("wrong")]

@@ -28,7 +28,7 @@ from carl_ray.benchmarks.data import limit_seconds, make_draw, one_thread
 from carl_ray.benchmarks.table import Table
 from carl_ray.benchmarks.videos import Video, kinds, long_enough
 from carl_ray.config import Config
-from carl_ray.data.guard import keep_memory
+from carl_ray.data.child import keep_memory
 from carl_ray.data.memory import pair_bytes
 from carl_ray.data.plan import VALIDATION_EPOCH, Plan
 from carl_ray.data.sample import Batch, ViewPair, collate, make_view_pair, view_seeds

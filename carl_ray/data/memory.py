@@ -6,6 +6,9 @@ import math
 
 from carl_ray.config import Config
 
+NUM_COLOR_VALUES = 16
+"""Length of `AugmentParameters.to_vector`."""
+
 
 def frame_shape(config: Config) -> tuple[int, ...]:
     """Shape of one frame of a view, as shipped: (S, S, 3), or YUV 4:2:0 in one row."""

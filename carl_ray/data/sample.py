@@ -22,13 +22,10 @@ from torch import Tensor
 from carl_ray.config import Config
 from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
 from carl_ray.data.decode import read_frames
-from carl_ray.data.memory import frame_shape
+from carl_ray.data.memory import NUM_COLOR_VALUES, frame_shape
 from carl_ray.data.pixels import from_yuv420, to_yuv420
 from carl_ray.data.randomness import ViewNumber, sample_generator, sample_seed
 from carl_ray.data.views import View, sample_views
-
-NUM_COLOR_VALUES = 16
-"""Length of `AugmentParameters.to_vector`."""
 
 _CPU = torch.device("cpu")
 

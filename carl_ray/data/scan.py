@@ -9,33 +9,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_type_hints
 from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
 
 from carl_ray import storage
-from carl_ray.data.decode import DecodeError, probe_video
-from carl_ray.data.guard import (
-    cause_of_death,
-    end_child,
-    limit_memory,
-    open_channel,
-    start_child,
-    time_limit,
+from carl_ray.data.child import (
+    KILLED,
+    MEMORY,
+    TOO_SLOW,
+    BadVideoError,
+    Child,
+    Content,
+    KilledError,
+    serve,
 )
+from carl_ray.data.decode import VideoProbe, probe_video
 from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, write_table
-from carl_ray.errors import UserError
+from carl_ray.errors import RunError, UserError
 
 VIDEO_SUFFIXES = frozenset(
     {".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
@@ -50,8 +50,6 @@ PROBING_FAILED = "probing failed"
 
 # Reasons that may be gone at the next scan begin so: what was rejected for one of them is tried again.
 _UNREAD = "could not be read"
-_TOO_SLOW = "the decoder took longer than its time limit"
-_KILLED = "the decoder was killed"
 
 # Seconds for a probe besides what grows with the file, and the paces that are still not a hang. A working
 # decoder is more than ten times as fast, also on a busy machine.
@@ -59,8 +57,8 @@ _PATIENCE = 120
 _BYTES_PER_SECOND = 1_000_000
 _PIXELS_PER_SECOND = 5_000_000
 
-_MEMORY = 2 << 30
-"""Bytes that a probe may take besides the file; see `carl_ray.data.guard`."""
+_MAX_SECONDS = 7 * 86_400  # what a decoder says of a video is not to be trusted
+_SAME = ""  # source: the content that was sent before
 
 _CHUNK = 8 << 20  # bytes
 _SAVE_SECONDS = 300.0
@@ -258,7 +256,7 @@ def _is_unchanged(file: dict[str, Any], earlier: dict[str, Any]) -> bool:
 
 
 def _may_be_gone(reason: str) -> bool:
-    return reason.startswith((_UNREAD, _TOO_SLOW, _KILLED))
+    return reason.startswith((_UNREAD, TOO_SLOW, KILLED))
 
 
 def _split(video_id: str) -> str | None:
@@ -317,52 +315,7 @@ def _probe_file(row: dict[str, Any], *, filesystem: fs.FileSystem, verify: bool)
     return {"number": row["number"], "outcome": json.dumps(outcome)}
 
 
-class _Child:
-    """A process that probes one video after the other: started when needed, replaced when it has died."""
-
-    def __init__(self, code: str = "from carl_ray.data.scan import answer_probes; answer_probes()") -> None:
-        self._code = code
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def probe(self, file: BinaryIO, size: int, verify: bool) -> dict[str, Any]:
-        """Columns of the manifest for a file of `size` bytes, or a `reason`.
-
-        Raises:
-            OSError: the file cannot be read to its end, or has another size.
-        """
-        # Back in its place once it has answered: no answer is ever taken for that about another file.
-        process, self._process = self._process, None
-        if process is None or process.poll() is not None:
-            process = start_child(self._code, quiet=True)
-        assert process.stdin is not None and process.stdout is not None
-        digest = hashlib.blake2b(digest_size=16)
-        left = size
-        try:
-            process.stdin.write(json.dumps({"bytes": size, "verify": verify}).encode() + b"\n")
-            while chunk := file.read(_CHUNK):
-                left -= len(chunk)
-                if left < 0:
-                    break
-                digest.update(chunk)
-                process.stdin.write(chunk)
-            if left:
-                raise OSError("its size has changed since the folder was listed")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        except BrokenPipeError:
-            answer = b""  # it died while it took the file in
-        except BaseException:
-            process.kill()
-            end_child(process)
-            raise
-        if not answer:
-            return {"reason": _cause_of_death(end_child(process))}
-        self._process = process
-        outcome: dict[str, Any] = json.loads(answer)
-        return outcome if "reason" in outcome else {**outcome, "content_hash": digest.hexdigest()}
-
-
-_child = _Child()
+_child = Child("from carl_ray.data.scan import answer_probes; answer_probes()", doing="probing", quiet=True)
 
 
 def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
@@ -371,41 +324,54 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
     Raises:
         OSError: the file cannot be read to its end, or has another size.
     """
-    return _child.probe(file, size, verify)
+    digest = hashlib.blake2b(digest_size=16)
 
+    def chunks() -> Iterator[bytes]:
+        left = size
+        while chunk := file.read(_CHUNK):
+            left -= len(chunk)
+            if left < 0:
+                break
+            digest.update(chunk)
+            yield chunk
+        if left:
+            raise OSError("its size has changed since the folder was listed")
 
-def _cause_of_death(status: int) -> str:
-    if status == -signal.SIGALRM:
-        return _TOO_SLOW
-    return cause_of_death(status)
+    def probe(source: str | Content, seconds: float, verify: bool) -> dict[str, Any]:
+        fields = get_type_hints(VideoProbe)
+        (probed,) = _child.ask(source, {"verify": verify}, fields, seconds=seconds, memory=2 * size + MEMORY)
+        return probed
+
+    try:
+        probed = probe(Content(size, chunks()), _PATIENCE + size // _BYTES_PER_SECOND, verify=False)
+        if verify:
+            pixels = probed["num_frames"] * probed["width"] * probed["height"]
+            seconds = min(_PATIENCE + pixels // _PIXELS_PER_SECOND, _MAX_SECONDS)
+            probed = probe(_SAME, seconds, verify=True)
+    except (BadVideoError, KilledError) as error:
+        return {"reason": str(error)}
+    except RunError as error:  # it stopped, or did not start: worth another try
+        raise OSError(str(error)) from None
+    return {**probed, "verified": verify, "content_hash": digest.hexdigest()}
 
 
 def answer_probes() -> None:
-    """Body of the child process: probes what comes on standard input until that is closed."""
-    requests, answers = open_channel()
-    while line := requests.readline():
-        request = json.loads(line)
-        limit_memory(2 * request["bytes"] + _MEMORY)
-        content = requests.read(request["bytes"])
-        answers.write(json.dumps(_outcome(content, request["verify"])).encode() + b"\n")
-        answers.flush()
+    """Body of the child process: probes what it is sent, or what it was sent before."""
+    serve(_prober)
 
 
-def _outcome(content: bytes, verify: bool) -> dict[str, Any]:
-    try:
-        with time_limit(_PATIENCE + len(content) // _BYTES_PER_SECOND):
-            probe = probe_video(content)
-        if verify:
-            pixels = probe.num_frames * probe.width * probe.height
-            with time_limit(_PATIENCE + pixels // _PIXELS_PER_SECOND):
-                probe = probe_video(content, verify=True)
-        return {**asdict(probe), "verified": verify}
-    except DecodeError as error:
-        return {"reason": str(error)}
-    except MemoryError:
-        return {"reason": f"reading it takes more than {_MEMORY / 2**30:.0f} GiB of memory"}
-    except Exception as error:  # whatever one file brings about must not end the scan of the others
-        return {"reason": f"{PROBING_FAILED} ({type(error).__name__}: {' '.join(str(error).split())})"}
+def _prober() -> Callable[..., Iterator[Mapping[str, object]]]:
+    content: bytes | None = None
+
+    def probe(source: bytes | str, verify: bool) -> Iterator[Mapping[str, object]]:
+        nonlocal content
+        if isinstance(source, bytes):
+            content = source
+        if content is None:
+            raise RunError("the process that held the file was replaced")
+        yield asdict(probe_video(content, verify=verify))
+
+    return probe
 
 
 class _Progress:

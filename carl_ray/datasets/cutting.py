@@ -14,22 +14,17 @@ pixels are left as they are stored, and sound is left out.
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import av
 import av.container
@@ -38,8 +33,8 @@ import av.video.reformatter
 import numpy as np
 
 from carl_ray import storage
+from carl_ray.data.child import BadVideoError, Child, KilledError, serve
 from carl_ray.data.decode import DecodeError, probe_video, read_frames
-from carl_ray.errors import RunError
 
 # Decoding starts this long before a range: pictures that lead a key frame may need those before it.
 _SETTLING_SECONDS = 1
@@ -260,133 +255,68 @@ def cut_all(
         by_source.setdefault(cut.source, []).append(cut)
     # The longest first, lest one process be busy with it alone at the end.
     groups = sorted(by_source.values(), key=len, reverse=True)
-    pool = _Pool(frame_rate, short_side)
+    answers: queue.SimpleQueue[tuple[Cut, Outcome] | Exception] = queue.SimpleQueue()
+    children: set[Child] = set()
+    stopped = threading.Event()
+
+    def run(group: Sequence[Cut]) -> None:
+        """Has a process of this thread do some cuts."""
+        with closing(Child(_CODE, doing="cutting", quiet=True)) as child:
+            children.add(child)
+            for cut in group:
+                if stopped.is_set():
+                    return
+                try:
+                    answers.put((cut, _outcome(child, cut, frame_rate, short_side)))
+                except Exception as error:  # for the thread that waits for the answers
+                    answers.put(error)
+                    return
+
     with ThreadPoolExecutor(min(num_processes or os.cpu_count() or 1, max(1, len(groups)))) as threads:
         try:
-            for group in groups:
-                threads.submit(pool.run, group)
+            running = [threads.submit(run, group) for group in groups]
             for _ in cuts:
-                answer = pool.answers.get()
+                answer = answers.get()
                 if isinstance(answer, Exception):
                     raise answer
                 yield answer
         finally:
-            pool.stop()
+            stopped.set()
+            while wait(running, timeout=0.1).not_done:
+                for child in list(children):
+                    child.interrupt()
 
 
-class _Pool:
-    """The processes that cut, one for each thread that calls `run`."""
-
-    def __init__(self, frame_rate: int, short_side: int) -> None:
-        self.answers: queue.SimpleQueue[tuple[Cut, Outcome] | Exception] = queue.SimpleQueue()
-        self._settings = {"frame_rate": frame_rate, "short_side": short_side}
-        self._stopped = threading.Event()
-        self._lock = threading.Lock()
-        self._processes: set[subprocess.Popen[bytes]] = set()
-
-    def run(self, cuts: Sequence[Cut]) -> None:
-        """Has a process do some cuts, and another one go on where it dies."""
-        process = None
-        try:
-            for cut in cuts:
-                process = process or self._start()
-                if process is None:
-                    return
-                self.answers.put((cut, self._ask(process, cut)))
-                if process.poll() is not None:
-                    process = None
-        except Exception as error:  # for the thread that waits for the answers
-            self.answers.put(error)
-        finally:
-            if process is not None:
-                self._end(process)
-
-    def stop(self) -> None:
-        """Ends all processes; threads that wait for one return."""
-        with self._lock:
-            self._stopped.set()
-            for process in self._processes:
-                process.kill()
-
-    def _start(self) -> subprocess.Popen[bytes] | None:
-        with self._lock:
-            if self._stopped.is_set():
-                return None
-            path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-            process = subprocess.Popen(
-                [sys.executable, "-c", "from carl_ray.datasets.cutting import answer_cuts; answer_cuts()"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
-            )
-            self._processes.add(process)
-            return process
-
-    def _ask(self, process: subprocess.Popen[bytes], cut: Cut) -> Outcome:
-        assert process.stdin is not None and process.stdout is not None
-        request = {
-            **{"source": str(cut.source), "target": str(cut.target)},
-            **{"start": str(cut.start), "end": str(cut.end)},
-            **self._settings,
-        }
-        with suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
-        line = process.stdout.readline()
-        if not line:
-            return Outcome(reason=_cause_of_death(self._end(process)))
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RunError(answer["error"])
-        return Outcome(**answer)
-
-    def _end(self, process: subprocess.Popen[bytes]) -> int:
-        assert process.stdin is not None and process.stdout is not None
-        with suppress(BrokenPipeError):
-            process.stdin.close()
-        process.stdout.close()
-        status = process.wait()
-        with self._lock:
-            self._processes.discard(process)
-        return status
+_CODE = "from carl_ray.datasets.cutting import answer_cuts; answer_cuts()"
 
 
-def _cause_of_death(status: int) -> str:
-    if status == -signal.SIGALRM:
-        return "cutting took longer than its time limit"
-    return f"the decoder crashed ({signal.Signals(-status).name if status < 0 else f'exit status {status}'})"
+def _outcome(child: Child, cut: Cut, frame_rate: int, short_side: int) -> Outcome:
+    arguments = {
+        **{"target": str(cut.target), "start": str(cut.start), "end": str(cut.end)},
+        **{"frame_rate": frame_rate, "short_side": short_side},
+    }
+    seconds = _PATIENCE + math.ceil((cut.end - cut.start) * _SECONDS_PER_SECOND)
+    try:
+        (answer,) = child.ask(str(cut.source), arguments, {"num_frames": int}, seconds=seconds)
+    except (BadVideoError, KilledError) as error:
+        return Outcome(reason=str(error))
+    return Outcome(**answer)
 
 
 def answer_cuts() -> None:
-    """Body of a process that cuts: requests on standard input until that is closed, one answer for each."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library may print must not get among the answers
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        start, end = Fraction(request.pop("start")), Fraction(request.pop("end"))
-        # The kernel ends this process at the alarm, even if a decoder spins without letting Python run.
-        signal.alarm(_PATIENCE + math.ceil((end - start) * _SECONDS_PER_SECOND))
-        answers.write(json.dumps(_answer(start=start, end=end, **request)).encode() + b"\n")
-        answers.flush()
+    """Body of a process that cuts."""
+    serve(lambda: _cut)
 
 
-def _answer(
-    source: str, target: str, start: Fraction, end: Fraction, frame_rate: int, short_side: int
-) -> dict[str, Any]:
-    try:
-        if Path(target).exists():
-            with suppress(DecodeError):  # not one of ours: cut it anew
-                return {"num_frames": probe_video(target).num_frames}
-        content, num_frames = cut_video(
-            Path(source), start, end, frame_rate=frame_rate, short_side=short_side
-        )
-        storage.write_bytes(target, content)
-        return {"num_frames": num_frames}
-    except DecodeError as error:
-        return {"reason": str(error)}
-    except RunError as error:
-        return {"error": str(error)}
-    except Exception as error:  # whatever one video brings about must not end the cutting of the others
-        return {"reason": f"cutting failed ({type(error).__name__}: {' '.join(str(error).split())})"}
+def _cut(
+    source: str, target: str, start: str, end: str, frame_rate: int, short_side: int
+) -> Iterator[Mapping[str, object]]:
+    if Path(target).exists():
+        with suppress(DecodeError):  # not one of ours: cut it anew
+            yield {"num_frames": probe_video(target).num_frames}
+            return
+    content, num_frames = cut_video(
+        Path(source), Fraction(start), Fraction(end), frame_rate=frame_rate, short_side=short_side
+    )
+    storage.write_bytes(target, content)
+    yield {"num_frames": num_frames}

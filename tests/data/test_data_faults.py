@@ -17,8 +17,9 @@ from PIL import Image
 
 from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig
 from carl_ray.data import stream
+from carl_ray.data.child import BadVideoError
 from carl_ray.data.decode import DecodeError, read_frames
-from carl_ray.data.guard import BadVideoError, ViewPairReader
+from carl_ray.data.guard import ViewPairReader
 from carl_ray.data.sample import make_view_pair
 from carl_ray.data.scan import probe_guarded
 from carl_ray.errors import RunError

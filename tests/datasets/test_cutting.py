@@ -159,7 +159,7 @@ def test_a_crash_costs_one_cut(video, tmp_path, monkeypatch):
         "loads = json.loads\n"
         "def dies(line, **options):\n"
         "    request = loads(line, **options)\n"
-        "    if str(request.get('target', '')).endswith('1.mp4'):\n"
+        "    if str(request.get('arguments', {}).get('target')).endswith('1.mp4'):\n"
         "        os.kill(os.getpid(), signal.SIGSEGV)\n"
         "    return request\n"
         "json.loads = dies\n"

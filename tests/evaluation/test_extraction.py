@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from carl_ray.data.guard import BadVideoError
+from carl_ray.data.child import BadVideoError
 from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation import extraction
