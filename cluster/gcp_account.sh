@@ -21,8 +21,11 @@ gcloud compute firewall-rules create carl-ray-ssh --network=carl-ray \
 
 for account in carl-ray-head carl-ray-node; do
     gcloud iam service-accounts create $account
-    gcloud storage buckets add-iam-policy-binding "gs://$bucket" --role=roles/storage.objectUser \
-        --member="serviceAccount:$account@$project.iam.gserviceaccount.com"
+    # Its objects; and the bucket itself, which Ray Train looks at before it makes its folder.
+    for role in roles/storage.objectUser roles/storage.legacyBucketReader; do
+        gcloud storage buckets add-iam-policy-binding "gs://$bucket" --role=$role \
+            --member="serviceAccount:$account@$project.iam.gserviceaccount.com"
+    done
 done
 gcloud projects add-iam-policy-binding "$project" --role=roles/compute.instanceAdmin.v1 --condition=None \
     --member="serviceAccount:carl-ray-head@$project.iam.gserviceaccount.com"

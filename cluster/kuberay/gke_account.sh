@@ -39,6 +39,9 @@ kubectl create namespace carl
 pool=projects/$number/locations/global/workloadIdentityPools/$project.svc.id.goog
 for account in carl-ray-head carl-ray-node; do
     kubectl create serviceaccount $account --namespace carl
-    gcloud storage buckets add-iam-policy-binding "gs://$bucket" --role=roles/storage.objectUser \
-        --member="principal://iam.googleapis.com/$pool/subject/ns/carl/sa/$account"
+    # Its objects; and the bucket itself, which Ray Train looks at before it makes its folder.
+    for role in roles/storage.objectUser roles/storage.legacyBucketReader; do
+        gcloud storage buckets add-iam-policy-binding "gs://$bucket" --role=$role \
+            --member="principal://iam.googleapis.com/$pool/subject/ns/carl/sa/$account"
+    done
 done
