@@ -102,7 +102,7 @@ class Array:
 
 
 Fields = Mapping[str, Array | type | UnionType]
-"""What an answer has: arrays, and JSON values of a type (numbers from 0 to 2^31, printable text)."""
+"""What an answer has: arrays, and JSON values of a type (whole numbers below 2^31, finite ones, printable text)."""
 
 
 class Child:
@@ -334,10 +334,12 @@ def _checked(value: Any, want: Array | type | UnionType) -> Any:
         if value.dtype == bool:
             return value.view(np.uint8) != 0  # other bytes than 0 and 1 are undefined
         is_sound = value.dtype.kind != "f" or np.isfinite(value).all()
+    elif not isinstance(value, want):
+        is_sound = False
     elif isinstance(value, str):
-        is_sound = isinstance(value, want) and value.isprintable()
+        is_sound = value.isprintable()
     else:
-        is_sound = isinstance(value, want) and (value is None or 0 <= cast(float, value) < 2**31)
+        is_sound = math.isfinite(value) if isinstance(value, float) else 0 <= (value or 0) < 2**31
     if not is_sound:
         raise _MalformedError(f"expected {want}, got {str(value)[:80]!r}")
     return value
