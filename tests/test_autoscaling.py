@@ -105,6 +105,7 @@ def head(
         yield Head(found_by["RAY_API_SERVER_ADDRESS"])
 
 
+@pytest.mark.slow
 def test_a_job_makes_the_cluster_grow_and_leaves_it_empty(
     head: Head, tmp_path: Path, make_video: Callable[..., Path]
 ) -> None:

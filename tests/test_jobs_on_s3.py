@@ -39,6 +39,7 @@ def bucket(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"s3://footage?endpoint_override={s3_endpoint}&scheme=http"
 
 
+@pytest.mark.slow
 def test_bucket_to_encoder_in_a_job(bucket: str, ray_cluster: dict[str, str]) -> None:
     manifest, run = storage.join(bucket, "manifest.parquet"), storage.join(bucket, "runs", "first")
     indexed = subprocess.run(

@@ -53,6 +53,7 @@ KINDS = (
 SEED = 32  # the two that decode come first: later, what is left may be decoded already
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_kills_at_random_moments_change_nothing(tmp_path: Path, make_video: Callable[..., Path]) -> None:
     for number in range(4):

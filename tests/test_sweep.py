@@ -135,6 +135,7 @@ def test_mistakes_on_the_command_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on(manifest: str, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     command = [sys.executable, str(SWEEP), "loss", "--num-trials", "1", "--rungs", "1"]

@@ -227,6 +227,7 @@ def test_resuming_with_other_videos_is_refused(
     assert "was begun with other training videos" in line
 
 
+@pytest.mark.slow
 def test_the_demo_ends_with_metrics_and_a_report(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -334,7 +334,7 @@ def _checked(value: Any, want: Array | type | UnionType) -> Any:
         if value.dtype == bool:
             return value.view(np.uint8) != 0  # other bytes than 0 and 1 are undefined
         is_sound = value.dtype.kind != "f" or np.isfinite(value).all()
-    elif not isinstance(value, want):
+    elif not isinstance(value, cast(Any, want)):
         is_sound = False
     elif isinstance(value, str):
         is_sound = value.isprintable()

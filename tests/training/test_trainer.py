@@ -217,6 +217,7 @@ def assert_same_training(one_worker: Path, other: Path) -> None:
             assert two[name] == pytest.approx(value, rel=tolerance, abs=tolerance), (one["step"], name)
 
 
+@pytest.mark.slow
 def test_an_elastic_run_grows_and_shrinks_with_the_cluster(
     undisturbed: Path,
     config: Config,
