@@ -125,7 +125,7 @@ def test_killed_between_stages_and_in_training(
     def log_of(attempt: int) -> str:
         return client.get_job_logs(outline.job_id("train", attempt))
 
-    # Between index, which is not done again, and the end of train: the chain's job goes, the stage's stays, and the next chain waits for it.
+    # Index is done, training has begun; the chain's job goes, the stage's stays, and the next chain waits for it.
     job = submit()
     until(lambda: bool(attempts(client, outline, "train")), "training begins")
     kill_chain(job)
