@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import asdict
@@ -192,9 +193,26 @@ def test_nothing_in_the_package_reads_pickles_or_runs_text() -> None:
                 or (called in ("np.load", "numpy.load") and words.get("allow_pickle") != "False")
                 or ("shell" in words)
                 or called.endswith((".extractall", ".extract"))
+                # Pipes and queues of multiprocessing unpickle what the other end sends.
+                or called.endswith(("Unpickler", "read_pickle", ".recv", "Pipe", "Listener", "Manager"))
+                or called in ("multiprocessing.Pool", "multiprocessing.Queue", "dill.load", "dill.loads")
             ):
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {called}")
     assert not found
+
+
+def test_no_pool_of_processes_decodes_what_comes_from_outside() -> None:
+    """A pool unpickles the results of its processes: these render, plan, or are what a benchmark compares with."""
+    pools = {
+        str(path.relative_to(ROOT))
+        for path in ROOT.rglob("*.py")
+        if re.search(
+            r"^\s*(import|from) multiprocessing|ProcessPoolExecutor|multiprocessing_context",
+            path.read_text(),
+            re.M,
+        )
+    }
+    assert pools == {"datasets/choreography.py", "benchmarks/plan.py", "benchmarks/stream.py"}
 
 
 # --- a video is a file ----------------------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
-"""Child processes that decode untrusted videos, which may hang, crash or be taken over without harm to the parent.
+"""Child processes that decode untrusted videos. No Ray here.
+
+One may hang, crash or be taken over without harm to its parent.
 
     parent ── request ▶ child: fetch ▶ decode ── answers ▶ parent: checked against what was asked for
 
@@ -6,7 +8,7 @@ A request is a JSON head and the content of a file, an answer a JSON head and th
 length of the head. Nothing is unpickled. The parent names the fields, dtypes and shapes that it expects; any other
 answer is the reject reason of that video and costs the child. The child lives on from video to video; where one
 kills it, the next video gets a new one. It ends with the thread that started it. Arrays pass a pipe as they are:
-shared memory was measured, and is no faster. No Ray here.
+shared memory was measured, and is no faster.
 """
 
 from __future__ import annotations
@@ -63,11 +65,11 @@ _LONGEST_POLL = 2**31 - 1  # milliseconds
 
 
 class BadVideoError(Exception):
-    """A video that another try would not read either; the message is one line."""
+    """A video that another try would not read either; one line."""
 
 
 class KilledError(RunError):
-    """The child was killed from outside, as the kernel does for memory: another try may succeed."""
+    """A child killed from outside, as the kernel does for memory: try again."""
 
 
 class _MalformedError(Exception):
@@ -91,7 +93,11 @@ class Array:
     """The size of each dimension, or the sizes that it may have, from 1."""
 
     def num_bytes(self, dtype: object, shape: list[int]) -> int:
-        """Bytes of an array with this dtype and shape; `_MalformedError` if they are not as expected."""
+        """Size in bytes of a received array, once its dtype and shape are checked.
+
+        Raises:
+            _MalformedError: they are not as expected.
+        """
         pairs = zip(shape, self.shape, strict=True)
         if dtype != self.dtype or not all(
             type(got) is int and (got in want if isinstance(want, range) else got == want)
@@ -106,7 +112,9 @@ Fields = Mapping[str, Array | type | UnionType]
 
 
 class Child:
-    """Asks a process of its own about one video after the other; for one thread at a time.
+    """A child process that is asked about one video after the other.
+
+    For one thread at a time.
 
     Args:
         code: What that process runs: Python that calls `serve`.
@@ -121,9 +129,10 @@ class Child:
         self._has_greeted = False
 
     def start(self) -> None:
-        """Starts the process unless there is an idle one already; it ends with the thread that calls this.
+        """Start the process unless there is an idle one.
 
-        Asking starts it too; a thread that will end soon is better spared that. Several start side by side.
+        It ends with the thread that calls this. Asking starts it too; a thread that will end soon is better
+        spared that. Several start side by side.
 
         Raises:
             RunError: it could not be started.
@@ -139,13 +148,13 @@ class Child:
             self._is_idle, self._has_greeted = True, False
 
     def interrupt(self) -> None:
-        """Ends the process if it is at work, for which it counts as killed; any thread may call this."""
+        """Kill the process if it is at work; any thread may call this."""
         process = self._process
         if process is not None and not self._is_idle:
             _kill(process)
 
     def close(self) -> None:
-        """Ends the process; another video would start a new one."""
+        """End the process; another video would start a new one."""
         process, self._process = self._process, None
         if process is not None:
             _kill(process)
@@ -161,7 +170,7 @@ class Child:
         memory: int = MEMORY,
         values: int | None = 1,
     ) -> Iterator[dict[str, Any]]:
-        """Yields what the process makes of a video, one value after the other; stopping early costs the process.
+        """Yield the values that the process makes of a video; stopping early ends it.
 
         Args:
             source: The content of a video file, or its path or URI.
@@ -221,7 +230,7 @@ class Child:
         raise BadVideoError(fields["reason"])
 
     def _death(self, status: int | None, seconds: float) -> Exception:
-        """What became of the video that was asked for when the process ended with this exit status."""
+        """The error for the video at which the process ended with this exit status."""
         if status is None:
             return BadVideoError("the decoder stopped answering")
         name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
@@ -261,7 +270,7 @@ def _start(code: str, quiet: bool) -> subprocess.Popen[bytes]:
 def _send(
     process: subprocess.Popen[bytes], source: str | bytes | Content, head: dict[str, object], seconds: float
 ) -> None:
-    """Sends a request; each chunk may take so many seconds to be taken."""
+    """Send a request; each chunk must be taken within so many seconds."""
     assert process.stdin is not None
     content = Content(len(source), [source]) if isinstance(source, bytes) else source
     head["source"] = content if isinstance(content, str) else content.num_bytes
@@ -277,7 +286,7 @@ def _send(
 def _receive(
     process: subprocess.Popen[bytes], expected: Fields, limit: int, seconds: float
 ) -> tuple[str, dict[str, Any]]:
-    """Kind and fields of the next answer: as expected in a value, a `reason` in others, which end the video.
+    """Kind and fields of the next answer: a value's as expected, else a `reason`.
 
     Raises:
         EOFError: the process has died over it.
@@ -364,7 +373,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _exit_status(process: subprocess.Popen[bytes]) -> int | None:
-    """Exit status of a process that has closed its pipes; None where it goes on, and is killed."""
+    """Exit status of a process that closed its pipes; None if it had to be killed."""
     _close_pipes(process)
     try:
         return process.wait(_END_SECONDS)
@@ -383,7 +392,7 @@ def _close_pipes(process: subprocess.Popen[bytes]) -> None:
 
 
 def serve(prepare: Callable[[], Callable[..., Iterator[Mapping[str, object]]]]) -> None:
-    """Body of a child process: answers requests until there are no more.
+    """Answer requests until there are no more: the body of a child process.
 
     Args:
         prepare: Imports what the process needs, and gives the function that answers: `source` and the request's
@@ -436,7 +445,7 @@ def _answers_to(
     seconds: float,
     memory: int,
 ) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Kind and fields of each answer to a request; the last one has another kind than "value"."""
+    """Kind and fields of each answer to a request; all but the last are values."""
     from carl_ray.data.decode import DecodeError
 
     kind, reason = "end", ""
@@ -467,7 +476,7 @@ def _answers_to(
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """The kernel ends the process with SIGALRM unless the block is left in time.
+    """Have the kernel end this process with SIGALRM after so many seconds.
 
     Also where a decoder spins without letting Python run, and where nobody waits for the answer any more.
     """
@@ -479,7 +488,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def _limit_memory(num_bytes: int | None) -> None:
-    """From now on this process gets at most so much memory more; then allocations fail. None: no limit. Linux only."""
+    """Limit what this process allocates from now on, or lift that. Linux only."""
     if sys.platform == "linux":
         kilobytes = re.search(r"^VmData:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"), re.M)
         assert kilobytes is not None
@@ -490,7 +499,7 @@ def _limit_memory(num_bytes: int | None) -> None:
 
 
 def keep_memory() -> None:
-    """From now on this process keeps what it frees, where its C library is glibc.
+    """Keep in this process what it frees, where its C library is glibc.
 
     Every video wants the same hundreds of megabytes again; pages fresh from the kernel took a sixth to a third of
     the time that a pair of views takes. It is memory that the task has reserved.

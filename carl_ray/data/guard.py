@@ -1,4 +1,4 @@
-"""Views and frames of videos, made in a child process (`carl_ray.data.child`) that may hang or crash. No Ray here.
+"""Views and frames of videos from a child process that may hang or crash. No Ray here.
 
 this process (no torch) ── request ▶ child: fetch ▶ decode ▶ augment, or cut ── arrays ▶ this process
 """
