@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +20,7 @@ import av
 import numpy as np
 
 from carl_ray.benchmarks.table import Table
-from carl_ray.data.child import MEMORY, BadVideoError, Child, KilledError, serve
+from carl_ray.data.child import MEMORY, BadVideoError, Child, KilledError, Values, open_channel
 from carl_ray.data.decode import Decoder, probe_video, read_frames
 
 _SHORT_SIDE = 256
@@ -100,10 +100,10 @@ def _full_decode(content: bytes, indices: set[int]) -> list[np.ndarray]:
 
 def answer_measurements() -> None:
     """Body of a process that measures."""
-    serve(lambda: _measured)
+    open_channel("measuring")(_measured)
 
 
-def _measured(source: str, decoder: Decoder) -> Iterator[Mapping[str, object]]:
+def _measured(source: str, decoder: Decoder) -> Values:
     yield measure_video(Path(source), decoder)
 
 

@@ -30,11 +30,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from types import UnionType
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -76,13 +77,6 @@ class _MalformedError(Exception):
     """An answer that no sound child sends."""
 
 
-class Content(NamedTuple):
-    """The content of a file, as it arrives."""
-
-    num_bytes: int
-    chunks: Iterable[bytes]
-
-
 @dataclass(frozen=True)
 class Array:
     """The dtype and shape that an array of an answer must have."""
@@ -93,11 +87,7 @@ class Array:
     """The size of each dimension, or the sizes that it may have, from 1."""
 
     def num_bytes(self, dtype: object, shape: list[int]) -> int:
-        """Size in bytes of a received array, once its dtype and shape are checked.
-
-        Raises:
-            _MalformedError: they are not as expected.
-        """
+        """Size in bytes of a received array, whose dtype and shape are checked."""
         pairs = zip(shape, self.shape, strict=True)
         if dtype != self.dtype or not all(
             type(got) is int and (got in want if isinstance(want, range) else got == want)
@@ -106,6 +96,9 @@ class Array:
             raise _MalformedError(f"expected {self.dtype} {self.shape}, got {dtype} {shape}")
         return math.prod(shape) * np.dtype(self.dtype).itemsize
 
+
+Source = str | bytes | tuple[int, Iterable[bytes]]
+"""A video file: its path or URI, its content, or its size and its content as it arrives."""
 
 Fields = Mapping[str, Array | type | UnionType]
 """What an answer has: arrays, and JSON values of a type (whole numbers below 2^31, finite ones, printable text)."""
@@ -117,13 +110,12 @@ class Child:
     For one thread at a time.
 
     Args:
-        code: What that process runs: Python that calls `serve`.
-        doing: What it does, for the reasons: "reading".
+        code: What that process runs: Python that calls `open_channel`.
         quiet: What it writes to standard error is dropped.
     """
 
-    def __init__(self, code: str, *, doing: str = "reading", quiet: bool = False) -> None:
-        self._code, self._doing, self._quiet = code, doing, quiet
+    def __init__(self, code: str, *, quiet: bool = False) -> None:
+        self._code, self._quiet = code, quiet
         self._process: subprocess.Popen[bytes] | None = None
         self._is_idle = False
         self._has_greeted = False
@@ -151,18 +143,17 @@ class Child:
         """Kill the process if it is at work; any thread may call this."""
         process = self._process
         if process is not None and not self._is_idle:
-            _kill(process)
+            process.kill()
 
     def close(self) -> None:
         """End the process; another video would start a new one."""
         process, self._process = self._process, None
         if process is not None:
-            _kill(process)
-            _close_pipes(process)
+            _end(process)
 
     def ask(
         self,
-        source: str | bytes | Content,
+        source: Source,
         arguments: Mapping[str, object],
         expected: Fields,
         *,
@@ -173,7 +164,7 @@ class Child:
         """Yield the values that the process makes of a video; stopping early ends it.
 
         Args:
-            source: The content of a video file, or its path or URI.
+            source: The video.
             arguments: What else the process wants to know, for JSON.
             expected: The fields of each value.
             seconds: What each value may take to be made, from when the one before was taken.
@@ -206,28 +197,16 @@ class Child:
                     break
                 yield fields
         except (BrokenPipeError, EOFError):
-            raise self._death(_exit_status(process), seconds) from None
+            raise self._death(_end(process, _END_SECONDS), seconds) from None
         except BaseException as error:
-            _kill(process)
-            _close_pipes(process)
+            _end(process)
             if not isinstance(error, _MalformedError):
                 raise
             kind = BadVideoError if self._has_greeted else RunError
             raise kind(f"the decoder sent no valid answer ({error})") from None
-        if how in ("memory", "unexpected"):  # Nobody knows what it has left behind.
-            self.close()
-        else:
-            self._is_idle = True
-        match how:
-            case "end":
-                return
-            case "again":
-                raise RunError(fields["reason"])
-            case "memory":
-                raise BadVideoError(f"{self._doing} it takes more than {memory / 2**30:.1f} GiB of memory")
-            case "unexpected":
-                raise BadVideoError(f"{self._doing} failed ({fields['reason']})")
-        raise BadVideoError(fields["reason"])
+        self._is_idle = how != "broken"
+        if how != "end":
+            raise (RunError if how == "again" else BadVideoError)(fields["reason"])
 
     def _death(self, status: int | None, seconds: float) -> Exception:
         """The error for the video at which the process ended with this exit status."""
@@ -268,14 +247,21 @@ def _start(code: str, quiet: bool) -> subprocess.Popen[bytes]:
 
 
 def _send(
-    process: subprocess.Popen[bytes], source: str | bytes | Content, head: dict[str, object], seconds: float
+    process: subprocess.Popen[bytes],
+    source: Source,
+    head: dict[str, object],
+    seconds: float,
 ) -> None:
     """Send a request; each chunk must be taken within so many seconds."""
     assert process.stdin is not None
-    content = Content(len(source), [source]) if isinstance(source, bytes) else source
-    head["source"] = content if isinstance(content, str) else content.num_bytes
+    chunks: Iterable[bytes] = (
+        [source] if isinstance(source, bytes) else [] if isinstance(source, str) else source[1]
+    )
+    head["source"] = (
+        source if isinstance(source, str) else len(source) if isinstance(source, bytes) else source[0]
+    )
     text = json.dumps(head).encode()
-    for chunk in (_LENGTH.pack(len(text)) + text, *([] if isinstance(content, str) else content.chunks)):
+    for chunk in chain([_LENGTH.pack(len(text)) + text], chunks):
         deadline = time.monotonic() + seconds
         missing = memoryview(chunk)
         while missing:
@@ -365,38 +351,34 @@ def _await(file: Any, event: int, deadline: float, seconds: float) -> None:
         raise RunError(f"the process that decodes videos gave no answer for {seconds:g} s")
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], seconds: float = 0) -> int | None:
+    """Exit status of a process that ends within so many seconds; else it is killed."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.close()
+    process.stdout.close()
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(seconds)
     process.kill()
     # One that waits for a device that does not answer stays until it does.
     with suppress(subprocess.TimeoutExpired):
         process.wait(_END_SECONDS)
-
-
-def _exit_status(process: subprocess.Popen[bytes]) -> int | None:
-    """Exit status of a process that closed its pipes; None if it had to be killed."""
-    _close_pipes(process)
-    try:
-        return process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        _kill(process)
-        return None
-
-
-def _close_pipes(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.close()
-    process.stdout.close()
+    return None
 
 
 # In the child
 
 
-def serve(prepare: Callable[[], Callable[..., Iterator[Mapping[str, object]]]]) -> None:
-    """Answer requests until there are no more: the body of a child process.
+Values = Iterator[Mapping[str, object]]
+"""What answers a request: arrays and what is for JSON, by name."""
+
+
+def open_channel(doing: str = "reading") -> Callable[[Callable[..., Values]], None]:
+    """Shield the child, and give the function that answers requests until the end.
+
+    It takes the function that makes the values from `source` and the request's arguments.
 
     Args:
-        prepare: Imports what the process needs, and gives the function that answers: `source` and the request's
-            arguments in, values out, whose fields are arrays or for JSON.
+        doing: What the child does, for the reasons of videos at which it fails.
     """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library may print must not get among the answers
@@ -406,7 +388,10 @@ def serve(prepare: Callable[[], Callable[..., Iterator[Mapping[str, object]]]]) 
         # In the middle of a video, too; where there is no such call, at its end. To the kernel the parent is
         # the thread that started this process: one that dies while it is idle is replaced, and no video blamed.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    values_of = prepare()
+    return partial(_serve, answers, doing)
+
+
+def _serve(answers: BinaryIO, doing: str, values_of: Callable[..., Values]) -> None:
     from pyarrow import allocate_buffer
 
     allocate_buffer(1)  # Arrow takes a GiB of address space at its first use: before anything is counted
@@ -418,7 +403,7 @@ def serve(prepare: Callable[[], Callable[..., Iterator[Mapping[str, object]]]]) 
             request = json.loads(requests.read(*_LENGTH.unpack(length)))
             if not isinstance(request["source"], str):
                 request["source"] = requests.read(request["source"])
-            for answer in _answers_to(values_of, **request):
+            for answer in _answers_to(values_of, doing, **request):
                 # The next one is made while one is on its way.
                 sent.result()
                 sent = sender.submit(_answer, answers, *answer)
@@ -439,7 +424,8 @@ def _answer(answers: BinaryIO, kind: str, fields: Mapping[str, object]) -> None:
 
 
 def _answers_to(
-    values_of: Callable[..., Iterator[Mapping[str, object]]],
+    values_of: Callable[..., Values],
+    doing: str,
     source: bytes | str,
     arguments: Mapping[str, object],
     seconds: float,
@@ -465,10 +451,10 @@ def _answers_to(
         kind, reason = "again", str(error)
     except (DecodeError, UserError) as error:
         kind, reason = "refused", str(error)
-    except MemoryError:
-        kind = "memory"
+    except MemoryError:  # Here and below nobody knows what it has left behind.
+        kind, reason = "broken", f"{doing} it takes more than {memory / 2**30:.1f} GiB of memory"
     except Exception as error:  # Whatever one video does to a decoder must not end the run.
-        kind, reason = "unexpected", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        kind, reason = "broken", f"{doing} failed ({type(error).__name__}: {' '.join(str(error).split())})"
     finally:
         _limit_memory(None)
     yield kind, {"reason": reason[:_MAX_REASON]}

@@ -6,7 +6,7 @@ this process (no torch) ── request ▶ child: fetch ▶ decode ▶ augment, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from carl_ray.config import Config, from_document, to_document
-from carl_ray.data.child import MEMORY, Array, BadVideoError, Child, keep_memory, serve
+from carl_ray.data.child import MEMORY, Array, BadVideoError, Child, Values, keep_memory, open_channel
 from carl_ray.data.memory import NUM_COLOR_VALUES, frame_shape, load_task_bytes
 
 if TYPE_CHECKING:
@@ -165,10 +165,7 @@ class FrameReader(Child):
 
 def answer_view_pairs() -> None:
     """Body of the child process of a `ViewPairReader`."""
-    serve(_view_pairs)
-
-
-def _view_pairs() -> Callable[..., Iterator[Mapping[str, object]]]:
+    serve = open_channel()
     keep_memory()
     import cv2
 
@@ -176,25 +173,20 @@ def _view_pairs() -> Callable[..., Iterator[Mapping[str, object]]]:
 
     cv2.setNumThreads(1)  # its threads, begun at large images, would take memory that is counted here
 
-    def view_pair(
-        source: bytes | str, config: dict[str, Any], **arguments: Any
-    ) -> Iterator[Mapping[str, object]]:
+    def view_pair(source: bytes | str, config: dict[str, Any], **arguments: Any) -> Values:
         run = from_document(config, "the request")
         yield vars(sample.make_view_pair(source=source, config=run, **arguments))
 
-    return view_pair
+    serve(view_pair)
 
 
 def answer_frames() -> None:
     """Body of the child process of a `FrameReader`."""
-    serve(_squares)
-
-
-def _squares() -> Callable[..., Iterator[Mapping[str, object]]]:
+    serve = open_channel()
     keep_memory()
     from carl_ray.data import decode
 
-    def frames(source: bytes | str, **arguments: Any) -> Iterator[Mapping[str, object]]:
+    def frames(source: bytes | str, **arguments: Any) -> Values:
         if not arguments:
             yield {"num_frames": decode.probe_video(source, verify=True).num_frames}
             return
@@ -211,7 +203,7 @@ def _squares() -> Callable[..., Iterator[Mapping[str, object]]]:
         if squares:
             yield {"frames": np.concatenate(squares)}
 
-    return frames
+    serve(frames)
 
 
 def _central_square(

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import PurePosixPath
@@ -29,9 +29,9 @@ from carl_ray.data.child import (
     TOO_SLOW,
     BadVideoError,
     Child,
-    Content,
     KilledError,
-    serve,
+    Values,
+    open_channel,
 )
 from carl_ray.data.decode import VideoProbe, probe_video
 from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, write_table
@@ -315,7 +315,7 @@ def _probe_file(row: dict[str, Any], *, filesystem: fs.FileSystem, verify: bool)
     return {"number": row["number"], "outcome": json.dumps(outcome)}
 
 
-_child = Child("from carl_ray.data.scan import answer_probes; answer_probes()", doing="probing", quiet=True)
+_child = Child("from carl_ray.data.scan import answer_probes; answer_probes()", quiet=True)
 
 
 def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
@@ -337,13 +337,13 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
         if left:
             raise OSError("its size has changed since the folder was listed")
 
-    def probe(source: str | Content, seconds: float, verify: bool) -> dict[str, Any]:
+    def probe(source: str | tuple[int, Iterator[bytes]], seconds: float, verify: bool) -> dict[str, Any]:
         fields = get_type_hints(VideoProbe)
         (probed,) = _child.ask(source, {"verify": verify}, fields, seconds=seconds, memory=2 * size + MEMORY)
         return probed
 
     try:
-        probed = probe(Content(size, chunks()), _PATIENCE + size // _BYTES_PER_SECOND, verify=False)
+        probed = probe((size, chunks()), _PATIENCE + size // _BYTES_PER_SECOND, verify=False)
         if verify:
             pixels = probed["num_frames"] * probed["width"] * probed["height"]
             seconds = min(_PATIENCE + pixels // _PIXELS_PER_SECOND, _MAX_SECONDS)
@@ -357,13 +357,9 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
 
 def answer_probes() -> None:
     """Body of the child process: probes what it is sent, or what it was sent before."""
-    serve(_prober)
-
-
-def _prober() -> Callable[..., Iterator[Mapping[str, object]]]:
     content: bytes | None = None
 
-    def probe(source: bytes | str, verify: bool) -> Iterator[Mapping[str, object]]:
+    def probe(source: bytes | str, verify: bool) -> Values:
         nonlocal content
         if isinstance(source, bytes):
             content = source
@@ -371,7 +367,7 @@ def _prober() -> Callable[..., Iterator[Mapping[str, object]]]:
             raise RunError("the process that held the file was replaced")
         yield asdict(probe_video(content, verify=verify))
 
-    return probe
+    open_channel("probing")(probe)
 
 
 class _Progress:

@@ -18,7 +18,7 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ import av.video.reformatter
 import numpy as np
 
 from carl_ray import storage
-from carl_ray.data.child import BadVideoError, Child, KilledError, serve
+from carl_ray.data.child import BadVideoError, Child, KilledError, Values, open_channel
 from carl_ray.data.decode import DecodeError, probe_video, read_frames
 
 # Decoding starts this long before a range: pictures that lead a key frame may need those before it.
@@ -261,7 +261,7 @@ def cut_all(
 
     def run(group: Sequence[Cut]) -> None:
         """Has a process of this thread do some cuts."""
-        with closing(Child(_CODE, doing="cutting", quiet=True)) as child:
+        with closing(Child(_CODE, quiet=True)) as child:
             children.add(child)
             for cut in group:
                 if stopped.is_set():
@@ -305,12 +305,10 @@ def _outcome(child: Child, cut: Cut, frame_rate: int, short_side: int) -> Outcom
 
 def answer_cuts() -> None:
     """Body of a process that cuts."""
-    serve(lambda: _cut)
+    open_channel("cutting")(_cut)
 
 
-def _cut(
-    source: str, target: str, start: str, end: str, frame_rate: int, short_side: int
-) -> Iterator[Mapping[str, object]]:
+def _cut(source: str, target: str, start: str, end: str, frame_rate: int, short_side: int) -> Values:
     if Path(target).exists():
         with suppress(DecodeError):  # not one of ours: cut it anew
             yield {"num_frames": probe_video(target).num_frames}

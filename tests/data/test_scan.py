@@ -209,7 +209,7 @@ def test_a_decoder_that_dies_or_hangs_costs_one_file(body, reason, make_video, t
     # Spares the good file, so that the same child can be asked again.
     code = f"p = s.probe_video; bad = {body}; "
     code += "s.probe_video = lambda c, **k: bad(c) if c == b'bad' else p(c, **k)"
-    monkeypatch.setattr(scan, "_child", Child(f"{_CHILD}{code}; s.answer_probes()", doing="probing"))
+    monkeypatch.setattr(scan, "_child", Child(f"{_CHILD}{code}; s.answer_probes()"))
     for content in (good, b"bad", good):
         outcome = probe_guarded(io.BytesIO(content), len(content), verify=True)
         if content == b"bad":
