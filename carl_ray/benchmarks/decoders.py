@@ -20,7 +20,7 @@ import av
 import numpy as np
 
 from carl_ray.benchmarks.table import Table
-from carl_ray.data.child import MEMORY, BadVideoError, Child, KilledError, Values, open_channel
+from carl_ray.data.child import MEMORY, BadVideoError, Child, KilledError, open_channel
 from carl_ray.data.decode import Decoder, probe_video, read_frames
 
 _SHORT_SIDE = 256
@@ -32,11 +32,8 @@ _WRONG = (
 )
 _TIME_LIMIT = 120  # seconds for one file and one decoder
 _CODE = "from carl_ray.benchmarks.decoders import answer_measurements; answer_measurements()"
-_MEASURED = {
-    **{f"{way}_frames": int for way in ("crop", "all")},
-    **{f"{way}_seconds": float for way in ("crop", "all")},
-    **{"equal": bool, "wrong": bool},
-}
+_MEASURED = {"crop_frames": int, "crop_seconds": float, "all_frames": int, "all_seconds": float}
+_MEASURED |= {"equal": bool, "wrong": bool}
 
 
 def measure(videos: Sequence[Path], on_progress: Callable[[str], None]) -> Table:
@@ -100,11 +97,7 @@ def _full_decode(content: bytes, indices: set[int]) -> list[np.ndarray]:
 
 def answer_measurements() -> None:
     """Body of a process that measures."""
-    open_channel("measuring")(_measured)
-
-
-def _measured(source: str, decoder: Decoder) -> Values:
-    yield measure_video(Path(source), decoder)
+    open_channel("measuring")(lambda source, decoder: iter([measure_video(Path(source), decoder)]))
 
 
 def _measure_apart(child: Child, video: Path, decoder: Decoder) -> dict[str, Any]:

@@ -28,13 +28,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from io import FileIO
 from itertools import chain, count
 from pathlib import Path
-from types import UnionType
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -79,12 +77,10 @@ class _MalformedError(Exception):
 
 @dataclass(frozen=True)
 class Array:
-    """The dtype and shape that an array of an answer must have."""
+    """An array of an answer: `numpy.dtype.str`, and each dimension's size or range of sizes (from 1)."""
 
     dtype: str
-    """As `numpy.dtype.str` has it."""
     shape: tuple[int | range, ...]
-    """The size of each dimension, or the sizes that it may have, from 1."""
 
     def num_bytes(self, dtype: object, shape: list[int]) -> int:
         """Size in bytes of a received array, whose dtype and shape are checked."""
@@ -100,8 +96,8 @@ class Array:
 Source = str | bytes | tuple[int, Iterable[bytes]]
 """A video file: its path or URI, its content, or its size and its content as it arrives."""
 
-Fields = Mapping[str, Array | type | UnionType]
-"""What an answer has: arrays, and JSON values of a type (whole numbers below 2^31, finite ones, printable text)."""
+Fields = Mapping[str, Any]
+"""What an answer has: each an `Array`, or a JSON type (whole numbers below 2^31, finite floats, printable text)."""
 
 
 class Child:
@@ -121,10 +117,9 @@ class Child:
         self._has_greeted = False
 
     def start(self) -> None:
-        """Start the process unless there is an idle one.
+        """Start the process, which ends with this thread, unless there is an idle one.
 
-        It ends with the thread that calls this. Asking starts it too; a thread that will end soon is better
-        spared that. Several start side by side.
+        Asking starts it too; a thread that will end soon is better spared that. Several start side by side.
 
         Raises:
             RunError: it could not be started.
@@ -172,8 +167,8 @@ class Child:
             values: How many there are; None: any number.
 
         Raises:
-            BadVideoError: it cannot be read, takes too long or too much memory, crashes its decoder, or makes it
-                send what was not asked for.
+            BadVideoError: it cannot be read, takes too long or too much memory, or its process crashes or sends
+                what was not asked for.
             KilledError: the process was killed from outside.
             RunError: it may be read another time: its storage fails, the process stopped or did not start.
         """
@@ -302,7 +297,7 @@ def _receive(
         if kind != "value":
             return kind, {"reason": "".join(c if c.isprintable() else "?" for c in fields["reason"])}
         for name, dtype, shape in head["arrays"]:
-            num_bytes = cast(Array, expected[name]).num_bytes(dtype, shape)
+            num_bytes = expected[name].num_bytes(dtype, shape)
             limit -= num_bytes
             if limit < 0 or name in fields:
                 raise _MalformedError(f"{name} of {num_bytes} bytes")
@@ -324,12 +319,12 @@ def _receive(
         ) from None
 
 
-def _checked(value: Any, want: Array | type | UnionType) -> Any:
+def _checked(value: Any, want: Any) -> Any:
     if isinstance(want, Array):
         if value.dtype == bool:
             return value.view(np.uint8) != 0  # other bytes than 0 and 1 are undefined
         is_sound = value.dtype.kind != "f" or np.isfinite(value).all()
-    elif not isinstance(value, cast(Any, want)):
+    elif not isinstance(value, want):
         is_sound = False
     elif isinstance(value, str):
         is_sound = value.isprintable()
@@ -373,9 +368,7 @@ Values = Iterator[Mapping[str, object]]
 
 
 def open_channel(doing: str = "reading") -> Callable[[Callable[..., Values]], None]:
-    """Shield the child, and give the function that answers requests until the end.
-
-    It takes the function that makes the values from `source` and the request's arguments.
+    """Shield the child; the result serves with a function from `source` and arguments to values.
 
     Args:
         doing: What the child does, for the reasons of videos at which it fails.
@@ -388,25 +381,25 @@ def open_channel(doing: str = "reading") -> Callable[[Callable[..., Values]], No
         # In the middle of a video, too; where there is no such call, at its end. To the kernel the parent is
         # the thread that started this process: one that dies while it is idle is replaced, and no video blamed.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    return partial(_serve, answers, doing)
 
+    def serve(values_of: Callable[..., Values]) -> None:
+        from pyarrow import allocate_buffer
 
-def _serve(answers: BinaryIO, doing: str, values_of: Callable[..., Values]) -> None:
-    from pyarrow import allocate_buffer
+        allocate_buffer(1)  # Arrow takes a GiB of address space at its first use: before anything is counted
+        requests = sys.stdin.buffer
+        with ThreadPoolExecutor(1) as sender:
+            # The thread has its memory before any is counted.
+            sent = sender.submit(_answer, answers, "ready", {"reason": ""})
+            while length := requests.read(_LENGTH.size):
+                request = json.loads(requests.read(*_LENGTH.unpack(length)))
+                if not isinstance(request["source"], str):
+                    request["source"] = requests.read(request["source"])
+                for answer in _answers_to(values_of, doing, **request):
+                    # The next one is made while one is on its way.
+                    sent.result()
+                    sent = sender.submit(_answer, answers, *answer)
 
-    allocate_buffer(1)  # Arrow takes a GiB of address space at its first use: before anything is counted
-    requests = sys.stdin.buffer
-    with ThreadPoolExecutor(1) as sender:
-        # The thread has its memory before any is counted.
-        sent = sender.submit(_answer, answers, "ready", {"reason": ""})
-        while length := requests.read(_LENGTH.size):
-            request = json.loads(requests.read(*_LENGTH.unpack(length)))
-            if not isinstance(request["source"], str):
-                request["source"] = requests.read(request["source"])
-            for answer in _answers_to(values_of, doing, **request):
-                # The next one is made while one is on its way.
-                sent.result()
-                sent = sender.submit(_answer, answers, *answer)
+    return serve
 
 
 def _answer(answers: BinaryIO, kind: str, fields: Mapping[str, object]) -> None:
@@ -442,8 +435,11 @@ def _answers_to(
         _limit_memory(memory)
         values = values_of(source, **arguments)
         while True:
-            with _time_limit(seconds):
-                value = next(values, None)
+            # The kernel ends this process with SIGALRM, also where a decoder spins without letting Python run
+            # and where nobody waits for the answer any more.
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            value = next(values, None)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             if value is None:
                 break
             yield "value", value
@@ -456,21 +452,9 @@ def _answers_to(
     except Exception as error:  # Whatever one video does to a decoder must not end the run.
         kind, reason = "broken", f"{doing} failed ({type(error).__name__}: {' '.join(str(error).split())})"
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         _limit_memory(None)
     yield kind, {"reason": reason[:_MAX_REASON]}
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Have the kernel end this process with SIGALRM after so many seconds.
-
-    Also where a decoder spins without letting Python run, and where nobody waits for the answer any more.
-    """
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _limit_memory(num_bytes: int | None) -> None:

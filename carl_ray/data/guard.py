@@ -32,11 +32,7 @@ _FULL_SIZE_FRAMES = 8
 
 
 class ViewPairReader(Child):
-    """Makes the two views of one video after the other in a process of its own; for one thread at a time.
-
-    Args:
-        code: What that process runs: Python that calls `answer_view_pairs`.
-    """
+    """Makes the two views of one video after the other in a process of its own."""
 
     def __init__(
         self, code: str = "from carl_ray.data.guard import answer_view_pairs; answer_view_pairs()"
@@ -91,11 +87,7 @@ class ViewPairReader(Child):
 
 
 class FrameReader(Child):
-    """Decodes all frames of one video after the other in a process of its own; for one thread at a time.
-
-    Args:
-        code: What that process runs: Python that calls `answer_frames`.
-    """
+    """Decodes all frames of one video after the other in a process of its own."""
 
     def __init__(self, code: str = "from carl_ray.data.guard import answer_frames; answer_frames()") -> None:
         super().__init__(code)

@@ -23,9 +23,8 @@ from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 from carl_ray.config import Config
-from carl_ray.data.child import BadVideoError
 from carl_ray.data.coordinator import expect_no_end
-from carl_ray.data.guard import ViewPairReader
+from carl_ray.data.guard import BadVideoError, ViewPairReader
 from carl_ray.data.memory import frame_shape, load_task_bytes
 from carl_ray.data.plan import ABSENT, PairedPlan, Plan
 from carl_ray.errors import RunError

@@ -267,7 +267,7 @@ def cut_all(
                 if stopped.is_set():
                     return
                 try:
-                    answers.put((cut, _outcome(child, cut, frame_rate, short_side)))
+                    answers.put((cut, _outcome(child, cut, frame_rate=frame_rate, short_side=short_side)))
                 except Exception as error:  # for the thread that waits for the answers
                     answers.put(error)
                     return
@@ -290,11 +290,8 @@ def cut_all(
 _CODE = "from carl_ray.datasets.cutting import answer_cuts; answer_cuts()"
 
 
-def _outcome(child: Child, cut: Cut, frame_rate: int, short_side: int) -> Outcome:
-    arguments = {
-        **{"target": str(cut.target), "start": str(cut.start), "end": str(cut.end)},
-        **{"frame_rate": frame_rate, "short_side": short_side},
-    }
+def _outcome(child: Child, cut: Cut, **settings: int) -> Outcome:
+    arguments = {"target": str(cut.target), "start": str(cut.start), "end": str(cut.end), **settings}
     seconds = _PATIENCE + math.ceil((cut.end - cut.start) * _SECONDS_PER_SECOND)
     try:
         (answer,) = child.ask(str(cut.source), arguments, {"num_frames": int}, seconds=seconds)

@@ -21,8 +21,7 @@ from torch import Tensor
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.data.augment import center_view, normalize
-from carl_ray.data.child import BadVideoError
-from carl_ray.data.guard import FrameReader
+from carl_ray.data.guard import BadVideoError, FrameReader
 from carl_ray.errors import RunError, UserError
 from carl_ray.model.backbone import load_backbone_weights
 from carl_ray.model.encoder import FrameLevelVideoEncoder

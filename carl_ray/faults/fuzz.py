@@ -20,8 +20,7 @@ from typing import Literal
 import numpy as np
 
 from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig
-from carl_ray.data.child import BadVideoError
-from carl_ray.data.guard import UNEXPECTED, ViewPairReader
+from carl_ray.data.guard import UNEXPECTED, BadVideoError, ViewPairReader
 from carl_ray.data.scan import PROBING_FAILED, probe_guarded
 from carl_ray.errors import RunError, UserError
 
