@@ -328,8 +328,21 @@ def test_audio_alone_is_no_video(tmp_path):
         frame.rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(DecodeError, match="no video stream, only audio"):
+    with pytest.raises(DecodeError, match="no video stream, only audio$"):
         probe_video(str(path))
+    covered = tmp_path / "cover.mp4"
+    with av.open(str(path)) as sound, av.open(str(covered), "w") as container:
+        audio = container.add_stream_from_template(sound.streams.audio[0])
+        cover = container.add_stream("mjpeg")
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame(64, 48, "yuvj420p")))
+        for packet in sound.demux(audio=0):
+            if packet.size:
+                packet.stream = audio
+                container.mux(packet)
+    with pytest.raises(DecodeError, match="no video stream, only audio and a cover picture$"):
+        probe_video(str(covered))
 
 
 def test_decoding_stops_at_the_first_undecodable_packet(make_video, tmp_path):
