@@ -328,7 +328,7 @@ def test_audio_alone_is_no_video(tmp_path):
         frame.rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(DecodeError, match="no video stream, only audio$"):
+    with pytest.raises(DecodeError, match=r"no video stream, only audio$"):
         probe_video(str(path))
     covered = tmp_path / "cover.mp4"
     with av.open(str(path)) as sound, av.open(str(covered), "w") as container:
@@ -341,7 +341,7 @@ def test_audio_alone_is_no_video(tmp_path):
             if packet.size:
                 packet.stream = audio
                 container.mux(packet)
-    with pytest.raises(DecodeError, match="no video stream, only audio and a cover picture$"):
+    with pytest.raises(DecodeError, match=r"no video stream, only audio and a cover picture$"):
         probe_video(str(covered))
 
 
