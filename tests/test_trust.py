@@ -340,11 +340,12 @@ def test_a_checkpoint_names_no_other_files(tmp_path: Path) -> None:
     assert set(open_checkpoint(str(place)).hashes) == {"model.pt", "optimizer.pt"}
 
 
-def test_a_file_whose_name_is_no_text_is_passed_over(tmp_path: Path) -> None:
+def test_a_file_whose_name_is_no_text_is_a_reject(tmp_path: Path) -> None:
     (tmp_path / "b.mp4").write_bytes(b"")
     (tmp_path / os.fsdecode(b"a\xff.mp4")).write_bytes(b"")
-    files, num_others = scan._list_videos(*storage.resolve(str(tmp_path)), str(tmp_path))
-    assert ([file["video_id"] for file in files], num_others) == (["b.mp4"], 1)
+    files, (reject,), num_others = scan._list_videos(*storage.resolve(str(tmp_path)), str(tmp_path))
+    assert ([file["video_id"] for file in files], num_others) == (["b.mp4"], 0)
+    assert reject["uri"] == f"{tmp_path}/a\\xff.mp4" and "not UTF-8" in reject["reason"]
 
 
 def test_an_error_cannot_command_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

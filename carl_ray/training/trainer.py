@@ -42,6 +42,7 @@ from carl_ray.training.preparation import (
     find_checkpoint,
     make_plans,
     read_videos,
+    record_videos,
     refuse_secrets,
     warn_short_videos,
     with_saved_precision,
@@ -101,7 +102,7 @@ def train(
     plan, checked = make_plans(config, videos)
     warn_short_videos(videos.training, config.model.num_frames)
     digest = videos_digest(videos.training)
-    checkpoint = find_checkpoint(config, digest, run_dir, resume=resume)
+    checkpoint = find_checkpoint(config, videos, run_dir, resume=resume)
     first_step = 0 if checkpoint is None else checkpoint.progress.step
     if resume:
         place = (
@@ -117,6 +118,7 @@ def train(
     weights = None if checkpoint is not None else _pretrained(config)
     explain_resources(config)
     # From here on the folder holds a run: whatever can be wrong with the command has been found.
+    record_videos(videos, run_dir)
     storage.write_bytes(storage.join(run_dir, CONFIG), configuration.to_json(config).encode())
     # On the driver's own node: it lives exactly as long as the driver does.
     beside_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -464,7 +464,8 @@ def _check_health(
         raise AgreedError(
             f"{progress.num_bad_rows} of {progress.row} videos drawn could not be read, more than "
             f"data.max_bad_fraction = {data.max_bad_fraction:g} allows; "
-            f"see {storage.public_uri(storage.join(settings.run_dir, 'bad_videos.jsonl'))}"
+            f"see {storage.public_uri(storage.join(settings.run_dir, 'bad_videos.jsonl'))}; where frames are missing, "
+            "`carl_ray.index … --verify` counts those that decode"
         )
     if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         # An id comes from data, and may hold what a terminal would obey.
