@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import ClusterConfig, Config
+from carl_ray.data.coordinator import supports_endless_streams
 from carl_ray.data.manifest import videos_digest
 from carl_ray.data.plan import PairedPlan, Plan
 from carl_ray.data.stream import execution_options, stream_views
@@ -117,6 +118,7 @@ def train(
         return Outcome(first_step >= plan.num_steps, first_step, plan.num_steps, None)
     weights = None if checkpoint is not None else _pretrained(config)
     explain_resources(config)
+    supports_endless_streams()  # Its warning is lost in the processes that make the stream.
     # From here on the folder holds a run: whatever can be wrong with the command has been found.
     record_videos(videos, run_dir)
     storage.write_bytes(storage.join(run_dir, CONFIG), configuration.to_json(config).encode())

@@ -333,7 +333,7 @@ def test_gives_all_frames_as_they_would_be_here(make_video: Callable[..., Path],
             (31, "31 frames were expected, but only 30 decode"),
             (8, "8 .* but more decode"),
         ):
-            with pytest.raises(BadVideoError, match=f"^{reason}$"):
+            with pytest.raises(BadVideoError, match=f"^{reason}; `carl_ray.index … --verify` counts"):
                 frames_of(reader, source, num_frames, short_side=short_side)
         with pytest.raises(BadVideoError, match=r"^no such file$"):
             reader.count(str(tmp_path / "none.mp4"), CONFIG)
