@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import ray
 
-from carl_ray.errors import RunError
+from carl_ray.errors import RunError, own_sigterm
 
 # One for all clusters of this process: Ray's client reads it once.
 _TOKEN = secrets.token_hex(32)
@@ -48,16 +48,17 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
-        if address:
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-                _node_ip_address="127.0.0.1",
-            )
+        with own_sigterm():
+            if address:
+                ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    logging_level=logging.WARNING,
+                    log_to_driver=False,
+                    _node_ip_address="127.0.0.1",
+                )
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
         reason = str(error)

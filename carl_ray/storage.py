@@ -29,10 +29,10 @@ from urllib.parse import unquote
 
 from pyarrow import ArrowException, NativeFile, fs
 
-from carl_ray.errors import RunError, UserError
+from carl_ray.errors import OutageError, RunError, UserError
 
-PATIENCE_SECONDS = 60.0
-"""How long after its first failure an object store is tried again."""
+PATIENCE_SECONDS = 120.0
+"""How long after its first failure an object store is tried again; `set_patience` changes it."""
 DENIAL_SECONDS = 30.0
 """The same where it denies access: new permissions and renewed tokens take a moment to be known everywhere."""
 
@@ -199,6 +199,12 @@ def persistently(uri: str, action: str, attempt: Callable[[], _T]) -> _T:
         time.sleep(wait)
 
 
+def set_patience(seconds: float) -> None:
+    """Sets for how long this process tries an object store again."""
+    global PATIENCE_SECONDS
+    PATIENCE_SECONDS = seconds
+
+
 def _patience(error: OSError) -> float:
     """For how many seconds it is worth trying again."""
     text = str(error)
@@ -322,18 +328,18 @@ def list_folder(uri: str) -> list[str]:
     return sorted(info.base_name for info in found)
 
 
-def delete_folder(uri: str) -> None:
-    """Deletes a folder and all in it; nothing happens where it does not exist."""
+def delete(uri: str) -> None:
+    """Deletes a file, or a folder and all in it; nothing happens where there is none."""
     filesystem, path = resolve(uri)
 
-    def delete() -> None:
-        while filesystem.get_file_info(path).type != fs.FileType.NotFound:
+    def attempt() -> None:
+        while (found := filesystem.get_file_info(path).type) != fs.FileType.NotFound:
             with suppress(FileNotFoundError):  # Somebody else deletes it too.
-                filesystem.delete_dir(path)
+                filesystem.delete_file(path) if found == fs.FileType.File else filesystem.delete_dir(path)
                 return
 
     try:
-        persistently(uri, "delete", delete)
+        persistently(uri, "delete", attempt)
     except OSError as error:
         raise storage_error(error, uri, "delete") from None
 
@@ -348,7 +354,8 @@ def storage_error(error: OSError, uri: str, action: str) -> RunError:
         hint = ": no permission"
     elif isinstance(error, PermissionError) or "ACCESS_DENIED" in text or re.search(r"\b403\b", text):
         hint = ": no permission; check the credentials of this machine and the policy of the bucket"
-    return RunError(f"{public_uri(uri)}: could not {action} it{hint} ({text})")
+    kind = OutageError if is_remote(uri) and not hint else RunError
+    return kind(f"{public_uri(uri)}: could not {action} it{hint} ({text})")
 
 
 def _one_line(error: BaseException) -> str:
