@@ -123,6 +123,7 @@ def files(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_on_a_cluster_of_its_own(
     tmp_path: Path, make_video: Callable[..., Path], ray_session: None
 ) -> None:
