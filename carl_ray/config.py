@@ -279,6 +279,10 @@ class ClusterConfig:
     """Training workers run only on nodes with these labels, as JSON."""
     max_failures: int = Field(default=3, ge=-1)
     """How often the training workers are started anew from the last checkpoint after a failure; -1 always."""
+    storage_seconds: float = Field(default=120.0, ge=0)
+    """How long the driver and the training workers try again where an object store fails, before that is a failure."""
+    grace_seconds: float = Field(default=30.0, gt=0)
+    """Within this time of SIGTERM or Ctrl-C the command ends, with a checkpoint if a step and its writing fit in."""
 
     def __post_init__(self) -> None:
         if self.min_workers > self.max_workers:
@@ -322,6 +326,8 @@ class Config:
     """Length, batch, precision, logging."""
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     """Ray resources."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of this package and of what it computes with, where a run was begun or went on; written by the run itself."""
 
     def __post_init__(self) -> None:
         if self.objective.paired and self.training.global_batch_size % 2:
@@ -352,11 +358,11 @@ def to_document(config: Config) -> dict[str, Any]:
 def what_is_computed(config: Config) -> dict[str, Any]:
     """`to_document` without what makes no other run of it.
 
-    Left out are its cluster; how reading is tried again, given up and forgiven; whether it is compiled; when
-    checkpoints are written and how many are kept.
+    Left out are its cluster and versions; how reading is tried again, given up and forgiven; whether it is compiled;
+    when checkpoints are written and how many are kept.
     """
     document = to_document(config)
-    del document["cluster"]
+    del document["cluster"], document["versions"]
     for section, name in _HOW_DONE:
         del document[section][name]
     return document

@@ -12,7 +12,6 @@ missing. Without arguments it takes the newest demo run and the embedded videos.
 from __future__ import annotations
 
 import argparse
-import signal
 import typing
 
 from carl_ray import storage
@@ -20,6 +19,7 @@ from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import Precision
 from carl_ray.evaluation.inference import View, default_run
+from carl_ray.lease import refuse_if_held
 from carl_ray.options import OptionParser
 from carl_ray.training.checkpoint import checkpoint_at
 
@@ -92,9 +92,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.manifest is not None:
         read_manifest(options.manifest, ["split"])
     out = options.out or storage.join(checkpoint, "embeddings")
+    refuse_if_held(out)
     with connect():
-        # `ray job stop` sends SIGTERM: what is computed is written before the command ends. Ray sets its own handler.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         manifest = options.manifest or index_embedded()[0]
         settings = ExtractionSettings(
             num_workers=options.num_workers or room_for_workers(options.cpus_per_worker, options.use_gpu),

@@ -21,7 +21,6 @@ import json
 import logging
 import os
 import runpy
-import shlex
 import sys
 import tempfile
 import time
@@ -154,10 +153,8 @@ def _run(options: argparse.Namespace) -> None:
             if options.wait:
                 _wait(client, outline)
             else:
-                print(
-                    f"python -m carl_ray.jobs status {shlex.quote(storage.public_uri(options.chain))} "
-                    f"--folder {shlex.quote(options.folder)}"
-                )
+                words = ("status", options.chain, "--folder", options.folder)
+                print(storage.shell_command("python", "-m", "carl_ray.jobs", *words))
         case "status":
             from carl_ray.chains.runner import chain_state
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
+import subprocess
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
@@ -86,3 +90,32 @@ def _cpu_information(field: str) -> str:
         return ""
     lines = information.read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what a run computes with, by name; `commit` where this package is a Git checkout."""
+    # Lazily: only a run needs FFmpeg.
+    import av
+
+    found = {name: importlib.metadata.version(name) for name in ("carl_ray", "torch", "ray", "av")}
+    found |= {name: ".".join(map(str, av.library_versions[name])) for name in ("libavcodec", "libswscale")}
+    found["python"] = platform.python_version()
+    checkout = Path(__file__).parents[1]
+    if (checkout / ".git").exists():  # Not one that this package is merely installed in.
+        options = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
+        command = ["git", "-C", str(checkout), "describe", *options]
+        with suppress(OSError, subprocess.SubprocessError):  # No Git, or the folder is another user's.
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            found["commit"] = done.stdout.strip()
+    return found
+
+
+def major_differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What has another major version (of Python, minor too), as "torch 1.13.1 before, now 2.4.0"."""
+    names = sorted(before.keys() & now.keys() - {"commit"})
+    parts = {name: 2 if name == "python" else 1 for name in names}
+    return [
+        f"{name} {before[name]} before, now {now[name]}"
+        for name in names
+        if before[name].split(".")[: parts[name]] != now[name].split(".")[: parts[name]]
+    ]

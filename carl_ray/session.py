@@ -21,7 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 import ray
 
 from carl_ray import storage
-from carl_ray.errors import RunError
+from carl_ray.errors import RunError, own_sigterm
 
 # One for all clusters of this process: Ray's client reads it once.
 _TOKEN = secrets.token_hex(32)
@@ -105,7 +105,7 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None) -> Non
         # Ray lets all users write to the folder that it is given, and to those of its sessions: one below.
         options |= {"num_cpus": num_cpus, "_node_ip_address": "127.0.0.1", "_temp_dir": f"{folder}/r"}
     try:
-        with reaching(address) if address else _node_settings():
+        with own_sigterm(), reaching(address) if address else _node_settings():
             ray.init(**options, logging_level=logging.WARNING, log_to_driver=False)
     except Exception as error:  # A node that does not start in time is nothing more special.
         where = (

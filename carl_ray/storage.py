@@ -17,6 +17,7 @@ import logging
 import os
 import random
 import re
+import shlex
 import time
 import uuid
 from collections.abc import Callable
@@ -28,10 +29,10 @@ from urllib.parse import unquote
 
 from pyarrow import ArrowException, NativeFile, fs
 
-from carl_ray.errors import RunError, UserError
+from carl_ray.errors import OutageError, RunError, UserError
 
-PATIENCE_SECONDS = 60.0
-"""How long after its first failure an object store is tried again."""
+PATIENCE_SECONDS = 120.0
+"""How long after its first failure an object store is tried again; `set_patience` changes it."""
 DENIAL_SECONDS = 30.0
 """The same where it denies access: new permissions and renewed tokens take a moment to be known everywhere."""
 
@@ -140,6 +141,14 @@ def public_uri(uri: str) -> str:
     return f"{scheme}://{host}{slash}{path}" + ("?" + "&".join(fields) if fields else "")
 
 
+def shell_command(*words: str) -> str:
+    """A command to paste into a POSIX shell: each word without its secrets and quoted where it needs to be.
+
+    `shell_command("python", "-m", "carl_ray.train", "--run-dir", run_dir, "--resume")`
+    """
+    return shlex.join(public_uri(word) for word in words)
+
+
 def absolute(uri: str) -> str:
     """The URI as a process in any folder understands it: a path of this machine from its root."""
     return uri if is_remote(uri) else resolve(uri)[1]
@@ -191,6 +200,12 @@ def persistently(uri: str, action: str, attempt: Callable[[], _T]) -> _T:
         longest_wait = min(2 * longest_wait, _LONGEST_WAIT_SECONDS)
         _LOGGER.warning("%s; trying again in %.1f s, for %.0f s more", reason, wait, left)
         time.sleep(wait)
+
+
+def set_patience(seconds: float) -> None:
+    """Sets for how long this process tries an object store again."""
+    global PATIENCE_SECONDS
+    PATIENCE_SECONDS = seconds
 
 
 def _patience(error: OSError) -> float:
@@ -316,18 +331,18 @@ def list_folder(uri: str) -> list[str]:
     return sorted(info.base_name for info in found)
 
 
-def delete_folder(uri: str) -> None:
-    """Deletes a folder and all in it; nothing happens where it does not exist."""
+def delete(uri: str) -> None:
+    """Deletes a file, or a folder and all in it; nothing happens where there is none."""
     filesystem, path = resolve(uri)
 
-    def delete() -> None:
-        while filesystem.get_file_info(path).type != fs.FileType.NotFound:
+    def attempt() -> None:
+        while (found := filesystem.get_file_info(path).type) != fs.FileType.NotFound:
             with suppress(FileNotFoundError):  # Somebody else deletes it too.
-                filesystem.delete_dir(path)
+                filesystem.delete_file(path) if found == fs.FileType.File else filesystem.delete_dir(path)
                 return
 
     try:
-        persistently(uri, "delete", delete)
+        persistently(uri, "delete", attempt)
     except OSError as error:
         raise storage_error(error, uri, "delete") from None
 
@@ -342,7 +357,8 @@ def storage_error(error: OSError, uri: str, action: str) -> RunError:
         hint = ": no permission"
     elif isinstance(error, PermissionError) or "ACCESS_DENIED" in text or re.search(r"\b403\b", text):
         hint = ": no permission; check the credentials of this machine and the policy of the bucket"
-    return RunError(f"{public_uri(uri)}: could not {action} it{hint} ({text})")
+    kind = OutageError if is_remote(uri) and not hint else RunError
+    return kind(f"{public_uri(uri)}: could not {action} it{hint} ({text})")
 
 
 def _one_line(error: BaseException) -> str:

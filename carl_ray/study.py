@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import signal
 import sys
 import time
 from dataclasses import replace
 
 from carl_ray import storage
 from carl_ray.config import Config
-from carl_ray.errors import UserError, one_line_errors
+from carl_ray.errors import InterruptedRunError, UserError, one_line_errors
 from carl_ray.options import OptionParser, nearest
 from carl_ray.presets import PRESETS
 from carl_ray.studies.tables import TABLES
@@ -69,7 +67,6 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
 
     table, out = TABLES[options.table], options.out or str(storage.home() / "study")
     with connect():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         manifest = options.manifest or index_embedded()[0]
         base = _base(manifest, options.epochs, use_gpu=options.use_gpu)
         runs = [
@@ -89,7 +86,11 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
             if done:
                 left = f", {(time.monotonic() - started) * (missing - done) / done / 60:.0f} min left"
             print(f"run {done + 1} of {missing}: {name}, seed {config.training.seed}{left}", flush=True)
-            measure(config, out)
+            try:
+                measure(config, out)
+            except InterruptedRunError as error:
+                command = storage.shell_command("python", "-m", "carl_ray.study", *arguments)
+                raise InterruptedRunError(f"interrupted; go on with: {command}", error.status - 128) from None
             done += 1
             text, written = _write(options, arguments, runs, out)
     print(text)
@@ -111,7 +112,7 @@ def _write(
     result = {
         "table": options.table,
         "date": time.strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", "-m", "carl_ray.study", *arguments]),
+        "command": storage.shell_command("python", "-m", "carl_ray.study", *arguments),
         "machine": machine_name(use_gpu=options.use_gpu),
         "code": ", ".join(sorted(codes)),
         "seeds": options.seeds,

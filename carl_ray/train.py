@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
 import sys
-import threading
 import time
 from dataclasses import replace
 
@@ -24,6 +22,7 @@ from carl_ray import config as configuration
 from carl_ray import options, storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError, UserError, one_line_errors
+from carl_ray.lease import refuse_if_held
 from carl_ray.machine import available_cores
 from carl_ray.presets import PRESETS
 
@@ -40,6 +39,7 @@ def _run(arguments: list[str]) -> None:
     # Ray is imported late: help and mistakes on the command line answer at once.
     from carl_ray.datasets.embedded import embedded_manifest, index_embedded
     from carl_ray.session import connect
+    from carl_ray.training.checkpoint import how_to_go_on
     from carl_ray.training.preparation import check_manifest
     from carl_ray.training.trainer import train
 
@@ -53,19 +53,12 @@ def _run(arguments: list[str]) -> None:
             print(f"videos: {manifest.num_rows}, described in {manifest_uri}", flush=True)
             config = replace(config, data=replace(config.data, manifest=manifest_uri))
         print(f"run folder: {storage.public_uri(run_dir)}", flush=True)
-        stop = threading.Event()
-        signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
         started = time.monotonic()
-        outcome = train(config, run_dir, resume=parsed.resume, stop=stop)
-        if not outcome.finished:
-            raise RunError(
-                f"stopped at step {outcome.step} of {outcome.num_steps}; "
-                f"--resume --run-dir {storage.public_uri(run_dir)} goes on"
-            )
+        outcome = train(config, run_dir, resume=parsed.resume)
+        if not outcome.finished:  # Whatever ended it, the news of it were lost.
+            raise RunError(f"ended before its last step; {how_to_go_on(run_dir, outcome.step or None)}")
         _print_results(run_dir, outcome.num_steps, time.monotonic() - started)
         if embedded:
-            # What asked training to stop would be heard by nobody now.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
             _evaluate(run_dir, manifest_uri)
 
 
@@ -107,6 +100,7 @@ def _choose(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[Conf
         base = PRESETS[parsed.preset or "demo"]()
     name = base.preset
     run_dir = parsed.run_dir or str(storage.home() / "runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    refuse_if_held(run_dir)
     if parsed.resume:
         from carl_ray.training.preparation import saved_config
 
@@ -132,7 +126,8 @@ def _print_results(run_dir: str, num_steps: int, seconds: float) -> None:
     print(f"run folder:  {shown}")
     print(f"log:         {storage.public_uri(storage.join(run_dir, METRICS))}")
     print(f"checkpoints: {storage.public_uri(storage.join(run_dir, 'checkpoints'))}")
-    print(f"TensorBoard: tensorboard --logdir {storage.public_uri(storage.join(run_dir, 'events'))}")
+    board = storage.shell_command("tensorboard", "--logdir", storage.join(run_dir, "events"))
+    print(f"TensorBoard: {board}")
 
 
 def _evaluate(run_dir: str, manifest_uri: str) -> None:

@@ -53,6 +53,16 @@ def test_cannot_be_changed_afterwards() -> None:
         CONFIG.training.seed = 1  # type: ignore[misc]
 
 
+def test_a_run_without_versions_is_read_and_computes_the_same() -> None:
+    config = Config(preset="penn_action")
+    old = to_document(config)
+    del old["versions"], old["cluster"]["storage_seconds"], old["cluster"]["grace_seconds"]
+    assert from_json(json.dumps(old), "config.json") == config
+    newer = dataclasses.replace(config, versions={"torch": "2.14.1"})
+    assert digest(newer) == digest(config)
+    assert json.loads(to_json(newer))["versions"] == {"torch": "2.14.1"}
+
+
 def test_a_name_of_what_is_computed_and_not_of_how() -> None:
     how = [
         changed("data", retries=7, time_limit=1.0, max_bad_fraction=1.0),

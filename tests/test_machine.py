@@ -83,3 +83,26 @@ def test_bf16_is_slower_where_a_cpu_must_emulate_it() -> None:
     ).stdout.split()
     assert printed[0] == "False"
     assert float(printed[1]) > 2
+
+
+def test_versions_of_what_a_run_computes_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = machine.software_versions()
+    commit = found.pop("commit", None)  # Where the tests run in a checkout.
+    assert found.keys() == {"carl_ray", "torch", "ray", "av", "libavcodec", "libswscale", "python"}
+    assert all(version[0].isdigit() for version in found.values())
+    assert commit is None or len(commit.removesuffix("-dirty")) == 40
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "carl_ray" / "machine.py"))
+    assert "commit" not in machine.software_versions()
+    (tmp_path / ".git").mkdir()  # Not one that Git understands.
+    assert "commit" not in machine.software_versions()
+
+
+def test_major_versions_that_differ_are_named() -> None:
+    before = {"torch": "1.13.1", "ray": "2.9.0", "python": "3.11.7", "av": "14.0.0", "commit": "a"}
+    now = {"torch": "2.14.1", "ray": "2.60.0", "python": "3.12.1", "libavcodec": "62.1.0", "commit": "b"}
+    assert machine.major_differences(before, now) == [
+        "python 3.11.7 before, now 3.12.1",
+        "torch 1.13.1 before, now 2.14.1",
+    ]
+    # Of a run that recorded none.
+    assert machine.major_differences({}, now) == machine.major_differences(now, now) == []

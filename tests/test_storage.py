@@ -145,8 +145,8 @@ def test_writes_reads_lists_deletes(tmp_path: Path) -> None:
     assert storage.exists(uri)
     # No temporary file is left behind.
     assert storage.list_folder(folder) == ["another", "file"]
-    storage.delete_folder(folder)
-    storage.delete_folder(folder)
+    storage.delete(folder)
+    storage.delete(folder)
     assert not storage.exists(folder)
     assert (tmp_path / "new").is_dir()
 
@@ -178,7 +178,7 @@ def test_two_may_delete_the_same_folder(tmp_path: Path) -> None:
         for number in range(100):
             (folder / str(number)).touch()
         with ThreadPoolExecutor(2) as threads:
-            for deleted in [threads.submit(storage.delete_folder, str(folder)) for _ in range(2)]:
+            for deleted in [threads.submit(storage.delete, str(folder)) for _ in range(2)]:
                 deleted.result()
         assert not folder.exists()
 
@@ -299,15 +299,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.mark.parametrize(
     ("text", "patience"),
     [
-        ("AWS Error UNKNOWN (HTTP status 500) during HeadObject operation: No response body.", 60.0),
-        ("AWS Error SLOW_DOWN during PutObject operation: Please reduce your request rate.", 60.0),
+        ("AWS Error UNKNOWN (HTTP status 500) during HeadObject operation: No response body.", 120.0),
+        ("AWS Error SLOW_DOWN during PutObject operation: Please reduce your request rate.", 120.0),
         (
             "AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 18, Transferred a partial file",
-            60.0,
+            120.0,
         ),
-        ("AWS Error UNKNOWN (HTTP status 429) during HeadObject operation: No response body.", 60.0),
-        ("google::cloud::Status(UNAVAILABLE: Retry policy exhausted)", 60.0),
-        ("expected 30403 bytes, got 40001", 60.0),
+        ("AWS Error UNKNOWN (HTTP status 429) during HeadObject operation: No response body.", 120.0),
+        ("google::cloud::Status(UNAVAILABLE: Retry policy exhausted)", 120.0),
+        ("expected 30403 bytes, got 40001", 120.0),
         ("AWS Error ACCESS_DENIED during HeadObject operation: No response body.", 30.0),
         ("AWS Error SIGNATURE_DOES_NOT_MATCH during GetObject operation: …", 30.0),
         ("AWS Error UNKNOWN (HTTP status 400) during HeadObject operation: No response body.", 30.0),
@@ -380,7 +380,6 @@ def test_other_failures_of_the_store_are_one_line(tmp_path: Path) -> None:
         lambda: storage.read_bytes(str(tmp_path)),
         lambda: storage.write_bytes(str(tmp_path), b""),
         lambda: storage.list_folder(str(tmp_path / "file")),
-        lambda: storage.delete_folder(str(tmp_path / "file")),
     ):
         with pytest.raises(RunError, match=r"could not (write|read|list|delete) it \(") as caught:
             action()

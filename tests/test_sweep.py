@@ -24,6 +24,7 @@ from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, Mo
 from carl_ray.data.manifest import write_table
 from carl_ray.data.scan import index_folder
 from carl_ray.errors import one_line_errors
+from carl_ray.lease import hold
 from carl_ray.sweeps.preparation import checked_sweep
 from carl_ray.sweeps.results import sweep_document
 from carl_ray.sweeps.search import chosen_points, run_sweep
@@ -210,6 +211,13 @@ def test_a_failing_trial_does_not_stop_the_others(
     told = capsys.readouterr()
     assert left.value.code == 1 and "1 of 2 trials failed" in told.err and "width must be" in told.err
     assert "best.json:" in told.out and "train it:" in told.out
+
+
+def test_a_folder_that_another_process_writes_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with hold(str(tmp_path)), pytest.raises(SystemExit) as left:
+        command().main(["loss", "--run-dir", str(tmp_path)])
+    assert left.value.code == 2
+    assert f"{tmp_path}: another process writes there: process {os.getpid()} on " in capsys.readouterr().err
 
 
 def command() -> Any:

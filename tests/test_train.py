@@ -21,6 +21,7 @@ from carl_ray.config import Config, ModelConfig
 from carl_ray.data.manifest import SCHEMA, read_manifest, videos_digest, write_table
 from carl_ray.data.scan import index_folder
 from carl_ray.datasets import choreography
+from carl_ray.lease import hold
 from carl_ray.presets import PRESETS
 from carl_ray.training.checkpoint import Progress, save_checkpoint
 from carl_ray.training.step import TrainingStep
@@ -87,6 +88,20 @@ def test_mistakes_on_the_command_line(
     assert status == 2
     assert expected in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_folder_that_another_process_writes_to(
+    more: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with hold(str(run)):
+        before = [path.stat() for path in run.rglob("*")]
+        status, line = failure(capsys, "demo", "--run-dir", str(run), *more)
+        assert [path.stat() for path in run.rglob("*")] == before
+    assert status == 2
+    assert f"{run}: another process writes there: process {os.getpid()} on " in line
+    assert not run.exists()
 
 
 def test_manifest_without_training_videos(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -160,7 +175,7 @@ def test_no_room_on_disk(
     status, line = failure(capsys, "demo", "--data.manifest", manifest, "--run-dir", str(run))
     assert status == 1
     assert "no room" in line
-    assert not list(run.iterdir())
+    assert not run.exists()
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from carl_ray import config as configuration
 from carl_ray import options, storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError, UserError, one_line_errors
+from carl_ray.lease import hold, refuse_if_held
 from carl_ray.machine import machine_name
 from carl_ray.presets import PRESETS
 
@@ -174,7 +174,7 @@ def _run(command: _Command) -> None:
     # Ray is imported late: help and mistakes on the command line answer at once.
     from carl_ray.datasets.embedded import embedded_manifest, index_embedded
     from carl_ray.session import connect
-    from carl_ray.sweeps.preparation import checked_sweep, local_cpus, local_trials, only_caller, remember
+    from carl_ray.sweeps.preparation import checked_sweep, local_cpus, local_trials, remember
     from carl_ray.sweeps.search import chosen_points
     from carl_ray.training.preparation import check_manifest, check_shared, refuse_secrets
 
@@ -190,8 +190,8 @@ def _run(command: _Command) -> None:
     base = _from_any_folder(base)
     joined = os.environ.get("RAY_ADDRESS", "local") != "local"
     wanted = command.max_concurrent or (None if joined else local_trials(base.cluster))
+    refuse_if_held(folder)
     with connect(None if wanted is None or joined else local_cpus(base.cluster, wanted)):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         if embedded:
             index_embedded()
         check_shared(folder)
@@ -203,11 +203,11 @@ def _run(command: _Command) -> None:
             metric=command.metric,
         )
         chosen = chosen_points(sweep, command.search, command.num_trials, command.search_seed)  # type: ignore[arg-type]
-        with only_caller(folder):
+        with hold(folder):
             remember(sweep, folder, command.search, command.search_seed)
             print(f"sweep folder: {storage.public_uri(folder)}", flush=True)
             print(
-                f"TensorBoard:  tensorboard --logdir {storage.public_uri(storage.join(folder, 'trials'))}",
+                f"TensorBoard:  {storage.shell_command('tensorboard', '--logdir', storage.join(folder, 'trials'))}",
                 flush=True,
             )
             try:
@@ -334,9 +334,8 @@ def _tell(document: dict[str, Any], folder: str) -> None:
     for name in ("results.csv", "results.parquet", "sweep.html", *(["best.json"] if best else [])):
         print(f"{name + ':':<18}{storage.public_uri(storage.join(folder, name))}")
     if best is not None:
-        print(
-            f"train it:     python -m carl_ray.train --config {storage.public_uri(storage.join(folder, 'best.json'))}"
-        )
+        command = ("python", "-m", "carl_ray.train", "--config", storage.join(folder, "best.json"))
+        print(f"train it:     {storage.shell_command(*command)}")
     failed = [trial for trial in document["trials"] if trial["status"] == "failed"]
     if failed:
         raise RunError(

@@ -47,7 +47,7 @@ pictures takes 1.2 GiB."""
 TOO_SLOW = "the decoder took longer than"
 KILLED = "the decoder was killed"
 
-_FETCH_SECONDS = 10 * storage.PATIENCE_SECONDS
+_FETCH_SECONDS = 600.0
 """What a video may take beside its time limit: a store that sends a byte now and then never falls silent."""
 _START_SECONDS = 300.0
 """Until a process has imported what it needs, from a slow file system and beside many others."""

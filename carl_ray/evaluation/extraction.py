@@ -39,6 +39,7 @@ from carl_ray.evaluation.embeddings import (
     write_part,
 )
 from carl_ray.evaluation.inference import VideoEmbedder, View, untrained_encoder
+from carl_ray.lease import Lease, hold
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.training.checkpoint import checkpoint_at, load_encoder
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
@@ -153,57 +154,60 @@ def extract_embeddings(
         splits: Only videos of these splits; those without one count as "train".
 
     Raises:
-        UserError: checkpoint or manifest are not there or not what they should be, or `out` holds other
-            embeddings.
+        UserError: checkpoint or manifest are not there or not what they should be, `out` holds other embeddings, or
+            another process writes there.
         RunError: storage refused, or more videos than the run's `data.max_bad_fraction` could not be embedded.
     """
     checkpoint = checkpoint_at(checkpoint_uri)
-    config = checkpoint.config
-    origin = Origin(
-        checkpoint=storage.public_uri(checkpoint.uri),
-        model_sha256=checkpoint.hashes["model.pt"],
-        preset=config.preset,
-        step=checkpoint.progress.step,
-        num_frames=config.model.num_frames,
-        position_width=config.model.width,
-        view=settings.view,
-        has_untrained=settings.untrained,
-    )
-    missing, num_present = _missing_videos(manifest_uri, splits, out, origin)
-    result = Extraction(num_present)
-    told_before = _bad_videos(out)
-    if missing.num_rows == 0:
-        return result
-    _explain_resources(settings)
-    encoders = [load_encoder(checkpoint)]
-    if settings.untrained:
-        encoders.append(untrained_encoder(config))
-    started = time.monotonic()
-    writer = _PartWriter(out, origin, settings.precision)
-    lines = _ProgressLines(missing.num_rows)
-    try:
-        for row in _embedded_rows(encoders, config, missing, settings):
-            video = missing.slice(row["video_index"], 1).to_pylist()[0]
-            if row["error"] is not None:
-                result.bad_videos.append((video["video_id"], row["error"]))
-            else:
-                writer.add(_embedded_video(video, row))
-                result.num_embedded += 1
-                result.num_frames += video["num_frames"]
-            lines.add(0 if row["error"] else video["num_frames"])
-    finally:
-        # Also when it ends early: what was computed is not computed again.
-        writer.flush()
-        _write_bad_videos(out, told_before, set(missing.column("video_id").to_pylist()), result.bad_videos)
-    result.seconds = time.monotonic() - started
-    total = num_present + missing.num_rows
-    if len(result.bad_videos) > config.data.max_bad_fraction * total:
-        video_id, reason = result.bad_videos[0]
-        raise RunError(
-            f"{len(result.bad_videos)} of {total} videos could not be embedded, more than data.max_bad_fraction = "
-            f"{config.data.max_bad_fraction:g} of the run allows; {video_id}: {reason}"
+    with hold(out) as (lease, _):
+        config = checkpoint.config
+        origin = Origin(
+            checkpoint=storage.public_uri(checkpoint.uri),
+            model_sha256=checkpoint.hashes["model.pt"],
+            preset=config.preset,
+            step=checkpoint.progress.step,
+            num_frames=config.model.num_frames,
+            position_width=config.model.width,
+            view=settings.view,
+            has_untrained=settings.untrained,
         )
-    return result
+        missing, num_present = _missing_videos(manifest_uri, splits, out, origin)
+        result = Extraction(num_present)
+        told_before = _bad_videos(out)
+        if missing.num_rows == 0:
+            return result
+        _explain_resources(settings)
+        encoders = [load_encoder(checkpoint)]
+        if settings.untrained:
+            encoders.append(untrained_encoder(config))
+        started = time.monotonic()
+        writer = _PartWriter(out, origin, settings.precision, lease)
+        lines = _ProgressLines(missing.num_rows)
+        try:
+            for row in _embedded_rows(encoders, config, missing, settings):
+                video = missing.slice(row["video_index"], 1).to_pylist()[0]
+                if row["error"] is not None:
+                    result.bad_videos.append((video["video_id"], row["error"]))
+                else:
+                    writer.add(_embedded_video(video, row))
+                    result.num_embedded += 1
+                    result.num_frames += video["num_frames"]
+                lines.add(0 if row["error"] else video["num_frames"])
+        finally:
+            # Also when it ends early: what was computed is not computed again.
+            writer.flush()
+            _write_bad_videos(
+                out, told_before, set(missing.column("video_id").to_pylist()), result.bad_videos
+            )
+        result.seconds = time.monotonic() - started
+        total = num_present + missing.num_rows
+        if len(result.bad_videos) > config.data.max_bad_fraction * total:
+            video_id, reason = result.bad_videos[0]
+            raise RunError(
+                f"{len(result.bad_videos)} of {total} videos could not be embedded, more than data.max_bad_fraction = "
+                f"{config.data.max_bad_fraction:g} of the run allows; {video_id}: {reason}"
+            )
+        return result
 
 
 def _missing_videos(
@@ -416,8 +420,8 @@ def _write_bad_videos(
 class _PartWriter:
     """Collects videos, and writes them when they are many or have waited long."""
 
-    def __init__(self, folder: str, origin: Origin, precision: Precision) -> None:
-        self._folder, self._origin, self._precision = folder, origin, precision
+    def __init__(self, folder: str, origin: Origin, precision: Precision, lease: Lease) -> None:
+        self._folder, self._origin, self._precision, self._lease = folder, origin, precision, lease
         self._videos: list[EmbeddedVideo] = []
         self._bytes = 0
         self._written = time.monotonic()
@@ -430,6 +434,7 @@ class _PartWriter:
 
     def flush(self) -> None:
         if self._videos:
+            self._lease.check()
             write_part(self._folder, self._videos, self._origin, self._precision)
         self._videos, self._bytes, self._written = [], 0, time.monotonic()
 

@@ -310,7 +310,7 @@ def soak(minutes: float, seed: int, folder: Path, report: Callable[[str], None])
                 found += wrong
                 report(f"round {rounds} differs from the reference: {wrong[0]}; see {run_dir}")
             else:
-                storage.delete_folder(run_dir)
+                storage.delete(run_dir)
             progress.steps_before += NUM_STEPS
         watched = _calm_run(cluster, manifest, folder, started + 60 * minutes, report, daemons)
         time.sleep(_IDLE_SECONDS)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +27,7 @@ from carl_ray.sweeps.trial import LABEL_FREE, Sweep, default_metric, read_docume
 REDUCTION = 3
 """A rung has so many times the epochs of the one before, and early stopping keeps about one trial in so many."""
 
-_SWEEP, _LOCK = "sweep.json", ".lock"
+_SWEEP = "sweep.json"
 _TEST = "test"
 _FEWEST_STEPS = 10
 """Between two checkpoints of a trial, however few steps an epoch has."""
@@ -279,27 +276,3 @@ def _has(node: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
         (there.get(name) != value[1:]) if value.startswith("!") else there.get(name) == value
         for name, value in labels.items()
     )
-
-
-@contextmanager
-def only_caller(folder: str) -> Iterator[None]:
-    """Keeps a local folder for one call of the sweep at a time; in object storage nothing can be held.
-
-    The system lets go of it when the process ends, however it does.
-
-    Raises:
-        UserError: another call has it.
-    """
-    if storage.is_remote(folder):
-        yield
-        return
-    path = Path(storage.resolve(storage.join(folder, _LOCK))[1])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{folder}: another call of the sweep is at work here; wait for it, or name another --run-dir"
-            ) from None
-        yield

@@ -21,7 +21,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from carl_ray import storage
-from carl_ray.errors import RunError, UserError
+from carl_ray.errors import InterruptedRunError, RunError, UserError, signal_of
 from carl_ray.session import quiet_data
 from carl_ray.sweeps.preparation import REDUCTION
 from carl_ray.sweeps.progress import ProgressTable
@@ -170,8 +170,8 @@ def run_sweep(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     try:
         tuner.fit()
-    except KeyboardInterrupt:
-        raise RunError("interrupted; the same command goes on") from None
+    except KeyboardInterrupt as interruption:
+        raise InterruptedRunError("interrupted; the same command goes on", signal_of(interruption)) from None
     table.show()
 
 

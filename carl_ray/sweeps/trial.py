@@ -198,7 +198,7 @@ def _measure(sweep: Sweep, point: Point, seed: int, run: str, epoch: int) -> dic
     storage.write_bytes(_measured_uri(run, epoch), content)
     if epoch != sweep.rungs[-1]:
         # Those of every rung of every run would soon be larger than the videos.
-        storage.delete_folder(embeddings)
+        storage.delete(embeddings)
     return document
 
 

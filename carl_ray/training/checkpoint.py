@@ -109,13 +109,26 @@ def save_checkpoint(run_dir: str, step: TrainingStep, progress: Progress, keep: 
     return uri
 
 
+def resume_command(run_dir: str) -> str:
+    """The command that goes on with a run, ready to paste."""
+    return storage.shell_command("python", "-m", "carl_ray.train", "--run-dir", run_dir, "--resume")
+
+
+def how_to_go_on(run_dir: str, saved_step: int | None) -> str:
+    """What an interrupted run says last: where it goes on, and the command."""
+    place = "there is no checkpoint yet: begin again"
+    if saved_step is not None:
+        place = f"go on from step {saved_step}"
+    return f"{place} with: {resume_command(run_dir)}"
+
+
 def _discard_torn(uri: str) -> None:
     """Removes what there is of a checkpoint that could not be written: a full disk needs the room."""
     if storage.is_remote(uri):
         return  # The store that has just failed; the next checkpoint tidies up.
     with suppress(RunError):
         if not storage.exists(storage.join(uri, _STATE)):
-            storage.delete_folder(uri)
+            storage.delete(uri)
 
 
 def _delete_older(run_dir: str, name: str, keep: int) -> None:
@@ -124,7 +137,7 @@ def _delete_older(run_dir: str, name: str, keep: int) -> None:
     complete = [old for old in older if storage.exists(storage.join(run_dir, CHECKPOINTS, old, _STATE))]
     for old in older:
         if old not in complete[: keep - 1]:
-            storage.delete_folder(storage.join(run_dir, CHECKPOINTS, old))
+            storage.delete(storage.join(run_dir, CHECKPOINTS, old))
 
 
 def latest_checkpoint(run_dir: str) -> Checkpoint | None:

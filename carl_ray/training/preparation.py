@@ -39,7 +39,7 @@ from carl_ray.data.plan import (
 )
 from carl_ray.data.stream import MANIFEST_COLUMNS
 from carl_ray.errors import UserError
-from carl_ray.training.checkpoint import CONFIG, Checkpoint, latest_checkpoint, load_model
+from carl_ray.training.checkpoint import CONFIG, Checkpoint, latest_checkpoint, load_model, resume_command
 from carl_ray.training.step import TrainedModel
 
 VIDEOS = "videos.parquet"
@@ -224,8 +224,8 @@ def find_checkpoint(config: Config, videos: Videos, run_dir: str, *, resume: boo
     if saved is not None:
         if not resume:
             raise UserError(
-                f"{storage.public_uri(run_dir)} already holds a run: --resume continues it, another --run-dir "
-                "starts anew"
+                f"{storage.public_uri(run_dir)} already holds a run; another --run-dir starts anew, and this one "
+                f"goes on with: {resume_command(run_dir)}"
             )
         _check_same_run(saved, config, run_dir)
     checkpoint = latest_checkpoint(run_dir) if resume else None

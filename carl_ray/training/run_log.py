@@ -1,4 +1,4 @@
-"""The logs of a run: metrics.jsonl, bad_videos.jsonl, skipped_steps.jsonl, TensorBoard events.
+"""The logs of a run: metrics.jsonl, bad_videos.jsonl, skipped_steps.jsonl, warnings.jsonl, TensorBoard events.
 
 Written by one worker. A local run folder is written directly; for object storage, where nothing can be
 appended, the files grow in a temporary folder and `sync` copies them whole. What a full disk does not take waits
@@ -29,6 +29,7 @@ from carl_ray.errors import RunError
 METRICS = "metrics.jsonl"
 BAD_VIDEOS = "bad_videos.jsonl"
 SKIPPED_STEPS = "skipped_steps.jsonl"
+WARNINGS = "warnings.jsonl"
 
 _EVENTS = "events"
 _LOGGER = logging.getLogger(__name__)
@@ -58,11 +59,12 @@ class RunLog:
             (self._folder / _EVENTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage.storage_error(error, run_dir, "write") from None
-        for name in (METRICS, BAD_VIDEOS, SKIPPED_STEPS):
+        for name in (METRICS, BAD_VIDEOS, SKIPPED_STEPS, WARNINGS):
             uri = storage.join(run_dir, name)
             # A run that begins anew writes its line of step 0 anew.
-            lines = read_log(run_dir, name) if step else []
-            kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+            lines = read_log(run_dir, name) if step or name == WARNINGS else []
+            # What was warned of is true also of steps that are done again.
+            kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step or name == WARNINGS]
             if kept or storage.exists(uri):
                 # Whole or not at all: a full disk must not cost the lines there are.
                 storage.write_bytes(str(self._folder / name), "".join(kept).encode())
@@ -89,6 +91,10 @@ class RunLog:
     def write_skipped_step(self, step: int, values: dict[str, Any]) -> None:
         """Adds one line to skipped_steps.jsonl, null for what is not finite."""
         self._append(SKIPPED_STEPS, {"step": step, **_finite(values)})
+
+    def write_warning(self, step: int, message: str) -> None:
+        """Adds one line to warnings.jsonl."""
+        self._append(WARNINGS, {"step": step, "time": time.time(), "warning": message})
 
     def sync(self) -> None:
         """Makes all that was written so far visible in the run folder, and safe from a crash of the machine.

@@ -1,6 +1,6 @@
 """A run from the driver's side: checks what can be checked, starts Ray Train, shows progress, passes on a stop.
 
-The run folder holds config.json, metrics.jsonl, bad_videos.jsonl, skipped_steps.jsonl, events/ and
+The run folder holds config.json, metrics.jsonl, bad_videos.jsonl, skipped_steps.jsonl, warnings.jsonl, events/ and
 checkpoints/step-…/, which are the run, and ray/, which are Ray Train's own records and why a start failed.
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -31,10 +33,18 @@ from carl_ray.data.coordinator import supports_endless_streams
 from carl_ray.data.manifest import videos_digest
 from carl_ray.data.plan import PairedPlan, Plan
 from carl_ray.data.stream import execution_options, stream_views
-from carl_ray.errors import RunError
+from carl_ray.errors import InterruptedRunError, RunError
+from carl_ray.lease import Lease, hold
+from carl_ray.machine import major_differences, software_versions
 from carl_ray.model.backbone import build_backbone, load_backbone_weights
-from carl_ray.training.checkpoint import CONFIG, initial_weights, latest_checkpoint
-from carl_ray.training.monitor import RunMonitor, Status, watched
+from carl_ray.training.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    how_to_go_on,
+    initial_weights,
+    latest_checkpoint,
+)
+from carl_ray.training.monitor import RunMonitor, wait_for_run
 from carl_ray.training.preparation import (
     Videos,
     check_shared,
@@ -84,13 +94,13 @@ def train(
         config: The run.
         run_dir: URI of the run folder.
         resume: Go on from the folder's latest checkpoint, or from the beginning where there is none.
-        stop: Once set, the run writes a checkpoint and ends.
+        stop: Once set, the run writes a checkpoint and ends; SIGINT and SIGTERM do the same, and raise.
         until_epoch: The run writes a checkpoint and ends once this many epochs are done; none: all of them. Its
             schedule is that of the whole run.
 
     Raises:
-        UserError: something that the user can mend.
-        RunError: training failed.
+        UserError: something that the user can mend; another process writes in the folder.
+        RunError: training failed, or was stopped by a signal.
     """
     run_dir = storage.absolute(run_dir)
     refuse_secrets(
@@ -98,13 +108,30 @@ def train(
         | {"model.init_from": config.model.init_from}
     )
     check_shared(run_dir)
+    storage.set_patience(config.cluster.storage_seconds)
+    with hold(run_dir) as (lease, lost):
+        return _train(config, run_dir, lease, lost, resume, stop or threading.Event(), until_epoch)
+
+
+def _train(
+    config: Config,
+    run_dir: str,
+    lease: Lease,
+    lost: threading.Event,
+    resume: bool,
+    stop: threading.Event,
+    until_epoch: int | None,
+) -> Outcome:
     config, videos = read_videos(with_saved_precision(config, run_dir))
     check_videos_shared(videos.training)
     plan, checked = make_plans(config, videos)
     warn_short_videos(videos.training, config.model.num_frames)
     digest = videos_digest(videos.training)
     checkpoint = find_checkpoint(config, videos, run_dir, resume=resume)
-    first_step = 0 if checkpoint is None else checkpoint.progress.step
+    saved_step = None if checkpoint is None else checkpoint.progress.step
+    first_step = saved_step or 0
+    if checkpoint is not None:
+        _warn_of_versions(checkpoint)
     if resume:
         place = (
             "from the beginning: there is no checkpoint" if checkpoint is None else f"from step {first_step}"
@@ -121,6 +148,7 @@ def train(
     supports_endless_streams()  # Its warning is lost in the processes that make the stream.
     # From here on the folder holds a run: whatever can be wrong with the command has been found.
     record_videos(videos, run_dir)
+    config = replace(config, versions=software_versions())
     storage.write_bytes(storage.join(run_dir, CONFIG), configuration.to_json(config).encode())
     # On the driver's own node: it lives exactly as long as the driver does.
     beside_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -133,7 +161,7 @@ def train(
     start = f"start-{time.time_ns()}"
     failure_uri = storage.join(run_dir, _RECORDS, start, "failure.json")
     settings = WorkerSettings(
-        config, run_dir, digest, plan, checked, monitor, weights, last_step, failure_uri
+        config, run_dir, digest, plan, checked, monitor, weights, last_step, lease, failure_uri
     )
     if config.cluster.min_workers < config.cluster.max_workers:
         # Where Ray counted room that is gone; the cluster's own value is for nodes that have yet to boot.
@@ -147,20 +175,29 @@ def train(
         scaling_config=_scaling_config(config.cluster),
         run_config=_run_config(config, run_dir, start),
     )
-    with watched(monitor, stop or threading.Event()):
-        try:
-            trainer.fit()
-        except (TrainingFailedError, RayError) as error:
-            # The latter where Ray Train's own controller died.
-            raise RunError(
-                f"training failed: {_root_cause(error)}; --resume continues from the last checkpoint"
-            ) from None
-        except (SystemExit, KeyboardInterrupt):
-            # Ray's own answer to Ctrl-C leaves with status 0.
-            raise RunError("interrupted; --resume continues from the last checkpoint") from None
-    status: Status | None = ray.get(monitor.latest.remote())
+    grace = config.cluster.grace_seconds
+    ending = wait_for_run(trainer.fit, monitor, stop=stop, lost=lost, grace_seconds=grace)
+    if lost.is_set():
+        lease.check()
+    status = ending.status
+    if status is not None and status.saved_step is not None:
+        saved_step = status.saved_step
+    on = how_to_go_on(run_dir, saved_step)
+    if ending.head_gone:
+        raise RunError(f"Ray's servers are gone (of the head, or of this machine); {on}")
+    if ending.signal is not None:
+        name = "Ctrl-C" if ending.signal == signal.SIGINT else "SIGTERM"
+        step = first_step if status is None else status.step
+        raise InterruptedRunError(
+            f"stopped at step {step} of {plan.num_steps} by {name}; {on}", ending.signal
+        )
+    if isinstance(ending.error, (TrainingFailedError, RayError)):
+        # The latter where Ray Train's own controller died.
+        raise RunError(f"training failed: {_root_cause(ending.error)}; {on}") from None
+    if ending.error is not None:
+        raise ending.error
     failure = None if status is None else status.failure
-    if failure is None and not (status is not None and status.finished):
+    if failure is None and not (status is not None and status.ended):
         # A monitor that was killed has forgotten it.
         failure = _written_failure(failure_uri)
     if failure is not None:
@@ -170,6 +207,12 @@ def train(
         step = 0 if checkpoint is None else checkpoint.progress.step
         return Outcome(step == plan.num_steps, step, plan.num_steps, None)
     return Outcome(status.finished, status.step, status.num_steps, status.validation_loss)
+
+
+def _warn_of_versions(checkpoint: Checkpoint) -> None:
+    if differences := major_differences(checkpoint.config.versions, software_versions()):
+        text = "the numbers of this run may change, since it goes on with other software than its checkpoint"
+        print(f"warning: {text}: {', '.join(differences)}", file=sys.stderr, flush=True)
 
 
 def _datasets(
@@ -183,6 +226,7 @@ def _datasets(
     training = ray.put(videos.training)
 
     def training_stream() -> Dataset:
+        storage.set_patience(config.cluster.storage_seconds)
         checkpoint = latest_checkpoint(run_dir)
         return stream_views(
             plan, training, config, start_row=0 if checkpoint is None else checkpoint.progress.row

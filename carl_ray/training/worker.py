@@ -37,12 +37,14 @@ from carl_ray.config import Config
 from carl_ray.data.plan import VALIDATION_EPOCH, PairedPlan, Plan
 from carl_ray.data.sample import Batch, collate, view_seeds
 from carl_ray.data.stream import StreamRow, read_rows
-from carl_ray.errors import RunError
+from carl_ray.errors import OutageError, RunError
+from carl_ray.lease import Lease, LostError
 from carl_ray.machine import bf16_slowdown, has_native_bf16
 from carl_ray.training.checkpoint import (
     CONFIG,
     Checkpoint,
     Progress,
+    how_to_go_on,
     latest_checkpoint,
     restore,
     save_checkpoint,
@@ -56,6 +58,8 @@ MAX_SKIPPED_IN_A_ROW = 10
 """The run fails after this many steps in a row whose loss or gradient was not finite."""
 
 _LOGGER = logging.getLogger(__name__)
+_STARVED = 3.0
+"""So many times its CPU time a step takes where other processes have the CPUs."""
 _FINGERPRINTS = 2**48
 """How many there are: 64 bits hold the sum over all workers."""
 _NUM_VIDEOS_NAMED = 5
@@ -84,6 +88,8 @@ class WorkerSettings:
     """Reference to pretrained tensors of the model by name, for a run's beginning; None: random."""
     last_step: int
     """The workers end once this many steps are done, with a checkpoint."""
+    lease: Lease
+    """The run's right to write in its folder."""
     failure_uri: str
     """Where the first worker writes the failure, if all agree on one; each start has a place of its own."""
 
@@ -202,7 +208,11 @@ def train_worker(settings: WorkerSettings) -> None:
     An `AgreedError` is raised on all workers alike and would only come again: it ends the run quietly, through the
     monitor and a file. Any other error, of one worker alone, is Ray Train's to handle, which starts the workers anew.
     """
-    is_first = ray.train.get_context().get_world_rank() == 0
+    rank = ray.train.get_context().get_world_rank()
+    is_first = rank == 0
+    storage.set_patience(settings.config.cluster.storage_seconds)
+    warnings = _WarningsToDriver(settings.monitor, rank)
+    logging.getLogger("carl_ray").addHandler(warnings)
     _TRAINING.set()
     try:
         checkpoint = latest_checkpoint(settings.run_dir)
@@ -225,6 +235,20 @@ def train_worker(settings: WorkerSettings) -> None:
             _tell_failure(settings, error)
     finally:
         _TRAINING.clear()
+        logging.getLogger("carl_ray").removeHandler(warnings)
+
+
+class _WarningsToDriver(logging.Handler):
+    """Sends a worker's warnings to the monitor, from where the driver's terminal and the run's log have them."""
+
+    def __init__(self, monitor: Any, rank: int) -> None:
+        super().__init__(logging.WARNING)
+        self._monitor = monitor
+        self._rank = rank
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Sends one; Ray delivers it later."""
+        self._monitor.warn.remote(f"worker {self._rank}: {record.getMessage()}")
 
 
 def _tell_failure(settings: WorkerSettings, error: AgreedError) -> None:
@@ -265,6 +289,8 @@ def _begin(
             f"{storage.public_uri(settings.run_dir)} is not the same folder for {num_blind} of the training workers: "
             "--run-dir must be in object storage (s3://…, gs://…) or on a file system that all nodes share"
         )
+    if is_first:
+        settings.lease.check()  # The config is written again, and the log cut to the checkpoint.
     config = _decide_precision(settings, checkpoint, device, is_first)
     step = TrainingStep(config, device, plan.num_steps)
     progress = Progress(
@@ -325,14 +351,14 @@ def _train(
     config, plan = settings.config, settings.training_plan
     if progress.step >= settings.last_step:
         # The workers before these failed after their last checkpoint.
-        reporter.finish(progress, finished=progress.step == plan.num_steps)
+        reporter.finish(progress)
         return
     if progress.step == 0:
         reporter.validation(0, _validate(settings, step, reporter, 0))
     skipped_in_a_row = 0
     waiting_since = time.perf_counter()
     for data in batches:
-        arrived = time.perf_counter()
+        arrived, cpu_before = time.perf_counter(), time.process_time()
         num_rows, fingerprint, num_bad, stop, terminated = _sum_over_workers(
             step.device,
             [
@@ -349,7 +375,7 @@ def _train(
                     "the training workers were told to end (SIGTERM, or another number of them); their checkpoint is "
                     "written"
                 )
-            reporter.finish(progress, finished=False)
+            reporter.finish(progress)
             return
         if num_bad:
             progress = replace(progress, num_bad_rows=progress.num_bad_rows + num_bad)
@@ -364,7 +390,8 @@ def _train(
             seconds=progress.seconds + done - waiting_since,
         )
         skipped_in_a_row = 0 if report.applied else skipped_in_a_row + 1
-        reporter.step(progress, report, waited=arrived - waiting_since, computed=done - arrived)
+        cpu = time.process_time() - cpu_before
+        reporter.step(progress, report, waited=arrived - waiting_since, computed=done - arrived, cpu=cpu)
         suspects = [] if report.applied else reporter.skipped_step(step, progress, report, data)
         _check_health(settings, progress, skipped_in_a_row, suspects)
         at_end = progress.step >= settings.last_step
@@ -375,7 +402,7 @@ def _train(
         if at_end:
             break
         waiting_since = time.perf_counter()
-    reporter.finish(progress, finished=progress.step == plan.num_steps)
+    reporter.finish(progress)
 
 
 def _batches(
@@ -545,23 +572,30 @@ class _Reporter:
         self._num_workers = ray.train.get_context().get_world_size()
         # The rate counts from the first finished step on: what comes before is start-up.
         self._rate_from: tuple[int, float] | None = None
-        self._waited = self._computed = self._checkpointed = 0.0
+        self._waited = self._computed = self._checkpointed = self._cpu = 0.0
+        self._warned_of_starving = False
         self._frames = 0
         self._since = time.perf_counter()
         self._answer: ray.ObjectRef | None = None
+        self._step = saved_step or 0
         self._stop = False
         self._validation_loss: float | None = None
         self._last: dict[str, Any] = {}
 
     def stop_requested(self) -> bool:
         """Whether the driver asked to stop; known on the first worker alone."""
+        self._hear()
         return self._stop
 
-    def step(self, progress: Progress, report: StepReport, *, waited: float, computed: float) -> None:
-        """Takes note of a step: seconds waited for its data and computed; writes a line where one is due."""
+    def step(
+        self, progress: Progress, report: StepReport, *, waited: float, computed: float, cpu: float
+    ) -> None:
+        """Takes note of a step: seconds waited for its data, computed, and of CPU; writes a line where one is due."""
+        self._step = progress.step
         self._rate_from = self._rate_from or (progress.step, time.perf_counter())
         self._waited += waited
         self._computed += computed
+        self._cpu += cpu
         self._frames += report.num_frames
         config = self._settings.config.training
         if (
@@ -585,11 +619,28 @@ class _Reporter:
                 "checkpoint_seconds": self._checkpointed,
             }
             if self._log is not None:
+                if not storage.is_remote(self._settings.run_dir):
+                    self._settings.lease.check()  # Elsewhere the log is copied at checkpoints.
                 self._log.write(progress.step, self._last)
-            self._waited = self._computed = self._checkpointed = 0.0
+                self._warn_of_starving()
+            self._waited = self._computed = self._checkpointed = self._cpu = 0.0
             self._frames = 0
             self._since = time.perf_counter()
         self._tell(self._status(progress.step, report.loss))
+
+    def _warn_of_starving(self) -> None:
+        """Warns, once, where the steps since the last line had a fraction of a CPU, on which they are computed."""
+        starved = self._computed > _STARVED * max(self._cpu, 0.01) and self._computed > 1
+        if self._settings.config.cluster.use_gpu or self._warned_of_starving or not starved:
+            return
+        self._warned_of_starving = True
+        niceness = os.getpriority(os.PRIO_PROCESS, 0)
+        remedy = f"; its niceness is {niceness}: start Ray with RAY_worker_niceness=0" if niceness > 0 else ""
+        _LOGGER.warning(
+            "the last steps took %.1f s, but had %.1f s of CPU: the training worker waits for other processes of its "
+            "machine, or for a slower worker%s",
+            *(self._computed, self._cpu, remedy),
+        )
 
     def bad_videos(self, step: int, bad_videos: list[tuple[str, str]]) -> None:
         """Writes down the bad videos of all workers; a collective call."""
@@ -647,6 +698,7 @@ class _Reporter:
         failure: RunError | None = None
         if self._log is not None:
             try:
+                self._settings.lease.check()
                 self._log.sync()
                 # Written again, the newest could be torn.
                 if progress.step != self._saved_step:
@@ -654,9 +706,15 @@ class _Reporter:
                     save_checkpoint(self._settings.run_dir, step, progress, keep)
             except RunError as error:
                 failure = error
-        (num_failed,) = _sum_over_workers(step.device, [failure is not None])
+        outage = isinstance(failure, OutageError)
+        num_failed, num_outages = _sum_over_workers(step.device, [failure is not None, outage])
+        reason = str(failure or "the first worker could not write the checkpoint")
+        if num_outages:
+            raise OutageError(reason)  # Ray Train starts the workers anew, which ask the store again.
         if num_failed:
-            raise UnsavedError(str(failure or "the first worker could not write the checkpoint"))
+            if not isinstance(failure, LostError):
+                reason += f"; {how_to_go_on(self._settings.run_dir, self._saved_step)}"
+            raise UnsavedError(reason)
         self._saved_step = progress.step
         self._checkpointed += time.perf_counter() - started
 
@@ -665,12 +723,14 @@ class _Reporter:
         if self._log is not None:
             self._log.close()
 
-    def finish(self, progress: Progress, *, finished: bool) -> None:
+    def finish(self, progress: Progress) -> None:
         """Closes the logs and leaves the last word with the driver."""
+        self._hear(wait=True)
         self.close()
         if self._log is not None:
-            status = replace(self._status(progress.step, None), finished=finished)
-            ray.get(self._settings.monitor.update.remote(status))
+            ray.get(
+                self._settings.monitor.update.remote(replace(self._status(progress.step, None), ended=True))
+            )
 
     def _status(self, step: int, loss: float | None) -> Status:
         first_step, since = self._rate_from or (step, 0.0)
@@ -680,14 +740,26 @@ class _Reporter:
             loss=loss if loss is not None else self._last.get("loss"),
             validation_loss=self._validation_loss,
             steps_per_second=(step - first_step) / (time.perf_counter() - since),
+            saved_step=self._saved_step,
         )
 
     def _tell(self, status: Status, *, force: bool = False) -> None:
         if self._log is None:
             return
-        if self._answer is not None:
-            ready, _ = ray.wait([self._answer], timeout=0)
-            if not ready and not force:
-                return
-            self._stop = self._stop or (bool(ready) and ray.get(self._answer))
-        self._answer = self._settings.monitor.update.remote(status)
+        if self._hear(wait=force):
+            self._answer = self._settings.monitor.update.remote(status)
+
+    def _hear(self, *, wait: bool = False) -> bool:
+        """Whether the driver's answer to the last status is here; takes note of it."""
+        if self._answer is None:
+            return True
+        ready, _ = ray.wait([self._answer], timeout=None if wait else 0)
+        if not ready:
+            return False
+        stop, warnings = ray.get(self._answer)
+        self._answer = None
+        self._stop = self._stop or stop
+        if self._log is not None:
+            for warning in warnings:
+                self._log.write_warning(self._step, warning)
+        return True

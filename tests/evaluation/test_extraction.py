@@ -19,6 +19,7 @@ from carl_ray.evaluation import extraction
 from carl_ray.evaluation.embeddings import read_embeddings, read_origin
 from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings
 from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
+from carl_ray.lease import hold
 from carl_ray.training.checkpoint import checkpoint_at, load_encoder
 
 SETTINGS = ExtractionSettings(num_workers=1, cpus_per_worker=2, precision="float32")
@@ -184,6 +185,14 @@ def test_what_was_computed_is_kept_when_the_driver_is_interrupted(
     assert len(read_embeddings(out)) == 2
     monkeypatch.undo()
     assert extract_embeddings(str(tiny_run), uri, out, SETTINGS).num_present == 2
+
+
+def test_a_folder_that_another_process_writes_to_is_left_alone(tiny_run, manifest, tmp_path) -> None:
+    uri, _ = manifest
+    out = str(tmp_path / "out")
+    with hold(out), pytest.raises(UserError, match=r"another process writes there: process \d+ on "):
+        extract_embeddings(str(tiny_run), uri, out, SETTINGS)
+    assert not Path(out).exists()
 
 
 def test_mistakes_are_found_before_any_work(tiny_run, manifest, tmp_path) -> None:

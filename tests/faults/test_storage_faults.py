@@ -105,7 +105,7 @@ OPERATIONS = {
     "read": lambda uri: storage.read_bytes(uri),
     "write": lambda uri: storage.write_bytes(uri, b"new"),
     "list": lambda uri: storage.list_folder(storage.parent(uri)),
-    "delete": lambda uri: storage.delete_folder(storage.parent(uri)),
+    "delete": lambda uri: storage.delete(storage.parent(uri)),
 }
 
 
@@ -312,7 +312,7 @@ def test_a_store_that_often_fails(
         assert storage.exists(uri)
         assert not storage.exists(storage.join(folder, "other"))
         assert storage.list_folder(folder) == [str(n) for n in range(min(3, number + 1))]
-    storage.delete_folder(folder)
+    storage.delete(folder)
     proxy.clear()
     assert not storage.exists(folder)
     found = counted(proxy, before)

@@ -21,7 +21,6 @@ from carl_ray.sweeps.preparation import (
     checked_sweep,
     local_cpus,
     local_trials,
-    only_caller,
     remember,
     room_for_trials,
     share_cluster,
@@ -166,18 +165,6 @@ def test_a_folder_keeps_its_videos_and_labels(tmp_path: Path, column: str, value
     write_table(pa.Table.from_pylist(rows, schema=SCHEMA), config.data.manifest or "")
     with pytest.raises(UserError, match=f"was begun with digest of videos and labels.{split} = "):
         remember(sweep, str(tmp_path / "sweep"), "random", 0)
-
-
-def test_a_folder_has_one_caller_at_a_time(tmp_path: Path) -> None:
-    folder, another = str(tmp_path / "sweep"), str(tmp_path / "another")
-    with (
-        only_caller(folder),
-        only_caller(another),
-        pytest.raises(UserError, match="another call of the sweep"),
-    ):
-        only_caller(folder).__enter__()
-    with only_caller(folder):
-        pass
 
 
 def node(cpus: float, gpus: float = 0, alive: bool = True, **labels: str) -> dict[str, Any]:

@@ -296,7 +296,7 @@ def test_old_checkpoints_that_cannot_be_deleted_stay(
     def refuse(uri: str) -> None:
         raise RunError("no permission")
 
-    monkeypatch.setattr(storage, "delete_folder", refuse)
+    monkeypatch.setattr(storage, "delete", refuse)
     with caplog.at_level(logging.WARNING):
         save_checkpoint(run_dir, new_step(), progress(4), keep=1)
     assert "step-00000004 is written, but older ones are left: no permission" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyarrow import fs
 from ray.exceptions import ActorDiedError
 from ray.util.state import list_actors
 
@@ -34,9 +36,10 @@ from carl_ray.data.manifest import SCHEMA, attach_labels, read_manifest, write_t
 from carl_ray.data.scan import index_folder
 from carl_ray.datasets.choreography import ACTIONS, ChoreographyConfig, read_labels, render
 from carl_ray.errors import RunError, UserError
+from carl_ray.faults.proxy import Fault, FaultProxy
 from carl_ray.training import trainer
 from carl_ray.training.preparation import read_videos
-from carl_ray.training.run_log import BAD_VIDEOS, read_log
+from carl_ray.training.run_log import BAD_VIDEOS, WARNINGS, read_log
 from carl_ray.training.trainer import Outcome, train
 from carl_ray.training.worker import WorkerSettings
 
@@ -88,7 +91,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     )  # fmt: skip
 
 
-def lines(run_dir: Path) -> list[dict[str, Any]]:
+def lines(run_dir: Path | str) -> list[dict[str, Any]]:
     """What a run logged, without what clocks told it and how many workers there were."""
     return [{k: v for k, v in line.items() if k not in CIRCUMSTANCES} for line in read_log(str(run_dir))]
 
@@ -198,7 +201,10 @@ def test_objectives_that_need_labels_say_so(config: Config, tmp_path: Path) -> N
 
 
 def test_a_second_run_in_the_same_folder_is_refused(undisturbed: Path, config: Config) -> None:
-    with pytest.raises(UserError, match="already holds a run: --resume"):
+    with pytest.raises(
+        UserError,
+        match=r"already holds a run; .* goes on with: python -m carl_ray.train --run-dir .* --resume",
+    ):
         train(config, str(undisturbed))
     changed = Config(**(vars(config) | {"optimizer": OptimizerConfig(learning_rate=0.5)}))
     with pytest.raises(UserError, match=r"was begun with optimizer.learning_rate = 0.0001, now 0.5"):
@@ -295,10 +301,50 @@ def test_a_dead_controller_and_a_dead_monitor_leave_a_reason(
             storage.write_bytes(self._settings.failure_uri, b'{"failure": "too many bad videos"}')
 
     monkeypatch.setattr(trainer, "TorchTrainer", Trainer)
-    with pytest.raises(RunError, match=r"^training failed: .*; --resume continues from the last checkpoint$"):
+    with pytest.raises(
+        RunError,
+        match=r"^training failed: .*; there is no checkpoint yet: begin again with: python -m .* --resume$",
+    ):
         train(config, str(tmp_path / "controller"))
     with pytest.raises(RunError, match=r"^too many bad videos$"):
         train(config, str(tmp_path / "monitor"))
+
+
+def test_an_outage_at_a_checkpoint_starts_the_workers_anew(
+    undisturbed: Path,
+    config: Config,
+    s3_endpoint: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """It lasts longer than storage is tried again, and shorter than `max_failures` allow."""
+    fs.S3FileSystem(endpoint_override=s3_endpoint, scheme="http", allow_bucket_creation=True).create_dir(
+        "outage"
+    )
+    with FaultProxy(s3_endpoint) as proxy:
+        run_dir = f"s3://outage/run?endpoint_override={proxy.endpoint}&scheme=http"
+        patient = replace(config, cluster=replace(config.cluster, storage_seconds=1.0))
+
+        def fail() -> None:
+            proxy.inject(Fault("error", method="PUT", key="optimizer.pt", times=None))
+            seen = -1
+            while seen < 1 or seen != proxy.counts.get("error", 0):  # Until nobody tries again.
+                seen = proxy.counts.get("error", 0)
+                time.sleep(3)
+            proxy.clear()
+
+        threading.Thread(target=fail, daemon=True).start()
+        assert train(patient, run_dir).finished
+        assert lines(run_dir) == lines(undisturbed)
+        warned = [line["warning"] for line in read_log(run_dir, WARNINGS)]
+        # A torn checkpoint is passed over by workers that start anew, and by no others.
+        for expected in (
+            r"optimizer.pt\?.*: could not write it .*; trying again",
+            "passing over .*/step-00000015",
+        ):
+            assert any(re.search(expected, warning) for warning in warned), warned
+        printed = capfd.readouterr()
+        assert "warning: worker 0: s3://outage/run/checkpoints/step-00000015/optimizer.pt" in printed.err
 
 
 def stop_at_step(run_dir: Path, step: int, act: Callable[[], None]) -> None:

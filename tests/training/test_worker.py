@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from carl_ray import storage
 from carl_ray.config import (
     AugmentConfig,
     Config,
@@ -24,13 +26,15 @@ from carl_ray.config import (
 )
 from carl_ray.data.plan import PairedPlan, Plan, paired_training_plan, training_plan, validation_plan
 from carl_ray.data.sample import Batch, collate
+from carl_ray.errors import OutageError, RunError
+from carl_ray.lease import LostError
 from carl_ray.training import trainer, worker
 from carl_ray.training.checkpoint import Checkpoint, Progress
-from carl_ray.training.monitor import Status
+from carl_ray.training.monitor import RunMonitor, Status
 from carl_ray.training.preparation import saved_config, with_saved_precision
 from carl_ray.training.reader import Prefetch
-from carl_ray.training.run_log import SKIPPED_STEPS, RunLog, read_log
-from carl_ray.training.step import TrainingStep
+from carl_ray.training.run_log import SKIPPED_STEPS, WARNINGS, RunLog, read_log
+from carl_ray.training.step import StepReport, TrainingStep
 from carl_ray.training.worker import (
     MAX_SKIPPED_IN_A_ROW,
     AgreedError,
@@ -92,7 +96,23 @@ class Updates:
 
     def __init__(self) -> None:
         self.received: list[Status] = []
-        self.update = SimpleNamespace(remote=self.received.append)
+        self.warnings: list[str] = []
+        self.update = SimpleNamespace(remote=self._update)
+        self.warn = SimpleNamespace(remote=self.warnings.append)
+
+    def _update(self, status: Status) -> tuple[bool, list[str]]:
+        self.received.append(status)
+        return False, []
+
+
+class Held:
+    """Stands for the run's lease."""
+
+    lost = False
+
+    def check(self) -> None:
+        if self.lost:
+            raise LostError("taken over by process 7")
 
 
 @pytest.fixture
@@ -109,7 +129,7 @@ def settings(run_dir: Path) -> WorkerSettings:
     plan = training_plan(0, 6, 3, 10)
     failure_uri = str(run_dir / "ray" / "start-1" / "failure.json")
     return WorkerSettings(
-        CONFIG, str(run_dir), "digest", plan, None, Updates(), None, plan.num_steps, failure_uri
+        CONFIG, str(run_dir), "digest", plan, None, Updates(), None, plan.num_steps, Held(), failure_uri
     )
 
 
@@ -150,6 +170,12 @@ def test_the_precision_is_decided_once_and_written_down(
     )
     assert f"matrix products in {expected}" in caplog.text
     assert ("times as slowly" in caplog.text) == (expected == "bf16" and not native)
+
+
+def report() -> StepReport:
+    return SimpleNamespace(
+        loss=1.0, learning_rate=1e-4, gradient_norm=1.0, num_videos=3, num_frames=24, applied=True
+    )  # type: ignore[return-value]
 
 
 def progress(step: int) -> Progress:
@@ -206,7 +232,7 @@ def test_workers_that_begin_at_the_end_do_no_step(reporter: Any, tmp_path: Path)
     reporter._settings = given
     worker._train(given, step, reporter, progress(4), [])
     (last,) = given.monitor.received
-    assert (last.step, last.finished) == (4, False)
+    assert (last.step, last.ended, last.finished) == (4, True, False)
 
 
 def test_an_agreed_failure_is_told_twice_and_costs_no_lines(
@@ -254,6 +280,73 @@ def test_a_step_is_saved_once(reporter: Any, tmp_path: Path, monkeypatch: pytest
     resumed = worker._Reporter(settings(tmp_path), RunLog(str(tmp_path), 4), 4)
     resumed.checkpoint(step, progress(4))
     assert saved == [0, 3, 4]
+
+
+def test_a_checkpoint_that_cannot_be_written(
+    reporter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure: RunError = OutageError("s3://bucket/run: could not write it")
+
+    def save(*arguments: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(worker, "save_checkpoint", save)
+    step = TrainingStep(CONFIG, CPU, 20)
+    # The store may come back: any worker's error but an agreed one has Ray Train start the workers anew.
+    with pytest.raises(OutageError, match="could not write it"):
+        reporter.checkpoint(step, progress(3))
+    failure = RunError("no room")
+    with pytest.raises(
+        UnsavedError, match=rf"^no room; there is no checkpoint yet: .*--run-dir {tmp_path} --resume$"
+    ):
+        reporter.checkpoint(step, progress(3))
+
+
+def test_a_run_whose_folder_was_taken_over_writes_nothing(reporter: Any, tmp_path: Path) -> None:
+    reporter.step(progress(1), report(), waited=0, computed=0, cpu=0)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    reporter._settings.lease.lost = True
+    with pytest.raises(UnsavedError, match=r"^taken over by process 7$"):
+        reporter.checkpoint(TrainingStep(CONFIG, CPU, 20), progress(1))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_starved_trainer_says_so_once(
+    reporter: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reporter.step(progress(1), report(), waited=9, computed=2, cpu=1.9)
+    assert not caplog.messages
+    monkeypatch.setattr(worker.os, "getpriority", lambda which, who: 15)
+    for number in (2, 3):
+        reporter.step(progress(number), report(), waited=0, computed=20, cpu=2)
+    (warning,) = caplog.messages
+    assert "took 20.0 s, but had 2.0 s of CPU" in warning
+    assert "niceness is 15" in warning and "RAY_worker_niceness=0" in warning
+
+
+def test_warnings_of_a_worker_reach_driver_and_log(
+    reporter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the actor does it.
+    monitor = RunMonitor.__ray_metadata__.modified_class()
+    monitor.warn("worker 1: s3://bucket: could not write it; trying again in 1.0 s")
+    assert monitor.latest() == (None, ["worker 1: s3://bucket: could not write it; trying again in 1.0 s"])
+    monkeypatch.setattr(reporter._settings.monitor, "update", SimpleNamespace(remote=monitor.update))
+    monkeypatch.setattr(worker.ray, "wait", lambda refs, timeout: (refs, []))
+    for number in (1, 2, 3):
+        reporter.step(progress(number), report(), waited=0, computed=0, cpu=0)
+    reporter.close()
+    (line,) = read_log(str(tmp_path), WARNINGS)
+    assert line["warning"].startswith("worker 1: ") and line["step"] == 2
+    # It stays, whatever steps are done again.
+    RunLog(str(tmp_path), 0).close()
+    assert read_log(str(tmp_path), WARNINGS) == [line]
+    handler = worker._WarningsToDriver(reporter._settings.monitor, 3)
+    logger = logging.getLogger("carl_ray")
+    logger.addHandler(handler)
+    storage._LOGGER.warning("%s; trying again", "down")
+    logger.removeHandler(handler)
+    assert reporter._settings.monitor.warnings == ["worker 3: down; trying again"]
 
 
 def test_a_log_of_skipped_steps_is_cut_where_a_run_goes_on(tmp_path: Path) -> None:

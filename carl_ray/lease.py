@@ -1,0 +1,227 @@
+"""One writer a folder: claims with a heartbeat, on local disks and in object stores alike.
+
+pyarrow has no conditional write (S3's If-None-Match, Google Cloud's generation match), so none is used. Every writer
+has a claim of its own in `FOLDER/.writers/`: it lists the claims, writes its own, lists them again, and withdraws where
+it now sees another live one. Of two that claim together the later to write sees the other, so never both hold the
+folder; where both withdraw, each tries again after a random pause. This rests on listings that show all that was
+written before, as those of S3, Google Cloud Storage, Azure and local disks do; where a network file system caches them,
+the loser stops at its next heartbeat.
+
+A claim ends when its holder withdraws it, at once where its process is gone from this machine, else `STALE_SECONDS`
+after its last heartbeat, by the clocks of both machines. Whoever takes over deletes it; a holder that was only slow, or
+whose clock is wrong, finds it gone at its next heartbeat and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from carl_ray import storage
+from carl_ray.errors import RunError, UserError
+
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 45.0
+"""A holder on another machine that was not heard of for so long is taken for gone."""
+
+_CLAIMS = ".writers"
+_LATE_SECONDS = 3 * HEARTBEAT_SECONDS
+_LONGEST_PAUSE = 2.0
+_LOGGER = logging.getLogger(__name__)
+
+
+class LostError(RunError):
+    """Another process has taken the folder over: this one must not write there any more."""
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """Content of a claim."""
+
+    host: str
+    machine: str
+    """Boot and process namespace that the process id belongs to; empty where the system does not tell."""
+    pid: int
+    pid_started: str
+    """Tells the process from a later one with the same id."""
+    since: float
+    heartbeat: float
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since its last heartbeat; infinite where its process is known to be gone."""
+        is_gone = self.machine and self.machine == _machine() and not _is_running(self.pid, self.pid_started)
+        return math.inf if is_gone else time.time() - self.heartbeat
+
+    def __str__(self) -> str:
+        age, silent = (timedelta(seconds=round(time.time() - t)) for t in (self.since, self.heartbeat))
+        return f"process {self.pid} on {self.host}, which holds it for {age}, last heard of {silent} ago"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write in a folder; may be sent to other processes, to check it there."""
+
+    folder: str
+    name: str
+    """Of the claim; begins with a number, higher than those of the holders before."""
+
+    def check(self) -> None:
+        """Raises `LostError` where another process has taken the folder over, or this lease was released."""
+        names = _names(self.folder)
+        if self.name not in names or _number(names[-1]) > _number(self.name):
+            owners = [owner for name, owner in _claims(self.folder).items() if name != self.name]
+            raise LostError(
+                f"{storage.public_uri(self.folder)} was taken over by {owners[-1] if owners else 'another process'}; "
+                "this one stops without writing there"
+            )
+
+
+def refuse_if_held(folder: str) -> dict[str, _Owner]:
+    """The claims on a folder by name, none of them with a recent heartbeat; writes nothing.
+
+    Raises:
+        UserError: another process holds the folder; names its owner.
+    """
+    claims = _claims(folder)
+    for owner in claims.values():
+        if owner.silent_seconds < _LATE_SECONDS:
+            raise UserError(
+                f"{storage.public_uri(folder)}: another process writes there: {owner}; wait for it, stop it, or name "
+                "another folder"
+            )
+    return claims
+
+
+@contextmanager
+def hold(folder: str) -> Iterator[tuple[Lease, threading.Event]]:
+    """Holds a folder as its one writer while the body runs; gives the lease, and an event set once it is lost.
+
+    Raises:
+        UserError: another process holds it.
+        RunError: the store refuses or fails.
+    """
+    is_new = not storage.exists(folder)
+    lease = _claim(folder)
+    released, lost = threading.Event(), threading.Event()
+    thread = threading.Thread(target=_beat, args=(lease, released, lost), name="lease", daemon=True)
+    thread.start()
+    try:
+        yield lease, lost
+    finally:
+        released.set()
+        thread.join(timeout=5)
+        _withdraw(lease)
+        if is_new and not storage.is_remote(folder):
+            with suppress(OSError):  # Something was written.
+                Path(storage.resolve(folder)[1]).rmdir()
+
+
+def _claim(folder: str) -> Lease:
+    while True:
+        claims = refuse_if_held(folder)
+        late = [owner for owner in claims.values() if owner.silent_seconds < STALE_SECONDS]
+        if late:
+            # Its machine may be gone: whatever starts commands anew need not try again.
+            _LOGGER.warning(
+                "%s: waiting for %s to be heard of, or stale", storage.public_uri(folder), late[0]
+            )
+            time.sleep(HEARTBEAT_SECONDS)
+            continue
+        lease = Lease(folder, f"{1 + max(map(_number, claims), default=0):08d}-{uuid.uuid4().hex[:12]}.json")
+        try:
+            _write(lease, time.time())
+            others = {name: owner for name, owner in _claims(folder).items() if name != lease.name}
+            if all(owner.silent_seconds >= STALE_SECONDS for owner in others.values()):
+                for name in others:
+                    storage.delete(storage.join(folder, _CLAIMS, name))
+                return lease
+        except BaseException:
+            _withdraw(lease)
+            raise
+        _withdraw(lease)
+        time.sleep(random.SystemRandom().uniform(0, _LONGEST_PAUSE))
+
+
+def _beat(lease: Lease, released: threading.Event, lost: threading.Event) -> None:
+    since = time.time()
+    while not released.wait(HEARTBEAT_SECONDS):
+        try:
+            lease.check()
+            _write(lease, since)
+        except LostError:
+            lost.set()
+            return
+        except RunError as error:  # The store fails: so does all else that writes.
+            _LOGGER.warning("no heartbeat: %s", error)
+
+
+def _withdraw(lease: Lease) -> None:
+    with suppress(RunError):
+        storage.delete(storage.join(lease.folder, _CLAIMS, lease.name))
+    if not storage.is_remote(lease.folder):
+        with suppress(OSError):  # Another's claim is there.
+            Path(storage.resolve(storage.join(lease.folder, _CLAIMS))[1]).rmdir()
+
+
+def _names(folder: str) -> list[str]:
+    """Of the claims, oldest first; what is being written has a dot before its name."""
+    return [name for name in storage.list_folder(storage.join(folder, _CLAIMS)) if name[:1].isdigit()]
+
+
+def _number(name: str) -> int:
+    return int(name.partition("-")[0])
+
+
+def _claims(folder: str) -> dict[str, _Owner]:
+    claims = {}
+    for name in _names(folder):
+        with suppress(UserError):  # Withdrawn meanwhile.
+            claims[name] = _Owner(**json.loads(storage.read_bytes(storage.join(folder, _CLAIMS, name))))
+    return claims
+
+
+def _write(lease: Lease, since: float) -> None:
+    pid = os.getpid()
+    owner = _Owner(socket.gethostname(), _machine(), pid, _started(pid) or "", since, time.time())
+    storage.write_bytes(storage.join(lease.folder, _CLAIMS, lease.name), json.dumps(asdict(owner)).encode())
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # Containers of one machine do not see each other's processes.
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _is_running(pid: int, started: str) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # Another user's, which may be hidden in /proc.
+    return _started(pid) in (None, started)
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in the kernel's ticks, or "dead" for one not yet reaped; none where it is not told."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return "dead" if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,180 @@
+"""Commands that are interrupted: at any moment one line and the status of convention, and no checkpoint less."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from carl_ray.errors import InterruptedRunError, RunError, Terminated, UserError, one_line_errors
+from carl_ray.training.checkpoint import latest_checkpoint
+from carl_ray.training.run_log import read_log
+
+COMMANDS = {
+    "train": ["-m", "carl_ray.train"],
+    "embed": ["-m", "carl_ray.embed", "--checkpoint", "/nowhere"],
+    "sweep": [str(Path(__file__).parents[1] / "tuning" / "sweep.py")],
+    "converter": ["-m", "carl_ray.datasets.pouring", "/nowhere", "--out", "/nowhere"],
+}
+OPTIONS = {
+    "data.short_side": 32,
+    "augment.image_size": 24,
+    "model.num_frames": 8,
+    "model.hidden_width": 32,
+    "model.width": 32,
+    "model.num_layers": 1,
+    "model.num_heads": 2,
+    "model.feedforward_width": 32,
+    "model.embedding_width": 16,
+    "training.epochs": 20_000,
+    "training.global_batch_size": 2,
+    "training.precision": "fp32",
+    "training.log_every_steps": 1,
+    "training.checkpoint_every_steps": 5_000,
+    "training.validate_every_steps": 50_000,
+    "cluster.max_decode_tasks": 1,
+}
+# What an import does: it is slow, and swallows exceptions.
+SLOW_IMPORT = """
+import os, sys, time
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("pydantic", "pyarrow"):
+            print("importing", flush=True)
+            try:
+                time.sleep(60)
+            except BaseException:
+                raise ImportError(name) from None
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def outcome(raised: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    with pytest.raises(SystemExit) as left, one_line_errors():
+        raise raised
+    return left.value.code, capsys.readouterr().err
+
+
+def test_each_way_to_end_has_its_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(UserError("a mistake"), capsys) == (2, "carl_ray: a mistake\n")
+    assert outcome(RunError("a failure"), capsys) == (1, "carl_ray: a failure\n")
+    assert outcome(KeyboardInterrupt(), capsys) == (130, "carl_ray: interrupted\n")
+    assert outcome(Terminated(), capsys) == (143, "carl_ray: terminated (SIGTERM)\n")
+    stopped = InterruptedRunError("stopped at step 3", signal.SIGTERM)
+    assert outcome(stopped, capsys) == (143, "carl_ray: stopped at step 3\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interrupted_import_is_one_line(command: str, number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_IMPORT)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    process = subprocess.Popen(
+        [sys.executable, *COMMANDS[command]], env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "importing\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    line = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}[number]
+    assert (process.returncode, errors) == (128 + number, f"carl_ray: {line}\n")
+
+
+@contextmanager
+def training(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A training command on a cluster of its own, in a process group of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            arguments, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    while not any(line["step"] >= step for line in read_log(str(run))):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+
+
+def group(process: subprocess.Popen[bytes]) -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid,pgid,stat"], capture_output=True, text=True, check=True)
+    rows = (line.split() for line in listed.stdout.splitlines()[1:])
+    return [int(pid) for pid, pgid, stat in rows if int(pgid) == process.pid and not stat.startswith("Z")]
+
+
+def files(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_run_on_a_cluster_of_its_own(
+    tmp_path: Path, make_video: Callable[..., Path], ray_session: None
+) -> None:
+    """Two writers, SIGTERM to the group, the printed command, Ctrl-C to the group, a head that dies."""
+    from carl_ray.data.scan import index_folder
+
+    for number in range(4):
+        make_video(tmp_path / "videos" / f"{number}.mp4", 30, 64, 48)
+    index_folder(str(tmp_path / "videos"), str(tmp_path / "m.parquet"))
+    run, log = tmp_path / "it's a run", tmp_path / "log"
+    train = [sys.executable, "-m", "carl_ray.train"]
+    begin = [*train, "demo", "--run-dir", str(run), "--data.manifest", str(tmp_path / "m.parquet")]
+    begin += [part for name, value in OPTIONS.items() for part in (f"--{name}", str(value))]
+
+    with training(begin, log) as process:
+        wait_for_step(run, 30, process, log)
+        records = files(run / "ray").keys()
+        second = subprocess.run([*train, "--run-dir", str(run), "--resume"], capture_output=True, text=True)
+        assert second.returncode == 2 and second.stdout == ""
+        assert re.fullmatch(
+            rf"carl_ray: .*: another process writes there: process {process.pid} on \S+, which holds it for 0:.*\n",
+            second.stderr,
+        )
+        assert files(run / "ray").keys() == records
+        # As `timeout`, systemd and Slurm do.
+        asked = time.monotonic()
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == 143, log.read_text()
+        assert time.monotonic() - asked < 30
+    lines = log.read_text().splitlines()
+    last = re.fullmatch(
+        r"carl_ray: stopped at step (\d+) of 40000 by SIGTERM; go on from step \1 with: python (.*)",
+        lines[-1],
+    )
+    assert last is not None, lines
+    checkpoint = latest_checkpoint(str(run))
+    assert checkpoint is not None and checkpoint.progress.step == int(last[1]) >= 30
+    steps = [line["step"] for line in read_log(str(run)) if "loss" in line]
+    assert steps == list(range(1, checkpoint.progress.step + 1))
+    assert not any("Traceback" in line for line in lines)
+    assert not (run / ".writers").exists()
+    assert group(process) == []
+
+    resume = [sys.executable, *shlex.split(last[2])]
+    assert resume == [*train, "--run-dir", str(run), "--resume"]
+    with training(resume, log) as process:
+        wait_for_step(run, checkpoint.progress.step + 20, process, log)
+        head = next(pid for pid in group(process) if "gcs_server" in Path(f"/proc/{pid}/cmdline").read_text())
+        os.kill(head, signal.SIGKILL)
+        assert process.wait(timeout=45) == 1, log.read_text()
+    lines = log.read_text().splitlines()
+    assert lines[-1].startswith("carl_ray: Ray's servers are gone")
+    assert lines[-1].endswith(f"go on from step {checkpoint.progress.step} with: python {last[2]}")
+    assert not any("Traceback" in line or "Check failed" in line for line in lines), lines
