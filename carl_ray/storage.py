@@ -17,6 +17,7 @@ import logging
 import os
 import random
 import re
+import shlex
 import time
 import uuid
 from collections.abc import Callable
@@ -135,6 +136,14 @@ def public_uri(uri: str) -> str:
         host, slash, path = path.partition("@")[2].partition("/")
     fields = [field for field in query.split("&") if field and not _SECRET.search(field.partition("=")[0])]
     return f"{scheme}://{host}{slash}{path}" + ("?" + "&".join(fields) if fields else "")
+
+
+def shell_command(*words: str) -> str:
+    """A command to paste into a POSIX shell: each word without its secrets and quoted where it needs to be.
+
+    `shell_command("python", "-m", "carl_ray.train", "--run-dir", run_dir, "--resume")`
+    """
+    return shlex.join(public_uri(word) for word in words)
 
 
 def absolute(uri: str) -> str:
