@@ -18,10 +18,9 @@ import typing
 from carl_ray import storage
 from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.embeddings import Precision
-from carl_ray.evaluation.inference import View, default_run
+from carl_ray.evaluation.embeddings import Precision, View
 from carl_ray.options import OptionParser
-from carl_ray.training.checkpoint import checkpoint_at
+from carl_ray.training.checkpoint import checkpoint_at, default_run
 
 
 def main(arguments: list[str] | None = None) -> None:

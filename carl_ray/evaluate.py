@@ -14,9 +14,9 @@ import typing
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.inference import default_run
-from carl_ray.evaluation.protocol import Protocol
+from carl_ray.evaluation.metrics import Protocol
 from carl_ray.options import OptionParser
+from carl_ray.training.checkpoint import default_run
 
 
 def main(arguments: list[str] | None = None) -> None:

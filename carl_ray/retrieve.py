@@ -17,9 +17,10 @@ from typing import cast
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.embeddings import EmbeddedVideo, iterate_embeddings, read_origin
+from carl_ray.evaluation.embeddings import EmbeddedVideo, View, iterate_embeddings, read_origin
 from carl_ray.options import OptionParser, nearest
 from carl_ray.report.neighbours import FoundFrame, found_frame, nearest_frames, printable
+from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,8 +28,6 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         options = _parse(arguments)
         if options.embeddings is None:
-            from carl_ray.evaluation.inference import default_run
-
             options.embeddings = storage.join(default_run(), "embeddings")
         # Whatever is wrong with the embeddings shows before a video is embedded for them.
         origin = read_origin(options.embeddings)
@@ -124,8 +123,7 @@ def _embed(uri: str, embeddings: str, checkpoint_uri: str) -> EmbeddedVideo:
     import torch
 
     from carl_ray.data.decode import DecodeError, probe_video
-    from carl_ray.evaluation.inference import VideoEmbedder, View
-    from carl_ray.training.checkpoint import checkpoint_at, load_encoder
+    from carl_ray.evaluation.inference import VideoEmbedder
 
     origin = read_origin(embeddings)
     shown = storage.public_uri(checkpoint_uri)

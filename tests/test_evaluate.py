@@ -10,7 +10,7 @@ import pytest
 
 from carl_ray import embed, evaluate
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
-from carl_ray.evaluation.protocol import PHASE_METRICS, VARIANTS
+from carl_ray.evaluation.metrics import PHASE_METRICS, VARIANTS
 
 ORIGIN = Origin("/run/checkpoints/step-00000002", "ab", "penn_action", 2, 16, 8, "resized", True)
 

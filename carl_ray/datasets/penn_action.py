@@ -47,7 +47,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from carl_ray import storage
 from carl_ray.datasets.conversion import (
@@ -264,6 +263,9 @@ def _read_annotation(path: Path) -> _Annotation:
     Raises:
         LeftOut: it cannot be read or lacks a field.
     """
+    # Imported late: help and mistakes on the command line answer at once.
+    from scipy.io import loadmat
+
     try:
         fields = loadmat(path, variable_names=["action", "train", "nframes"])
         action, train, num_frames = (

@@ -25,6 +25,9 @@ from carl_ray.data.manifest import SCHEMA as MANIFEST_SCHEMA
 from carl_ray.errors import RunError, UserError
 
 Precision = Literal["float16", "float32"]
+View = Literal["resized", "central"]
+"""`resized`: shorter side resized to the encoder's size, then the central square (SPEC 7). `central`: the central
+square of the frames as they are, which is what the released code's FineGym tests see."""
 
 _ORIGIN = b"carl_ray.origin"
 _PREFIX, _SUFFIX = "part-", ".parquet"
@@ -47,7 +50,7 @@ class Origin:
     position_width: int
     """Width of the sine-cosine code that is added to the frames."""
     view: str
-    """How frames became the encoder's square (`carl_ray.evaluation.inference.View`)."""
+    """How frames became the encoder's square (`View`)."""
     has_untrained: bool
     """Whether the rows hold the embeddings of the same encoder before its training, too."""
 

@@ -33,10 +33,11 @@ from carl_ray.evaluation.embeddings import (
     EmbeddedVideo,
     Origin,
     Precision,
+    View,
     finished_videos,
     write_part,
 )
-from carl_ray.evaluation.inference import VideoEmbedder, View, untrained_encoder
+from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.training.checkpoint import checkpoint_at, load_encoder
 from carl_ray.training.run_log import BAD_VIDEOS, read_log

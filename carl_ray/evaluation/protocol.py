@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -24,30 +24,10 @@ from carl_ray.evaluation.alignment import alignment_error
 from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
 from carl_ray.evaluation.kendall import kendalls_tau
+from carl_ray.evaluation.metrics import FINEGYM_METRICS, PHASE_METRICS, VARIANTS, Protocol
 from carl_ray.evaluation.probes import linear_probe, phase_classification, phase_progression
 from carl_ray.evaluation.results import Interval, PairMean, RatioOfSums, Result, bootstrap
 from carl_ray.evaluation.retrieval import average_precisions
-
-Protocol = Literal["phases", "finegym"]
-"""`phases`: phase classification, progression, tau, AP@K, alignment error, by action. `finegym`: the linear probe
-over the classes of all videos together."""
-
-VARIANTS = ("trained", "untrained", "positions", "chance")
-"""The encoder and its controls, as metrics.json names them."""
-
-PHASE_METRICS = (
-    "phase_classification_10",
-    "phase_classification_50",
-    "phase_classification",
-    "phase_progression",
-    "kendalls_tau",
-    "average_precision_at_5",
-    "average_precision_at_10",
-    "average_precision_at_15",
-    "alignment_error",
-)
-FINEGYM_METRICS = ("linear_probe_10", "linear_probe_50", "linear_probe")
-LOWER_IS_BETTER = frozenset({"alignment_error"})
 
 _NUM_DRAWS = 1000
 _LEVEL = 0.95
@@ -55,17 +35,6 @@ _FRACTIONS = {"_10": 0.1, "_50": 0.5, "": 1.0}
 _NEIGHBOURS = (5, 10, 15)
 
 _Frames = list[np.ndarray]
-
-
-def protocol_of(preset: str) -> Protocol:
-    """The protocol that the paper evaluates a preset's data with."""
-    return "finegym" if preset.startswith("finegym") else "phases"
-
-
-def stride_of(preset: str) -> int:
-    """Every how many frames tau, AP@K and the alignment error look at (SPEC section 5), by preset."""
-    penn_action = {"penn_action": 2, "kinetics400": 2, "kinetics400_to_penn_action": 2}
-    return {**penn_action, "pouring": 5}.get(preset, 1)
 
 
 def evaluate(

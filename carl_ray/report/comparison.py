@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from carl_ray.evaluation.protocol import VARIANTS
+from carl_ray.evaluation.metrics import VARIANTS
 from carl_ray.report.tables import metric_rows, paper_numbers
 
 

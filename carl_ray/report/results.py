@@ -9,7 +9,8 @@ from typing import Any
 from carl_ray import storage
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import Origin, read_embeddings, read_origin
-from carl_ray.evaluation.protocol import VARIANTS, Protocol, evaluate, protocol_of, stride_of
+from carl_ray.evaluation.metrics import VARIANTS, Protocol, protocol_of, stride_of
+from carl_ray.evaluation.protocol import evaluate
 from carl_ray.report.page import write_report
 from carl_ray.training.checkpoint import CHECKPOINTS
 from carl_ray.training.run_log import BAD_VIDEOS, read_log

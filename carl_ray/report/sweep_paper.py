@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import stats
 
-from carl_ray.evaluation.protocol import LOWER_IS_BETTER
+from carl_ray.evaluation.metrics import LOWER_IS_BETTER
 from carl_ray.report import tables
 from carl_ray.report.sweep_trials import count_text, difference, score_cells
 

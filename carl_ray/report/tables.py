@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from carl_ray.evaluation.protocol import LOWER_IS_BETTER, VARIANTS
+from carl_ray.evaluation.metrics import LOWER_IS_BETTER, VARIANTS
 
 Verdict = Literal["better", "worse", "overlap", "unknown"]
 

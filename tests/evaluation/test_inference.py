@@ -15,8 +15,8 @@ from carl_ray.data.decode import read_frames
 from carl_ray.data.guard import FrameReader
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation import inference
-from carl_ray.evaluation.inference import VideoEmbedder, default_run, untrained_encoder
-from carl_ray.training.checkpoint import checkpoint_at, load_encoder
+from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
+from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
 from carl_ray.training.step import initial_model
 
 CPU = torch.device("cpu")
