@@ -16,11 +16,11 @@ import signal
 import typing
 
 from carl_ray import storage
-from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.embeddings import Precision, View
+from carl_ray.evaluation.embeddings import Precision, View, missing_videos, origin_of
 from carl_ray.options import OptionParser
 from carl_ray.training.checkpoint import checkpoint_at, default_run
+from carl_ray.training.preparation import check_weights
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -80,17 +80,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> None:
-    # Ray is imported late: help and mistakes on the command line answer at once.
+    # What can be wrong with the command is found before torch is imported and Ray starts.
+    checkpoint = options.checkpoint or default_run("--checkpoint, --manifest and --out")
+    out = options.out or storage.join(checkpoint, "embeddings")
+    found = checkpoint_at(checkpoint)
+    if options.manifest is not None:
+        origin = origin_of(found, options.view, untrained=not options.no_untrained)
+        missing, _ = missing_videos(options.manifest, options.split, out, origin)
+        if missing.num_rows and not options.no_untrained:
+            check_weights(found.config, init_from=False)
     from carl_ray.datasets.embedded import index_embedded
     from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
     from carl_ray.session import connect
 
-    # What can be wrong with the command is found before Ray starts.
-    checkpoint = options.checkpoint or default_run()
-    checkpoint_at(checkpoint)
-    if options.manifest is not None:
-        read_manifest(options.manifest, ["split"])
-    out = options.out or storage.join(checkpoint, "embeddings")
     with connect():
         # `ray job stop` sends SIGTERM: what is computed is written before the command ends. Ray sets its own handler.
         signal.signal(signal.SIGTERM, signal.default_int_handler)

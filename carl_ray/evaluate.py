@@ -66,7 +66,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     named = [name for name in ("train", "test", "out") if getattr(options, name) is not None]
     if not named:
-        run = default_run()
+        run = default_run("--train, --test and --out")
         options.train = options.test = storage.join(run, "embeddings")
         options.out = storage.join(run, "evaluation")
     elif len(named) < 3:

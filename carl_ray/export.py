@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         options = parser.parse_args(arguments)
         embeddings, out = options.embeddings, options.out
         if embeddings is None and out is None:
-            run = default_run()
+            run = default_run("--embeddings and --out")
             embeddings, out = storage.join(run, "embeddings"), storage.join(run, "localization")
         elif embeddings is None or out is None:
             missing = "--embeddings" if embeddings is None else "--out"

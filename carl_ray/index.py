@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
         options = parser.parse_args(arguments)
         if options.folder is not None and options.out is None:
             raise UserError("--out is missing: where to write the manifest, such as --out manifest.parquet")
+        if options.folder is not None and not storage.exists(options.folder):
+            raise UserError(f"{storage.public_uri(storage.absolute(options.folder))}: no such folder")
         # Ray is imported late: help and mistakes on the command line answer at once.
         from carl_ray.data.scan import index_folder, rejects_uri
         from carl_ray.datasets.embedded import index_embedded

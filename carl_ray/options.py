@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin
@@ -26,15 +27,32 @@ class OptionParser(argparse.ArgumentParser):
         raise UserError(f"{shown}; see {self.prog} --help")
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint ", did you mean X?" for a misspelt name, or nothing where no known one is near."""
-    tail = {candidate.rpartition(".")[2]: candidate for candidate in known}
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not found:
-        found = [
-            tail[m] for m in difflib.get_close_matches(name.rpartition(".")[2], list(tail), n=1, cutoff=0.6)
-        ]
-    return f"; did you mean {found[0]}?" if found else ""
+def print_next(command: str, *words: str) -> None:
+    """Prints the command that usually comes next, as the last line of another one, to be pasted."""
+    print(f"next: {storage.shell_command('python', '-m', f'carl_ray.{command}', *words)}", flush=True)
+
+
+def nearest(name: str, known: Sequence[str], *, files: bool = False) -> str:
+    """A hint "; did you mean X?" for a misspelt name, or nothing where no known one is near.
+
+    Args:
+        name: As it was typed.
+        known: Dotted names, whose last part alone may be meant.
+        files: They are paths of files; suffixes and leading zeros do not count.
+    """
+
+    def whole(text: str) -> str:
+        return re.sub(r"\.\w*$|(?<!\d)0+(?=\d)", "", text) if files else text
+
+    def last(text: str) -> str:
+        return whole(text).rpartition("/" if files else ".")[2]
+
+    for part in (whole, last):
+        candidates = {part(candidate): candidate for candidate in reversed(known)}
+        found = difflib.get_close_matches(part(name), list(candidates), n=1, cutoff=0.6)
+        if found:
+            return f"; did you mean {candidates[found[0]]}?"
+    return ""
 
 
 def field_names() -> dict[str, str]:

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         options = _parse(arguments)
         if options.embeddings is None:
-            options.embeddings = storage.join(default_run(), "embeddings")
+            options.embeddings = storage.join(default_run("--embeddings"), "embeddings")
         # Whatever is wrong with the embeddings shows before a video is embedded for them.
         origin = read_origin(options.embeddings)
         video = _embedded(options.query, options.embeddings)
@@ -112,18 +112,14 @@ def _embedded(query: str | None, embeddings: str) -> EmbeddedVideo | None:
     if not storage.exists(query):
         raise UserError(
             f"{storage.public_uri(query)}: neither the id of one of the {len(known)} videos in "
-            f"{storage.public_uri(embeddings)} nor a file{nearest(query, known)}"
+            f"{storage.public_uri(embeddings)} nor a file{nearest(query, known, files=True)}"
         )
     return None
 
 
 def _embed(uri: str, embeddings: str, checkpoint_uri: str) -> EmbeddedVideo:
     """A video file as the videos in `embeddings` were embedded: same encoder, same view."""
-    import numpy as np
-    import torch
-
     from carl_ray.data.decode import DecodeError, probe_video
-    from carl_ray.evaluation.inference import VideoEmbedder
 
     origin = read_origin(embeddings)
     shown = storage.public_uri(checkpoint_uri)
@@ -138,11 +134,17 @@ def _embed(uri: str, embeddings: str, checkpoint_uri: str) -> EmbeddedVideo:
             f"{shown}: not the model that {storage.public_uri(embeddings)} comes from, which is step "
             f"{origin.step} of {origin.checkpoint}; embeddings of two models do not compare"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         fps = probe_video(uri).fps
     except DecodeError as error:
         raise UserError(f"{storage.public_uri(uri)}: {error}") from None
+    # Imported late: mistakes answer at once.
+    import numpy as np
+    import torch
+
+    from carl_ray.evaluation.inference import VideoEmbedder
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     embedder = VideoEmbedder(
         [load_encoder(checkpoint)], checkpoint.config, device, view=cast(View, origin.view)
     )

@@ -37,16 +37,16 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str]) -> None:
     parsed, overrides = _parse(arguments)
     config, run_dir = _choose(parsed, overrides)
-    # Ray is imported late: help and mistakes on the command line answer at once.
+    # Imported late, the light ones first: help and mistakes answer at once, before torch is imported and Ray starts.
     from carl_ray.datasets.embedded import embedded_manifest, index_embedded
-    from carl_ray.session import connect
-    from carl_ray.training.preparation import check_manifest
-    from carl_ray.training.trainer import train
+    from carl_ray.training.preparation import check_run
 
     # A resumed demo names the manifest that it was begun with.
     embedded = config.preset == "demo" and config.data.manifest in (None, embedded_manifest())
-    if not embedded:
-        check_manifest(config)
+    check_run(config, run_dir, resume=parsed.resume, manifest=not embedded)
+    from carl_ray.session import connect
+    from carl_ray.training.trainer import train
+
     with connect(_local_cpus(config)):
         if embedded:
             manifest_uri, manifest, _ = index_embedded()

@@ -186,9 +186,8 @@ def test_a_step_is_measured_with_a_workers_part(
     video = make_video(tmp_path / "video.mp4", 40)
     _, pairs = sizing.measure_video(str(video), 40, config, 1, lambda seconds: None)
     trained: list[int] = []
-    step = sizing.TrainingStep
 
-    class Watched(step):  # type: ignore[misc, valid-type]
+    class Watched(step.TrainingStep):  # type: ignore[misc, valid-type]
         def train(self, batch, number):  # type: ignore[no-untyped-def]
             report = super().train(batch, number)
             trained.append(report.num_videos)

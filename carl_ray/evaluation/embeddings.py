@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from carl_ray import storage
-from carl_ray.data.manifest import LABEL_COLUMNS, attach_labels, refuse_pickles, write_table
+from carl_ray.data.manifest import LABEL_COLUMNS, attach_labels, read_manifest, refuse_pickles, write_table
 from carl_ray.data.manifest import SCHEMA as MANIFEST_SCHEMA
 from carl_ray.errors import RunError, UserError
+from carl_ray.training.checkpoint import Checkpoint
 
 Precision = Literal["float16", "float32"]
 View = Literal["resized", "central"]
@@ -32,6 +33,7 @@ square of the frames as they are, which is what the released code's FineGym test
 _ORIGIN = b"carl_ray.origin"
 _PREFIX, _SUFFIX = "part-", ".parquet"
 _ROWS_AT_A_TIME = 64
+_COLUMNS = ["video_id", "uri", "content_hash", "num_frames", "frame_step", "fps", *LABEL_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,43 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
     table = pa.table(columns).replace_schema_metadata({_ORIGIN: json.dumps(asdict(origin))})
     numbers = [int(name[len(_PREFIX) : -len(_SUFFIX)]) for name in _parts(folder)]
     write_table(table, storage.join(folder, f"{_PREFIX}{max(numbers, default=-1) + 1:05d}{_SUFFIX}"))
+
+
+def origin_of(checkpoint: Checkpoint, view: View, *, untrained: bool) -> Origin:
+    """The origin of what a checkpoint embeds."""
+    model = checkpoint.config.model
+    return Origin(
+        checkpoint=storage.public_uri(checkpoint.uri),
+        model_sha256=checkpoint.hashes["model.pt"],
+        preset=checkpoint.config.preset,
+        step=checkpoint.progress.step,
+        num_frames=model.num_frames,
+        position_width=model.width,
+        view=view,
+        has_untrained=untrained,
+    )
+
+
+def missing_videos(
+    manifest_uri: str, splits: Sequence[str] | None, out: str, origin: Origin
+) -> tuple[pa.Table, int]:
+    """Rows of the manifest that a folder of embeddings lacks, and how many it holds.
+
+    Raises:
+        UserError: as `read_manifest` and `finished_videos`, or the manifest has no videos of these splits.
+        RunError: the store refuses or fails.
+    """
+    if splits is None:
+        table = read_manifest(manifest_uri, _COLUMNS)
+    else:
+        table = pa.concat_tables([read_manifest(manifest_uri, _COLUMNS, split=split) for split in splits])
+    if table.num_rows == 0:
+        where = f" of the split {' or '.join(splits)}" if splits else ""
+        raise UserError(f"{storage.public_uri(manifest_uri)}: it has no videos{where}")
+    finished = finished_videos(out, origin, table)
+    video_ids = table.column("video_id").to_pylist()
+    missing = table.filter(pa.array([video_id not in finished for video_id in video_ids]))
+    return missing, table.num_rows - missing.num_rows
 
 
 def finished_videos(folder: str, origin: Origin, videos: pa.Table) -> set[str]:
@@ -235,7 +274,7 @@ def _parts(folder: str) -> list[str]:
 
 def _files(uri: str) -> list[str]:
     """The part, or the parts of the folder."""
-    shown = storage.public_uri(uri)
+    shown = storage.public_uri(storage.absolute(uri))
     if not storage.exists(uri):
         raise UserError(f"{shown}: no embeddings there; make them with `python -m carl_ray.embed --out …`")
     if storage.is_file(uri):

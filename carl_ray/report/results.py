@@ -10,8 +10,6 @@ from carl_ray import storage
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import Origin, read_embeddings, read_origin
 from carl_ray.evaluation.metrics import VARIANTS, Protocol, protocol_of, stride_of
-from carl_ray.evaluation.protocol import evaluate
-from carl_ray.report.page import write_report
 from carl_ray.training.checkpoint import CHECKPOINTS
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
@@ -65,6 +63,10 @@ def write_results(
             )
     else:
         train, test = read_embeddings(train_uri), read_embeddings(test_uri)
+    # Imported late: mistakes answer at once.
+    from carl_ray.evaluation.protocol import evaluate
+    from carl_ray.report.page import write_report
+
     document = evaluate(
         train,
         test,

@@ -182,13 +182,17 @@ def checkpoint_at(uri: str) -> Checkpoint:
     checkpoint = latest_checkpoint(uri)
     if checkpoint is None:
         raise UserError(
-            f"{storage.public_uri(uri)}: expected a run folder with a checkpoint, or one of its checkpoints"
+            f"{storage.public_uri(storage.absolute(uri))}: expected a run folder with a checkpoint, or one of its "
+            "checkpoints"
         )
     return checkpoint
 
 
-def default_run() -> str:
-    """The newest run of the demo on this machine, where no checkpoint is named.
+def default_run(instead: str) -> str:
+    """The newest run of the demo on this machine.
+
+    Args:
+        instead: Options of the command that say what to work on, for the message where there is none.
 
     Raises:
         UserError: there is none.
@@ -198,7 +202,7 @@ def default_run() -> str:
         if name.startswith("demo-") and latest_checkpoint(str(runs / name)) is not None:
             return str(runs / name)
     raise UserError(
-        f"{runs}: no trained demo there; train one with `python -m carl_ray.train`, or name --checkpoint"
+        f"{runs}: no trained demo there; train one with `python -m carl_ray.train`, or give {instead}"
     )
 
 

@@ -1,6 +1,7 @@
 """What is found out before a run starts: its videos, where it goes on, whether the cluster and the folder will do.
 
-Whatever can be wrong with a command is found here, before anything is written or any worker started.
+Whatever can be wrong with a command is found here, before anything is written or any worker started: what needs no
+cluster by `check_run`, before Ray starts. Ray, torch and torchvision are imported lazily, so that it answers at once.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ import math
 import os
 import sys
 import time
+import urllib.error
+import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from carl_ray import config as configuration
 from carl_ray import storage
-from carl_ray.config import Config
-from carl_ray.data.manifest import read_manifest
+from carl_ray.config import Config, ModelConfig
+from carl_ray.data.manifest import STREAM_COLUMNS, read_manifest
 from carl_ray.data.plan import (
     PairedPlan,
     Plan,
@@ -29,10 +30,18 @@ from carl_ray.data.plan import (
     training_plan,
     validation_plan,
 )
-from carl_ray.data.stream import MANIFEST_COLUMNS
-from carl_ray.errors import UserError
-from carl_ray.training.checkpoint import CONFIG, Checkpoint, latest_checkpoint, load_model
-from carl_ray.training.step import TrainedModel
+from carl_ray.errors import RunError, UserError
+from carl_ray.training.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    checkpoint_at,
+    initial_weights,
+    latest_checkpoint,
+    load_model,
+)
+
+_IMAGENET_HOST = "https://download.pytorch.org"
+_SECONDS_TO_ANSWER = 10.0
 
 
 @dataclass(frozen=True)
@@ -43,9 +52,81 @@ class Videos:
     validation: pa.Table | None
 
 
-def check_manifest(config: Config) -> None:
-    """Raises `UserError` where the run names no manifest, or one that is not there; cheap, before Ray starts."""
-    read_manifest(_manifest_uri(config), ["split"])
+def check_run(config: Config, run_dir: str, *, resume: bool = False, manifest: bool = True) -> None:
+    """Check whatever can be wrong with a run and needs no cluster: the cheapest first, before Ray starts.
+
+    Args:
+        config: The run.
+        run_dir: URI of the run folder.
+        resume: Whether the folder may hold a run already.
+        manifest: Whether the manifest should be there by now.
+
+    Raises:
+        UserError: a URI holds credentials, the manifest or its labels will not do, the folder holds a run (without
+            `resume`) or another one than this, or the weights to begin with are not there or do not fit.
+        RunError: weights could not be fetched, or a store failed.
+    """
+    refuse_secrets(
+        {"--run-dir": run_dir, "data.manifest": config.data.manifest, "model.weights": config.model.weights}
+        | {"model.init_from": config.model.init_from}
+    )
+    saved = _begun(run_dir, resume=resume)
+    if saved is None:
+        find_weights(config)
+    if manifest:
+        config, _ = read_videos(config)
+    if saved is None:
+        check_weights(config)
+    else:
+        _check_same_run(saved, config, run_dir)
+
+
+def check_weights(config: Config, *, init_from: bool = True) -> None:
+    """Check that the weights that a run begins with can be had, and that they fit, by loading them.
+
+    Args:
+        config: The run.
+        init_from: Whether `model.init_from` replaces the weights of the backbone.
+
+    Raises:
+        UserError: the file is not there, or does not fit.
+        RunError: it could not be fetched.
+    """
+    find_weights(config, init_from=init_from)
+    model = config.model
+    if init_from and model.init_from is not None:
+        initial_weights(config, model.init_from)
+    elif model.weights != "random":
+        from carl_ray.model.backbone import build_backbone, load_backbone_weights
+
+        load_backbone_weights(build_backbone(model), model)
+
+
+def find_weights(config: Config, *, init_from: bool = True) -> None:
+    """Check that these weights are there, without torch; arguments and errors as `check_weights`."""
+    model = config.model
+    if init_from and model.init_from is not None:
+        checkpoint_at(model.init_from)
+    elif model.weights == "imagenet":
+        _find_imagenet(model)
+    elif model.weights != "random" and not storage.is_file(model.weights):
+        raise UserError(f"model.weights: {storage.public_uri(storage.absolute(model.weights))}: no such file")
+
+
+def _find_imagenet(model: ModelConfig) -> None:
+    """Raises `RunError` where torchvision's weights are neither in torch's cache nor within reach."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
+    if any(Path(home, "hub", "checkpoints").expanduser().glob(f"{model.backbone}-*.pth")):
+        return
+    try:
+        urllib.request.urlopen(_IMAGENET_HOST, timeout=_SECONDS_TO_ANSWER).close()
+    except urllib.error.HTTPError:
+        return  # An answer of any kind.
+    except OSError as error:
+        raise RunError(
+            f"could not reach {_IMAGENET_HOST} for torchvision's ImageNet weights ({' '.join(str(error).split())}); "
+            "use --model.weights random, or --model.weights with the path or URI of a file that has them"
+        ) from None
 
 
 def read_videos(config: Config) -> tuple[Config, Videos]:
@@ -59,7 +140,7 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
             objective needs are missing.
     """
     uri = _manifest_uri(config)
-    columns = list(MANIFEST_COLUMNS)
+    columns = list(STREAM_COLUMNS)
     supervised = config.objective.name == "supervised"
     if supervised or config.objective.paired or config.data.train_fraction < 1:
         columns.append("label")
@@ -187,13 +268,8 @@ def find_checkpoint(config: Config, videos: str, run_dir: str, *, resume: bool) 
         UserError: the folder holds a run and `resume` is false, or holds another run than this one.
         RunError: the folder cannot be read.
     """
-    saved = saved_config(run_dir)
+    saved = _begun(run_dir, resume=resume)
     if saved is not None:
-        if not resume:
-            raise UserError(
-                f"{storage.public_uri(run_dir)} already holds a run: --resume continues it, another --run-dir "
-                "starts anew"
-            )
         _check_same_run(saved, config, run_dir)
     checkpoint = latest_checkpoint(run_dir) if resume else None
     if checkpoint is not None:
@@ -202,6 +278,8 @@ def find_checkpoint(config: Config, videos: str, run_dir: str, *, resume: bool) 
                 f"{storage.public_uri(run_dir)} was begun with other training videos than the manifest has now: the "
                 "plan would be another one; restore that manifest, or start another run"
             )
+        from carl_ray.training.step import TrainedModel
+
         # On the driver, so that a misfit is one clear line before any worker starts.
         load_model(checkpoint, TrainedModel(config))
     return checkpoint
@@ -221,6 +299,16 @@ def with_saved_precision(config: Config, run_dir: str) -> Config:
     if saved is None:
         return config
     return replace(config, training=replace(config.training, precision=saved.training.precision))
+
+
+def _begun(run_dir: str, *, resume: bool) -> Config | None:
+    """The config of the run in a folder, or none; raises `UserError` where there is one and `resume` is false."""
+    saved = saved_config(run_dir)
+    if saved is not None and not resume:
+        raise UserError(
+            f"{storage.public_uri(run_dir)} already holds a run: --resume continues it, another --run-dir starts anew"
+        )
+    return saved
 
 
 def _check_same_run(saved: Config, config: Config, run_dir: str) -> None:
@@ -292,25 +380,18 @@ def check_videos_shared(videos: pa.Table) -> None:
 
 
 def _nodes() -> list[str]:
+    import ray
+
     return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
 
 
 def _all_nodes_see(uri: str) -> bool:
-    return all(
-        ray.get(
-            [
-                _is_there.options(
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-                ).remote(uri)
-                for node in _nodes()
-            ]
-        )
-    )
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-
-@ray.remote(num_cpus=0)
-def _is_there(uri: str) -> bool:
-    return storage.exists(uri)
+    is_there = ray.remote(num_cpus=0)(storage.exists)
+    everywhere = [NodeAffinitySchedulingStrategy(node, soft=False) for node in _nodes()]
+    return all(ray.get([is_there.options(scheduling_strategy=node).remote(uri) for node in everywhere]))
 
 
 def explain_resources(config: Config) -> None:
@@ -319,6 +400,8 @@ def explain_resources(config: Config) -> None:
     Raises:
         UserError: it is a cluster of this machine alone, which cannot grow.
     """
+    import ray
+
     cluster = config.cluster
     there = ray.cluster_resources()
     cpus = cluster.min_workers * cluster.worker_cpus + cluster.decode_cpus
