@@ -174,13 +174,7 @@ def _default_num_trials(space: str, base: Config, search: str) -> int | None:
 def _run(command: _Command) -> None:
     # Imported late, the light ones first: help and mistakes answer at once, before torch is imported and Ray starts.
     from carl_ray.datasets.embedded import embedded_manifest, index_embedded
-    from carl_ray.training.preparation import (
-        check_shared,
-        check_weights,
-        find_weights,
-        read_videos,
-        refuse_secrets,
-    )
+    from carl_ray.training.preparation import check_shared, check_weights, read_videos, refuse_secrets
 
     embedded = command.base.preset == "demo" and command.base.data.manifest is None
     folder = storage.absolute(command.folder)
@@ -190,7 +184,6 @@ def _run(command: _Command) -> None:
     if embedded:
         base = replace(base, data=replace(base.data, manifest=embedded_manifest()))
     else:
-        find_weights(base)
         read_videos(base)
     base = _from_any_folder(base)
     check_weights(base)

@@ -260,8 +260,6 @@ def initial_weights(config: Config, uri: str) -> InitialWeights:
         UserError: there is no checkpoint, or its encoder is not this config's.
         RunError: a file is damaged, or holds more than tensors.
     """
-    from carl_ray.training.step import initial_model
-
     checkpoint = checkpoint_at(uri)
     for name in _NOT_IN_SHAPES:
         theirs, ours = getattr(checkpoint.config.model, name), getattr(config.model, name)
@@ -270,6 +268,8 @@ def initial_weights(config: Config, uri: str) -> InitialWeights:
                 f"model.init_from: {storage.public_uri(checkpoint.uri)}: its encoder is another: model.{name} is "
                 f"{theirs!r} there, here {ours!r}; use the --model options that it was trained with"
             )
+    from carl_ray.training.step import initial_model
+
     found = _tensors(checkpoint)
     expected = {name: tuple(value.shape) for name, value in initial_model(config).state_dict().items()}
     fitting = {name: value for name, value in found.items() if expected.get(name) == tuple(value.shape)}

@@ -34,7 +34,6 @@ from carl_ray.errors import RunError, UserError
 from carl_ray.training.checkpoint import (
     CONFIG,
     Checkpoint,
-    checkpoint_at,
     initial_weights,
     latest_checkpoint,
     load_model,
@@ -71,8 +70,6 @@ def check_run(config: Config, run_dir: str, *, resume: bool = False, manifest: b
         | {"model.init_from": config.model.init_from}
     )
     saved = _begun(run_dir, resume=resume)
-    if saved is None:
-        find_weights(config)
     if manifest:
         config, _ = read_videos(config)
     if saved is None:
@@ -92,25 +89,20 @@ def check_weights(config: Config, *, init_from: bool = True) -> None:
         UserError: the file is not there, or does not fit.
         RunError: it could not be fetched.
     """
-    find_weights(config, init_from=init_from)
     model = config.model
     if init_from and model.init_from is not None:
         initial_weights(config, model.init_from)
-    elif model.weights != "random":
-        from carl_ray.model.backbone import build_backbone, load_backbone_weights
-
-        load_backbone_weights(build_backbone(model), model)
-
-
-def find_weights(config: Config, *, init_from: bool = True) -> None:
-    """Check that these weights are there, without torch; arguments and errors as `check_weights`."""
-    model = config.model
-    if init_from and model.init_from is not None:
-        checkpoint_at(model.init_from)
-    elif model.weights == "imagenet":
+        return
+    if model.weights == "random":
+        return
+    # What can be found out without torch comes first.
+    if model.weights == "imagenet":
         _find_imagenet(model)
-    elif model.weights != "random" and not storage.is_file(model.weights):
+    elif not storage.is_file(model.weights):
         raise UserError(f"model.weights: {storage.public_uri(storage.absolute(model.weights))}: no such file")
+    from carl_ray.model.backbone import build_backbone, load_backbone_weights
+
+    load_backbone_weights(build_backbone(model), model)
 
 
 def _find_imagenet(model: ModelConfig) -> None:
