@@ -1,4 +1,4 @@
-"""Trains a frame-level video encoder with the sequence contrastive loss.
+"""Trains a frame-level video encoder, by default with the sequence contrastive loss.
 
     python -m carl_ray.train
     python -m carl_ray.train penn_action --data.manifest s3://bucket/manifest.parquet --run-dir s3://bucket/run

@@ -24,6 +24,10 @@ PHASE_METRICS = (
 )
 FINEGYM_METRICS = ("linear_probe_10", "linear_probe_50", "linear_probe")
 LOWER_IS_BETTER = frozenset({"alignment_error"})
+NEEDS_ONE_ORDER = frozenset({"phase_progression", "kendalls_tau", "alignment_error"})
+"""Metrics that mean something only where no phase of a video comes back."""
+LABEL_FRACTIONS = {"_10": 0.1, "_50": 0.5, "": 1.0}
+"""Shares of the labelled training videos that probes are fitted to, by the suffix of the metric's name."""
 
 
 def protocol_of(preset: str) -> Protocol:

@@ -134,7 +134,7 @@ def label_free_line(document: Mapping[str, Any]) -> str:
     if found is None:
         return "The score that needs no labels could not be held against the labelled one here."
     name, trials = found["name"].replace("_", " "), count_text(found["num_trials"], "trial")
-    labelled = tables.title_of(found["against"], whole=True).lower()
+    labelled = tables.title_of(found["against"], whole=True)
     if found["num_trials"] < found["least_trials"]:
         return (
             f"The score that needs no labels ({name}): {trials} done are too few for a rank correlation with "

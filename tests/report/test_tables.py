@@ -63,7 +63,7 @@ def test_rows_hold_the_numbers() -> None:
         "positions": ("30.0", "20.0 to 40.0", "better"),
         "chance": ("undefined", "", "unknown"),
     }
-    assert (row.title, row.paper) == ("Phase classification, accuracy (%)", "93.07")
+    assert (row.title, row.paper) == ("phase classification (%)", "93.07")
 
 
 def test_only_the_alignment_error_is_better_when_lower() -> None:
@@ -120,8 +120,8 @@ def test_what_was_left_out() -> None:
         "chance": {},
     }
     assert left_out_lines(metrics) == [
-        "Phase classification probe fitted to 10 % of the videos: 1,234 videos without labels",
-        "Kendall’s tau: 4 (trained), 0 (positions) undefined pairs",
+        "phase classification, 10 % of the labels: 1,234 videos without labels",
+        "Kendall's tau: 4 (trained), 0 (positions) undefined pairs",
     ]
 
 
