@@ -18,7 +18,7 @@ import typing
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import Precision, View, missing_videos, origin_of
-from carl_ray.options import OptionParser
+from carl_ray.options import OptionParser, print_next
 from carl_ray.training.checkpoint import checkpoint_at, default_run
 from carl_ray.training.preparation import check_weights
 
@@ -112,6 +112,8 @@ def _run(options: argparse.Namespace) -> None:
     if result.bad_videos:
         print(f"not readable:    {len(result.bad_videos)}, listed in bad_videos.jsonl beside the embeddings")
     print(f"embeddings:      {storage.public_uri(out)}")
+    results = storage.join(storage.parent(storage.absolute(out)), "evaluation")
+    print_next("evaluate", "--train", out, "--test", out, "--out", results)
 
 
 if __name__ == "__main__":

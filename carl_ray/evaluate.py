@@ -15,7 +15,7 @@ import typing
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.metrics import Protocol
-from carl_ray.options import OptionParser
+from carl_ray.options import OptionParser, print_next
 from carl_ray.training.checkpoint import default_run
 
 
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(table(document))
         print(f"metrics: {storage.public_uri(storage.join(options.out, METRICS_FILE))}")
         print(f"report:  {storage.public_uri(storage.join(options.out, REPORT_FILE))}")
+        print_next("retrieve", "--embeddings", options.test, "--out", "sheet.png")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -20,7 +20,7 @@ import typing
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.localization import Format, export_features
-from carl_ray.options import OptionParser
+from carl_ray.options import OptionParser, print_next
 from carl_ray.training.checkpoint import default_run
 
 
@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"videos written: {result.num_written}")
         print(f"there before:   {result.num_kept}")
         print(f"features:       {storage.public_uri(out)}")
+        print_next("retrieve", "--embeddings", embeddings, "--out", "sheet.png")
 
 
 class _Progress:

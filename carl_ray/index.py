@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import OptionParser
+from carl_ray.options import OptionParser, print_next
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(_summary(manifest, rejects, out))
         if manifest.num_rows == 0:
             raise RunError(f"none of {rejects.num_rows} videos can be decoded; reasons in {rejects_uri(out)}")
+        preset = "demo" if options.folder is None else "penn_action"
+        print_next("train", preset, "--data.manifest", out)
 
 
 def _summary(manifest: pa.Table, rejects: pa.Table, out: str) -> str:

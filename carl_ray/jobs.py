@@ -21,7 +21,6 @@ import json
 import logging
 import os
 import runpy
-import shlex
 import sys
 import tempfile
 import time
@@ -44,7 +43,7 @@ from carl_ray.chains.chain import (
     write_done,
 )
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import OptionParser
+from carl_ray.options import OptionParser, print_next
 
 _MOST_PACKAGE_BYTES = 100 * 2**20
 """Of the code that is sent, zipped: Ray's dashboard takes no longer request."""
@@ -159,10 +158,7 @@ def _run(options: argparse.Namespace) -> None:
             if options.wait:
                 _wait(client, outline)
             else:
-                print(
-                    f"python -m carl_ray.jobs status {shlex.quote(storage.public_uri(options.chain))} "
-                    f"--folder {shlex.quote(options.folder)}"
-                )
+                print_next("jobs", "status", options.chain, "--folder", options.folder)
         case "status":
             from carl_ray.chains.runner import chain_state
 

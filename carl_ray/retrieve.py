@@ -18,7 +18,7 @@ from typing import cast
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import EmbeddedVideo, View, iterate_embeddings, read_origin
-from carl_ray.options import OptionParser, nearest
+from carl_ray.options import OptionParser, nearest, print_next
 from carl_ray.report.neighbours import FoundFrame, found_frame, nearest_frames, printable
 from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
 
@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
             storage.write_bytes(options.out, sheet.content)
             print(f"picture: {storage.public_uri(options.out)}")
+        print_next("align", query.uri, found[0].uri, "--checkpoint", options.checkpoint or origin.checkpoint)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -136,6 +136,14 @@ def _run(parsed: argparse.Namespace, config: Config) -> None:
         print(_line("GPU memory", f"{_gib(peak)} at the peak, of {_gib(there)}"))
     print(f"\n{_nodes_text(rates, node, config, worker)}")
     print(f"\n{_schedule_text(rates, node, config, num_videos, parsed.data_node_price)}")
+    manifest = config.data.manifest or "manifest.parquet"
+    if parsed.video is None:
+        options.print_next("train", config.preset)
+    elif config.data.manifest is None:
+        options.print_next("index", storage.parent(storage.absolute(video)), "--out", manifest)
+    else:
+        workers = ("--cluster.use_gpu", "true", "--cluster.num_workers", str(parsed.gpus))
+        options.print_next("train", config.preset, "--data.manifest", manifest, *workers)
 
 
 def _count_videos(parsed: argparse.Namespace, config: Config) -> int | None:

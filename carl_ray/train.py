@@ -63,6 +63,12 @@ def _run(arguments: list[str]) -> None:
                 f"--resume --run-dir {storage.public_uri(run_dir)} goes on"
             )
         _print_results(run_dir, outcome.num_steps, time.monotonic() - started)
+        if not embedded:
+            embeddings = storage.join(run_dir, "embeddings")
+            manifest_uri = config.data.manifest or ""
+            options.print_next(
+                "embed", "--checkpoint", run_dir, "--manifest", manifest_uri, "--out", embeddings
+            )
         if embedded:
             # What asked training to stop would be heard by nobody now.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -146,6 +152,7 @@ def _evaluate(run_dir: str, manifest_uri: str) -> None:
     print(table(write_results(embeddings, embeddings, out)))
     print(f"metrics:     {storage.public_uri(storage.join(out, METRICS_FILE))}")
     print(f"report:      {storage.public_uri(storage.join(out, REPORT_FILE))}")
+    options.print_next("retrieve", "--embeddings", embeddings, "--out", "sheet.png")
 
 
 def _local_cpus(config: Config) -> int:

@@ -340,9 +340,7 @@ def _tell(document: dict[str, Any], folder: str) -> None:
     for name in ("results.csv", "results.parquet", "sweep.html", *(["best.json"] if best else [])):
         print(f"{name + ':':<18}{storage.public_uri(storage.join(folder, name))}")
     if best is not None:
-        print(
-            f"train it:     python -m carl_ray.train --config {storage.public_uri(storage.join(folder, 'best.json'))}"
-        )
+        options.print_next("train", "--config", storage.join(folder, "best.json"))
     failed = [trial for trial in document["trials"] if trial["status"] == "failed"]
     if failed:
         raise RunError(

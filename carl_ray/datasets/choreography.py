@@ -46,7 +46,7 @@ from carl_ray.data.randomness import sample_generator
 from carl_ray.datasets.figure import Difficulty, Movement, Pose, both_sides, perform
 from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.machine import available_cores
-from carl_ray.options import OptionParser
+from carl_ray.options import OptionParser, print_next
 
 FRAMES_PER_SECOND = 25
 
@@ -541,6 +541,7 @@ def _run(arguments: list[str] | None) -> None:
         raise UserError(str(error)) from None
     folder = ensure_rendered(folder, config, print_progress, workers=workers)
     print(f"{len(video_ids(config))} videos and their labels are in {folder}")
+    print_next("index", str(folder), "--out", str(folder / "manifest.parquet"))
 
 
 if __name__ == "__main__":

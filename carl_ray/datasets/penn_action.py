@@ -62,7 +62,7 @@ from carl_ray.datasets.conversion import (
     summarize,
 )
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.options import OptionParser
+from carl_ray.options import OptionParser, print_next
 
 NUM_PHASES = {
     "baseball_pitch": 4,
@@ -322,7 +322,9 @@ def main(arguments: list[str] | None = None) -> None:
 
         with connect():
             index_converted(conversion, options.out)
-        print(summarize(conversion, PUBLISHED, storage.join(options.out, "manifest.parquet")))
+        manifest = storage.join(options.out, "manifest.parquet")
+        print(summarize(conversion, PUBLISHED, manifest))
+        print_next("train", "penn_action", "--data.manifest", manifest)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,12 @@
 
     FOLDER/part-00000.parquet, part-00001.parquet, …   each readable alone, or all of them as one table
 
+    embeddings, untrained   H of every frame, and of the encoder before its training
+    timestamps              of every frame: its number times the manifest's `frame_step`
+    seconds                 of every frame: its number by the average frame rate; null where that is unknown, and no
+                            column in parts of earlier versions, which are read all the same
+    video_id, uri, content_hash, split, label, frame_labels, progress, fps   as in the manifest
+
 A part appears whole or not at all, so what is there is finished. Besides the rows, every part says where its
 embeddings come from (`Origin`, JSON in the schema's metadata): parts of different encoders never mix.
 """
@@ -74,7 +80,7 @@ class EmbeddedVideo:
     fps: float | None
     """Frames a second, on average."""
     timestamps: Float[np.ndarray, " frames"]
-    """float64: frame index times the manifest's `frame_step`, as the loss saw them."""
+    """float64: frame index times the manifest's `frame_step`, as the loss saw them; `seconds` has the time."""
     embeddings: Float[np.ndarray, "frames width"]
     """H, not normalised; float32 whatever the file holds."""
     untrained: Float[np.ndarray, "frames width"] | None
@@ -82,6 +88,11 @@ class EmbeddedVideo:
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    @property
+    def seconds(self) -> Float[np.ndarray, " frames"] | None:
+        """float64: seconds from the first frame by the average frame rate; none where that is unknown."""
+        return np.arange(len(self)) / self.fps if self.fps else None
 
 
 def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, precision: Precision) -> None:
@@ -97,6 +108,7 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
         for name in ("video_id", "uri", "content_hash", *LABEL_COLUMNS, "fps")
     }
     columns["timestamps"] = pa.array([video.timestamps for video in videos], pa.list_(pa.float64()))
+    columns["seconds"] = pa.array([video.seconds for video in videos], pa.list_(pa.float64()))
     columns["embeddings"] = _to_lists([video.embeddings for video in videos], precision)
     if origin.has_untrained:
         columns["untrained"] = _to_lists(

@@ -333,5 +333,5 @@ def test_finegym(videos: list[EmbeddedVideo], tmp_path: Path) -> None:
     page = Page(written(tmp_path, videos[:3], metrics))
     rows = {row[0]: row[1:] for row in page.cells}
     assert rows["linear probe (%)"][-1] == "41.75"
-    assert rows["… fitted to 10 % of the videos (%)"][-1] == "33.53"
+    assert rows["linear probe, 10 % of the labels (%)"][-1] == "33.53"
     assert "Kendall" not in page.text
