@@ -110,12 +110,17 @@ def test_what_means_nothing_is_no_win(tmp_path: Path, capsys: pytest.CaptureFixt
         ]
 
     folder = str(tmp_path / "embeddings")
-    write_part(folder, [*repeated("train", 2), *repeated("test", 3)], ORIGIN, "float32")
+    run = tmp_path / "run"
+    origin = replace(ORIGIN, checkpoint=str(run / "checkpoints" / "step-00000002"))
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"objective": {"name": "tcc"}}))
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
+    write_part(folder, [*repeated("train", 2), *repeated("test", 3)], origin, "float32")
     evaluate.main(["--train", folder, "--test", folder, "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     rows = [re.split(r"  +", line) for line in printed.splitlines()]
     named = {row[0]: row for row in rows}
-    for title in ("phase progression (R²)", "Kendall's tau", "alignment error (lower is better)"):
+    for title in ("phase progression (R²)", "Kendall's tau"):
         assert named[title][-1] == "not meaningful: a phase comes back in 3 of the test videos"
     assert named["alignment error (lower is better)"][1] == "undefined (no progress)"
     # One of two videos is 10 % and 50 % of them.
@@ -124,7 +129,11 @@ def test_what_means_nothing_is_no_win(tmp_path: Path, capsys: pytest.CaptureFixt
         "phase classification, 50 % of the labels (%)",
     }
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "phase classification, 10 % of the labels: its row, for it takes the same videos as 50%" in page
+    assert "<dt>Objective</dt><dd><code>tcc</code>" in page
+    assert (
+        "phase classification, 10 % of the labels: no row of its own, for it takes the same videos as 50 %"
+        in page
+    )
 
 
 def test_mistakes_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ _TITLES = {
     "average_precision_at_15": "AP@15 (%)",
     "alignment_error": "alignment error (lower is better)",
 }
+_UNDEFINED = "undefined"
 _NO_SKILL = {"phase_progression": 0.0}
 """Below this, the trained encoder is worse than a constant: no win over any control."""
 LEAST_SHOWN = {"phase_progression": -1.0}
@@ -113,13 +114,17 @@ class Cell:
 
     value: str
     interval: str
-    """Low to high; empty where there is none."""
+    """Low to high, or of what is undefined the column that is missing; empty where there is none."""
     verdict: Verdict
     """Of a control: how the trained encoder compares with it. Of the trained encoder: `better` where it is
     better than every control that there is, otherwise `unknown`."""
 
     def __str__(self) -> str:
-        return f"{self.value} [{self.interval.replace(' to ', ', ')}]" if self.interval else self.value
+        if not self.interval:
+            return self.value
+        if self.value == _UNDEFINED:
+            return f"{self.value} ({self.interval})"
+        return f"{self.value} [{self.interval.replace(' to ', ', ')}]"
 
 
 @dataclass(frozen=True)
@@ -178,15 +183,17 @@ def _same_videos(document: Mapping[str, Any], name: str) -> str:
     fitted = document.get("fitted_videos")
     for suffix, larger in pairwise(LABEL_FRACTIONS):
         if fitted and name in (f"phase_classification{suffix}", f"linear_probe{suffix}"):
-            return f"{LABEL_FRACTIONS[larger]:.0%}" if fitted[suffix] == fitted[larger] else ""
+            return f"{100 * LABEL_FRACTIONS[larger]:g} %" if fitted[suffix] == fitted[larger] else ""
     return ""
 
 
 def _note(name: str, document: Mapping[str, Any]) -> str:
     returning, value = document.get("videos_with_returning_phases"), document["trained"][name]["value"]
+    if value is None:
+        return ""
     if name in NEEDS_ONE_ORDER and returning:
         return f"not meaningful: a phase comes back in {returning:,} of the test videos"
-    if value is not None and value < _NO_SKILL.get(name, -math.inf):
+    if value < _NO_SKILL.get(name, -math.inf):
         return "below 0: worse than predicting the mean"
     return ""
 
@@ -215,7 +222,7 @@ def left_out_lines(document: Mapping[str, Any]) -> list[str]:
     if document.get("not_embedded"):
         lines.append(f"All metrics: {document['not_embedded']:,} videos that could not be embedded")
     lines += [
-        f"{title_of(name, whole=True)}: its row, for it takes the same videos as {share}"
+        f"{title_of(name, whole=True)}: no row of its own, for it takes the same videos as {share}"
         for name in document["trained"]
         if (share := _same_videos(document, name))
     ]
@@ -248,7 +255,7 @@ def _cell(name: str, entry: Mapping[str, Any], verdict: Verdict) -> Cell:
         column = next(
             (column for key, column in _COLUMNS.items() if entry.get("left_out", {}).get(key)), None
         )
-        return Cell("undefined" if column is None else f"undefined (no {column})", "", verdict)
+        return Cell(_UNDEFINED, "" if column is None else f"no {column}", verdict)
     value, low, high = (_text(name, entry[key]) for key in ("value", "low", "high"))
     has_interval = entry["low"] is not None and entry["high"] is not None
     return Cell(value, f"{low} to {high}" if has_interval else "", verdict)
