@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace) -> None:
 
     encoders = {"trained": load_encoder(checkpoint)}
     try:
-        check_weights(checkpoint.config, init_from=False)
+        check_weights(checkpoint.config, init_from=False, instead="the similarities of the trained one alone")
         encoders["untrained"] = untrained_encoder(checkpoint.config)
     except (RunError, UserError) as error:
         print(f"warning: without the untrained encoder: {error}", file=sys.stderr, flush=True)

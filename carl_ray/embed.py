@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace) -> None:
         origin = origin_of(found, options.view, untrained=not options.no_untrained)
         missing, _ = missing_videos(options.manifest, options.split, out, origin)
         if missing.num_rows and not options.no_untrained:
-            check_weights(found.config, init_from=False)
+            check_weights(found.config, init_from=False, instead="--no-untrained, without the control")
     from carl_ray.datasets.embedded import index_embedded
     from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
     from carl_ray.session import connect

@@ -110,10 +110,10 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Config]:
 def _run(parsed: argparse.Namespace, config: Config) -> None:
     num_videos = _count_videos(parsed, config)
     video = parsed.video or _demo_video()
-    # Imported late: help and mistakes on the command line answer at once.
+    timing, pairs = _measure_video(video, config)
+    # Imported late: help and mistakes answer at once.
     import torch
 
-    timing, pairs = _measure_video(video, config)
     share = sizing.share(config.training.global_batch_size, parsed.gpus)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step, worker = None, _GPU

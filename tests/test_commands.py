@@ -114,6 +114,8 @@ def test_an_unknown_option_answers_at_once(command: str, tmp_path: Path) -> None
         ("carl_ray.export", ["--embeddings", "gone", "--out", "o"], f"{ROOT}/gone: no embeddings there"),
         ("carl_ray.compare", ["gone", "--out", "t.md"], "gone/metrics.json: no such file"),
         ("carl_ray.study", ["99"], "unknown table '99'"),
+        ("carl_ray.study", ["13", "--manifest", "gone.parquet"], f"{ROOT}/gone.parquet: no manifest there"),
+        ("carl_ray.sizing", ["gone.mp4", "pouring"], "gone.mp4: expected a video: no such file"),
         ("carl_ray.bench", ["gone"], "gone: no such folder on this machine"),
         ("carl_ray.sizing", ["a.mp4", "pen_action"], "did you mean penn_action?"),
         ("carl_ray.jobs", ["submit", "demo", "--folder", "/f", "--set", "vidoes=/v"], "has no parameter 'vidoes'"),

@@ -41,6 +41,7 @@ from carl_ray.training.checkpoint import (
 
 _IMAGENET_HOST = "https://download.pytorch.org"
 _SECONDS_TO_ANSWER = 10.0
+_OTHER_WEIGHTS = "--model.weights random, or --model.weights with the path or URI of a file that has them"
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,13 @@ def check_run(config: Config, run_dir: str, *, resume: bool = False, manifest: b
         _check_same_run(saved, config, run_dir)
 
 
-def check_weights(config: Config, *, init_from: bool = True) -> None:
+def check_weights(config: Config, *, init_from: bool = True, instead: str = _OTHER_WEIGHTS) -> None:
     """Check that the weights that a run begins with can be had, and that they fit, by loading them.
 
     Args:
         config: The run.
         init_from: Whether `model.init_from` replaces the weights of the backbone.
+        instead: What the command can do without them, for the message.
 
     Raises:
         UserError: the file is not there, or does not fit.
@@ -97,7 +99,7 @@ def check_weights(config: Config, *, init_from: bool = True) -> None:
         return
     # What can be found out without torch comes first.
     if model.weights == "imagenet":
-        _find_imagenet(model)
+        _find_imagenet(model, instead)
     elif not storage.is_file(model.weights):
         raise UserError(f"model.weights: {storage.public_uri(storage.absolute(model.weights))}: no such file")
     from carl_ray.model.backbone import build_backbone, load_backbone_weights
@@ -105,7 +107,7 @@ def check_weights(config: Config, *, init_from: bool = True) -> None:
     load_backbone_weights(build_backbone(model), model)
 
 
-def _find_imagenet(model: ModelConfig) -> None:
+def _find_imagenet(model: ModelConfig, instead: str) -> None:
     """Raises `RunError` where torchvision's weights are neither in torch's cache nor within reach."""
     home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
     if any(Path(home, "hub", "checkpoints").expanduser().glob(f"{model.backbone}-*.pth")):
@@ -117,7 +119,7 @@ def _find_imagenet(model: ModelConfig) -> None:
     except OSError as error:
         raise RunError(
             f"could not reach {_IMAGENET_HOST} for torchvision's ImageNet weights ({' '.join(str(error).split())}); "
-            "use --model.weights random, or --model.weights with the path or URI of a file that has them"
+            f"use {instead}"
         ) from None
 
 
