@@ -71,6 +71,7 @@ def check_run(config: Config, run_dir: str, *, resume: bool = False, manifest: b
         | {"model.init_from": config.model.init_from}
     )
     saved = _begun(run_dir, resume=resume)
+    config = with_saved_precision(config, run_dir)
     if manifest:
         config, _ = read_videos(config)
     if saved is None:
