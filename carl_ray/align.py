@@ -14,8 +14,6 @@ takes the newest demo run; without videos two of the rendered test videos that s
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,13 +116,14 @@ def _pairs(uris: list[str], path: np.ndarray) -> bytes:
     from carl_ray.data.decode import probe_video
 
     rates = [probe_video(uri).fps for uri in uris]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["frame_a", "seconds_a", "frame_b", "seconds_b"])
+    lines = ["frame_a,seconds_a,frame_b,seconds_b"]
     for pair in path.tolist():
-        seconds = [f"{frame / fps:.3f}" if fps else "" for frame, fps in zip(pair, rates, strict=True)]
-        table.writerow([pair[0], seconds[0], pair[1], seconds[1]])
-    return text.getvalue().encode()
+        cells = (
+            f"{frame},{frame / fps:.3f}" if fps else f"{frame},"
+            for frame, fps in zip(pair, rates, strict=True)
+        )
+        lines.append(",".join(cells))
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _similarities(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:

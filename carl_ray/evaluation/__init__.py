@@ -1,34 +1,23 @@
 """The metrics of SPEC section 5: pure functions on lists of arrays, one array a video.
 
-They are imported lazily, since they need torch, SciPy and scikit-learn: a command's help must not wait for these.
+Imported lazily, since they need torch, SciPy and scikit-learn: a command's help must not wait for these.
 """
 
-from __future__ import annotations
-
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from carl_ray.evaluation.alignment import alignment_error
-    from carl_ray.evaluation.kendall import kendalls_tau
-    from carl_ray.evaluation.probes import linear_probe, phase_classification, phase_progression
-    from carl_ray.evaluation.retrieval import average_precision_at_k
-
-__all__ = [
-    "alignment_error",
-    "average_precision_at_k",
-    "kendalls_tau",
-    "linear_probe",
-    "phase_classification",
-    "phase_progression",
-]
+_MODULES = {
+    "alignment_error": "alignment",
+    "average_precision_at_k": "retrieval",
+    "kendalls_tau": "kendall",
+    "linear_probe": "probes",
+    "phase_classification": "probes",
+    "phase_progression": "probes",
+}
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a metric from its module at first use."""
-    if name in __all__:
-        for module in ("alignment", "kendall", "probes", "retrieval"):
-            found = getattr(importlib.import_module(f"{__name__}.{module}"), name, None)
-            if found is not None:
-                return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

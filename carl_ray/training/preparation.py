@@ -81,7 +81,7 @@ def check_run(config: Config, run_dir: str, *, resume: bool = False, manifest: b
 
 
 def check_weights(config: Config, *, init_from: bool = True, instead: str = _OTHER_WEIGHTS) -> None:
-    """Check that the weights that a run begins with can be had, and that they fit, by loading them.
+    """Check that the weights that a run begins with are there and fit, by loading them.
 
     Args:
         config: The run.
@@ -89,8 +89,7 @@ def check_weights(config: Config, *, init_from: bool = True, instead: str = _OTH
         instead: What the command can do without them, for the message.
 
     Raises:
-        UserError: the file is not there, or does not fit.
-        RunError: it could not be fetched.
+        UserError, RunError: as `initial_weights` and `load_backbone_weights`; or the download is out of reach.
     """
     model = config.model
     if init_from and model.init_from is not None:
