@@ -84,11 +84,11 @@ def _run(options: argparse.Namespace) -> None:
     checkpoint = options.checkpoint or default_run("--checkpoint, --manifest and --out")
     out = options.out or storage.join(checkpoint, "embeddings")
     found = checkpoint_at(checkpoint)
-    if options.manifest is not None:
-        origin = origin_of(found, options.view, untrained=not options.no_untrained)
-        missing, _ = missing_videos(options.manifest, options.split, out, origin)
-        if missing.num_rows and not options.no_untrained:
-            check_weights(found.config, init_from=False, instead="--no-untrained, without the control")
+    origin = origin_of(found, options.view, untrained=not options.no_untrained)
+    manifest = options.manifest
+    is_missing = manifest is None or missing_videos(manifest, options.split, out, origin)[0].num_rows
+    if is_missing and not options.no_untrained:
+        check_weights(found.config, init_from=False, instead="--no-untrained, without the control")
     from carl_ray.datasets.embedded import index_embedded
     from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
     from carl_ray.session import connect

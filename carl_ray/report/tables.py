@@ -43,7 +43,8 @@ _COLUMNS = {
     "videos_without_labels": "frame_labels",
     "test_videos_without_labels": "frame_labels of test videos",
     "train_videos_without_labels": "frame_labels of training videos",
-    "test_videos_without_phase": "frame_labels",
+    "test_videos_without_phase": "frame_labels of test videos",
+    "train_videos_without_phase": "frame_labels of training videos",
     "actions_without_training_videos": "training videos",
 }
 """What of the manifest is missing where a metric that left out such things is undefined."""
