@@ -5,12 +5,14 @@
     python -m carl_ray.index
 
 Without arguments the embedded videos are rendered (once) and indexed with their labels. Indexing again reads
-only what is new or has changed. What cannot be decoded goes into `MANIFEST.rejects.parquet`, with the reason.
+only what is new or has changed, and goes on with what was interrupted. What cannot be decoded goes into
+`MANIFEST.rejects.parquet`, with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -50,7 +52,11 @@ def main(arguments: list[str] | None = None) -> None:
                 out, manifest, rejects = index_embedded(options.out, verify=options.verify)
         else:
             out = options.out
+            if not storage.exists(options.folder):  # before Ray starts
+                raise UserError(f"{storage.public_uri(options.folder)}: no such folder")
             with connect():
+                # What is scanned is kept when the command is asked to end. Ray sets its own handler.
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
                 manifest, rejects = index_folder(options.folder, out, verify=options.verify)
         print(_summary(manifest, rejects, out))
         if manifest.num_rows == 0:
@@ -78,11 +84,23 @@ def _summary(manifest: pa.Table, rejects: pa.Table, out: str) -> str:
         f"{(row['duration_sum'] or 0) / 3600:>10.2f}"
         for row in ([*rows, total] if len(rows) > 1 else [total])
     ]
+    read_as = sorted(
+        {
+            (folder, row["split"])
+            for row in manifest.select(["video_id", "split"]).to_pylist()
+            for folder, slash, _ in [row["video_id"].partition("/")]
+            if slash and row["split"] not in (None, folder)
+        }
+    )
+    named = [f"{row['split'] or 'no split (trained on)'} {row['count_all']}" for row in rows]
+    renamed = [f"{folder}/ was read as {split}" for folder, split in read_as]
+    lines.append("; ".join([", ".join(named), *renamed]))
     lines.append(f"rejected: {rejects.num_rows}")
-    lines += [f"  {count:>6} x {reason}" for reason, count in count_reasons(rejects)]
+    lines += [f"  {count:>6} x {reason} ({uri})" for reason, count, uri in count_reasons(rejects)]
     lines.append(f"manifest: {storage.public_uri(out)}")
     lines.append(f"rejects:  {storage.public_uri(rejects_uri(out))}")
-    return "\n".join(lines)
+    # Names come from the folder, and a terminal obeys what is in them.
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
 
 if __name__ == "__main__":

@@ -252,16 +252,20 @@ def _client(address: str | None) -> JobSubmissionClient:
     import ray
     from ray.job_submission import JobSubmissionClient
 
+    from carl_ray.session import reaching
+
     # They tell of every ignore file that they met, and of every connection.
     logging.getLogger("ray._private.runtime_env").setLevel(logging.ERROR)
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+    where = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     try:
-        return JobSubmissionClient()
+        with reaching(where or "auto"):
+            return JobSubmissionClient()
     except ray.exceptions.AuthenticationError:
         hint = "its dashboard wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         hint = f"{' '.join(str(error).split())}; name its dashboard, --address http://HOST:8265"
-    where = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "this machine"
+    where = where or "this machine"
     # An address may hold a password of a proxy, which Ray and its libraries quote.
     shown = storage.public_uri(where)
     raise RunError(f"could not reach the Ray cluster at {shown}: {hint.replace(where, shown)}")

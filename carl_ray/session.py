@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import secrets
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import ray
 
+from carl_ray import storage
 from carl_ray.errors import RunError
 
 # One for all clusters of this process: Ray's client reads it once.
 _TOKEN = secrets.token_hex(32)
+_START_SECONDS = 180.0
+"""For the node of a cluster of our own to start; Ray gives it 30, too few on a busy machine."""
+_CONNECT_SECONDS = 10.0
+_ANSWER_SECONDS = 120.0
+_LONGEST_PARENT = 24
+"""Characters of the folder of Ray's: its sockets have paths of at most 107."""
+_PORTS = {"ray": 10001, "http": 80, "https": 443}
 
 
 @contextmanager
 def connect(num_cpus: int | None = None) -> Iterator[None]:
-    """Joins the cluster that `RAY_ADDRESS` names (Ray Jobs set it), or runs one on this machine for the while.
+    """Join the cluster that `RAY_ADDRESS` names (Ray Jobs set it), or run one on this machine for the while.
 
-    Of a cluster of our own the dashboard listens on the loopback interface, but Ray's other servers (control store,
-    nodes, workers) on all of them, where whoever reaches one could run code. So it wants a token, which is drawn anew
-    for each process and is nowhere but in the environment of its processes; metrics alone are shown without one. An
-    explicit `RAY_AUTH_MODE` is left as it is. For a cluster that is named, it is `disabled` unless set: Ray's default
-    differs between its commands. `local` names none. Where this process is already connected (tests, notebooks), that
-    connection is used and left open.
+    All servers of a cluster of our own (control store, node, workers, dashboard, agents, metrics) listen on the
+    loopback interface alone. Since whoever reaches one could run code, Ray's also want a token, which is drawn anew
+    for each process and is nowhere but in the environment of its processes; the metrics, for users of this machine,
+    want none. Session files are in a temporary folder that only this user may enter; it is deleted at the end, and
+    kept for its logs where Ray failed. Workers have the priority of this process, not Ray's lower one.
+
+    An explicit `RAY_AUTH_MODE` is left as it is. For a cluster that is named, it is `disabled` unless set: Ray's
+    default differs between its commands. `local` names none. Where this process is already connected (tests,
+    notebooks), that connection is used and left open.
 
     Args:
         num_cpus: Logical CPUs of a cluster of our own; none counts those of the machine.
@@ -40,26 +61,58 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS") == "local":
         del os.environ["RAY_ADDRESS"]  # Who asks later whether a cluster was named hears the same.
     address = os.environ.get("RAY_ADDRESS")
+    folder = None if address else _make_folder()
+    is_started = is_kept = False
+    try:
+        _start(address, folder, num_cpus)
+        is_started = True
+        quiet_data()
+        try:
+            yield
+        except ray.exceptions.RayError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise RunError(f"Ray failed: {lines[-1] if lines else type(error).__name__}") from None
+    except RunError as error:
+        # Where Ray was its cause, why may stand in its logs alone.
+        is_kept = not is_started or type(error.__context__).__module__.startswith("ray")
+        if folder and is_kept:
+            raise RunError(f"{error} (Ray's logs: {folder})") from None
+        raise
+    finally:
+        ray.shutdown()
+        if folder and not is_kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_folder() -> str:
+    parent = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="ray-", dir=parent if len(parent) <= _LONGEST_PARENT else "/tmp")
+
+
+def _start(address: str | None, folder: str | None, num_cpus: int | None) -> None:
+    """Join a cluster, or start one with its files in a folder; raise `RunError` for whatever Ray raises."""
+    options: dict[str, Any] = {"address": address or "local"}
     if address:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    elif "RAY_AUTH_MODE" not in os.environ:
-        # Told nothing, Ray asks for a token; without one it would write one into the home folder, which other commands
-        # of Ray then use.
-        os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
-        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    else:
+        if "RAY_AUTH_MODE" not in os.environ:
+            # Told nothing, Ray asks for a token; without one it would write one into the home folder, which other
+            # commands of Ray then use.
+            os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
+            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", f"{_START_SECONDS:.0f}")
+        # Ray lets all users write to the folder that it is given, and to those of its sessions: one below.
+        options |= {"num_cpus": num_cpus, "_node_ip_address": "127.0.0.1", "_temp_dir": f"{folder}/r"}
     try:
-        if address:
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-                _node_ip_address="127.0.0.1",
-            )
-    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
+        with reaching(address) if address else _node_settings():
+            ray.init(**options, logging_level=logging.WARNING, log_to_driver=False)
+    except Exception as error:  # A node that does not start in time is nothing more special.
+        where = (
+            f"the Ray cluster at {storage.public_uri(address)}"
+            if address
+            else "a Ray cluster on this machine"
+        )
         reason = str(error)
         if isinstance(error, ray.exceptions.AuthenticationError):
             reason = (
@@ -67,14 +120,86 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
                 "RAY_AUTH_MODE=disabled where it wants none"
             )
         raise RunError(f"could not start or reach {where}: {reason}") from None
-    quiet_data()
+
+
+@contextmanager
+def reaching(address: str) -> Iterator[None]:
+    """Limit the wait for a cluster: Ray's is silent, and longer than ten minutes.
+
+    The process ends, with one line, where something listens but has not answered within two minutes.
+
+    Args:
+        address: host:port of the head, that of Ray Client (`ray://`) or of the dashboard (`http://`), or `auto`.
+
+    Raises:
+        ConnectionError: nothing listens there.
+    """
+    if address == "auto":
+        from ray._private import services
+
+        address = getattr(services, "canonicalize_bootstrap_address", str)("auto") or ""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    port = parts.port or _PORTS.get(parts.scheme)
+    is_proxied = parts.scheme in getproxies() and not proxy_bypass(parts.hostname or "")
+    if parts.hostname and port and not is_proxied:
+        try:
+            socket.create_connection((parts.hostname, port), _CONNECT_SECONDS).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ConnectionError(f"nothing answers at {parts.hostname}:{port} ({reason})") from None
+
+    def give_up() -> None:
+        print(
+            f"carl_ray: {storage.public_uri(address)} did not answer as a Ray cluster does within "
+            f"{_ANSWER_SECONDS:.0f} s: is it the head's address, and Ray's version there {ray.__version__}?",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # Ray waits in C++, where no exception reaches it.
+
+    timer = threading.Timer(_ANSWER_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
     try:
         yield
-    except ray.exceptions.RayError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise RunError(f"Ray failed: {lines[-1] if lines else type(error).__name__}") from None
     finally:
-        ray.shutdown()
+        timer.cancel()
+
+
+@contextmanager
+def _node_settings() -> Iterator[None]:
+    """Start Ray's node on the loopback interface, and wait for it for longer than 30 s.
+
+    Private, for lack of options (Ray 2.60). An address of the loopback interface that `ray.init` is given is replaced
+    by another one of the machine, and all servers listen on all interfaces, unless Ray may not form clusters, as on
+    macOS. Where Ray has changed, a warning says so.
+    """
+    from ray._private import ray_constants, services
+
+    get_node: Any = getattr(services, "get_node", None)
+    may_cluster = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
+
+    def get_node_patiently(*arguments: Any) -> Any:
+        until = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:  # It has not registered yet.
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+
+    ray_constants.ENABLE_RAY_CLUSTER, services.get_node = False, get_node_patiently
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER, services.get_node = may_cluster, get_node
+    if not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
+        print(
+            f"warning: Ray {ray.__version__} listens on all interfaces of this machine, and its metrics want no token",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def quiet_data() -> None:

@@ -79,7 +79,10 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         bucket, _, path = place.partition("/")
         filesystem, root = persistently(uri, "reach", lambda: _bucket(scheme, bucket, query))
         # Azure's root is empty where the container is in the path.
-        return filesystem, f"{root.rstrip('/')}/{unquote(path)}".strip("/")
+        path = f"{root.rstrip('/')}/{unquote(path)}".strip("/")
+        if "//" in path:
+            raise ValueError("nothing between two slashes of its path")
+        return filesystem, path
     except OSError as error:
         raise storage_error(error, uri, "reach") from None
     except (ArrowException, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -133,6 +134,90 @@ def _make_video(
         content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
         path.write_bytes(content)
     return path
+
+
+def _make_field_pictures(path: Path, num_frames: int, *, fps: int = 25) -> Path:
+    """Writes H.264 whose every field is a picture, and a packet, of its own; frame i shows i as `_make_video` does.
+
+    No encoder at hand makes such: key frames of raw macroblocks (I_PCM), by hand, 64 x 64 pixels.
+    """
+
+    def ue(value: int) -> str:
+        return f"{value + 1:b}".zfill(2 * (value + 1).bit_length() - 1)
+
+    def unit(header: int, bits: str) -> bytes:
+        bits += "1"
+        bits += "0" * (-len(bits) % 8)
+        content = int(bits, 2).to_bytes(len(bits) // 8, "big")
+        assert b"\0\0" not in content  # would need an escape
+        return bytes([0, 0, 0, 1, header]) + content
+
+    # Profile and level; order of output as decoded; 4 x 2 map units; fields are allowed.
+    parameters = unit(
+        0x67, f"{77:08b}{0x40:08b}{30:08b}" + ue(0) + ue(0) + ue(2) + ue(1) + "0" + ue(3) + ue(1) + "00100"
+    )
+    parameters += unit(
+        0x68, ue(0) + ue(0) + "00" + ue(0) + ue(0) + ue(0) + "000" + ue(0) + ue(0) + ue(0) + "100"
+    )
+    units = []
+    for number in range(num_frames):
+        picture = _barcode(number, 64, 64)[:, :, 0]
+        for bottom in (0, 1):
+            field = picture[bottom::2]
+            bits = ue(0) + ue(7) + ue(0) + "0000" + f"1{bottom}"
+            bits += "0" if bottom else ue(number % 2) + "00"
+            bits += ue(0) + ue(1)
+            for y in (0, 16):
+                for x in (0, 16, 32, 48):
+                    bits += ue(25)
+                    bits += "0" * (-len(bits) % 8)
+                    samples = field[y : y + 16, x : x + 16].tobytes() + b"\x80" * 128
+                    bits += f"{int.from_bytes(samples, 'big'):0{8 * len(samples)}b}"
+            units.append((b"" if bottom else parameters) + unit(0x61 if bottom else 0x65, bits))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        av.open(io.BytesIO(b"".join(units)), format="h264") as raw,
+        av.open(str(path), "w") as container,
+    ):
+        stream = container.add_stream_from_template(raw.streams.video[0])
+        for index, content in enumerate(units):
+            packet = av.Packet(content)
+            packet.stream, packet.time_base = stream, Fraction(1, 2 * fps)
+            packet.pts = packet.dts = index
+            packet.duration = 1
+            packet.is_keyframe = index % 2 == 0
+            container.mux(packet)
+    return path
+
+
+def _remux(
+    source: Path, path: Path, *parts: tuple[int, int | None, int], options: dict[str, str] | None = None
+) -> Path:
+    """Copies the packets of a video into another container: of each (start, stop, shift of the times) in turn."""
+    with av.open(str(path), "w", container_options=options or {}) as container:
+        stream = None
+        for start, stop, shift in parts or ((0, None, 0),):
+            with av.open(str(source)) as opened:
+                if stream is None:
+                    stream = container.add_stream_from_template(opened.streams.video[0])
+                packets = [packet for packet in opened.demux(video=0) if packet.size]
+                for packet in packets[start:stop]:
+                    packet.stream = stream
+                    packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                    container.mux(packet)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_field_pictures() -> Callable[..., Path]:
+    """A function that writes a small video of field pictures; see `_make_field_pictures`."""
+    return _make_field_pictures
+
+
+@pytest.fixture(scope="session")
+def remux() -> Callable[..., Path]:
+    """A function that copies packets of a video into another container; see `_remux`."""
+    return _remux
 
 
 @pytest.fixture(scope="session")

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private import ray_constants, services
 from ray.exceptions import AuthenticationError
 
-from carl_ray import session
+from carl_ray import jobs, session
 from carl_ray.errors import RunError
+
+
+@pytest.fixture
+def listening() -> Iterator[str]:
+    """host:port of somebody who takes connections, and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What `ray.init` was called with; nothing of Ray is in the environment."""
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
+    for name in (
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_ADDRESS",
+        "RAY_API_SERVER_ADDRESS",
+        "RAY_worker_niceness",
+    ):
         monkeypatch.setenv(name, "")  # also puts back what the command sets
         monkeypatch.delenv(name)
     calls: list[dict[str, Any]] = []
@@ -30,23 +49,85 @@ def test_local_is_a_cluster_of_our_own(asked: list[dict[str, Any]], monkeypatch:
     with session.connect():
         assert "RAY_ADDRESS" not in os.environ
         assert os.environ["RAY_AUTH_TOKEN"] == session._TOKEN
+        # Ray's default is below whatever else runs on the machine.
+        assert dict(os.environ)["RAY_worker_niceness"] == "0"
     (arguments,) = asked
     assert (arguments["address"], arguments["_node_ip_address"]) == ("local", "127.0.0.1")
 
 
 def test_a_cluster_that_wants_a_token_is_one_line(
-    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    asked: list[dict[str, Any]], listening: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(**arguments: Any) -> None:
         raise AuthenticationError("Token authentication is enabled but no authentication token was found")
 
     monkeypatch.setattr(session.ray, "init", refuse)
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("RAY_ADDRESS", listening)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with pytest.raises(RunError) as failure, session.connect():
         pass
     assert str(failure.value) == (
-        "could not start or reach the Ray cluster at 127.0.0.1:1: Token authentication is enabled but no "
+        f"could not start or reach the Ray cluster at {listening}: Token authentication is enabled but no "
         "authentication token was found: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the token of the cluster, or "
         "RAY_AUTH_MODE=disabled where it wants none"
     )
+
+
+@pytest.mark.parametrize("address", ["{free}", "ray://{free}", "http://{free}", "auto"])
+def test_a_cluster_that_is_not_there_is_said_at_once(
+    address: str, asked: list[dict[str, Any]], free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = f"127.0.0.1:{free_port()}"
+    # As after a head that was killed: its address is still written down.
+    monkeypatch.setattr(services, "get_ray_address_from_environment", lambda *arguments: free)
+    monkeypatch.setenv("RAY_ADDRESS", address.format(free=free))
+    with pytest.raises(RunError, match=rf"nothing answers at [\d.]+:{free[10:]} \(Connection refused\)"):
+        jobs._client(None)
+    if "http" not in address:
+        with pytest.raises(RunError, match=rf"nothing answers at [\d.]+:{free[10:]} \(Connection refused\)$"):
+            session.connect().__enter__()
+        assert not asked
+
+
+def test_who_listens_and_does_not_answer_is_waited_for_a_while(listening: str) -> None:
+    code = (
+        "import time; from carl_ray import session; session._ANSWER_SECONDS = .1\n"
+        f"with session.reaching({listening!r}): time.sleep(600)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"carl_ray: {listening} did not answer as a Ray cluster does")
+
+
+def test_a_start_that_takes_too_long_is_one_line(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(0, 10_000, 40))
+    monkeypatch.setattr(session.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(session.time, "sleep", lambda seconds: None)
+    tries: list[str] = []
+
+    def get_node(*arguments: str) -> None:
+        tries.append(arguments[1])
+        raise RuntimeError("not registered")
+
+    def init(**arguments: Any) -> None:
+        # What Ray's node does: 30 s are too few for it.
+        with pytest.raises(RuntimeError):
+            services.get_node("address", "node")
+        raise Exception("The current node timed out during startup. This could happen")
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    monkeypatch.setattr(session.ray, "init", init)
+    with pytest.raises(RunError) as failure:
+        session.connect().__enter__()
+    reason, _, folder = str(failure.value).partition(" (Ray's logs: ")
+    assert reason == (
+        "could not start or reach a Ray cluster on this machine: The current node timed out during startup. This "
+        "could happen"
+    )
+    assert Path(folder[:-1]).stat().st_mode & 0o777 == 0o700
+    Path(folder[:-1]).rmdir()
+    assert len(tries) > session._START_SECONDS / 40
+    assert services.get_node is get_node and ray_constants.ENABLE_RAY_CLUSTER

@@ -225,7 +225,7 @@ def test_resuming_with_other_videos_is_refused(
     arguments = ["demo", "--data.manifest", manifest, "--run-dir", str(tmp_path), "--resume"]
     status, line = failure(capsys, *arguments)
     assert status == 2
-    assert "was begun with other training videos" in line
+    assert "was begun with other videos than the manifest has now" in line
 
 
 @pytest.mark.slow

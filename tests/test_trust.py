@@ -11,6 +11,7 @@ import pickle
 import re
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -340,11 +341,12 @@ def test_a_checkpoint_names_no_other_files(tmp_path: Path) -> None:
     assert set(open_checkpoint(str(place)).hashes) == {"model.pt", "optimizer.pt"}
 
 
-def test_a_file_whose_name_is_no_text_is_passed_over(tmp_path: Path) -> None:
+def test_a_file_whose_name_is_no_text_is_a_reject(tmp_path: Path) -> None:
     (tmp_path / "b.mp4").write_bytes(b"")
     (tmp_path / os.fsdecode(b"a\xff.mp4")).write_bytes(b"")
-    files, num_others = scan._list_videos(*storage.resolve(str(tmp_path)), str(tmp_path))
-    assert ([file["video_id"] for file in files], num_others) == (["b.mp4"], 1)
+    files, (reject,), num_others = scan._list_videos(*storage.resolve(str(tmp_path)), str(tmp_path))
+    assert ([file["video_id"] for file in files], num_others) == (["b.mp4"], 0)
+    assert reject["uri"] == f"{tmp_path}/a\\xff.mp4" and "not UTF-8" in reject["reason"]
 
 
 def test_an_error_cannot_command_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -487,6 +489,7 @@ def test_a_cluster_of_our_own_wants_a_token(
     monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(session.ray, "init", lambda **arguments: seen.append(dict(os.environ)))
     monkeypatch.setattr(session.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(session, "reaching", lambda address: nullcontext())
     for _ in range(2):
         with session.connect():
             pass

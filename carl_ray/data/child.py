@@ -329,7 +329,7 @@ def _checked(value: Any, want: Any) -> Any:
     elif isinstance(value, str):
         is_sound = value.isprintable()
     else:
-        is_sound = math.isfinite(value) if isinstance(value, float) else 0 <= (value or 0) < 2**31
+        is_sound = math.isfinite(value) if isinstance(value, float) else abs(value or 0) < 2**31
     if not is_sound:
         raise _MalformedError(f"expected {want}, got {str(value)[:80]!r}")
     return value

@@ -1,9 +1,10 @@
 """Exact frames of a video, and what a video is: frame count, size, rotation. No Ray here.
 
 The index of a frame is its place in presentation order among the frames that one full decode from the start
-yields; decoding stops at the first packet that cannot be decoded. Of several video streams the first counts
-(cover pictures do not). Rotations and mirrorings that the file asks for are applied, to the nearest quarter
-turn; non-square pixels are left as they are stored.
+yields; decoding stops at the first packet that cannot be decoded (those before the first key frame are skipped:
+the file may begin inside a group of pictures). Of several video streams the first counts (cover pictures do
+not). Rotations and mirrorings that the file asks for are applied, to the nearest quarter turn; non-square
+pixels are left as they are stored.
 
 How the wanted frames are reached fast and still exactly: one pass over the packets, without decoding,
 collects their timestamps. Where these are complete, unique and in step with the codec (H.264, H.265),
@@ -45,6 +46,7 @@ _WORTH_A_SEEK = 16
 # Of these no video is to blame. FFmpeg has EIO for damage, too.
 _NOT_THE_VIDEOS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
 _CHUNK = 8 << 20  # bytes
+_COUNT_AGAIN = "`carl_ray.index … --verify` counts the frames that decode"
 
 
 class DecodeError(Exception):
@@ -66,9 +68,13 @@ class VideoProbe:
     rotation: int
     """Degrees counter-clockwise, as the file stores it; frames are returned with it applied."""
     duration: float | None
-    """Seconds from the first frame's start to the last one's end."""
+    """Seconds from the first frame's start to the last one's end, without jumps of the timestamps."""
     codec: str
     """FFmpeg's name of the codec, such as `h264`."""
+    verified: bool
+    """Every frame was decoded."""
+    doubtful: bool
+    """The packets do not tell how many frames there are, nor when."""
 
 
 def read_frames(
@@ -159,7 +165,7 @@ def iterate_frames(
             stream = _video_stream(container)
             for frame in _decoded(readable, container, stream, failure):
                 if count == num_frames:
-                    raise DecodeError(f"{num_frames} frames were expected, but more decode")
+                    raise DecodeError(f"{num_frames} frames were expected, but more decode; {_COUNT_AGAIN}")
                 output.put(count % chunk_frames, frame, stream)
                 count += 1
                 if count == num_frames or count % chunk_frames == 0:
@@ -172,41 +178,48 @@ def iterate_frames(
     if count == 0:
         raise DecodeError(_why_nothing_decodes(readable, failure))
     why = f" (decoding stops there: {failure[0]})" if failure else ""
-    raise DecodeError(f"{num_frames} frames were expected, but only {count} decode{why}")
+    raise DecodeError(f"{num_frames} frames were expected, but only {count} decode{why}; {_COUNT_AGAIN}")
 
 
-def probe_video(source: bytes | str, *, verify: bool = False) -> VideoProbe:
+def probe_video(source: bytes | str, *, verify: bool | None = None) -> VideoProbe:
     """What a video is; its first frame is always decoded, so that an unreadable video is never let through.
 
     Args:
         source: The content of a video file, or its path or URI.
-        verify: Decodes every frame and counts those. Otherwise packets are counted, which is wrong for
-            damaged files and for the rare ones whose codec hides frames.
+        verify: True decodes every frame and counts those; False counts packets, which is wrong for damaged and
+            for `doubtful` files, and for the rare ones whose codec hides frames. None decodes doubtful ones.
 
     Raises:
         DecodeError: nothing decodes; the message says why.
         UserError, RunError: a remote file is not there or cannot be read.
     """
     readable = _readable(source)
-    shown = 0
-    timestamps = []
     with _open(readable) as container:
-        stream = _video_stream(container)
-        for packet in _packets(container, stream):
-            if not packet.is_discard:
-                shown += 1
-                timestamps.append(packet.pts)
+        packets = [
+            (packet.pts, packet.dts, packet.is_keyframe, packet.is_discard or packet.is_corrupt)
+            for packet in _packets(container, _video_stream(container))
+        ]
     failure: list[str] = []
     with _open(readable) as container:
         stream = _video_stream(container)
+        # A transport stream may be joined of several, and has no pauses.
+        longest_pause = float((0 if container.format.name == "mpegts" else 10) / (stream.time_base or 1))
         frames = _decoded(readable, container, stream, failure)
         first = next(frames, None)
         if first is None:
             raise DecodeError(_why_nothing_decodes(readable, failure))
-        num_frames = 1 + sum(1 for _ in frames) if verify else shown
+        timestamps = [pts for pts, _, _, _ in packets if pts is not None]
+        # Each field of an interlaced picture may have a packet of its own.
+        doubtful = first.interlaced_frame or _are_doubtful(packets, longest_pause)
+        verified = doubtful if verify is None else verify
         orientation = _Orientation.of(first)
         width, height = _displayed_size(stream, first, orientation)
-        fps, duration = _timing(container, stream, [pts for pts in timestamps if pts is not None])
+        if verified:
+            timestamps = [first.pts, *(frame.pts for frame in frames)]
+        else:
+            timestamps.sort()
+        num_frames = len(timestamps) if verified else len(packets)
+        fps, duration = _timing(container, stream, timestamps, longest_pause)
         return VideoProbe(
             num_frames=num_frames,
             fps=fps,
@@ -215,7 +228,28 @@ def probe_video(source: bytes | str, *, verify: bool = False) -> VideoProbe:
             rotation=int(first.rotation),
             duration=duration,
             codec=stream.codec_context.name,
+            verified=verified,
+            doubtful=doubtful,
         )
+
+
+def _are_doubtful(packets: list[tuple[int | None, int | None, bool, bool]], longest_pause: float) -> bool:
+    """Whether other frames than one a packet may decode, or their timestamps jump."""
+    if not packets[0][2] or any(pts is None or damaged for pts, _, _, damaged in packets):
+        return True
+    pts = np.array([pts for pts, *_ in packets], np.int64)
+    shown, sent = np.diff(np.sort(pts)), np.diff([dts for _, dts, *_ in packets if dts is not None])
+    return bool(
+        pts.min() < pts[0]  # pictures before the first key frame, which refer to what is not there
+        or _jumps(sent, longest_pause).any()
+        or (len(shown) and shown.min() < 0.6 * np.median(shown))  # twice the same, or fields among frames
+    )
+
+
+def _jumps(steps: np.ndarray, longest_pause: float) -> np.ndarray:
+    """Which steps from one timestamp to the next are no time that passes."""
+    usual = np.median(steps[steps > 0]) if (steps > 0).any() else 0
+    return (steps <= 0) | (steps > max(longest_pause, 10 * usual))
 
 
 # PyAV
@@ -242,7 +276,9 @@ def _read_with_pyav(
     if count == 0:
         raise DecodeError(_why_nothing_decodes(readable, failure))
     why = f" (decoding stops there: {failure[0]})" if failure else ""
-    raise DecodeError(f"frame {output.wanted[-1]} was asked for, but only {count} frames decode{why}")
+    raise DecodeError(
+        f"frame {output.wanted[-1]} was asked for, but only {count} frames decode{why}; {_COUNT_AGAIN}"
+    )
 
 
 class _Output:
@@ -381,7 +417,10 @@ def _read_by_seeking(readable: bytes | Path, output: _Output, num_frames: int | 
                 runs.append((run_start, run))
         if len(runs) == 1 and runs[0][0] == 0:
             return False  # nothing to gain over decoding from the start
-        return all(_read_run(container, stream, timeline, start, run[-1], output) for start, run in runs)
+        counted = num_frames is not None
+        return all(
+            _read_run(container, stream, timeline, start, run[-1], output, counted) for start, run in runs
+        )
 
 
 def _timeline(container: av.container.InputContainer, stream: av.video.VideoStream) -> _Timeline | None:
@@ -419,8 +458,12 @@ def _read_run(
     start: int,
     last: int,
     output: _Output,
+    counted: bool,
 ) -> bool:
-    """Decodes from a start to the frame `last`; False where what comes is not what the timeline announces."""
+    """Decodes from a start to the frame `last`; False where what comes is not what the timeline announces.
+
+    Nor where packets may be fields, unless it has been `counted` that each is a frame.
+    """
     expected = timeline.starts[start]
     start_pts, start_dts = timeline.pts[expected], timeline.start_dts[start]
     fresh = True
@@ -439,6 +482,8 @@ def _read_run(
                 if fresh and frame.pts is not None and frame.pts < start_pts:
                     continue  # leads the key frame: belongs to the pictures before it
                 if frame.pts != timeline.pts[expected] or (fresh and not frame.key_frame):
+                    return False
+                if frame.interlaced_frame and not counted:
                     return False
                 fresh = False
                 output.put(expected, frame, stream)
@@ -538,7 +583,8 @@ def _video_stream(container: av.container.InputContainer) -> av.video.VideoStrea
                 raise DecodeError("no decoder for its video stream")
             stream.codec_context.thread_count = 1
             return stream
-    others = sorted({stream.type for stream in container.streams})
+    # What is left of the kind "video" are covers.
+    others = sorted({"a cover picture" if s.type == "video" else s.type for s in container.streams}, key=len)
     raise DecodeError(
         f"no video stream, only {' and '.join(others)}" if others else "no video stream, no stream at all"
     )
@@ -564,15 +610,25 @@ def _decoded(
 ) -> Iterator[av.VideoFrame]:
     """All frames, up to the first packet that cannot be decoded; its error goes into `failure`.
 
+    Packets before the first key frame may refer to what is not in the file: they may fail.
+
     Raises:
         RunError: the file cannot be read, and may be another time.
     """
+    begun = False
     try:
         for packet in container.demux(stream):
-            yield from packet.decode()
+            begun = begun or packet.is_keyframe
+            try:
+                yield from packet.decode()
+            except av.FFmpegError as error:
+                if begun or not packet.size:
+                    raise
+                failure[:] = [_reason(error)]
+        failure.clear()
     except (av.FFmpegError, OSError) as error:
         _raise_where_unread(readable, error)
-        failure.append(_reason(error))
+        failure[:] = [_reason(error)]
 
 
 def _raise_where_unread(readable: bytes | Path, error: Exception) -> None:
@@ -590,20 +646,27 @@ def _raise_where_unread(readable: bytes | Path, error: Exception) -> None:
 
 
 def _timing(
-    container: av.container.InputContainer, stream: av.video.VideoStream, timestamps: list[int]
+    container: av.container.InputContainer,
+    stream: av.video.VideoStream,
+    timestamps: Sequence[int | None],
+    longest_pause: float,
 ) -> tuple[float | None, float | None]:
-    """Frames a second and seconds, from the timestamps of the shown packets.
+    """Frames a second and seconds, from the timestamps of the frames in order; jumps in them take no time.
 
     The container's rate is kept where these agree with it to 5 %: it knows 29.97, they are often rounded.
     """
     rate = float(stream.average_rate) if stream.average_rate else None
-    if len(timestamps) > 1 and stream.time_base:
-        span = float((max(timestamps) - min(timestamps)) * stream.time_base)
-        if span > 0:
-            measured = (len(timestamps) - 1) / span
-            if rate is None or abs(rate / measured - 1) > 0.05:
-                rate = measured
-            return rate, span + 1 / measured
+    steps = np.diff(np.array([pts for pts in timestamps if pts is not None], np.int64)).astype(np.float64)
+    if (steps <= 0).sum() > 0.1 * len(steps):
+        # AVI has times of decoding alone, which the frames carry in another order.
+        steps = np.diff(np.sort(np.array([pts for pts in timestamps if pts is not None], np.float64)))
+    if (steps > 0).any() and stream.time_base:
+        steps[_jumps(steps, longest_pause)] = np.median(steps[steps > 0])
+        measured = float(1 / (steps.mean() * stream.time_base))
+        for known in (rate, float(stream.guessed_rate or 0)):
+            if known and abs(known / measured - 1) <= 0.05:
+                return known, len(timestamps) / measured
+        return measured, len(timestamps) / measured
     if stream.duration and stream.time_base:
         return rate, float(stream.duration * stream.time_base)
     return rate, container.duration / av.time_base if container.duration else None
@@ -688,7 +751,9 @@ def _read_with_decord(
             width, height = _scaled(width, height, short_side)
             video = reader(width=width, height=height)
         if indices.max() >= len(video):
-            raise DecodeError(f"frame {indices.max()} was asked for, but decord finds {len(video)} frames")
+            raise DecodeError(
+                f"frame {indices.max()} was asked for, but decord finds {len(video)} frames; {_COUNT_AGAIN}"
+            )
         return video.get_batch(indices.tolist()).asnumpy()
     except (decord.DECORDError, RuntimeError, IndexError) as error:
         raise DecodeError(f"decord: {_reason(error).partition(' Stack trace')[0]}") from None

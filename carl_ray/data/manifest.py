@@ -1,13 +1,20 @@
 """The manifest: a Parquet table with one row a video. Schema, reading, writing, splits, labels.
 
 Every stage reads videos from here. The columns from `split` on may be null; frame labels of -1 mean "no label".
+
+Whoever reads a manifest gets it checked as a whole and cleaned. Refused, all at once: a `video_id` twice,
+`frame_labels` or `progress` of another number than the video's frames, labels far beyond the number of classes.
+Mended: blanks around splits and labels (nothing but blanks is null), upper case in `train`, `validation` and `test`,
+null or NaN among frame labels (-1) or progress (none is known of that video).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -38,6 +45,15 @@ SCHEMA = pa.schema(
     ]
 )
 
+_SPLITS = ("train", "validation", "test")
+_MOST_UNUSED_CLASSES = 1000
+_NUM_SHOWN = 5
+_COUNT_AGAIN = "`carl_ray.index … --verify` counts the frames again"
+
+_CHECKED = {"video_id", "num_frames", "frame_step"}
+_checked: set[tuple[str, int | None, int | None]] = set()
+"""URI, size and time of the manifests that this process has checked."""
+
 LABEL_COLUMNS = ["split", "label", "frame_labels", "progress"]
 """What people and converters know of a video, and no scan can find out."""
 
@@ -54,16 +70,20 @@ REJECTS_SCHEMA = pa.schema(
 )
 
 
-def read_manifest(uri: str, columns: list[str] | None = None, *, split: str | None = None) -> pa.Table:
-    """The manifest as a table, in file order. Label columns that the file lacks are null.
+def read_manifest(
+    uri: str, columns: list[str] | None = None, *, split: str | None = None, check: bool = True
+) -> pa.Table:
+    """The manifest as a cleaned table, in file order. Label columns that the file lacks are null.
 
     Args:
         uri: Where it is.
         columns: The columns to read; all of `SCHEMA` where not given.
-        split: Only rows of this split, filtered while reading; rows without a split count as "train".
+        split: Only rows of this split; rows without a split count as "train".
+        check: Refuse it, whatever rows are asked for, where it contradicts itself. Not for who makes it anew.
 
     Raises:
-        UserError: it is not there, or is not a manifest: a column is missing or holds values of another type.
+        UserError: it is not there, or is not a manifest: a column is missing or holds values of another type; or it
+            contradicts itself, and the message lists how.
     """
     filesystem, path = storage.resolve(uri)
     if not storage.exists(uri):
@@ -77,32 +97,138 @@ def read_manifest(uri: str, columns: list[str] | None = None, *, split: str | No
             uri, "read", lambda: pq.ParquetDataset(path, filesystem=filesystem).schema
         )
         refuse_pickles(schema)
+
+        def read(names: list[str]) -> pa.Table:
+            present = [name for name in schema.names if name in names]
+            table = storage.persistently(
+                uri, "read", lambda: pq.read_table(path, filesystem=filesystem, columns=present)
+            )
+            for name in LABEL_COLUMNS:
+                if name in names and name not in present:
+                    table = table.append_column(name, pa.nulls(len(table)))
+            return _cleaned(table)
+
         missing = [name for name in wanted if name not in schema.names and name not in LABEL_COLUMNS]
         if missing:
             raise ValueError(f"it has no column {', '.join(missing)}")
-        filters = _in_split(split) if "split" in schema.names else None
-        present = [name for name in wanted if name in schema.names] if columns else None
-        table = storage.persistently(
-            uri,
-            "read",
-            lambda: pq.read_table(path, filesystem=filesystem, columns=present, filters=filters),
-        )
-        if "split" not in schema.names and split not in (None, "train"):
-            table = table.slice(0, 0)
-        for name in wanted:
-            if name in LABEL_COLUMNS and name not in table.column_names:
-                table = table.append_column(
-                    SCHEMA.field(name), pa.nulls(table.num_rows, SCHEMA.field(name).type)
-                )
-        # Other tools write a column that is null throughout, or small integers, with a type of their own.
-        return table.cast(
-            pa.schema([SCHEMA.field(f.name) if f.name in SCHEMA.names else f for f in table.schema])
-        )
+        info = filesystem.get_file_info(path)
+        version = (uri, info.size, info.mtime_ns)
+        check = check and set(schema.names) >= _CHECKED  # the rejects are read here, too
+        if check and (version not in _checked or not info.is_file):
+            _refuse_contradictions(read([*_CHECKED, *LABEL_COLUMNS]), uri)
+            _checked.add(version)
+        table = read([*(columns or [*schema.names, *LABEL_COLUMNS]), "split"])
+        if split is not None:
+            wanted_split = _clean_splits(pa.array([split]))[0]
+            table = table.filter(pc.equal(pc.fill_null(table.column("split"), "train"), wanted_split))
+        # In the order asked for.
+        return table.select(columns) if columns else table
     except (pa.ArrowException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{storage.public_uri(uri)}: not a manifest ({reason})") from None
     except OSError as error:
         raise storage.storage_error(error, uri, "read") from None
+
+
+def _cleaned(table: pa.Table) -> pa.Table:
+    """The table with the types of `SCHEMA`, its labels as they were meant."""
+    table = clean_labels(table)
+    # Other tools write a column that is null throughout, or small integers, with a type of their own.
+    return table.cast(
+        pa.schema([SCHEMA.field(f.name) if f.name in SCHEMA.names else f for f in table.schema])
+    )
+
+
+def clean_labels(table: pa.Table) -> pa.Table:
+    """The table with those of `LABEL_COLUMNS` that it has cleaned, as the module says."""
+    for name in LABEL_COLUMNS:
+        if name not in table.column_names:
+            continue
+        field, column = SCHEMA.field(name), table.column(name)
+        if pa.types.is_string(field.type):
+            column = pc.utf8_trim_whitespace(column.cast(field.type))
+            column = pc.if_else(pc.equal(column, ""), None, column)
+            column = _clean_splits(column) if name == "split" else column
+        elif not pa.types.is_null(column.type):
+            chunks = [_clean_list(chunk, field.type) for chunk in column.chunks]
+            column = pa.chunked_array(chunks, field.type)
+        table = table.set_column(table.column_names.index(name), field, column.cast(field.type))
+    return table
+
+
+def _clean_splits(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    lower = pc.utf8_lower(column)
+    return pc.if_else(pc.is_in(lower, pa.array(_SPLITS)), lower, column)
+
+
+def _clean_list(lists: pa.Array, type_: pa.DataType) -> pa.Array:
+    """The lists with -1 for what is no integer, or null for those with something that is no number."""
+    values = lists.flatten()
+    is_float = pa.types.is_floating(values.type)
+    if not values.null_count and not (is_float and pc.any(pc.is_nan(values)).as_py()):
+        return lists.cast(type_)
+    unknown = pc.is_null(values, nan_is_null=is_float)
+    lengths = pc.fill_null(pc.list_value_length(lists), 0)
+    offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy(zero_copy_only=False))])
+    absent = lists.is_null()
+    if pa.types.is_integer(type_.value_type):
+        values = pc.if_else(unknown, -1, values)
+    else:
+        before = np.concatenate([[0], np.cumsum(unknown.to_numpy(zero_copy_only=False))])
+        absent = pc.or_(absent, pa.array(before[offsets[1:]] > before[offsets[:-1]]))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.cast(type_.value_type), mask=absent)
+
+
+def _refuse_contradictions(table: pa.Table, uri: str) -> None:
+    """Raises `UserError` with all that cannot be meant; says on standard error what may not be."""
+    shown = storage.public_uri(uri)
+    ids, frames = table.column("video_id"), table.column("num_frames")
+    codes = ids.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    first = np.unique(codes, return_index=True)[1][codes]
+    steps = table.column("frame_step")
+    # Rows, what is wrong with them, what goes into that, what to do.
+    checks = [
+        (
+            pa.array(first != np.arange(len(ids))),
+            "has the video_id of row {}",
+            [first],
+            "give each an id of its own",
+        ),
+        (pc.less(frames, 1), "has {} frames", [frames], _COUNT_AGAIN),
+        (pc.invert(pc.less(0, steps)), "has frame_step {}", [steps], "expected a number above 0"),
+    ]
+    for name in ("frame_labels", "progress"):
+        lengths = pc.list_value_length(table.column(name))
+        remedy = f"give {name} for each frame (-1: no label), or null for the whole video; {_COUNT_AGAIN}"
+        checks.append(
+            (pc.not_equal(lengths, frames), f"has {{}} {name} for {{}} frames", [lengths, frames], remedy)
+        )
+    problems = []
+    for wrong, what, values, remedy in checks:
+        rows = np.flatnonzero(pc.fill_null(wrong, False))
+        named = [
+            f"row {i} ({ids[i].as_py()!r}) {what.format(*(v[i] for v in values))}" for i in rows[:_NUM_SHOWN]
+        ]
+        more = [f"and {len(rows) - _NUM_SHOWN:,} more"] if len(rows) > _NUM_SHOWN else []
+        if named:
+            problems.append(f"{', '.join(named + more)}: {remedy}")
+    occurring = pc.unique(pc.list_flatten(table.column("frame_labels"))).to_numpy()
+    occurring = occurring[occurring >= 0]
+    highest = int(occurring.max(initial=-1))
+    if highest >= max(_MOST_UNUSED_CLASSES, 10 * len(occurring)):
+        problems.append(
+            f"frame_labels go up to {highest}, which makes {highest + 1} classes of which {len(occurring)} occur: "
+            "number the classes from 0 on"
+        )
+    if problems:
+        raise UserError(f"{shown}: contradicts itself (rows count from 0): {'; '.join(problems)}")
+    for name in ("split", "label"):
+        spelled: dict[str, str] = {}
+        for value in sorted(table.column(name).unique().drop_null().to_pylist()):
+            other = spelled.setdefault(value.casefold(), value)
+            if other != value:
+                warning = f"warning: {shown}: {name} {other!r} and {value!r} differ only by case"
+                print(warning, file=sys.stderr, flush=True)
 
 
 def refuse_pickles(schema: pa.Schema) -> None:
@@ -162,15 +288,40 @@ def videos_digest(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
+def first_difference(before: pa.Table, after: pa.Table) -> str | None:
+    """Where the second table differs first from the first one, in a column that both have; None where nowhere.
+
+    Args:
+        before: With `video_id`.
+        after: Likewise.
+    """
+    for name in [name for name in before.column_names if name in after.column_names]:
+        old, new = (table.column(name).combine_chunks() for table in (before, after))
+        if old.equals(new):
+            continue
+        start, stop = 0, min(len(old), len(new))
+        # By halving: Arrow compares no lists one by one.
+        while start < stop:
+            middle = (start + stop + 1) // 2
+            same = old.slice(start, middle - start).equals(new.slice(start, middle - start))
+            start, stop = (middle, stop) if same else (start, middle - 1)
+        if start == min(len(old), len(new)):
+            return f"{len(old)} videos before, now {len(new)}"
+        one, other = old[start].as_py(), new[start].as_py()
+        where = f"video {before.column('video_id')[start].as_py()!r}: "
+        if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+            place = next(i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
+            one, other, where = one[place], other[place], f"{where}frame {place}: "
+        return f"{where}{name} was {_shortened(one)}, is now {_shortened(other)}"
+    return None
+
+
+def _shortened(value: object) -> str:
+    return f"{len(value)} values" if isinstance(value, list) else repr(value)
+
+
 def write_table(table: pa.Table, uri: str) -> None:
     """Writes a table as one Parquet file, whole or not at all."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     storage.write_bytes(uri, sink.getvalue())
-
-
-def _in_split(split: str | None) -> pc.Expression | None:
-    if split is None:
-        return None
-    chosen = pc.field("split") == split
-    return chosen | pc.field("split").is_null() if split == "train" else chosen

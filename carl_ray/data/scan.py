@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, get_type_hints
 from urllib.parse import quote
 
@@ -42,8 +44,12 @@ VIDEO_SUFFIXES = frozenset(
     | {".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv"}
 )
 
-# First-level folders that name a split.
-SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+# First-level folders that name a split, in lower case.
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 PROBING_FAILED = "probing failed"
 """How the reason of a file begins at which something failed that no error is foreseen for."""
@@ -61,7 +67,9 @@ _MAX_SECONDS = 7 * 86_400  # what a decoder says of a video is not to be trusted
 _SAME = ""  # source: the content that was sent before
 
 _CHUNK = 8 << 20  # bytes
-_SAVE_SECONDS = 300.0
+# Seconds between two saves, and how many times as long as the last one took.
+_SAVE_SECONDS = 5.0
+_SAVE_SHARE = 20
 
 
 def index_folder(folder_uri: str, out: str, *, verify: bool = False) -> tuple[pa.Table, pa.Table]:
@@ -75,7 +83,7 @@ def index_folder(folder_uri: str, out: str, *, verify: bool = False) -> tuple[pa
     """
     known = known_rejects = None
     if storage.exists(out):
-        known = read_manifest(out)
+        known = read_manifest(out, check=False)
         inside = _without_query(folder_uri).rstrip("/") + "/"
         if known.num_rows and not any(uri.startswith(inside) for uri in known.column("uri").to_pylist()):
             raise UserError(
@@ -121,9 +129,10 @@ def scan_folder(
 ) -> tuple[pa.Table, pa.Table]:
     """The manifest (`SCHEMA`) of all videos below a folder and the rejects (`REJECTS_SCHEMA`), by URI.
 
-    Videos are the files with one of `VIDEO_SUFFIXES`. The id of one is its path inside the folder; its split
-    is that of the first-level folder it lies in, where `SPLITS` has it, else null. Labels are null. Progress
-    goes to standard error. Ray must have been started.
+    Videos are the files with one of `VIDEO_SUFFIXES`, each real path once; what cannot be read under such a name
+    is a reject, whatever it is. The id of a video is its path inside the folder; its split is that of the
+    first-level folder it lies in, where `SPLITS` has it, else null. Labels are null. Progress goes to standard
+    error. Ray must have been started.
 
     Args:
         folder_uri: Of any storage that `storage.resolve` knows. Credentials in it are used but not stored.
@@ -131,19 +140,20 @@ def scan_folder(
             unread (under `verify` only verified ones). Where a file is read again and has kept its content,
             what people and converters have added (split, labels, step) is taken over too.
         known_rejects: The earlier rejects, likewise, but for files that could not be read or took too long.
-        verify: Decodes every frame of every video, so that `num_frames` is what really decodes.
-        save: Called every few minutes with both tables as far as they are, for a later scan to continue
-            from; a video not read yet has its earlier row in them, if it has one.
+        verify: Decodes every frame of every video, so that `num_frames` is what really decodes; without it, of
+            those alone whose packets cannot be trusted.
+        save: Called now and then, and when the scan is interrupted, with both tables as far as they are, for a
+            later scan to continue from; a video not read yet has its earlier row in them, if it has one.
 
     Raises:
         UserError: no such folder, or no video in it.
         RunError: the storage refuses to list it.
     """
     filesystem, root = storage.resolve(folder_uri)
-    files, num_others = _list_videos(filesystem, root, folder_uri)
+    files, unreadable, num_others = _list_videos(filesystem, root, folder_uri)
     rows_of = {} if known is None else _rows_by_uri(known.select(["uri", "bytes", "modified_ns", "verified"]))
     rejects_of = {} if known_rejects is None else _rows_by_uri(known_rejects)
-    kept, rejects, to_probe = [], [], []
+    kept, rejects, to_probe = [], unreadable, []
     for file in files:
         row, reject = rows_of.get(file["uri"]), rejects_of.get(file["uri"])
         if row and _is_unchanged(file, row) and (row["verified"] or not verify):
@@ -170,26 +180,38 @@ def scan_folder(
             )
         return manifest.sort_by("uri"), pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA).sort_by("uri")
 
-    saved = time.monotonic()
-    for file, outcome in _probe_all(to_probe, filesystem, verify):
-        if save is not None and time.monotonic() - saved >= _SAVE_SECONDS:
+    next_save = time.monotonic() + _SAVE_SECONDS
+    try:
+        for file, outcome in _probe_all(to_probe, filesystem, verify):
+            unread.remove(file["uri"])
+            if "reason" in outcome:
+                rejects.append({**file, **outcome})
+            else:
+                row = {**file, **outcome, "frame_step": 1.0, "split": _split(file["video_id"])}
+                if known is not None and file["uri"] in rows_of:
+                    earlier = known.slice(rows_of[file["uri"]]["row"], 1).to_pylist()[0]
+                    row.update(_added_by_people(earlier, row))
+                rows.append(row)
+            if save is not None and (began := time.monotonic()) >= next_save:
+                save(*tables())
+                next_save = time.monotonic() + max(_SAVE_SECONDS, _SAVE_SHARE * (time.monotonic() - began))
+    except BaseException:
+        if save is not None and len(unread) < len(to_probe):
             save(*tables())
-            saved = time.monotonic()
-        unread.remove(file["uri"])
-        if "reason" in outcome:
-            rejects.append({**file, **outcome})
-            continue
-        row = {**file, **outcome, "frame_step": 1.0, "split": _split(file["video_id"])}
-        if known is not None and file["uri"] in rows_of:
-            earlier = known.slice(rows_of[file["uri"]]["row"], 1).to_pylist()[0]
-            row.update(_added_by_people(earlier, row))
-        rows.append(row)
+            print(
+                f"kept {len(to_probe) - len(unread)} of {len(to_probe)} videos: the same command goes on",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise
     return tables()
 
 
-def count_reasons(rejects: pa.Table) -> list[tuple[str, int]]:
-    """How many of the rejects have each reason, the most frequent first."""
-    return Counter(rejects.column("reason").to_pylist()).most_common()
+def count_reasons(rejects: pa.Table) -> list[tuple[str, int, str]]:
+    """How many of the rejects have each reason, and the first of them, the most frequent reason first."""
+    first = dict(zip(*(rejects.column(name).to_pylist()[::-1] for name in ("reason", "uri")), strict=True))
+    counts = Counter(rejects.column("reason").to_pylist()).most_common()
+    return [(reason, count, first[reason]) for reason, count in counts]
 
 
 def _without_query(folder_uri: str) -> str:
@@ -199,8 +221,13 @@ def _without_query(folder_uri: str) -> str:
     return storage.resolve(folder_uri)[1]
 
 
-def _list_videos(filesystem: fs.FileSystem, root: str, folder_uri: str) -> tuple[list[dict[str, Any]], int]:
-    """The videos below a folder (uri, path, video_id, bytes, modified_ns), and the number of other files."""
+def _list_videos(
+    filesystem: fs.FileSystem, root: str, folder_uri: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+    """The videos below a folder (uri, path, video_id, bytes, modified_ns), rejects, and how many other files.
+
+    A reject has a name of a video, or is a folder that cannot be listed.
+    """
     shown = storage.public_uri(folder_uri)
     try:
         kind = storage.persistently(folder_uri, "list", lambda: filesystem.get_file_info(root).type)
@@ -208,39 +235,82 @@ def _list_videos(filesystem: fs.FileSystem, root: str, folder_uri: str) -> tuple
             raise UserError(f"{shown}: no such folder")
         if kind == fs.FileType.File:
             raise UserError(f"{shown}: expected a folder of videos, got a file")
+        if isinstance(filesystem, fs.LocalFileSystem):
+            return _sorted_out(_walk(root), root, shown)
         selector = fs.FileSelector(root, recursive=True)
         infos = storage.persistently(folder_uri, "list", lambda: filesystem.get_file_info(selector))
     except OSError as error:
         raise storage.storage_error(error, folder_uri, "list") from None
-    files = []
+    found = ((i.path, i.size, i.mtime_ns, None) for i in infos if i.type != fs.FileType.Directory)
+    return _sorted_out(found, root, shown)
+
+
+def _walk(root: str) -> Iterator[tuple[str, int, int | None, str | None]]:
+    """Path, size, time and what is wrong, of all files below a folder of this machine; each real path once.
+
+    Links are followed after everything else: a file that is there under its own name keeps it.
+    """
+    folders, links = [root], list[str]()
+    seen: set[tuple[int, int]] = set()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        try:
+            status = Path(folder).stat()
+        except OSError as error:
+            nowhere = isinstance(error, FileNotFoundError)
+            yield folder, 0, None, "a link to nothing" if nowhere else f"{_UNREAD}: {error.strerror}"
+            continue
+        place = (status.st_dev, status.st_ino)
+        is_link = Path(folder).is_symlink()
+        if stat.S_ISDIR(status.st_mode):
+            if place in seen:
+                continue
+            try:
+                with os.scandir(folder) as entries:
+                    inside = sorted(entries, key=lambda entry: entry.name)
+            except OSError as error:
+                yield folder, 0, None, f"{_UNREAD}: {error.strerror}"
+                inside = []
+            folders += [entry.path for entry in reversed(inside) if not entry.is_symlink()]
+            links += [entry.path for entry in inside if entry.is_symlink()]
+        elif not stat.S_ISREG(status.st_mode):
+            yield folder, 0, None, "not a regular file"
+        elif is_link and place in seen:
+            yield folder, status.st_size, None, "a link to a video that is there under another name"
+        else:
+            yield folder, status.st_size, status.st_mtime_ns, None
+        seen.add(place)
+
+
+def _sorted_out(
+    found: Iterable[tuple[str, int, int | None, str | None]], root: str, shown: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+    files: list[dict[str, Any]] = []
+    rejects: list[dict[str, Any]] = []
     num_others = 0
     prefix = root.rstrip("/") + "/"
-    for info in infos:
-        if info.type != fs.FileType.File:
-            continue
-        try:
-            video_id = info.path.removeprefix(prefix)
-        except UnicodeDecodeError:  # a name that is no text cannot stand in a manifest
-            num_others += 1
-            continue
-        if PurePosixPath(video_id).suffix.lower() not in VIDEO_SUFFIXES:
+    for path, size, modified_ns, wrong in found:
+        video_id = path.removeprefix(prefix)
+        # A folder that cannot be listed may hold videos.
+        if PurePosixPath(video_id).suffix.lower() not in VIDEO_SUFFIXES and not (wrong or "").startswith(
+            _UNREAD
+        ):
             num_others += 1
             continue
         # In a URI a name is quoted; a local path is stored absolute: it must mean the same to every worker.
-        uri = storage.join(shown, quote(video_id)) if storage.is_remote(folder_uri) else info.path
-        files.append(
-            {
-                "uri": uri,
-                "path": info.path,
-                "video_id": video_id,
-                "bytes": info.size,
-                "modified_ns": info.mtime_ns,
-            }
-        )
-    if not files:
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        uri = storage.join(shown, quote(video_id)) if storage.is_remote(shown) else name
+        file = {"uri": uri, "path": path, "video_id": video_id, "bytes": size, "modified_ns": modified_ns}
+        if name != path:
+            wrong = "its name is not UTF-8: rename it"
+        if wrong is None:
+            files.append(file)
+        else:
+            rejects.append({**file, "reason": wrong})
+    if not files and not rejects:
         suffixes = " ".join(sorted(VIDEO_SUFFIXES))
         raise UserError(f"{shown}: no video in it, but {num_others} other files (videos end in {suffixes})")
-    return files, num_others
+    return files, rejects, num_others
 
 
 def _rows_by_uri(table: pa.Table) -> dict[str, dict[str, Any]]:
@@ -261,7 +331,7 @@ def _may_be_gone(reason: str) -> bool:
 
 def _split(video_id: str) -> str | None:
     folder, slash, _ = video_id.partition("/")
-    return SPLITS.get(folder) if slash else None
+    return SPLITS.get(folder.strip().lower()) if slash else None
 
 
 def _added_by_people(earlier: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
@@ -269,8 +339,8 @@ def _added_by_people(earlier: dict[str, Any], row: dict[str, Any]) -> dict[str, 
     if earlier["content_hash"] != row["content_hash"]:
         return {}
     names = ["frame_step", "split", "label"]
-    if earlier["num_frames"] == row["num_frames"]:
-        names += ["frame_labels", "progress"]
+    # Not by the earlier number of frames, which may have been counted wrong.
+    names += [n for n in ("frame_labels", "progress") if len(earlier[n] or []) == row["num_frames"]]
     return {name: earlier[name] for name in names}
 
 
@@ -310,7 +380,7 @@ def _probe_file(row: dict[str, Any], *, filesystem: fs.FileSystem, verify: bool)
 
     try:
         outcome = storage.persistently(row["uri"], "read", attempt)
-    except OSError as error:
+    except Exception as error:  # pyarrow refuses some names of S3 with errors of its own
         outcome = {"reason": f"{_UNREAD}: {' '.join(str(error).split())}"}
     return {"number": row["number"], "outcome": json.dumps(outcome)}
 
@@ -344,7 +414,7 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
 
     try:
         probed = probe((size, chunks()), _PATIENCE + size // _BYTES_PER_SECOND, verify=False)
-        if verify:
+        if verify or probed["doubtful"]:
             pixels = probed["num_frames"] * probed["width"] * probed["height"]
             seconds = min(_PATIENCE + pixels // _PIXELS_PER_SECOND, _MAX_SECONDS)
             probed = probe(_SAME, seconds, verify=True)
@@ -352,7 +422,7 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
         return {"reason": str(error)}
     except RunError as error:  # it stopped, or did not start: worth another try
         raise OSError(str(error)) from None
-    return {**probed, "verified": verify, "content_hash": digest.hexdigest()}
+    return {**probed, "content_hash": digest.hexdigest()}
 
 
 def answer_probes() -> None:

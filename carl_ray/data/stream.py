@@ -11,19 +11,17 @@ from __future__ import annotations
 import math
 import random
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
-from ray.util.annotations import RayDeprecationWarning
 
 from carl_ray.config import Config
-from carl_ray.data.coordinator import expect_no_end
+from carl_ray.data.coordinator import install_endless_stream_scheduling
 from carl_ray.data.guard import BadVideoError, ViewPairReader
 from carl_ray.data.memory import frame_shape, load_task_bytes
 from carl_ray.data.plan import ABSENT, PairedPlan, Plan
@@ -38,7 +36,7 @@ _MIN_SEGMENT_ROWS = 1024
 _FIRST_RETRY_SECONDS = 0.5
 _STALLED_SECONDS = 2 * 60 * 60
 _MAX_TASK_RETRIES = 3
-"""How often Ray repeats a task whose process or node died; its default is without end."""
+"""How often a task whose process or node died is repeated. Ray Data itself has no end, and no option for one."""
 
 _reader = ViewPairReader()
 
@@ -114,18 +112,17 @@ def stream_views(
                 )
 
     def load(planned: pa.Table) -> pa.Table:
+        _check_attempts(planned)
         return pa.concat_tables([_load_row(row, manifest, config) for row in planned.to_pylist()])
 
     context = DataContext.get_current().copy()
     # One row a block: the generator of the plan stays lazy, and no two videos wait for each other.
     context.target_max_block_size = 1
     context.execution_options = execution_options(config)
-    expect_no_end(context)
+    install_endless_stream_scheduling(context)
     # A paused consumer (validation, a long checkpoint) is not a stalled pipeline; hours without a row are.
     context.execution_no_progress_timeout_s = _STALLED_SECONDS
-    with DataContext.current(context), warnings.catch_warnings():
-        # A limit of retries has no named parameter yet (Ray 2.60); without one they have no end.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
+    with DataContext.current(context):
         return (
             # Not `ray.data.range`, whose read tasks want a CPU: Ray Data would keep it for them to the end of the run.
             ray.data.from_items(list(range(num_segments)), override_num_blocks=num_segments)
@@ -144,8 +141,19 @@ def stream_views(
                 num_cpus=config.cluster.decode_cpus,
                 memory=load_task_bytes(config),
                 compute=TaskPoolStrategy(size=config.cluster.max_decode_tasks),
-                max_retries=_MAX_TASK_RETRIES,
             )
+        )
+
+
+def _check_attempts(planned: pa.Table) -> None:
+    """Raise `RunError` where this task was retried too often: what kills its process would do so without end."""
+    # Private: the public runtime context does not have the number (Ray 2.60). Without it, retries have no limit.
+    worker: Any = ray.get_runtime_context().worker
+    attempt = getattr(worker.core_worker, "get_current_task_attempt_number", lambda: 0)()
+    if attempt > _MAX_TASK_RETRIES:
+        raise RunError(
+            f"the process that decodes died {attempt} times at row {planned.column('row')[0]} of the plan: too little "
+            "memory on its node, or nodes that go too often"
         )
 
 

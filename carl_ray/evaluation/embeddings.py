@@ -26,7 +26,14 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from carl_ray import storage
-from carl_ray.data.manifest import LABEL_COLUMNS, attach_labels, read_manifest, refuse_pickles, write_table
+from carl_ray.data.manifest import (
+    LABEL_COLUMNS,
+    attach_labels,
+    clean_labels,
+    read_manifest,
+    refuse_pickles,
+    write_table,
+)
 from carl_ray.data.manifest import SCHEMA as MANIFEST_SCHEMA
 from carl_ray.errors import RunError, UserError
 from carl_ray.training.checkpoint import Checkpoint
@@ -233,7 +240,8 @@ def iterate_embeddings(uri: str, *, split: str | None = None) -> Iterator[Embedd
         file = _open(part)
         _origin(file, part)
         try:
-            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
+            for read in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
+                batch = clean_labels(pa.Table.from_batches([read]))
                 for row in range(batch.num_rows):
                     video = _video(batch, row, part)
                     if video.video_id in seen or split not in (None, video.split or "train"):
@@ -338,7 +346,7 @@ def _to_lists(arrays: Sequence[np.ndarray], precision: Precision) -> pa.ListArra
     return pa.ListArray.from_arrays(pa.array(offsets), vectors)
 
 
-def _video(batch: pa.RecordBatch, row: int, uri: str) -> EmbeddedVideo:
+def _video(batch: pa.Table, row: int, uri: str) -> EmbeddedVideo:
     def scalar(name: str) -> Any:
         return batch.column(name)[row].as_py()
 
@@ -357,7 +365,7 @@ def _video(batch: pa.RecordBatch, row: int, uri: str) -> EmbeddedVideo:
         if values is not None and len(values) != len(embeddings):
             raise UserError(
                 f"{storage.public_uri(uri)}: {scalar('video_id')} has {len(embeddings)} embeddings, "
-                f"but {len(values)} {name}"
+                f"but {len(values)} {name}; mend the manifest, and embed again with it, which renews labels alone"
             )
     assert timestamps is not None
     return EmbeddedVideo(

@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
-import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +25,10 @@ import pyarrow as pa
 import ray
 import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
-from ray.util.annotations import RayDeprecationWarning
 
 from carl_ray import storage
 from carl_ray.config import Config
+from carl_ray.data.child import BadVideoError
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import (
     EmbeddedVideo,
@@ -47,7 +49,7 @@ _PART_SECONDS = 300.0
 _SECONDS_BETWEEN_LINES = 10.0
 _FIRST_RETRY_SECONDS = 0.5
 _MAX_TASK_RETRIES = 3
-"""How often Ray repeats videos whose actor or node died; its default is without end."""
+"""How often videos are repeated whose actor or node died. Ray Data itself has no end, and no option for one."""
 _ACTOR_BYTES = 3 * 2**30
 """Enough for torch, two ResNet-50 encoders, and a few chunks of frames (2.3 GiB were measured), one video decoded."""
 _DECODER_BYTES = 2**28
@@ -200,23 +202,60 @@ def _embedded_rows(
 ) -> Iterator[dict[str, Any]]:
     """One row a video, as they are done: video_index, error, and the bytes of `embeddings` and `untrained`."""
     weights = ray.put([encoder.state_dict() for encoder in encoders])
-    with warnings.catch_warnings():
-        # Limits of retries have no named parameters yet (Ray 2.60); without limits they have no end.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        dataset = _videos(videos.select(["uri", "num_frames"])).map_batches(
-            _EmbeddingActor,
-            fn_constructor_args=(weights, config, settings),
-            batch_size=settings.cpus_per_worker,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(settings.num_workers, videos.num_rows)),
-            num_cpus=settings.cpus_per_worker,
-            num_gpus=1 if settings.use_gpu else None,
-            memory=_actor_bytes(settings.cpus_per_worker),
-            max_restarts=-1,
-            max_task_retries=_MAX_TASK_RETRIES,
-        )
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from batch.to_pylist()
+    dataset = _videos(videos.select(["uri", "num_frames"])).map_batches(
+        _EmbeddingActor,
+        fn_constructor_args=(weights, config, settings, _Attempts.remote()),  # type: ignore[attr-defined]
+        batch_size=settings.cpus_per_worker,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(settings.num_workers, videos.num_rows)),
+        num_cpus=settings.cpus_per_worker,
+        num_gpus=1 if settings.use_gpu else None,
+        memory=_actor_bytes(settings.cpus_per_worker),
+    )
+    with _without_lines(b"has constructor arguments in the object store"):
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def _without_lines(text: bytes) -> Iterator[None]:
+    """Keep lines with a text from this process's standard error.
+
+    Ray's C++ code says so of each actor of Ray Data's, for the arguments that Ray Data itself gives it.
+    """
+    terminal = os.dup(2)
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(writer)
+
+    def copy() -> None:
+        with os.fdopen(reader, "rb") as lines:
+            for line in lines:
+                if text not in line:
+                    os.write(terminal, line)
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        thread.join(1.0)  # It goes on where a process that was started meanwhile has the pipe.
+        if not thread.is_alive():
+            os.close(terminal)
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class _Attempts:
+    """How often each video was begun, counted outside the processes that one of them may kill."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+
+    def begin(self, videos: list[int]) -> int:
+        """Count an attempt; the number of it, of the video that was begun most often."""
+        self._counts.update(videos)
+        return max(self._counts[video] for video in videos)
 
 
 def _videos(videos: pa.Table) -> Dataset:
@@ -240,7 +279,12 @@ def _videos(videos: pa.Table) -> Dataset:
 
 
 class _EmbeddingActor:
-    def __init__(self, weights: ray.ObjectRef, config: Config, settings: ExtractionSettings) -> None:
+    _attempts: Any = None
+
+    def __init__(
+        self, weights: ray.ObjectRef, config: Config, settings: ExtractionSettings, attempts: Any
+    ) -> None:
+        self._attempts = attempts
         torch.set_num_threads(settings.cpus_per_worker)
         encoders = []
         for state in ray.get(weights):
@@ -261,7 +305,13 @@ class _EmbeddingActor:
             videos.column(name).to_pylist() for name in ("video_index", "uri", "num_frames")
         )
         sources = list(zip(uris, lengths, strict=True))
-        embedded = list(self._embedder.embed(sources))
+        died = ray.get(self._attempts.begin.remote(indices)) - 1 if self._attempts else 0
+        embedded: list[Any]
+        if died > _MAX_TASK_RETRIES:
+            reason = f"the process that embeds it died {died} times (too little memory?)"
+            embedded = [BadVideoError(reason)] * len(sources)
+        else:
+            embedded = list(self._embedder.embed(sources))
         for attempt in range(self._retries):
             # What does not decode will not; what could not be fetched, or whose decoder was killed, may.
             failed = [place for place, result in enumerate(embedded) if isinstance(result, RunError)]

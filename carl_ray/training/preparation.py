@@ -17,11 +17,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import Config, ModelConfig
-from carl_ray.data.manifest import STREAM_COLUMNS, read_manifest
+from carl_ray.data.manifest import (
+    STREAM_COLUMNS,
+    first_difference,
+    read_manifest,
+    refuse_pickles,
+    videos_digest,
+    write_table,
+)
 from carl_ray.data.plan import (
     PairedPlan,
     Plan,
@@ -43,6 +52,11 @@ _IMAGENET_HOST = "https://download.pytorch.org"
 _SECONDS_TO_ANSWER = 10.0
 _OTHER_WEIGHTS = "--model.weights random, or --model.weights with the path or URI of a file that has them"
 
+VIDEOS = "videos.parquet"
+"""The videos of a run, in its folder."""
+_CONTENT = ["bytes", "content_hash"]
+_RECORDED = ["video_id", "num_frames", "frame_step", "label", "frame_labels", *_CONTENT, "uri"]
+
 
 @dataclass(frozen=True)
 class Videos:
@@ -50,6 +64,8 @@ class Videos:
 
     training: pa.Table
     validation: pa.Table | None
+    record: pa.Table
+    """All that plans and samples depend on, with a column `part`: what a resumed run must find again."""
 
 
 def check_run(config: Config, run_dir: str, *, resume: bool = False, manifest: bool = True) -> None:
@@ -134,7 +150,7 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
             objective needs are missing.
     """
     uri = _manifest_uri(config)
-    columns = list(STREAM_COLUMNS)
+    columns = [*STREAM_COLUMNS, *_CONTENT]
     supervised = config.objective.name == "supervised"
     if supervised or config.objective.paired or config.data.train_fraction < 1:
         columns.append("label")
@@ -151,6 +167,13 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
     training = _fraction(training, config.data.train_fraction, config.training.seed)
     validation = read_manifest(uri, columns, split=config.data.validation_split)
     validation = validation.slice(0, config.data.max_validation_videos)
+    record = pa.concat_tables(
+        table.select([name for name in _RECORDED if name in columns]).append_column(
+            "part", pa.array([part] * table.num_rows, pa.string()).dictionary_encode()
+        )
+        for part, table in (("training", training), ("validation", validation))
+    ).unify_dictionaries()
+    training, validation = (table.drop_columns(_CONTENT) for table in (training, validation))
     if config.objective.paired and not training.column("label").drop_null():
         raise UserError(
             f"{storage.public_uri(uri)}: objective {config.objective.name} trains on pairs of videos of the same "
@@ -163,8 +186,14 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
                 f"{storage.public_uri(uri)}: objective supervised needs frame labels, but no video has any"
             )
         training, validation = (_with_classes(table, offsets) for table in (training, validation))
+        classes = [
+            pc.list_flatten(table.column("frame_labels")).to_numpy() for table in (training, validation)
+        ]
+        occurring = int((np.unique(np.concatenate(classes)) >= 0).sum())
+        if occurring < num_classes:
+            print(f"frame labels make {num_classes} classes, of which {occurring} occur", flush=True)
         config = replace(config, objective=replace(config.objective, num_classes=num_classes))
-    return config, Videos(training, validation if validation.num_rows else None)
+    return config, Videos(training, validation if validation.num_rows else None, record)
 
 
 def make_plans(config: Config, videos: Videos) -> tuple[Plan | PairedPlan, Plan | PairedPlan | None]:
@@ -249,12 +278,17 @@ def _manifest_uri(config: Config) -> str:
     return config.data.manifest
 
 
-def find_checkpoint(config: Config, videos: str, run_dir: str, *, resume: bool) -> Checkpoint | None:
+def record_videos(videos: Videos, run_dir: str) -> None:
+    """Writes what a resumed run must find again into the run folder."""
+    write_table(videos.record, storage.join(run_dir, VIDEOS))
+
+
+def find_checkpoint(config: Config, videos: Videos, run_dir: str, *, resume: bool) -> Checkpoint | None:
     """Where a run in this folder goes on, or none for the beginning; checks that the folder can take this run.
 
     Args:
         config: The run.
-        videos: `videos_digest` of its training videos.
+        videos: Its videos.
         run_dir: URI of the run folder.
         resume: Whether it may hold a run already.
 
@@ -267,16 +301,39 @@ def find_checkpoint(config: Config, videos: str, run_dir: str, *, resume: bool) 
         _check_same_run(saved, config, run_dir)
     checkpoint = latest_checkpoint(run_dir) if resume else None
     if checkpoint is not None:
-        if checkpoint.progress.videos != videos:
+        difference = _difference(videos, run_dir)
+        if difference is None and checkpoint.progress.videos != videos_digest(videos.training):
+            difference = "their ids, their order or their numbers of frames"
+        if difference is not None:
             raise UserError(
-                f"{storage.public_uri(run_dir)} was begun with other training videos than the manifest has now: the "
-                "plan would be another one; restore that manifest, or start another run"
+                f"{storage.public_uri(run_dir)} was begun with other videos than the manifest has now ({difference}): "
+                "its steps would be others; restore that manifest, or start another run, which --model.init_from "
+                "begins with this one's weights"
             )
         from carl_ray.training.step import TrainedModel
 
         # On the driver, so that a misfit is one clear line before any worker starts.
         load_model(checkpoint, TrainedModel(config))
     return checkpoint
+
+
+def _difference(videos: Videos, run_dir: str) -> str | None:
+    """Where the videos differ first from those that the run was begun with; None also where no record is there."""
+    uri = storage.join(run_dir, VIDEOS)
+    if not storage.exists(uri):
+        return None  # a run of before there were records
+    try:
+        before = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+        refuse_pickles(before.schema)
+        for part in ("training", "validation"):
+            old, new = (
+                table.filter(pc.equal(table.column("part"), part)) for table in (before, videos.record)
+            )
+            if found := first_difference(old, new):
+                return f"{part}: {found}"
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise UserError(f"{storage.public_uri(uri)}: not the record of a run's videos ({error})") from None
+    return None
 
 
 def saved_config(run_dir: str) -> Config | None:

@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import ClusterConfig, Config
+from carl_ray.data.coordinator import supports_endless_streams
 from carl_ray.data.manifest import videos_digest
 from carl_ray.data.plan import PairedPlan, Plan
 from carl_ray.data.stream import execution_options, stream_views
@@ -42,6 +43,7 @@ from carl_ray.training.preparation import (
     find_checkpoint,
     make_plans,
     read_videos,
+    record_videos,
     refuse_secrets,
     warn_short_videos,
     with_saved_precision,
@@ -101,7 +103,7 @@ def train(
     plan, checked = make_plans(config, videos)
     warn_short_videos(videos.training, config.model.num_frames)
     digest = videos_digest(videos.training)
-    checkpoint = find_checkpoint(config, digest, run_dir, resume=resume)
+    checkpoint = find_checkpoint(config, videos, run_dir, resume=resume)
     first_step = 0 if checkpoint is None else checkpoint.progress.step
     if resume:
         place = (
@@ -116,7 +118,9 @@ def train(
         return Outcome(first_step >= plan.num_steps, first_step, plan.num_steps, None)
     weights = None if checkpoint is not None else _pretrained(config)
     explain_resources(config)
+    supports_endless_streams()  # Its warning is lost in the processes that make the stream.
     # From here on the folder holds a run: whatever can be wrong with the command has been found.
+    record_videos(videos, run_dir)
     storage.write_bytes(storage.join(run_dir, CONFIG), configuration.to_json(config).encode())
     # On the driver's own node: it lives exactly as long as the driver does.
     beside_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

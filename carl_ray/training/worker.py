@@ -8,14 +8,18 @@ stop.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import logging
+import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import ray
@@ -57,6 +61,9 @@ _FINGERPRINTS = 2**48
 _NUM_VIDEOS_NAMED = 5
 """In an error; the log has all of them."""
 _MAX_SECONDS_TO_CHECKPOINT = 300.0
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+_STORES: list[dist.TCPStore] = []
+"""Torch's stores that this process serves, for as long as it lives."""
 _TERMINATED = threading.Event()
 _TRAINING = threading.Event()
 
@@ -127,20 +134,57 @@ def end_with_checkpoint() -> None:
         time.sleep(0.05)
 
 
+def open_store() -> tuple[str, int]:
+    """Serve torch's rendezvous on this node's address alone, from the first worker; that address and the port.
+
+    By itself torch listens on all interfaces, and whoever reaches its store may change it.
+    """
+    address = ray.util.get_node_ip_address()
+    listener = socket.create_server(
+        (address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+    )
+    port = listener.getsockname()[1]
+    # Torch closes the socket that it is given.
+    listener_fd = listener.detach()
+    _STORES.append(
+        dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener_fd)
+    )
+    return address, port
+
+
+def join_process_group(backend: str, rank: int, world_size: int, address: str, port: int) -> None:
+    """Make this worker one of the process group whose store is at an address."""
+    if ipaddress.ip_address(address).is_loopback:
+        # The workers' own connections want no authentication either. The first interface is the loopback one.
+        os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), socket.if_indextoname(1))
+    dist.init_process_group(
+        backend,
+        store=dist.TCPStore(address, port, wait_for_workers=False),
+        rank=rank,
+        world_size=world_size,
+        timeout=_COLLECTIVE_TIMEOUT,
+    )
+
+
 class TerminationTorchConfig(TorchConfig):
     """Ray Train's torch backend, whose workers leave a checkpoint: at SIGTERM, and when an elastic run changes size.
 
     The training loop runs in a thread, where no handler can be installed; a backend's hooks run in the main thread
-    of every worker.
+    of every worker. Torch's store listens on the address of the first worker's node, on a cluster of our own on the
+    loopback interface.
     """
 
     @property
     def backend_cls(self) -> type:
-        """The torch backend with one thing more at the start and at the end of the workers."""
+        """The torch backend with its own start of the process group, and one thing more at the end of the workers."""
 
         class _Backend(super().backend_cls):  # type: ignore[misc]
             def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-                super().on_start(worker_group, backend_config)
+                backend = "nccl" if worker_group.get_resources_per_worker().get("GPU") else "gloo"
+                size = len(worker_group)
+                store = worker_group.execute_single(0, open_store)
+                join = worker_group.execute_single_async
+                ray.get([join(rank, join_process_group, backend, rank, size, *store) for rank in range(size)])
                 worker_group.execute(install_termination_handler)
 
             def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
@@ -464,7 +508,8 @@ def _check_health(
         raise AgreedError(
             f"{progress.num_bad_rows} of {progress.row} videos drawn could not be read, more than "
             f"data.max_bad_fraction = {data.max_bad_fraction:g} allows; "
-            f"see {storage.public_uri(storage.join(settings.run_dir, 'bad_videos.jsonl'))}"
+            f"see {storage.public_uri(storage.join(settings.run_dir, 'bad_videos.jsonl'))}; where frames are missing, "
+            "`carl_ray.index … --verify` counts those that decode"
         )
     if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         # An id comes from data, and may hold what a terminal would obey.

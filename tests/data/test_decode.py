@@ -328,8 +328,21 @@ def test_audio_alone_is_no_video(tmp_path):
         frame.rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(DecodeError, match="no video stream, only audio"):
+    with pytest.raises(DecodeError, match=r"no video stream, only audio$"):
         probe_video(str(path))
+    covered = tmp_path / "cover.mp4"
+    with av.open(str(path)) as sound, av.open(str(covered), "w") as container:
+        audio = container.add_stream_from_template(sound.streams.audio[0])
+        cover = container.add_stream("mjpeg")
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame(64, 48, "yuvj420p")))
+        for packet in sound.demux(audio=0):
+            if packet.size:
+                packet.stream = audio
+                container.mux(packet)
+    with pytest.raises(DecodeError, match=r"no video stream, only audio and a cover picture$"):
+        probe_video(str(covered))
 
 
 def test_decoding_stops_at_the_first_undecodable_packet(make_video, tmp_path):
@@ -379,3 +392,76 @@ def _opens_to_nothing(path: Path) -> bool:
         return _count(path, 1) == 0
     except (av.FFmpegError, IndexError):
         return True
+
+
+def _cut_and_joined(make_video, make_field_pictures, remux, folder: Path) -> dict[Path, tuple[int, int]]:
+    """Videos whose packets tell neither count nor rate, with their frames and frames a second."""
+    found = {}
+    for suffix in ("ts", "m2ts", "mkv", "mp4", "mov", "avi"):
+        found[make_field_pictures(folder / f"fields.{suffix}", 40)] = (40, 25)
+    h264 = make_video(folder / "whole.ts", 120, gop=30)
+    mpeg2 = make_video(folder / "whole2.ts", 120, gop=12, codec="mpeg2video")
+    options = {"x265-params": "open-gop=1:keyint=24:min-keyint=24:bframes=3:scenecut=0:log-level=none"}
+    hevc = make_video(folder / "whole5.ts", 96, 64, 64, codec="libx265", options=options)
+    for suffix in ("ts", "mkv", "mp4", "avi"):
+        found[remux(h264, folder / f"inside.{suffix}", (14, None, 0))] = (90, 30)
+    for suffix in ("ts", "mkv", "mpg"):
+        # The two pictures that lead the first key frame have lost what they refer to.
+        found[remux(mpeg2, folder / f"inside2.{suffix}", (6, None, 0))] = (108, 30)
+    with av.open(str(hevc)) as container:
+        keys = [i for i, p in enumerate(p for p in container.demux(video=0) if p.size) if p.is_keyframe]
+    for suffix in ("ts", "mkv", "mp4"):
+        found[remux(hevc, folder / f"open.{suffix}", (keys[1], None, 0))] = (72, 30)
+    vp9 = make_video(folder / "whole.webm", 96, codec="libvpx-vp9", gop=24)
+    found[remux(vp9, folder / "inside.webm", (5, None, 0))] = (72, 30)
+    for name, source, frames in (("h264", h264, 120), ("mpeg2", mpeg2, 120), ("hevc", hevc, 96)):
+        # The times of the second part: the same, overlapping, much later, a little later, before.
+        for shift in (0, -20 * 3000, 10**7, 4 * 90_000 + 45_000, -(10**6)):
+            parts = [
+                remux(source, folder / f"{at}.ts", (0, None, at)).read_bytes()
+                for at in (2 * 10**6, 2 * 10**6 + shift)
+            ]
+            joined = folder / f"{name}{shift}.ts"
+            joined.write_bytes(b"".join(parts))
+            found[joined] = (2 * frames, 30)
+        later = ((0, None, 0), (0, None, 200 * 90_000))
+        found[remux(source, folder / f"{name}_later.mkv", *later)] = (2 * frames, 30)
+    return found
+
+
+def test_packets_that_cannot_be_trusted_are_not(
+    make_video, make_field_pictures, remux, frame_numbers, tmp_path
+):
+    videos = _cut_and_joined(make_video, make_field_pictures, remux, tmp_path)
+    for path, (frames, fps) in videos.items():
+        probe = probe_video(str(path))
+        assert (probe.num_frames, probe.verified) == (frames, True), path.name
+        assert probe.fps == pytest.approx(fps, rel=0.01), path.name
+        assert probe.duration == pytest.approx(frames / fps, rel=0.02), path.name
+        count = _count(path, 1000) if path.suffix != ".webm" else frames
+        assert count == frames, path.name
+        (whole,) = iterate_frames(str(path), frames, chunk_frames=frames)
+        if path.name.startswith(("fields", "h264")):
+            assert frame_numbers(whole) == [i % (40 if fps == 25 else 120) for i in range(frames)], path.name
+        for index in (0, frames // 2, frames - 1):
+            for known in (frames, None):
+                assert np.array_equal(read_frames(str(path), [index], num_frames=known)[0], whole[index]), (
+                    path.name
+                )
+        with pytest.raises(DecodeError, match=rf"only {frames} frames decode.*--verify"):
+            read_frames(str(path), [frames])
+
+
+def test_plain_files_are_counted_without_decoding(make_video, tmp_path):
+    for name, options in {
+        "a.mp4": {},
+        "b.mkv": {},
+        "c.ts": {},
+        "d.avi": {"codec": "mpeg4"},
+        "e.mpg": {"codec": "mpeg2video"},
+        "variable.mp4": {"pts": [i + i // 7 for i in range(60)]},
+        "one.mp4": {"num_frames": 1},
+        "pause.mp4": {"pts": [i if i < 30 else i + 60 for i in range(60)]},
+    }.items():
+        probe = probe_video(str(make_video(tmp_path / name, **options)))
+        assert (probe.num_frames, probe.doubtful) == (options.get("num_frames", 60), False), name

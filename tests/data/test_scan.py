@@ -19,6 +19,7 @@ from carl_ray.data.child import Child
 from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, write_table
 from carl_ray.data.scan import index_folder, probe_guarded, rejects_uri, scan_folder
 from carl_ray.errors import RunError, UserError
+from carl_ray.index import _summary
 
 
 @pytest.fixture(scope="module")
@@ -105,26 +106,102 @@ def test_indexing_again_reads_only_what_changed(folder, ray_session, tmp_path, m
     assert manifest.equals(read_manifest(out))
 
 
-def test_an_interrupted_scan_is_continued(folder, ray_session, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("seconds", [0.0, 1000.0])
+def test_an_interrupted_scan_is_continued(folder, ray_session, tmp_path, monkeypatch, capsys, seconds):
     out = str(tmp_path / "manifest.parquet")
     probe_all = scan._probe_all
 
     def interrupted(*arguments):
         for number, found in enumerate(probe_all(*arguments)):
             if number == 3:
+                if not seconds:  # what a kill leaves
+                    assert (
+                        read_manifest(out).num_rows + read_manifest(rejects_uri(out), ["uri"]).num_rows == 3
+                    )
                 raise KeyboardInterrupt
             yield found
 
-    monkeypatch.setattr(scan, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(scan, "_SAVE_SECONDS", seconds)
+    monkeypatch.setattr(scan, "_SAVE_SHARE", 0)
     monkeypatch.setattr(scan, "_probe_all", interrupted)
     with pytest.raises(KeyboardInterrupt):
         index_folder(str(folder), out)
     monkeypatch.setattr(scan, "_probe_all", probe_all)
     capsys.readouterr()
     manifest, rejects = index_folder(str(folder), out)
-    # Saved before the third was taken in: two are kept.
-    assert "5 videos" in (said := capsys.readouterr().err) and "3 to read, 2 unchanged" in said
+    # Saved when the fourth was awaited: three are kept, be it time to save or not.
+    assert "5 videos" in (said := capsys.readouterr().err) and "2 to read, 3 unchanged" in said
     assert (manifest.num_rows, rejects.num_rows) == (3, 2)
+
+
+def test_links_and_names_are_accounted_for(make_video, ray_session, tmp_path):
+    folder = tmp_path / "videos"
+    make_video(folder / "Train" / "x.mp4", 5)
+    for name in ("Test/a.mp4", "valid/b.mp4", "dev/c.mp4", "testing/d.mp4", "other/e.mp4"):
+        make_video(folder / name, 5)
+    elsewhere = make_video(tmp_path / "elsewhere" / "f.mp4", 5).parent
+    (folder / "Train" / "loop").symlink_to("..")
+    (folder / "a_link").symlink_to("other")
+    (folder / "a.mp4").symlink_to("other/e.mp4")
+    (folder / "gone.mp4").symlink_to("nowhere.mp4")
+    (folder / "self.mp4").symlink_to("self.mp4")
+    (folder / "gone.txt").symlink_to("nowhere.txt")
+    for name in ("outside", "outside again"):
+        (folder / name).symlink_to(elsewhere)
+    os.mkfifo(folder / "pipe.mp4")
+    shutil.copy(elsewhere / "f.mp4", os.fsencode(folder) + b"/caf\xe9.mp4")
+    manifest, rejects = index_folder(str(folder), str(tmp_path / "m.parquet"))
+    assert {row["video_id"]: row["split"] for row in manifest.to_pylist()} == {
+        "Train/x.mp4": "train",
+        "Test/a.mp4": "test",
+        "valid/b.mp4": "validation",
+        "dev/c.mp4": "validation",
+        "testing/d.mp4": "test",
+        "other/e.mp4": None,
+        "outside/f.mp4": None,
+    }
+    reasons = {row["uri"].removeprefix(f"{folder}/"): row["reason"] for row in rejects.to_pylist()}
+    assert reasons == {
+        "a.mp4": "a link to a video that is there under another name",
+        "gone.mp4": "a link to nothing",
+        "self.mp4": "could not be read: Too many levels of symbolic links",
+        "pipe.mp4": "not a regular file",
+        "caf\\xe9.mp4": "its name is not UTF-8: rename it",
+    }
+    said = _summary(manifest, rejects, "m.parquet")
+    assert (
+        "no split (trained on) 2, test 2, train 1, validation 2; Test/ was read as test; Train/ was" in said
+    )
+    assert "1 x its name is not UTF-8: rename it (" in said and "caf\\xe9.mp4)" in said
+
+
+def test_labels_of_a_video_that_was_counted_wrong_are_kept(make_video, ray_session, tmp_path):
+    out = str(tmp_path / "m.parquet")
+    make_video(tmp_path / "videos" / "a.mp4", 5)
+    manifest, _ = index_folder(str(tmp_path / "videos"), out)
+    (row,) = manifest.to_pylist()
+    write_table(pa.Table.from_pylist([row | {"num_frames": 9, "frame_labels": [1] * 5}], schema=SCHEMA), out)
+    with pytest.raises(UserError, match=r"has 5 frame_labels for 9 frames: .*--verify"):
+        read_manifest(out)
+    (row,) = index_folder(str(tmp_path / "videos"), out, verify=True)[0].to_pylist()
+    assert (row["num_frames"], row["frame_labels"]) == (5, [1] * 5)
+
+
+def test_a_key_of_s3_that_pyarrow_refuses_is_a_reject(s3_endpoint, make_video, ray_session, tmp_path):
+    import boto3
+
+    store = boto3.client("s3", endpoint_url=f"http://{s3_endpoint}")
+    store.create_bucket(Bucket="odd-keys")
+    content = make_video(tmp_path / "a.mp4", 5).read_bytes()
+    for key in ("mix/ok.mp4", "mix/a//double.mp4"):
+        store.put_object(Bucket="odd-keys", Key=key, Body=content)
+    uri = f"s3://odd-keys/mix?endpoint_override={s3_endpoint}&scheme=http"
+    manifest, rejects = scan_folder(uri)
+    assert manifest.column("video_id").to_pylist() == ["ok.mp4"]
+    (reject,) = rejects.to_pylist()
+    assert "a//double.mp4" in reject["uri"] and reject["reason"].startswith("could not be read: Empty path")
+    with pytest.raises(UserError, match="nothing between two slashes"):
+        scan_folder(uri.replace("/mix", "//mix"))
 
 
 def test_unread_files_are_tried_again(folder, ray_session):
@@ -174,13 +251,13 @@ def test_uris_are_quoted_and_hold_no_credentials():
         with store.open_output_stream(f"bucket/videos/{name}") as file:
             file.write(b"content")
     uri = "s3://key:secret@bucket/videos/?scheme=http&endpoint_override=localhost:1"
-    files, num_others = scan._list_videos(store, "bucket/videos", uri)
+    files, rejects, num_others = scan._list_videos(store, "bucket/videos", uri)
     query = "?scheme=http&endpoint_override=localhost:1"
     assert {f["uri"] for f in files} == {
         f"s3://bucket/videos/sub/a%20b%25.mp4{query}",
         f"s3://bucket/videos/c.mp4{query}",
     }
-    assert num_others == 1
+    assert (rejects, num_others) == ([], 1)
     assert scan._without_query(uri) == "s3://bucket/videos/"
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib.machinery
+import io
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +22,7 @@ import pytest
 import ray
 
 from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from carl_ray.data import stream
 from carl_ray.data.plan import Plan, training_plan, validation_plan
 from carl_ray.data.sample import make_view_pair
 from carl_ray.data.stream import StreamRow, read_rows, stream_views
@@ -235,3 +240,125 @@ def test_a_long_run_starts_at_once_and_neither_plans_far_ahead_nor_records_its_b
     assert 64 <= waiting <= 64 + 2 * 4
     # At least one of each row of the plan and one of each video, if Ray Data had its way.
     assert remembered < 40
+
+
+# What a later Ray may change of the classes that `coordinator` uses: replacements in its modules (all of Ray Data's, if
+# the name is empty), after which Ray is consistent in itself.
+CHANGES = {
+    "nothing": [],
+    "an abstract method more": [
+        ("backpressure_policy", "from abc import ABC", "from abc import ABC, abstractmethod"),
+        ("backpressure_policy", "    def can_add", "    @abstractmethod\n    def reset(self): ...\n\n    def can_add"),
+        ("", "(BackpressurePolicy):\n", "(BackpressurePolicy):\n    def reset(self): ...\n\n"),
+    ],
+    "state of the constructor": [
+        ("backpressure_policy", "manager = resource_manager", "manager = resource_manager\n        self._limits = {}"),
+        ("backpressure_policy", "        return True", "        return self._limits is not None"),
+    ],
+    "an argument more of a policy": [
+        ("", 'bytes_to_read(self, op: "PhysicalOperator")', 'bytes_to_read(self, op: "PhysicalOperator", now)'),
+        ("", " policy.max_task_output_bytes_to_read(op)", " policy.max_task_output_bytes_to_read(op, 0)"),
+    ],
+    "an argument more of a callback": [
+        ("", 'execution_step(self, executor: "StreamingExecutor")', 'execution_step(self, executor, step)'),
+        ("", "callback.on_execution_step(self)", "callback.on_execution_step(self, 0)"),
+        ("", "self.on_execution_step(executor)", "self.on_execution_step(executor, 0)"),
+    ],
+    "another name of the topology": [
+        ("streaming_executor", "self._topology", "self._operators"),
+        ("", "executor._topology", "executor._operators"),
+    ],
+}  # fmt: skip
+
+
+def stream_on_changed_ray(
+    changes: list[tuple[str, str, str]], plan: Plan, videos: pa.Table, config: Config
+) -> tuple[list[int], list[str], int, bool]:
+    """Stream twice in this process, on a changed Ray: rows, warnings, waits of ours, whether Ray's is its own."""
+    assert not any(name.startswith("ray.data") for name in sys.modules)
+    unused = {old for _, old, _ in changes}
+
+    class Loader(importlib.machinery.SourceFileLoader):
+        def get_code(self, fullname: str) -> Any:
+            text = Path(self.path).read_text()
+            for module, old, new in changes:
+                if old in text and module in ("", fullname.rpartition(".")[2]):
+                    unused.discard(old)
+                    text = text.replace(old, new)
+            return compile(text, self.path, "exec", dont_inherit=True)
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+            if spec and name.startswith("ray.data.") and str(spec.origin).endswith(".py"):
+                spec.loader = Loader(name, str(spec.origin))
+            return spec
+
+    sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
+    said = io.StringIO()
+    waits = []
+    with contextlib.redirect_stderr(said):
+        from ray.data._internal.execution import streaming_executor_state
+
+        from carl_ray.data import coordinator
+        from carl_ray.data.stream import read_rows, stream_views
+
+        before = streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
+        wait = coordinator._wait_for_one
+        coordinator._wait_for_one = lambda *arguments: waits.append(wait(*arguments))  # type: ignore[func-returns-value]
+        during = set()
+        rows = []
+        for _ in range(2):
+            for table in stream_views(plan, ray.put(videos), config).iter_batches(
+                batch_size=None, batch_format="pyarrow"
+            ):
+                rows += [row.row for row in read_rows(table, config)]
+                during.add(streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S)
+    assert not unused
+    after = streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
+    assert after == before
+    warnings = [line for line in said.getvalue().splitlines() if line.startswith("warning: ")]
+    return rows, warnings, len(waits), during == {before}
+
+
+def test_a_ray_that_is_not_as_expected_streams_without_our_scheduling(
+    videos: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = training_plan(0, videos.num_rows, 3, epochs=2)
+    # By reference, they would bring this module with them, which imports what is to be changed.
+    monkeypatch.setattr(stream_on_changed_ray, "__module__", "__main__")
+    own_process = {"env_vars": {"CARL_RAY_TEST": "a process that has imported nothing"}}
+
+    class Process:
+        def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+            return function(*arguments)
+
+    actors = {change: ray.remote(num_cpus=0, runtime_env=own_process)(Process).remote() for change in CHANGES}
+    answers = {
+        change: actor.call.remote(stream_on_changed_ray, CHANGES[change], plan, videos, CONFIG)
+        for change, actor in actors.items()
+    }
+    for change, answer in answers.items():
+        rows, said, waits, is_plain = ray.get(answer)
+        assert rows == 2 * [row.row for row in plan.rows(0, plan.num_rows)], change
+        if change == "nothing":
+            assert (said, is_plain) == ([], False)
+            assert waits > 0
+        else:
+            (line,) = said
+            assert line.startswith(f"warning: Ray {ray.__version__} is not as "), change
+            assert (waits, is_plain) == (0, True), change
+
+
+def test_a_task_whose_process_always_dies_is_not_tried_forever(videos: pa.Table) -> None:
+    def die(planned: pa.Table, manifest: ray.ObjectRef, config: Config) -> pa.Table:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return planned
+
+    # The module's function, in the process that loads: closures travel with what they refer to.
+    plan = validation_plan(0, videos.num_rows, 3)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stream, "_load_row", die)
+        with pytest.raises(ray.exceptions.RayError, match="the process that decodes died 4 times at row 0"):
+            collect(plan, videos)

@@ -60,7 +60,7 @@ def one_row_parts(monkeypatch) -> None:
 
 
 def test_every_video_once_and_only_what_is_missing(
-    ray_session, tiny_run, manifest, tmp_path, one_row_parts, monkeypatch
+    ray_session, tiny_run, manifest, tmp_path, one_row_parts, monkeypatch, capfd
 ) -> None:
     """One of five videos hangs its decoder for a while: more than the run allows, but the others are embedded."""
     uri, rows = manifest
@@ -113,6 +113,32 @@ def test_every_video_once_and_only_what_is_missing(
     third = extract_embeddings(str(tiny_run), uri, out, SETTINGS)
     assert (third.num_present, third.num_embedded, third.bad_videos) == (4, 1, [])
     assert (tmp_path / "out" / "bad_videos.jsonl").read_text() == ""
+    # Ray's C++ code has something to say about Ray Data's own actors, which is nobody's here.
+    assert "constructor arguments" not in capfd.readouterr().err
+
+
+def test_lines_of_ray_are_kept_back_and_no_others(capfd) -> None:
+    with extraction._without_lines(b"constructor arguments"):
+        os.write(2, b"before\nActor 1 has constructor arguments in the object store\nafter\n")
+    os.write(2, b"Actor 2 has constructor arguments\n")
+    assert capfd.readouterr().err == "before\nafter\nActor 2 has constructor arguments\n"
+
+
+def test_videos_whose_actor_always_dies_are_not_tried_forever(ray_session) -> None:
+    class Embedder:
+        def embed(self, videos):
+            for _, num_frames in videos:
+                yield [np.ones((num_frames, 8), np.float32)]
+
+    attempts = extraction._Attempts.remote()
+    videos = pa.table({"video_index": [4, 5], "uri": ["a", "b"], "num_frames": [3, 3]})
+    errors = []
+    for _ in range(5):
+        # As after a restart: what the actor knew is gone.
+        actor = object.__new__(extraction._EmbeddingActor)
+        actor._embedder, actor._retries, actor._attempts = Embedder(), 0, attempts
+        errors.append(actor(videos).column("error").to_pylist())
+    assert errors == [[None] * 2] * 4 + [["the process that embeds it died 4 times (too little memory?)"] * 2]
 
 
 def test_only_what_another_try_may_read_is_tried_again(monkeypatch) -> None:

@@ -366,7 +366,7 @@ def test_indexing_waits_for_the_store(
     filesystem, root = storage.resolve(folder)
     before = proxy.counts
     proxy.inject(Fault("slow_down", times=3))
-    (file,), _ = scan._list_videos(filesystem, root, folder)
+    (file,), _, _ = scan._list_videos(filesystem, root, folder)
     assert counted(proxy, before)["slow_down"] == 3
 
     def probe() -> dict[str, object]:

@@ -47,6 +47,7 @@ def base(
             "video_id": f"{number}",
             "content_hash": f"{number}",
             "split": names[letter],
+            "num_frames": len(labels or [0]),
             "frame_labels": labels,
         }
         for number, letter in enumerate(splits)

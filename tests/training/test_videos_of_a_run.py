@@ -1,0 +1,137 @@
+"""A run goes on only with the videos that it was begun with, and says what differs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from carl_ray.config import Config, ObjectiveConfig
+from carl_ray.data.manifest import SCHEMA, videos_digest, write_table
+from carl_ray.errors import UserError
+from carl_ray.training.checkpoint import Progress, checkpoint_at, save_checkpoint
+from carl_ray.training.preparation import VIDEOS, find_checkpoint, read_videos, record_videos
+from carl_ray.training.step import TrainingStep
+
+
+def row(number: int, split: str, **values: Any) -> dict[str, Any]:
+    return {
+        "video_id": f"{split}/{number}.mp4",
+        "uri": f"s3://bucket/{split}/{number}.mp4",
+        "num_frames": 3,
+        "fps": 30.0,
+        "width": 64,
+        "height": 48,
+        "rotation": 0,
+        "duration": 0.1,
+        "codec": "h264",
+        "bytes": 1000,
+        "modified_ns": 1,
+        "content_hash": f"{number:032x}",
+        "verified": False,
+        "frame_step": 1.0,
+        "split": split,
+        "label": "jump" if number % 2 else "run",
+        "frame_labels": [0, 1, 2],
+    } | values
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_run: Path) -> Config:
+    return checkpoint_at(str(tiny_run)).config
+
+
+def begun(config: Config, rows: list[dict[str, Any]], folder: Path) -> Config:
+    """The config with a manifest of these rows, from which a run in the folder has a checkpoint."""
+    config = replace(config, data=replace(config.data, manifest=write(rows, folder)))
+    counted, videos = read_videos(config)
+    record_videos(videos, str(folder))
+    step = TrainingStep(counted, torch.device("cpu"), 3)
+    save_checkpoint(str(folder), step, Progress(1, 4, 0, 0, 1.0, videos_digest(videos.training)), 1)
+    return config
+
+
+def write(rows: list[dict[str, Any]], folder: Path) -> str:
+    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), str(folder / "manifest.parquet"))
+    return str(folder / "manifest.parquet")
+
+
+ROWS = [*(row(number, "train") for number in range(4)), row(9, "validation")]
+EVERY = "scl", "weak_scl", "supervised"
+
+
+@pytest.mark.parametrize(
+    ("change", "objectives", "said"),
+    [
+        ({"num_frames": 4, "frame_labels": [0, 1, 2, 2]}, EVERY, "num_frames was 3, is now 4"),
+        ({"frame_step": 2.0}, EVERY, "frame_step was 1.0, is now 2.0"),
+        ({"uri": "/else/2.mp4"}, EVERY, "uri was 's3://bucket/train/2.mp4', is now '/else/2.mp4'"),
+        ({"content_hash": "ff"}, EVERY, r"content_hash was '0{31}2', is now 'ff'"),
+        ({"bytes": 9}, EVERY, "bytes was 1000, is now 9"),
+        ({"label": "walk"}, ("weak_scl", "supervised"), "label was 'run', is now 'walk'"),
+        ({"frame_labels": [0, 2, 2]}, ("supervised",), "frame 1: frame_labels was 1, is now 2"),
+        ({"video_id": "train/8.mp4"}, EVERY, "video_id was 'train/2.mp4', is now 'train/8.mp4'"),
+        ({"modified_ns": 2, "verified": True}, (), ""),
+    ],
+)
+@pytest.mark.parametrize("objective", EVERY)
+def test_a_manifest_that_changed_is_refused(
+    tiny: Config,
+    tmp_path: Path,
+    objective: str,
+    change: dict[str, Any],
+    objectives: tuple[str, ...],
+    said: str,
+) -> None:
+    config = begun(replace(tiny, objective=ObjectiveConfig(name=objective)), ROWS, tmp_path)  # type: ignore[arg-type]
+    write([r | change if r["video_id"] == "train/2.mp4" else r for r in ROWS], tmp_path)
+    counted, videos = read_videos(config)
+    if objective not in objectives:
+        assert find_checkpoint(counted, videos, str(tmp_path), resume=True) is not None
+        return
+    with pytest.raises(
+        UserError, match=rf"training: video 'train/2\.mp4': (frame 1: )?{said}\): .*--model\.init_from"
+    ):
+        find_checkpoint(counted, videos, str(tmp_path), resume=True)
+
+
+def test_other_rows_and_runs_without_a_record(tiny: Config, tmp_path: Path) -> None:
+    config = begun(tiny, ROWS, tmp_path)
+    for rows, said in (
+        (ROWS[1:], "video 'train/0.mp4': video_id was 'train/0.mp4', is now 'train/1.mp4'"),
+        ([*ROWS, row(7, "train")], "training: 4 videos before, now 5"),
+        ([ROWS[1], ROWS[0], *ROWS[2:]], "video_id was 'train/0.mp4', is now 'train/1.mp4'"),
+        (
+            [*ROWS[:4], row(9, "validation", content_hash="ff")],
+            "validation: video 'validation/9.mp4': content_hash",
+        ),
+    ):
+        write(rows, tmp_path)
+        with pytest.raises(UserError, match=said):
+            find_checkpoint(*read_videos(config), str(tmp_path), resume=True)
+    # A run of before there were records: ids, order and frames alone are known of it.
+    (tmp_path / VIDEOS).unlink()
+    with pytest.raises(UserError, match="their ids, their order or their numbers of frames"):
+        write(ROWS[1:], tmp_path)
+        find_checkpoint(*read_videos(config), str(tmp_path), resume=True)
+    write([r | {"uri": "/elsewhere.mp4"} for r in ROWS], tmp_path)
+    assert find_checkpoint(*read_videos(config), str(tmp_path), resume=True) is not None
+    pq.write_table(pa.table({"part": ["training"]}), tmp_path / VIDEOS)
+    with pytest.raises(UserError, match="not the record of a run's videos"):
+        find_checkpoint(*read_videos(config), str(tmp_path), resume=True)
+
+
+def test_classes_that_do_not_occur_are_said(
+    tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(tiny, objective=ObjectiveConfig(name="supervised"))
+    rows = [r | {"frame_labels": [0, 1, 40]} for r in ROWS]
+    config = replace(config, data=replace(config.data, manifest=write(rows, tmp_path)))
+    read_videos(config)
+    # Both actions have the labels 0, 1 and 40, and numbers of their own.
+    assert "82 classes, of which 6 occur" in capsys.readouterr().out
