@@ -1,60 +1,80 @@
-"""Aligns two videos: a side-by-side video in which the second follows the action of the first.
+"""Aligns two videos: a side-by-side video in which the second follows the action of the first, or a table of pairs.
 
     python -m carl_ray.align A B --checkpoint URI --out aligned.mp4
-    python -m carl_ray.align A B
+    python -m carl_ray.align A B --out aligned.mp4 --out pairs.csv
     python -m carl_ray.align
 
-Both videos are embedded, frame by frame, and aligned by dynamic time warping. The result shows A at its own pace,
-the frame of B aligned with it, and, for comparison, the frame of B at the same relative position. Without
---checkpoint it takes the newest demo run; without videos two of the rendered test videos that show one action.
+Both videos are embedded, frame by frame, and aligned by dynamic time warping. The video shows A at its own pace,
+the frame of B aligned with it, and, for comparison, the frame of B at the same relative position. The table has every
+pair of aligned frames, with seconds. The mean cosine similarity of aligned frames says little alone: beside it stand
+that of frames at the same relative position, and both of the encoder before its training. Without --checkpoint it
+takes the newest demo run; without videos two of the rendered test videos that show one action.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from carl_ray import storage
-from carl_ray.errors import UserError, one_line_errors
-from carl_ray.options import OptionParser
+from carl_ray.errors import RunError, UserError, one_line_errors
+from carl_ray.options import OptionParser, print_next
+from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
+from carl_ray.training.preparation import check_weights
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; leaves with status 0 only when the video is written."""
+    """Runs the command; leaves with status 0 only when every file is written."""
     with one_line_errors():
-        options = _parse(arguments)
-        # Imported late: help and mistakes on the command line answer at once.
-        import torch
+        _run(_parse(arguments))
 
-        from carl_ray.data.decode import DecodeError
-        from carl_ray.evaluation.alignment import align_pair
-        from carl_ray.evaluation.frames import unit_frames
-        from carl_ray.evaluation.inference import VideoEmbedder, default_run
-        from carl_ray.report.video import Clip, aligned_video
-        from carl_ray.training.checkpoint import checkpoint_at, load_encoder
 
-        checkpoint = checkpoint_at(options.checkpoint or default_run())
-        uris = [options.a, options.b] if options.b else _rendered_pair()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        embedder = VideoEmbedder([load_encoder(checkpoint)], checkpoint.config, device)
-        embeddings = [embedder.embed_file(uri)[0] for uri in uris]
-        path = align_pair(embeddings[0], embeddings[1])
-        units = unit_frames(embeddings)
-        similarity = float(np.mean(np.sum(units[0][path[:, 0]] * units[1][path[:, 1]], axis=1)))
-        clips = [
-            Clip(_file_name(uri), uri, len(frames)) for uri, frames in zip(uris, embeddings, strict=True)
-        ]
-        try:
-            content = aligned_video(clips[0], clips[1], path)
-        except DecodeError as error:  # What one pass could decode, another cannot: the file has changed.
-            raise UserError(f"{' or '.join(map(storage.public_uri, uris))}: {error}") from None
-        storage.write_bytes(options.out, content)
-        print(
-            f"aligned {clips[0].num_frames} with {clips[1].num_frames} frames, mean cosine similarity along "
-            f"the path {similarity:.3f}: {storage.public_uri(options.out)}"
-        )
+def _run(options: argparse.Namespace) -> None:
+    for uri in (options.a, options.b):
+        if uri is not None and not storage.is_file(uri):
+            raise UserError(f"{storage.public_uri(storage.absolute(uri))}: no such file")
+    checkpoint = checkpoint_at(options.checkpoint or default_run("--checkpoint"))
+    # Imported late: help and mistakes on the command line answer at once.
+    import torch
+
+    from carl_ray.data.decode import DecodeError
+    from carl_ray.evaluation.alignment import align_pair
+    from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
+    from carl_ray.report.video import Clip, aligned_video
+
+    encoders = {"trained": load_encoder(checkpoint)}
+    try:
+        check_weights(checkpoint.config, init_from=False, instead="the similarities of the trained one alone")
+        encoders["untrained"] = untrained_encoder(checkpoint.config)
+    except (RunError, UserError) as error:
+        print(f"warning: without the untrained encoder: {error}", file=sys.stderr, flush=True)
+    uris = [options.a, options.b] if options.b else _rendered_pair()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    embedder = VideoEmbedder(list(encoders.values()), checkpoint.config, device)
+    embedded = [embedder.embed_file(uri) for uri in uris]
+    first, second = embedded[0][0], embedded[1][0]
+    path = align_pair(first, second)
+    clips = [Clip(_file_name(uri), uri, len(frames[0])) for uri, frames in zip(uris, embedded, strict=True)]
+    try:
+        for out in options.out:
+            content = _pairs(uris, path) if _is_table(out) else aligned_video(clips[0], clips[1], path)
+            storage.write_bytes(out, content)
+    except DecodeError as error:  # What one pass could decode, another cannot: the file has changed.
+        raise UserError(f"{' or '.join(map(storage.public_uri, uris))}: {error}") from None
+    print(f"mean cosine similarity of each of {len(first)} frames with its partner among {len(second)}")
+    print(f"{'':<12}{'aligned':>9}{'same relative position':>25}")
+    for name, of_first, of_second in zip(encoders, *embedded, strict=True):
+        aligned, unaligned = _similarities(of_first, of_second)
+        print(f"{name:<12}{aligned:>9.3f}{unaligned:>25.3f}")
+    for out in options.out:
+        print(f"written:    {storage.public_uri(out)}")
+    other = "aligned.mp4" if _is_table(options.out[-1]) else "pairs.csv"
+    print_next("align", *uris, "--checkpoint", checkpoint.uri, "--out", other)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -66,16 +86,56 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("a", nargs="?", metavar="A", help="path or URI of the video that keeps its pace")
     parser.add_argument("b", nargs="?", metavar="B", help="path or URI of the video that follows")
     parser.add_argument("--checkpoint", metavar="URI", help="run folder or checkpoint; none: the newest demo")
-    parser.add_argument("--out", metavar="VIDEO", default="aligned.mp4", help="MP4 file [aligned.mp4]")
+    parser.add_argument(
+        "--out",
+        action="append",
+        metavar="FILE",
+        help="a video (.mp4) or a table of the pairs of frames (.csv); may be given repeatedly [aligned.mp4]",
+    )
     options = parser.parse_args(arguments)
+    options.out = options.out or ["aligned.mp4"]
     if options.a is not None and options.b is None:
         raise UserError("expected two videos, got one: python -m carl_ray.align A B")
-    if not options.out.partition("?")[0].lower().endswith(".mp4"):
-        raise UserError(f"--out: expected the name of an MP4 file, such as aligned.mp4, got {options.out!r}")
-    for uri in (options.a, options.b):
-        if uri is not None and storage.resolve(uri) == storage.resolve(options.out):
-            raise UserError(f"--out: {storage.public_uri(uri)} is one of the videos; name another file")
+    for out in options.out:
+        if not out.partition("?")[0].lower().endswith((".mp4", ".csv")):
+            raise UserError(
+                f"--out: expected the name of an MP4 or a CSV file, such as aligned.mp4 or pairs.csv, got {out!r}"
+            )
+        for uri in (options.a, options.b):
+            if uri is not None and storage.resolve(uri) == storage.resolve(out):
+                raise UserError(f"--out: {storage.public_uri(uri)} is one of the videos; name another file")
     return options
+
+
+def _is_table(out: str) -> bool:
+    return out.partition("?")[0].lower().endswith(".csv")
+
+
+def _pairs(uris: list[str], path: np.ndarray) -> bytes:
+    """Pairs of aligned frames as CSV; seconds by the average frame rate, empty where it is unknown."""
+    from carl_ray.data.decode import probe_video
+
+    rates = [probe_video(uri).fps for uri in uris]
+    lines = ["frame_a,seconds_a,frame_b,seconds_b"]
+    for pair in path.tolist():
+        cells = (
+            f"{frame},{frame / fps:.3f}" if fps else f"{frame},"
+            for frame, fps in zip(pair, rates, strict=True)
+        )
+        lines.append(",".join(cells))
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _similarities(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Mean cosine similarity of the frames of a video with their partners: aligned, and at the same position."""
+    from carl_ray.evaluation.alignment import align_pair
+    from carl_ray.evaluation.frames import unit_frames
+    from carl_ray.report.video import partners, same_relative_position
+
+    units = unit_frames([first, second])
+    shown = (partners(align_pair(first, second), len(first)), same_relative_position(len(first), len(second)))
+    aligned, unaligned = (float((units[0] * units[1][frames]).sum(1).mean()) for frames in shown)
+    return aligned, unaligned
 
 
 def _rendered_pair() -> list[str]:

@@ -30,8 +30,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from carl_ray import options
 from carl_ray.benchmarks.table import Table, table_text
 from carl_ray.config import Config
@@ -40,6 +38,8 @@ from carl_ray.machine import machine_name
 from carl_ray.presets import pouring
 
 if TYPE_CHECKING:
+    import torch
+
     from carl_ray.benchmarks.videos import Video
 
 PARTS = ("data", "stream", "step", "embedding", "evaluation", "plan", "decoders")
@@ -55,6 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     with one_line_errors():
         folder, parts, config = _parse(sys.argv[1:] if arguments is None else arguments)
+        # Imported late: help and mistakes on the command line answer at once.
+        import torch
+
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         size = config.augment.image_size
         print(
@@ -66,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
         for part in parts:
             for table in _measured(part, videos, config, device):
                 print(f"\n{table_text(table)}", flush=True)
+        print()
+        options.print_next("sizing", *([] if folder is None else [str(videos.one.path), config.preset]))
 
 
 def _parse(arguments: list[str]) -> tuple[Path | None, list[str], Config]:

@@ -15,13 +15,12 @@ import argparse
 import typing
 
 from carl_ray import storage
-from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.embeddings import Precision
-from carl_ray.evaluation.inference import View, default_run
+from carl_ray.evaluation.embeddings import Precision, View, missing_videos, origin_of
 from carl_ray.lease import refuse_if_held
-from carl_ray.options import OptionParser
-from carl_ray.training.checkpoint import checkpoint_at
+from carl_ray.options import OptionParser, print_next
+from carl_ray.training.checkpoint import checkpoint_at, default_run
+from carl_ray.training.preparation import check_weights
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -81,17 +80,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> None:
-    # Ray is imported late: help and mistakes on the command line answer at once.
+    # What can be wrong with the command is found before torch is imported and Ray starts.
+    checkpoint = options.checkpoint or default_run("--checkpoint, --manifest and --out")
+    out = options.out or storage.join(checkpoint, "embeddings")
+    found = checkpoint_at(checkpoint)
+    origin = origin_of(found, options.view, untrained=not options.no_untrained)
+    manifest = options.manifest
+    is_missing = manifest is None or missing_videos(manifest, options.split, out, origin)[0].num_rows
+    if is_missing and not options.no_untrained:
+        check_weights(found.config, init_from=False, instead="--no-untrained, without the control")
     from carl_ray.datasets.embedded import index_embedded
     from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
     from carl_ray.session import connect
 
-    # What can be wrong with the command is found before Ray starts.
-    checkpoint = options.checkpoint or default_run()
-    checkpoint_at(checkpoint)
-    if options.manifest is not None:
-        read_manifest(options.manifest, ["split"])
-    out = options.out or storage.join(checkpoint, "embeddings")
     refuse_if_held(out)
     with connect():
         manifest = options.manifest or index_embedded()[0]
@@ -110,6 +111,8 @@ def _run(options: argparse.Namespace) -> None:
     if result.bad_videos:
         print(f"not readable:    {len(result.bad_videos)}, listed in bad_videos.jsonl beside the embeddings")
     print(f"embeddings:      {storage.public_uri(out)}")
+    results = storage.join(storage.parent(storage.absolute(out)), "evaluation")
+    print_next("evaluate", "--train", out, "--test", out, "--out", results)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import typing
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.inference import default_run
-from carl_ray.evaluation.protocol import Protocol
-from carl_ray.options import OptionParser
+from carl_ray.evaluation.metrics import Protocol
+from carl_ray.options import OptionParser, print_next
+from carl_ray.training.checkpoint import default_run
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(table(document))
         print(f"metrics: {storage.public_uri(storage.join(options.out, METRICS_FILE))}")
         print(f"report:  {storage.public_uri(storage.join(options.out, REPORT_FILE))}")
+        print_next("retrieve", "--embeddings", options.test, "--out", "sheet.png")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -66,7 +67,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     named = [name for name in ("train", "test", "out") if getattr(options, name) is not None]
     if not named:
-        run = default_run()
+        run = default_run("--train, --test and --out")
         options.train = options.test = storage.join(run, "embeddings")
         options.out = storage.join(run, "evaluation")
     elif len(named) < 3:

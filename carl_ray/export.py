@@ -19,9 +19,9 @@ import typing
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.inference import default_run
 from carl_ray.evaluation.localization import Format, export_features
-from carl_ray.options import OptionParser
+from carl_ray.options import OptionParser, print_next
+from carl_ray.training.checkpoint import default_run
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         options = parser.parse_args(arguments)
         embeddings, out = options.embeddings, options.out
         if embeddings is None and out is None:
-            run = default_run()
+            run = default_run("--embeddings and --out")
             embeddings, out = storage.join(run, "embeddings"), storage.join(run, "localization")
         elif embeddings is None or out is None:
             missing = "--embeddings" if embeddings is None else "--out"
@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"videos written: {result.num_written}")
         print(f"there before:   {result.num_kept}")
         print(f"features:       {storage.public_uri(out)}")
+        print_next("retrieve", "--embeddings", embeddings, "--out", "sheet.png")
 
 
 class _Progress:

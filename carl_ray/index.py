@@ -18,11 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from carl_ray import storage
-from carl_ray.data.scan import count_reasons, index_folder, rejects_uri
-from carl_ray.datasets.embedded import index_embedded
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import OptionParser
-from carl_ray.session import connect
+from carl_ray.options import OptionParser, print_next
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,11 +38,18 @@ def main(arguments: list[str] | None = None) -> None:
             "--verify", action="store_true", help="decode every frame; count what really decodes"
         )
         options = parser.parse_args(arguments)
+        if options.folder is not None and options.out is None:
+            raise UserError("--out is missing: where to write the manifest, such as --out manifest.parquet")
+        if options.folder is not None and not storage.exists(options.folder):
+            raise UserError(f"{storage.public_uri(storage.absolute(options.folder))}: no such folder")
+        # Ray is imported late: help and mistakes on the command line answer at once.
+        from carl_ray.data.scan import index_folder, rejects_uri
+        from carl_ray.datasets.embedded import index_embedded
+        from carl_ray.session import connect
+
         if options.folder is None:
             with connect():
                 out, manifest, rejects = index_embedded(options.out, verify=options.verify)
-        elif options.out is None:
-            raise UserError("--out is missing: where to write the manifest, such as --out manifest.parquet")
         else:
             out = options.out
             if not storage.exists(options.folder):  # before Ray starts
@@ -57,9 +61,13 @@ def main(arguments: list[str] | None = None) -> None:
         print(_summary(manifest, rejects, out))
         if manifest.num_rows == 0:
             raise RunError(f"none of {rejects.num_rows} videos can be decoded; reasons in {rejects_uri(out)}")
+        preset = "demo" if options.folder is None else "penn_action"
+        print_next("train", preset, "--data.manifest", out)
 
 
 def _summary(manifest: pa.Table, rejects: pa.Table, out: str) -> str:
+    from carl_ray.data.scan import count_reasons, rejects_uri
+
     lines = [f"{'split':<16}{'videos':>10}{'frames':>14}{'hours':>10}"]
     counts = manifest.group_by("split").aggregate(
         [([], "count_all"), ("num_frames", "sum"), ("duration", "sum")]

@@ -26,6 +26,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from carl_ray import storage
 from carl_ray.chains.chain import (
     CHAIN_JOB,
     Outline,
+    Plan,
     check_runtime_env,
     outline_of,
     plan_chain,
@@ -41,11 +43,13 @@ from carl_ray.chains.chain import (
     write_done,
 )
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import OptionParser
+from carl_ray.options import OptionParser, print_next
 
 _MOST_PACKAGE_BYTES = 100 * 2**20
 """Of the code that is sent, zipped: Ray's dashboard takes no longer request."""
 _NUM_SHOWN = 3
+_INPUTS = ("--data.manifest", "--manifest", "--model.weights", "--model.init_from", "--checkpoint")
+_NO_FILES = ("random", "imagenet", "none")
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -138,6 +142,7 @@ def _run(options: argparse.Namespace) -> None:
             values = dict(_name_and_value(text) for text in options.set)
             plan = plan_chain(chain, options.folder, values)
             runtime_env = _runtime_env(options)
+            _check_inputs(plan)
             if all(plan.is_done(stage) for stage in plan.commands):
                 shown = storage.public_uri(outline.folder)
                 print(f"nothing to do: all {len(plan.commands)} stages are done in {shown}")
@@ -153,8 +158,7 @@ def _run(options: argparse.Namespace) -> None:
             if options.wait:
                 _wait(client, outline)
             else:
-                words = ("status", options.chain, "--folder", options.folder)
-                print(storage.shell_command("python", "-m", "carl_ray.jobs", *words))
+                print_next("jobs", "status", options.chain, "--folder", options.folder)
         case "status":
             from carl_ray.chains.runner import chain_state
 
@@ -167,6 +171,21 @@ def _run(options: argparse.Namespace) -> None:
             client = _client(options.address)
             if not stop_chain(client, outline, lambda text: print(text, flush=True)):
                 print("nothing is running")
+
+
+def _check_inputs(plan: Plan) -> None:
+    """Raises `UserError` for an input that a job will not find, as far as this machine can tell."""
+    for stage, command in plan.commands.items():
+        for option, uri in pairwise(command):
+            if option not in _INPUTS or uri in _NO_FILES or uri.startswith(plan.outline.folder):
+                continue
+            if storage.absolute(uri) != uri:
+                raise UserError(
+                    f"stage {stage}: {option} {uri}: a job runs in a folder of its own: name the full path, as its "
+                    "node sees it, or a URI"
+                )
+            if storage.is_remote(uri) and not storage.exists(uri):
+                raise UserError(f"stage {stage}: {option} {storage.public_uri(uri)}: nothing is there")
 
 
 def _name_and_value(text: str) -> tuple[str, str]:

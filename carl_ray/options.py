@@ -1,4 +1,7 @@
-"""Command-line options made from the configuration: every field of a section is `--section.field VALUE`."""
+"""Command-line options made from the configuration: every field of a section is `--section.field VALUE`.
+
+The configuration is imported lazily: half of the commands have no such options.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from types import NoneType
-from typing import Any, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
-from carl_ray import config as configuration
 from carl_ray import storage
-from carl_ray.config import Config
 from carl_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from carl_ray.config import Config
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -26,15 +31,32 @@ class OptionParser(argparse.ArgumentParser):
         raise UserError(f"{shown}; see {self.prog} --help")
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint ", did you mean X?" for a misspelt name, or nothing where no known one is near."""
-    tail = {candidate.rpartition(".")[2]: candidate for candidate in known}
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not found:
-        found = [
-            tail[m] for m in difflib.get_close_matches(name.rpartition(".")[2], list(tail), n=1, cutoff=0.6)
-        ]
-    return f"; did you mean {found[0]}?" if found else ""
+def print_next(command: str, *words: str) -> None:
+    """Prints the command that usually comes next, as the last line of another one, to be pasted."""
+    print(f"next: {storage.shell_command('python', '-m', f'carl_ray.{command}', *words)}", flush=True)
+
+
+def nearest(name: str, known: Sequence[str], *, files: bool = False) -> str:
+    """A hint "; did you mean X?" for a misspelt name, or nothing where no known one is near.
+
+    Args:
+        name: As it was typed.
+        known: Dotted names, whose last part alone may be meant.
+        files: They are paths of files; suffixes and leading zeros do not count.
+    """
+
+    def whole(text: str) -> str:
+        return re.sub(r"\.\w*$|(?<!\d)0+(?=\d)", "", text) if files else text
+
+    def last(text: str) -> str:
+        return whole(text).rpartition("/" if files else ".")[2]
+
+    for part in (whole, last):
+        candidates = {part(candidate): candidate for candidate in reversed(known)}
+        found = difflib.get_close_matches(part(name), list(candidates), n=1, cutoff=0.6)
+        if found:
+            return f"; did you mean {candidates[found[0]]}?"
+    return ""
 
 
 def field_names() -> dict[str, str]:
@@ -44,8 +66,10 @@ def field_names() -> dict[str, str]:
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Adds one option for every field; the help shows the paper's defaults, presets change some."""
+    from carl_ray import config as configuration
+
     group = parser.add_argument_group("configuration (defaults are the paper's; a preset may change them)")
-    defaults = configuration.to_document(Config(preset="default"))
+    defaults = configuration.to_document(configuration.Config(preset="default"))
     for name, description in field_names().items():
         section, _, field = name.partition(".")
         default = json.dumps(defaults[section][field])
@@ -79,6 +103,8 @@ def overridden(config: Config, values: dict[str, str]) -> Config:
     Raises:
         UserError: a value is of the wrong type or out of its range.
     """
+    from carl_ray import config as configuration
+
     document = configuration.to_document(config)
     fields = _fields()
     for name, text in values.items():
@@ -89,6 +115,8 @@ def overridden(config: Config, values: dict[str, str]) -> Config:
 
 def _fields() -> dict[str, Any]:
     """What pydantic knows of every field of a section, by dotted name."""
+    from carl_ray.config import Config
+
     whole: Any = Config
     sections: dict[str, Any] = {name: info.annotation for name, info in whole.__pydantic_fields__.items()}
     return {

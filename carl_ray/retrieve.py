@@ -17,9 +17,10 @@ from typing import cast
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.embeddings import EmbeddedVideo, iterate_embeddings, read_origin
-from carl_ray.options import OptionParser, nearest
+from carl_ray.evaluation.embeddings import EmbeddedVideo, View, iterate_embeddings, read_origin
+from carl_ray.options import OptionParser, nearest, print_next
 from carl_ray.report.neighbours import FoundFrame, found_frame, nearest_frames, printable
+from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,9 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         options = _parse(arguments)
         if options.embeddings is None:
-            from carl_ray.evaluation.inference import default_run
-
-            options.embeddings = storage.join(default_run(), "embeddings")
+            options.embeddings = storage.join(default_run("--embeddings"), "embeddings")
         # Whatever is wrong with the embeddings shows before a video is embedded for them.
         origin = read_origin(options.embeddings)
         video = _embedded(options.query, options.embeddings)
@@ -57,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
             storage.write_bytes(options.out, sheet.content)
             print(f"picture: {storage.public_uri(options.out)}")
+        print_next("align", query.uri, found[0].uri, "--checkpoint", options.checkpoint or origin.checkpoint)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -113,19 +113,14 @@ def _embedded(query: str | None, embeddings: str) -> EmbeddedVideo | None:
     if not storage.exists(query):
         raise UserError(
             f"{storage.public_uri(query)}: neither the id of one of the {len(known)} videos in "
-            f"{storage.public_uri(embeddings)} nor a file{nearest(query, known)}"
+            f"{storage.public_uri(embeddings)} nor a file{nearest(query, known, files=True)}"
         )
     return None
 
 
 def _embed(uri: str, embeddings: str, checkpoint_uri: str) -> EmbeddedVideo:
     """A video file as the videos in `embeddings` were embedded: same encoder, same view."""
-    import numpy as np
-    import torch
-
     from carl_ray.data.decode import DecodeError, probe_video
-    from carl_ray.evaluation.inference import VideoEmbedder, View
-    from carl_ray.training.checkpoint import checkpoint_at, load_encoder
 
     origin = read_origin(embeddings)
     shown = storage.public_uri(checkpoint_uri)
@@ -140,11 +135,17 @@ def _embed(uri: str, embeddings: str, checkpoint_uri: str) -> EmbeddedVideo:
             f"{shown}: not the model that {storage.public_uri(embeddings)} comes from, which is step "
             f"{origin.step} of {origin.checkpoint}; embeddings of two models do not compare"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         fps = probe_video(uri).fps
     except DecodeError as error:
         raise UserError(f"{storage.public_uri(uri)}: {error}") from None
+    # Imported late: mistakes answer at once.
+    import numpy as np
+    import torch
+
+    from carl_ray.evaluation.inference import VideoEmbedder
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     embedder = VideoEmbedder(
         [load_encoder(checkpoint)], checkpoint.config, device, view=cast(View, origin.view)
     )

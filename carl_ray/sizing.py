@@ -17,20 +17,20 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-
-import torch
+from typing import TYPE_CHECKING
 
 from carl_ray import options, storage
 from carl_ray.config import Config
-from carl_ray.data.decode import DecodeError, probe_video
 from carl_ray.data.manifest import read_manifest
 from carl_ray.data.plan import training_plan
-from carl_ray.data.sample import ViewPair
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.machine import machine_name
 from carl_ray.presets import PRESETS
 from carl_ray.training import sizing
 from carl_ray.training.sizing import DataNode, Rates, Timing
+
+if TYPE_CHECKING:
+    from carl_ray.data.sample import ViewPair
 
 _VIDEO_TIMES, _STEP_TIMES = 9, 3
 _NODE_CPUS = 16
@@ -111,6 +111,9 @@ def _run(parsed: argparse.Namespace, config: Config) -> None:
     num_videos = _count_videos(parsed, config)
     video = parsed.video or _demo_video()
     timing, pairs = _measure_video(video, config)
+    # Imported late: help and mistakes answer at once.
+    import torch
+
     share = sizing.share(config.training.global_batch_size, parsed.gpus)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step, worker = None, _GPU
@@ -133,6 +136,14 @@ def _run(parsed: argparse.Namespace, config: Config) -> None:
         print(_line("GPU memory", f"{_gib(peak)} at the peak, of {_gib(there)}"))
     print(f"\n{_nodes_text(rates, node, config, worker)}")
     print(f"\n{_schedule_text(rates, node, config, num_videos, parsed.data_node_price)}")
+    manifest = config.data.manifest or "manifest.parquet"
+    if parsed.video is None:
+        options.print_next("train", config.preset)
+    elif config.data.manifest is None:
+        options.print_next("index", storage.parent(storage.absolute(video)), "--out", manifest)
+    else:
+        workers = ("--cluster.use_gpu", "true", "--cluster.num_workers", str(parsed.gpus))
+        options.print_next("train", config.preset, "--data.manifest", manifest, *workers)
 
 
 def _count_videos(parsed: argparse.Namespace, config: Config) -> int | None:
@@ -154,6 +165,8 @@ def _demo_video() -> str:
 
 
 def _measure_video(video: str, config: Config) -> tuple[Timing, list[ViewPair]]:
+    from carl_ray.data.decode import DecodeError, probe_video
+
     shown = storage.public_uri(video)
     try:
         probe = probe_video(video)

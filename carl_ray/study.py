@@ -56,14 +56,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace, arguments: list[str]) -> None:
-    # Ray is imported late: help and mistakes on the command line answer at once.
-    from carl_ray.datasets.embedded import index_embedded
-    from carl_ray.session import connect
-    from carl_ray.studies.runs import measure, measured, row_config
-    from carl_ray.training.preparation import refuse_secrets
+    # Imported late, the light ones first: help and mistakes answer at once, before torch is imported and Ray starts.
+    from carl_ray.training.preparation import read_videos, refuse_secrets
 
     # The table has the command.
     refuse_secrets({"--manifest": options.manifest, "--out": options.out})
+    if options.manifest is not None:
+        read_videos(_base(options.manifest, options.epochs, use_gpu=options.use_gpu))
+    from carl_ray.datasets.embedded import index_embedded
+    from carl_ray.session import connect
+    from carl_ray.studies.runs import measure, measured, row_config
 
     table, out = TABLES[options.table], options.out or str(storage.home() / "study")
     with connect():

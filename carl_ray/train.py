@@ -1,4 +1,4 @@
-"""Trains a frame-level video encoder with the sequence contrastive loss.
+"""Trains a frame-level video encoder, by default with the sequence contrastive loss.
 
     python -m carl_ray.train
     python -m carl_ray.train penn_action --data.manifest s3://bucket/manifest.parquet --run-dir s3://bucket/run
@@ -36,17 +36,17 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str]) -> None:
     parsed, overrides = _parse(arguments)
     config, run_dir = _choose(parsed, overrides)
-    # Ray is imported late: help and mistakes on the command line answer at once.
+    # Imported late, the light ones first: help and mistakes answer at once, before torch is imported and Ray starts.
     from carl_ray.datasets.embedded import embedded_manifest, index_embedded
-    from carl_ray.session import connect
-    from carl_ray.training.checkpoint import how_to_go_on
-    from carl_ray.training.preparation import check_manifest
-    from carl_ray.training.trainer import train
+    from carl_ray.training.preparation import check_run
 
     # A resumed demo names the manifest that it was begun with.
     embedded = config.preset == "demo" and config.data.manifest in (None, embedded_manifest())
-    if not embedded:
-        check_manifest(config)
+    check_run(config, run_dir, resume=parsed.resume, manifest=not embedded)
+    from carl_ray.session import connect
+    from carl_ray.training.checkpoint import how_to_go_on
+    from carl_ray.training.trainer import train
+
     with connect(_local_cpus(config)):
         if embedded:
             manifest_uri, manifest, _ = index_embedded()
@@ -58,6 +58,12 @@ def _run(arguments: list[str]) -> None:
         if not outcome.finished:  # Whatever ended it, the news of it were lost.
             raise RunError(f"ended before its last step; {how_to_go_on(run_dir, outcome.step or None)}")
         _print_results(run_dir, outcome.num_steps, time.monotonic() - started)
+        if not embedded:
+            embeddings = storage.join(run_dir, "embeddings")
+            manifest_uri = config.data.manifest or ""
+            options.print_next(
+                "embed", "--checkpoint", run_dir, "--manifest", manifest_uri, "--out", embeddings
+            )
         if embedded:
             _evaluate(run_dir, manifest_uri)
 
@@ -141,6 +147,7 @@ def _evaluate(run_dir: str, manifest_uri: str) -> None:
     print(table(write_results(embeddings, embeddings, out)))
     print(f"metrics:     {storage.public_uri(storage.join(out, METRICS_FILE))}")
     print(f"report:      {storage.public_uri(storage.join(out, REPORT_FILE))}")
+    options.print_next("retrieve", "--embeddings", embeddings, "--out", "sheet.png")
 
 
 def _local_cpus(config: Config) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +53,34 @@ def test_two_files(
 ) -> None:
     checkpoint = checkpoint_at(copied(tiny_run, tmp_path / "run")).uri
     align.main([*pair, "--checkpoint", checkpoint, "--out", "deep/out.mp4"])
-    printed = capsys.readouterr().out
-    assert printed.count("\n") == 1
-    assert "aligned 20 with 33 frames, mean cosine similarity along the path" in printed
+    lines = capsys.readouterr().out.splitlines()
+    assert "each of 20 frames with its partner among 33" in lines[0]
+    assert lines[1].split() == ["aligned", "same", "relative", "position"]
+    for line, encoder in zip(lines[2:4], ("trained", "untrained"), strict=True):
+        name, aligned, unaligned = line.split()
+        assert name == encoder and -1 <= float(unaligned) <= float(aligned) + 0.05 <= 1.05
+    assert lines[4] == "written:    deep/out.mp4"
+    assert lines[5].startswith("next: python -m carl_ray.align ")
     assert probe_video("deep/out.mp4", verify=True).num_frames == 20
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out.mp4"]
+
+
+def test_pairs_of_frames_with_seconds(
+    tiny_run: Path, home: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied(tiny_run, tmp_path / "a run")
+    align.main([*pair, "--checkpoint", "a run", "--out", "a b.csv", "--out", "out.mp4"])
+    head, *rows = (tmp_path / "a b.csv").read_text().splitlines()
+    assert head == "frame_a,seconds_a,frame_b,seconds_b"
+    pairs = [[float(cell) for cell in row.split(",")] for row in rows]
+    assert (pairs[0], pairs[-1]) == ([0, 0, 0, 0], [19, 0.633, 32, 1.067])
+    assert all(a[0] <= b[0] and a[2] <= b[2] for a, b in pairwise(pairs))
+    assert probe_video("out.mp4").num_frames == 20
+    # The command that it ends with runs as it is.
+    advised = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert advised[:4] == ["next:", "python", "-m", "carl_ray.align"]
+    align.main(advised[4:])
+    assert (tmp_path / "pairs.csv").read_bytes() == (tmp_path / "a b.csv").read_bytes()
 
 
 def test_a_video_with_itself_stays_in_step(
@@ -72,7 +98,7 @@ def test_a_video_with_itself_stays_in_step(
     copied(tiny_run, tmp_path / "run")
     align.main([pair[0], pair[0], "--checkpoint", str(tmp_path / "run")])
     assert paths[0].tolist() == [[i, i] for i in range(20)]
-    assert "path 1.000" in capsys.readouterr().out
+    assert re.search(r"^trained +1\.000 +1\.000$", capsys.readouterr().out, re.MULTILINE)
     assert (tmp_path / "aligned.mp4").read_bytes() == b"video"
 
 
@@ -97,7 +123,7 @@ def test_without_arguments(
     ("arguments", "message"),
     [
         (["a.mp4"], "expected two videos, got one"),
-        (["a.mp4", "b.mp4", "--out", "x.avi"], "--out: expected the name of an MP4 file"),
+        (["a.mp4", "b.mp4", "--out", "x.avi"], "--out: expected the name of an MP4 or a CSV file"),
         (["a.mp4", "b.mp4", "--out", "./b.mp4"], "b.mp4 is one of the videos"),
         (["a.mp4", "b.mp4"], "no trained demo there"),
         (["a.mp4", "b.mp4", "--checkpoint", "nowhere"], "nowhere: expected a run folder with a checkpoint"),

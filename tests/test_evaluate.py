@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from carl_ray import embed, evaluate
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
-from carl_ray.evaluation.protocol import PHASE_METRICS, VARIANTS
+from carl_ray.evaluation.metrics import PHASE_METRICS, VARIANTS
+from carl_ray.report.tables import metric_names, title_of
 
 ORIGIN = Origin("/run/checkpoints/step-00000002", "ab", "penn_action", 2, 16, 8, "resized", True)
 
@@ -60,11 +65,22 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
     assert (document["protocol"], document["stride"]) == ("phases", 2)
     assert set(VARIANTS) <= set(document)
     printed = capsys.readouterr().out
-    lines = {line.split()[0]: line for line in printed.splitlines()}
-    for metric in PHASE_METRICS:
+    shown = metric_names(document)
+    assert set(PHASE_METRICS) >= set(shown) >= {"phase_classification", "kendalls_tau", "alignment_error"}
+    page = (out / "report.html").read_text()
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for metric in shown:
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"{title_of(metric)}  ")]
         value = document["trained"][metric]["value"]
-        assert ("undefined" if value is None else f"{value:.3f}") in lines[metric]
-    assert "report.html" in lines["report:"]
+        number = (
+            "" if value is None else f"{100 * value:.1f}" if "(%)" in title_of(metric) else f"{value:.3f}"
+        )
+        assert (number or "undefined (no progress)").replace("-", "−") in line
+        # One name in the terminal, in the report and in README.
+        assert escape(title_of(metric)) in page
+        assert title_of(metric, whole=True).partition(",")[0].partition("@")[0] in readme
+    assert f"report:  {out}/report.html" in printed
+    assert shlex.split(printed.splitlines()[-1])[:4] == ["next:", "python", "-m", "carl_ray.retrieve"]
     assert "<html" in (out / "report.html").read_text()
 
     apart = tmp_path / "apart"
@@ -76,6 +92,48 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
     assert again["trained"] == document["trained"]
     evaluate.main([*map(str, arguments), "--protocol", "finegym", "--stride", "1"])
     assert "linear_probe" in json.loads((apart / "metrics.json").read_text())["trained"]
+
+
+def test_what_means_nothing_is_no_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Phases that come back, too few labels for their shares, no column `progress`."""
+
+    def repeated(split: str, count: int) -> list[EmbeddedVideo]:
+        return [
+            replace(
+                video,
+                frame_labels=np.tile(video.frame_labels, 2),
+                timestamps=np.arange(2.0 * len(video)),
+                embeddings=np.tile(video.embeddings, (2, 1)),
+                untrained=np.tile(video.untrained, (2, 1)),
+            )
+            for video in videos(split, count)
+        ]
+
+    folder = str(tmp_path / "embeddings")
+    run = tmp_path / "run"
+    origin = replace(ORIGIN, checkpoint=str(run / "checkpoints" / "step-00000002"))
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"objective": {"name": "tcc"}}))
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
+    write_part(folder, [*repeated("train", 2), *repeated("test", 3)], origin, "float32")
+    evaluate.main(["--train", folder, "--test", folder, "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    rows = [re.split(r"  +", line) for line in printed.splitlines()]
+    named = {row[0]: row for row in rows}
+    for title in ("phase progression (R²)", "Kendall's tau"):
+        assert named[title][-1] == "not meaningful: a phase comes back in 3 of the test videos"
+    assert named["alignment error (lower is better)"][1] == "undefined (no progress)"
+    # One of two videos is 10 % and 50 % of them.
+    assert {title for title in named if title.startswith("phase classification")} == {
+        "phase classification (%)",
+        "phase classification, 50 % of the labels (%)",
+    }
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<dt>Objective</dt><dd><code>tcc</code>" in page
+    assert (
+        "phase classification, 10 % of the labels: no row of its own, for it takes the same videos as 50 %"
+        in page
+    )
 
 
 def test_mistakes_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

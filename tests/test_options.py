@@ -126,6 +126,25 @@ def test_nearest_says_nothing_where_nothing_is_near() -> None:
     assert nearest("xyz", ["demos", "pouring"]) == ""
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("squat_7.mp4", "; did you mean test/squat-007.mp4?"),
+        ("test/squat_7.mp4", "; did you mean test/squat-007.mp4?"),
+        ("pushup_01.mp4", "; did you mean test/push-up-001.mp4?"),
+        ("/home/me/lift-3.avi", "; did you mean train/lift-003.mp4?"),
+        ("holiday.mp4", ""),
+        ("q.mp4", ""),
+    ],
+)
+def test_the_nearest_file_is_one_of_that_name_not_of_that_suffix(typed: str, meant: str) -> None:
+    actions = {"train": ("lift", "push-up"), "test": ("squat", "push-up")}
+    known = [
+        f"{split}/{a}-{n:03d}.mp4" for split, names in actions.items() for a in names for n in range(1, 20)
+    ]
+    assert nearest(typed, known, files=True) == meant
+
+
 def test_the_parser_raises_instead_of_leaving() -> None:
     parser = OptionParser(prog="door")
     parser.add_argument("--number", type=int)

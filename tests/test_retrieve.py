@@ -68,7 +68,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def rows(printed: str) -> list[list[str]]:
-    return [line.split() for line in printed.splitlines()]
+    *lines, last = printed.splitlines()
+    assert last.startswith("next: python -m carl_ray.align ")
+    return [line.split() for line in lines]
 
 
 def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -22,7 +22,7 @@ from carl_ray.data.manifest import write_table
 from carl_ray.data.memory import load_task_bytes, pair_bytes
 from carl_ray.options import overridden
 from carl_ray.presets import PRESETS
-from carl_ray.training import sizing
+from carl_ray.training import sizing, step
 from carl_ray.training.sizing import DataNode, Rates, Timing
 
 ROOT = Path(__file__).parents[1]
@@ -186,16 +186,15 @@ def test_a_step_is_measured_with_a_workers_part(
     video = make_video(tmp_path / "video.mp4", 40)
     _, pairs = sizing.measure_video(str(video), 40, config, 1, lambda seconds: None)
     trained: list[int] = []
-    step = sizing.TrainingStep
 
-    class Watched(step):  # type: ignore[misc, valid-type]
+    class Watched(step.TrainingStep):  # type: ignore[misc, valid-type]
         def train(self, batch, number):  # type: ignore[no-untyped-def]
             report = super().train(batch, number)
             trained.append(report.num_videos)
             assert report.applied
             return report
 
-    monkeypatch.setattr(sizing, "TrainingStep", Watched)
+    monkeypatch.setattr(step, "TrainingStep", Watched)
     timing = sizing.measure_step(pairs, config, 3, torch.device("cpu"), 2, lambda seconds: None)
     assert trained == [3, 3, 3]
     assert len(timing.seconds) == 2
@@ -238,7 +237,7 @@ def test_the_rate_of_a_gpu_that_is_elsewhere(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sizing, "TrainingStep", None)  # nothing is trained
+    monkeypatch.setattr(step, "TrainingStep", None)  # nothing is trained
     monkeypatch.setattr(sizing, "_timed", lambda action, times, on_done: (action(0), Timing((4.0,)))[1])
     video = make_video(tmp_path / "video.mp4", 40)
     manifest = str(tmp_path / "manifest.parquet")
@@ -331,7 +330,7 @@ def test_a_gpu_that_is_too_small_is_one_line(
     def full(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(sizing, "TrainingStep", full)
+    monkeypatch.setattr(step, "TrainingStep", full)
     with pytest.raises(SystemExit) as left:
         run(capsys, str(make_video(tmp_path / "video.mp4", 40)), "demo")
     assert left.value.code == 2

@@ -210,7 +210,7 @@ def test_a_failing_trial_does_not_stop_the_others(
         command()._tell(document, str(tmp_path))
     told = capsys.readouterr()
     assert left.value.code == 1 and "1 of 2 trials failed" in told.err and "width must be" in told.err
-    assert "best.json:" in told.out and "train it:" in told.out
+    assert "best.json:" in told.out and "next: python -m carl_ray.train --config " in told.out
 
 
 def test_a_folder_that_another_process_writes_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from carl_ray import embed, storage, train
+from carl_ray import embed, evaluate, storage, train
 from carl_ray.config import Config, ModelConfig
 from carl_ray.data.manifest import SCHEMA, read_manifest, videos_digest, write_table
 from carl_ray.data.scan import index_folder
@@ -263,6 +264,7 @@ def test_the_demo_ends_with_metrics_and_a_report(
             entry = document[variant][metric]
             assert entry["low"] <= entry["value"] <= entry["high"]
     assert f"{document['trained']['alignment_error']['value']:.3f}" in printed
+    assert printed.splitlines()[-1].startswith("next: python -m carl_ray.retrieve --embeddings ")
     report = (run / "evaluation" / "report.html").read_text()
     assert "<video" in report and "demo" in report
 
@@ -273,7 +275,13 @@ def test_the_demo_ends_with_metrics_and_a_report(
 
     # The command without arguments goes on with that run.
     embed.main([])
-    assert "videos embedded: 4 " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "videos embedded: 4 " in printed
+    # The command that it ends with is one: it evaluates what was embedded.
+    advised = shlex.split(printed.splitlines()[-1])
+    assert advised[:4] == ["next:", "python", "-m", "carl_ray.evaluate"]
+    evaluate.main(advised[4:])
+    assert json.loads((run / "evaluation" / "metrics.json").read_text())["test"]["videos"] == 12
 
 
 @pytest.mark.demo

@@ -22,6 +22,7 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from spaces import SPACES
@@ -171,12 +172,9 @@ def _default_num_trials(space: str, base: Config, search: str) -> int | None:
 
 
 def _run(command: _Command) -> None:
-    # Ray is imported late: help and mistakes on the command line answer at once.
+    # Imported late, the light ones first: help and mistakes answer at once, before torch is imported and Ray starts.
     from carl_ray.datasets.embedded import embedded_manifest, index_embedded
-    from carl_ray.session import connect
-    from carl_ray.sweeps.preparation import checked_sweep, local_cpus, local_trials, remember
-    from carl_ray.sweeps.search import chosen_points
-    from carl_ray.training.preparation import check_manifest, check_shared, refuse_secrets
+    from carl_ray.training.preparation import check_shared, check_weights, read_videos, refuse_secrets
 
     embedded = command.base.preset == "demo" and command.base.data.manifest is None
     folder = storage.absolute(command.folder)
@@ -186,8 +184,22 @@ def _run(command: _Command) -> None:
     if embedded:
         base = replace(base, data=replace(base.data, manifest=embedded_manifest()))
     else:
-        check_manifest(base)
+        read_videos(base)
     base = _from_any_folder(base)
+    check_weights(base)
+    from carl_ray.session import connect
+    from carl_ray.sweeps.preparation import checked_sweep, local_cpus, local_trials, remember
+    from carl_ray.sweeps.search import chosen_points
+
+    checked = partial(
+        checked_sweep,
+        SPACES[command.space](base),
+        base,
+        seeds=command.seeds,
+        num_rungs=command.num_rungs,
+        metric=command.metric,
+    )
+    sweep = None if embedded else checked()
     joined = os.environ.get("RAY_ADDRESS", "local") != "local"
     wanted = command.max_concurrent or (None if joined else local_trials(base.cluster))
     refuse_if_held(folder)
@@ -195,13 +207,7 @@ def _run(command: _Command) -> None:
         if embedded:
             index_embedded()
         check_shared(folder)
-        sweep = checked_sweep(
-            SPACES[command.space](base),
-            base,
-            seeds=command.seeds,
-            num_rungs=command.num_rungs,
-            metric=command.metric,
-        )
+        sweep = sweep or checked()
         chosen = chosen_points(sweep, command.search, command.num_trials, command.search_seed)  # type: ignore[arg-type]
         with hold(folder):
             remember(sweep, folder, command.search, command.search_seed)
@@ -334,8 +340,7 @@ def _tell(document: dict[str, Any], folder: str) -> None:
     for name in ("results.csv", "results.parquet", "sweep.html", *(["best.json"] if best else [])):
         print(f"{name + ':':<18}{storage.public_uri(storage.join(folder, name))}")
     if best is not None:
-        command = ("python", "-m", "carl_ray.train", "--config", storage.join(folder, "best.json"))
-        print(f"train it:     {storage.shell_command(*command)}")
+        options.print_next("train", "--config", storage.join(folder, "best.json"))
     failed = [trial for trial in document["trials"] if trial["status"] == "failed"]
     if failed:
         raise RunError(

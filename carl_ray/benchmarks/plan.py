@@ -23,13 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from carl_ray.benchmarks.table import Table
-from carl_ray.data.manifest import SCHEMA, read_manifest, videos_digest, write_table
+from carl_ray.data.manifest import SCHEMA, STREAM_COLUMNS, read_manifest, videos_digest, write_table
 from carl_ray.data.plan import training_plan
 from carl_ray.machine import machine_name
-
-# As `carl_ray.data.stream` names them, which imports Ray.
-STREAM_COLUMNS = ["video_id", "uri", "num_frames", "verified", "frame_step"]
-"""Columns of the manifest that the nodes which decode hold in memory."""
 
 _ID_CHARACTERS = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8)
 _NUM_CLASSES = 400

@@ -57,6 +57,9 @@ _checked: set[tuple[str, int | None, int | None]] = set()
 LABEL_COLUMNS = ["split", "label", "frame_labels", "progress"]
 """What people and converters know of a video, and no scan can find out."""
 
+STREAM_COLUMNS = ["video_id", "uri", "num_frames", "verified", "frame_step"]
+"""What the stream of a run needs; `frame_labels` may stand beside them."""
+
 REJECTS_SCHEMA = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),
@@ -85,7 +88,7 @@ def read_manifest(
     filesystem, path = storage.resolve(uri)
     if not storage.exists(uri):
         raise UserError(
-            f"{storage.public_uri(uri)}: no manifest there; make one with "
+            f"{storage.public_uri(storage.absolute(uri))}: no manifest there; make one with "
             "`python -m carl_ray.index FOLDER --out MANIFEST`"
         )
     wanted = columns or SCHEMA.names

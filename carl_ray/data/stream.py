@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     # At run time only where videos are: Ray's coordinators import this module too, and need no torch.
     from carl_ray.data.sample import ViewPair
 
-MANIFEST_COLUMNS = ["video_id", "uri", "num_frames", "verified", "frame_step"]
-"""What the stream needs of a manifest; `frame_labels` may stand beside them."""
-
 _SEGMENTS = 256
 _MIN_SEGMENT_ROWS = 1024
 _FIRST_RETRY_SECONDS = 0.5
@@ -89,7 +86,7 @@ def stream_views(
 
     Args:
         plan: Which video when.
-        manifest: A table with `MANIFEST_COLUMNS` in the object store; `plan.num_videos` rows.
+        manifest: A table with `STREAM_COLUMNS` in the object store; `plan.num_videos` rows.
         config: The run.
         start_row: First row of the plan to stream.
         max_workers: Consumers of an even split, which may drop one row less than that at the end: as many rows

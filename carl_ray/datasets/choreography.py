@@ -46,6 +46,7 @@ from carl_ray.data.randomness import sample_generator
 from carl_ray.datasets.figure import Difficulty, Movement, Pose, both_sides, perform
 from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.machine import available_cores
+from carl_ray.options import OptionParser, print_next
 
 FRAMES_PER_SECOND = 25
 
@@ -499,7 +500,12 @@ def print_progress(done: int, total: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Renders into a folder; options are the fields of `ChoreographyConfig`."""
-    parser = argparse.ArgumentParser(
+    with one_line_errors():
+        _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> None:
+    parser = OptionParser(
         prog="python -m carl_ray.datasets.choreography",
         description="Renders choreographed videos with known phases.",
     )
@@ -527,15 +533,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = vars(parser.parse_args(arguments))
     folder, workers = options.pop("folder"), options.pop("workers")
     start = benchmark() if options.pop("benchmark") else ChoreographyConfig()
-    with one_line_errors():
-        try:
-            config = replace(start, **options)
-            if workers < 1:
-                raise ValueError(f"workers must be at least 1, got {workers}")
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        folder = ensure_rendered(folder, config, print_progress, workers=workers)
-        print(f"{len(video_ids(config))} videos and their labels are in {folder}")
+    try:
+        config = replace(start, **options)
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    folder = ensure_rendered(folder, config, print_progress, workers=workers)
+    print(f"{len(video_ids(config))} videos and their labels are in {folder}")
+    print_next("index", str(folder), "--out", str(folder / "manifest.parquet"))
 
 
 if __name__ == "__main__":

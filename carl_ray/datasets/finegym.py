@@ -64,7 +64,7 @@ from carl_ray.data.manifest import attach_labels, write_table
 from carl_ray.data.scan import VIDEO_SUFFIXES, index_folder
 from carl_ray.datasets.cutting import Cut, cut_all, num_frames_between
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import OptionParser
+from carl_ray.options import OptionParser, print_next
 
 FRAME_RATE = 25
 SHORT_SIDE = 360
@@ -493,6 +493,7 @@ def main(arguments: list[str] | None = None) -> None:
         if labels.num_rows == 0:
             raise RunError(f"{options.raw}: no event could be cut out; the reasons are listed above")
         print(f"manifest: {target}")
+        print_next("train", f"finegym{options.classes}", "--data.manifest", target)
 
 
 def _manifest(out: Path, labels: pa.Table) -> pa.Table:

@@ -42,7 +42,7 @@ from carl_ray import storage
 from carl_ray.data.manifest import attach_labels, write_table
 from carl_ray.data.scan import index_folder, rejects_uri, scan_uri
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import OptionParser
+from carl_ray.options import OptionParser, print_next
 
 _SPLITS = {"train": "train", "val": "validation", "validate": "validation", "validation": "validation"} | {
     "test": "test"
@@ -261,6 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(summarize(report))
         print(f"manifest: {storage.public_uri(options.out)}")
         print(f"rejects:  {storage.public_uri(rejects_uri(scan_uri(options.out)))}")
+        print_next("train", "kinetics400", "--data.manifest", options.out)
         if manifest.num_rows == 0:
             raise RunError(f"{storage.public_uri(options.raw)}: none of the clips in the CSV files is usable")
 

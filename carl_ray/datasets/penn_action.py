@@ -47,7 +47,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from carl_ray import storage
 from carl_ray.datasets.conversion import (
@@ -63,7 +62,7 @@ from carl_ray.datasets.conversion import (
     summarize,
 )
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.options import OptionParser
+from carl_ray.options import OptionParser, print_next
 
 NUM_PHASES = {
     "baseball_pitch": 4,
@@ -264,6 +263,9 @@ def _read_annotation(path: Path) -> _Annotation:
     Raises:
         LeftOut: it cannot be read or lacks a field.
     """
+    # Imported late: help and mistakes on the command line answer at once.
+    from scipy.io import loadmat
+
     try:
         fields = loadmat(path, variable_names=["action", "train", "nframes"])
         action, train, num_frames = (
@@ -320,7 +322,9 @@ def main(arguments: list[str] | None = None) -> None:
 
         with connect():
             index_converted(conversion, options.out)
-        print(summarize(conversion, PUBLISHED, storage.join(options.out, "manifest.parquet")))
+        manifest = storage.join(options.out, "manifest.parquet")
+        print(summarize(conversion, PUBLISHED, manifest))
+        print_next("train", "penn_action", "--data.manifest", manifest)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from carl_ray.datasets.conversion import (
 )
 from carl_ray.datasets.tfrecord import SequenceExample, read_sequence_examples
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.options import OptionParser
+from carl_ray.options import OptionParser, print_next
 
 NUM_PHASES = 5
 """From `tcc/dataset_splits.py`."""
@@ -181,7 +181,9 @@ def main(arguments: list[str] | None = None) -> None:
 
         with connect():
             index_converted(conversion, options.out)
-        print(summarize(conversion, PUBLISHED, storage.join(options.out, "manifest.parquet")))
+        manifest = storage.join(options.out, "manifest.parquet")
+        print(summarize(conversion, PUBLISHED, manifest))
+        print_next("train", "pouring", "--data.manifest", manifest)
 
 
 if __name__ == "__main__":

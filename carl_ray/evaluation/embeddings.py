@@ -2,6 +2,12 @@
 
     FOLDER/part-00000.parquet, part-00001.parquet, …   each readable alone, or all of them as one table
 
+    embeddings, untrained   H of every frame, and of the encoder before its training
+    timestamps              of every frame: its number times the manifest's `frame_step`
+    seconds                 of every frame: its number by the average frame rate; null where that is unknown, and no
+                            column in parts of earlier versions, which are read all the same
+    video_id, uri, content_hash, split, label, frame_labels, progress, fps   as in the manifest
+
 A part appears whole or not at all, so what is there is finished. Besides the rows, every part says where its
 embeddings come from (`Origin`, JSON in the schema's metadata): parts of different encoders never mix.
 """
@@ -20,15 +26,27 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from carl_ray import storage
-from carl_ray.data.manifest import LABEL_COLUMNS, attach_labels, clean_labels, refuse_pickles, write_table
+from carl_ray.data.manifest import (
+    LABEL_COLUMNS,
+    attach_labels,
+    clean_labels,
+    read_manifest,
+    refuse_pickles,
+    write_table,
+)
 from carl_ray.data.manifest import SCHEMA as MANIFEST_SCHEMA
 from carl_ray.errors import RunError, UserError
+from carl_ray.training.checkpoint import Checkpoint
 
 Precision = Literal["float16", "float32"]
+View = Literal["resized", "central"]
+"""`resized`: shorter side resized to the encoder's size, then the central square (SPEC 7). `central`: the central
+square of the frames as they are, which is what the released code's FineGym tests see."""
 
 _ORIGIN = b"carl_ray.origin"
 _PREFIX, _SUFFIX = "part-", ".parquet"
 _ROWS_AT_A_TIME = 64
+_COLUMNS = ["video_id", "uri", "content_hash", "num_frames", "frame_step", "fps", *LABEL_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,7 @@ class Origin:
     position_width: int
     """Width of the sine-cosine code that is added to the frames."""
     view: str
-    """How frames became the encoder's square (`carl_ray.evaluation.inference.View`)."""
+    """How frames became the encoder's square (`View`)."""
     has_untrained: bool
     """Whether the rows hold the embeddings of the same encoder before its training, too."""
 
@@ -69,7 +87,7 @@ class EmbeddedVideo:
     fps: float | None
     """Frames a second, on average."""
     timestamps: Float[np.ndarray, " frames"]
-    """float64: frame index times the manifest's `frame_step`, as the loss saw them."""
+    """float64: frame index times the manifest's `frame_step`, as the loss saw them; `seconds` has the time."""
     embeddings: Float[np.ndarray, "frames width"]
     """H, not normalised; float32 whatever the file holds."""
     untrained: Float[np.ndarray, "frames width"] | None
@@ -77,6 +95,11 @@ class EmbeddedVideo:
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    @property
+    def seconds(self) -> Float[np.ndarray, " frames"] | None:
+        """float64: seconds from the first frame by the average frame rate; none where that is unknown."""
+        return np.arange(len(self)) / self.fps if self.fps else None
 
 
 def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, precision: Precision) -> None:
@@ -92,6 +115,7 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
         for name in ("video_id", "uri", "content_hash", *LABEL_COLUMNS, "fps")
     }
     columns["timestamps"] = pa.array([video.timestamps for video in videos], pa.list_(pa.float64()))
+    columns["seconds"] = pa.array([video.seconds for video in videos], pa.list_(pa.float64()))
     columns["embeddings"] = _to_lists([video.embeddings for video in videos], precision)
     if origin.has_untrained:
         columns["untrained"] = _to_lists(
@@ -100,6 +124,43 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
     table = pa.table(columns).replace_schema_metadata({_ORIGIN: json.dumps(asdict(origin))})
     numbers = [int(name[len(_PREFIX) : -len(_SUFFIX)]) for name in _parts(folder)]
     write_table(table, storage.join(folder, f"{_PREFIX}{max(numbers, default=-1) + 1:05d}{_SUFFIX}"))
+
+
+def origin_of(checkpoint: Checkpoint, view: View, *, untrained: bool) -> Origin:
+    """The origin of what a checkpoint embeds."""
+    model = checkpoint.config.model
+    return Origin(
+        checkpoint=storage.public_uri(checkpoint.uri),
+        model_sha256=checkpoint.hashes["model.pt"],
+        preset=checkpoint.config.preset,
+        step=checkpoint.progress.step,
+        num_frames=model.num_frames,
+        position_width=model.width,
+        view=view,
+        has_untrained=untrained,
+    )
+
+
+def missing_videos(
+    manifest_uri: str, splits: Sequence[str] | None, out: str, origin: Origin
+) -> tuple[pa.Table, int]:
+    """Rows of the manifest that a folder of embeddings lacks, and how many it holds.
+
+    Raises:
+        UserError: as `read_manifest` and `finished_videos`, or the manifest has no videos of these splits.
+        RunError: the store refuses or fails.
+    """
+    if splits is None:
+        table = read_manifest(manifest_uri, _COLUMNS)
+    else:
+        table = pa.concat_tables([read_manifest(manifest_uri, _COLUMNS, split=split) for split in splits])
+    if table.num_rows == 0:
+        where = f" of the split {' or '.join(splits)}" if splits else ""
+        raise UserError(f"{storage.public_uri(manifest_uri)}: it has no videos{where}")
+    finished = finished_videos(out, origin, table)
+    video_ids = table.column("video_id").to_pylist()
+    missing = table.filter(pa.array([video_id not in finished for video_id in video_ids]))
+    return missing, table.num_rows - missing.num_rows
 
 
 def finished_videos(folder: str, origin: Origin, videos: pa.Table) -> set[str]:
@@ -233,7 +294,7 @@ def _parts(folder: str) -> list[str]:
 
 def _files(uri: str) -> list[str]:
     """The part, or the parts of the folder."""
-    shown = storage.public_uri(uri)
+    shown = storage.public_uri(storage.absolute(uri))
     if not storage.exists(uri):
         raise UserError(f"{shown}: no embeddings there; make them with `python -m carl_ray.embed --out …`")
     if storage.is_file(uri):

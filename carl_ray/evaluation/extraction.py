@@ -29,22 +29,22 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.data.child import BadVideoError
-from carl_ray.data.manifest import LABEL_COLUMNS, read_manifest
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import (
     EmbeddedVideo,
     Origin,
     Precision,
-    finished_videos,
+    View,
+    missing_videos,
+    origin_of,
     write_part,
 )
-from carl_ray.evaluation.inference import VideoEmbedder, View, untrained_encoder
+from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
 from carl_ray.lease import Lease, hold
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.training.checkpoint import checkpoint_at, load_encoder
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
-_COLUMNS = ["video_id", "uri", "content_hash", "num_frames", "frame_step", "fps", *LABEL_COLUMNS]
 _PART_BYTES = 64 * 2**20
 _PART_SECONDS = 300.0
 _SECONDS_BETWEEN_LINES = 10.0
@@ -161,17 +161,8 @@ def extract_embeddings(
     checkpoint = checkpoint_at(checkpoint_uri)
     with hold(out) as (lease, _):
         config = checkpoint.config
-        origin = Origin(
-            checkpoint=storage.public_uri(checkpoint.uri),
-            model_sha256=checkpoint.hashes["model.pt"],
-            preset=config.preset,
-            step=checkpoint.progress.step,
-            num_frames=config.model.num_frames,
-            position_width=config.model.width,
-            view=settings.view,
-            has_untrained=settings.untrained,
-        )
-        missing, num_present = _missing_videos(manifest_uri, splits, out, origin)
+        origin = origin_of(checkpoint, settings.view, untrained=settings.untrained)
+        missing, num_present = missing_videos(manifest_uri, splits, out, origin)
         result = Extraction(num_present)
         told_before = _bad_videos(out)
         if missing.num_rows == 0:
@@ -208,25 +199,6 @@ def extract_embeddings(
                 f"{config.data.max_bad_fraction:g} of the run allows; {video_id}: {reason}"
             )
         return result
-
-
-def _missing_videos(
-    manifest_uri: str, splits: Sequence[str] | None, out: str, origin: Origin
-) -> tuple[pa.Table, int]:
-    """Rows of the manifest that are still to be embedded, and how many are done."""
-    if splits is None:
-        table = read_manifest(manifest_uri, _COLUMNS)
-    else:
-        table = pa.concat_tables([read_manifest(manifest_uri, _COLUMNS, split=split) for split in splits])
-    if table.num_rows == 0:
-        raise UserError(
-            f"{storage.public_uri(manifest_uri)}: it has no videos"
-            + (f" of the split {' or '.join(splits)}" if splits else "")
-        )
-    finished = finished_videos(out, origin, table)
-    video_ids = table.column("video_id").to_pylist()
-    missing = table.filter(pa.array([video_id not in finished for video_id in video_ids]))
-    return missing, table.num_rows - missing.num_rows
 
 
 def _embedded_rows(

@@ -11,7 +11,6 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,14 +22,10 @@ from carl_ray.config import Config
 from carl_ray.data.augment import center_view, normalize
 from carl_ray.data.guard import BadVideoError, FrameReader
 from carl_ray.errors import RunError, UserError
+from carl_ray.evaluation.embeddings import View
 from carl_ray.model.backbone import load_backbone_weights
 from carl_ray.model.encoder import FrameLevelVideoEncoder
-from carl_ray.training.checkpoint import latest_checkpoint
 from carl_ray.training.step import initial_model
-
-View = Literal["resized", "central"]
-"""`resized`: shorter side resized to the encoder's size, then the central square (SPEC 7). `central`: the central
-square of the frames as they are, which is what the released code's FineGym tests see."""
 
 _CHUNK_FRAMES = 64
 _CHUNKS_AHEAD = 2
@@ -47,21 +42,6 @@ def untrained_encoder(config: Config) -> FrameLevelVideoEncoder:
     encoder = initial_model(config).encoder
     load_backbone_weights(encoder.backbone, config.model)
     return encoder.eval()
-
-
-def default_run() -> str:
-    """The newest run of the demo on this machine, where no checkpoint is named.
-
-    Raises:
-        UserError: there is none.
-    """
-    runs = storage.home() / "runs"
-    for name in sorted(storage.list_folder(str(runs)), reverse=True):
-        if name.startswith("demo-") and latest_checkpoint(str(runs / name)) is not None:
-            return str(runs / name)
-    raise UserError(
-        f"{runs}: no trained demo there; train one with `python -m carl_ray.train`, or name --checkpoint"
-    )
 
 
 class VideoEmbedder:

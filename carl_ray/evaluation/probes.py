@@ -239,11 +239,17 @@ def _training_videos(
         raise ValueError(f"fraction must be above 0 and at most 1, got {fraction:g}")
     units, classes = labelled_frames(embeddings, labels)
     labelled = [number for number, video in enumerate(classes) if len(video)]
-    # 0.07 x 100 is a little more than 7 in floating point, and is no eighth video.
-    count = math.ceil(fraction * len(labelled) - 1e-9)
+    count = num_fitted(classes, fraction)
     chosen = np.sort(np.random.default_rng(seed).permutation(labelled)[:count])
     left_out = {"train_videos_without_labels": len(units) - len(labelled)}
     return [units[number] for number in chosen], [classes[number] for number in chosen], left_out
+
+
+def num_fitted(labels: _Labels, fraction: float) -> int:
+    """How many training videos a fraction of those with labels is, rounded up."""
+    labelled = sum(bool((video >= 0).any()) for video in labels)
+    # 0.07 x 100 is a little more than 7 in floating point, and is no eighth video.
+    return math.ceil(fraction * labelled - 1e-9)
 
 
 def _accuracy(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -24,48 +24,22 @@ from carl_ray.evaluation.alignment import alignment_error
 from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
 from carl_ray.evaluation.kendall import kendalls_tau
-from carl_ray.evaluation.probes import linear_probe, phase_classification, phase_progression
+from carl_ray.evaluation.metrics import (
+    FINEGYM_METRICS,
+    LABEL_FRACTIONS,
+    PHASE_METRICS,
+    VARIANTS,
+    Protocol,
+)
+from carl_ray.evaluation.probes import linear_probe, num_fitted, phase_classification, phase_progression
 from carl_ray.evaluation.results import Interval, PairMean, RatioOfSums, Result, bootstrap
 from carl_ray.evaluation.retrieval import average_precisions
 
-Protocol = Literal["phases", "finegym"]
-"""`phases`: phase classification, progression, tau, AP@K, alignment error, by action. `finegym`: the linear probe
-over the classes of all videos together."""
-
-VARIANTS = ("trained", "untrained", "positions", "chance")
-"""The encoder and its controls, as metrics.json names them."""
-
-PHASE_METRICS = (
-    "phase_classification_10",
-    "phase_classification_50",
-    "phase_classification",
-    "phase_progression",
-    "kendalls_tau",
-    "average_precision_at_5",
-    "average_precision_at_10",
-    "average_precision_at_15",
-    "alignment_error",
-)
-FINEGYM_METRICS = ("linear_probe_10", "linear_probe_50", "linear_probe")
-LOWER_IS_BETTER = frozenset({"alignment_error"})
-
 _NUM_DRAWS = 1000
 _LEVEL = 0.95
-_FRACTIONS = {"_10": 0.1, "_50": 0.5, "": 1.0}
 _NEIGHBOURS = (5, 10, 15)
 
 _Frames = list[np.ndarray]
-
-
-def protocol_of(preset: str) -> Protocol:
-    """The protocol that the paper evaluates a preset's data with."""
-    return "finegym" if preset.startswith("finegym") else "phases"
-
-
-def stride_of(preset: str) -> int:
-    """Every how many frames tau, AP@K and the alignment error look at (SPEC section 5), by preset."""
-    penn_action = {"penn_action": 2, "kinetics400": 2, "kinetics400_to_penn_action": 2}
-    return {**penn_action, "pouring": 5}.get(preset, 1)
 
 
 def evaluate(
@@ -82,7 +56,10 @@ def evaluate(
 
     `document[variant][metric]` is {"value", "low", "high", "left_out"}, None where undefined, with the numbers
     of what was left out; `document["untrained"]` is None where the embeddings lack that control.
-    `document["actions"][label]` holds the same for each action.
+    `document["actions"][label]` holds the same for each action. `fitted_videos` counts the training videos that each
+    share of the labels takes, by the suffix of the metrics' names: where two are equal, the videos are the same.
+    `videos_with_returning_phases` counts the test videos in which a phase comes back: where there is one, the metrics
+    of `NEEDS_ONE_ORDER` are not meaningful.
 
     Args:
         train: Videos whose labels probes are fitted to; may be none where no test video has labels.
@@ -126,11 +103,17 @@ def evaluate(
         "origin": asdict(origin),
         "train": _extent(train),
         "test": _extent(test),
+        "fitted_videos": {
+            suffix: sum(num_fitted(_labels(videos), fraction) for videos, _ in actions.values())
+            for suffix, fraction in LABEL_FRACTIONS.items()
+        },
+        "videos_with_returning_phases": sum(map(_has_returning_phase, _labels(test))),
         **{variant: summary(variant, list(actions)) for variant in VARIANTS},
         "actions": {
             action: {
                 "train_videos": len(actions[action][0]),
                 "test_videos": len(actions[action][1]),
+                "videos_with_returning_phases": sum(map(_has_returning_phase, _labels(actions[action][1]))),
                 "num_phases": _num_classes([*actions[action][0], *actions[action][1]]),
                 **{variant: summary(variant, [action]) for variant in VARIANTS},
             }
@@ -216,7 +199,7 @@ def _measure_phases(train: _Embedded, test: _Embedded, stride: int, seed: int) -
     measured: dict[str, Result] = {}
     if train.videos:
         labelled = (train.embeddings, train.labels, test.embeddings, test.labels)
-        for suffix, fraction in _FRACTIONS.items():
+        for suffix, fraction in LABEL_FRACTIONS.items():
             measured[f"phase_classification{suffix}"] = phase_classification(
                 *labelled, fraction=fraction, seed=seed
             )
@@ -249,7 +232,7 @@ def _measure_finegym(train: _Embedded, test: _Embedded, seed: int) -> dict[str, 
     classes = _num_classes([*train.videos, *test.videos])
     return {
         f"linear_probe{suffix}": linear_probe(*labelled, num_classes=classes, fraction=fraction, seed=seed)
-        for suffix, fraction in _FRACTIONS.items()
+        for suffix, fraction in LABEL_FRACTIONS.items()
     }
 
 
@@ -272,6 +255,13 @@ def _labels(videos: Sequence[EmbeddedVideo]) -> list[Int[np.ndarray, " frames"]]
         np.full(len(video), -1, np.int32) if video.frame_labels is None else video.frame_labels
         for video in videos
     ]
+
+
+def _has_returning_phase(labels: Int[np.ndarray, " frames"]) -> bool:
+    """Whether a phase ends and begins again; frames without a label in between change nothing."""
+    phases = labels[labels >= 0]
+    begun = phases[np.flatnonzero(np.diff(phases, prepend=-1))]
+    return len(begun) > len(np.unique(begun))
 
 
 def _num_classes(videos: Sequence[EmbeddedVideo]) -> int:

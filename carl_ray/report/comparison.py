@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from carl_ray.evaluation.protocol import VARIANTS
+from carl_ray.evaluation.metrics import VARIANTS
 from carl_ray.report.tables import metric_rows, paper_numbers
 
 
@@ -36,8 +36,7 @@ def comparison(documents: Sequence[Mapping[str, Any]]) -> str:
             cells = []
             for name in names:
                 cell = rows[name].cells[variant] if name in rows else None
-                interval = f" [{cell.interval.replace(' to ', ', ')}]" if cell and cell.interval else ""
-                cells.append(f"{cell.value}{interval}" if cell else "–")
+                cells.append(str(cell) if cell else "–")
             lines.append([first, *cells])
         said = paper.title if same_data else f"{paper.title}, other data"
         lines.append([f"… paper: {said}", *(paper.numbers.get(name, "–") for name in names)])

@@ -74,10 +74,11 @@ def phase_colors(num_phases: int) -> list[str]:
     return [matplotlib.colors.to_hex(color) for color in scale]
 
 
-def loss_curves(log: Sequence[Mapping[str, Any]]) -> Picture | None:
+def loss_curves(log: Sequence[Mapping[str, Any]], objective: str | None = None) -> Picture | None:
     """Training and validation loss over the steps, from the lines of a run's metrics.jsonl, as SVG.
 
-    None where no line holds a loss. A value that was not finite (null in the log) is a gap.
+    The axis names the objective where it is known. None where no line holds a loss. A value that was not finite
+    (null in the log) is a gap.
     """
     train, validation = _series(log, "loss"), _series(log, "validation_loss")
     if not len(train) and not len(validation):
@@ -89,7 +90,7 @@ def loss_curves(log: Sequence[Mapping[str, Any]]) -> Picture | None:
             axes.plot(*train.T, color=PHASE_COLORS[0], linewidth=1.1, label="training videos")
         if len(validation):
             axes.plot(*validation.T, "o-", color=PHASE_COLORS[5], ms=3.5, lw=1.4, label="validation videos")
-        axes.set(xlabel="step", ylabel="sequence contrastive loss")
+        axes.set(xlabel="step", ylabel="loss" if objective is None else f"loss ({objective})")
         axes.legend()
         return _svg(figure)
 

@@ -30,6 +30,7 @@ def write_report(
     test_videos: Sequence[EmbeddedVideo],
     *,
     log: Sequence[Mapping[str, Any]] | None,
+    objective: str | None = None,
     today: datetime.date | None = None,
 ) -> None:
     """Writes the page; the same input gives the same bytes, but for the date.
@@ -41,6 +42,7 @@ def write_report(
         metrics: The document of metrics.json (`carl_ray.evaluation.protocol.evaluate`).
         test_videos: Those it was measured on; their files are read for the pictures.
         log: Lines of the run's metrics.jsonl; none where there is no such log.
+        objective: Name of the run's objective; none where it is not known.
         today: The date in the heading; the day it is, in UTC, where not given.
 
     Raises:
@@ -63,6 +65,7 @@ def write_report(
     page = template("page.html.jinja").render(
         metrics=metrics,
         origin=metrics["origin"],
+        objective=objective,
         date=(today or datetime.datetime.now(datetime.UTC).date()).isoformat(),
         level=f"{100 * metrics['bootstrap']['level']:g} %",
         variants=["trained", *(control for control in tables.CONTROLS if metrics.get(control) is not None)],
@@ -77,7 +80,7 @@ def write_report(
         action_titles=[tables.title_of(name) for name in tables.action_metric_names(metrics)],
         curves=[
             curve
-            for curve in (figures.loss_curves(log or []), figures.learning_rate_curve(log or []))
+            for curve in (figures.loss_curves(log or [], objective), figures.learning_rate_curve(log or []))
             if curve is not None
         ],
         actions=actions,

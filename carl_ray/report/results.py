@@ -9,9 +9,9 @@ from typing import Any
 from carl_ray import storage
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import Origin, read_embeddings, read_origin
-from carl_ray.evaluation.protocol import VARIANTS, Protocol, evaluate, protocol_of, stride_of
-from carl_ray.report.page import write_report
-from carl_ray.training.checkpoint import CHECKPOINTS
+from carl_ray.evaluation.metrics import VARIANTS, Protocol, protocol_of, stride_of
+from carl_ray.report.tables import metric_names, metric_rows
+from carl_ray.training.checkpoint import CHECKPOINTS, CONFIG
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
 METRICS_FILE = "metrics.json"
@@ -64,6 +64,10 @@ def write_results(
             )
     else:
         train, test = read_embeddings(train_uri), read_embeddings(test_uri)
+    # Imported late: mistakes answer at once.
+    from carl_ray.evaluation.protocol import evaluate
+    from carl_ray.report.page import write_report
+
     document = evaluate(
         train,
         test,
@@ -79,37 +83,37 @@ def write_results(
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     storage.write_bytes(storage.join(out, METRICS_FILE), text.encode())
     print("evaluated; now the report", file=sys.stderr, flush=True)
-    write_report(storage.join(out, REPORT_FILE), document, test, log=_run_log(origin))
+    run_dir = _run_of(origin)
+    log = None if run_dir is None else read_log(run_dir) or None
+    write_report(storage.join(out, REPORT_FILE), document, test, log=log, objective=_objective(run_dir))
     return document
 
 
 def table(document: dict[str, Any]) -> str:
     """The metrics of a document of metrics.json as text, a line a metric, with the controls beside."""
-    metrics = list(document["trained"])
-    header = ["", *VARIANTS]
-    rows = [header]
-    rows += [[metric, *(_cell(document[variant], metric) for variant in VARIANTS)] for metric in metrics]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    rows = [["", *VARIANTS, ""]]
+    for row in metric_rows(document, metric_names(document)):
+        cells = [row.cells[variant] for variant in VARIANTS]
+        rows.append([row.title, *("not embedded" if cell is None else str(cell) for cell in cells), row.note])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
-def _cell(entries: dict[str, Any] | None, metric: str) -> str:
-    if entries is None:
-        return "not embedded"
-    entry = entries[metric]
-    if entry["value"] is None:
-        return "undefined"
-    interval = "" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]"
-    return f"{entry['value']:.3f}{interval}"
-
-
-def _run_log(origin: Origin) -> list[dict[str, Any]] | None:
-    """The log of the run that trained the encoder, where it is still beside its checkpoint."""
+def _run_of(origin: Origin) -> str | None:
+    """The run that trained the encoder, where its checkpoint lies in it."""
     folder = storage.parent(origin.checkpoint)
     run_dir = storage.parent(folder)
-    return read_log(run_dir) or None if folder == storage.join(run_dir, CHECKPOINTS) else None
+    return run_dir if folder == storage.join(run_dir, CHECKPOINTS) else None
+
+
+def _objective(run_dir: str | None) -> str | None:
+    """Name of the run's objective, where its config is still there."""
+    if run_dir is None or not storage.exists(uri := storage.join(run_dir, CONFIG)):
+        return None
+    # Not as a config: runs of other versions of it are shown, too.
+    return json.loads(storage.read_bytes(uri)).get("objective", {}).get("name")
 
 
 def _print_progress(what: str, done: int, total: int) -> None:

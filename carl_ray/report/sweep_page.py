@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from carl_ray import storage
-from carl_ray.evaluation.protocol import LOWER_IS_BETTER
+from carl_ray.evaluation.metrics import LOWER_IS_BETTER
 from carl_ray.report import tables
 from carl_ray.report.axes import value_text
 from carl_ray.report.page import template

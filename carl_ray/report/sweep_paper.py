@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import stats
 
-from carl_ray.evaluation.protocol import LOWER_IS_BETTER
+from carl_ray.evaluation.metrics import LOWER_IS_BETTER
 from carl_ray.report import tables
 from carl_ray.report.sweep_trials import count_text, difference, score_cells
 
@@ -134,7 +134,7 @@ def label_free_line(document: Mapping[str, Any]) -> str:
     if found is None:
         return "The score that needs no labels could not be held against the labelled one here."
     name, trials = found["name"].replace("_", " "), count_text(found["num_trials"], "trial")
-    labelled = tables.title_of(found["against"], whole=True).lower()
+    labelled = tables.title_of(found["against"], whole=True)
     if found["num_trials"] < found["least_trials"]:
         return (
             f"The score that needs no labels ({name}): {trials} done are too few for a rank correlation with "

@@ -1,35 +1,53 @@
 """The document of metrics.json becomes rows of text: values, intervals, verdicts, the paper's numbers beside.
 
 A verdict is given only where intervals do not overlap: the trained encoder is `better` (or `worse`) than a
-control when its whole interval lies on the better (worse) side of the control's.
+control when its whole interval lies on the better (worse) side of the control's. None is given where the value means
+nothing: an R² below 0, or metrics that need phases in one order where a phase comes back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
-from carl_ray.evaluation.protocol import LOWER_IS_BETTER, VARIANTS
+from carl_ray.evaluation.metrics import LABEL_FRACTIONS, LOWER_IS_BETTER, NEEDS_ONE_ORDER, VARIANTS
 
 Verdict = Literal["better", "worse", "overlap", "unknown"]
 
 CONTROLS = VARIANTS[1:]
 
 _TITLES = {
-    "phase_classification": "Phase classification, accuracy (%)",
-    "phase_classification_50": "… probe fitted to 50 % of the videos (%)",
-    "phase_classification_10": "… probe fitted to 10 % of the videos (%)",
-    "linear_probe": "Linear probe, accuracy (%)",
-    "linear_probe_50": "… fitted to 50 % of the videos (%)",
-    "linear_probe_10": "… fitted to 10 % of the videos (%)",
-    "phase_progression": "Phase progression, R²",
-    "kendalls_tau": "Kendall’s tau",
+    "phase_classification": "phase classification (%)",
+    "phase_classification_50": "phase classification, 50 % of the labels (%)",
+    "phase_classification_10": "phase classification, 10 % of the labels (%)",
+    "linear_probe": "linear probe (%)",
+    "linear_probe_50": "linear probe, 50 % of the labels (%)",
+    "linear_probe_10": "linear probe, 10 % of the labels (%)",
+    "phase_progression": "phase progression (R²)",
+    "kendalls_tau": "Kendall's tau",
     "average_precision_at_5": "AP@5 (%)",
     "average_precision_at_10": "AP@10 (%)",
     "average_precision_at_15": "AP@15 (%)",
-    "alignment_error": "Alignment error (lower is better)",
+    "alignment_error": "alignment error (lower is better)",
 }
+_UNDEFINED = "undefined"
+_NO_SKILL = {"phase_progression": 0.0}
+"""Below this, the trained encoder is worse than a constant: no win over any control."""
+LEAST_SHOWN = {"phase_progression": -1.0}
+"""What is below is shown as "< −1": an R² of −300,000 says no more than that nothing was predicted."""
+_COLUMNS = {
+    "videos_without_progress": "progress",
+    "videos_without_labels": "frame_labels",
+    "test_videos_without_labels": "frame_labels of test videos",
+    "train_videos_without_labels": "frame_labels of training videos",
+    "test_videos_without_phase": "frame_labels of test videos",
+    "train_videos_without_phase": "frame_labels of training videos",
+    "actions_without_training_videos": "training videos",
+}
+"""What of the manifest is missing where a metric that left out such things is undefined."""
 _BY_ACTION = (
     "phase_classification",
     "phase_progression",
@@ -96,10 +114,17 @@ class Cell:
 
     value: str
     interval: str
-    """Low to high; empty where there is none."""
+    """Low to high, or of what is undefined the column that is missing; empty where there is none."""
     verdict: Verdict
     """Of a control: how the trained encoder compares with it. Of the trained encoder: `better` where it is
     better than every control that there is, otherwise `unknown`."""
+
+    def __str__(self) -> str:
+        if not self.interval:
+            return self.value
+        if self.value == _UNDEFINED:
+            return f"{self.value} ({self.interval})"
+        return f"{self.value} [{self.interval.replace(' to ', ', ')}]"
 
 
 @dataclass(frozen=True)
@@ -110,6 +135,8 @@ class Row:
     cells: Mapping[str, Cell | None]
     """By variant; none where the variant was not evaluated."""
     paper: str
+    note: str
+    """What to know before reading it; empty where there is nothing."""
 
 
 def metric_rows(document: Mapping[str, Any], names: Sequence[str], preset: str | None = None) -> list[Row]:
@@ -126,9 +153,11 @@ def metric_rows(document: Mapping[str, Any], names: Sequence[str], preset: str |
         if name not in document["trained"]:
             continue
         entries: dict[str, Any] = {variant: (document.get(variant) or {}).get(name) for variant in VARIANTS}
-        lower = name in LOWER_IS_BETTER
-        verdicts = {
-            control: compare(entries["trained"], entries[control], lower_is_better=lower)
+        note = _note(name, document)
+        verdicts: dict[str, Verdict] = {
+            control: "unknown"
+            if note
+            else compare(entries["trained"], entries[control], lower_is_better=name in LOWER_IS_BETTER)
             for control in CONTROLS
             if entries[control] is not None
         }
@@ -138,14 +167,35 @@ def metric_rows(document: Mapping[str, Any], names: Sequence[str], preset: str |
             variant: None if entry is None else _cell(name, entry, verdicts[variant])
             for variant, entry in entries.items()
         }
-        rows.append(Row(title_of(name), cells, numbers.get(name, "")))
+        rows.append(Row(title_of(name), cells, numbers.get(name, ""), note))
     return rows
 
 
 def metric_names(document: Mapping[str, Any]) -> list[str]:
-    """The metrics that a document has, in the order in which they are shown."""
+    """The metrics to show of a document, in order; of label fractions that take the same videos the largest."""
     order = list(_TITLES)
-    return sorted(document["trained"], key=lambda name: order.index(name) if name in order else len(order))
+    names = [name for name in document["trained"] if not _same_videos(document, name)]
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _same_videos(document: Mapping[str, Any], name: str) -> str:
+    """The next larger share of the labels where it takes the same videos as a metric's own, otherwise nothing."""
+    fitted = document.get("fitted_videos")
+    for suffix, larger in pairwise(LABEL_FRACTIONS):
+        if fitted and name in (f"phase_classification{suffix}", f"linear_probe{suffix}"):
+            return f"{100 * LABEL_FRACTIONS[larger]:g} %" if fitted[suffix] == fitted[larger] else ""
+    return ""
+
+
+def _note(name: str, document: Mapping[str, Any]) -> str:
+    returning, value = document.get("videos_with_returning_phases"), document["trained"][name]["value"]
+    if value is None:
+        return ""
+    if name in NEEDS_ONE_ORDER and returning:
+        return f"not meaningful: a phase comes back in {returning:,} of the test videos"
+    if value < _NO_SKILL.get(name, -math.inf):
+        return "below 0: worse than predicting the mean"
+    return ""
 
 
 def action_metric_names(document: Mapping[str, Any]) -> list[str]:
@@ -171,6 +221,11 @@ def left_out_lines(document: Mapping[str, Any]) -> list[str]:
     lines = []
     if document.get("not_embedded"):
         lines.append(f"All metrics: {document['not_embedded']:,} videos that could not be embedded")
+    lines += [
+        f"{title_of(name, whole=True)}: no row of its own, for it takes the same videos as {share}"
+        for name in document["trained"]
+        if (share := _same_videos(document, name))
+    ]
     for name in metric_names(document):
         counts: dict[str, dict[str, int]] = {}
         for variant in VARIANTS:
@@ -190,17 +245,17 @@ def left_out_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def title_of(name: str, *, whole: bool = False) -> str:
-    """What a metric is called on the page; `whole` where no row of its kind stands above."""
+    """What a metric is called wherever it is shown; `whole` without its unit, as part of a sentence."""
     title = _TITLES.get(name, name.replace("_", " "))
-    if not whole:
-        return title
-    base = name.rpartition("_")[0]
-    if title.startswith("…"):
-        title = f"{_TITLES[base].partition(',')[0]}{title[1:]}".replace(" (%)", "")
-    return title.partition(" (")[0].partition(", accuracy")[0]
+    return title.partition(" (")[0] if whole else title
 
 
 def _cell(name: str, entry: Mapping[str, Any], verdict: Verdict) -> Cell:
+    if entry["value"] is None:
+        column = next(
+            (column for key, column in _COLUMNS.items() if entry.get("left_out", {}).get(key)), None
+        )
+        return Cell(_UNDEFINED, "" if column is None else f"no {column}", verdict)
     value, low, high = (_text(name, entry[key]) for key in ("value", "low", "high"))
     has_interval = entry["low"] is not None and entry["high"] is not None
     return Cell(value, f"{low} to {high}" if has_interval else "", verdict)
@@ -208,6 +263,9 @@ def _cell(name: str, entry: Mapping[str, Any], verdict: Verdict) -> Cell:
 
 def _text(name: str, value: float | None) -> str:
     if value is None:
-        return "undefined"
+        return ""
+    least = LEAST_SHOWN.get(name)
+    if least is not None and value < least:
+        return f"< {least:g}".replace("-", "−")
     text = f"{100 * value:.1f}" if "(%)" in title_of(name) else f"{value:.3f}"
     return text.replace("-", "−")

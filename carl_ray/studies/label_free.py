@@ -18,16 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
 from carl_ray.evaluation.frames import unit_frames
-from carl_ray.evaluation.kendall import kendalls_tau
-from carl_ray.evaluation.label_free import consistent_warping
-from carl_ray.evaluation.probes import phase_classification
 from carl_ray.evaluation.results import RatioOfSums, Result
 from carl_ray.options import OptionParser
 
@@ -160,6 +155,8 @@ def _standard_ranks(
     values: Float[np.ndarray, "*draws encoders halves"],
 ) -> Float[np.ndarray, "*draws encoders halves"]:
     """Ranks over the encoders, mean 0 and deviation 1; zeros where all are equal."""
+    from scipy.stats import rankdata
+
     ranks = rankdata(values, axis=-2)
     ranks -= ranks.mean(-2, keepdims=True)
     deviation = ranks.std(-2, keepdims=True)
@@ -191,6 +188,9 @@ def control_scores(videos: Sequence[EmbeddedVideo], origin: Origin, seed: int = 
         origin: Where their embeddings come from.
         seed: Of everything random.
     """
+    from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
+    from carl_ray.evaluation.label_free import consistent_warping
+
     lengths, rng = [len(video) for video in videos], np.random.default_rng(seed)
     times = [np.linspace(0, 1, length) for length in lengths]
     codes: dict[str, Sequence[np.ndarray]] = {
@@ -232,6 +232,11 @@ def _labelled(videos: Sequence[EmbeddedVideo]) -> tuple[list[np.ndarray], list[n
 
 
 def _measured(run: str, folder: str, videos: Sequence[EmbeddedVideo]) -> Encoder:
+    # Imported late: help and mistakes on the command line answer at once.
+    from carl_ray.evaluation.kendall import kendalls_tau
+    from carl_ray.evaluation.label_free import consistent_warping
+    from carl_ray.evaluation.probes import phase_classification
+
     # Not as a config: runs of other versions of it are read, too.
     config = json.loads(storage.read_bytes(storage.join(run, "config.json")))
     objective, seed = config["objective"], config["training"]["seed"]

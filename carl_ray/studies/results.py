@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from carl_ray.evaluation.protocol import LOWER_IS_BETTER, VARIANTS
+from carl_ray.evaluation.metrics import LOWER_IS_BETTER, VARIANTS
 from carl_ray.studies.tables import Table
 
 _CONTROLS = VARIANTS[1:]

@@ -19,7 +19,7 @@ from carl_ray import options, storage
 from carl_ray.config import ClusterConfig, Config
 from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import UserError
-from carl_ray.evaluation.protocol import FINEGYM_METRICS, PHASE_METRICS, protocol_of
+from carl_ray.evaluation.metrics import FINEGYM_METRICS, PHASE_METRICS, protocol_of
 from carl_ray.machine import available_cores
 from carl_ray.sweeps.space import Space
 from carl_ray.sweeps.trial import LABEL_FREE, Sweep, default_metric, read_document

@@ -25,7 +25,8 @@ from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
 from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
 from carl_ray.evaluation.label_free import consistent_warping
-from carl_ray.evaluation.protocol import LOWER_IS_BETTER, VARIANTS, evaluate, protocol_of, stride_of
+from carl_ray.evaluation.metrics import LOWER_IS_BETTER, VARIANTS, protocol_of, stride_of
+from carl_ray.evaluation.protocol import evaluate
 from carl_ray.sweeps.space import Point, Space, changed_values, point_config
 from carl_ray.training.checkpoint import checkpoint_at
 from carl_ray.training.trainer import train

@@ -4,7 +4,8 @@
 
 `state.json` holds the position in the plan, the config, counters and the SHA-256 of the other files. A
 checkpoint that is torn or whose hash is wrong is passed over, with a warning, for the one before. Tensors are
-read with `weights_only=True`: a checkpoint is data, never code.
+read with `weights_only=True`: a checkpoint is data, never code. torch is imported lazily: commands look for a
+checkpoint before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ import json
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError, UserError
-from carl_ray.model.encoder import FrameLevelVideoEncoder
-from carl_ray.training.step import TrainedModel, TrainingStep, initial_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from carl_ray.model.encoder import FrameLevelVideoEncoder
+    from carl_ray.training.step import TrainedModel, TrainingStep
 
 _LOGGER = logging.getLogger(__name__)
 CONFIG = "config.json"
@@ -80,6 +82,8 @@ def save_checkpoint(run_dir: str, step: TrainingStep, progress: Progress, keep: 
     Raises:
         RunError: storage refused, failed or is full; older checkpoints stay as they were.
     """
+    import torch
+
     name = f"step-{progress.step:08d}"
     uri = storage.join(run_dir, CHECKPOINTS, name)
     random_state: dict[str, Any] = {"cpu": torch.get_rng_state()}
@@ -191,9 +195,28 @@ def checkpoint_at(uri: str) -> Checkpoint:
     checkpoint = latest_checkpoint(uri)
     if checkpoint is None:
         raise UserError(
-            f"{storage.public_uri(uri)}: expected a run folder with a checkpoint, or one of its checkpoints"
+            f"{storage.public_uri(storage.absolute(uri))}: expected a run folder with a checkpoint, or one of its "
+            "checkpoints"
         )
     return checkpoint
+
+
+def default_run(instead: str) -> str:
+    """The newest run of the demo on this machine.
+
+    Args:
+        instead: Options of the command that say what to work on, for the message where there is none.
+
+    Raises:
+        UserError: there is none.
+    """
+    runs = storage.home() / "runs"
+    for name in sorted(storage.list_folder(str(runs)), reverse=True):
+        if name.startswith("demo-") and latest_checkpoint(str(runs / name)) is not None:
+            return str(runs / name)
+    raise UserError(
+        f"{runs}: no trained demo there; train one with `python -m carl_ray.train`, or give {instead}"
+    )
 
 
 def load_encoder(checkpoint: Checkpoint) -> FrameLevelVideoEncoder:
@@ -201,6 +224,8 @@ def load_encoder(checkpoint: Checkpoint) -> FrameLevelVideoEncoder:
 
     Errors as `load_model`.
     """
+    from carl_ray.training.step import initial_model
+
     model = initial_model(checkpoint.config)
     load_model(checkpoint, model)
     return model.encoder.eval()
@@ -213,7 +238,7 @@ def load_model(checkpoint: Checkpoint, model: TrainedModel) -> None:
         UserError: they do not fit the model.
         RunError: a file is damaged, or holds more than tensors.
     """
-    tensors = {k: v for k, v in _load(checkpoint, "model.pt").items() if isinstance(v, Tensor)}
+    tensors = _tensors(checkpoint)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     if expected != found:
@@ -256,7 +281,9 @@ def initial_weights(config: Config, uri: str) -> InitialWeights:
                 f"model.init_from: {storage.public_uri(checkpoint.uri)}: its encoder is another: model.{name} is "
                 f"{theirs!r} there, here {ours!r}; use the --model options that it was trained with"
             )
-    found = {k: v for k, v in _load(checkpoint, "model.pt").items() if isinstance(v, Tensor)}
+    from carl_ray.training.step import initial_model
+
+    found = _tensors(checkpoint)
     expected = {name: tuple(value.shape) for name, value in initial_model(config).state_dict().items()}
     fitting = {name: value for name, value in found.items() if expected.get(name) == tuple(value.shape)}
     missing = sorted(name for name in expected if name.startswith(_ENCODER) and name not in fitting)
@@ -283,6 +310,8 @@ def restore(checkpoint: Checkpoint, step: TrainingStep) -> None:
 
     Errors as `load_model`.
     """
+    import torch
+
     load_model(checkpoint, step.model)
     saved = _load(checkpoint, "optimizer.pt")
     try:
@@ -303,6 +332,8 @@ def _names(run_dir: str) -> list[str]:
 
 
 def _to_bytes(document: Any) -> bytes:
+    import torch
+
     buffer = io.BytesIO()
     torch.save(document, buffer)
     return buffer.getvalue()
@@ -316,7 +347,15 @@ def _read_verified(checkpoint: Checkpoint, file_name: str) -> bytes:
     return content
 
 
+def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    from torch import Tensor
+
+    return {k: v for k, v in _load(checkpoint, "model.pt").items() if isinstance(v, Tensor)}
+
+
 def _load(checkpoint: Checkpoint, file_name: str) -> dict[str, Any]:
+    import torch
+
     content = _read_verified(checkpoint, file_name)
     try:
         document = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -1,6 +1,7 @@
 """What is found out before a run starts: its videos, where it goes on, whether the cluster and the folder will do.
 
-Whatever can be wrong with a command is found here, before anything is written or any worker started.
+Whatever can be wrong with a command is found here, before anything is written or any worker started: what needs no
+cluster by `check_run`, before Ray starts. Ray, torch and torchvision are imported lazily, so that it answers at once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import math
 import os
 import sys
 import time
+import urllib.error
+import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,13 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from carl_ray import config as configuration
 from carl_ray import storage
-from carl_ray.config import Config
+from carl_ray.config import Config, ModelConfig
 from carl_ray.data.manifest import (
+    STREAM_COLUMNS,
     first_difference,
     read_manifest,
     refuse_pickles,
@@ -37,10 +39,19 @@ from carl_ray.data.plan import (
     training_plan,
     validation_plan,
 )
-from carl_ray.data.stream import MANIFEST_COLUMNS
-from carl_ray.errors import UserError
-from carl_ray.training.checkpoint import CONFIG, Checkpoint, latest_checkpoint, load_model, resume_command
-from carl_ray.training.step import TrainedModel
+from carl_ray.errors import RunError, UserError
+from carl_ray.training.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    initial_weights,
+    latest_checkpoint,
+    load_model,
+    resume_command,
+)
+
+_IMAGENET_HOST = "https://download.pytorch.org"
+_SECONDS_TO_ANSWER = 10.0
+_OTHER_WEIGHTS = "--model.weights random, or --model.weights with the path or URI of a file that has them"
 
 VIDEOS = "videos.parquet"
 """The videos of a run, in its folder."""
@@ -58,9 +69,75 @@ class Videos:
     """All that plans and samples depend on, with a column `part`: what a resumed run must find again."""
 
 
-def check_manifest(config: Config) -> None:
-    """Raises `UserError` where the run names no manifest, or none that can be trained on; before Ray starts."""
-    read_manifest(_manifest_uri(config), ["split"])
+def check_run(config: Config, run_dir: str, *, resume: bool = False, manifest: bool = True) -> None:
+    """Check whatever can be wrong with a run and needs no cluster: the cheapest first, before Ray starts.
+
+    Args:
+        config: The run.
+        run_dir: URI of the run folder.
+        resume: Whether the folder may hold a run already.
+        manifest: Whether the manifest should be there by now.
+
+    Raises:
+        UserError: a URI holds credentials, the manifest or its labels will not do, the folder holds a run (without
+            `resume`) or another one than this, or the weights to begin with are not there or do not fit.
+        RunError: weights could not be fetched, or a store failed.
+    """
+    refuse_secrets(
+        {"--run-dir": run_dir, "data.manifest": config.data.manifest, "model.weights": config.model.weights}
+        | {"model.init_from": config.model.init_from}
+    )
+    saved = _begun(run_dir, resume=resume)
+    config = with_saved_precision(config, run_dir)
+    if manifest:
+        config, _ = read_videos(config)
+    if saved is None:
+        check_weights(config)
+    else:
+        _check_same_run(saved, config, run_dir)
+
+
+def check_weights(config: Config, *, init_from: bool = True, instead: str = _OTHER_WEIGHTS) -> None:
+    """Check that the weights that a run begins with are there and fit, by loading them.
+
+    Args:
+        config: The run.
+        init_from: Whether `model.init_from` replaces the weights of the backbone.
+        instead: What the command can do without them, for the message.
+
+    Raises:
+        UserError, RunError: as `initial_weights` and `load_backbone_weights`; or the download is out of reach.
+    """
+    model = config.model
+    if init_from and model.init_from is not None:
+        initial_weights(config, model.init_from)
+        return
+    if model.weights == "random":
+        return
+    # What can be found out without torch comes first.
+    if model.weights == "imagenet":
+        _find_imagenet(model, instead)
+    elif not storage.is_file(model.weights):
+        raise UserError(f"model.weights: {storage.public_uri(storage.absolute(model.weights))}: no such file")
+    from carl_ray.model.backbone import build_backbone, load_backbone_weights
+
+    load_backbone_weights(build_backbone(model), model)
+
+
+def _find_imagenet(model: ModelConfig, instead: str) -> None:
+    """Raises `RunError` where torchvision's weights are neither in torch's cache nor within reach."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
+    if any(Path(home, "hub", "checkpoints").expanduser().glob(f"{model.backbone}-*.pth")):
+        return
+    try:
+        urllib.request.urlopen(_IMAGENET_HOST, timeout=_SECONDS_TO_ANSWER).close()
+    except urllib.error.HTTPError:
+        return  # An answer of any kind.
+    except OSError as error:
+        raise RunError(
+            f"could not reach {_IMAGENET_HOST} for torchvision's ImageNet weights ({' '.join(str(error).split())}); "
+            f"use {instead}"
+        ) from None
 
 
 def read_videos(config: Config) -> tuple[Config, Videos]:
@@ -74,7 +151,7 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
             objective needs are missing.
     """
     uri = _manifest_uri(config)
-    columns = [*MANIFEST_COLUMNS, *_CONTENT]
+    columns = [*STREAM_COLUMNS, *_CONTENT]
     supervised = config.objective.name == "supervised"
     if supervised or config.objective.paired or config.data.train_fraction < 1:
         columns.append("label")
@@ -220,13 +297,8 @@ def find_checkpoint(config: Config, videos: Videos, run_dir: str, *, resume: boo
         UserError: the folder holds a run and `resume` is false, or holds another run than this one.
         RunError: the folder cannot be read.
     """
-    saved = saved_config(run_dir)
+    saved = _begun(run_dir, resume=resume)
     if saved is not None:
-        if not resume:
-            raise UserError(
-                f"{storage.public_uri(run_dir)} already holds a run; another --run-dir starts anew, and this one "
-                f"goes on with: {resume_command(run_dir)}"
-            )
         _check_same_run(saved, config, run_dir)
     checkpoint = latest_checkpoint(run_dir) if resume else None
     if checkpoint is not None:
@@ -239,6 +311,8 @@ def find_checkpoint(config: Config, videos: Videos, run_dir: str, *, resume: boo
                 "its steps would be others; restore that manifest, or start another run, which --model.init_from "
                 "begins with this one's weights"
             )
+        from carl_ray.training.step import TrainedModel
+
         # On the driver, so that a misfit is one clear line before any worker starts.
         load_model(checkpoint, TrainedModel(config))
     return checkpoint
@@ -277,6 +351,17 @@ def with_saved_precision(config: Config, run_dir: str) -> Config:
     if saved is None:
         return config
     return replace(config, training=replace(config.training, precision=saved.training.precision))
+
+
+def _begun(run_dir: str, *, resume: bool) -> Config | None:
+    """The config of the run in a folder, or none; raises `UserError` where there is one and `resume` is false."""
+    saved = saved_config(run_dir)
+    if saved is not None and not resume:
+        raise UserError(
+            f"{storage.public_uri(run_dir)} already holds a run; another --run-dir starts anew, and this one goes on "
+            f"with: {resume_command(run_dir)}"
+        )
+    return saved
 
 
 def _check_same_run(saved: Config, config: Config, run_dir: str) -> None:
@@ -348,25 +433,18 @@ def check_videos_shared(videos: pa.Table) -> None:
 
 
 def _nodes() -> list[str]:
+    import ray
+
     return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
 
 
 def _all_nodes_see(uri: str) -> bool:
-    return all(
-        ray.get(
-            [
-                _is_there.options(
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-                ).remote(uri)
-                for node in _nodes()
-            ]
-        )
-    )
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-
-@ray.remote(num_cpus=0)
-def _is_there(uri: str) -> bool:
-    return storage.exists(uri)
+    is_there = ray.remote(num_cpus=0)(storage.exists)
+    everywhere = [NodeAffinitySchedulingStrategy(node, soft=False) for node in _nodes()]
+    return all(ray.get([is_there.options(scheduling_strategy=node).remote(uri) for node in everywhere]))
 
 
 def explain_resources(config: Config) -> None:
@@ -375,6 +453,8 @@ def explain_resources(config: Config) -> None:
     Raises:
         UserError: it is a cluster of this machine alone, which cannot grow.
     """
+    import ray
+
     cluster = config.cluster
     there = ray.cluster_resources()
     cpus = cluster.min_workers * cluster.worker_cpus + cluster.decode_cpus

@@ -17,14 +17,13 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import scalar
+from typing import TYPE_CHECKING, Any
 
 from carl_ray import storage
 from carl_ray.errors import RunError
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
 
 METRICS = "metrics.jsonl"
 BAD_VIDEOS = "bad_videos.jsonl"
@@ -71,6 +70,9 @@ class RunLog:
         self._files: dict[str, _GrowingFile] = {}
         # The rest of the name is the host's and the second's: a quick restart would write over the old file.
         self._events = f"{_EVENTS}/events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.from-{step}"
+        # tensorboardX imports torch, which those who only read logs need not wait for.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
         # At the second one, TensorBoard drops what older files have from its step on.
         first = [(Event(file_version="brain.Event:2"), 0)]
         first.append((Event(session_log=SessionLog(status=SessionLog.START)), step + 1 if step else 0))
@@ -78,6 +80,9 @@ class RunLog:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Adds one line to metrics.jsonl, null for what is not finite, and its numbers to the events."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         self._append(METRICS, {"step": step, **_finite(values)})
         numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         self._add(
@@ -178,6 +183,8 @@ def _record(event: Event, step: int) -> bytes:
 
     tensorboardX's own writer is a thread that dies of a full disk; its `add_scalar` then never returns.
     """
+    from tensorboardX.record_writer import masked_crc32c
+
     event.wall_time, event.step = time.time(), step
     data = event.SerializeToString()
     length = struct.pack("<Q", len(data))

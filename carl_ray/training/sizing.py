@@ -2,7 +2,7 @@
 
 A decoding task holds its CPUs from the first byte fetched to the finished pair of views, so what counts is its wall
 time. The exchange between GPUs is not measured, nor what tasks on one machine cost each other; a real run's
-metrics.jsonl has both. No cluster is started.
+metrics.jsonl has both. No cluster is started. torch is imported lazily: the arithmetic does without.
 
 Legend: B videos of a step over all workers, W workers of one GPU each.
 """
@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from carl_ray.config import Config
 from carl_ray.data.memory import load_task_bytes, pair_bytes
-from carl_ray.data.sample import ViewPair, collate, make_view_pair, view_seeds
 from carl_ray.errors import UserError
-from carl_ray.training.step import TrainingStep
+
+if TYPE_CHECKING:
+    import torch
+
+    from carl_ray.data.sample import ViewPair
 
 BLOCKS_A_TASK = 7
 """Blocks of a data node's object store for each task: one in the making, six that wait to be fetched."""
@@ -196,6 +198,8 @@ def measure_video(
     Raises:
         DecodeError: the video cannot be read.
     """
+    from carl_ray.data.sample import make_view_pair
+
     pairs: list[ViewPair] = []
 
     def make(epoch: int) -> None:
@@ -228,6 +232,11 @@ def measure_step(
     Raises:
         UserError: the GPU's memory is too small.
     """
+    import torch
+
+    from carl_ray.data.sample import collate, view_seeds
+    from carl_ray.training.step import TrainingStep
+
     if config.objective.name == "supervised" and config.objective.num_classes is None:
         config = replace(config, objective=replace(config.objective, num_classes=2))
     batch = collate(
@@ -268,6 +277,8 @@ def _timed(action: Callable[[int], None], times: int, on_done: Callable[[float],
 @contextmanager
 def _torch_threads(cpus: float) -> Iterator[None]:
     """As many threads as a task or a worker with so many CPUs has."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, int(cpus)))
     try:

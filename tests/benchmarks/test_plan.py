@@ -26,12 +26,6 @@ def test_the_manifest_is_one(tmp_path, monkeypatch) -> None:
     assert first["uri"].endswith(first["video_id"]) and first["uri"].startswith("s3://")
 
 
-def test_the_columns_are_the_streams() -> None:
-    from carl_ray.data import stream
-
-    assert plan.STREAM_COLUMNS == stream.MANIFEST_COLUMNS
-
-
 def test_the_table() -> None:
     lines: list[str] = []
     table = plan.measure(3000, lines.append)

@@ -71,6 +71,22 @@ def same(a: EmbeddedVideo, b: EmbeddedVideo, *, rtol: float = 0.0) -> None:
             assert getattr(b, name) == value
 
 
+def test_seconds_are_written_and_parts_without_them_are_read(tmp_path: Path) -> None:
+    folder = str(tmp_path / "embeddings")
+    write_part(folder, [video("a"), video("b", fps=None)], ORIGIN, "float32")
+    part = tmp_path / "embeddings" / "part-00000.parquet"
+    table = pq.read_table(part)
+    first, second = table.column("seconds").to_pylist()
+    assert first == pytest.approx(np.arange(5) / 29.97) and second is None
+    assert table.column("timestamps").to_pylist()[0] == [0, 0.5, 1, 1.5, 2]
+    pq.write_table(table.drop_columns(["seconds"]), part)
+    write_part(folder, [video("c")], ORIGIN, "float32")
+    read = read_embeddings(folder)
+    assert [v.video_id for v in read] == ["a", "b", "c"]
+    np.testing.assert_allclose(read[0].seconds, first)
+    assert read[1].seconds is None
+
+
 @pytest.mark.parametrize("precision", ["float16", "float32"])
 def test_what_is_written_is_read(tmp_path: Path, precision) -> None:
     written = [video("b", 5, seed=1), video("ä/c", 1, seed=2), video("a", 9, seed=3, fps=None, label=None)]

@@ -15,8 +15,8 @@ from carl_ray.data.decode import read_frames
 from carl_ray.data.guard import FrameReader
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation import inference
-from carl_ray.evaluation.inference import VideoEmbedder, default_run, untrained_encoder
-from carl_ray.training.checkpoint import checkpoint_at, load_encoder
+from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
+from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
 from carl_ray.training.step import initial_model
 
 CPU = torch.device("cpu")
@@ -166,12 +166,12 @@ def test_memory_of_a_long_video_is_that_of_chunks(embedder, monkeypatch) -> None
 def test_the_default_run_is_the_newest_trained_demo(tiny_run, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"train one with `python -m carl_ray\.train`"):
-        default_run()
+        default_run("--checkpoint")
     (tmp_path / "runs").mkdir()
     for name in ("demo-20260101-000000", "demo-20260102-000000", "penn_action-20260103-000000"):
         (tmp_path / "runs" / name).symlink_to(tiny_run)
     (tmp_path / "runs" / "demo-20260104-000000").mkdir()
-    assert default_run() == str(tmp_path / "runs" / "demo-20260102-000000")
+    assert default_run("--checkpoint") == str(tmp_path / "runs" / "demo-20260102-000000")
 
 
 def test_a_checkpoint_or_its_run(tiny_run, tmp_path) -> None:

@@ -19,14 +19,8 @@ from carl_ray.evaluation import (
 )
 from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
-from carl_ray.evaluation.protocol import (
-    FINEGYM_METRICS,
-    PHASE_METRICS,
-    VARIANTS,
-    evaluate,
-    protocol_of,
-    stride_of,
-)
+from carl_ray.evaluation.metrics import FINEGYM_METRICS, PHASE_METRICS, VARIANTS, protocol_of, stride_of
+from carl_ray.evaluation.protocol import evaluate
 from carl_ray.evaluation.results import bootstrap
 
 ORIGIN = Origin("/run/checkpoints/step-00000002", "ab", "demo", 2, 16, 8, "resized", True)
@@ -164,6 +158,22 @@ def test_what_knows_the_progress_beats_all_controls(document) -> None:
 def test_order_and_repetition_change_nothing(document, train, test) -> None:
     again = evaluate(train, test, ORIGIN, protocol="phases", stride=2)
     assert again == document
+
+
+def test_phases_that_come_back_are_counted(train, test) -> None:
+    # A gap without labels is no return, 0 1 0 is one.
+    gap, back = (np.array(labels, np.int32) for labels in ([0, 0, -1, 0, 1], [0, 1, 1, -1, 0]))
+    videos = [
+        make_video(200 + number, "lift", frame_labels=labels, progress=None, timestamps=np.arange(5.0))
+        for number, labels in enumerate((gap, back, back))
+    ]
+    videos = [replace(v, embeddings=v.embeddings[:5], untrained=v.untrained[:5]) for v in videos]
+    found = evaluate(train, [*test, *videos], ORIGIN, protocol="phases", stride=1)
+    assert found["videos_with_returning_phases"] == 2
+    counts = {name: action["videos_with_returning_phases"] for name, action in found["actions"].items()}
+    assert counts == {"kick": 0, "lift": 2}
+    # Ten training videos of each of the two actions.
+    assert found["fitted_videos"] == {"_10": 2, "_50": 10, "": 20}
 
 
 def test_without_any_label_the_label_free_metrics_run(train, test) -> None:

@@ -67,6 +67,14 @@ def test_curves_hold_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(lines[""], [[10, 20, 30], [1e-3, 5e-4, 0]])
 
 
+def test_the_axis_names_the_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "set_ylabel", lambda axes, text, **options: labels.append(text))
+    for objective in ("scl", "tcc", None):
+        loss_curves(LOG, objective)
+    assert labels == ["loss (scl)", "loss (tcc)", "loss"]
+
+
 def test_no_curves_without_a_log() -> None:
     assert loss_curves([]) is None
     assert learning_rate_curve([{"step": 0, "validation_loss": 7.0}]) is None

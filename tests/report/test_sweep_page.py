@@ -191,15 +191,15 @@ def test_the_table_has_every_trial_best_first_and_failed_last(tmp_path: Path) ->
     by_id = {row[-1]: dict(zip(header, row, strict=True)) for row in rows}
     best = by_id["b"]
     assert best["Trial"] == "1 best" and by_id["a"]["Trial"] == "2 base"
-    assert best["Phase classification, accuracy (%)"] == "92.0 91.0 to 93.0"
+    assert best["phase classification (%)"] == "92.0 91.0 to 93.0"
     assert (best["temperature"], best["min_overlap"], best["sampling"]) == ("0.05", "0.2", "even")
     assert (best["untrained"], best["chance"]) == ("62.0 61.0 to 63.0", "23.0 22.0 to 24.0")
     assert (best["Status"], best["Epochs"], best["Time"]) == ("done", "20", "1 min 40 s")
     assert best["Checkpoint"] == "s3://bucket/b/step-20"
-    assert by_id["s"]["Phase classification, accuracy (%)"].endswith("at epoch 7")
-    assert by_id["n"]["Phase classification, accuracy (%)"] == "undefined"
+    assert by_id["s"]["phase classification (%)"].endswith("at epoch 7")
+    assert by_id["n"]["phase classification (%)"] == "undefined"
     assert by_id["f"]["Status"] == "failed the batch does not fit"
-    assert by_id["f"]["Phase classification, accuracy (%)"] == by_id["f"]["Checkpoint"] == "–"
+    assert by_id["f"]["phase classification (%)"] == by_id["f"]["Checkpoint"] == "–"
     for text in (
         "Sweep all, preset demo",
         "7 trials: 4 done, 1 stopped, 1 unfinished, 1 failed",
@@ -345,7 +345,7 @@ def test_the_best_and_the_base_are_compared_seed_by_seed(tmp_path: Path) -> None
     assert rows[""] == ["best: trial 1", "base: trial 2", "best against base"]
     assert rows["objective.temperature"] == ["0.05", "0.1", "differs"]
     assert rows["views.min_overlap"] == ["0.2", "0.2", ""]
-    assert rows["Phase classification, accuracy (%)"] == [
+    assert rows["phase classification (%)"] == [
         "92.0 91.0 to 93.0",
         "90.5 89.5 to 91.5",
         "≈ cannot be told apart",
@@ -422,7 +422,7 @@ def test_lower_is_better(tmp_path: Path) -> None:
     assert verdict_lines(document)[0].startswith("The best trial is better than the base")
     page = written(tmp_path, document)
     rows = {row[0]: row[1:] for row in page.rows("Table of the best trial and the base")}
-    assert rows["Alignment error (lower is better)"][-1] == "▲ better"
+    assert rows["alignment error (lower is better)"][-1] == "▲ better"
     assert "lower is better" in page.text
 
 
@@ -468,7 +468,7 @@ def test_the_papers_numbers_stand_beside_ours(tmp_path: Path) -> None:
     assert rows["five"][0] == "92.0 91.0 to 93.0"
     (finding,) = paper_table(table, document["trials"]).findings
     assert finding == (
-        "Phase classification: the paper’s best row is one; the best of ours is two, but the two cannot be told "
+        "phase classification: the paper’s best row is one; the best of ours is two, but the two cannot be told "
         "apart. Rank correlation (Spearman) with the paper 0.50 over 3 rows."
     )
     assert finding in page.text and "Other videos." in page.text

@@ -63,7 +63,7 @@ def test_rows_hold_the_numbers() -> None:
         "positions": ("30.0", "20.0 to 40.0", "better"),
         "chance": ("undefined", "", "unknown"),
     }
-    assert (row.title, row.paper) == ("Phase classification, accuracy (%)", "93.07")
+    assert (row.title, row.paper) == ("phase classification (%)", "93.07")
 
 
 def test_only_the_alignment_error_is_better_when_lower() -> None:
@@ -106,6 +106,72 @@ def test_metrics_come_in_one_order_and_unknown_ones_last() -> None:
     assert action_metric_names({"trained": dict.fromkeys(found)}) == found[:2]
 
 
+@pytest.mark.parametrize(("value", "shown"), [(-339176.0, "< −1"), (-0.4, "−0.400")])
+def test_a_negative_r_squared_is_no_win(value: float, shown: str) -> None:
+    (row,) = metric_rows(
+        document(
+            "phase_progression",
+            trained=entry(value, value, value),
+            untrained=entry(-500000.0, -500001.0, -499999.0),
+            positions=entry(-2.0, -3.0, -0.5),
+            chance=None,
+        ),
+        ["phase_progression"],
+    )
+    assert row.note == "below 0: worse than predicting the mean"
+    cells = {name: cell for name, cell in row.cells.items() if cell is not None}
+    assert {cell.verdict for cell in cells.values()} == {"unknown"}
+    assert cells["trained"].value == shown
+    assert str(cells["positions"]) == "< −1 [< −1, −0.500]"
+
+
+def test_metrics_that_need_one_order_are_no_win_where_a_phase_comes_back() -> None:
+    for name in ("phase_progression", "kendalls_tau", "alignment_error", "average_precision_at_5"):
+        (low, high), (better, worse) = ((0.1, 0.2), (0.8, 0.9))
+        ends = ((low, high), (better, worse)) if name == "alignment_error" else ((better, worse), (low, high))
+        trained, control = (entry(pair[0], *pair) for pair in ends)
+        metrics = document(name, trained=trained, untrained=control, positions=control, chance=control)
+        (row,) = metric_rows(metrics | {"videos_with_returning_phases": 2}, [name])
+        trained_cell = row.cells["trained"]
+        assert trained_cell is not None
+        meaningful = name == "average_precision_at_5"
+        assert trained_cell.verdict == ("better" if meaningful else "unknown")
+        assert row.note == (
+            "" if meaningful else "not meaningful: a phase comes back in 2 of the test videos"
+        )
+        (row,) = metric_rows(metrics | {"videos_with_returning_phases": 0}, [name])
+        assert row.cells["trained"] is not None and row.cells["trained"].verdict == "better"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "shown"),
+    [
+        ({"videos_without_progress": 3, "undefined_pairs": 2}, "undefined (no progress)"),
+        ({"test_videos_without_labels": 3}, "undefined (no frame_labels of test videos)"),
+        ({"train_videos_without_labels": 3}, "undefined (no frame_labels of training videos)"),
+        ({"undefined_pairs": 3}, "undefined"),
+    ],
+)
+def test_an_undefined_metric_names_the_column_that_is_missing(left_out: dict[str, int], shown: str) -> None:
+    undefined = entry(None, None, None, **left_out)
+    (row,) = metric_rows(document("alignment_error", trained=undefined), ["alignment_error"])
+    assert str(row.cells["trained"]) == shown
+
+
+def test_shares_of_the_labels_that_take_the_same_videos_are_one_row() -> None:
+    names = [
+        f"{base}{suffix}"
+        for base in ("phase_classification", "linear_probe")
+        for suffix in ("", "_50", "_10")
+    ]
+    metrics: dict[str, Any] = {"trained": dict.fromkeys(names), "fitted_videos": {"_10": 1, "_50": 1, "": 2}}
+    assert metric_names(metrics) == [name for name in names if not name.endswith("_10")]
+    metrics["fitted_videos"] = {"_10": 1, "_50": 1, "": 1}
+    assert metric_names(metrics) == ["phase_classification", "linear_probe"]
+    metrics["fitted_videos"] = {"_10": 1, "_50": 4, "": 8}
+    assert metric_names(metrics) == names
+
+
 def test_what_was_left_out() -> None:
     metrics = {
         "trained": {
@@ -120,8 +186,8 @@ def test_what_was_left_out() -> None:
         "chance": {},
     }
     assert left_out_lines(metrics) == [
-        "Phase classification probe fitted to 10 % of the videos: 1,234 videos without labels",
-        "Kendall’s tau: 4 (trained), 0 (positions) undefined pairs",
+        "phase classification, 10 % of the labels: 1,234 videos without labels",
+        "Kendall's tau: 4 (trained), 0 (positions) undefined pairs",
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from carl_ray.config import digest
-from carl_ray.evaluation.protocol import PHASE_METRICS
+from carl_ray.evaluation.metrics import PHASE_METRICS
 from carl_ray.presets import PRESETS
 from carl_ray.studies.runs import row_config
 from carl_ray.studies.tables import TABLES, frames_table

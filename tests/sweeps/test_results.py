@@ -15,7 +15,7 @@ import pytest
 
 from carl_ray import storage
 from carl_ray.config import Config
-from carl_ray.evaluation.protocol import FINEGYM_METRICS, PHASE_METRICS, VARIANTS
+from carl_ray.evaluation.metrics import FINEGYM_METRICS, PHASE_METRICS, VARIANTS
 from carl_ray.presets import demo, finegym99
 from carl_ray.studies.tables import TABLES
 from carl_ray.sweeps.results import (

@@ -44,7 +44,7 @@ class Cluster:
 def connected(monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> Cluster:
     monkeypatch.setattr(ray, "nodes", cluster.nodes)
     monkeypatch.setattr(ray, "get", lambda answers: answers)
-    monkeypatch.setattr(preparation, "_is_there", cluster)
+    monkeypatch.setattr(ray, "remote", lambda **resources: lambda function: cluster)
     return cluster
 
 
