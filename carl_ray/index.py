@@ -52,8 +52,6 @@ def main(arguments: list[str] | None = None) -> None:
                 out, manifest, rejects = index_embedded(options.out, verify=options.verify)
         else:
             out = options.out
-            if not storage.exists(options.folder):  # before Ray starts
-                raise UserError(f"{storage.public_uri(options.folder)}: no such folder")
             with connect():
                 # What is scanned is kept when the command is asked to end. Ray sets its own handler.
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
