@@ -12,12 +12,14 @@ missing. Without arguments it takes the newest demo run and the embedded videos.
 from __future__ import annotations
 
 import argparse
+import sys
 import typing
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import Precision, View, missing_videos, origin_of
 from carl_ray.lease import refuse_if_held
+from carl_ray.machine import bf16_slowdown, has_native_bf16
 from carl_ray.options import OptionParser, print_next
 from carl_ray.training.checkpoint import checkpoint_at, default_run
 from carl_ray.training.preparation import check_weights
@@ -93,6 +95,12 @@ def _run(options: argparse.Namespace) -> None:
     from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
     from carl_ray.session import connect
 
+    if options.bf16 and not options.use_gpu and not has_native_bf16("cpu"):
+        print(
+            f"warning: this machine computes bf16 {bf16_slowdown():.0f} times as slowly as float32: leave out --bf16",
+            file=sys.stderr,
+            flush=True,
+        )
     refuse_if_held(out)
     with connect():
         manifest = options.manifest or index_embedded()[0]

@@ -22,6 +22,7 @@ import ray
 
 from carl_ray import storage
 from carl_ray.errors import RunError, own_sigterm
+from carl_ray.machine import available_cores
 
 # One for all clusters of this process: Ray's client reads it once.
 _TOKEN = secrets.token_hex(32)
@@ -49,7 +50,7 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
     notebooks), that connection is used and left open.
 
     Args:
-        num_cpus: Logical CPUs of a cluster of our own; none counts those of the machine.
+        num_cpus: Logical CPUs of a cluster of our own; none: those that this process may use.
 
     Raises:
         RunError: the cluster cannot be reached.
@@ -103,7 +104,11 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None) -> Non
         os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault("RAY_raylet_start_wait_time_s", f"{_START_SECONDS:.0f}")
         # Ray lets all users write to the folder that it is given, and to those of its sessions: one below.
-        options |= {"num_cpus": num_cpus, "_node_ip_address": "127.0.0.1", "_temp_dir": f"{folder}/r"}
+        options |= {
+            "num_cpus": num_cpus or available_cores(),
+            "_node_ip_address": "127.0.0.1",
+            "_temp_dir": f"{folder}/r",
+        }
     try:
         with own_sigterm(), reaching(address) if address else _node_settings():
             ray.init(**options, logging_level=logging.WARNING, log_to_driver=False)

@@ -35,6 +35,8 @@ class Status:
     loss: float | None
     validation_loss: float | None
     steps_per_second: float
+    precision: str | None = None
+    """Type of the matrix products."""
     saved_step: int | None = None
     """Step of the last checkpoint; none where there is none yet."""
     ended: bool = False
@@ -253,6 +255,8 @@ class _Display:
 def progress_line(status: Status) -> str:
     """One line: steps, losses, rate, time left."""
     parts = [f"step {status.step}/{status.num_steps}"]
+    if status.precision is not None:
+        parts.append(status.precision)
     if status.loss is not None:
         parts.append(f"loss {status.loss:.4f}")
     if status.validation_loss is not None:

@@ -292,6 +292,7 @@ def _begin(
     if is_first:
         settings.lease.check()  # The config is written again, and the log cut to the checkpoint.
     config = _decide_precision(settings, checkpoint, device, is_first)
+    settings = replace(settings, config=config)
     step = TrainingStep(config, device, plan.num_steps)
     progress = Progress(
         step=0, row=0, num_bad_rows=0, num_skipped_steps=0, seconds=0.0, videos=settings.videos
@@ -329,10 +330,7 @@ def _decide_precision(
         if is_first:
             uri = storage.join(settings.run_dir, CONFIG)
             storage.write_bytes(uri, configuration.to_json(config).encode())
-    precision = config.training.precision
-    if is_first:
-        _LOGGER.info("matrix products in %s", precision)
-    if precision == "bf16" and not native:
+    if config.training.precision == "bf16" and not native:
         factor = f"{bf16_slowdown():.0f} times" if device.type == "cpu" else "several times"
         _LOGGER.warning(
             "this machine computes bf16 %s as slowly as float32: begin the run with --training.precision fp32",
@@ -741,6 +739,7 @@ class _Reporter:
             validation_loss=self._validation_loss,
             steps_per_second=(step - first_step) / (time.perf_counter() - since),
             saved_step=self._saved_step,
+            precision=self._settings.config.training.precision,
         )
 
     def _tell(self, status: Status, *, force: bool = False) -> None:
