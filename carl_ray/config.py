@@ -95,7 +95,7 @@ class AugmentConfig:
     color: Literal["exact", "matrix"] = "exact"
     """`exact` jitters colours as torchvision does, one operation after the other; `matrix` in one linear map a
     frame, in a twentieth of the time, with hue turned about the grey axis. The difference:
-    `carl_ray/benchmarks/RESULTS.md`."""
+    `docs/benchmarks.md`."""
     pixels: Literal["rgb", "yuv420"] = "rgb"
     """How views are shipped to the trainer: `rgb`, or `yuv420` with half the bytes, and half the resolution in
     colour."""

@@ -21,11 +21,15 @@ from carl_ray.presets import PRESETS
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for path in (ROOT / "carl_ray").rglob("*.py")
+    for folder in ("carl_ray", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
     if '__name__ == "__main__"' in path.read_text()
 )
 SWEEP = "tuning/sweep.py"
 HEAVY = ("torch", "torchvision", "ray", "scipy", "sklearn", "matplotlib", "cv2")
+SOURCES = sorted(
+    [*(ROOT / "carl_ray").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), ROOT / "tuning" / "sweep.py"]
+)
 LIMITS = (1.0, 150 * 2**20)
 
 # Run as the command would be, with its cost and what it imported as the last line.
@@ -70,9 +74,14 @@ def answer(command: str, *arguments: str, home: Path, limits: tuple[float, int] 
 
 
 def test_all_commands_are_found() -> None:
-    doors = {"train", "index", "embed", "evaluate", "align", "retrieve", "export", "study", "bench", "jobs"}
-    doors |= {"sizing", "compare", "soak", "datasets.pouring", "datasets.finegym", "datasets.kinetics400"}
-    assert {f"carl_ray.{name}" for name in doors} <= set(COMMANDS)
+    doors = {"train", "index", "embed", "evaluate", "align", "retrieve", "export", "jobs", "sizing"}
+    doors |= {"compare", "datasets.pouring", "datasets.finegym", "datasets.kinetics400"}
+    found = {f"carl_ray.{name}" for name in doors} | {
+        "benchmarks.throughput",
+        "benchmarks.soak",
+        "benchmarks.paper",
+    }
+    assert found <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, SWEEP])
@@ -101,7 +110,7 @@ def test_an_unknown_option_answers_at_once(command: str, tmp_path: Path) -> None
         ("carl_ray.train", ["penn_action"], "needs videos: --data.manifest"),
         ("carl_ray.train", ["penn_action", "--data.manifest", "gone.parquet"], f"{ROOT}/gone.parquet: no manifest"),
         ("carl_ray.train", ["--data.manifest", "ftp://host/m.parquet"], "expected a path or a file, s3 or gs URI"),
-        ("carl_ray.train", ["--run-dir", "BEGUN"], "begun already holds a run: --resume continues it"),
+        ("carl_ray.train", ["--run-dir", "BEGUN"], "begun already holds a run; another --run-dir starts anew"),
         ("carl_ray.train", ["--run-dir", "BEGUN", "--resume", "--training.epochs", "7"], "begun with training.epochs"),
         ("carl_ray.train", ["--model.init_from", "gone"], f"{ROOT}/gone: expected a run folder with a checkpoint"),
         ("carl_ray.train", ["--config", "gone.json"], "gone.json: no such file"),
@@ -116,14 +125,14 @@ def test_an_unknown_option_answers_at_once(command: str, tmp_path: Path) -> None
         ("carl_ray.retrieve", ["a", "--embeddings", "gone"], f"{ROOT}/gone: no embeddings there"),
         ("carl_ray.export", ["--embeddings", "gone", "--out", "o"], f"{ROOT}/gone: no embeddings there"),
         ("carl_ray.compare", ["gone", "--out", "t.md"], "gone/metrics.json: no such file"),
-        ("carl_ray.study", ["99"], "unknown table '99'"),
-        ("carl_ray.study", ["13", "--manifest", "gone.parquet"], f"{ROOT}/gone.parquet: no manifest there"),
+        ("benchmarks.paper", ["99"], "unknown table '99'"),
+        ("benchmarks.paper", ["13", "--manifest", "gone.parquet"], f"{ROOT}/gone.parquet: no manifest there"),
         ("carl_ray.sizing", ["gone.mp4", "pouring"], "gone.mp4: expected a video: no such file"),
-        ("carl_ray.bench", ["gone"], "gone: no such folder on this machine"),
+        ("benchmarks.throughput", ["gone"], "gone: no such folder on this machine"),
         ("carl_ray.sizing", ["a.mp4", "pen_action"], "did you mean penn_action?"),
         ("carl_ray.jobs", ["submit", "demo", "--folder", "/f", "--set", "vidoes=/v"], "has no parameter 'vidoes'"),
         ("carl_ray.jobs", ["submit", "pouring", "--folder", "/f", "--set", "manifest=m.parquet"], "m.parquet: a job"),
-        ("carl_ray.soak", ["--minutes", "0"], "--minutes: expected a number above 0"),
+        ("benchmarks.soak", ["--minutes", "0"], "--minutes: expected a number above 0"),
         (SWEEP, ["los"], "unknown space 'los'; did you mean loss?"),
         (SWEEP, ["--preset", "pouring", "--data.manifest", "gone.parquet"], f"{ROOT}/gone.parquet: no manifest there"),
         (SWEEP, ["--model.init_from", "gone"], f"{ROOT}/gone: expected a run folder with a checkpoint"),
@@ -214,13 +223,13 @@ def test_every_advised_option_exists() -> None:
     known_of = {command: options_of(command) for command in (*COMMANDS, SWEEP)}
     every = set().union(*known_of.values())
     wrong = []
-    for path in sorted([*(ROOT / "carl_ray").rglob("*.py"), ROOT / SWEEP]):
+    for path in SOURCES:
         relative = path.relative_to(ROOT)
         command = str(relative) if path.parent.name == "tuning" else ".".join(relative.with_suffix("").parts)
         own = known_of.get(command)
         for text in _messages(path):
             for named in re.finditer(r"(?<![\w-])--[a-z][\w.-]*\w", text):
-                before = re.findall(r"python -m (carl_ray\.[\w.]+)", text[: named.start()])
+                before = re.findall(r"python -m ((?:carl_ray|benchmarks)\.[\w.]+)", text[: named.start()])
                 meant = known_of.get(before[-1]) if before else own
                 known = every if meant is None else meant
                 # A whole section may be meant, as in "the --model options".
@@ -230,7 +239,7 @@ def test_every_advised_option_exists() -> None:
 
 
 def test_every_advised_command_exists() -> None:
-    for path in sorted([*(ROOT / "carl_ray").rglob("*.py"), ROOT / SWEEP]):
+    for path in SOURCES:
         for text in _texts(path):
-            for command in re.findall(r"python -m (carl_ray[\w.]*\w)", text):
+            for command in re.findall(r"python -m ((?:carl_ray|benchmarks)[\w.]*\w)", text):
                 assert command in COMMANDS, f"{path}: {text!r}"

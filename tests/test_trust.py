@@ -26,8 +26,9 @@ import torch
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
 import carl_ray
+from benchmarks import paper
 from carl_ray import config as configuration
-from carl_ray import jobs, session, storage, study, train
+from carl_ray import jobs, session, storage, train
 from carl_ray.chains import runner
 from carl_ray.chains.chain import check_runtime_env
 from carl_ray.chains.runner import read_plan
@@ -379,7 +380,7 @@ def test_a_mistake_shows_no_credentials(
 def test_a_table_has_no_credentials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as left:
-        study.main(["13", "--manifest", "s3://K:hushhush@b/m.parquet", "--out", str(out)])
+        paper.main(["13", "--manifest", "s3://K:hushhush@b/m.parquet", "--out", str(out)])
     printed = capsys.readouterr()
     assert left.value.code == 2 and "hushhush" not in printed.err + printed.out
     assert not out.exists()

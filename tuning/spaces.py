@@ -12,7 +12,7 @@ from typing import Any
 
 from carl_ray.config import Config
 from carl_ray.options import overridden
-from carl_ray.studies.tables import TABLES, Row, Table, frames_table
+from carl_ray.sweeps.paper_tables import TABLES, Row, Table, frames_table
 from carl_ray.sweeps.space import Choices, LogRange, Space, Value, field_value
 
 

@@ -8,7 +8,7 @@ one key pose to the next. Body, colours, background, camera, tempo, phase length
 after the action differ from video to video: neither the position in a video nor its colours tell the phase.
 The benchmark adds repetitions, phases in another order in each video, and a figure that is hard to see.
 The videos are real H.264 files with B-frames; the truth (phase, progress and repetition of every frame) lies
-beside them in `labels.parquet`. CHOREOGRAPHY.md, beside this module, says what the truth means and what the
+beside them in `labels.parquet`. docs/choreography.md says what the truth means and what the
 set can show.
 """
 

@@ -17,7 +17,7 @@ from scipy import stats
 from carl_ray import storage
 from carl_ray.errors import UserError
 from carl_ray.evaluation.metrics import VARIANTS, protocol_of
-from carl_ray.studies.tables import Table
+from carl_ray.sweeps.paper_tables import Table
 from carl_ray.sweeps.space import LogRange, Point, default_point
 from carl_ray.sweeps.trial import (
     LABEL_FREE,

@@ -12,7 +12,7 @@ import numpy as np
 from carl_ray import options
 from carl_ray.config import Config
 from carl_ray.errors import UserError
-from carl_ray.studies.tables import Table
+from carl_ray.sweeps.paper_tables import Table
 
 Value = float | int | str
 Point = Mapping[str, Value]

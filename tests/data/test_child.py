@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from carl_ray.benchmarks import decoders
+from benchmarks.parts import decoders
 from carl_ray.config import AugmentConfig, Config, ModelConfig
 from carl_ray.data import scan
 from carl_ray.data.child import BadVideoError, Child, KilledError

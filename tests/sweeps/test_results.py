@@ -17,7 +17,7 @@ from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.evaluation.metrics import FINEGYM_METRICS, PHASE_METRICS, VARIANTS
 from carl_ray.presets import demo, finegym99
-from carl_ray.studies.tables import TABLES
+from carl_ray.sweeps.paper_tables import TABLES
 from carl_ray.sweeps.results import (
     csv_bytes,
     has_ended,

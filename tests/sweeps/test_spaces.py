@@ -13,7 +13,7 @@ from carl_ray.config import Config
 from carl_ray.errors import UserError
 from carl_ray.options import overridden
 from carl_ray.presets import PRESETS, demo, finegym99
-from carl_ray.studies.tables import TABLES
+from carl_ray.sweeps.paper_tables import TABLES
 from carl_ray.sweeps.search import Search, chosen_points
 from carl_ray.sweeps.space import Space, default_point
 from carl_ray.sweeps.trial import Sweep, trial_id

@@ -21,6 +21,7 @@ from pyarrow import fs
 from ray.exceptions import ActorDiedError
 from ray.util.state import list_actors
 
+from benchmarks.faults.proxy import Fault, FaultProxy
 from carl_ray import storage
 from carl_ray.config import (
     AugmentConfig,
@@ -36,7 +37,6 @@ from carl_ray.data.manifest import SCHEMA, attach_labels, read_manifest, write_t
 from carl_ray.data.scan import index_folder
 from carl_ray.datasets.choreography import ACTIONS, ChoreographyConfig, read_labels, render
 from carl_ray.errors import RunError, UserError
-from carl_ray.faults.proxy import Fault, FaultProxy
 from carl_ray.training import trainer
 from carl_ray.training.preparation import read_videos
 from carl_ray.training.run_log import BAD_VIDEOS, WARNINGS, read_log

@@ -1,0 +1,145 @@
+"""The paper's ablation tables at reduced size on the choreographed videos, several seeds, one table.
+
+    python -m benchmarks.paper TABLE --out FOLDER
+    python -m benchmarks.paper 13 --seeds 3 --epochs 40 --out study
+    python -m benchmarks.paper
+
+Tables: 5 to 11 and 13 of the paper, and `unlabelled` and `labelled`, which have every objective. Each row is trained,
+embedded and evaluated with each seed, from the demo's config. The table is written after every run; called again, the
+study does only what is missing. Without arguments it runs table 13 in $CARL_RAY_HOME/study.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+
+from carl_ray import storage
+from carl_ray.config import Config
+from carl_ray.errors import InterruptedRunError, UserError, one_line_errors
+from carl_ray.options import OptionParser, nearest
+from carl_ray.presets import PRESETS
+from carl_ray.sweeps.paper_tables import TABLES
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; leaves with status 0 only when every run is done and the table written."""
+    with one_line_errors():
+        given = sys.argv[1:] if arguments is None else arguments
+        _run(_parse(given), given)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = OptionParser(
+        prog="python -m benchmarks.paper",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("table", nargs="?", default="13", metavar="TABLE", help=f"one of {', '.join(TABLES)}")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each row (default 3)")
+    parser.add_argument("--epochs", type=int, default=40, metavar="N", help="of each run (default 40)")
+    parser.add_argument("--manifest", metavar="URI", help="labelled videos; none: the embedded ones")
+    parser.add_argument("--use-gpu", action="store_true", help="train and embed on a GPU")
+    parser.add_argument("--out", metavar="FOLDER", help="for the runs, the table and its numbers")
+    options = parser.parse_args(arguments)
+    if options.table not in TABLES:
+        raise UserError(
+            f"unknown table {options.table!r}{nearest(options.table, list(TABLES))} ({', '.join(TABLES)})"
+        )
+    for name in ("seeds", "epochs"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name}: expected at least 1, got {getattr(options, name)}")
+    return options
+
+
+def _run(options: argparse.Namespace, arguments: list[str]) -> None:
+    # Imported late, the light ones first: help and mistakes answer at once, before torch is imported and Ray starts.
+    from carl_ray.training.preparation import read_videos, refuse_secrets
+
+    # The table has the command.
+    refuse_secrets({"--manifest": options.manifest, "--out": options.out})
+    if options.manifest is not None:
+        read_videos(_base(options.manifest, options.epochs, use_gpu=options.use_gpu))
+    from benchmarks.studies.runs import measure, measured, row_config
+    from carl_ray.datasets.embedded import index_embedded
+    from carl_ray.session import connect
+
+    table, out = TABLES[options.table], options.out or str(storage.home() / "study")
+    with connect():
+        manifest = options.manifest or index_embedded()[0]
+        base = _base(manifest, options.epochs, use_gpu=options.use_gpu)
+        runs = [
+            (row.name, row_config(base, dict(row.options), seed))
+            for seed in range(options.seeds)
+            for row in table.rows
+        ]
+        missing = sum(measured(config, out) is None for _, config in runs)
+        print(f"{len(runs)} runs, {missing} of them still to be done", flush=True)
+        # The table of what there is by now, whatever ends the study.
+        text, written = _write(options, arguments, runs, out)
+        started, done = time.monotonic(), 0
+        for name, config in runs:
+            if measured(config, out) is not None:
+                continue
+            left = ""
+            if done:
+                left = f", {(time.monotonic() - started) * (missing - done) / done / 60:.0f} min left"
+            print(f"run {done + 1} of {missing}: {name}, seed {config.training.seed}{left}", flush=True)
+            try:
+                measure(config, out)
+            except InterruptedRunError as error:
+                command = storage.shell_command("python", "-m", "benchmarks.paper", *arguments)
+                raise InterruptedRunError(f"interrupted; go on with: {command}", error.status - 128) from None
+            done += 1
+            text, written = _write(options, arguments, runs, out)
+    print(text)
+    print(f"table: {storage.public_uri(written)}.md and .json")
+
+
+def _write(
+    options: argparse.Namespace, arguments: list[str], runs: list[tuple[str, Config]], out: str
+) -> tuple[str, str]:
+    """Writes the table of the runs that are done; its Markdown and where it lies, without the suffix."""
+    from benchmarks.studies.results import markdown, table_document
+    from benchmarks.studies.runs import measured
+    from carl_ray.machine import machine_name
+
+    documents: dict[str, list[dict | None]] = {}
+    for name, config in runs:
+        documents.setdefault(name, []).append(measured(config, out))
+    codes = {document.get("code", "unknown") for row in documents.values() for document in row if document}
+    result = {
+        "table": options.table,
+        "date": time.strftime("%Y-%m-%d"),
+        "command": storage.shell_command("python", "-m", "benchmarks.paper", *arguments),
+        "machine": machine_name(use_gpu=options.use_gpu),
+        "code": ", ".join(sorted(codes)),
+        "seeds": options.seeds,
+        "epochs": options.epochs,
+        **table_document(TABLES[options.table], documents),
+    }
+    text = markdown(result)
+    name = storage.join(out, f"table-{options.table}")
+    storage.write_bytes(f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
+    storage.write_bytes(f"{name}.md", text.encode())
+    return text, name
+
+
+def _base(manifest: str, epochs: int, *, use_gpu: bool) -> Config:
+    """The common config: the demo's, shorter, without the checkpoints and validations in between."""
+    config = PRESETS["demo"]()
+    return replace(
+        config,
+        data=replace(config.data, manifest=manifest, max_validation_videos=0),
+        training=replace(
+            config.training, epochs=epochs, checkpoint_every_steps=10_000, validate_every_steps=10_000
+        ),
+        cluster=replace(config.cluster, use_gpu=use_gpu),
+    )
+
+
+if __name__ == "__main__":
+    main()

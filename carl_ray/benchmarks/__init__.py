@@ -1,1 +1,0 @@
-"""How fast each part is, as ratios in one run; the door is `python -m carl_ray.bench`."""
