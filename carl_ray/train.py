@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str]) -> None:
     parsed, overrides = _parse(arguments)
     config, run_dir = _choose(parsed, overrides)
+    refuse_if_held(run_dir)
     # Imported late, the light ones first: help and mistakes answer at once, before torch is imported and Ray starts.
     from carl_ray.datasets.embedded import embedded_manifest, index_embedded
     from carl_ray.training.preparation import check_run
@@ -106,7 +107,6 @@ def _choose(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[Conf
         base = PRESETS[parsed.preset or "demo"]()
     name = base.preset
     run_dir = parsed.run_dir or str(storage.home() / "runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    refuse_if_held(run_dir)
     if parsed.resume:
         from carl_ray.training.preparation import saved_config
 
