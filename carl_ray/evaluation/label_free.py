@@ -13,9 +13,9 @@ times, so an encoder that sees the action departs as the videos do, and both way
 
 The converse does not hold. Whatever each video's embeddings keep time by, detours over it agree: the number of the
 frame in videos of different lengths, or a clock that is bent at random for each video, departs consistently and
-can score as high as true progress, or higher (docs/label_free.md). No score of embeddings alone can tell: give every video
-the true progress of another one, and the embeddings are of the same kind as before. So this compares encoders of
-which it may be assumed that what they have learnt is in the frames; it does not prove that one has.
+can score as high as true progress, or higher (docs/label_free.md). No score of embeddings alone can tell: give
+every video the true progress of another one, and the embeddings are of the same kind as before. So this compares
+encoders of which it may be assumed that what they have learnt is in the frames; it does not prove that one has.
 """
 
 from __future__ import annotations
