@@ -69,8 +69,6 @@ def main(arguments: list[str] | None = None) -> None:
         for part in parts:
             for table in _measured(part, videos, config, device):
                 print(f"\n{table_text(table)}", flush=True)
-        print()
-        options.print_next("sizing", *([] if folder is None else [str(videos.one.path), config.preset]))
 
 
 def _parse(arguments: list[str]) -> tuple[Path | None, list[str], Config]:

@@ -97,7 +97,11 @@ def software_versions() -> dict[str, str]:
     # Lazily: only a run needs FFmpeg.
     import av
 
-    found = {name: importlib.metadata.version(name) for name in ("carl_ray", "torch", "ray", "av")}
+    found = {}
+    for name in ("carl_ray", "torch", "ray", "av"):
+        # The nodes of a cluster may have this package as a folder that was sent to them, which has no metadata.
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     found |= {name: ".".join(map(str, av.library_versions[name])) for name in ("libavcodec", "libswscale")}
     found["python"] = platform.python_version()
     checkout = Path(__file__).parents[1]

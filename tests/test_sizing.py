@@ -252,7 +252,7 @@ def test_the_rate_of_a_gpu_that_is_elsewhere(
     assert re.search(r"data nodes +1\.0 of 16 CPUs per GPU; 2 for 2 GPUs; as max_workers 3", text)
     assert "cluster.max_decode_tasks is 9, not 32" in text
     assert "4 epochs of 3 videos, 3 steps" in text
-    assert [line.split()[:2] for line in text.splitlines()[-4:-1]] == [
+    assert [line.split()[:2] for line in text.splitlines()[-5:-2]] == [
         ["1", "50%"],
         ["2", "100%"],
         ["3", "100%"],

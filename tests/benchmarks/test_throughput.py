@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+import torch
 
 from benchmarks import throughput
 from benchmarks.parts import embedding, evaluation, videos
@@ -119,7 +120,7 @@ def test_a_large_folder_is_sampled(
 
     monkeypatch.setattr(scan, "probe_guarded", probe_guarded)
     monkeypatch.setattr(embedding, "measure", measure)
-    monkeypatch.setattr(throughput.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     throughput.main([str(tmp_path), "--parts", "embedding"])
     # One that decodes is enough.
     assert probed == ["00", "02"]

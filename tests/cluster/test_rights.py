@@ -62,7 +62,7 @@ def use_as_a_run_does(bucket: str, tmp_path: Path) -> None:
     with filesystem.open_input_file(f"{kept.path}/model.pt") as file:
         assert file.size() == LARGE and file.read(9) == bytes(9)
     delete_fs_path(fs=filesystem, fs_path=kept.path)
-    storage.delete_folder(uri("/runs/first"))
+    storage.delete(uri("/runs/first"))
     assert storage.list_folder(uri("/runs")) == []
 
 
