@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -179,8 +180,10 @@ def _node_settings() -> Iterator[None]:
     by another one of the machine, and all servers listen on all interfaces, unless Ray may not form clusters, as on
     macOS. Where Ray has changed, a warning says so.
     """
-    from ray._private import ray_constants, services
-
+    try:
+        from ray._private import ray_constants, services
+    except ImportError:
+        ray_constants = services = SimpleNamespace()
     get_node: Any = getattr(services, "get_node", None)
     may_cluster = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
 

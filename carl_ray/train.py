@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str]) -> None:
     parsed, overrides = _parse(arguments)
     config, run_dir = _choose(parsed, overrides)
+    storage.set_patience(config.cluster.storage_seconds)
     refuse_if_held(run_dir)
     # Imported late, the light ones first: help and mistakes answer at once, before torch is imported and Ray starts.
     from carl_ray.datasets.embedded import embedded_manifest, index_embedded
@@ -110,7 +111,13 @@ def _choose(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[Conf
     if parsed.resume:
         from carl_ray.training.preparation import saved_config
 
-        base = saved_config(run_dir) or base
+        saved = saved_config(run_dir)
+        if saved is None and parsed.preset is None:
+            raise UserError(
+                f"{storage.public_uri(storage.absolute(run_dir))} holds no run: expected the folder of one, or without "
+                "--resume a folder for a new one"
+            )
+        base = saved or base
         if parsed.preset not in (None, base.preset):
             raise UserError(
                 f"{storage.public_uri(run_dir)} holds a run of preset {base.preset}, not {parsed.preset}"

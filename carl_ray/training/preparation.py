@@ -88,7 +88,6 @@ def check_run(config: Config, run_dir: str, *, resume: bool = False, manifest: b
         | {"model.init_from": config.model.init_from}
     )
     saved = _begun(run_dir, resume=resume)
-    config = with_saved_precision(config, run_dir)
     if manifest:
         config, _ = read_videos(config)
     if saved is None:
@@ -345,14 +344,6 @@ def saved_config(run_dir: str) -> Config | None:
     return configuration.from_json(storage.read_bytes(uri), storage.public_uri(uri))
 
 
-def with_saved_precision(config: Config, run_dir: str) -> Config:
-    """The config with a `training.precision` of `auto` as the run in this folder began, if there is one."""
-    saved = saved_config(run_dir) if config.training.precision == "auto" else None
-    if saved is None:
-        return config
-    return replace(config, training=replace(config.training, precision=saved.training.precision))
-
-
 def _begun(run_dir: str, *, resume: bool) -> Config | None:
     """The config of the run in a folder, or none; raises `UserError` where there is one and `resume` is false."""
     saved = saved_config(run_dir)
@@ -367,6 +358,8 @@ def _begun(run_dir: str, *, resume: bool) -> Config | None:
 def _check_same_run(saved: Config, config: Config, run_dir: str) -> None:
     """Raises `UserError` where a resumed run would not be the one that was begun; how it is done may change."""
     before, after = configuration.what_is_computed(saved), configuration.what_is_computed(config)
+    if config.training.precision == "auto":  # Whatever it is now, the run keeps what its checkpoint has.
+        after["training"]["precision"] = saved.training.precision
     for section, values in before.items():
         if values == after[section]:
             continue

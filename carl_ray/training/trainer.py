@@ -56,7 +56,6 @@ from carl_ray.training.preparation import (
     record_videos,
     refuse_secrets,
     warn_short_videos,
-    with_saved_precision,
 )
 from carl_ray.training.worker import TerminationTorchConfig, WorkerSettings, train_worker
 
@@ -122,7 +121,7 @@ def _train(
     stop: threading.Event,
     until_epoch: int | None,
 ) -> Outcome:
-    config, videos = read_videos(with_saved_precision(config, run_dir))
+    config, videos = read_videos(config)
     check_videos_shared(videos.training)
     plan, checked = make_plans(config, videos)
     warn_short_videos(videos.training, config.model.num_frames)

@@ -31,7 +31,7 @@ from carl_ray.lease import LostError
 from carl_ray.training import trainer, worker
 from carl_ray.training.checkpoint import Checkpoint, Progress
 from carl_ray.training.monitor import RunMonitor, Status
-from carl_ray.training.preparation import saved_config, with_saved_precision
+from carl_ray.training.preparation import find_checkpoint, saved_config
 from carl_ray.training.reader import Prefetch
 from carl_ray.training.run_log import SKIPPED_STEPS, WARNINGS, RunLog, read_log
 from carl_ray.training.step import StepReport, TrainingStep
@@ -160,13 +160,9 @@ def test_the_precision_is_decided_once_and_written_down(
     )
     assert decided.training.precision == expected
     assert saved_config(str(tmp_path)) == decided
-    # What resumes it keeps it, without being told.
-    assert (
-        with_saved_precision(
-            replace(config, training=replace(config.training, precision="auto")), str(tmp_path)
-        )
-        == decided
-    )
+    # What resumes it need not name it.
+    again = replace(config, training=replace(config.training, precision="auto"))
+    assert find_checkpoint(again, None, str(tmp_path), resume=True) is None
     assert ("times as slowly" in caplog.text) == (expected == "bf16" and not native)
 
 
