@@ -41,9 +41,9 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
     """Join the cluster that `RAY_ADDRESS` names (Ray Jobs set it), or run one on this machine for the while.
 
     All servers of a cluster of our own (control store, node, workers, dashboard, agents, metrics) listen on the
-    loopback interface alone. Since whoever reaches one could run code, Ray's also want a token, which is drawn anew
+    loopback interface alone. Since whoever reaches one could run code, Ray's also require a token, which is drawn anew
     for each process and is nowhere but in the environment of its processes; the metrics, for users of this machine,
-    want none. Session files are in a temporary folder that only this user may enter; it is deleted at the end, and
+    require none. Session files are in a temporary folder that only this user may enter; it is deleted at the end, and
     kept for its logs where Ray failed. Workers have the priority of this process, not Ray's lower one.
 
     An explicit `RAY_AUTH_MODE` is left as it is. For a cluster that is named, it is `disabled` unless set: Ray's
@@ -61,7 +61,7 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS") == "local":
-        del os.environ["RAY_ADDRESS"]  # Who asks later whether a cluster was named hears the same.
+        del os.environ["RAY_ADDRESS"]  # Later code takes its absence for "no cluster was named".
     address = os.environ.get("RAY_ADDRESS")
     folder = None if address else _make_folder()
     is_started = is_kept = False
@@ -113,7 +113,7 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None) -> Non
     try:
         with own_sigterm(), reaching(address) if address else _node_settings():
             ray.init(**options, logging_level=logging.WARNING, log_to_driver=False)
-    except Exception as error:  # A node that does not start in time is nothing more special.
+    except Exception as error:  # Ray raises a plain Exception for a node that does not start in time.
         where = (
             f"the Ray cluster at {storage.public_uri(address)}"
             if address

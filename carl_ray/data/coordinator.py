@@ -181,7 +181,7 @@ class EndlessExecution(ExecutionCallback):
             if not operator._in_task_output_backpressure:
                 tasks += [task.get_waitable() for task in operator.get_active_tasks()]
             elif PLANNING not in operator.name:
-                # Until a consumer makes room, of which nobody tells the loop.
+                # Until a consumer makes room, which raises no event in the loop.
                 seconds = _FULL_SECONDS
         # A step that took a block may have more to take.
         if not num_blocks:

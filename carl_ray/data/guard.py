@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from carl_ray.data.sample import ViewPair
 
 UNEXPECTED = "reading failed"
-"""How the reason of a video begins at which something failed that no error is foreseen for."""
+"""Prefix of the reject reason of a video whose reading raised an unexpected exception."""
 
 _COUNT_LIMITS = 10
 """Counting has so many times `data.time_limit`: it decodes a video of any length in one go."""

@@ -52,7 +52,7 @@ SPLITS = {
 }
 
 PROBING_FAILED = "probing failed"
-"""How the reason of a file begins at which something failed that no error is foreseen for."""
+"""Prefix of the reject reason of a file whose probing raised an unexpected exception."""
 
 # Reasons that may be gone at the next scan begin so: what was rejected for one of them is tried again.
 _UNREAD = "could not be read"

@@ -561,7 +561,7 @@ def _sum_over_workers(device: torch.device, values: list[int | bool]) -> list[in
 
 
 class _Reporter:
-    """Where a worker's news go: the first worker writes logs and tells the driver, all take part in reports."""
+    """Reports of a worker: the first one writes the logs and informs the driver, all take part in Ray Train's."""
 
     def __init__(self, settings: WorkerSettings, log: RunLog | None, saved_step: int | None) -> None:
         self._settings = settings
