@@ -22,7 +22,6 @@ from carl_ray import config as configuration
 from carl_ray import options, storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.lease import refuse_if_held
 from carl_ray.machine import available_cores
 from carl_ray.presets import PRESETS
 
@@ -37,7 +36,6 @@ def _run(arguments: list[str]) -> None:
     parsed, overrides = _parse(arguments)
     config, run_dir = _choose(parsed, overrides)
     storage.set_patience(config.cluster.storage_seconds)
-    refuse_if_held(run_dir)
     # Imported late, the light ones first: help and mistakes answer at once, before torch is imported and Ray starts.
     from carl_ray.datasets.embedded import embedded_manifest, index_embedded
     from carl_ray.training.preparation import check_run

@@ -40,6 +40,7 @@ from carl_ray.data.plan import (
     validation_plan,
 )
 from carl_ray.errors import RunError, UserError
+from carl_ray.lease import refuse_if_held
 from carl_ray.training.checkpoint import (
     CONFIG,
     Checkpoint,
@@ -79,14 +80,16 @@ def check_run(config: Config, run_dir: str, *, resume: bool = False, manifest: b
         manifest: Whether the manifest should be there by now.
 
     Raises:
-        UserError: a URI holds credentials, the manifest or its labels will not do, the folder holds a run (without
-            `resume`) or another one than this, or the weights to begin with are not there or do not fit.
+        UserError: a URI holds credentials, another process writes into the folder, it holds a run (without `resume`)
+            or another one than this, the manifest or its labels will not do, or the weights to begin with are not there
+            or do not fit.
         RunError: weights could not be fetched, or a store failed.
     """
     refuse_secrets(
         {"--run-dir": run_dir, "data.manifest": config.data.manifest, "model.weights": config.model.weights}
         | {"model.init_from": config.model.init_from}
     )
+    refuse_if_held(run_dir)
     saved = _begun(run_dir, resume=resume)
     if manifest:
         config, _ = read_videos(config)
