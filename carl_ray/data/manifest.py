@@ -247,7 +247,7 @@ def _refuse_contradictions(table: pa.Table, uri: str) -> None:
         what = f"has {{}} {name} for {{}} frames"
         refuse(_rows(pc.not_equal(lengths, frames)), what, remedy, lengths, frames)
         rows, found = _outside(lists, lowest, highest)
-        refuse(rows, f"has {name} {{}}", meaning, dict(zip(rows.tolist(), found, strict=True)))
+        refuse(rows, f"has {name} {{:g}}", meaning, dict(zip(rows.tolist(), found, strict=True)))
     occurring = pc.unique(pc.list_flatten(labels)).to_numpy()
     occurring = occurring[occurring >= 0]
     highest = int(occurring.max(initial=-1))
