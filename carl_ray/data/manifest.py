@@ -192,12 +192,7 @@ def _clean_list(lists: pa.Array, type_: pa.DataType) -> pa.Array:
 
 
 def _refuse_contradictions(table: pa.Table, uri: str) -> None:
-    """Raises `UserError` with all that cannot be meant; says on standard error what may not be.
-
-    Args:
-        table: Columns of a manifest as they were read; what it lacks is not checked.
-        uri: Where it is.
-    """
+    """Raises `UserError` with all that cannot be meant, of the columns there; warns of what may not be."""
     shown = storage.public_uri(uri)
     problems = []
     columns = {
@@ -290,7 +285,7 @@ def _misfits(column: pa.ChunkedArray, name: str) -> dict[int, str]:
                 search(part.slice(half), start + half)
             elif isinstance(value, list) and len(value) > 1:
                 each = pa.array([[one] for one in value], pa.list_(part.type.value_type))
-                found[start] = next(iter(_misfits(pa.chunked_array([each]), name).values()))
+                found[start] = next(iter(_misfits(pa.chunked_array([each]), name).values()), "such values")
             else:
                 found[start] = repr(value[0] if isinstance(value, list) else value)[:80]
 
