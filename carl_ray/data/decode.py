@@ -625,7 +625,8 @@ def _decoded(
                 if begun or not packet.size:
                     raise
                 failure[:] = [_reason(error)]
-        failure.clear()
+        if begun:
+            failure.clear()
     except (av.FFmpegError, OSError) as error:
         _raise_where_unread(readable, error)
         failure[:] = [_reason(error)]

@@ -2,10 +2,11 @@
 
 Every stage reads videos from here. The columns from `split` on may be null; frame labels of -1 mean "no label".
 
-Whoever reads a manifest gets it checked as a whole and cleaned. Refused, all at once: a `video_id` twice,
-`frame_labels` or `progress` of another number than the video's frames, labels far beyond the number of classes.
-Mended: blanks around splits and labels (nothing but blanks is null), upper case in `train`, `validation` and `test`,
-null or NaN among frame labels (-1) or progress (none is known of that video).
+Whoever reads a manifest gets it checked as a whole and cleaned. Refused, all at once: values of another type or none
+where one must be, a `video_id` twice, `frame_labels` or `progress` of another number than the video's frames, frame
+labels below -1 or far beyond the number of classes, progress outside 0 to 1, a `frame_step` that is no step.
+Mended: blanks around ids, splits and labels (nothing but blanks is null), upper case in `train`, `validation` and
+`test`, null or NaN among frame labels (-1) or progress (none is known of that video).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +52,6 @@ _MOST_UNUSED_CLASSES = 1000
 _NUM_SHOWN = 5
 _COUNT_AGAIN = "`carl_ray.index … --verify` counts the frames again"
 
-_CHECKED = {"video_id", "num_frames", "frame_step"}
 _checked: set[tuple[str, int | None, int | None]] = set()
 """URI, size and time of the manifests that this process has checked."""
 
@@ -106,18 +107,22 @@ def read_manifest(
             for name in LABEL_COLUMNS:
                 if name in names and name not in present:
                     table = table.append_column(name, pa.nulls(len(table)))
-            return _cleaned(table)
+            return table
 
         missing = [name for name in wanted if name not in schema.names and name not in LABEL_COLUMNS]
         if missing:
             raise ValueError(f"it has no column {', '.join(missing)}")
         info = filesystem.get_file_info(path)
         version = (uri, info.size, info.mtime_ns)
-        check = check and set(schema.names) >= _CHECKED  # the rejects are read here, too
         if check and (version not in _checked or not info.is_file):
-            _refuse_contradictions(read([*_CHECKED, *LABEL_COLUMNS]), uri)
+            _refuse_contradictions(read(SCHEMA.names), uri)
             _checked.add(version)
         table = read([*(columns or [*schema.names, *LABEL_COLUMNS]), "split"])
+        try:
+            table = _cleaned(table)
+        except pa.ArrowException:
+            _refuse_contradictions(table, uri)
+            raise
         if split is not None:
             wanted_split = _clean_splits(pa.array([split]))[0]
             table = table.filter(pc.equal(pc.fill_null(table.column("split"), "train"), wanted_split))
@@ -131,29 +136,36 @@ def read_manifest(
 
 
 def _cleaned(table: pa.Table) -> pa.Table:
-    """The table with the types of `SCHEMA`, its labels as they were meant."""
-    table = clean_labels(table)
-    # Other tools write a column that is null throughout, or small integers, with a type of their own.
-    return table.cast(
-        pa.schema([SCHEMA.field(f.name) if f.name in SCHEMA.names else f for f in table.schema])
-    )
-
-
-def clean_labels(table: pa.Table) -> pa.Table:
-    """The table with those of `LABEL_COLUMNS` that it has cleaned, as the module says."""
-    for name in LABEL_COLUMNS:
-        if name not in table.column_names:
-            continue
-        field, column = SCHEMA.field(name), table.column(name)
-        if pa.types.is_string(field.type):
-            column = pc.utf8_trim_whitespace(column.cast(field.type))
-            column = pc.if_else(pc.equal(column, ""), None, column)
-            column = _clean_splits(column) if name == "split" else column
-        elif not pa.types.is_null(column.type):
-            chunks = [_clean_list(chunk, field.type) for chunk in column.chunks]
-            column = pa.chunked_array(chunks, field.type)
-        table = table.set_column(table.column_names.index(name), field, column.cast(field.type))
+    """The table with the types of `SCHEMA`, its ids and labels as they were meant."""
+    table = clean_labels(table, SCHEMA.names)
+    for name in set(SCHEMA.names) & set(table.column_names):
+        if table.column(name).null_count and not SCHEMA.field(name).nullable:
+            raise pa.ArrowInvalid(f"null among its {name}")
     return table
+
+
+def clean_labels(table: pa.Table, names: list[str] = LABEL_COLUMNS) -> pa.Table:
+    """The table with those of `LABEL_COLUMNS` (or of `names`) that it has cleaned, as the module says."""
+    for place, name in enumerate(table.column_names):
+        if name in names:
+            table = table.set_column(place, SCHEMA.field(name), _clean(table.column(name), name))
+    return table
+
+
+def _clean(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    # Other tools write a column that is null throughout, or small integers, with a type of their own.
+    type_ = SCHEMA.field(name).type
+    if pa.types.is_string(type_):
+        column = column.cast(type_)
+        if name in ("video_id", "split", "label"):
+            column = pc.utf8_trim_whitespace(column)
+            column = pc.if_else(pc.equal(column, ""), None, column)
+        return _clean_splits(column) if name == "split" else column
+    if pa.types.is_list(type_) and not pa.types.is_null(column.type):
+        if not isinstance(column.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+            raise pa.ArrowTypeError(f"its {name} are of type {column.type}, expected {type_}, one a frame")
+        return pa.chunked_array([_clean_list(chunk, type_) for chunk in column.chunks], type_)
+    return column.cast(type_)
 
 
 def _clean_splits(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
@@ -180,39 +192,58 @@ def _clean_list(lists: pa.Array, type_: pa.DataType) -> pa.Array:
 
 
 def _refuse_contradictions(table: pa.Table, uri: str) -> None:
-    """Raises `UserError` with all that cannot be meant; says on standard error what may not be."""
+    """Raises `UserError` with all that cannot be meant, of the columns there; warns of what may not be."""
     shown = storage.public_uri(uri)
-    ids, frames = table.column("video_id"), table.column("num_frames")
-    codes = ids.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    first = np.unique(codes, return_index=True)[1][codes]
-    steps = table.column("frame_step")
-    # Rows, what is wrong with them, what goes into that, what to do.
-    checks = [
-        (
-            pa.array(first != np.arange(len(ids))),
-            "has the video_id of row {}",
-            [first],
-            "give each an id of its own",
-        ),
-        (pc.less(frames, 1), "has {} frames", [frames], _COUNT_AGAIN),
-        (pc.invert(pc.less(0, steps)), "has frame_step {}", [steps], "expected a number above 0"),
-    ]
-    for name in ("frame_labels", "progress"):
-        lengths = pc.list_value_length(table.column(name))
-        remedy = f"give {name} for each frame (-1: no label), or null for the whole video; {_COUNT_AGAIN}"
-        checks.append(
-            (pc.not_equal(lengths, frames), f"has {{}} {name} for {{}} frames", [lengths, frames], remedy)
-        )
     problems = []
-    for wrong, what, values, remedy in checks:
-        rows = np.flatnonzero(pc.fill_null(wrong, False))
+    columns = {
+        name: pa.chunked_array([pa.nulls(len(table), SCHEMA.field(name).type)]) for name in SCHEMA.names
+    }
+    ids = columns["video_id"]
+
+    def refuse(rows: np.ndarray, what: str, remedy: str, *values: Any) -> None:
         named = [
-            f"row {i} ({ids[i].as_py()!r}) {what.format(*(v[i] for v in values))}" for i in rows[:_NUM_SHOWN]
+            f"row {row} ({ids[row].as_py()!r}) {what.format(*(value[row] for value in values))}"
+            for row in rows[:_NUM_SHOWN].tolist()
         ]
         more = [f"and {len(rows) - _NUM_SHOWN:,} more"] if len(rows) > _NUM_SHOWN else []
         if named:
             problems.append(f"{', '.join(named + more)}: {remedy}")
-    occurring = pc.unique(pc.list_flatten(table.column("frame_labels"))).to_numpy()
+
+    for name in [name for name in SCHEMA.names if name in table.column_names]:
+        raw, field = table.column(name), SCHEMA.field(name)
+        try:
+            columns[name] = _clean(raw, name)
+        except pa.ArrowException:
+            misfits = _misfits(raw, name)
+            if not misfits:
+                problems.append(f"{name} is of type {raw.type}: expected {field.type}")
+            wanted = getattr(field.type, "value_type", field.type)
+            refuse(np.array([*misfits], int), f"has {name} {{}}", f"expected {wanted} in every row", misfits)
+            continue
+        ids = columns["video_id"]
+        if not field.nullable:
+            refuse(_rows(columns[name].is_null()), f"has no {name}", "every video needs one")
+    frames, steps, labels, progress = (
+        columns[name] for name in ("num_frames", "frame_step", "frame_labels", "progress")
+    )
+    codes = ids.combine_chunks().dictionary_encode("encode").indices.to_numpy(zero_copy_only=False)
+    first = np.unique(codes, return_index=True)[1][codes]
+    again = _rows(pc.and_(pa.array(first != np.arange(len(ids))), ids.is_valid()))
+    refuse(again, "has the video_id of row {}", "give each an id of its own", first)
+    refuse(_rows(pc.less(frames, 1)), "has {} frames", _COUNT_AGAIN, frames)
+    no_step = pc.invert(pc.and_(pc.less(0, steps), pc.is_finite(steps)))
+    refuse(_rows(no_step), "has frame_step {}", "expected a finite number above 0", steps)
+    for name, lists, lowest, highest, meaning in (
+        ("frame_labels", labels, -1, np.inf, "classes count from 0, and -1 is no label"),
+        ("progress", progress, 0, 1, "it is the share of the action that is done, from 0 to 1"),
+    ):
+        lengths = pc.list_value_length(lists)
+        remedy = f"give {name} for each frame (-1: no label), or null for the whole video; {_COUNT_AGAIN}"
+        what = f"has {{}} {name} for {{}} frames"
+        refuse(_rows(pc.not_equal(lengths, frames)), what, remedy, lengths, frames)
+        rows, found = _outside(lists, lowest, highest)
+        refuse(rows, f"has {name} {{:g}}", meaning, dict(zip(rows.tolist(), found, strict=True)))
+    occurring = pc.unique(pc.list_flatten(labels)).to_numpy()
     occurring = occurring[occurring >= 0]
     highest = int(occurring.max(initial=-1))
     if highest >= max(_MOST_UNUSED_CLASSES, 10 * len(occurring)):
@@ -221,14 +252,63 @@ def _refuse_contradictions(table: pa.Table, uri: str) -> None:
             "number the classes from 0 on"
         )
     if problems:
-        raise UserError(f"{shown}: contradicts itself (rows count from 0): {'; '.join(problems)}")
+        raise UserError(f"{shown}: not a manifest (rows count from 0): {'; '.join(problems)}")
     for name in ("split", "label"):
         spelled: dict[str, str] = {}
-        for value in sorted(table.column(name).unique().drop_null().to_pylist()):
+        for value in sorted(columns[name].unique().drop_null().to_pylist()):
             other = spelled.setdefault(value.casefold(), value)
             if other != value:
                 warning = f"warning: {shown}: {name} {other!r} and {value!r} differ only by case"
                 print(warning, file=sys.stderr, flush=True)
+
+
+def _rows(wrong: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    return np.flatnonzero(pc.fill_null(wrong, False))
+
+
+def _misfits(column: pa.ChunkedArray, name: str) -> dict[int, str]:
+    """The first rows that do not become the type of `SCHEMA`, and a value that does not; none for another type.
+
+    By halving: Arrow does not name them.
+    """
+    found: dict[int, str] = {}
+
+    def search(part: pa.ChunkedArray, start: int) -> None:
+        try:
+            if len(found) < _NUM_SHOWN:
+                # A copy: a cast of lists looks at what a slice leaves out, too.
+                _clean(part.take(pa.array(np.arange(len(part)))), name)
+        except pa.ArrowException:
+            value, half = part[0].as_py(), len(part) // 2
+            if half:
+                search(part.slice(0, half), start)
+                search(part.slice(half), start + half)
+            elif isinstance(value, list) and len(value) > 1:
+                each = pa.array([[one] for one in value], pa.list_(part.type.value_type))
+                found[start] = next(iter(_misfits(pa.chunked_array([each]), name).values()), "such values")
+            else:
+                found[start] = repr(value[0] if isinstance(value, list) else value)[:80]
+
+    try:
+        _clean(column.slice(0, 0), name)
+    except pa.ArrowException:
+        return found
+    search(column, 0)
+    return found
+
+
+def _outside(lists: pa.ChunkedArray, lowest: float, highest: float) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of lists with a value outside the range, and the first such value of each."""
+    rows, found, start = [np.array([], int)], [np.array([])], 0
+    for chunk in lists.chunks:
+        values = chunk.flatten().to_numpy(zero_copy_only=False)
+        places = np.flatnonzero(~((values >= lowest) & (values <= highest)))
+        ends = np.cumsum(pc.fill_null(pc.list_value_length(chunk), 0))
+        of_chunk, firsts = np.unique(np.searchsorted(ends, places, side="right"), return_index=True)
+        rows.append(start + of_chunk)
+        found.append(values[places[firsts]])
+        start += len(chunk)
+    return np.concatenate(rows), np.concatenate(found)
 
 
 def refuse_pickles(schema: pa.Schema) -> None:

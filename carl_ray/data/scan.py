@@ -410,6 +410,8 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
     def probe(source: str | tuple[int, Iterator[bytes]], seconds: float, verify: bool) -> dict[str, Any]:
         fields = get_type_hints(VideoProbe)
         (probed,) = _child.ask(source, {"verify": verify}, fields, seconds=seconds, memory=2 * size + MEMORY)
+        if min(probed["num_frames"], probed["width"], probed["height"]) < 1:
+            raise BadVideoError(f"the decoder sent no valid answer ({probed})")
         return probed
 
     try:

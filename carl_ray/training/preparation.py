@@ -304,7 +304,7 @@ def find_checkpoint(config: Config, videos: Videos, run_dir: str, *, resume: boo
         _check_same_run(saved, config, run_dir)
     checkpoint = latest_checkpoint(run_dir) if resume else None
     if checkpoint is not None:
-        difference = _difference(videos, run_dir)
+        difference = _difference(videos, checkpoint, run_dir)
         if difference is None and checkpoint.progress.videos != videos_digest(videos.training):
             difference = "their ids, their order or their numbers of frames"
         if difference is not None:
@@ -320,11 +320,17 @@ def find_checkpoint(config: Config, videos: Videos, run_dir: str, *, resume: boo
     return checkpoint
 
 
-def _difference(videos: Videos, run_dir: str) -> str | None:
-    """Where the videos differ first from those that the run was begun with; None also where no record is there."""
+def _difference(videos: Videos, checkpoint: Checkpoint, run_dir: str) -> str | None:
+    """Where the videos differ first from those of the run; None also where it is from before there were records."""
     uri = storage.join(run_dir, VIDEOS)
     if not storage.exists(uri):
-        return None  # a run of before there were records
+        if checkpoint.config.versions:  # written since there are records
+            raise UserError(
+                f"{storage.public_uri(uri)}: expected the record of the run's videos, found none, so that nothing "
+                "tells whether they are the same; restore it, or start another run, which --model.init_from begins "
+                "with this one's weights"
+            )
+        return None
     try:
         before = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
         refuse_pickles(before.schema)

@@ -202,19 +202,23 @@ PROBE = {
     "rotation": 0,
     "duration": 0.3,
     "codec": "h264",
+    "verified": False,
+    "doubtful": False,
 }
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_frames": 2**31}, {"width": -1}, {"num_frames": 9.0}, {"fps": float("inf")}, {"duration": "0.3"},
-     {"codec": "\ud800"}, {"codec": "a\x1b[2J"}, {"codec": None}, {"rotation": [0]}, {"other": 1}],
+    [{"num_frames": 2**31}, {"width": -1}, {"height": 0}, {"num_frames": -9},
+     {"num_frames": 9.0}, {"fps": float("inf")}, {"duration": "0.3"},
+     {"codec": "\ud800"}, {"codec": "a\x1b[2J"}, {"codec": None}, {"rotation": [0]},
+     {"verified": 1}, {"other": 1}],
 )  # fmt: skip
 def test_what_is_said_of_a_file_fits_the_manifest(
     change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for sound in (True, False):
-        fields = PROBE if sound else PROBE | change
+        fields = PROBE | ({"rotation": -90} if sound else change)
         monkeypatch.setattr(scan, "_child", Child(hostile(message(fields=fields) + END)))
         found = scan.probe_guarded(io.BytesIO(b"x"), 1, verify=False)
         assert ("reason" in found) != sound

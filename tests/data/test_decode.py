@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import resource
 import sys
@@ -273,6 +274,23 @@ def test_what_cannot_be_decoded_says_why(make_video, tmp_path):
             with pytest.raises(DecodeError, match=reason) as caught:
                 call(source)
             assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_a_key_frame_says_what_the_decoder_said(make_video, tmp_path):
+    content = io.BytesIO()
+    with (
+        av.open(str(make_video(tmp_path / "v.mp4", 12))) as old,
+        av.open(content, "w", format="matroska") as new,
+    ):
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in [packet for packet in old.demux(video=0) if packet.size][1:]:
+            damaged = av.Packet(b"\xff" * packet.size)
+            damaged.stream, damaged.time_base = stream, packet.time_base
+            damaged.pts, damaged.dts = packet.pts, packet.dts
+            new.mux(damaged)
+    for call in (probe_video, lambda s: read_frames(s, [0])):
+        with pytest.raises(DecodeError, match=r"no frame decodes \(Invalid data"):
+            call(content.getvalue())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")

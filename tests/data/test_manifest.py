@@ -168,7 +168,7 @@ def test_all_contradictions_are_listed_at_once(tmp_path: Path) -> None:
             read_manifest(uri, columns, split=split)
         assert "\n" not in str(caught.value)
         for said in (
-            r"m\.parquet: contradicts itself",
+            r"m\.parquet: not a manifest \(rows count from 0\): ",
             r"row 0 \('short'\) has 59 frame_labels for 60 frames: .*--verify",
             r"row 1 \('long'\) has 4 progress for 3 frames",
             r"row 3 \('twice'\) has the video_id of row 2: give each",
@@ -185,6 +185,71 @@ def test_all_contradictions_are_listed_at_once(tmp_path: Path) -> None:
     write_table(table(*many), uri)
     with pytest.raises(UserError, match=r"row 5 \('same'\) has the video_id of row 0, and 14 more: "):
         read_manifest(uri)
+
+
+def test_values_that_cannot_be_are_listed_with_their_rows(tmp_path: Path) -> None:
+    uri = str(tmp_path / "m.parquet")
+    wrong = [
+        row("a"),
+        row(video_id=None),
+        row(" \r\n"),
+        row("no frames", num_frames=None),
+        row("no uri", uri=None),
+        row("no step", frame_step=None),
+        row("endless", frame_step=float("inf")),
+        row("part", frame_labels=[0, 1.5, 2]),
+        row("huge", frame_labels=[0, 1, 2**40]),
+        row("below", progress=[0.0, -0.1, 1.0]),
+        row("over", progress=[0.0, 0.1, float("inf")]),
+        row("a\r"),
+        row("many", num_frames=2.5),
+    ]
+    floats = pa.array([r["frame_labels"] for r in wrong], pa.list_(pa.float64()))
+    bare = pa.Table.from_pylist([r | {"frame_labels": None} for r in wrong])
+    pq.write_table(bare.set_column(bare.column_names.index("frame_labels"), "frame_labels", floats), uri)
+    for check in (True, False):
+        with pytest.raises(UserError) as caught:
+            read_manifest(uri, check=check)
+        assert "\n" not in str(caught.value)
+        for said in (
+            r"row 1 \(None\) has no video_id, row 2 \(None\) has no video_id: every video needs one",
+            r"row 12 \('many'\) has num_frames 2\.5: expected int64",
+            r"row 4 \('no uri'\) has no uri",
+            r"row 5 \('no step'\) has no frame_step",
+            r"row 6 \('endless'\) has frame_step inf",
+            r"row 7 \('part'\) has frame_labels 1\.5, row 8 \('huge'\) has frame_labels 10995\d+\.0: expected int32",
+            r"row 9 \('below'\) has progress -0\.1\d*, row 10 \('over'\) has progress inf: .*from 0 to 1",
+            r"row 11 \('a'\) has the video_id of row 0: give each",
+        ):
+            assert re.search(said, str(caught.value)), (said, str(caught.value))
+    write_table(table(row("a", num_frames=60, frame_labels=[-2] * 60), row("b\r")), uri)
+    with pytest.raises(UserError, match=r"row 0 \('a'\) has frame_labels -2: classes count from 0") as caught:
+        read_manifest(uri)
+    write_table(table(row("a"), row("b\r")), uri)
+    assert read_manifest(uri).column("video_id").to_pylist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("frame_labels", pa.array([1, 2]), r"frame_labels is of type int64: expected list<\w+: int32>"),
+        ("progress", pa.array([0.5, 1]), r"progress is of type double: expected list<\w+: float>"),
+        ("frame_labels", pa.array([{"a": 1}] * 2), "frame_labels is of type struct<a: int64>"),
+        ("frame_labels", pa.array(["x", "y"]).dictionary_encode(), "frame_labels is of type dictionary"),
+        ("frame_labels", pa.array([["up"], ["1"]]), r"row 0 \('a'\) has frame_labels 'up': expected int32"),
+        ("label", pa.array([["up"]] * 2), "label is of type list<.*: expected string"),
+        ("verified", pa.array(["true", "perhaps"]), r"row 1 \('b'\) has verified 'perhaps': expected bool"),
+        ("fps", pa.array(["30", "?"]), r"row 1 \('b'\) has fps '\?': expected double"),
+    ],
+)
+def test_columns_of_another_type_are_named(tmp_path: Path, name: str, values: pa.Array, said: str) -> None:
+    whole = table(row("a", num_frames=0), row("b", num_frames=1))
+    whole = whole.set_column(whole.column_names.index(name), name, values)
+    pq.write_table(whole, tmp_path / "m.parquet")
+    for check in (True, False):
+        with pytest.raises(UserError, match=said) as caught:
+            read_manifest(str(tmp_path / "m.parquet"), check=check)
+        assert "row 0 ('a') has 0 frames" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_labels_are_cleaned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
