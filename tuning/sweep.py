@@ -13,7 +13,13 @@ on where another ended, whatever ended it; nothing is trained twice. Without arg
 videos.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from carl_ray import errors
+
+if __name__ == "__main__":
+    errors.handle_signals()  # Before all that takes time.
 
 import argparse
 import json

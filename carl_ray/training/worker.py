@@ -212,6 +212,7 @@ def train_worker(settings: WorkerSettings) -> None:
     is_first = rank == 0
     storage.set_patience(settings.config.cluster.storage_seconds)
     warnings = _WarningsToDriver(settings.monitor, rank)
+    reporter: _Reporter | None = None
     logging.getLogger("carl_ray").addHandler(warnings)
     _TRAINING.set()
     try:
@@ -232,7 +233,7 @@ def train_worker(settings: WorkerSettings) -> None:
             batches.stop()
     except AgreedError as error:
         if is_first:
-            _tell_failure(settings, error)
+            _tell_failure(settings, error, None if reporter is None else reporter.status())
     finally:
         _TRAINING.clear()
         logging.getLogger("carl_ray").removeHandler(warnings)
@@ -251,21 +252,14 @@ class _WarningsToDriver(logging.Handler):
         self._monitor.warn.remote(f"worker {self._rank}: {record.getMessage()}")
 
 
-def _tell_failure(settings: WorkerSettings, error: AgreedError) -> None:
+def _tell_failure(settings: WorkerSettings, error: AgreedError, last: Status | None) -> None:
     """Tells the driver why the run ends: by the monitor and, since that may be killed, in a file, where it can."""
     failure = str(error)
     if not isinstance(error, UnsavedError):
         with suppress(RunError):
             storage.write_bytes(settings.failure_uri, (json.dumps({"failure": failure}) + "\n").encode())
-    status = Status(
-        step=0,
-        num_steps=settings.training_plan.num_steps,
-        loss=None,
-        validation_loss=None,
-        steps_per_second=0.0,
-        failure=failure,
-    )
-    ray.get(settings.monitor.update.remote(status))
+    last = last or Status(0, settings.training_plan.num_steps, None, None, 0.0)
+    ray.get(settings.monitor.update.remote(replace(last, failure=failure)))
 
 
 def _training_batches(settings: WorkerSettings, first_step: int) -> Prefetch[StepBatch]:
@@ -730,7 +724,9 @@ class _Reporter:
                 self._settings.monitor.update.remote(replace(self._status(progress.step, None), ended=True))
             )
 
-    def _status(self, step: int, loss: float | None) -> Status:
+    def status(self, loss: float | None = None) -> Status:
+        """How far the run is."""
+        step = self._step
         first_step, since = self._rate_from or (step, 0.0)
         return Status(
             step=step,
