@@ -13,7 +13,6 @@ on where another ended, whatever ended it; nothing is trained twice. Without arg
 videos.
 """
 
-# ruff: noqa: E402
 from __future__ import annotations
 
 from carl_ray import errors

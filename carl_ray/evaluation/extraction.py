@@ -162,7 +162,9 @@ def extract_embeddings(
     origin = origin_of(checkpoint, settings.view, untrained=settings.untrained)
     missing, num_present = missing_videos(manifest_uri, splits, out, origin)
     if missing.num_rows == 0:
-        return Extraction(num_present)  # Nothing is written: others may, and this process need not be able to.
+        return Extraction(
+            num_present
+        )  # Nothing is written: others may, and this process need not be able to.
     with hold(out) as (lease, _):
         config = checkpoint.config
         # Another writer may have ended in between.

@@ -618,7 +618,7 @@ class _Reporter:
             self._waited = self._computed = self._checkpointed = self._cpu = 0.0
             self._frames = 0
             self._since = time.perf_counter()
-        self._tell(self._status(progress.step, report.loss))
+        self._tell(self.status(report.loss))
 
     def _warn_of_starving(self) -> None:
         """Warns, once, where the steps since the last line had a fraction of a CPU, on which they are computed."""
@@ -681,7 +681,7 @@ class _Reporter:
         if self._log is not None:
             self._log.write(step, {"validation_loss": loss})
         self._since = time.perf_counter()
-        self._tell(self._status(step, None), force=True)
+        self._tell(self.status(), force=True)
         ray.train.report({"step": step, "validation_loss": loss, **self._last})
 
     def checkpoint(self, step: TrainingStep, progress: Progress) -> None:
@@ -721,19 +721,18 @@ class _Reporter:
         self.close()
         if self._log is not None:
             ray.get(
-                self._settings.monitor.update.remote(replace(self._status(progress.step, None), ended=True))
+                self._settings.monitor.update.remote(replace(self.status(), step=progress.step, ended=True))
             )
 
     def status(self, loss: float | None = None) -> Status:
         """How far the run is."""
-        step = self._step
-        first_step, since = self._rate_from or (step, 0.0)
+        first_step, since = self._rate_from or (self._step, 0.0)
         return Status(
-            step=step,
+            step=self._step,
             num_steps=self._settings.training_plan.num_steps,
             loss=loss if loss is not None else self._last.get("loss"),
             validation_loss=self._validation_loss,
-            steps_per_second=(step - first_step) / (time.perf_counter() - since),
+            steps_per_second=(self._step - first_step) / (time.perf_counter() - since),
             saved_step=self._saved_step,
             precision=self._settings.config.training.precision,
         )

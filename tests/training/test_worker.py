@@ -324,7 +324,10 @@ def test_warnings_of_a_worker_reach_driver_and_log(
     # As the actor does it.
     monitor = RunMonitor.__ray_metadata__.modified_class()
     monitor.warn("worker 1: s3://bucket: could not write it; trying again in 1.0 s")
-    assert monitor.latest() == (None, ["worker 1: s3://bucket: could not write it; trying again in 1.0 s"])
+    assert monitor.latest()[:2] == (
+        None,
+        ["worker 1: s3://bucket: could not write it; trying again in 1.0 s"],
+    )
     monkeypatch.setattr(reporter._settings.monitor, "update", SimpleNamespace(remote=monitor.update))
     monkeypatch.setattr(worker.ray, "wait", lambda refs, timeout: (refs, []))
     for number in (1, 2, 3):
