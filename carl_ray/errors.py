@@ -83,7 +83,7 @@ def own_sigterm() -> Iterator[None]:
     """Keeps SIGTERM for this process, whatever the body, which starts Ray, starts and installs.
 
     `timeout`, systemd and Slurm signal every process of a command, but the driver alone must hear it, to end the others
-    once a checkpoint is written: a signal that is blocked here is so in all that starts here, for good. (Ray does so for SIGINT.)
+    once a checkpoint is written: a signal that is blocked here is so in all that starts here. (Ray does so for SIGINT.)
     """
     handler = signal.getsignal(signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
