@@ -67,9 +67,8 @@ def _run(arguments: list[str]) -> None:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     from benchmarks.faults.rounds import soak
 
-    # However it is told to end, it takes its processes along.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    # However it is told to end, it takes its processes along; SIGTERM and SIGINT raise already.
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
     figures = soak(options.minutes, options.seed, folder, lambda line: print(line, flush=True))
     for note in figures.notes:
         print(f"note: {note}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -44,6 +46,8 @@ def signal_of(interruption: KeyboardInterrupt) -> signal.Signals:
 
 
 _INTERRUPTIONS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}
+_REPEAT_SECONDS = 1.0
+"""`timeout` signals its child, then its group: the second must not end what the first has begun to put in order."""
 _catching = 0
 """How many `one_line_errors` are open."""
 
@@ -55,6 +59,7 @@ def handle_signals() -> None:
     import, which may swallow an exception, the process ends at once.
     """
     process = os.getpid()
+    moments: dict[int, float] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:  # A fork, which was told alone.
@@ -63,7 +68,8 @@ def handle_signals() -> None:
         elif not _catching or _is_importing(frame):
             _print_line(_INTERRUPTIONS[signal.Signals(number)])
             os._exit(128 + number)
-        else:
+        elif time.monotonic() > moments.get(number, -math.inf) + _REPEAT_SECONDS:
+            moments[number] = time.monotonic()
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     for number in _INTERRUPTIONS:

@@ -12,7 +12,6 @@ only what is new or has changed, and goes on with what was interrupted. What can
 from __future__ import annotations
 
 import argparse
-import signal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -53,8 +52,6 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             out = options.out
             with connect():
-                # What is scanned is kept when the command is asked to end. Ray sets its own handler.
-                signal.signal(signal.SIGTERM, signal.default_int_handler)
                 manifest, rejects = index_folder(options.folder, out, verify=options.verify)
         print(_summary(manifest, rejects, out))
         if manifest.num_rows == 0:

@@ -7,38 +7,47 @@ folder; where both withdraw, each tries again after a random pause. This rests o
 written before, as those of S3, Google Cloud Storage, Azure and local disks do; where a network file system caches them,
 the loser stops at its next heartbeat.
 
-A claim ends when its holder withdraws it, at once where its process is gone from this machine, else `STALE_SECONDS`
-after its last heartbeat, by the clocks of both machines. Whoever takes over deletes it; a holder that was only slow, or
-whose clock is wrong, finds it gone at its next heartbeat and stops.
+A claim ends when its holder withdraws it, or at once where its process is gone from this machine; while that process
+runs here, it never does. That of another machine ends where whoever wants the folder has seen no heartbeat for
+`STALE_SECONDS` of its own: no two machines' clocks are compared. Whoever takes over deletes it; a holder that was only
+slow finds it gone at its next heartbeat and stops.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import random
+import re
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 45.0
-"""A holder on another machine that was not heard of for so long is taken for gone."""
+"""A holder on another machine that was watched for so long without a heartbeat is taken for gone."""
 
 _CLAIMS = ".writers"
 _LATE_SECONDS = 3 * HEARTBEAT_SECONDS
 _LONGEST_PAUSE = 2.0
+_LAST_SECONDS = 5.0
+"""For the withdrawal of a claim: where the store is down, a process that ends leaves it behind."""
+_CLAIM_NAME = re.compile(r"[0-9]+-\w+\.json")
+_Time = Annotated[float, Field(ge=0, lt=2**33)]
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -53,19 +62,22 @@ class _Owner:
     host: str
     machine: str
     """Boot and process namespace that the process id belongs to; empty where the system does not tell."""
-    pid: int
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
     pid_started: str
     """Tells the process from a later one with the same id."""
-    since: float
-    heartbeat: float
+    since: _Time
+    heartbeat: _Time
 
     @property
-    def silent_seconds(self) -> float:
-        """Since its last heartbeat; infinite where its process is known to be gone."""
-        is_gone = self.machine and self.machine == _machine() and not _is_running(self.pid, self.pid_started)
-        return math.inf if is_gone else time.time() - self.heartbeat
+    def is_running(self) -> bool | None:
+        """Whether its process runs on this machine; none where it is another one's, or the system does not tell."""
+        if not self.machine or self.machine != _machine():
+            return None
+        return _is_running(self.pid, self.pid_started)
 
     def __str__(self) -> str:
+        if not self.pid:
+            return "an unknown process"
         age, silent = (timedelta(seconds=round(time.time() - t)) for t in (self.since, self.heartbeat))
         return f"process {self.pid} on {self.host}, which holds it for {age}, last heard of {silent} ago"
 
@@ -89,15 +101,22 @@ class Lease:
             )
 
 
-def refuse_if_held(folder: str) -> dict[str, _Owner]:
-    """The claims on a folder by name, none of them with a recent heartbeat; writes nothing.
+def refuse_if_held(folder: str, seen: Mapping[str, _Owner] | None = None) -> dict[str, _Owner]:
+    """The claims on a folder by name, all of them of owners that may be gone; writes nothing, and does not wait.
+
+    Args:
+        folder: URI of the folder.
+        seen: Claims of an earlier call: an owner that has changed its claim since then is there.
 
     Raises:
         UserError: another process holds the folder; names its owner.
     """
     claims = _claims(folder)
-    for owner in claims.values():
-        if owner.silent_seconds < _LATE_SECONDS:
+    for name, owner in claims.items():
+        # A guess by two clocks, which decides nothing but how long somebody waits.
+        is_recent = abs(time.time() - owner.heartbeat) < _LATE_SECONDS
+        is_running = is_recent if owner.is_running is None else owner.is_running
+        if is_running or (seen or {}).get(name, owner) != owner:
             raise UserError(
                 f"{storage.public_uri(folder)}: another process writes there: {owner}; wait for it, stop it, or name "
                 "another folder"
@@ -122,29 +141,39 @@ def hold(folder: str) -> Iterator[tuple[Lease, threading.Event]]:
         yield lease, lost
     finally:
         released.set()
-        thread.join(timeout=5)
-        _withdraw(lease)
+        thread.join(_LAST_SECONDS)
         if is_new and not storage.is_remote(folder):
             with suppress(OSError):  # Something was written.
                 Path(storage.resolve(folder)[1]).rmdir()
 
 
 def _claim(folder: str) -> Lease:
+    seen: dict[str, _Owner] = {}
+    # Counted, not read from a clock: while the store is down, which may stop heartbeats too, nobody is watched.
+    watched: Counter[str] = Counter()
     while True:
-        claims = refuse_if_held(folder)
-        late = [owner for owner in claims.values() if owner.silent_seconds < STALE_SECONDS]
+        claims = refuse_if_held(folder, seen)
+        seen = claims | seen
+        late = [
+            name
+            for name, owner in claims.items()
+            if owner.is_running is None and watched[name] * HEARTBEAT_SECONDS < STALE_SECONDS
+        ]
         if late:
             # Its machine may be gone: whatever starts commands anew need not try again.
-            _LOGGER.warning(
-                "%s: waiting for %s to be heard of, or stale", storage.public_uri(folder), late[0]
-            )
+            if not watched:
+                _LOGGER.warning(
+                    "%s: held by %s; it is taken over where %s does not change within %.0f s",
+                    *(storage.public_uri(folder), claims[late[0]], f"{_CLAIMS}/{late[0]}", STALE_SECONDS),
+                )
+            watched.update(late)
             time.sleep(HEARTBEAT_SECONDS)
             continue
         lease = Lease(folder, f"{1 + max(map(_number, claims), default=0):08d}-{uuid.uuid4().hex[:12]}.json")
         try:
             _write(lease, time.time())
             others = {name: owner for name, owner in _claims(folder).items() if name != lease.name}
-            if all(owner.silent_seconds >= STALE_SECONDS for owner in others.values()):
+            if others.items() <= claims.items():
                 for name in others:
                     storage.delete(storage.join(folder, _CLAIMS, name))
                 return lease
@@ -160,12 +189,14 @@ def _beat(lease: Lease, released: threading.Event, lost: threading.Event) -> Non
     while not released.wait(HEARTBEAT_SECONDS):
         try:
             lease.check()
-            _write(lease, since)
+            if not released.is_set():
+                _write(lease, since)
         except LostError:
             lost.set()
-            return
+            break
         except RunError as error:  # The store fails: so does all else that writes.
             _LOGGER.warning("no heartbeat: %s", error)
+    _withdraw(lease)  # Here, where no heartbeat can come after it.
 
 
 def _withdraw(lease: Lease) -> None:
@@ -177,8 +208,8 @@ def _withdraw(lease: Lease) -> None:
 
 
 def _names(folder: str) -> list[str]:
-    """Of the claims, oldest first; what is being written has a dot before its name."""
-    return [name for name in storage.list_folder(storage.join(folder, _CLAIMS)) if name[:1].isdigit()]
+    """Of the claims, oldest first."""
+    return [n for n in storage.list_folder(storage.join(folder, _CLAIMS)) if _CLAIM_NAME.fullmatch(n)]
 
 
 def _number(name: str) -> int:
@@ -189,8 +220,15 @@ def _claims(folder: str) -> dict[str, _Owner]:
     claims = {}
     for name in _names(folder):
         with suppress(UserError):  # Withdrawn meanwhile.
-            claims[name] = _Owner(**json.loads(storage.read_bytes(storage.join(folder, _CLAIMS, name))))
+            claims[name] = _owner(storage.read_bytes(storage.join(folder, _CLAIMS, name)))
     return claims
+
+
+def _owner(content: bytes) -> _Owner:
+    try:
+        return TypeAdapter(_Owner).validate_json(content)
+    except ValidationError:  # Somebody else's: it is watched as another machine's.
+        return _Owner("", "", 0, content.hex(), 0.0, 0.0)
 
 
 def _write(lease: Lease, since: float) -> None:
@@ -208,14 +246,15 @@ def _machine() -> str:
         return ""
 
 
-def _is_running(pid: int, started: str) -> bool:
+def _is_running(pid: int, started: str) -> bool | None:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass  # Another user's, which may be hidden in /proc.
-    return _started(pid) in (None, started)
+    found = _started(pid)
+    return None if found is None else found == started
 
 
 def _started(pid: int) -> str | None:

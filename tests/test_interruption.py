@@ -23,6 +23,7 @@ COMMANDS = {
     "train": ["-m", "carl_ray.train"],
     "embed": ["-m", "carl_ray.embed", "--checkpoint", "/nowhere"],
     "sweep": [str(Path(__file__).parents[1] / "tuning" / "sweep.py")],
+    "sweep.py": ["sweep.py"],
     "converter": ["-m", "carl_ray.datasets.pouring", "/nowhere", "--out", "/nowhere"],
 }
 OPTIONS = {
@@ -82,6 +83,7 @@ def test_an_interrupted_import_is_one_line(command: str, number: signal.Signals,
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
     process = subprocess.Popen(
         [sys.executable, *COMMANDS[command]], env=os.environ | {"PYTHONPATH": path},
+        cwd=Path(__file__).parents[1] / "tuning",
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "importing\n"
@@ -89,6 +91,66 @@ def test_an_interrupted_import_is_one_line(command: str, number: signal.Signals,
     _, errors = process.communicate(timeout=60)
     line = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}[number]
     assert (process.returncode, errors) == (128 + number, f"carl_ray: {line}\n")
+
+
+# The command without what it would do on a cluster.
+INDEX = """
+import contextlib, os, runpy, signal, sys, time
+from carl_ray import errors, session
+from carl_ray.data import scan
+
+def index_folder(*arguments, **options):
+    print("indexing", flush=True)
+    time.sleep(60)
+
+session.connect, scan.index_folder = contextlib.nullcontext, index_folder
+errors.handle_signals()
+from carl_ray.index import main
+main([sys.argv[1], "--out", sys.argv[1] + "/manifest.parquet"])
+"""
+KEPT = """
+import time
+from carl_ray.errors import handle_signals, one_line_errors
+
+handle_signals()
+with one_line_errors():
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    finally:
+        for word in ("kept", "left"):
+            time.sleep(1.5)
+            print(word, flush=True)
+"""
+
+
+def test_an_index_that_is_terminated_says_so(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INDEX, str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "indexing\n"
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (143, "carl_ray: terminated (SIGTERM)\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_twice_at_once_is_one(number: signal.Signals) -> None:
+    """`timeout` signals its child, then its group: the second must not end what the first began."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", KEPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "working\n"
+    process.send_signal(number)
+    for _ in range(3):
+        time.sleep(0.1)
+        process.send_signal(number)
+    assert process.stdout.readline() == "kept\n"
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (128 + number, "")
+    assert errors.startswith("carl_ray: ") and errors.count("\n") == 1
 
 
 @contextmanager

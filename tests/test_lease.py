@@ -119,19 +119,100 @@ def test_a_process_with_the_same_id_is_another(folder: str) -> None:
         assert held.name.startswith("00000005-") and claims(folder) == [held.name]
 
 
-def test_another_machine_is_waited_for_until_it_is_stale(
-    folder: str, monkeypatch: pytest.MonkeyPatch
+def test_a_process_of_this_machine_that_runs_is_never_stale(folder: str) -> None:
+    pid = os.getpid()
+    own = {"machine": lease._machine(), "pid": pid, "pid_started": lease._started(pid)}
+    # As after an outage of the store, in which no heartbeat could be written.
+    claim(folder, "00000001-a.json", heartbeat=time.time() - 1000, **own)
+    with pytest.raises(UserError, match=f"process {pid} on elsewhere"):
+        refuse_if_held(folder)
+    with pytest.raises(UserError, match=f"process {pid} on elsewhere"), hold(folder):
+        pass
+    assert claims(folder) == ["00000001-a.json"]
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "STALE_SECONDS", 1.5)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.2)
+
+
+@pytest.mark.parametrize("ahead", [-100.0, 100.0])
+def test_another_machine_is_stale_once_it_was_watched_in_vain(
+    *, ahead: float, folder: str, short_waits: None
 ) -> None:
     claim(folder, "00000001-a.json")
     with pytest.raises(UserError, match="process 7 on elsewhere"), hold(folder):
         pass
-    # One that is late may be gone: it is waited for, and found again.
-    claim(folder, "00000001-a.json", heartbeat=time.time() - lease.STALE_SECONDS + 2)
-    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.2)
+    # One that is late, or whose clock is wrong, may be gone: the wait is left to the holding.
+    claim(folder, "00000001-a.json", heartbeat=time.time() + ahead)
+    refuse_if_held(folder)
     started = time.monotonic()
     with hold(folder) as (held, _):
+        assert time.monotonic() - started > 1.4
         assert claims(folder) == [held.name]
-    assert time.monotonic() - started > 1
+
+
+@pytest.mark.parametrize("ahead", [-100.0, 100.0])
+def test_another_machine_whose_clock_is_wrong_keeps_its_folder(
+    *, ahead: float, folder: str, short_waits: None
+) -> None:
+    claim(folder, "00000001-a.json", heartbeat=time.time() + ahead)
+    beat = {"heartbeat": time.time() + ahead + 5}
+    timer = threading.Timer(0.7, claim, (folder, "00000001-a.json"), beat)
+    timer.daemon = True
+    timer.start()
+    with pytest.raises(UserError, match="process 7 on elsewhere"), hold(folder):
+        pass
+    assert claims(folder) == ["00000001-a.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{}", b"[]", b"7", b"\xff", b'{"host": "later", "sequence": 3}'),
+        *(b'{"host":"a","machine":"b","pid":"7","pid_started":"1","since":1,"heartbeat":1}',),
+        *(b'{"host":"a","machine":"b","pid":7,"pid_started":"1","since":NaN,"heartbeat":1e300}',),
+    ],
+)
+def test_a_claim_that_is_none_of_ours_goes_stale(
+    content: bytes, tmp_path: Path, short_waits: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".writers").mkdir()
+    (tmp_path / ".writers" / "00000003-a.json").write_bytes(content)
+    (tmp_path / ".writers" / "3rd.txt").write_bytes(content)
+    refuse_if_held(str(tmp_path))
+    with hold(str(tmp_path)) as (held, _):
+        assert sorted(claims(str(tmp_path))) == [held.name, "3rd.txt"]
+        assert held.name.startswith("00000004-")
+    assert "00000003-a.json" in caplog.text
+
+
+def test_the_end_does_not_wait_for_a_store_that_is_down(
+    tmp_path: Path, short_waits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_LAST_SECONDS", 0.5)
+    folder, up, asked = str(tmp_path / "run"), threading.Event(), threading.Event()
+    check, delete = lease.Lease.check, storage.delete
+
+    def slow_check(held: lease.Lease) -> None:
+        asked.set()
+        up.wait()
+        check(held)
+
+    monkeypatch.setattr(lease.Lease, "check", slow_check)
+    monkeypatch.setattr(storage, "delete", lambda uri: (up.wait(60), delete(uri)))
+    with hold(folder):
+        assert asked.wait(10)
+        ended = time.monotonic()
+    assert time.monotonic() - ended < 5
+    assert len(claims(folder)) == 1
+    up.set()
+    until = time.monotonic() + 10
+    while claims(folder) and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    assert claims(folder) == []  # No heartbeat comes after the withdrawal.
 
 
 def test_a_holder_that_was_taken_over_stops(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,11 @@ videos.
 
 from __future__ import annotations
 
+from carl_ray import errors
+
+if __name__ == "__main__":
+    errors.handle_signals()  # Before all that takes time.
+
 import argparse
 import json
 import os

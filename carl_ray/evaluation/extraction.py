@@ -15,8 +15,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,9 +159,15 @@ def extract_embeddings(
         RunError: storage refused, or more videos than the run's `data.max_bad_fraction` could not be embedded.
     """
     checkpoint = checkpoint_at(checkpoint_uri)
+    origin = origin_of(checkpoint, settings.view, untrained=settings.untrained)
+    missing, num_present = missing_videos(manifest_uri, splits, out, origin)
+    if missing.num_rows == 0:
+        return Extraction(
+            num_present
+        )  # Nothing is written: others may, and this process need not be able to.
     with hold(out) as (lease, _):
         config = checkpoint.config
-        origin = origin_of(checkpoint, settings.view, untrained=settings.untrained)
+        # Another writer may have ended in between.
         missing, num_present = missing_videos(manifest_uri, splits, out, origin)
         result = Extraction(num_present)
         told_before = _bad_videos(out)
@@ -175,15 +181,16 @@ def extract_embeddings(
         writer = _PartWriter(out, origin, settings.precision, lease)
         lines = _ProgressLines(missing.num_rows)
         try:
-            for row in _embedded_rows(encoders, config, missing, settings):
-                video = missing.slice(row["video_index"], 1).to_pylist()[0]
-                if row["error"] is not None:
-                    result.bad_videos.append((video["video_id"], row["error"]))
-                else:
-                    writer.add(_embedded_video(video, row))
-                    result.num_embedded += 1
-                    result.num_frames += video["num_frames"]
-                lines.add(0 if row["error"] else video["num_frames"])
+            with closing(_embedded_rows(encoders, config, missing, settings)) as rows:
+                for row in rows:
+                    video = missing.slice(row["video_index"], 1).to_pylist()[0]
+                    if row["error"] is not None:
+                        result.bad_videos.append((video["video_id"], row["error"]))
+                    else:
+                        writer.add(_embedded_video(video, row))
+                        result.num_embedded += 1
+                        result.num_frames += video["num_frames"]
+                    lines.add(0 if row["error"] else video["num_frames"])
         finally:
             # Also when it ends early: what was computed is not computed again.
             writer.flush()
@@ -203,7 +210,7 @@ def extract_embeddings(
 
 def _embedded_rows(
     encoders: Sequence[FrameLevelVideoEncoder], config: Config, videos: pa.Table, settings: ExtractionSettings
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """One row a video, as they are done: video_index, error, and the bytes of `embeddings` and `untrained`."""
     weights = ray.put([encoder.state_dict() for encoder in encoders])
     dataset = _videos(videos.select(["uri", "num_frames"])).map_batches(

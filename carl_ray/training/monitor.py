@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -50,6 +51,10 @@ class Status:
         return self.ended and self.step == self.num_steps
 
 
+_Shown = tuple[str, int]
+"""Of a monitor since its start, which has a name, the number of warnings that were shown."""
+
+
 # Whatever kills it, neither the workers nor the driver shall notice.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class RunMonitor:
@@ -62,6 +67,7 @@ class RunMonitor:
         self._status: Status | None = None
         self._stop = False
         self._warnings: list[str] = []
+        self._name = uuid.uuid4().hex
         self._num_logged = 0
 
     def update(self, status: Status) -> tuple[bool, list[str]]:
@@ -75,9 +81,11 @@ class RunMonitor:
         """Takes a warning of a worker."""
         self._warnings.append(message)
 
-    def latest(self, num_shown: int = 0) -> tuple[Status | None, list[str]]:
-        """The last status, or none before the first, and the warnings after the first `num_shown`."""
-        return self._status, self._warnings[num_shown:]
+    def latest(self, shown: _Shown = ("", 0)) -> tuple[Status | None, list[str], _Shown]:
+        """The last status, or none before the first, the warnings that are not shown yet, and what then is."""
+        name, count = shown
+        new = self._warnings[count if name == self._name else 0 :]  # One that was started anew counts from 0.
+        return self._status, new, (self._name, len(self._warnings))
 
     def request_stop(self) -> None:
         """Asks the run to stop at its next step."""
@@ -120,6 +128,7 @@ def wait_for_run(
     """
     ending, done = Ending(), threading.Event()
     display, servers = _Display(), _servers()
+    shown: _Shown = ("", 0)
 
     def work() -> None:
         try:
@@ -130,10 +139,10 @@ def wait_for_run(
             done.set()
 
     def news() -> Status | None:
+        nonlocal shown
         status, warnings = None, []
         with suppress(RayError):  # Also where the answer takes too long.
-            answer = monitor.latest.remote(display.num_warnings)
-            status, warnings = ray.get(answer, timeout=_SECONDS_TO_ANSWER)
+            status, warnings, shown = ray.get(monitor.latest.remote(shown), timeout=_SECONDS_TO_ANSWER)
         display.show(status, warnings)
         return status
 
@@ -221,14 +230,12 @@ class _Display:
     """A run's progress: a line that changes on a terminal, elsewhere one now and then; warnings above it."""
 
     def __init__(self) -> None:
-        self.num_warnings = 0
         self._shown: Status | None = None
         self._printed_at = -math.inf
         self._on_terminal = sys.stdout.isatty()
 
     def show(self, status: Status | None, warnings: list[str]) -> None:
         """Prints what is new."""
-        self.num_warnings += len(warnings)
         for warning in warnings:
             self.say(f"warning: {warning}", file=sys.stderr)
         if status is None or status == self._shown or status.failure is not None:

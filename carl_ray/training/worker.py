@@ -212,6 +212,7 @@ def train_worker(settings: WorkerSettings) -> None:
     is_first = rank == 0
     storage.set_patience(settings.config.cluster.storage_seconds)
     warnings = _WarningsToDriver(settings.monitor, rank)
+    reporter: _Reporter | None = None
     logging.getLogger("carl_ray").addHandler(warnings)
     _TRAINING.set()
     try:
@@ -232,7 +233,7 @@ def train_worker(settings: WorkerSettings) -> None:
             batches.stop()
     except AgreedError as error:
         if is_first:
-            _tell_failure(settings, error)
+            _tell_failure(settings, error, None if reporter is None else reporter.status())
     finally:
         _TRAINING.clear()
         logging.getLogger("carl_ray").removeHandler(warnings)
@@ -251,21 +252,14 @@ class _WarningsToDriver(logging.Handler):
         self._monitor.warn.remote(f"worker {self._rank}: {record.getMessage()}")
 
 
-def _tell_failure(settings: WorkerSettings, error: AgreedError) -> None:
+def _tell_failure(settings: WorkerSettings, error: AgreedError, last: Status | None) -> None:
     """Tells the driver why the run ends: by the monitor and, since that may be killed, in a file, where it can."""
     failure = str(error)
     if not isinstance(error, UnsavedError):
         with suppress(RunError):
             storage.write_bytes(settings.failure_uri, (json.dumps({"failure": failure}) + "\n").encode())
-    status = Status(
-        step=0,
-        num_steps=settings.training_plan.num_steps,
-        loss=None,
-        validation_loss=None,
-        steps_per_second=0.0,
-        failure=failure,
-    )
-    ray.get(settings.monitor.update.remote(status))
+    last = last or Status(0, settings.training_plan.num_steps, None, None, 0.0)
+    ray.get(settings.monitor.update.remote(replace(last, failure=failure)))
 
 
 def _training_batches(settings: WorkerSettings, first_step: int) -> Prefetch[StepBatch]:
@@ -624,7 +618,7 @@ class _Reporter:
             self._waited = self._computed = self._checkpointed = self._cpu = 0.0
             self._frames = 0
             self._since = time.perf_counter()
-        self._tell(self._status(progress.step, report.loss))
+        self._tell(self.status(report.loss))
 
     def _warn_of_starving(self) -> None:
         """Warns, once, where the steps since the last line had a fraction of a CPU, on which they are computed."""
@@ -687,7 +681,7 @@ class _Reporter:
         if self._log is not None:
             self._log.write(step, {"validation_loss": loss})
         self._since = time.perf_counter()
-        self._tell(self._status(step, None), force=True)
+        self._tell(self.status(), force=True)
         ray.train.report({"step": step, "validation_loss": loss, **self._last})
 
     def checkpoint(self, step: TrainingStep, progress: Progress) -> None:
@@ -727,17 +721,18 @@ class _Reporter:
         self.close()
         if self._log is not None:
             ray.get(
-                self._settings.monitor.update.remote(replace(self._status(progress.step, None), ended=True))
+                self._settings.monitor.update.remote(replace(self.status(), step=progress.step, ended=True))
             )
 
-    def _status(self, step: int, loss: float | None) -> Status:
-        first_step, since = self._rate_from or (step, 0.0)
+    def status(self, loss: float | None = None) -> Status:
+        """How far the run is."""
+        first_step, since = self._rate_from or (self._step, 0.0)
         return Status(
-            step=step,
+            step=self._step,
             num_steps=self._settings.training_plan.num_steps,
             loss=loss if loss is not None else self._last.get("loss"),
             validation_loss=self._validation_loss,
-            steps_per_second=(step - first_step) / (time.perf_counter() - since),
+            steps_per_second=(self._step - first_step) / (time.perf_counter() - since),
             saved_step=self._saved_step,
             precision=self._settings.config.training.precision,
         )

@@ -195,6 +195,13 @@ def test_a_folder_that_another_process_writes_to_is_left_alone(tiny_run, manifes
     assert not Path(out).exists()
 
 
+def test_where_nothing_is_missing_nothing_is_held(tiny_run, manifest, tmp_path, monkeypatch) -> None:
+    out = str(tmp_path / "out")
+    monkeypatch.setattr(extraction, "missing_videos", lambda *given: (pa.table({"video_id": []}), 5))
+    with hold(out):
+        assert extract_embeddings(str(tiny_run), manifest[0], out, SETTINGS).num_present == 5
+
+
 def test_mistakes_are_found_before_any_work(tiny_run, manifest, tmp_path) -> None:
     uri, _ = manifest
     out = str(tmp_path / "out")

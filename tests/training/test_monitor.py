@@ -26,10 +26,10 @@ class Handle:
 
     def __init__(self) -> None:
         self.status: Status | None = None
-        self.warnings: list[str] = []
+        self.monitor = monitor.RunMonitor.__ray_metadata__.modified_class()
         self.asked = threading.Event()
         self.ended = threading.Event()
-        self.latest = SimpleNamespace(remote=lambda shown: (self.status, self.warnings[shown:]))
+        self.latest = SimpleNamespace(remote=lambda shown: (self.status, *self.monitor.latest(shown)[1:]))
         self.request_stop = SimpleNamespace(remote=self.asked.set)
 
 
@@ -125,7 +125,7 @@ def test_servers_that_are_gone_end_the_wait(handle: Handle, monkeypatch: pytest.
 def test_what_ray_train_raises_is_kept_and_a_failure_is_no_progress(handle: Handle, capsys: Any) -> None:
     error = RuntimeError("no")
     handle.status = status(0, failure="the store is down")
-    handle.warnings = ["worker 0: the store is down; trying again"]
+    handle.monitor.warn("worker 0: the store is down; trying again")
 
     def fit() -> None:
         time.sleep(0.7)
@@ -135,3 +135,18 @@ def test_what_ray_train_raises_is_kept_and_a_failure_is_no_progress(handle: Hand
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "warning: worker 0: the store is down; trying again\n"
+
+
+def test_a_monitor_that_was_started_anew_has_all_its_warnings_shown(handle: Handle, capsys: Any) -> None:
+    handle.monitor.warn("one")
+    handle.monitor.warn("two")
+
+    def fit() -> None:
+        time.sleep(0.9)
+        handle.monitor = type(handle.monitor)()
+        for warning in ("three", "four", "five"):
+            handle.monitor.warn(warning)
+
+    wait(handle, fit)
+    wanted = [f"warning: {warning}" for warning in ("one", "two", "three", "four", "five")]
+    assert capsys.readouterr().err.splitlines() == wanted

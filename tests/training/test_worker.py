@@ -233,6 +233,7 @@ def test_an_agreed_failure_is_told_twice_and_costs_no_lines(
     reporter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[bool] = []
+    reporter._step, reporter._saved_step = 4, 3
     monkeypatch.setattr(reporter, "close", lambda: closed.append(True))
 
     def fail(*arguments: Any) -> None:
@@ -249,7 +250,9 @@ def test_an_agreed_failure_is_told_twice_and_costs_no_lines(
     assert trainer._written_failure(given.failure_uri) is None
     worker.train_worker(given)
     assert closed == [True]
-    assert [status.failure for status in given.monitor.received] == ["no use"]
+    assert [(told.failure, told.step, told.saved_step) for told in given.monitor.received] == [
+        ("no use", 4, 3)
+    ]
     assert trainer._written_failure(given.failure_uri) == "no use"
     assert not worker.is_training()
     assert batches._stopped.is_set()
@@ -324,7 +327,10 @@ def test_warnings_of_a_worker_reach_driver_and_log(
     # As the actor does it.
     monitor = RunMonitor.__ray_metadata__.modified_class()
     monitor.warn("worker 1: s3://bucket: could not write it; trying again in 1.0 s")
-    assert monitor.latest() == (None, ["worker 1: s3://bucket: could not write it; trying again in 1.0 s"])
+    assert monitor.latest()[:2] == (
+        None,
+        ["worker 1: s3://bucket: could not write it; trying again in 1.0 s"],
+    )
     monkeypatch.setattr(reporter._settings.monitor, "update", SimpleNamespace(remote=monitor.update))
     monkeypatch.setattr(worker.ray, "wait", lambda refs, timeout: (refs, []))
     for number in (1, 2, 3):
