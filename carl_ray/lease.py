@@ -132,17 +132,19 @@ def hold(folder: str) -> Iterator[tuple[Lease, threading.Event]]:
         UserError: another process holds it.
         RunError: the store refuses or fails.
     """
-    is_new = not storage.exists(folder)
-    lease = _claim(folder)
+    is_new = not storage.is_remote(folder) and not storage.exists(folder)
     released, lost = threading.Event(), threading.Event()
-    thread = threading.Thread(target=_beat, args=(lease, released, lost), name="lease", daemon=True)
-    thread.start()
     try:
-        yield lease, lost
+        lease = _claim(folder)
+        thread = threading.Thread(target=_beat, args=(lease, released, lost), name="lease", daemon=True)
+        thread.start()
+        try:
+            yield lease, lost
+        finally:
+            released.set()
+            thread.join(_LAST_SECONDS)
     finally:
-        released.set()
-        thread.join(_LAST_SECONDS)
-        if is_new and not storage.is_remote(folder):
+        if is_new:
             with suppress(OSError):  # Something was written.
                 Path(storage.resolve(folder)[1]).rmdir()
 

@@ -270,7 +270,7 @@ def test_too_many_bad_videos_end_the_run(
     rows = [
         manifest_row(make_video(tmp_path / "good.mp4", 20, 48, 32), 20),
         manifest_row(tmp_path / "broken.mp4", 20),
-        manifest_row(tmp_path / "good.mp4", 20),
+        manifest_row(make_video(tmp_path / "another.mp4", 20, 48, 32), 20),
     ]
     write_table(pa.Table.from_pylist(rows, schema=SCHEMA), str(tmp_path / "manifest.parquet"))
     data = DataConfig(
