@@ -355,7 +355,7 @@ def storage_error(error: OSError, uri: str, action: str) -> RunError:
         hint = ": no room; free some or choose another place"
     elif isinstance(error, PermissionError) and not is_remote(uri):
         hint = ": no permission"
-    elif isinstance(error, PermissionError) or "ACCESS_DENIED" in text or re.search(r"\b403\b", text):
+    elif isinstance(error, PermissionError) or _DENIED.search(text) or re.search(r"\b403\b", text):
         hint = ": no permission; check the credentials of this machine and the policy of the bucket"
     kind = OutageError if is_remote(uri) and not hint else RunError
     return kind(f"{public_uri(uri)}: could not {action} it{hint} ({text})")

@@ -218,7 +218,7 @@ def test_no_permission_on_the_bucket(
     status, line = failure(
         capsys, "demo", "--data.manifest", manifest, "--run-dir", storage.join(forbidden_bucket, "run")
     )
-    assert (status, "no permission" in line) == (1, True)
+    assert (status, "no permission" in line) == (1, True), line
 
 
 @pytest.mark.usefixtures("ray_session")
