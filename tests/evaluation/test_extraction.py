@@ -223,6 +223,6 @@ def test_what_a_cluster_of_this_machine_will_never_have_is_said(
         patched.delenv("RAY_ADDRESS")
         with pytest.raises(UserError, match="an actor needs 4096 CPUs, and this machine has not got them"):
             extract_embeddings(str(tiny_run), uri, str(tmp_path / "out"), many)
-    monkeypatch.setattr(extraction, "_embedded_rows", lambda *arguments: iter([]))
+    monkeypatch.setattr(extraction, "_embedded_rows", lambda *arguments: (row for row in ()))
     extract_embeddings(str(tiny_run), uri, str(tmp_path / "out"), many)
     assert "waiting for the cluster to grow: an actor needs 4096 CPUs on one node" in capsys.readouterr().err
