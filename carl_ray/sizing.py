@@ -165,9 +165,11 @@ def _demo_video() -> str:
 
 
 def _measure_video(video: str, config: Config) -> tuple[Timing, list[ViewPair]]:
+    shown = storage.public_uri(video)
+    if not storage.is_file(video):
+        raise UserError(f"{shown}: expected a video: no such file")
     from carl_ray.data.decode import DecodeError, probe_video
 
-    shown = storage.public_uri(video)
     try:
         probe = probe_video(video)
         print(

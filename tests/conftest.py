@@ -220,6 +220,14 @@ def remux() -> Callable[..., Path]:
     return _remux
 
 
+@pytest.fixture(autouse=True)
+def _own_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run sets for its whole process ends with the test."""
+    from carl_ray import storage
+
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", storage.PATIENCE_SECONDS)
+
+
 @pytest.fixture(scope="session")
 def make_video() -> Callable[..., Path]:
     """A function that writes a small video whose frame i shows the number i; see `_make_video`."""

@@ -168,7 +168,7 @@ def test_a_folder_may_come_and_go_while_it_is_listed(tmp_path: Path) -> None:
     finally:
         done.set()
         thread.join()
-    assert found == {(), ("file",)}
+    assert found <= {(), ("file",)}
 
 
 def test_two_may_delete_the_same_folder(tmp_path: Path) -> None:

@@ -34,7 +34,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -292,6 +291,8 @@ def encode(frames: Iterator[Image.Image], path: Path) -> None:
     first = next(frames)
     # Through memory: a full disk is then an OSError of Python's, with its reason.
     buffer = io.BytesIO()
+    import av  # Lazily: FFmpeg is large, and most commands ask for the place of the videos alone.
+
     with av.open(buffer, "w", format="mp4") as container:
         # A fixed quantizer: the macroblock tree of x264, part of its other rate controls, reads memory that
         # nobody has written, so that equal frames would not always give equal bytes.

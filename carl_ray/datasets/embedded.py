@@ -6,7 +6,6 @@ import pyarrow as pa
 
 from carl_ray import storage
 from carl_ray.data.manifest import attach_labels, write_table
-from carl_ray.data.scan import index_folder
 from carl_ray.datasets import choreography
 from carl_ray.machine import available_cores
 
@@ -23,6 +22,9 @@ def index_embedded(out: str | None = None, *, verify: bool = False) -> tuple[str
         out: Where to write the manifest; beside the videos where not given.
         verify: Decodes every frame.
     """
+    # Lazily: it imports FFmpeg.
+    from carl_ray.data.scan import index_folder
+
     folder = choreography.ensure_rendered(on_video=choreography.print_progress, workers=available_cores())
     out = out or embedded_manifest()
     manifest, rejects = index_folder(str(folder), out, verify=verify)

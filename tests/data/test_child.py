@@ -250,11 +250,13 @@ def test_all_frames_are_as_many_as_were_asked_for(chunks: list[list[int]]) -> No
 def cutter(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that cuts a video which never ends, in a child whose memory limit it prints first."""
     code = f"""
-import sys
+import signal, sys
 from fractions import Fraction
 from pathlib import Path
 from carl_ray.datasets import cutting
 
+# A shell's background jobs, which tests may be, have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 cutting._CODE = '''
 import os, resource, time
 from carl_ray.datasets import cutting

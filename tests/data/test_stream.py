@@ -360,5 +360,7 @@ def test_a_task_whose_process_always_dies_is_not_tried_forever(videos: pa.Table)
     plan = validation_plan(0, videos.num_rows, 3)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(stream, "_load_row", die)
-        with pytest.raises(ray.exceptions.RayError, match=r"the process that decodes died 4 times at row \d "):
+        with pytest.raises(
+            ray.exceptions.RayError, match=r"the process that decodes died 4 times at row \d "
+        ):
             collect(plan, videos)
