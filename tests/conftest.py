@@ -292,7 +292,7 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """host:port of an S3 server of our own (moto); its credentials are in the environment."""
     os.environ |= {
         "AWS_ACCESS_KEY_ID": "test",
@@ -302,6 +302,7 @@ def s3_endpoint() -> Iterator[str]:
     port = _free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        cwd=tmp_path_factory.mktemp("moto"),  # Its recorder writes there.
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
