@@ -67,7 +67,7 @@ def listeners(names: dict[int, str]) -> dict[int, set[str]]:
     for process, name in names.items():
         for descriptor in Path(f"/proc/{process}/fd").glob("*"):
             with suppress(OSError):
-                owners[str(descriptor.readlink())] = name[:100]
+                owners[str(descriptor.readlink())] = name
     ports: dict[int, set[str]] = {}
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,15 +79,13 @@ def direct(proxy: FaultProxy, s3_endpoint: str) -> Callable[[str], str]:
     return lambda uri: uri.replace(proxy.endpoint, s3_endpoint)
 
 
-@pytest.fixture
-def give_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """A function after which storage gives up soon."""
-
-    def shorten() -> None:
-        monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.1)
-        monkeypatch.setattr(storage, "DENIAL_SECONDS", 0.1)
-
-    return shorten
+@contextmanager
+def give_up() -> Iterator[None]:
+    """Within it, storage gives up soon."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "PATIENCE_SECONDS", 0.1)
+        patch.setattr(storage, "DENIAL_SECONDS", 0.1)
+        yield
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -168,17 +167,17 @@ def test_a_body_that_ends_early_is_read_again(
         *(("truncate", action) for action in ("read", "list", "delete")),
     ],
 )
-def test_what_lasts_is_one_line(
-    proxy: FaultProxy, folder: str, give_up: Callable[[], None], kind: FaultKind, action: str
-) -> None:
+def test_what_lasts_is_one_line(proxy: FaultProxy, folder: str, kind: FaultKind, action: str) -> None:
     uri = storage.join(folder, "file")
     storage.write_bytes(uri, b"content")
     before = proxy.counts
-    give_up()
     proxy.inject(Fault(kind, times=None))
-    with pytest.raises(
-        RunError, match=r"^s3://faulty/.*: could not (look at|read|write|list|delete) it"
-    ) as caught:
+    with (
+        give_up(),
+        pytest.raises(
+            RunError, match=r"^s3://faulty/.*: could not (look at|read|write|list|delete) it"
+        ) as caught,
+    ):
         OPERATIONS[action](uri)
     assert "\n" not in str(caught.value)
     assert ("no permission; check the credentials" in str(caught.value)) is (kind == "deny")
@@ -187,13 +186,11 @@ def test_what_lasts_is_one_line(
     assert storage.read_bytes(uri) == b"content"
 
 
-def test_a_store_that_is_not_there(
-    folder: str, give_up: Callable[[], None], free_port: Callable[[], int]
-) -> None:
-    give_up()
-    uri = re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{free_port()}", folder)
-    with pytest.raises(RunError, match=r"could not look at it \(.*Could not connect"):
-        storage.exists(uri)
+def test_a_store_that_is_not_there(folder: str, free_port: Callable[[], int]) -> None:
+    with give_up():
+        uri = re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{free_port()}", folder)
+        with pytest.raises(RunError, match=r"could not look at it \(.*Could not connect"):
+            storage.exists(uri)
 
 
 def test_what_is_absent_is_not_asked_for_twice(
@@ -214,32 +211,29 @@ def test_what_is_absent_is_not_asked_for_twice(
     assert warnings(caplog) == []
 
 
-def test_credentials_are_in_no_line(
-    proxy: FaultProxy, folder: str, give_up: Callable[[], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    give_up()
-    uri = storage.join(folder.replace("s3://", "s3://KEY:HUSH@"), "file")
-    proxy.inject(Fault("deny", times=None))
-    with pytest.raises(RunError) as caught:
-        storage.read_bytes(uri)
-    told = [str(caught.value), *warnings(caplog)]
-    assert len(told) > 1
-    assert not any("HUSH" in line or "KEY" in line for line in told)
+def test_credentials_are_in_no_line(proxy: FaultProxy, folder: str, caplog: pytest.LogCaptureFixture) -> None:
+    with give_up():
+        uri = storage.join(folder.replace("s3://", "s3://KEY:HUSH@"), "file")
+        proxy.inject(Fault("deny", times=None))
+        with pytest.raises(RunError) as caught:
+            storage.read_bytes(uri)
+        told = [str(caught.value), *warnings(caplog)]
+        assert len(told) > 1
+        assert not any("HUSH" in line or "KEY" in line for line in told)
 
 
 # Whole or not at all
 
 
-def test_half_an_upload_is_no_file(proxy: FaultProxy, folder: str, give_up: Callable[[], None]) -> None:
+def test_half_an_upload_is_no_file(proxy: FaultProxy, folder: str) -> None:
     """Uploads beyond 10 MiB have parts."""
     uri = storage.join(folder, "file")
     content = os.urandom(11 * MEBIBYTE)
-    give_up()
     for part, old in (("1", None), ("2", None), ("2", b"old")):
         if old is not None:
             storage.write_bytes(uri, old)
         proxy.inject(Fault("error", method="PUT", key=f"partNumber={part}&", times=None))
-        with pytest.raises(RunError, match="could not write it"):
+        with give_up(), pytest.raises(RunError, match="could not write it"):
             storage.write_bytes(uri, content)
         proxy.clear()
         assert storage.list_folder(folder) == ([] if old is None else ["file"])
@@ -357,7 +351,6 @@ def test_indexing_waits_for_the_store(
     proxy: FaultProxy,
     folder: str,
     direct: Callable[[str], str],
-    give_up: Callable[[], None],
     make_video: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
@@ -377,16 +370,14 @@ def test_indexing_waits_for_the_store(
         proxy.inject(Fault(kind, method="GET", key=r"/v\.mp4"))
         assert probe()["num_frames"] == 10
     assert counted(proxy, before)["truncate"] == 1
-    give_up()
-    proxy.inject(Fault("slow_down", times=None))
-    assert re.match(r"could not be read: .*status 503", str(probe()["reason"]))
-    with pytest.raises(RunError, match=r"could not list it .*status 503"):
-        scan._list_videos(filesystem, root, folder)
+    with give_up():
+        proxy.inject(Fault("slow_down", times=None))
+        assert re.match(r"could not be read: .*status 503", str(probe()["reason"]))
+        with pytest.raises(RunError, match=r"could not list it .*status 503"):
+            scan._list_videos(filesystem, root, folder)
 
 
-def test_embeddings_in_a_store_that_fails_are_not_damaged(
-    proxy: FaultProxy, folder: str, give_up: Callable[[], None]
-) -> None:
+def test_embeddings_in_a_store_that_fails_are_not_damaged(proxy: FaultProxy, folder: str) -> None:
     origin = Origin("c", "0", "p", 1, 8, 4, "centre", False)
     vectors = np.ones((3, 4), np.float32)
     video = EmbeddedVideo("v", "u", "h", None, None, None, None, None, np.arange(3.0), vectors, None)
@@ -394,11 +385,11 @@ def test_embeddings_in_a_store_that_fails_are_not_damaged(
     for kind in ("slow_down", "truncate"):
         proxy.inject(Fault(kind, key=r"part-00000", times=2))
     assert [v.video_id for v in read_embeddings(folder)] == ["v"]
-    give_up()
-    proxy.inject(Fault("slow_down", method="GET", key=r"part-00000", times=None))
-    # A reader's few bytes may be too small for what the store says, and then only the status is known.
-    with pytest.raises(RunError, match=r"could not read it .*(SLOW_DOWN|SERVICE_UNAVAILABLE)"):
-        read_embeddings(folder)
+    with give_up():
+        proxy.inject(Fault("slow_down", method="GET", key=r"part-00000", times=None))
+        # A reader's few bytes may be too small for what the store says, and then only the status is known.
+        with pytest.raises(RunError, match=r"could not read it .*(SLOW_DOWN|SERVICE_UNAVAILABLE)"):
+            read_embeddings(folder)
 
 
 # Checkpoints and logs
@@ -446,7 +437,6 @@ def test_a_torn_checkpoint_in_the_store_gives_way_one_torn_on_its_way_does_not(
 def test_a_store_that_fails_during_a_checkpoint(
     proxy: FaultProxy,
     run: tuple[str, TrainingStep, Checkpoint],
-    give_up: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
@@ -456,13 +446,13 @@ def test_a_store_that_fails_during_a_checkpoint(
         proxy.inject(Fault("slow_down", key=f"/step-00000004/{name}", times=3))
         save_checkpoint(run_dir, step, progress, keep=2)
         assert latest_step(run_dir) == 4
-    give_up()
-    proxy.inject(Fault("slow_down", method="PUT", key=f"/step-00000005/{name}", times=None))
-    with pytest.raises(
-        RunError, match=rf"^s3://faulty/.*{name}\S*: could not write it \(.*SLOW_DOWN"
-    ) as caught:
-        save_checkpoint(run_dir, step, replace(before.progress, step=5), keep=2)
-    assert "\n" not in str(caught.value)
+    with give_up():
+        proxy.inject(Fault("slow_down", method="PUT", key=f"/step-00000005/{name}", times=None))
+        with pytest.raises(
+            RunError, match=rf"^s3://faulty/.*{name}\S*: could not write it \(.*SLOW_DOWN"
+        ) as caught:
+            save_checkpoint(run_dir, step, replace(before.progress, step=5), keep=2)
+        assert "\n" not in str(caught.value)
     proxy.clear()
     assert latest_step(run_dir) == 4
     restored = TrainedModel(before.config)
@@ -474,14 +464,13 @@ def test_a_store_that_fails_during_a_checkpoint(
 def test_old_checkpoints_that_cannot_be_deleted_stay(
     proxy: FaultProxy,
     run: tuple[str, TrainingStep, Checkpoint],
-    give_up: Callable[[], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     run_dir, step, before = run
-    give_up()
-    proxy.inject(Fault("deny", method="POST", key=r"\?delete", times=None))
-    save_checkpoint(run_dir, step, replace(before.progress, step=4), keep=1)
-    assert "step-00000004 is written, but older ones are left" in caplog.text
+    with give_up():
+        proxy.inject(Fault("deny", method="POST", key=r"\?delete", times=None))
+        save_checkpoint(run_dir, step, replace(before.progress, step=4), keep=1)
+        assert "step-00000004 is written, but older ones are left" in caplog.text
     proxy.clear()
     assert latest_step(run_dir) == 4
     assert storage.list_folder(storage.join(run_dir, "checkpoints")) == ["step-00000003", "step-00000004"]
@@ -500,9 +489,7 @@ def test_the_optimiser_comes_back_from_a_store_that_often_fails(
     restore(found, TrainingStep(found.config, torch.device("cpu"), 9))
 
 
-def test_logs_over_a_store_that_fails(
-    proxy: FaultProxy, folder: str, direct: Callable[[str], str], give_up: Callable[[], None]
-) -> None:
+def test_logs_over_a_store_that_fails(proxy: FaultProxy, folder: str, direct: Callable[[str], str]) -> None:
     log = RunLog(folder, 0)
     for number in range(1, 4):
         log.write(number, {"loss": float(number)})
@@ -511,11 +498,11 @@ def test_logs_over_a_store_that_fails(
     log.sync()
     assert [line["step"] for line in read_log(folder)] == [1, 2, 3]
     proxy.clear()
-    give_up()
-    log.write(4, {"loss": 4.0})
-    proxy.inject(Fault("error", method="PUT", times=None))
-    with pytest.raises(RunError, match=r"could not write it"):
-        log.sync()
+    with give_up():
+        log.write(4, {"loss": 4.0})
+        proxy.inject(Fault("error", method="PUT", times=None))
+        with pytest.raises(RunError, match=r"could not write it"):
+            log.sync()
     whole = storage.read_bytes(direct(storage.join(folder, "metrics.jsonl"))).decode().splitlines()
     assert [json.loads(line)["step"] for line in whole] == [1, 2, 3]
     proxy.clear()
