@@ -17,7 +17,7 @@ import typing
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.embeddings import Precision, View, missing_videos, origin_of
+from carl_ray.evaluation.embeddings import CropMode, Precision, missing_videos, origin_of
 from carl_ray.lease import refuse_if_held
 from carl_ray.machine import bf16_slowdown, has_native_bf16
 from carl_ray.options import OptionParser, print_next
@@ -63,7 +63,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--view",
-        choices=typing.get_args(View),
+        choices=typing.get_args(CropMode),
         default="resized",
         help="the encoder sees the central square of frames whose shorter side was resized, or of the frames as "
         "they are, which is what the released code tests FineGym with",

@@ -17,7 +17,7 @@ from typing import cast
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.embeddings import EmbeddedVideo, View, iterate_embeddings, read_origin
+from carl_ray.evaluation.embeddings import CropMode, EmbeddedVideo, iterate_embeddings, read_origin
 from carl_ray.options import OptionParser, nearest, print_next
 from carl_ray.report.neighbours import FoundFrame, found_frame, nearest_frames, printable
 from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
@@ -147,7 +147,7 @@ def _embed(uri: str, embeddings: str, checkpoint_uri: str) -> EmbeddedVideo:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     embedder = VideoEmbedder(
-        [load_encoder(checkpoint)], checkpoint.config, device, view=cast(View, origin.view)
+        [load_encoder(checkpoint)], checkpoint.config, device, view=cast(CropMode, origin.view)
     )
     (frames,) = embedder.embed_file(uri)
     return EmbeddedVideo(

@@ -25,7 +25,7 @@ from carl_ray.data.decode import read_frames
 from carl_ray.data.memory import NUM_COLOR_VALUES, frame_shape
 from carl_ray.data.pixels import from_yuv420, to_yuv420
 from carl_ray.data.randomness import ViewNumber, sample_generator, sample_seed
-from carl_ray.data.views import View, sample_views
+from carl_ray.data.views import ViewIndices, sample_views
 
 _CPU = torch.device("cpu")
 
@@ -133,7 +133,7 @@ def make_view_pair(
     )
 
 
-def _labels_of(view: View, frame_labels: Sequence[int] | None) -> Int64[np.ndarray, " time"]:
+def _labels_of(view: ViewIndices, frame_labels: Sequence[int] | None) -> Int64[np.ndarray, " time"]:
     if frame_labels is None:
         return np.full(len(view.frame_indices), -1, np.int64)
     return np.where(view.frame_mask, np.asarray(frame_labels, np.int64)[view.frame_indices], -1)

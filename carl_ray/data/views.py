@@ -18,7 +18,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class ViewIndices:
     """The frames of one view, in time order."""
 
     frame_indices: Int64[np.ndarray, " time"]
@@ -47,7 +47,7 @@ def sample_views(
     sampling: Literal["random", "even"] = "random",
     crop: Literal["paper", "released"] = "paper",
     rng: np.random.Generator,
-) -> tuple[View, View]:
+) -> tuple[ViewIndices, ViewIndices]:
     """Two views of a video, each with T = `num_frames` positions.
 
     `crop="paper"`: each crop has L frames, L uniform over the integers of [T, min(alpha * T, S)], and at
@@ -140,9 +140,9 @@ def _sample_crops(
 
 def _view_of_crop(
     crop: tuple[int, int], num_frames: int, sampling: Literal["random", "even"], rng: np.random.Generator
-) -> View:
+) -> ViewIndices:
     indices = crop[0] + _sample_indices(crop[1] - crop[0], num_frames, sampling, rng)
-    return View(indices, np.ones(num_frames, dtype=bool), crop)
+    return ViewIndices(indices, np.ones(num_frames, dtype=bool), crop)
 
 
 def _released_view(
@@ -151,18 +151,18 @@ def _released_view(
     max_crop_ratio: float,
     sampling: Literal["random", "even"],
     rng: np.random.Generator,
-) -> View:
+) -> ViewIndices:
     span = math.ceil(rng.uniform(1.0, max_crop_ratio) * num_video_frames)
     indices = _sample_indices(span, num_frames, sampling, rng)
     if indices[0] >= num_video_frames:
         indices[0] = rng.integers(num_video_frames)
     mask = indices < num_video_frames
-    return View(np.minimum(indices, num_video_frames - 1), mask, (0, num_video_frames))
+    return ViewIndices(np.minimum(indices, num_video_frames - 1), mask, (0, num_video_frames))
 
 
-def _padded_view(num_video_frames: int, num_frames: int) -> View:
+def _padded_view(num_video_frames: int, num_frames: int) -> ViewIndices:
     positions = np.arange(num_frames)
-    return View(
+    return ViewIndices(
         np.minimum(positions, num_video_frames - 1), positions < num_video_frames, (0, num_video_frames)
     )
 

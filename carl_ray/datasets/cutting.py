@@ -65,7 +65,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CutResult:
     """What became of a cut: its number of frames, or the reason why there is none."""
 
     num_frames: int = 0
@@ -235,7 +235,7 @@ class _Encoder:
 
 def cut_all(
     cuts: Sequence[Cut], *, frame_rate: int, short_side: int, num_processes: int | None = None
-) -> Iterator[tuple[Cut, Outcome]]:
+) -> Iterator[tuple[Cut, CutResult]]:
     """Cuts with their outcomes, as they are done, in no particular order.
 
     A target that is there already and opens is finished: its frames are counted, nothing is cut. Targets
@@ -255,7 +255,7 @@ def cut_all(
         by_source.setdefault(cut.source, []).append(cut)
     # The longest first, lest one process be busy with it alone at the end.
     groups = sorted(by_source.values(), key=len, reverse=True)
-    answers: queue.SimpleQueue[tuple[Cut, Outcome] | Exception] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[tuple[Cut, CutResult] | Exception] = queue.SimpleQueue()
     children: set[Child] = set()
     stopped = threading.Event()
 
@@ -290,14 +290,14 @@ def cut_all(
 _CODE = "from carl_ray.datasets.cutting import answer_cuts; answer_cuts()"
 
 
-def _outcome(child: Child, cut: Cut, **settings: int) -> Outcome:
+def _outcome(child: Child, cut: Cut, **settings: int) -> CutResult:
     arguments = {"target": str(cut.target), "start": str(cut.start), "end": str(cut.end), **settings}
     seconds = _PATIENCE + math.ceil((cut.end - cut.start) * _SECONDS_PER_SECOND)
     try:
         (answer,) = child.ask(str(cut.source), arguments, {"num_frames": int}, seconds=seconds)
     except (BadVideoError, KilledError) as error:
-        return Outcome(reason=str(error))
-    return Outcome(**answer)
+        return CutResult(reason=str(error))
+    return CutResult(**answer)
 
 
 def answer_cuts() -> None:

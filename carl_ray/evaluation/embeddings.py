@@ -39,7 +39,7 @@ from carl_ray.errors import RunError, UserError
 from carl_ray.training.checkpoint import Checkpoint
 
 Precision = Literal["float16", "float32"]
-View = Literal["resized", "central"]
+CropMode = Literal["resized", "central"]
 """`resized`: shorter side resized to the encoder's size, then the central square (SPEC 7). `central`: the central
 square of the frames as they are, which is what the released code's FineGym tests see."""
 
@@ -65,7 +65,7 @@ class Origin:
     position_width: int
     """Width of the sine-cosine code that is added to the frames."""
     view: str
-    """How frames became the encoder's square (`View`)."""
+    """How frames became the encoder's square (`CropMode`)."""
     has_untrained: bool
     """Whether the rows hold the embeddings of the same encoder before its training, too."""
 
@@ -126,7 +126,7 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
     write_table(table, storage.join(folder, f"{_PREFIX}{max(numbers, default=-1) + 1:05d}{_SUFFIX}"))
 
 
-def origin_of(checkpoint: Checkpoint, view: View, *, untrained: bool) -> Origin:
+def origin_of(checkpoint: Checkpoint, view: CropMode, *, untrained: bool) -> Origin:
     """The origin of what a checkpoint embeds."""
     model = checkpoint.config.model
     return Origin(

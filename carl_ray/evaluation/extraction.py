@@ -31,10 +31,10 @@ from carl_ray.config import Config
 from carl_ray.data.child import BadVideoError
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import (
+    CropMode,
     EmbeddedVideo,
     Origin,
     Precision,
-    View,
     missing_videos,
     origin_of,
     write_part,
@@ -71,7 +71,7 @@ class ExtractionSettings:
     """Matrix products in bfloat16."""
     precision: Precision = "float16"
     """What the files hold."""
-    view: View = "resized"
+    view: CropMode = "resized"
     untrained: bool = True
     """Also embed with the encoder as it was before its training."""
 

@@ -22,7 +22,7 @@ from carl_ray.config import Config
 from carl_ray.data.augment import center_view, normalize
 from carl_ray.data.guard import BadVideoError, FrameReader
 from carl_ray.errors import RunError, UserError
-from carl_ray.evaluation.embeddings import View
+from carl_ray.evaluation.embeddings import CropMode
 from carl_ray.model.backbone import load_backbone_weights
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.training.step import initial_model
@@ -65,7 +65,7 @@ class VideoEmbedder:
         device: torch.device,
         *,
         bf16: bool = False,
-        view: View = "resized",
+        view: CropMode = "resized",
     ) -> None:
         self._encoders = [encoder.to(device) for encoder in encoders]
         self._config = config

@@ -36,7 +36,7 @@ Terms = tuple[Float[Tensor, " terms"], Int64[Tensor, " terms"]]
 
 
 @dataclass(frozen=True)
-class Views:
+class ObjectiveInputs:
     """What the model made of this worker's part of a batch, and what is known of it."""
 
     frames: Float[Tensor, "B 2 T width"]
@@ -49,7 +49,7 @@ class Views:
 
 
 def objective_terms(
-    objective: ObjectiveConfig, views: Views, order_head: OrderHead | None, weak_weight: float
+    objective: ObjectiveConfig, views: ObjectiveInputs, order_head: OrderHead | None, weak_weight: float
 ) -> Terms:
     """The terms of the objective.
 
@@ -110,7 +110,7 @@ def _scl(objective: ObjectiveConfig, both: tuple[Tensor, Tensor, Tensor, Tensor,
     )
 
 
-def _pairs(views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _pairs(views: ObjectiveInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Both halves of every pair whose first video is this worker's: frames, timestamps, masks; P each.
 
     The last tensor says of each pair whether a video alone with its label is paired with itself.

@@ -94,7 +94,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Projection:
     """What a run comes to with so many data nodes."""
 
     num_nodes: int
@@ -154,7 +154,7 @@ def memory_needed(config: Config, num_workers: int, node: DataNode) -> Memory:
     )
 
 
-def outcome(rates: Rates, node: DataNode, num_nodes: int, num_steps: int, price: float) -> Outcome:
+def outcome(rates: Rates, node: DataNode, num_nodes: int, num_steps: int, price: float) -> Projection:
     """What a run of so many steps comes to.
 
     Args:
@@ -167,7 +167,7 @@ def outcome(rates: Rates, node: DataNode, num_nodes: int, num_steps: int, price:
     busy = min(1.0, num_nodes / nodes_needed(rates, node))
     hours = num_steps * rates.step_seconds / busy / 3600
     decoding = num_nodes * price
-    return Outcome(
+    return Projection(
         num_nodes,
         busy,
         hours,

@@ -25,7 +25,7 @@ from carl_ray.data.sample import Batch, frames_on_device
 from carl_ray.machine import has_native_bf16
 from carl_ray.model.encoder import FrameLevelVideoEncoder, ProjectionHead
 from carl_ray.objectives.shuffle_and_learn import OrderHead
-from carl_ray.training.objective import PROJECTED, Views, objective_terms
+from carl_ray.training.objective import PROJECTED, ObjectiveInputs, objective_terms
 
 
 class TrainedModel(nn.Module):
@@ -176,14 +176,16 @@ class TrainingStep:
         self.model.eval()
         views = self._views(batch, self.model)
         objective = self.config.objective
-        nothing = Views(**{f.name: torch.zeros_like(getattr(views, f.name)[:1]) for f in fields(Views)})
+        nothing = replace(
+            views, **{f.name: torch.zeros_like(getattr(views, f.name)[:1]) for f in fields(views)}
+        )
         nothing = replace(nothing, rows=nothing.rows - 1, frame_labels=nothing.frame_labels - 1)
         size = 2 if objective.paired else 1
         broken = torch.zeros(len(step_rows), dtype=torch.int64, device=self.device)
         # One after the other on all workers alike: objectives that gather call collectives, for a pair may lie on two.
         for start in range(0, len(step_rows), size):
             mine = (views.rows >= step_rows.start + start) & (views.rows < step_rows.start + start + size)
-            own = Views(**{f.name: getattr(views, f.name)[mine] for f in fields(Views)})
+            own = replace(views, **{f.name: getattr(views, f.name)[mine] for f in fields(views)})
             seen = own if bool(mine.any()) else nothing
             sums, _ = objective_terms(objective, seen, self.model.order_head, objective.weak_weight)
             broken[start : start + size] = int(not bool(sums.isfinite().all()))
@@ -211,14 +213,14 @@ class TrainingStep:
         sums, counts = objective_terms(self.config.objective, views, self.model.order_head, weak_weight)
         return sums, counts.to(sums.dtype)
 
-    def _views(self, batch: Batch, model: nn.Module) -> Views:
+    def _views(self, batch: Batch, model: nn.Module) -> ObjectiveInputs:
         frames, mask = self._prepare(batch)
         seeds = batch.sample_seeds.flatten().to(self.device)
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.config.training.precision == "bf16"
         ):
             made = model(frames, mask, seeds)
-        return Views(
+        return ObjectiveInputs(
             frames=made.unflatten(0, (-1, 2)).to(torch.promote_types(made.dtype, torch.float32)),
             timestamps=batch.timestamps.to(self.device),
             mask=batch.frame_mask.to(self.device),

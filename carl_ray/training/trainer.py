@@ -69,7 +69,7 @@ _RECORDS = "ray"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """How a run ended."""
 
     finished: bool
@@ -86,7 +86,7 @@ def train(
     resume: bool = False,
     stop: threading.Event | None = None,
     until_epoch: int | None = None,
-) -> Outcome:
+) -> TrainingResult:
     """Trains on the connected Ray cluster, to the end or until asked to stop.
 
     Args:
@@ -120,7 +120,7 @@ def _train(
     resume: bool,
     stop: threading.Event,
     until_epoch: int | None,
-) -> Outcome:
+) -> TrainingResult:
     config, videos = read_videos(config)
     check_videos_shared(videos.training)
     plan, checked = make_plans(config, videos)
@@ -141,7 +141,7 @@ def _train(
         last_step = min(last_step, math.ceil(until_epoch * plan.epoch_rows / plan.batch_size))
     if first_step >= last_step:
         print(f"nothing to do: {first_step} of {plan.num_steps} steps are done", flush=True)
-        return Outcome(first_step >= plan.num_steps, first_step, plan.num_steps, None)
+        return TrainingResult(first_step >= plan.num_steps, first_step, plan.num_steps, None)
     weights = None if checkpoint is not None else _pretrained(config)
     explain_resources(config)
     supports_endless_streams()  # Its warning is lost in the processes that make the stream.
@@ -204,8 +204,8 @@ def _train(
     if status is None:  # The monitor was killed after the last news.
         checkpoint = latest_checkpoint(run_dir)
         step = 0 if checkpoint is None else checkpoint.progress.step
-        return Outcome(step == plan.num_steps, step, plan.num_steps, None)
-    return Outcome(status.finished, status.step, status.num_steps, status.validation_loss)
+        return TrainingResult(step == plan.num_steps, step, plan.num_steps, None)
+    return TrainingResult(status.finished, status.step, status.num_steps, status.validation_loss)
 
 
 def _warn_of_versions(checkpoint: Checkpoint) -> None:

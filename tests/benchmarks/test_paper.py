@@ -14,11 +14,11 @@ from carl_ray.config import Config
 from carl_ray.datasets import embedded
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
 from carl_ray.evaluation.extraction import ExtractionSettings
-from carl_ray.training.trainer import Outcome
+from carl_ray.training.trainer import TrainingResult
 
 
-def trained(config: Config, run_dir: str, *, resume: bool) -> Outcome:
-    return Outcome(True, 1, 1, None)
+def trained(config: Config, run_dir: str, *, resume: bool) -> TrainingResult:
+    return TrainingResult(True, 1, 1, None)
 
 
 def extracted(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from carl_ray.data.randomness import sample_generator
-from carl_ray.data.views import View, sample_views
+from carl_ray.data.views import ViewIndices, sample_views
 
 GOLDEN_CROPS = ((78, 90), (78, 87))
 GOLDEN_INDICES = [[79, 80, 83, 84, 86, 87, 88, 89], [78, 79, 80, 81, 83, 84, 85, 86]]
@@ -233,6 +233,6 @@ def test_view_checks_itself():
     # Where jaxtyping checks shapes while tests run, it refuses these first, with a TypeError.
     expected = r"one length, got shapes \(3,\) and \(2,\)|Type-check error"
     with pytest.raises((ValueError, TypeError), match=expected):
-        View(np.arange(3), np.ones(2, dtype=bool), (0, 3))
+        ViewIndices(np.arange(3), np.ones(2, dtype=bool), (0, 3))
     with pytest.raises(ValueError, match="start < stop"):
-        View(np.arange(3), np.ones(3, dtype=bool), (3, 3))
+        ViewIndices(np.arange(3), np.ones(3, dtype=bool), (3, 3))

@@ -10,7 +10,7 @@ import pytest
 
 from carl_ray.data.decode import DecodeError, probe_video, read_frames
 from carl_ray.datasets import cutting
-from carl_ray.datasets.cutting import Cut, Outcome, cut_all, cut_video, num_frames_between
+from carl_ray.datasets.cutting import Cut, CutResult, cut_all, cut_video, num_frames_between
 from carl_ray.errors import RunError
 
 
@@ -140,14 +140,14 @@ def test_many_cuts_in_processes(video, tmp_path):
         Cut(broken, tmp_path / "out" / "c.mp4", Fraction(3), Fraction(5)),
     ]
     outcomes = dict(cut_all(cuts, frame_rate=25, short_side=48, num_processes=2))
-    assert outcomes[cuts[0]] == Outcome(25) and outcomes[cuts[1]] == Outcome(50)
+    assert outcomes[cuts[0]] == CutResult(25) and outcomes[cuts[1]] == CutResult(50)
     assert "not a video" in outcomes[cuts[2]].reason
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["-a.mp4", "_ü b.mp4"]
 
     kept = cuts[0].target.stat().st_mtime_ns
     cuts[1].target.write_bytes(b"half a fi")
     outcomes = dict(cut_all(cuts, frame_rate=25, short_side=48, num_processes=2))
-    assert outcomes[cuts[0]] == Outcome(25) and outcomes[cuts[1]] == Outcome(50)
+    assert outcomes[cuts[0]] == CutResult(25) and outcomes[cuts[1]] == CutResult(50)
     assert cuts[0].target.stat().st_mtime_ns == kept
 
 
@@ -167,8 +167,8 @@ def test_a_crash_costs_one_cut(video, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     cuts = [Cut(video, tmp_path / f"{i}.mp4", Fraction(i), Fraction(i + 1)) for i in range(3)]
     outcomes = dict(cut_all(cuts, frame_rate=25, short_side=48, num_processes=1))
-    assert outcomes[cuts[1]] == Outcome(reason="the decoder crashed (SIGSEGV)")
-    assert outcomes[cuts[0]] == outcomes[cuts[2]] == Outcome(25)
+    assert outcomes[cuts[1]] == CutResult(reason="the decoder crashed (SIGSEGV)")
+    assert outcomes[cuts[0]] == outcomes[cuts[2]] == CutResult(25)
 
 
 def test_an_interrupted_run_leaves_whole_files_only(video, tmp_path):
@@ -176,7 +176,7 @@ def test_an_interrupted_run_leaves_whole_files_only(video, tmp_path):
     outcomes = cut_all(cuts, frame_rate=25, short_side=48, num_processes=1)
     cut, outcome = next(outcomes)
     outcomes.close()
-    assert outcome == Outcome(25 * (cuts.index(cut) + 1)) and cut.target.is_file()
+    assert outcome == CutResult(25 * (cuts.index(cut) + 1)) and cut.target.is_file()
     finished = [cut for cut in cuts if cut.target.exists()]
     for cut in finished:
         assert probe_video(str(cut.target), verify=True).num_frames == 25 * cut.end

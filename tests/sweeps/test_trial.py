@@ -20,7 +20,7 @@ from carl_ray.presets import demo
 from carl_ray.sweeps import trial as trials
 from carl_ray.sweeps.space import LogRange, Space
 from carl_ray.sweeps.trial import Sweep, measured, run_dir, run_trial, trial_id
-from carl_ray.training.trainer import Outcome
+from carl_ray.training.trainer import TrainingResult
 
 SPACE = Space("test", {"objective.temperature": LogRange(0.03, 1.0, (0.1,))})
 STEPS_OF_EPOCH = 12
@@ -50,9 +50,9 @@ class Stage:
         for name in ("train", "extract_embeddings", "checkpoint_at", "room_for_workers"):
             monkeypatch.setattr(trials, name, getattr(self, name))
 
-    def train(self, config: Any, run: str, *, resume: bool, until_epoch: int) -> Outcome:
+    def train(self, config: Any, run: str, *, resume: bool, until_epoch: int) -> TrainingResult:
         self.step = max(self.step, until_epoch * STEPS_OF_EPOCH)
-        return Outcome(self.step == 6 * STEPS_OF_EPOCH, self.step, 6 * STEPS_OF_EPOCH, None)
+        return TrainingResult(self.step == 6 * STEPS_OF_EPOCH, self.step, 6 * STEPS_OF_EPOCH, None)
 
     def extract_embeddings(self, run: str, manifest: str, out: str, settings: Any, *, splits: Any) -> None:
         self.embedded.append(out)

@@ -40,7 +40,7 @@ from carl_ray.errors import RunError, UserError
 from carl_ray.training import trainer
 from carl_ray.training.preparation import read_videos
 from carl_ray.training.run_log import BAD_VIDEOS, WARNINGS, read_log
-from carl_ray.training.trainer import Outcome, train
+from carl_ray.training.trainer import TrainingResult, train
 from carl_ray.training.worker import WorkerSettings
 
 NUM_STEPS = 40
@@ -100,7 +100,7 @@ def lines(run_dir: Path | str) -> list[dict[str, Any]]:
 def undisturbed(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("run") / "one worker"
     outcome = train(config, str(run_dir))
-    assert outcome == Outcome(True, NUM_STEPS, NUM_STEPS, outcome.validation_loss)
+    assert outcome == TrainingResult(True, NUM_STEPS, NUM_STEPS, outcome.validation_loss)
     return run_dir
 
 
