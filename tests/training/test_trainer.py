@@ -248,9 +248,11 @@ def test_an_elastic_run_grows_and_shrinks_with_the_cluster(
         def grow() -> None:
             # Held up until Ray knows of the node, or the run would end before.
             signal_workers(signal.SIGSTOP)
-            second_node.enter_context(join_cluster(num_cpus=5, labels="role=train"))
-            time.sleep(22)
-            signal_workers(signal.SIGCONT)
+            try:
+                second_node.enter_context(join_cluster(num_cpus=5, labels="role=train"))
+                time.sleep(22)
+            finally:
+                signal_workers(signal.SIGCONT)
 
         for step, action in ((4, grow), (20, second_node.close)):
             threading.Thread(target=stop_at_step, args=(tmp_path, step, action), daemon=True).start()
