@@ -1,11 +1,11 @@
-"""A folder of videos becomes a manifest, one row a video, with the rejects beside it.
+"""Index a folder of videos into a manifest, one row a video, with the rejects beside it.
 
     python -m carl_ray.index FOLDER --out MANIFEST
     python -m carl_ray.index s3://bucket/videos --out s3://bucket/manifest.parquet --verify
     python -m carl_ray.index
 
 Without arguments the embedded videos are rendered (once) and indexed with their labels. Indexing again reads
-only what is new or has changed, and goes on with what was interrupted. What cannot be decoded goes into
+only new and changed files, and continues an interrupted scan. Videos that cannot be decoded go to
 `MANIFEST.rejects.parquet`, with the reason.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError, one_line_errors
@@ -22,7 +21,7 @@ from carl_ray.options import OptionParser, print_next
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command."""
     with one_line_errors():
         parser = OptionParser(
             prog="python -m carl_ray.index",
@@ -41,8 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError("--out is missing: where to write the manifest, such as --out manifest.parquet")
         if options.folder is not None and not storage.exists(options.folder):
             raise UserError(f"{storage.public_uri(storage.absolute(options.folder))}: no such folder")
-        # Ray is imported late: help and mistakes on the command line answer at once.
-        from carl_ray.data.scan import index_folder, rejects_uri
+        # Lazy import of Ray: help and usage errors answer at once.
+        from carl_ray.data.scan import build_manifest, rejects_uri
         from carl_ray.datasets.embedded import index_embedded
         from carl_ray.session import connect
 
@@ -51,8 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
                 out, manifest, rejects = index_embedded(options.out, verify=options.verify)
         else:
             out = options.out
-            with connect():
-                manifest, rejects = index_folder(options.folder, out, verify=options.verify)
+            manifest, rejects = build_manifest(options.folder, out, verify=options.verify)
         print(_summary(manifest, rejects, out))
         if manifest.num_rows == 0:
             raise RunError(f"none of {rejects.num_rows} videos can be decoded; reasons in {rejects_uri(out)}")
@@ -63,38 +61,27 @@ def main(arguments: list[str] | None = None) -> None:
 def _summary(manifest: pa.Table, rejects: pa.Table, out: str) -> str:
     from carl_ray.data.scan import count_reasons, rejects_uri
 
+    videos = manifest.select(["video_id", "split", "num_frames", "duration"]).to_pylist()
+    by_split: dict[str | None, list[dict]] = {}
+    for video in sorted(videos, key=lambda video: video["split"] or ""):
+        by_split.setdefault(video["split"], []).append(video)
     lines = [f"{'split':<16}{'videos':>10}{'frames':>14}{'hours':>10}"]
-    counts = manifest.group_by("split").aggregate(
-        [([], "count_all"), ("num_frames", "sum"), ("duration", "sum")]
-    )
-    rows = sorted(counts.to_pylist(), key=lambda row: row["split"] or "")
-    total = {
-        "split": "all",
-        "count_all": manifest.num_rows,
-        "num_frames_sum": pc.sum(manifest.column("num_frames")).as_py(),
-        "duration_sum": pc.sum(manifest.column("duration")).as_py(),
+    for name, rows in [*by_split.items(), *([("all", videos)] if len(by_split) != 1 else [])]:
+        frames, seconds = sum(row["num_frames"] for row in rows), sum(row["duration"] or 0 for row in rows)
+        lines.append(f"{name or '(none)':<16}{len(rows):>10,}{frames:>14,}{seconds / 3600:>10.2f}")
+    counts = [f"{name or 'no split (trained on)'} {len(rows)}" for name, rows in by_split.items()]
+    renamed = {
+        f"{folder}/ was read as {video['split']}"
+        for video in videos
+        for folder, slash, _ in [video["video_id"].partition("/")]
+        if slash and video["split"] not in (None, folder)
     }
-    lines += [
-        f"{row['split'] or '(none)':<16}{row['count_all']:>10,}{row['num_frames_sum'] or 0:>14,}"
-        f"{(row['duration_sum'] or 0) / 3600:>10.2f}"
-        for row in ([*rows, total] if len(rows) > 1 else [total])
-    ]
-    read_as = sorted(
-        {
-            (folder, row["split"])
-            for row in manifest.select(["video_id", "split"]).to_pylist()
-            for folder, slash, _ in [row["video_id"].partition("/")]
-            if slash and row["split"] not in (None, folder)
-        }
-    )
-    named = [f"{row['split'] or 'no split (trained on)'} {row['count_all']}" for row in rows]
-    renamed = [f"{folder}/ was read as {split}" for folder, split in read_as]
-    lines.append("; ".join([", ".join(named), *renamed]))
+    lines.append("; ".join([", ".join(counts), *sorted(renamed)]))
     lines.append(f"rejected: {rejects.num_rows}")
     lines += [f"  {count:>6} x {reason} ({uri})" for reason, count, uri in count_reasons(rejects)]
     lines.append(f"manifest: {storage.public_uri(out)}")
     lines.append(f"rejects:  {storage.public_uri(rejects_uri(out))}")
-    # Names come from the folder, and a terminal obeys what is in them.
+    # File names are untrusted: replace control characters, which a terminal would obey.
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
 

@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.data import DataContext
 
+from carl_ray.errors import RunError
+
 if TYPE_CHECKING:
 
     class BackpressurePolicy:
@@ -67,6 +69,9 @@ _PLANNED_BYTES = 32
 """Of a planned row: four 64-bit numbers."""
 _LOOPS_WAIT = getattr(scheduling, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", None)
 """Ray's own value; read once, for two executions may overlap in a process."""
+
+_MAX_TASK_RETRIES = 3
+"""Retries of a task whose process or node died."""
 
 _INTERNALS = "ray.data._internal.execution."
 _SIGNATURES = {
@@ -110,19 +115,40 @@ def supports_endless_streams() -> bool:
     """Whether the installed Ray has the private interfaces that this module uses; warns once if not."""
     difference = _difference()
     if difference is not None:
-        _warn(difference)
+        _warn(
+            difference,
+            "its scheduling loop stays as it is: videos stream all the same, but the process that feeds the trainer "
+            "keeps a core busy, plans far ahead, and grows by kilobytes a video",
+        )
     return difference is None
 
 
 @cache
-def _warn(difference: str) -> None:
+def _warn(difference: str, consequence: str) -> None:
     print(
-        f"warning: Ray {ray.__version__} is not as this version of carl_ray knows it ({difference}), so its scheduling "
-        "loop stays as it is: videos stream all the same, but the process that feeds the trainer keeps a core busy, "
-        "plans far ahead, and grows by kilobytes a video; install the Ray of pyproject.toml for long runs",
+        f"warning: Ray {ray.__version__} is not as this version of carl_ray knows it ({difference}), so {consequence}; "
+        "install the Ray of pyproject.toml for long runs",
         file=sys.stderr,
         flush=True,
     )
+
+
+def limit_retries(task: str) -> None:
+    """Raise `RunError` in a Ray task that was retried too often; Ray Data itself retries without end.
+
+    Args:
+        task: What the task works on, for the message.
+    """
+    # Private: the public runtime context does not have the number (Ray 2.60).
+    worker = getattr(ray.get_runtime_context(), "worker", None)
+    attempt_number = getattr(getattr(worker, "core_worker", None), "get_current_task_attempt_number", None)
+    if attempt_number is None:
+        _warn("it does not number the attempts of a task", "a task whose process dies is retried without end")
+    elif (attempt := attempt_number()) > _MAX_TASK_RETRIES:
+        raise RunError(
+            f"the process that decodes died {attempt} times at {task}: too little memory on its node, or nodes that "
+            "go too often"
+        )
 
 
 def _difference() -> str | None:

@@ -1,8 +1,7 @@
-"""A folder of videos becomes a manifest and a table of rejects.
+"""Scan a folder of videos into a manifest and a table of rejects.
 
-Ray Data spreads the files over the cluster. Each of its workers streams a file to a child process, which
-probes it: a decoder that crashes or hangs takes the child with it, not the scan, and its file is rejected
-with the reason.
+Ray Data distributes the files over the cluster. Each worker streams a file to a child process, which probes it: a
+decoder that crashes or hangs ends the child and not the scan, and its file is rejected with the reason.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, get_type_hints
+from typing import Any, BinaryIO, TypedDict, TypeVar, get_type_hints
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -36,7 +35,7 @@ from carl_ray.data.child import (
     open_channel,
 )
 from carl_ray.data.decode import VideoProbe, probe_video
-from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, write_table
+from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, attach_labels, read_manifest, write_table
 from carl_ray.errors import RunError, UserError
 
 VIDEO_SUFFIXES = frozenset(
@@ -44,72 +43,160 @@ VIDEO_SUFFIXES = frozenset(
     | {".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv"}
 )
 
-# First-level folders that name a split, in lower case.
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+"""Names of first-level folders that determine the split, in lower case."""
 
 PROBING_FAILED = "probing failed"
 """Prefix of the reject reason of a file whose probing raised an unexpected exception."""
 
-# Reasons that may be gone at the next scan begin so: what was rejected for one of them is tried again.
 _UNREAD = "could not be read"
+_TRANSIENT = (_UNREAD, TOO_SLOW, KILLED)
+"""Prefixes of reject reasons that may not hold at the next scan, which tries these files again."""
 
-# Seconds for a probe besides what grows with the file, and the paces that are still not a hang. A working
+# Time limit of a probe: a constant, and a part that grows with the file at paces that no hang has. A working
 # decoder is more than ten times as fast, also on a busy machine.
-_PATIENCE = 120
+_PATIENCE = 120  # seconds
 _BYTES_PER_SECOND = 1_000_000
 _PIXELS_PER_SECOND = 5_000_000
+_MAX_SECONDS = 7 * 86_400  # the number of pixels comes from the decoder and is not trusted
 
-_MAX_SECONDS = 7 * 86_400  # what a decoder says of a video is not to be trusted
-_SAME = ""  # source: the content that was sent before
-
+_SAME = ""  # source of a request: the content of the previous one
 _CHUNK = 8 << 20  # bytes
-# Seconds between two saves, and how many times as long as the last one took.
+# Seconds between two saves, at least, and as a multiple of the duration of the last one.
 _SAVE_SECONDS = 5.0
 _SAVE_SHARE = 20
 
+_Item = TypeVar("_Item")
 
-def index_folder(folder_uri: str, out: str, *, verify: bool = False) -> tuple[pa.Table, pa.Table]:
-    """Scans a folder, writes its manifest to `out` and the rejects beside it; both tables.
 
-    An earlier manifest at `out` is continued, as `scan_folder` says.
+class VideoFile(TypedDict):
+    """A file with the name of a video."""
+
+    uri: str
+    """As the manifest stores it: quoted, without credentials."""
+    path: str
+    """In its filesystem."""
+    video_id: str
+    bytes: int
+    modified_ns: int | None
+
+
+class Reject(VideoFile):
+    """A file that is not in the manifest."""
+
+    reason: str
+
+
+def build_manifest(
+    folder: str, out: str, labels: pa.Table | None = None, *, verify: bool = False
+) -> tuple[pa.Table, pa.Table]:
+    """Index a folder of videos and return its manifest and its rejects; starts Ray unless it is running.
+
+    Arguments and errors are those of `index_folder`.
+    """
+    # Lazily: the child processes import this module too, and must start quickly.
+    from carl_ray.session import connect
+
+    with connect():
+        return index_folder(folder, out, labels, verify=verify)
+
+
+def index_folder(
+    folder_uri: str, out: str, labels: pa.Table | None = None, *, verify: bool = False
+) -> tuple[pa.Table, pa.Table]:
+    """Write the manifest (`SCHEMA`) and the rejects (`REJECTS_SCHEMA`) of a folder; return both, sorted by URI.
+
+    Videos are the files with one of `VIDEO_SUFFIXES`, each real path once; such a file that cannot be read is a
+    reject. The `video_id` is the path inside the folder. The split is that of the first-level folder where `SPLITS`
+    has it, else null. Progress goes to standard error. Ray must have been started.
+
+    An earlier manifest at `out` is continued. Rows whose file has kept its size and modification time are not read
+    again (with `verify`, only verified ones). Where a file is read again and has kept its content, the columns that
+    people and converters add (split, labels, frame step) are kept. Earlier rejects are kept likewise, except for
+    files that could not be read or timed out. Both tables are saved now and then, and when the scan is interrupted.
+
+    Args:
+        folder_uri: Path or URI on any storage that `storage.resolve` supports. Credentials in it are not stored.
+        out: Path or URI of the manifest; the rejects are written beside it, see `rejects_uri`.
+        labels: Labels to join, see `attach_labels`; None: label columns are null, or those of the earlier manifest.
+        verify: Decode every frame of every video, so that `num_frames` counts the frames that decode. Otherwise
+            only files whose packets are unreliable are decoded.
 
     Raises:
-        UserError: no such folder, no video in it, or `out` is no manifest or that of another folder.
+        UserError: there is no such folder or no video in it, or `out` is not a manifest or that of another folder.
+        ValueError: `labels` do not fit the videos.
         RunError: the storage refuses or fails.
     """
-    known = known_rejects = None
-    if storage.exists(out):
-        known = read_manifest(out, check=False)
-        inside = _without_query(folder_uri).rstrip("/") + "/"
-        if known.num_rows and not any(uri.startswith(inside) for uri in known.column("uri").to_pylist()):
-            raise UserError(
-                f"{storage.public_uri(out)}: the manifest of another folder; name another one, or delete it"
-            )
-    if storage.exists(rejects_uri(out)):
-        known_rejects = read_manifest(rejects_uri(out), REJECTS_SCHEMA.names)
-
-    def save(manifest: pa.Table, rejects: pa.Table) -> None:
-        write_table(rejects, rejects_uri(out))
-        write_table(manifest, out)
-
-    manifest, rejects = scan_folder(
-        folder_uri, known=known, known_rejects=known_rejects, verify=verify, save=save
+    known, known_rejects = _read_earlier(folder_uri, out)
+    filesystem, root = storage.resolve(folder_uri)
+    files, rejects, num_others = _list_videos(filesystem, root, folder_uri)
+    rows_of = _rows_by_uri(known.select(["uri", "bytes", "modified_ns", "verified"]))
+    rejects_of = _rows_by_uri(known_rejects)
+    kept: list[int] = []
+    to_probe: list[VideoFile] = []
+    for file in files:
+        row, reject = rows_of.get(file["uri"]), rejects_of.get(file["uri"])
+        if row and _is_unchanged(file, row) and (row["verified"] or not verify):
+            kept.append(row["row"])
+        elif reject and _is_unchanged(file, reject) and not reject["reason"].startswith(_TRANSIENT):
+            rejects.append({**file, "reason": reject["reason"]})
+        else:
+            to_probe.append(file)
+    _print(
+        f"{len(files)} videos in {storage.public_uri(folder_uri)}: {len(to_probe)} to read, "
+        f"{len(files) - len(to_probe)} unchanged; {num_others} other files passed over"
     )
-    save(manifest, rejects)
-    return manifest, rejects
+    rows: list[dict[str, Any]] = []
+    unread = {file["uri"] for file in to_probe}
+
+    def save() -> tuple[pa.Table, pa.Table]:
+        """Write both tables as far as they are; a video not read yet keeps its earlier row."""
+        old = kept + [rows_of[uri]["row"] for uri in sorted(unread & rows_of.keys())]
+        new = pa.Table.from_pylist(rows, schema=SCHEMA)
+        manifest = pa.concat_tables([known.take(pa.array(old, pa.int64())), new]).sort_by("uri")
+        rejected = pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA).sort_by("uri")
+        write_table(rejected, rejects_uri(out))
+        write_table(manifest, out)
+        return manifest, rejected
+
+    next_save = time.monotonic() + _SAVE_SECONDS
+    try:
+        for file, outcome in _probe_all(to_probe, filesystem, verify):
+            unread.remove(file["uri"])
+            if "reason" in outcome:
+                rejects.append({**file, "reason": outcome["reason"]})
+            else:
+                row = {**file, **outcome, "frame_step": 1.0, "split": _split(file["video_id"])}
+                if file["uri"] in rows_of:
+                    row |= _added_columns(known.slice(rows_of[file["uri"]]["row"], 1).to_pylist()[0], row)
+                rows.append(row)
+            if (began := time.monotonic()) >= next_save:
+                save()
+                next_save = time.monotonic() + max(_SAVE_SECONDS, _SAVE_SHARE * (time.monotonic() - began))
+    except BaseException:
+        if len(unread) < len(to_probe):
+            save()
+            num_read = len(to_probe) - len(unread)
+            _print(f"kept {num_read} of {len(to_probe)} videos: the same command goes on")
+        raise
+    manifest, rejected = save()
+    if labels is not None:
+        manifest = attach_labels(manifest, labels)
+        write_table(manifest, out)
+    return manifest, rejected
 
 
 def scan_uri(manifest_uri: str) -> str:
-    """Where a converter keeps what it scanned, apart from the manifest that it makes of it."""
+    """URI of the scan that a converter makes its manifest from: beside `videos.parquet`, `videos.scan.parquet`."""
     return _beside(manifest_uri, "scan")
 
 
 def rejects_uri(manifest_uri: str) -> str:
-    """Where the rejects of a manifest lie: beside `videos.parquet` it is `videos.rejects.parquet`."""
+    """URI of the rejects of a manifest: beside `videos.parquet`, `videos.rejects.parquet`."""
     return _beside(manifest_uri, "rejects")
 
 
@@ -119,114 +206,76 @@ def _beside(manifest_uri: str, name: str) -> str:
     return f"{base.removesuffix('.parquet')}.{name}.parquet{mark}{query}"
 
 
-def scan_folder(
-    folder_uri: str,
-    *,
-    known: pa.Table | None = None,
-    known_rejects: pa.Table | None = None,
-    verify: bool = False,
-    save: Callable[[pa.Table, pa.Table], None] | None = None,
-) -> tuple[pa.Table, pa.Table]:
-    """The manifest (`SCHEMA`) of all videos below a folder and the rejects (`REJECTS_SCHEMA`), by URI.
-
-    Videos are the files with one of `VIDEO_SUFFIXES`, each real path once; what cannot be read under such a name
-    is a reject, whatever it is. The id of a video is its path inside the folder; its split is that of the
-    first-level folder it lies in, where `SPLITS` has it, else null. Labels are null. Progress goes to standard
-    error. Ray must have been started.
-
-    Args:
-        folder_uri: Of any storage that `storage.resolve` knows. Credentials in it are used but not stored.
-        known: An earlier manifest. Rows whose file has kept its size and modification time are taken over
-            unread (under `verify` only verified ones). Where a file is read again and has kept its content,
-            what people and converters have added (split, labels, step) is taken over too.
-        known_rejects: The earlier rejects, likewise, but for files that could not be read or took too long.
-        verify: Decodes every frame of every video, so that `num_frames` is what really decodes; without it, of
-            those alone whose packets cannot be trusted.
-        save: Called now and then, and when the scan is interrupted, with both tables as far as they are, for a
-            later scan to continue from; a video not read yet has its earlier row in them, if it has one.
-
-    Raises:
-        UserError: no such folder, or no video in it.
-        RunError: the storage refuses to list it.
-    """
-    filesystem, root = storage.resolve(folder_uri)
-    files, unreadable, num_others = _list_videos(filesystem, root, folder_uri)
-    rows_of = {} if known is None else _rows_by_uri(known.select(["uri", "bytes", "modified_ns", "verified"]))
-    rejects_of = {} if known_rejects is None else _rows_by_uri(known_rejects)
-    kept, rejects, to_probe = [], unreadable, []
-    for file in files:
-        row, reject = rows_of.get(file["uri"]), rejects_of.get(file["uri"])
-        if row and _is_unchanged(file, row) and (row["verified"] or not verify):
-            kept.append(row["row"])
-        elif reject and _is_unchanged(file, reject) and not _may_be_gone(reject["reason"]):
-            rejects.append(reject)
-        else:
-            to_probe.append(file)
-    print(
-        f"{len(files)} videos in {storage.public_uri(folder_uri)}: {len(to_probe)} to read, "
-        f"{len(files) - len(to_probe)} unchanged; {num_others} other files passed over",
-        file=sys.stderr,
-        flush=True,
-    )
-    rows: list[dict[str, Any]] = []
-    unread = {file["uri"] for file in to_probe}
-
-    def tables() -> tuple[pa.Table, pa.Table]:
-        manifest = pa.Table.from_pylist(rows, schema=SCHEMA)
-        if known is not None:
-            old = kept + [rows_of[uri]["row"] for uri in sorted(unread & rows_of.keys())]
-            manifest = pa.concat_tables(
-                [known.select(SCHEMA.names).cast(SCHEMA).take(pa.array(old, pa.int64())), manifest]
-            )
-        return manifest.sort_by("uri"), pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA).sort_by("uri")
-
-    next_save = time.monotonic() + _SAVE_SECONDS
-    try:
-        for file, outcome in _probe_all(to_probe, filesystem, verify):
-            unread.remove(file["uri"])
-            if "reason" in outcome:
-                rejects.append({**file, **outcome})
-            else:
-                row = {**file, **outcome, "frame_step": 1.0, "split": _split(file["video_id"])}
-                if known is not None and file["uri"] in rows_of:
-                    earlier = known.slice(rows_of[file["uri"]]["row"], 1).to_pylist()[0]
-                    row.update(_added_by_people(earlier, row))
-                rows.append(row)
-            if save is not None and (began := time.monotonic()) >= next_save:
-                save(*tables())
-                next_save = time.monotonic() + max(_SAVE_SECONDS, _SAVE_SHARE * (time.monotonic() - began))
-    except BaseException:
-        if save is not None and len(unread) < len(to_probe):
-            save(*tables())
-            print(
-                f"kept {len(to_probe) - len(unread)} of {len(to_probe)} videos: the same command goes on",
-                file=sys.stderr,
-                flush=True,
-            )
-        raise
-    return tables()
-
-
 def count_reasons(rejects: pa.Table) -> list[tuple[str, int, str]]:
-    """How many of the rejects have each reason, and the first of them, the most frequent reason first."""
+    """Count the rejects by reason: (reason, count, first URI), the most frequent reason first."""
     first = dict(zip(*(rejects.column(name).to_pylist()[::-1] for name in ("reason", "uri")), strict=True))
     counts = Counter(rejects.column("reason").to_pylist()).most_common()
     return [(reason, count, first[reason]) for reason, count in counts]
 
 
+# The earlier manifest
+
+
+def _read_earlier(folder_uri: str, out: str) -> tuple[pa.Table, pa.Table]:
+    """The manifest and rejects at `out`; empty tables where there are none.
+
+    Raises:
+        UserError: the manifest is that of another folder.
+    """
+    known, rejects = SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table()
+    if storage.exists(out):
+        known = read_manifest(out, SCHEMA.names, check=False)
+        inside = _without_query(folder_uri).rstrip("/") + "/"
+        if known.num_rows and not any(uri.startswith(inside) for uri in known.column("uri").to_pylist()):
+            raise UserError(
+                f"{storage.public_uri(out)}: the manifest of another folder; name another one, or delete it"
+            )
+    if storage.exists(rejects_uri(out)):
+        rejects = read_manifest(rejects_uri(out), REJECTS_SCHEMA.names)
+    return known, rejects
+
+
 def _without_query(folder_uri: str) -> str:
-    """What the URIs of everything in a folder begin with, as a manifest stores them."""
+    """Prefix of the URIs of everything in a folder, as a manifest stores them."""
     if storage.is_remote(folder_uri):
         return storage.public_uri(folder_uri).partition("?")[0]
     return storage.resolve(folder_uri)[1]
 
 
+def _rows_by_uri(table: pa.Table) -> dict[str, dict[str, Any]]:
+    return {row["uri"]: {**row, "row": number} for number, row in enumerate(table.to_pylist())}
+
+
+def _is_unchanged(file: VideoFile, earlier: dict[str, Any]) -> bool:
+    return file["modified_ns"] is not None and all(
+        file[name] == earlier[name] for name in ("modified_ns", "bytes")
+    )
+
+
+def _added_columns(earlier: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """Values of an earlier row of the same content that do not come from the file."""
+    if earlier["content_hash"] != row["content_hash"]:
+        return {}
+    names = ["frame_step", "split", "label"]
+    # Not by the earlier number of frames, which may have been counted wrong.
+    names += [n for n in ("frame_labels", "progress") if len(earlier[n] or []) == row["num_frames"]]
+    return {name: earlier[name] for name in names}
+
+
+def _split(video_id: str) -> str | None:
+    folder, slash, _ = video_id.partition("/")
+    return SPLITS.get(folder.strip().lower()) if slash else None
+
+
+# Listing
+
+
 def _list_videos(
     filesystem: fs.FileSystem, root: str, folder_uri: str
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """The videos below a folder (uri, path, video_id, bytes, modified_ns), rejects, and how many other files.
+) -> tuple[list[VideoFile], list[Reject], int]:
+    """List the videos below a folder, the rejects among them, and the number of other files.
 
-    A reject has a name of a video, or is a folder that cannot be listed.
+    A reject has the name of a video, or is a folder that cannot be listed and may hold videos.
     """
     shown = storage.public_uri(folder_uri)
     try:
@@ -236,71 +285,26 @@ def _list_videos(
         if kind == fs.FileType.File:
             raise UserError(f"{shown}: expected a folder of videos, got a file")
         if isinstance(filesystem, fs.LocalFileSystem):
-            return _sorted_out(_walk(root), root, shown)
-        selector = fs.FileSelector(root, recursive=True)
-        infos = storage.persistently(folder_uri, "list", lambda: filesystem.get_file_info(selector))
+            found = _walk(root)
+        else:
+            selector = fs.FileSelector(root, recursive=True)
+            infos = storage.persistently(folder_uri, "list", lambda: filesystem.get_file_info(selector))
+            found = ((i.path, i.size, i.mtime_ns, None) for i in infos if i.type != fs.FileType.Directory)
     except OSError as error:
         raise storage.storage_error(error, folder_uri, "list") from None
-    found = ((i.path, i.size, i.mtime_ns, None) for i in infos if i.type != fs.FileType.Directory)
-    return _sorted_out(found, root, shown)
-
-
-def _walk(root: str) -> Iterator[tuple[str, int, int | None, str | None]]:
-    """Path, size, time and what is wrong, of all files below a folder of this machine; each real path once.
-
-    Links are followed after everything else: a file that is there under its own name keeps it.
-    """
-    folders, links = [root], list[str]()
-    seen: set[tuple[int, int]] = set()
-    while folders or links:
-        folder = folders.pop() if folders else links.pop(0)
-        try:
-            status = Path(folder).stat()
-        except OSError as error:
-            nowhere = isinstance(error, FileNotFoundError)
-            yield folder, 0, None, "a link to nothing" if nowhere else f"{_UNREAD}: {error.strerror}"
-            continue
-        place = (status.st_dev, status.st_ino)
-        is_link = Path(folder).is_symlink()
-        if stat.S_ISDIR(status.st_mode):
-            if place in seen:
-                continue
-            try:
-                with os.scandir(folder) as entries:
-                    inside = sorted(entries, key=lambda entry: entry.name)
-            except OSError as error:
-                yield folder, 0, None, f"{_UNREAD}: {error.strerror}"
-                inside = []
-            folders += [entry.path for entry in reversed(inside) if not entry.is_symlink()]
-            links += [entry.path for entry in inside if entry.is_symlink()]
-        elif not stat.S_ISREG(status.st_mode):
-            yield folder, 0, None, "not a regular file"
-        elif is_link and place in seen:
-            yield folder, status.st_size, None, "a link to a video that is there under another name"
-        else:
-            yield folder, status.st_size, status.st_mtime_ns, None
-        seen.add(place)
-
-
-def _sorted_out(
-    found: Iterable[tuple[str, int, int | None, str | None]], root: str, shown: str
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    files: list[dict[str, Any]] = []
-    rejects: list[dict[str, Any]] = []
+    files: list[VideoFile] = []
+    rejects: list[Reject] = []
     num_others = 0
-    prefix = root.rstrip("/") + "/"
     for path, size, modified_ns, wrong in found:
-        video_id = path.removeprefix(prefix)
-        # A folder that cannot be listed may hold videos.
-        if PurePosixPath(video_id).suffix.lower() not in VIDEO_SUFFIXES and not (wrong or "").startswith(
-            _UNREAD
-        ):
+        video_id = path.removeprefix(root.rstrip("/") + "/")
+        is_video = PurePosixPath(video_id).suffix.lower() in VIDEO_SUFFIXES
+        if not is_video and not (wrong or "").startswith(_UNREAD):
             num_others += 1
             continue
         # In a URI a name is quoted; a local path is stored absolute: it must mean the same to every worker.
         name = os.fsencode(path).decode("utf-8", "backslashreplace")
         uri = storage.join(shown, quote(video_id)) if storage.is_remote(shown) else name
-        file = {"uri": uri, "path": path, "video_id": video_id, "bytes": size, "modified_ns": modified_ns}
+        file = VideoFile(uri=uri, path=path, video_id=video_id, bytes=size, modified_ns=modified_ns)
         if name != path:
             wrong = "its name is not UTF-8: rename it"
         if wrong is None:
@@ -313,68 +317,75 @@ def _sorted_out(
     return files, rejects, num_others
 
 
-def _rows_by_uri(table: pa.Table) -> dict[str, dict[str, Any]]:
-    return {row["uri"]: {**row, "row": number} for number, row in enumerate(table.to_pylist())}
+def _walk(root: str) -> Iterator[tuple[str, int, int | None, str | None]]:
+    """Yield (path, size, time, problem) of all files below a local folder, each real path once.
+
+    Links are followed last, so that a file is listed under its own name if it has one in the folder.
+    """
+    folders, links = [root], list[str]()
+    seen: set[tuple[int, int]] = set()
+    while folders or links:
+        path = folders.pop() if folders else links.pop(0)
+        size, modified_ns, problem = 0, None, None
+        try:
+            status = Path(path).stat()
+            place = (status.st_dev, status.st_ino)
+            if stat.S_ISDIR(status.st_mode):
+                if place in seen:
+                    continue
+                seen.add(place)
+                with os.scandir(path) as entries:
+                    inside = sorted(entries, key=lambda entry: entry.name)
+                folders += [entry.path for entry in reversed(inside) if not entry.is_symlink()]
+                links += [entry.path for entry in inside if entry.is_symlink()]
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                problem = "not a regular file"
+            else:
+                size = status.st_size
+                if place in seen and Path(path).is_symlink():
+                    problem = "a link to a video that is there under another name"
+                else:
+                    modified_ns = status.st_mtime_ns
+            seen.add(place)
+        except FileNotFoundError:
+            problem = "a link to nothing"
+        except OSError as error:
+            problem = f"{_UNREAD}: {error.strerror}"
+        yield path, size, modified_ns, problem
 
 
-def _is_unchanged(file: dict[str, Any], earlier: dict[str, Any]) -> bool:
-    return (
-        file["modified_ns"] is not None
-        and file["modified_ns"] == earlier["modified_ns"]
-        and file["bytes"] == earlier["bytes"]
-    )
-
-
-def _may_be_gone(reason: str) -> bool:
-    return reason.startswith((_UNREAD, TOO_SLOW, KILLED))
-
-
-def _split(video_id: str) -> str | None:
-    folder, slash, _ = video_id.partition("/")
-    return SPLITS.get(folder.strip().lower()) if slash else None
-
-
-def _added_by_people(earlier: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier row of the same content holds beyond what a file tells."""
-    if earlier["content_hash"] != row["content_hash"]:
-        return {}
-    names = ["frame_step", "split", "label"]
-    # Not by the earlier number of frames, which may have been counted wrong.
-    names += [n for n in ("frame_labels", "progress") if len(earlier[n] or []) == row["num_frames"]]
-    return {name: earlier[name] for name in names}
-
-
-# On the cluster
+# Probing on the cluster
 
 
 def _probe_all(
-    files: list[dict[str, Any]], filesystem: fs.FileSystem, verify: bool
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each file with its outcome, as they are done: columns of the manifest, or a `reason` why not."""
+    files: list[VideoFile], filesystem: fs.FileSystem, verify: bool
+) -> Iterator[tuple[VideoFile, dict[str, Any]]]:
+    """Yield each file with its outcome as they complete: columns of the manifest, or a `reason`."""
     if not files:
         return
-    # Here and not above: the child processes import this module too, and must start quickly.
+    # Lazily: the child processes import this module too, and must start quickly.
     import ray
 
-    columns = {name: [f[name] for f in files] for name in ("uri", "path")}
-    numbered = pa.table({"number": range(len(files)), **columns})
-    sized = numbered.append_column("bytes", pa.array([f["bytes"] for f in files], pa.int64()))
-    # Few files a task, lest the last ones keep one CPU busy alone; not one, for tasks cost something too.
+    from carl_ray.data.coordinator import limit_retries
+
+    def probe(row: dict[str, Any]) -> dict[str, Any]:
+        limit_retries(row["uri"])
+        return _probe_file(row, filesystem=filesystem, verify=verify)
+
+    table = pa.Table.from_pylist([{**file, "number": number} for number, file in enumerate(files)])
+    # Few files a task, so that the last tasks do not keep one CPU busy alone; more than one, for its overhead.
     per_task = max(1, min(16, len(files) // (8 * int(ray.cluster_resources().get("CPU", 1)))))
-    outcomes = ray.data.from_arrow(sized, override_num_blocks=-(-len(files) // per_task)).map(
-        _probe_file, fn_kwargs={"filesystem": filesystem, "verify": verify}
-    )
-    progress = _Progress(len(files))
-    for outcome in outcomes.iter_rows():
-        progress.advance()
+    outcomes = ray.data.from_arrow(table, override_num_blocks=-(-len(files) // per_task)).map(probe)
+    for outcome in _report_progress(outcomes.iter_rows(), len(files)):
         yield files[outcome["number"]], json.loads(outcome["outcome"])
 
 
 def _probe_file(row: dict[str, Any], *, filesystem: fs.FileSystem, verify: bool) -> dict[str, Any]:
-    """Runs on a Ray worker. The outcome is JSON text: its fields differ from row to row."""
+    """Probe a file on a Ray worker. The outcome is JSON text, since its fields differ from row to row."""
 
     def attempt() -> dict[str, Any]:
-        # What fails on the way costs the child, too: each attempt is a new request to a new one.
+        # A failed read ends the child, too: each attempt is a new request to a new child.
         with filesystem.open_input_stream(row["path"]) as file:
             return probe_guarded(file, row["bytes"], verify=verify)
 
@@ -389,7 +400,7 @@ _child = Child("from carl_ray.data.scan import answer_probes; answer_probes()", 
 
 
 def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
-    """Columns of the manifest for an open file of `size` bytes, or a `reason`, from the process that probes.
+    """Probe an open file of `size` bytes in the child process: columns of the manifest, or a `reason`.
 
     Raises:
         OSError: the file cannot be read to its end, or has another size.
@@ -422,13 +433,13 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
             probed = probe(_SAME, seconds, verify=True)
     except (BadVideoError, KilledError) as error:
         return {"reason": str(error)}
-    except RunError as error:  # it stopped, or did not start: worth another try
+    except RunError as error:  # the child stopped or did not start: retry
         raise OSError(str(error)) from None
     return {**probed, "content_hash": digest.hexdigest()}
 
 
 def answer_probes() -> None:
-    """Body of the child process: probes what it is sent, or what it was sent before."""
+    """Main function of the child process: probe the content that is sent, or the previous one."""
     content: bytes | None = None
 
     def probe(source: bytes | str, verify: bool) -> Values:
@@ -442,24 +453,20 @@ def answer_probes() -> None:
     open_channel("probing")(probe)
 
 
-class _Progress:
-    """Files done, rate, time left on standard error: one line rewritten on a terminal, else now and then."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
-        self._start = self._shown = time.monotonic()
-        self._live = sys.stderr.isatty()
-
-    def advance(self) -> None:
-        """Counts one file more."""
-        self._done += 1
+def _report_progress(items: Iterable[_Item], total: int) -> Iterator[_Item]:
+    """Yield the items; print count, rate and time left, on one line of a terminal or every five seconds."""
+    start = shown = time.monotonic()
+    is_live = sys.stderr.isatty()
+    for done, item in enumerate(items, 1):
         now = time.monotonic()
-        if now - self._shown < (0.2 if self._live else 5) and self._done < self._total:
-            return
-        self._shown = now
-        rate = self._done / max(now - self._start, 1e-9)
-        left = round((self._total - self._done) / rate)
-        text = f"indexed {self._done}/{self._total} videos, {rate:.1f}/s, {timedelta(seconds=left)} left"
-        end = "\n" if not self._live or self._done == self._total else ""
-        print(f"\r\x1b[K{text}" if self._live else text, end=end, file=sys.stderr, flush=True)
+        if now - shown >= (0.2 if is_live else 5) or done == total:
+            shown = now
+            rate = done / max(now - start, 1e-9)
+            left = timedelta(seconds=round((total - done) / rate))
+            text = f"indexed {done}/{total} videos, {rate:.1f}/s, {left} left"
+            _print(f"\r\x1b[K{text}" if is_live else text, end="" if is_live and done < total else "\n")
+        yield item
+
+
+def _print(text: str, end: str = "\n") -> None:
+    print(text, end=end, file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ import ray
 from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from carl_ray.config import Config
-from carl_ray.data.coordinator import install_endless_stream_scheduling
+from carl_ray.data.coordinator import install_endless_stream_scheduling, limit_retries
 from carl_ray.data.guard import BadVideoError, ViewPairReader
 from carl_ray.data.memory import frame_shape, load_task_bytes
 from carl_ray.data.plan import ABSENT, PairedPlan, Plan
@@ -35,8 +35,6 @@ _SEGMENTS = 256
 _MIN_SEGMENT_ROWS = 1024
 _FIRST_RETRY_SECONDS = 0.5
 _STALLED_SECONDS = 2 * 60 * 60
-_MAX_TASK_RETRIES = 3
-"""How often a task whose process or node died is repeated. Ray Data itself has no end, and no option for one."""
 
 _reader = ViewPairReader()
 
@@ -112,7 +110,7 @@ def stream_views(
                 )
 
     def load(planned: pa.Table) -> pa.Table:
-        _check_attempts(planned)
+        limit_retries(f"row {planned.column('row')[0]} of the plan")
         return pa.concat_tables([_load_row(row, manifest, config) for row in planned.to_pylist()])
 
     context = DataContext.get_current().copy()
@@ -142,18 +140,6 @@ def stream_views(
                 memory=load_task_bytes(config),
                 compute=TaskPoolStrategy(size=config.cluster.max_decode_tasks),
             )
-        )
-
-
-def _check_attempts(planned: pa.Table) -> None:
-    """Raise `RunError` where this task was retried too often: what kills its process would do so without end."""
-    # Private: the public runtime context does not have the number (Ray 2.60). Without it, retries have no limit.
-    worker: Any = ray.get_runtime_context().worker
-    attempt = getattr(worker.core_worker, "get_current_task_attempt_number", lambda: 0)()
-    if attempt > _MAX_TASK_RETRIES:
-        raise RunError(
-            f"the process that decodes died {attempt} times at row {planned.column('row')[0]} of the plan: too little "
-            "memory on its node, or nodes that go too often"
         )
 
 

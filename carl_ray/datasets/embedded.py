@@ -5,7 +5,6 @@ from __future__ import annotations
 import pyarrow as pa
 
 from carl_ray import storage
-from carl_ray.data.manifest import attach_labels, write_table
 from carl_ray.datasets import choreography
 from carl_ray.machine import available_cores
 
@@ -27,7 +26,5 @@ def index_embedded(out: str | None = None, *, verify: bool = False) -> tuple[str
 
     folder = choreography.ensure_rendered(on_video=choreography.print_progress, workers=available_cores())
     out = out or embedded_manifest()
-    manifest, rejects = index_folder(str(folder), out, verify=verify)
-    manifest = attach_labels(manifest, choreography.read_labels(folder))
-    write_table(manifest, out)
+    manifest, rejects = index_folder(str(folder), out, choreography.read_labels(folder), verify=verify)
     return storage.public_uri(out), manifest, rejects

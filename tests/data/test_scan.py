@@ -12,12 +12,13 @@ import sys
 
 import pyarrow as pa
 import pytest
+import ray
 from pyarrow import fs
 
 from carl_ray.data import scan
 from carl_ray.data.child import Child
 from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, write_table
-from carl_ray.data.scan import index_folder, probe_guarded, rejects_uri, scan_folder
+from carl_ray.data.scan import build_manifest, index_folder, probe_guarded, rejects_uri
 from carl_ray.errors import RunError, UserError
 from carl_ray.index import _summary
 
@@ -40,8 +41,8 @@ def folder(videos, tmp_path):
     return shutil.copytree(videos, tmp_path / "copy")
 
 
-def test_everything_is_accounted_for(videos, ray_session, capsys):
-    manifest, rejects = scan_folder(str(videos), verify=True)
+def test_everything_is_accounted_for(videos, ray_session, tmp_path, capsys):
+    manifest, rejects = build_manifest(str(videos), str(tmp_path / "m.parquet"), verify=True)
     assert manifest.schema == SCHEMA and rejects.schema == REJECTS_SCHEMA
     rows = {row["video_id"]: row for row in manifest.to_pylist()}
     assert {name: row["num_frames"] for name, row in rows.items()} == {
@@ -196,20 +197,23 @@ def test_a_key_of_s3_that_pyarrow_refuses_is_a_reject(s3_endpoint, make_video, r
     for key in ("mix/ok.mp4", "mix/a//double.mp4"):
         store.put_object(Bucket="odd-keys", Key=key, Body=content)
     uri = f"s3://odd-keys/mix?endpoint_override={s3_endpoint}&scheme=http"
-    manifest, rejects = scan_folder(uri)
+    manifest, rejects = index_folder(uri, str(tmp_path / "m.parquet"))
     assert manifest.column("video_id").to_pylist() == ["ok.mp4"]
     (reject,) = rejects.to_pylist()
     assert "a//double.mp4" in reject["uri"] and reject["reason"].startswith("could not be read: Empty path")
     with pytest.raises(UserError, match="nothing between two slashes"):
-        scan_folder(uri.replace("/mix", "//mix"))
+        index_folder(uri.replace("/mix", "//mix"), str(tmp_path / "other.parquet"))
 
 
-def test_unread_files_are_tried_again(folder, ray_session):
+def test_unread_files_are_tried_again(folder, ray_session, tmp_path):
+    out = str(tmp_path / "m.parquet")
     info = (folder / "empty.webm").stat()
     row = {"uri": str(folder / "empty.webm"), "bytes": 0, "modified_ns": info.st_mtime_ns}
     for reason, kept in (("could not be read: gone", False), ("no frame decodes", True)):
-        known = pa.Table.from_pylist([{**row, "reason": reason}], schema=REJECTS_SCHEMA)
-        _, rejects = scan_folder(str(folder), known_rejects=known)
+        write_table(
+            pa.Table.from_pylist([{**row, "reason": reason}], schema=REJECTS_SCHEMA), rejects_uri(out)
+        )
+        _, rejects = index_folder(str(folder), out)
         reasons = {r["uri"]: r["reason"] for r in rejects.to_pylist()}
         assert (reasons[row["uri"]] == reason) == kept
 
@@ -233,15 +237,17 @@ def test_no_folder_no_video_other_manifest(tmp_path, videos):
     assert read_manifest(out).num_rows == 1
 
 
-def test_a_store_that_refuses_is_one_line(monkeypatch):
+def test_a_store_that_refuses_is_one_line(monkeypatch, tmp_path):
     class Store:
         def get_file_info(self, what):
             raise OSError("AWS Error ACCESS_DENIED during HeadObject operation")
 
-    monkeypatch.setattr(scan.storage, "resolve", lambda uri: (Store(), "bucket/videos"))
+    resolve = scan.storage.resolve
+    store = (Store(), "bucket/videos")
+    monkeypatch.setattr(scan.storage, "resolve", lambda uri: store if "bucket" in uri else resolve(uri))
     monkeypatch.setattr(scan.storage, "DENIAL_SECONDS", 0.0)
     with pytest.raises(RunError, match=r"^s3://bucket/videos: .*no permission"):
-        scan_folder("s3://name:secret@bucket/videos")
+        index_folder("s3://name:secret@bucket/videos", str(tmp_path / "m.parquet"))
 
 
 def test_uris_are_quoted_and_hold_no_credentials():
@@ -314,3 +320,27 @@ def test_command_line_errors_are_one_line(tmp_path):
         assert run.returncode == 2
         assert run.stderr.count("\n") == 1 and "Traceback" not in run.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_are_joined(make_video, ray_session, tmp_path):
+    make_video(tmp_path / "videos" / "a.mp4", 5)
+    out = str(tmp_path / "m.parquet")
+    labels = pa.table({"video_id": ["a.mp4"], "label": ["jump"]})
+    manifest, _ = build_manifest(str(tmp_path / "videos"), out, labels)
+    assert manifest.column("label").to_pylist() == ["jump"] and read_manifest(out).equals(manifest)
+    with pytest.raises(ValueError, match="it has no labels"):
+        build_manifest(str(tmp_path / "videos"), out, labels.slice(1))
+
+
+def test_a_worker_that_always_dies_ends_the_scan(make_video, ray_session, tmp_path):
+    make_video(tmp_path / "videos" / "a.mp4", 5)
+
+    def die(*arguments, **options):
+        os.kill(os.getpid(), 9)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(scan, "_probe_file", die)
+        with pytest.raises(
+            ray.exceptions.RayError, match=r"the process that decodes died 4 times at \S+a\.mp4"
+        ):
+            index_folder(str(tmp_path / "videos"), str(tmp_path / "m.parquet"))
