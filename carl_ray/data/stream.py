@@ -24,7 +24,7 @@ from carl_ray.config import Config
 from carl_ray.data.coordinator import install_endless_stream_scheduling, limit_retries
 from carl_ray.data.guard import BadVideoError, ViewPairReader
 from carl_ray.data.memory import frame_shape, load_task_bytes
-from carl_ray.data.plan import ABSENT, PairedPlan, Plan
+from carl_ray.data.plan import ABSENT, Plan
 from carl_ray.errors import RunError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def execution_options(config: Config) -> ExecutionOptions:
 
 
 def stream_views(
-    plan: Plan | PairedPlan,
+    plan: Plan,
     manifest: ray.ObjectRef,
     config: Config,
     *,

@@ -32,10 +32,7 @@ from carl_ray.data.manifest import (
     write_table,
 )
 from carl_ray.data.plan import (
-    PairedPlan,
     Plan,
-    paired_training_plan,
-    paired_validation_plan,
     training_plan,
     validation_plan,
 )
@@ -199,22 +196,23 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
     return config, Videos(training, validation if validation.num_rows else None, record)
 
 
-def make_plans(config: Config, videos: Videos) -> tuple[Plan | PairedPlan, Plan | PairedPlan | None]:
+def make_plans(config: Config, videos: Videos) -> tuple[Plan, Plan | None]:
     """Which training video comes when, and which validation video, if there are any."""
     seed, batch_size, epochs = (
         config.training.seed,
         config.training.global_batch_size,
         config.training.epochs,
     )
-    validation = videos.validation
-    if not config.objective.paired:
-        return (
-            training_plan(seed, videos.training.num_rows, batch_size, epochs),
-            None if validation is None else validation_plan(seed, validation.num_rows, batch_size),
-        )
+    training, validation = videos.training, videos.validation
+
+    def codes(table: pa.Table) -> np.ndarray | None:
+        return _label_codes(table) if config.objective.paired else None
+
     return (
-        paired_training_plan(seed, _label_codes(videos.training), batch_size, epochs),
-        None if validation is None else paired_validation_plan(seed, _label_codes(validation), batch_size),
+        training_plan(seed, training.num_rows, batch_size, epochs, codes(training)),
+        None
+        if validation is None
+        else validation_plan(seed, validation.num_rows, batch_size, codes(validation)),
     )
 
 

@@ -31,7 +31,7 @@ from carl_ray import storage
 from carl_ray.config import ClusterConfig, Config
 from carl_ray.data.coordinator import supports_endless_streams
 from carl_ray.data.manifest import videos_digest
-from carl_ray.data.plan import PairedPlan, Plan
+from carl_ray.data.plan import Plan
 from carl_ray.data.stream import execution_options, stream_views
 from carl_ray.errors import InterruptedRunError, RunError
 from carl_ray.lease import Lease, hold
@@ -217,8 +217,8 @@ def _warn_of_versions(checkpoint: Checkpoint) -> None:
 def _datasets(
     config: Config,
     run_dir: str,
-    plan: Plan | PairedPlan,
-    checked: Plan | PairedPlan | None,
+    plan: Plan,
+    checked: Plan | None,
     videos: Videos,
 ) -> dict[str, Any]:
     """The datasets as functions: Ray Train calls them whenever workers (re)start, each time from the checkpoint."""

@@ -34,7 +34,7 @@ from ray.train.torch import TorchConfig
 from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import Config
-from carl_ray.data.plan import VALIDATION_EPOCH, PairedPlan, Plan
+from carl_ray.data.plan import VALIDATION_EPOCH, Plan
 from carl_ray.data.sample import Batch, collate, view_seeds
 from carl_ray.data.stream import StreamRow, read_rows
 from carl_ray.errors import OutageError, RunError
@@ -80,8 +80,8 @@ class WorkerSettings:
     run_dir: str
     videos: str
     """`videos_digest` of the training videos."""
-    training_plan: Plan | PairedPlan
-    validation_plan: Plan | PairedPlan | None
+    training_plan: Plan
+    validation_plan: Plan | None
     monitor: Any
     """Handle of the `RunMonitor` actor."""
     initial_weights: Any
@@ -398,7 +398,7 @@ def _train(
 
 
 def _batches(
-    shard: DataIterator, plan: Plan | PairedPlan, config: Config, first_step: int, device: torch.device
+    shard: DataIterator, plan: Plan, config: Config, first_step: int, device: torch.device
 ) -> Iterator[StepBatch]:
     """One batch a step, from rows that Ray fetches ahead."""
     rows = (
@@ -438,7 +438,7 @@ def row_fingerprint(rows: Iterable[tuple[int, int]]) -> int:
     return sum(int.from_bytes(digest) for digest in digests) % _FINGERPRINTS
 
 
-def check_rows(plan: Plan | PairedPlan, step: int, num_rows: int, fingerprint: int) -> None:
+def check_rows(plan: Plan, step: int, num_rows: int, fingerprint: int) -> None:
     """Raises `AgreedError` where what all workers received for a step is not what the plan says.
 
     Args:
@@ -460,16 +460,16 @@ def check_rows(plan: Plan | PairedPlan, step: int, num_rows: int, fingerprint: i
         )
 
 
-def _planned_rows(plan: Plan | PairedPlan, step: int) -> range:
+def _planned_rows(plan: Plan, step: int) -> range:
     first = step * plan.batch_size
     return range(first, first + plan.rows_of_step(step))
 
 
-def _planned_fingerprint(plan: Plan | PairedPlan, rows: range) -> int:
+def _planned_fingerprint(plan: Plan, rows: range) -> int:
     return row_fingerprint((row, _epoch(plan, row)) for row in rows)
 
 
-def _epoch(plan: Plan | PairedPlan, row: int) -> int:
+def _epoch(plan: Plan, row: int) -> int:
     # As `plan.at` says, without the permutation of the epoch.
     return row // plan.epoch_rows if plan.shuffled else VALIDATION_EPOCH
 

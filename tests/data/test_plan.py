@@ -14,11 +14,8 @@ from carl_ray.data.plan import (
     ABSENT,
     UNLABELLED,
     VALIDATION_EPOCH,
-    PairedPlan,
     Plan,
     PlanRow,
-    paired_training_plan,
-    paired_validation_plan,
     training_plan,
     validation_plan,
 )
@@ -115,7 +112,11 @@ def test_an_empty_plan_is_refused(values: tuple[int, int, int]) -> None:
 CODES = np.array([0, 7, 0, 7, -1, 0, 2, 3, 7, 0, 3, 9, -1, 9, 7, 0, 9])
 
 
-def pairs_of_epoch(plan: PairedPlan, epoch: int) -> list[tuple[int, int]]:
+def paired_training_plan(seed: int, codes: np.ndarray, batch_size: int, epochs: int) -> Plan:
+    return training_plan(seed, len(codes), batch_size, epochs, codes)
+
+
+def pairs_of_epoch(plan: Plan, epoch: int) -> list[tuple[int, int]]:
     rows = list(plan.rows(epoch * plan.epoch_rows, (epoch + 1) * plan.epoch_rows))
     assert {row.epoch for row in rows} == {epoch}
     return [(a.video_index, b.video_index) for a, b in zip(rows[::2], rows[1::2], strict=True)]
@@ -208,7 +209,7 @@ def test_the_callers_codes_are_copied() -> None:
     codes = np.zeros(4, np.int32)
     plan = paired_training_plan(0, codes, 2, 1)
     codes[:] = UNLABELLED
-    assert plan.label_codes.tolist() == [0, 0, 0, 0]
+    assert plan.label_codes is not None and plan.label_codes.tolist() == [0, 0, 0, 0]
 
 
 def test_an_endless_paired_run_of_many_videos_costs_little_ahead() -> None:
@@ -226,14 +227,14 @@ def test_pairs_need_an_even_batch_size_and_something_to_pair() -> None:
     for codes, batch_size, epochs in ((CODES[:0], 2, 1), (CODES, 0, 1), (CODES, 2, 0)):
         with pytest.raises(ValueError, match="at least one video, batch and row"):
             paired_training_plan(0, codes, batch_size, epochs)
-    with pytest.raises(ValueError, match="whole pairs"):
-        PairedPlan(0, CODES.astype(np.int32), 4, 7, shuffled=True)
+    with pytest.raises(ValueError, match="even, got 4 and 7"):
+        Plan(0, len(CODES), 4, 7, True, CODES.astype(np.int32))
     with pytest.raises(ValueError, match="-1 or more, got -2"):
         paired_training_plan(0, CODES - 1, 2, 1)
 
 
 def test_validation_pairs_are_the_same_each_time() -> None:
-    plan = paired_validation_plan(3, CODES, 4)
+    plan = validation_plan(3, len(CODES), 4, CODES)
     rows = list(plan.rows(0, plan.num_rows))
     assert {row.epoch for row in rows} == {VALIDATION_EPOCH}
     assert {row.video_index for row in rows} == set(range(len(CODES)))
@@ -241,5 +242,5 @@ def test_validation_pairs_are_the_same_each_time() -> None:
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         assert first.step == second.step
         assert CODES[first.video_index] == CODES[second.video_index]
-    assert rows == list(paired_validation_plan(3, CODES, 4).rows(0, plan.num_rows))
+    assert rows == list(validation_plan(3, len(CODES), 4, CODES).rows(0, plan.num_rows))
     assert plan.at(plan.num_rows).video_index == ABSENT

@@ -24,7 +24,7 @@ from carl_ray.config import (
     TrainingConfig,
     to_json,
 )
-from carl_ray.data.plan import PairedPlan, Plan, paired_training_plan, training_plan, validation_plan
+from carl_ray.data.plan import Plan, training_plan, validation_plan
 from carl_ray.data.sample import Batch, collate
 from carl_ray.errors import OutageError, RunError
 from carl_ray.lease import LostError
@@ -57,7 +57,7 @@ CONFIG = Config(
     optimizer=OptimizerConfig(learning_rate=1e-4),
     training=TrainingConfig(seed=3, global_batch_size=3, precision="fp32", log_every_steps=1),
 )  # fmt: skip
-PAIRED = paired_training_plan(0, np.array([0, 0, 1, 1, 1]), 4, 3)
+PAIRED = training_plan(0, 5, 4, 3, np.array([0, 0, 1, 1, 1]))
 
 
 def test_row_numbers_alone_cannot_tell_rows_apart() -> None:
@@ -67,7 +67,7 @@ def test_row_numbers_alone_cannot_tell_rows_apart() -> None:
 
 
 @pytest.mark.parametrize("plan", [training_plan(0, 5, 4, 3), validation_plan(0, 10, 4), PAIRED])
-def test_the_plans_rows_pass_on_any_number_of_workers(plan: Plan | PairedPlan) -> None:
+def test_the_plans_rows_pass_on_any_number_of_workers(plan: Plan) -> None:
     for step in range(plan.num_steps):
         first = step * plan.batch_size
         rows = [plan.at(row) for row in range(first, first + plan.rows_of_step(step))]
