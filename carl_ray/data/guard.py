@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from carl_ray.config import Config, from_document, to_document
 from carl_ray.data.child import MEMORY, Array, BadVideoError, Child, Values, keep_memory, open_channel
-from carl_ray.data.memory import NUM_COLOR_VALUES, frame_shape, load_task_bytes
-
-if TYPE_CHECKING:
-    # Not at run time: torch comes with it, which only the child needs.
-    from carl_ray.data.sample import ViewPair
+from carl_ray.data.memory import load_task_bytes
+from carl_ray.data.view_pair import ViewPair, array_types
 
 UNEXPECTED = "reading failed"
 """Prefix of the reject reason of a video whose reading raised an unexpected exception."""
@@ -53,8 +49,6 @@ class ViewPairReader(Child):
     ) -> ViewPair:
         """What `carl_ray.data.sample.make_view_pair` gives for the same arguments.
 
-        It has the fields of a `ViewPair`, but is not of that class, which would bring torch into this process.
-
         Raises:
             BadVideoError: it is no video that can be read; reading it takes longer than `data.time_limit`
                 seconds or more memory than 2 GiB beside what its task reserves; its decoder crashed.
@@ -71,19 +65,12 @@ class ViewPairReader(Child):
             "verified": verified,
             "frame_labels": None if frame_labels is None else labels,
         }
-        views = (2, config.model.num_frames)
-        expected = {
-            "frames": Array("|u1", (*views, *frame_shape(config))),
-            "timestamps": Array("<f8", views),
-            "frame_mask": Array("|b1", views),
-            "frame_labels": Array("<i8", views),
-            "color": Array("<f8", (2, NUM_COLOR_VALUES)),
-        }
+        expected = {name: Array(*type_) for name, type_ in array_types(config).items()}
         memory = load_task_bytes(config) + MEMORY
         (fields,) = self.ask(uri, arguments, expected, seconds=config.data.time_limit, memory=memory)
         if not (np.isin(fields["frame_labels"], [-1, *labels]).all() and fields["frame_mask"].any(1).all()):
             raise BadVideoError("the decoder sent labels that the video does not have, or no frames")
-        return cast("ViewPair", SimpleNamespace(**fields))
+        return ViewPair(**fields)
 
 
 class FrameReader(Child):

@@ -25,24 +25,10 @@ from carl_ray.data.decode import read_frames
 from carl_ray.data.memory import NUM_COLOR_VALUES, frame_shape
 from carl_ray.data.pixels import from_yuv420, to_yuv420
 from carl_ray.data.randomness import ViewNumber, sample_generator, sample_seed
+from carl_ray.data.view_pair import ViewPair, array_types
 from carl_ray.data.views import ViewIndices, sample_views
 
 _CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class ViewPair:
-    """Two views of one video."""
-
-    frames: UInt8[np.ndarray, "2 time *frame"]
-    """RGB (S, S, 3), or packed as `carl_ray.data.pixels` does."""
-    timestamps: Float64[np.ndarray, "2 time"]
-    """Frame index in the raw video times the manifest's `frame_step` (SPEC 1.4)."""
-    frame_mask: Bool[np.ndarray, "2 time"]
-    frame_labels: Int64[np.ndarray, "2 time"]
-    """-1 where a frame has none, and at padded places."""
-    color: Float64[np.ndarray, "2 values"]
-    """The draws, `AugmentParameters.to_vector`, for a trainer that computes colour itself."""
 
 
 @dataclass(frozen=True)
@@ -165,15 +151,8 @@ def collate(
     """
     time = config.model.num_frames
     if not pairs:
-        pairs = [
-            ViewPair(
-                np.zeros((2, time, *frame_shape(config)), dtype=np.uint8),
-                np.zeros((2, time)),
-                np.zeros((2, time), dtype=bool),
-                np.full((2, time), -1, np.int64),
-                np.zeros((2, NUM_COLOR_VALUES)),
-            )
-        ]
+        empty = {name: np.zeros(shape, dtype) for name, (dtype, shape) in array_types(config).items()}
+        pairs = [ViewPair(**empty | {"frame_labels": np.full((2, time), -1)})]
         rows, seeds = [-1], [(0, 0)]
     # Pinned for this GPU: the thread may have chosen none yet.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():

@@ -1,4 +1,4 @@
-"""The Ray Data graph: plan ▶ fetch, decode, two views, augment ▶ one row a video, in the plan's order.
+"""The Ray Data pipeline: plan ▶ fetch, decode, two views, augment ▶ one row a video, in the plan's order.
 
     segments ─ plan rows (one task, endless, lazy) ─ load (CPU nodes, one task a video) ─ streaming_split
 
@@ -13,9 +13,8 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
@@ -23,13 +22,10 @@ from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 from carl_ray.config import Config
 from carl_ray.data.coordinator import install_endless_stream_scheduling, limit_retries
 from carl_ray.data.guard import BadVideoError, ViewPairReader
-from carl_ray.data.memory import frame_shape, load_task_bytes
+from carl_ray.data.memory import load_task_bytes
 from carl_ray.data.plan import ABSENT, Plan
+from carl_ray.data.view_pair import ViewPair, from_columns, to_columns
 from carl_ray.errors import RunError
-
-if TYPE_CHECKING:
-    # At run time only where videos are: Ray's coordinators import this module too, and need no torch.
-    from carl_ray.data.sample import ViewPair
 
 _SEGMENTS = 256
 _MIN_SEGMENT_ROWS = 1024
@@ -37,21 +33,6 @@ _FIRST_RETRY_SECONDS = 0.5
 _STALLED_SECONDS = 2 * 60 * 60
 
 _reader = ViewPairReader()
-
-_ROW_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("step", pa.int64()),
-        ("epoch", pa.int64()),
-        ("video_id", pa.string()),  # null: a row without a video
-        ("error", pa.string()),  # null: the video was read
-        ("frames", pa.large_binary()),  # uint8 (2, T, S, S, 3), or YUV 4:2:0
-        ("timestamps", pa.list_(pa.float64())),  # (2, T)
-        ("frame_mask", pa.list_(pa.bool_())),  # (2, T)
-        ("frame_labels", pa.list_(pa.int64())),  # (2, T)
-        ("color", pa.list_(pa.float64())),  # (2, K)
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -64,11 +45,11 @@ class StreamRow:
     video_id: str | None
     error: str | None
     pair: ViewPair | None
-    """None where there is no video, or where it could not be read (then `error` says why)."""
+    """None where the row has no video, or where it could not be read (then `error` has the reason)."""
 
 
 def execution_options(config: Config) -> ExecutionOptions:
-    """Order as planned, and the nodes that decode. For `ray.train.DataConfig`, which ignores the DataContext's."""
+    """Keep the plan's order, on nodes that decode; for `ray.train.DataConfig`, which ignores the DataContext."""
     return ExecutionOptions(preserve_order=True, label_selector=dict(config.cluster.data_node_labels) or None)
 
 
@@ -80,34 +61,29 @@ def stream_views(
     start_row: int = 0,
     max_workers: int | None = None,
 ) -> Dataset:
-    """The videos of a plan from one row on, as two views each, in order; a lazy dataset of one-row blocks.
+    """Stream the rows of a plan in order, two views of each video: a lazy dataset of one-row blocks.
+
+    Columns: `row`, `step`, `epoch`, `video_id`, `error`, and those of `carl_ray.data.view_pair.to_columns`.
 
     Args:
-        plan: Which video when.
+        plan: The order of the videos.
         manifest: A table with `STREAM_COLUMNS` in the object store; `plan.num_videos` rows.
         config: The run.
         start_row: First row of the plan to stream.
-        max_workers: Consumers of an even split, which may drop one row less than that at the end: as many rows
-            without a video are appended. None: those of the run.
+        max_workers: Number of consumers. An even split drops up to one row less than that at the end, so as many
+            rows without a video are appended. None: `cluster.max_workers`.
     """
     stop_row = plan.num_rows + (max_workers or config.cluster.max_workers) - 1
     total = stop_row - start_row
     num_segments = max(1, min(_SEGMENTS, math.ceil(total / _MIN_SEGMENT_ROWS)))
     segment_rows = math.ceil(total / num_segments)
 
-    # `coordinator.PLANNING` is its name.
+    # `coordinator.PLANNING` is the name of this function.
     def plan_segment(segments: pa.Table) -> Iterator[pa.Table]:
         for segment in segments.column("item").to_pylist():
             first = start_row + segment * segment_rows
             for planned in plan.rows(first, min(first + segment_rows, stop_row)):
-                yield pa.table(
-                    {
-                        "row": [planned.row],
-                        "step": [planned.step],
-                        "epoch": [planned.epoch],
-                        "video_index": [planned.video_index],
-                    }
-                )
+                yield pa.Table.from_pylist([vars(planned)])
 
     def load(planned: pa.Table) -> pa.Table:
         limit_retries(f"row {planned.column('row')[0]} of the plan")
@@ -144,92 +120,51 @@ def stream_views(
 
 
 def read_rows(table: pa.Table, config: Config) -> list[StreamRow]:
-    """The rows of a block; frames are views of the block's memory, not copies."""
-    from carl_ray.data.sample import NUM_COLOR_VALUES, ViewPair
-
-    shape = (2, config.model.num_frames, *frame_shape(config))
-    rows = []
-    for index in range(table.num_rows):
-        value = {name: table.column(name)[index] for name in table.column_names if name != "frames"}
-        pair = None
-        if (frames := _bytes_in_place(table.column("frames"), index)) is not None:
-            pair = ViewPair(
-                frames=frames.reshape(shape),
-                timestamps=np.array(value["timestamps"].as_py()).reshape(shape[:2]),
-                frame_mask=np.array(value["frame_mask"].as_py()).reshape(shape[:2]),
-                frame_labels=np.array(value["frame_labels"].as_py()).reshape(shape[:2]),
-                color=np.array(value["color"].as_py()).reshape(2, NUM_COLOR_VALUES),
-            )
-        rows.append(
-            StreamRow(
-                row=value["row"].as_py(),
-                step=value["step"].as_py(),
-                epoch=value["epoch"].as_py(),
-                video_id=value["video_id"].as_py(),
-                error=value["error"].as_py(),
-                pair=pair,
-            )
-        )
-    return rows
-
-
-def _bytes_in_place(column: pa.ChunkedArray, index: int) -> np.ndarray | None:
-    """The uint8 of one large binary value, in the column's memory; None for null. Arrow's scalars are copies."""
-    (value,) = column.slice(index, 1).chunks
-    if value.null_count:
-        return None
-    _, offsets, data = value.buffers()
-    first, stop = np.frombuffer(offsets, np.int64)[value.offset : value.offset + 2]
-    return np.frombuffer(data, np.uint8)[first:stop]
+    """The rows of a block; their arrays are views of the block's memory, not copies."""
+    names = ("row", "step", "epoch", "video_id", "error")
+    return [
+        StreamRow(**position, pair=from_columns(table, index, config))
+        for index, position in enumerate(table.select(names).to_pylist())
+    ]
 
 
 def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) -> pa.Table:
-    position = {name: planned[name] for name in ("row", "step", "epoch")}
-    if planned["video_index"] == ABSENT:
-        return _row_table(position, None, None, None)
-    # In shared memory: the table is mapped, not copied, however many videos it has.
-    table: pa.Table = ray.get(manifest)
-    video = table.slice(planned["video_index"], 1).to_pylist()[0]
-    attempt = 0
-    while True:
+    video_id = error = pair = None
+    if planned["video_index"] != ABSENT:
+        # In shared memory: the table is mapped, not copied, however many videos it has.
+        table: pa.Table = ray.get(manifest)
+        video = table.slice(planned["video_index"], 1).to_pylist()[0]
+        video_id = video["video_id"]
         try:
-            pair = _reader.read(
+            pair = _read_with_retries(video, planned["epoch"], config)
+        except BadVideoError as failure:
+            error = str(failure)
+    columns = {name: pa.array([planned[name]], pa.int64()) for name in ("row", "step", "epoch")}
+    columns |= {"video_id": pa.array([video_id], pa.string()), "error": pa.array([error], pa.string())}
+    return pa.table(columns | to_columns(pair, config))
+
+
+def _read_with_retries(video: dict[str, Any], epoch: int, config: Config) -> ViewPair:
+    """The views of a row of the manifest; what is not the video's fault is tried `data.retries` times more.
+
+    Raises:
+        BadVideoError: it cannot be read.
+        RunError: its storage or its process fails: an outage must not take videos out of the plan.
+    """
+    for attempt in range(config.data.retries + 1):
+        if attempt:
+            time.sleep(random.SystemRandom().uniform(0.5, 1.5) * _FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
+        try:
+            return _reader.read(
                 video["uri"],
                 video["video_id"],
                 video["num_frames"],
                 video["frame_step"],
-                planned["epoch"],
+                epoch,
                 config,
                 verified=video["verified"],
                 frame_labels=video.get("frame_labels"),
             )
-        except BadVideoError as failure:
-            return _row_table(position, video["video_id"], str(failure), None)
-        except RunError as failure:
-            if attempt == config.data.retries:
-                # Not the video's fault: an outage must not take videos out of the plan.
-                raise RunError(f"{video['video_id']}: {failure}") from None
-        else:
-            return _row_table(position, video["video_id"], None, pair)
-        time.sleep(random.SystemRandom().uniform(0.5, 1.5) * _FIRST_RETRY_SECONDS * 2**attempt)
-        attempt += 1
-
-
-def _row_table(
-    position: dict[str, int], video_id: str | None, error: str | None, pair: ViewPair | None
-) -> pa.Table:
-    values: dict[str, pa.Array] = {name: pa.array([value], pa.int64()) for name, value in position.items()}
-    values["video_id"] = pa.array([video_id], pa.string())
-    values["error"] = pa.array([error], pa.string())
-    if pair is None:
-        for name in ("frames", "timestamps", "frame_mask", "frame_labels", "color"):
-            values[name] = pa.nulls(1, _ROW_SCHEMA.field(name).type)
-    else:
-        offsets = pa.py_buffer(np.array([0, pair.frames.nbytes], dtype=np.int64))
-        frames = pa.py_buffer(np.ascontiguousarray(pair.frames).reshape(-1))
-        values["frames"] = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, frames])
-        values["timestamps"] = pa.array([pair.timestamps.ravel()], pa.list_(pa.float64()))
-        values["frame_mask"] = pa.array([pair.frame_mask.ravel()], pa.list_(pa.bool_()))
-        values["frame_labels"] = pa.array([pair.frame_labels.ravel()], pa.list_(pa.int64()))
-        values["color"] = pa.array([pair.color.ravel()], pa.list_(pa.float64()))
-    return pa.table(values, schema=_ROW_SCHEMA)
+        except RunError as error:
+            failure = error
+    raise RunError(f"{video['video_id']}: {failure}")
