@@ -1,12 +1,12 @@
 """The manifest: a Parquet table with one row a video. Schema, reading, writing, splits, labels.
 
-Every stage reads videos from here. The columns from `split` on may be null; frame labels of -1 mean "no label".
+The columns from `split` on may be null; a frame label of -1 means "no label".
 
-Whoever reads a manifest gets it checked as a whole and cleaned. Refused, all at once: values of another type or none
-where one must be, a `video_id` twice, `frame_labels` or `progress` of another number than the video's frames, frame
-labels below -1 or far beyond the number of classes, progress outside 0 to 1, a `frame_step` that is no step.
-Mended: blanks around ids, splits and labels (nothing but blanks is null), upper case in `train`, `validation` and
-`test`, null or NaN among frame labels (-1) or progress (none is known of that video).
+`read_manifest` validates the whole table and cleans it. Errors, all reported at once: values of another type, null
+where one is required, a `video_id` twice, `frame_labels` or `progress` whose number is not that of the video's
+frames, frame labels below -1 or far beyond the number of classes, progress outside 0 to 1, a `frame_step` that is
+not positive and finite. Cleaned: blanks around ids, splits and labels (an empty one is null), upper case in `train`,
+`validation` and `test`, null or NaN among frame labels (-1) or progress (null for that video).
 """
 
 from __future__ import annotations
@@ -52,14 +52,11 @@ _MOST_UNUSED_CLASSES = 1000
 _NUM_SHOWN = 5
 _COUNT_AGAIN = "`carl_ray.index … --verify` counts the frames again"
 
-_checked: set[tuple[str, int | None, int | None]] = set()
-"""URI, size and time of the manifests that this process has checked."""
-
 LABEL_COLUMNS = ["split", "label", "frame_labels", "progress"]
-"""What people and converters know of a video, and no scan can find out."""
+"""Columns that people and converters add, and a scan leaves null."""
 
 STREAM_COLUMNS = ["video_id", "uri", "num_frames", "verified", "frame_step"]
-"""What the stream of a run needs; `frame_labels` may stand beside them."""
+"""Columns that the stream of a run requires; `frame_labels` is optional."""
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -74,17 +71,18 @@ REJECTS_SCHEMA = pa.schema(
 def read_manifest(
     uri: str, columns: list[str] | None = None, *, split: str | None = None, check: bool = True
 ) -> pa.Table:
-    """The manifest as a cleaned table, in file order. Label columns that the file lacks are null.
+    """Read, validate and clean a manifest; rows in file order. Label columns that the file lacks are null.
 
     Args:
-        uri: Where it is.
-        columns: The columns to read; all of `SCHEMA` where not given.
+        uri: Path or URI of the manifest.
+        columns: The columns to return, in this order; None: all of the file.
         split: Only rows of this split; rows without a split count as "train".
-        check: Refuse it, whatever rows are asked for, where it contradicts itself. Not for who makes it anew.
+        check: Refuse contradictions between values anywhere in the table, whichever rows and columns are returned;
+            otherwise only values of another type, and null where it is not allowed.
 
     Raises:
-        UserError: it is not there, or is not a manifest: a column is missing or holds values of another type; or it
-            contradicts itself, and the message lists how.
+        UserError: it does not exist, or is not a manifest: a column is missing, or values are refused; the message
+            lists them.
     """
     filesystem, path = storage.resolve(uri)
     if not storage.exists(uri):
@@ -92,62 +90,47 @@ def read_manifest(
             f"{storage.public_uri(storage.absolute(uri))}: no manifest there; make one with "
             "`python -m carl_ray.index FOLDER --out MANIFEST`"
         )
-    wanted = columns or SCHEMA.names
+    shown = storage.public_uri(uri)
     try:
         schema = storage.persistently(
             uri, "read", lambda: pq.ParquetDataset(path, filesystem=filesystem).schema
         )
         refuse_pickles(schema)
-
-        def read(names: list[str]) -> pa.Table:
-            present = [name for name in schema.names if name in names]
-            table = storage.persistently(
-                uri, "read", lambda: pq.read_table(path, filesystem=filesystem, columns=present)
-            )
-            for name in LABEL_COLUMNS:
-                if name in names and name not in present:
-                    table = table.append_column(name, pa.nulls(len(table)))
-            return table
-
-        missing = [name for name in wanted if name not in schema.names and name not in LABEL_COLUMNS]
+        wanted = {*SCHEMA.names, *(columns or schema.names)}
+        names = [name for name in schema.names if name in wanted]
+        missing = [n for n in columns or SCHEMA.names if n not in schema.names and n not in LABEL_COLUMNS]
         if missing:
             raise ValueError(f"it has no column {', '.join(missing)}")
-        info = filesystem.get_file_info(path)
-        version = (uri, info.size, info.mtime_ns)
-        if check and (version not in _checked or not info.is_file):
-            _refuse_contradictions(read(SCHEMA.names), uri)
-            _checked.add(version)
-        table = read([*(columns or [*schema.names, *LABEL_COLUMNS]), "split"])
-        try:
-            table = _cleaned(table)
-        except pa.ArrowException:
-            _refuse_contradictions(table, uri)
-            raise
-        if split is not None:
-            wanted_split = _clean_splits(pa.array([split]))[0]
-            table = table.filter(pc.equal(pc.fill_null(table.column("split"), "train"), wanted_split))
-        # In the order asked for.
-        return table.select(columns) if columns else table
+        table = storage.persistently(
+            uri, "read", lambda: pq.read_table(path, filesystem=filesystem, columns=names)
+        )
     except (pa.ArrowException, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{storage.public_uri(uri)}: not a manifest ({reason})") from None
+        raise UserError(f"{shown}: not a manifest ({' '.join(str(error).split())})") from None
     except OSError as error:
         raise storage.storage_error(error, uri, "read") from None
+    for name in LABEL_COLUMNS:
+        if name not in names:
+            table = table.append_column(name, pa.nulls(len(table)))
+    cleaned, problems = _clean_columns(table)
+    if check or problems:
+        problems += _contradictions(cleaned)
+    if problems:
+        raise UserError(f"{shown}: not a manifest (rows count from 0): {'; '.join(problems)}")
+    if check:
+        _warn_of_spellings(cleaned, shown)
+    for name, column in cleaned.items():
+        if name in table.column_names:
+            table = table.set_column(table.schema.get_field_index(name), SCHEMA.field(name), column)
+    if split is not None:
+        wanted_split = _clean_splits(pa.array([split]))[0]
+        table = table.filter(pc.equal(pc.fill_null(table.column("split"), "train"), wanted_split))
+    return table.select(columns) if columns else table
 
 
-def _cleaned(table: pa.Table) -> pa.Table:
-    """The table with the types of `SCHEMA`, its ids and labels as they were meant."""
-    table = clean_labels(table, SCHEMA.names)
-    for name in set(SCHEMA.names) & set(table.column_names):
-        if table.column(name).null_count and not SCHEMA.field(name).nullable:
-            raise pa.ArrowInvalid(f"null among its {name}")
-    return table
-
-
-def clean_labels(table: pa.Table, names: list[str] = LABEL_COLUMNS) -> pa.Table:
-    """The table with those of `LABEL_COLUMNS` (or of `names`) that it has cleaned, as the module says."""
+def clean_labels(table: pa.Table) -> pa.Table:
+    """The table with `LABEL_COLUMNS` cleaned as in `read_manifest`, as far as it has them."""
     for place, name in enumerate(table.column_names):
-        if name in names:
+        if name in LABEL_COLUMNS:
             table = table.set_column(place, SCHEMA.field(name), _clean(table.column(name), name))
     return table
 
@@ -174,41 +157,28 @@ def _clean_splits(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Ar
 
 
 def _clean_list(lists: pa.Array, type_: pa.DataType) -> pa.Array:
-    """The lists with -1 for what is no integer, or null for those with something that is no number."""
+    """Replace null and NaN: by -1 among integers; a list of floats that has one becomes null."""
     values = lists.flatten()
-    is_float = pa.types.is_floating(values.type)
-    if not values.null_count and not (is_float and pc.any(pc.is_nan(values)).as_py()):
+    unknown = pc.is_null(values, nan_is_null=pa.types.is_floating(values.type))
+    if not pc.any(unknown).as_py():
         return lists.cast(type_)
-    unknown = pc.is_null(values, nan_is_null=is_float)
-    lengths = pc.fill_null(pc.list_value_length(lists), 0)
-    offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy(zero_copy_only=False))])
     absent = lists.is_null()
     if pa.types.is_integer(type_.value_type):
         values = pc.if_else(unknown, -1, values)
     else:
-        before = np.concatenate([[0], np.cumsum(unknown.to_numpy(zero_copy_only=False))])
-        absent = pc.or_(absent, pa.array(before[offsets[1:]] > before[offsets[:-1]]))
+        rows = pc.list_parent_indices(lists).filter(unknown)
+        absent = pc.or_(absent, pa.array(np.isin(np.arange(len(lists)), rows)))
+    lengths = pc.fill_null(pc.list_value_length(lists), 0)
+    offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy(zero_copy_only=False))])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.cast(type_.value_type), mask=absent)
 
 
-def _refuse_contradictions(table: pa.Table, uri: str) -> None:
-    """Raises `UserError` with all that cannot be meant, of the columns there; warns of what may not be."""
-    shown = storage.public_uri(uri)
-    problems = []
+def _clean_columns(table: pa.Table) -> tuple[dict[str, pa.ChunkedArray], list[str]]:
+    """Clean the columns of `SCHEMA`, and list the values that cannot be; a missing or bad column is null."""
     columns = {
         name: pa.chunked_array([pa.nulls(len(table), SCHEMA.field(name).type)]) for name in SCHEMA.names
     }
-    ids = columns["video_id"]
-
-    def refuse(rows: np.ndarray, what: str, remedy: str, *values: Any) -> None:
-        named = [
-            f"row {row} ({ids[row].as_py()!r}) {what.format(*(value[row] for value in values))}"
-            for row in rows[:_NUM_SHOWN].tolist()
-        ]
-        more = [f"and {len(rows) - _NUM_SHOWN:,} more"] if len(rows) > _NUM_SHOWN else []
-        if named:
-            problems.append(f"{', '.join(named + more)}: {remedy}")
-
+    problems = []
     for name in [name for name in SCHEMA.names if name in table.column_names]:
         raw, field = table.column(name), SCHEMA.field(name)
         try:
@@ -218,31 +188,70 @@ def _refuse_contradictions(table: pa.Table, uri: str) -> None:
             if not misfits:
                 problems.append(f"{name} is of type {raw.type}: expected {field.type}")
             wanted = getattr(field.type, "value_type", field.type)
-            refuse(np.array([*misfits], int), f"has {name} {{}}", f"expected {wanted} in every row", misfits)
-            continue
-        ids = columns["video_id"]
-        if not field.nullable:
-            refuse(_rows(columns[name].is_null()), f"has no {name}", "every video needs one")
-    frames, steps, labels, progress = (
-        columns[name] for name in ("num_frames", "frame_step", "frame_labels", "progress")
+            rows = np.array([*misfits], int)
+            problems += _refusal(
+                columns, rows, f"has {name} {{}}", f"expected {wanted} in every row", misfits
+            )
+        else:
+            if not field.nullable:
+                rows = _rows(columns[name].is_null())
+                problems += _refusal(columns, rows, f"has no {name}", "every video needs one")
+    return columns, problems
+
+
+def _misfits(column: pa.ChunkedArray, name: str) -> dict[int, str]:
+    """The first rows that do not cast to the type of `SCHEMA`, with a value that does not; none for another type."""
+
+    def fits(part: pa.ChunkedArray) -> bool:
+        try:
+            _clean(part, name)
+        except pa.ArrowException:
+            return False
+        return True
+
+    found: dict[int, str] = {}
+    for row in range(len(column) if fits(column.slice(0, 0)) else 0):
+        # A copy of the row: a cast of lists also casts what a slice leaves out.
+        part = column.take(pa.array([row]))
+        if not fits(part):
+            value = part[0].as_py()
+            if isinstance(value, list):
+                each = (pa.chunked_array([pa.array([[one]], part.type)]) for one in value)
+                value = next((one[0].as_py()[0] for one in each if not fits(one)), value)
+            found[row] = repr(value)[:80]
+            if len(found) == _NUM_SHOWN:
+                break
+    return found
+
+
+def _contradictions(columns: dict[str, pa.ChunkedArray]) -> list[str]:
+    """What is wrong with values that are of the right type, one text for each kind, with rows and remedy."""
+    ids, frames, steps, labels, progress = (
+        columns[name] for name in ("video_id", "num_frames", "frame_step", "frame_labels", "progress")
     )
     codes = ids.combine_chunks().dictionary_encode("encode").indices.to_numpy(zero_copy_only=False)
     first = np.unique(codes, return_index=True)[1][codes]
     again = _rows(pc.and_(pa.array(first != np.arange(len(ids))), ids.is_valid()))
-    refuse(again, "has the video_id of row {}", "give each an id of its own", first)
-    refuse(_rows(pc.less(frames, 1)), "has {} frames", _COUNT_AGAIN, frames)
-    no_step = pc.invert(pc.and_(pc.less(0, steps), pc.is_finite(steps)))
-    refuse(_rows(no_step), "has frame_step {}", "expected a finite number above 0", steps)
+    no_step = _rows(pc.invert(pc.and_(pc.less(0, steps), pc.is_finite(steps))))
+    problems = [
+        *_refusal(columns, again, "has the video_id of row {}", "give each an id of its own", first),
+        *_refusal(columns, _rows(pc.less(frames, 1)), "has {} frames", _COUNT_AGAIN, frames),
+        *_refusal(columns, no_step, "has frame_step {}", "expected a finite number above 0", steps),
+    ]
     for name, lists, lowest, highest, meaning in (
         ("frame_labels", labels, -1, np.inf, "classes count from 0, and -1 is no label"),
         ("progress", progress, 0, 1, "it is the share of the action that is done, from 0 to 1"),
     ):
         lengths = pc.list_value_length(lists)
-        remedy = f"give {name} for each frame (-1: no label), or null for the whole video; {_COUNT_AGAIN}"
+        rows = _rows(pc.not_equal(lengths, frames))
         what = f"has {{}} {name} for {{}} frames"
-        refuse(_rows(pc.not_equal(lengths, frames)), what, remedy, lengths, frames)
-        rows, found = _outside(lists, lowest, highest)
-        refuse(rows, f"has {name} {{:g}}", meaning, dict(zip(rows.tolist(), found, strict=True)))
+        remedy = f"give {name} for each frame (-1: no label), or null for the whole video; {_COUNT_AGAIN}"
+        problems += _refusal(columns, rows, what, remedy, lengths, frames)
+        values = pc.list_flatten(lists).to_numpy()
+        outside = np.flatnonzero(~((values >= lowest) & (values <= highest)))
+        rows, firsts = np.unique(pc.list_parent_indices(lists).to_numpy()[outside], return_index=True)
+        found = dict(zip(rows.tolist(), values[outside[firsts]], strict=True))
+        problems += _refusal(columns, rows, f"has {name} {{:g}}", meaning, found)
     occurring = pc.unique(pc.list_flatten(labels)).to_numpy()
     occurring = occurring[occurring >= 0]
     highest = int(occurring.max(initial=-1))
@@ -251,8 +260,27 @@ def _refuse_contradictions(table: pa.Table, uri: str) -> None:
             f"frame_labels go up to {highest}, which makes {highest + 1} classes of which {len(occurring)} occur: "
             "number the classes from 0 on"
         )
-    if problems:
-        raise UserError(f"{shown}: not a manifest (rows count from 0): {'; '.join(problems)}")
+    return problems
+
+
+def _rows(wrong: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    return np.flatnonzero(pc.fill_null(wrong, False))
+
+
+def _refusal(
+    columns: dict[str, pa.ChunkedArray], rows: np.ndarray, what: str, remedy: str, *values: Any
+) -> list[str]:
+    """One text with the first of these rows, `what` formatted with their values, and the remedy; none for no row."""
+    named = [
+        f"row {row} ({columns['video_id'][row].as_py()!r}) {what.format(*(value[row] for value in values))}"
+        for row in rows[:_NUM_SHOWN].tolist()
+    ]
+    more = [f"and {len(rows) - _NUM_SHOWN:,} more"] if len(rows) > _NUM_SHOWN else []
+    return [f"{', '.join(named + more)}: {remedy}"] if named else []
+
+
+def _warn_of_spellings(columns: dict[str, pa.ChunkedArray], shown: str) -> None:
+    """Warn of splits and labels that differ only by case."""
     for name in ("split", "label"):
         spelled: dict[str, str] = {}
         for value in sorted(columns[name].unique().drop_null().to_pylist()):
@@ -262,59 +290,10 @@ def _refuse_contradictions(table: pa.Table, uri: str) -> None:
                 print(warning, file=sys.stderr, flush=True)
 
 
-def _rows(wrong: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    return np.flatnonzero(pc.fill_null(wrong, False))
-
-
-def _misfits(column: pa.ChunkedArray, name: str) -> dict[int, str]:
-    """The first rows that do not become the type of `SCHEMA`, and a value that does not; none for another type.
-
-    By halving: Arrow does not name them.
-    """
-    found: dict[int, str] = {}
-
-    def search(part: pa.ChunkedArray, start: int) -> None:
-        try:
-            if len(found) < _NUM_SHOWN:
-                # A copy: a cast of lists looks at what a slice leaves out, too.
-                _clean(part.take(pa.array(np.arange(len(part)))), name)
-        except pa.ArrowException:
-            value, half = part[0].as_py(), len(part) // 2
-            if half:
-                search(part.slice(0, half), start)
-                search(part.slice(half), start + half)
-            elif isinstance(value, list) and len(value) > 1:
-                each = pa.array([[one] for one in value], pa.list_(part.type.value_type))
-                found[start] = next(iter(_misfits(pa.chunked_array([each]), name).values()), "such values")
-            else:
-                found[start] = repr(value[0] if isinstance(value, list) else value)[:80]
-
-    try:
-        _clean(column.slice(0, 0), name)
-    except pa.ArrowException:
-        return found
-    search(column, 0)
-    return found
-
-
-def _outside(lists: pa.ChunkedArray, lowest: float, highest: float) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of lists with a value outside the range, and the first such value of each."""
-    rows, found, start = [np.array([], int)], [np.array([])], 0
-    for chunk in lists.chunks:
-        values = chunk.flatten().to_numpy(zero_copy_only=False)
-        places = np.flatnonzero(~((values >= lowest) & (values <= highest)))
-        ends = np.cumsum(pc.fill_null(pc.list_value_length(chunk), 0))
-        of_chunk, firsts = np.unique(np.searchsorted(ends, places, side="right"), return_index=True)
-        rows.append(start + of_chunk)
-        found.append(values[places[firsts]])
-        start += len(chunk)
-    return np.concatenate(rows), np.concatenate(found)
-
-
 def refuse_pickles(schema: pa.Schema) -> None:
-    """Raises `ValueError` where a column is of an extension type, of which a table of ours has none.
+    """Raise `ValueError` for a column of an extension type, which no table of this package has.
 
-    Ray Data registers one with Arrow whose values are pickles: reading a value would run what is in it.
+    Ray Data registers one with Arrow whose values are pickles: reading a value would run code in it.
     """
     for field in schema:
         # The text of a nested type has those inside.
@@ -323,44 +302,34 @@ def refuse_pickles(schema: pa.Schema) -> None:
 
 
 def attach_labels(manifest: pa.Table, labels: pa.Table) -> pa.Table:
-    """The manifest with some of `LABEL_COLUMNS` taken from a table of labels, by video id.
+    """Join labels to a manifest by video id.
 
     Args:
-        manifest: As a scan of the folder with the videos makes it, or another table with `LABEL_COLUMNS`.
-        labels: Column `video_id` and any of `LABEL_COLUMNS`, which replace the manifest's; videos that the
-            manifest lacks are ignored.
+        manifest: A manifest, or another table with `LABEL_COLUMNS`.
+        labels: Column `video_id` and any of `LABEL_COLUMNS`, which replace the manifest's. Videos that the manifest
+            lacks are ignored.
 
     Raises:
-        ValueError: a video of the manifest has no labels, or frame labels or progress of another number of
-            frames than it has.
+        ValueError: a video of the manifest has no labels, or labels that `read_manifest` would refuse.
     """
-    names = [name for name in LABEL_COLUMNS if name in labels.column_names]
     place_of = {video_id: place for place, video_id in enumerate(labels.column("video_id").to_pylist())}
     video_ids = manifest.column("video_id").to_pylist()
     unknown = [video_id for video_id in video_ids if video_id not in place_of]
     if unknown:
         raise ValueError(f"{unknown[0]}: it has no labels; was the manifest made of another folder?")
     found = labels.take(pa.array([place_of[video_id] for video_id in video_ids], pa.int64()))
-    num_frames = manifest.column("num_frames") if "num_frames" in manifest.column_names else None
-    for name in names:
+    for name in [name for name in LABEL_COLUMNS if name in labels.column_names]:
         field = SCHEMA.field(name)
-        column = found.column(name).cast(field.type)
-        if pa.types.is_list(field.type) and num_frames is not None:
-            wrong = pc.indices_nonzero(
-                pc.fill_null(pc.not_equal(pc.list_value_length(column), num_frames), False)
-            )
-            if len(wrong):
-                row = wrong[0].as_py()
-                raise ValueError(
-                    f"{video_ids[row]}: expected {num_frames[row]} of {name}, one a frame, "
-                    f"got {len(column[row])}"
-                )
-        manifest = manifest.set_column(manifest.schema.get_field_index(name), field, column)
+        place = manifest.schema.get_field_index(name)
+        manifest = manifest.set_column(place, field, found.column(name).cast(field.type))
+    columns, problems = _clean_columns(manifest)
+    if problems := problems + _contradictions(columns):
+        raise ValueError("; ".join(problems))
     return manifest
 
 
 def videos_digest(table: pa.Table) -> str:
-    """A short hash of which videos a table holds, in which order and how long: what a plan depends on."""
+    """Hash of the ids and frame counts of a table's videos in order, on which a plan depends."""
     digest = hashlib.blake2b(digest_size=16)
     for batch in table.select(["video_id", "num_frames"]).to_batches():
         for video_id, num_frames in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -369,26 +338,17 @@ def videos_digest(table: pa.Table) -> str:
 
 
 def first_difference(before: pa.Table, after: pa.Table) -> str | None:
-    """Where the second table differs first from the first one, in a column that both have; None where nowhere.
-
-    Args:
-        before: With `video_id`.
-        after: Likewise.
-    """
+    """Describe the first difference between two tables with `video_id`, in a column of both; None if equal."""
     for name in [name for name in before.column_names if name in after.column_names]:
         old, new = (table.column(name).combine_chunks() for table in (before, after))
         if old.equals(new):
             continue
-        start, stop = 0, min(len(old), len(new))
-        # By halving: Arrow compares no lists one by one.
-        while start < stop:
-            middle = (start + stop + 1) // 2
-            same = old.slice(start, middle - start).equals(new.slice(start, middle - start))
-            start, stop = (middle, stop) if same else (start, middle - 1)
-        if start == min(len(old), len(new)):
+        common = range(min(len(old), len(new)))
+        row = next((row for row in common if not old.slice(row, 1).equals(new.slice(row, 1))), None)
+        if row is None:
             return f"{len(old)} videos before, now {len(new)}"
-        one, other = old[start].as_py(), new[start].as_py()
-        where = f"video {before.column('video_id')[start].as_py()!r}: "
+        one, other = old[row].as_py(), new[row].as_py()
+        where = f"video {before.column('video_id')[row].as_py()!r}: "
         if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
             place = next(i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
             one, other, where = one[place], other[place], f"{where}frame {place}: "
@@ -401,7 +361,7 @@ def _shortened(value: object) -> str:
 
 
 def write_table(table: pa.Table, uri: str) -> None:
-    """Writes a table as one Parquet file, whole or not at all."""
+    """Write a table as one Parquet file, atomically."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     storage.write_bytes(uri, sink.getvalue())

@@ -387,7 +387,7 @@ def test_labels_that_do_not_fit_are_refused(rendered: Path) -> None:
     labels = choreography.read_labels(rendered)
     with pytest.raises(ValueError, match="no labels"):
         manifest.attach_labels(_manifest({"elsewhere.mp4": 60}), labels)
-    with pytest.raises(ValueError, match=r"expected 7 of frame_labels, one a frame, got \d+"):
+    with pytest.raises(ValueError, match=r"row 0 .'train/lift-000.mp4'. has \d+ frame_labels for 7 frames"):
         manifest.attach_labels(_manifest({"train/lift-000.mp4": 7}), labels)
 
 
