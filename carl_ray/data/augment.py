@@ -4,8 +4,8 @@
                                    ─ normalize ▶ (N, 3, S, S)                                         float32
 
 Frames are uint8 with the channel last all the way: four times smaller to send than float, and `normalize`
-gives the channels-last tensor that convolutions like best. `draw_parameters` is the only function that draws;
-parameters travel as a vector, so that colour may be computed on another machine than the one that drew it.
+gives the channels-last tensor on which convolutions are fastest. `draw_parameters` is the only function that draws;
+parameters are sent as a vector, so that colour may be computed on another machine than the one that drew it.
 
 Legend: N frames, H x W pixels of the decoded frame, S pixels of the augmented one.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import cv2
@@ -85,16 +85,8 @@ class AugmentParameters:
             raise ValueError(f"order must be a permutation of (0, 1, 2, 3), got {self.order}")
 
     def to_vector(self) -> Float64[np.ndarray, " 16"]:
-        """The parameters as numbers, for a column of a table; `from_vector` gives them back exactly."""
-        return np.array(
-            [
-                *(self.top, self.left, self.height, self.width, self.flip, self.jitter),
-                *self.order,
-                *(self.brightness, self.contrast, self.saturation, self.hue),
-                *(self.grayscale, self.blur_sigma),
-            ],
-            dtype=np.float64,
-        )
+        """The parameters as numbers in the order of the fields; `from_vector` restores them exactly."""
+        return np.hstack(astuple(self)).astype(np.float64)
 
     @classmethod
     def from_vector(cls, vector: Float64[np.ndarray, " 16"]) -> AugmentParameters:
@@ -106,23 +98,8 @@ class AugmentParameters:
         values = np.asarray(vector, dtype=np.float64).tolist()
         if len(values) != 16:
             raise ValueError(f"augmentation parameters are a vector of 16 numbers, got {len(values)}")
-        top, left, height, width, flip, jitter, *order = values[:10]
-        brightness, contrast, saturation, hue, grayscale, blur_sigma = values[10:]
-        return cls(
-            top=int(top),
-            left=int(left),
-            height=int(height),
-            width=int(width),
-            flip=bool(flip),
-            jitter=bool(jitter),
-            order=tuple(int(operation) for operation in order),
-            brightness=brightness,
-            contrast=contrast,
-            saturation=saturation,
-            hue=hue,
-            grayscale=bool(grayscale),
-            blur_sigma=blur_sigma,
-        )
+        crop, switches, order = map(int, values[:4]), map(bool, values[4:6]), tuple(map(int, values[6:10]))
+        return cls(*crop, *switches, order, *values[10:14], bool(values[14]), values[15])
 
 
 def draw_parameters(
@@ -145,22 +122,9 @@ def draw_parameters(
     )
     hue = float(rng.uniform(-config.hue, config.hue))
     blur_sigma = float(rng.uniform(*config.blur_sigma))
-    top, left, crop_height, crop_width = _draw_crop(config, height, width, rng)
-    return AugmentParameters(
-        top=top,
-        left=left,
-        height=crop_height,
-        width=crop_width,
-        flip=flip,
-        jitter=jitter,
-        order=order,
-        brightness=brightness,
-        contrast=contrast,
-        saturation=saturation,
-        hue=hue,
-        grayscale=grayscale,
-        blur_sigma=blur_sigma if blur else 0.0,
-    )
+    crop = _draw_crop(config, height, width, rng)
+    color = brightness, contrast, saturation, hue
+    return AugmentParameters(*crop, flip, jitter, order, *color, grayscale, blur_sigma if blur else 0.0)
 
 
 def apply_geometry(
@@ -170,14 +134,14 @@ def apply_geometry(
     places: Int64[np.ndarray, " taken"] | None = None,
     out: UInt8[Tensor, "taken {image_size} {image_size} 3"] | None = None,
 ) -> UInt8[Tensor, "taken {image_size} {image_size} 3"]:
-    """The frames cropped, resized to image_size x image_size (bilinear, antialiased) and flipped; contiguous.
+    """Crop, resize to image_size x image_size (bilinear, antialiased) and flip; the result is contiguous.
 
     Args:
         frames: As decoded.
         parameters: Drawn for their size.
         image_size: S.
-        places: Which of the frames, in which order; None takes all. Spares a copy of the whole frames.
-        out: Where the result goes; None: into memory of its own.
+        places: Indices of the frames to take; None takes all. Avoids a copy of the whole frames.
+        out: Output tensor; None: a new one.
 
     Raises:
         ValueError: the crop does not lie in the frames (drawn for another size?), or these are not uint8.
@@ -196,7 +160,7 @@ def apply_geometry(
 def center_view(
     frames: UInt8[np.ndarray, "n height width 3"] | UInt8[Tensor, "n height width 3"], image_size: int
 ) -> UInt8[Tensor, "n {image_size} {image_size} 3"]:
-    """The frames as evaluation sees them: shorter side resized to image_size, the central square; contiguous.
+    """Evaluation view: shorter side resized to image_size, then the central square; contiguous.
 
     Raises:
         ValueError: these are not uint8 frames.
@@ -217,7 +181,7 @@ def apply_color(
     *,
     in_place: bool = False,
 ) -> UInt8[Tensor, "n size size 3"]:
-    """The frames after colour jitter, greyscale and Gaussian blur, computed on the device that they are on.
+    """Apply colour jitter, greyscale and Gaussian blur, on the device of the frames.
 
     The same function on any device, up to the rounding of float32, and a level of `matrix`. The blur's kernel is
     SimCLR's: about a tenth of the image, odd, at least 3 pixels. Returns `frames` itself where nothing is to be done.
@@ -254,9 +218,9 @@ def apply_color(
 
 
 def normalize(frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch 3 height width"]:
-    """The frames in float32, ImageNet's mean and deviation of each channel taken out, channels before rows.
+    """Normalise by ImageNet's mean and deviation, float32, channel axis before rows.
 
-    The order in memory stays, channel last: `torch.channels_last` where there is one batch dimension.
+    The memory layout stays channels last: `torch.channels_last` where there is one batch dimension.
     """
     deviation = torch.tensor(_DEVIATION, device=frames.device)
     scale = 1 / (255 * deviation)
@@ -307,36 +271,33 @@ def _resize(
     places: np.ndarray | None = None,
     out: Tensor | None = None,
 ) -> UInt8[Tensor, "taken {height} {width} 3"]:
-    """The frames at another size, then mirrored where `flip`; contiguous, never an alias of the input."""
-    device = torch.device("cpu") if isinstance(frames, np.ndarray) else frames.device
+    """The frames at another size, then mirrored where `flip`; contiguous, never an alias of the input.
+
+    Bilinear with antialiasing, as torchvision resizes; importing that would cost every decoder two seconds.
+    """
+    on_cpu = isinstance(frames, np.ndarray) or frames.device.type == "cpu"
     count = len(frames) if places is None else len(places)
-    output = torch.empty((count, height, width, 3), dtype=torch.uint8, device=device) if out is None else out
+    if out is None:
+        device = "cpu" if isinstance(frames, np.ndarray) else frames.device
+        out = torch.empty((count, height, width, 3), dtype=torch.uint8, device=device)
     for part in _chunks(count, math.prod(frames.shape[1:]), _RESIZE_CHUNK):
         chunk = frames[part] if places is None else frames[places[part]]
         if isinstance(chunk, np.ndarray):
             # Arrays from Ray's object store are read-only, which torch does not take.
             chunk = torch.from_numpy(chunk if chunk.flags.writeable else chunk.copy())
-        resized = _interpolated(chunk.permute(0, 3, 1, 2), height, width)
-        output[part].copy_((resized.flip(3) if flip else resized).permute(0, 2, 3, 1))
-    return output
-
-
-def _interpolated(
-    images: UInt8[Tensor, "n 3 h w"], height: int, width: int
-) -> UInt8[Tensor, "n 3 {height} {width}"]:
-    """Bilinear with antialiasing, as torchvision resizes; importing that here would cost every decoder two seconds."""
-    if images.shape[2:] == (height, width):
-        return images
-    # Only the CPU interpolates bytes.
-    on_cpu = images.device.type == "cpu"
-    resized = functional.interpolate(
-        images if on_cpu else images.float(),
-        size=(height, width),
-        mode="bilinear",
-        align_corners=False,
-        antialias=True,
-    )
-    return resized if on_cpu else resized.round_().to(torch.uint8)
+        images = chunk.permute(0, 3, 1, 2)
+        if images.shape[2:] != (height, width):
+            # Only the CPU interpolates bytes.
+            images = functional.interpolate(
+                images if on_cpu else images.float(),
+                size=(height, width),
+                mode="bilinear",
+                align_corners=False,
+                antialias=True,
+            )
+            images = images if on_cpu else images.round_().to(torch.uint8)
+        out[part].copy_((images.flip(3) if flip else images).permute(0, 2, 3, 1))
+    return out
 
 
 def _planes(frames: UInt8[Tensor, "n size size 3"]) -> Float[Tensor, "3 n size size"]:
@@ -427,15 +388,9 @@ def _map_colors(
         _write(_mapped(_planes(frames[part]), of_color, of_mean), output[part])
 
 
-def _mapped(
-    planes: Float[Tensor, "3 n size size"],
-    of_color: Float64[np.ndarray, "3 3"],
-    of_mean: Float64[np.ndarray, "3 3"],
-) -> Float[Tensor, "3 n size size"]:
-    """The planes after `color_map`, rounded."""
-    color, mean = (
-        torch.tensor(matrix, dtype=torch.float32, device=planes.device) for matrix in (of_color, of_mean)
-    )
+def _mapped(planes: Float[Tensor, "3 n size size"], *maps: np.ndarray) -> Float[Tensor, "3 n size size"]:
+    """The planes after the two matrices of `color_map`, rounded."""
+    color, mean = (torch.tensor(matrix, dtype=torch.float32, device=planes.device) for matrix in maps)
     # A caller's autocast would leave eight bits of a value.
     with torch.autocast(planes.device.type, enabled=False):
         offset = mean @ planes.mean(dim=(-2, -1))
@@ -454,23 +409,21 @@ def color_map(
     of_color, of_mean = np.eye(3), np.zeros((3, 3))
     to_luma = np.ones((3, 1)) * np.array(_LUMA) / sum(_LUMA)
     for operation in parameters.order if parameters.jitter else ():
+        added = np.zeros((3, 3))
         match operation:
             case 0:
-                factor = parameters.brightness
-                of_color, of_mean = factor * of_color, factor * of_mean
+                matrix = parameters.brightness * np.eye(3)
             case 1:
-                factor = parameters.contrast
-                to_mean = (1 - factor) * to_luma @ (of_color + of_mean)
-                of_color, of_mean = factor * of_color, factor * of_mean + to_mean
+                matrix = parameters.contrast * np.eye(3)
+                added = (1 - parameters.contrast) * to_luma @ (of_color + of_mean)
             case 2:
                 matrix = parameters.saturation * np.eye(3) + (1 - parameters.saturation) * to_luma
-                of_color, of_mean = matrix @ of_color, matrix @ of_mean
-            case 3:
+            case _:
                 angle = 2 * math.pi * parameters.hue
                 matrix = (
                     math.cos(angle) * np.eye(3) + (1 - math.cos(angle)) / 3 + math.sin(angle) * _AROUND_GREY
                 )
-                of_color, of_mean = matrix @ of_color, matrix @ of_mean
+        of_color, of_mean = matrix @ of_color, matrix @ of_mean + added
     if parameters.grayscale:
         of_color, of_mean = to_luma @ of_color, to_luma @ of_mean
     return of_color, of_mean

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from carl_ray.data import decode
+from carl_ray.data import decode, seeking
 from carl_ray.data.decode import DecodeError, iterate_frames, probe_video, read_frames
 from carl_ray.errors import RunError, UserError
 
@@ -125,15 +125,15 @@ def test_long_skips_seek_and_stay_exact(make_video, frame_numbers, tmp_path, mon
 
 def test_a_doubtful_seek_falls_back_to_the_start(make_video, frame_numbers, tmp_path, monkeypatch):
     path = make_video(tmp_path / "v.mp4", 200, gop=20)
-    monkeypatch.setattr(decode, "_read_run", lambda *args: False)
+    monkeypatch.setattr(seeking, "_read_run", lambda *args: False)
     assert frame_numbers(read_frames(str(path), [170, 171])) == [170, 171]
 
 
 def test_a_known_number_of_frames_guards_against_lost_ones(make_video, frame_numbers, tmp_path, monkeypatch):
     path = make_video(tmp_path / "v.mp4", 200, gop=20)
     seeks = []
-    read_run = decode._read_run
-    monkeypatch.setattr(decode, "_read_run", lambda *args: (seeks.append(1), read_run(*args))[1])
+    read_run = seeking._read_run
+    monkeypatch.setattr(seeking, "_read_run", lambda *args: (seeks.append(1), read_run(*args))[1])
     for num_frames, sought in ((None, 1), (200, 1), (199, 0)):
         seeks.clear()
         assert frame_numbers(read_frames(str(path), [150], num_frames=num_frames)) == [150]
@@ -326,8 +326,8 @@ def test_a_disk_that_fails_is_not_blamed_on_the_video(make_video, tmp_path, monk
             yield from (next(packets) for _ in range(10))
             raise OSError(code, os.strerror(code))
 
-    opened = decode._open
-    monkeypatch.setattr(decode, "_open", lambda readable: Container(opened(readable)))
+    opened = decode.open_container
+    monkeypatch.setattr(decode, "open_container", lambda readable: Container(opened(readable)))
     code = errno.ESTALE
     with pytest.raises(RunError, match=r"v\.mp4: could not read it .*Stale file handle"):
         read_frames(path, [20])
@@ -390,7 +390,7 @@ def test_decord_gives_the_same_indices(make_video, frame_numbers, tmp_path):
 
 def test_missing_decord_names_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "decord", None)
-    with pytest.raises(UserError, match="pip install decord"):
+    with pytest.raises(UserError, match=r"pip install .carl_ray\[decord\]."):
         read_frames(b"", [0], decoder="decord")
 
 

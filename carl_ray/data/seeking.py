@@ -1,0 +1,188 @@
+"""Exact frames by decoding from key frames instead of the file's start. No Ray here.
+
+One pass over the packets, without decoding, collects their timestamps. Where these are complete, unique and in step
+with the codec (H.264, H.265), decoding starts at the last key frame before the first wanted frame, and every frame
+must carry the next expected timestamp. At any doubt (edit lists, hidden frames, damaged packets, key frames that
+are none) the caller decodes the file from its start. Only a full decode can notice damage before that key frame
+which makes frames vanish: the `num_frames` of a verified manifest guards against it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import av
+import av.container
+import av.video
+
+from carl_ray.data.video_file import DecodeError, open_container, packets_of, video_stream
+
+WORTH_A_SEEK = 16
+"""Frames between wanted ones from which on a seek is cheaper than decoding them."""
+
+Put = Callable[[int, av.VideoFrame, av.video.VideoStream], None]
+"""Receives the index of a frame, the frame, and its stream."""
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """Timestamps of all frames, ascending, and the frames at which decoding may start."""
+
+    pts: list[int]
+    starts: list[int]  # indices into `pts`, ascending; the first is 0
+    start_dts: list[int]
+
+
+def read_by_seeking(readable: bytes | Path, wanted: Sequence[int], put: Put, num_frames: int | None) -> bool:
+    """Decode the wanted frames from key frames; False at any doubt, and then no frame that was `put` counts.
+
+    Args:
+        readable: The content of a video file, or its path.
+        wanted: Indices of frames, ascending.
+        put: Called with every decoded frame.
+        num_frames: How many frames a full decode yields, where that is known.
+    """
+    with open_container(readable) as container:
+        stream = video_stream(container)
+        # Damage must show as an error: what a decoder paints over it depends on where the decoding began.
+        stream.codec_context.options = {"err_detect": "explode"}
+        timeline = _timeline(container, stream)
+        if timeline is None or wanted[-1] >= len(timeline.pts) or num_frames not in (None, len(timeline.pts)):
+            return False
+        runs: list[tuple[int, int]] = []  # start, last frame
+        for index in wanted:
+            start = bisect_right(timeline.starts, index) - 1
+            if runs and timeline.starts[start] <= runs[-1][1] + WORTH_A_SEEK:
+                runs[-1] = runs[-1][0], index
+            else:
+                runs.append((start, index))
+        if len(runs) == 1 and runs[0][0] == 0:
+            return False  # nothing to gain over decoding from the start
+        counted = num_frames is not None
+        return all(_read_run(container, stream, timeline, *run, put, counted) for run in runs)
+
+
+def _timeline(container: av.container.InputContainer, stream: av.video.VideoStream) -> _Timeline | None:
+    """The timeline of a stream with certainly one frame a packet; otherwise None."""
+    nal_units = _NalUnits.of(stream)
+    if nal_units is None:
+        return None
+    pts: list[int] = []
+    starts: list[tuple[int, int]] = []
+    for packet in packets_of(container, stream):
+        if packet.pts is None or packet.dts is None or packet.is_discard or packet.is_corrupt:
+            return None
+        pts.append(packet.pts)
+        if packet.is_keyframe:
+            match nal_units.start_kind(bytes(packet)):
+                case "clean":
+                    starts.append((packet.pts, packet.dts))
+                case "broken":
+                    return None
+    first = pts[0] if pts else None
+    pts.sort()
+    if not starts or starts[0][0] != first or pts[0] != first:
+        return None  # starts with frames that no decoder can show
+    if any(a == b for a, b in pairwise(pts)):
+        return None
+    place = {value: index for index, value in enumerate(pts)}
+    starts.sort()
+    return _Timeline(pts, [place[p] for p, _ in starts], [d for _, d in starts])
+
+
+def _read_run(
+    container: av.container.InputContainer,
+    stream: av.video.VideoStream,
+    timeline: _Timeline,
+    start: int,
+    last: int,
+    put: Put,
+    counted: bool,
+) -> bool:
+    """Decode from a start to the frame `last`; False where a frame does not have the timestamp of the timeline.
+
+    Also False where packets may be fields, unless it was `counted` that each is a frame.
+    """
+    expected = timeline.starts[start]
+    start_pts, start_dts = timeline.pts[expected], timeline.start_dts[start]
+    fresh = True
+    try:
+        container.seek(start_pts, stream=stream)
+        packets = container.demux(stream)
+        for packet in packets:
+            if packet.pts == start_pts:
+                break
+            if packet.dts is None or packet.dts >= start_dts:
+                return False  # the seek went past the start
+        else:
+            return False
+        while True:
+            for frame in packet.decode():
+                if fresh and frame.pts is not None and frame.pts < start_pts:
+                    continue  # leads the key frame: belongs to the pictures before it
+                if frame.pts != timeline.pts[expected] or (fresh and not frame.key_frame):
+                    return False
+                if frame.interlaced_frame and not counted:
+                    return False
+                fresh = False
+                put(expected, frame, stream)
+                expected += 1
+                if expected > last:
+                    return True
+            packet = next(packets)
+    except (av.FFmpegError, DecodeError, StopIteration):
+        return False
+
+
+@dataclass(frozen=True)
+class _NalUnits:
+    """Layout of a stream's packets, to tell from their bytes whether decoding may start at one."""
+
+    codec: Literal["h264", "hevc"]
+    length_size: int
+    """Bytes of the length before each unit; 0 means that start codes divide the units."""
+
+    @staticmethod
+    def of(stream: av.video.VideoStream) -> _NalUnits | None:
+        """The layout for a codec with one shown picture a packet; None otherwise (VP8, VP9, AV1 hide some)."""
+        codec = stream.codec_context.name
+        extradata = stream.codec_context.extradata or b""
+        at = {"h264": 4, "hevc": 21}.get(codec)
+        if at is None:
+            return None
+        boxed = len(extradata) > at and extradata[0] == 1
+        return _NalUnits(codec, (extradata[at] & 3) + 1 if boxed else 0)
+
+    def start_kind(self, packet: bytes) -> Literal["clean", "unclear", "broken"]:
+        """`clean`: every picture shown after this one decodes without the ones before it.
+
+        The container's mark for key frames is not enough: files without a sync table mark every packet, and
+        the pictures after an H.264 recovery point may refer to those before. At `broken` (H.265 BLA) the
+        decoder drops pictures.
+        """
+        for kind in self._kinds(packet):
+            if self.codec == "h264" and kind in (1, 2, 5):
+                return "clean" if kind == 5 else "unclear"
+            if self.codec == "hevc" and kind < 32:
+                return "clean" if kind in (19, 20, 21) else "broken" if kind in (16, 17, 18) else "unclear"
+        return "unclear"
+
+    def _kinds(self, packet: bytes) -> Iterator[int]:
+        at = 0
+        while True:
+            if self.length_size:
+                start = at + self.length_size
+                at = start + int.from_bytes(packet[at:start], "big")
+            else:
+                start = packet.find(b"\0\0\1", at) + 3
+                if start < 3:
+                    return
+                at = start
+            if start >= len(packet):
+                return
+            yield packet[start] & 31 if self.codec == "h264" else packet[start] >> 1 & 63
