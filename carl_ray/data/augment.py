@@ -98,8 +98,12 @@ class AugmentParameters:
         values = np.asarray(vector, dtype=np.float64).tolist()
         if len(values) != 16:
             raise ValueError(f"augmentation parameters are a vector of 16 numbers, got {len(values)}")
-        crop, switches, order = map(int, values[:4]), map(bool, values[4:6]), tuple(map(int, values[6:10]))
-        return cls(*crop, *switches, order, *values[10:14], bool(values[14]), values[15])
+        top, left, height, width = map(int, values[:4])
+        flip, jitter = map(bool, values[4:6])
+        order = tuple(map(int, values[6:10]))
+        brightness, contrast, saturation, hue, grayscale, blur_sigma = values[10:]
+        factors = brightness, contrast, saturation, hue
+        return cls(top, left, height, width, flip, jitter, order, *factors, bool(grayscale), blur_sigma)
 
 
 def draw_parameters(
