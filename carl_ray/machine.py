@@ -1,4 +1,4 @@
-"""The machine that a command runs on: its cores, its arithmetic, and its name in results."""
+"""Properties of this machine: CPU cores, bf16 support, its name in results, versions of the software."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use: by its affinity, and by the CPU quota of its container, rounded down."""
+    """CPU cores available to this process: by its affinity and its container's CPU quota, rounded down."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = _quota()
     return cores if share is None else max(1, min(cores, int(share)))
 
 
 def _quota() -> float | None:
-    """Seconds of CPU a second that control groups, version 2 or 1, grant; None: without a limit, or there are none."""
+    """CPU quota of the control group, version 2 or 1, in CPUs; None without a limit or control groups."""
     try:
         maximum = _CONTROL_GROUPS / "cpu.max"
         if maximum.exists():
@@ -41,15 +41,15 @@ def _quota() -> float | None:
 def has_native_bf16(device_type: str) -> bool:
     """Whether this machine's GPU ("cuda") or CPU ("cpu") multiplies bfloat16 matrices in hardware.
 
-    Elsewhere bf16 is emulated, about ten times as slow as float32. torch and oneDNN can be told to leave instructions
-    unused (`ATEN_CPU_CAPABILITY`, `ONEDNN_MAX_CPU_ISA`), which is respected.
+    Elsewhere bf16 is emulated, about ten times as slow as float32. The environment variables that disable
+    instructions of torch and oneDNN (`ATEN_CPU_CAPABILITY`, `ONEDNN_MAX_CPU_ISA`) are respected.
     """
     # Import torch lazily: available_cores() must stay cheap.
     import torch
 
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Of both libraries' names, those with bf16 have one of these in them.
+    # Names of instruction sets with bf16, in both libraries, contain one of these.
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
     return (
         torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -59,7 +59,7 @@ def has_native_bf16(device_type: str) -> bool:
 
 
 def bf16_slowdown() -> float:
-    """Time of a convolution in bf16 over its time in float32 on this CPU, measured in about a tenth of a second."""
+    """Measure the time of a convolution in bf16 over that in float32 on this CPU; takes about 0.1 s."""
     import torch
 
     weight = torch.ones(32, 32, 3, 3)
@@ -75,7 +75,7 @@ def bf16_slowdown() -> float:
 
 
 def machine_name(*, use_gpu: bool) -> str:
-    """Processor, cores, the GPU where it was used, and torch, in one line."""
+    """Processor, cores, GPU (if used) and torch version, in one line."""
     import torch
 
     processor = _cpu_information("model name") or platform.processor() or platform.machine()
@@ -93,19 +93,19 @@ def _cpu_information(field: str) -> str:
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of what a run computes with, by name; `commit` where this package is a Git checkout."""
+    """Versions of Python and of the libraries of a run, by name; `commit` if this package is a Git checkout."""
     # Lazily: only a run needs FFmpeg.
     import av
 
     found = {}
     for name in ("carl_ray", "torch", "ray", "av"):
-        # The nodes of a cluster may have this package as a folder that was sent to them, which has no metadata.
+        # On the nodes of a cluster this package may be a folder without metadata (Ray's working_dir).
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     found |= {name: ".".join(map(str, av.library_versions[name])) for name in ("libavcodec", "libswscale")}
     found["python"] = platform.python_version()
     checkout = Path(__file__).parents[1]
-    if (checkout / ".git").exists():  # Not one that this package is merely installed in.
+    if (checkout / ".git").exists():  # else Git would find the repository of an environment that lies in one
         options = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
         command = ["git", "-C", str(checkout), "describe", *options]
         with suppress(OSError, subprocess.SubprocessError):  # No Git, or the folder is another user's.
@@ -115,7 +115,7 @@ def software_versions() -> dict[str, str]:
 
 
 def major_differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What has another major version (of Python, minor too), as "torch 1.13.1 before, now 2.4.0"."""
+    """Software of another major version (Python: or minor), as "torch 1.13.1 before, now 2.4.0"."""
     names = sorted(before.keys() & now.keys() - {"commit"})
     parts = {name: 2 if name == "python" else 1 for name in names}
     return [

@@ -1,14 +1,14 @@
 """Child processes that decode untrusted videos. No Ray here.
 
-One may hang, crash or be taken over without harm to its parent.
+A child may hang, crash or be compromised without harm to its parent.
 
-    parent ── request ▶ child: fetch ▶ decode ── answers ▶ parent: checked against what was asked for
+    parent ── request ▶ child: fetch ▶ decode ── answers ▶ parent: validated against the expected fields
 
-A request is a JSON head and the content of a file, an answer a JSON head and the bytes of arrays, both after the
-length of the head. Nothing is unpickled. The parent names the fields, dtypes and shapes that it expects; any other
-answer is the reject reason of that video and costs the child. The child lives on from video to video; where one
-kills it, the next video gets a new one. It ends with the thread that started it. Arrays pass a pipe as they are:
-shared memory was measured, and is no faster.
+A request is a JSON head and the content of a file, an answer is a JSON head and the bytes of arrays; the length of
+the head comes first. Nothing is unpickled. The parent specifies fields, dtypes and shapes; any other answer is the
+reject reason of that video and ends the child. A child serves one video after another; if one kills it, the next
+video starts a new child. It ends with the thread that started it. Arrays go through the pipe: shared memory was
+measured, and is no faster.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from carl_ray import storage
 from carl_ray.errors import RunError, UserError
 
 MEMORY = 2 << 30
-"""Bytes that one video may take beside what its task has reserved: H.264 of 7680 x 4320 with 16 reference
-pictures takes 1.2 GiB."""
+"""Bytes that one video may allocate in addition to what its task has reserved: H.264 of 7680 x 4320 with 16
+reference pictures takes 1.2 GiB."""
 TOO_SLOW = "the decoder took longer than"
 KILLED = "the decoder was killed"
 
 _FETCH_SECONDS = 600.0
-"""What a video may take beside its time limit: a store that sends a byte now and then never falls silent."""
+"""Time to fetch a video, beside its time limit: a store that sends a byte now and then never times out."""
 _START_SECONDS = 300.0
-"""Until a process has imported what it needs, from a slow file system and beside many others."""
+"""Time to start: the imports, from a slow file system and beside many other processes."""
 _END_SECONDS = 5.0
 _PIPE_BYTES = 1 << 18
 _MAX_HEAD_BYTES = 1 << 16
@@ -64,26 +64,26 @@ _LONGEST_POLL = 2**31 - 1  # milliseconds
 
 
 class BadVideoError(Exception):
-    """A video that another try would not read either; one line."""
+    """A video that cannot be read, also by another try; the message is one line."""
 
 
 class KilledError(RunError):
-    """A child killed from outside, as the kernel does for memory: try again."""
+    """A child that was killed from outside, as the kernel does for lack of memory: retry."""
 
 
 class _MalformedError(Exception):
-    """An answer that no sound child sends."""
+    """An answer that is not as specified."""
 
 
 @dataclass(frozen=True)
 class Array:
-    """An array of an answer: `numpy.dtype.str`, and each dimension's size or range of sizes (from 1)."""
+    """Specification of an array: `numpy.dtype.str`, and each dimension's size or range of sizes (from 1)."""
 
     dtype: str
     shape: tuple[int | range, ...]
 
     def num_bytes(self, dtype: object, shape: list[int]) -> int:
-        """Size in bytes of a received array, whose dtype and shape are checked."""
+        """Check dtype and shape of a received array; return its size in bytes."""
         pairs = zip(shape, self.shape, strict=True)
         if dtype != self.dtype or not all(
             type(got) is int and (got in want if isinstance(want, range) else got == want)
@@ -94,20 +94,18 @@ class Array:
 
 
 Source = str | bytes | tuple[int, Iterable[bytes]]
-"""A video file: its path or URI, its content, or its size and its content as it arrives."""
+"""A video file: its path or URI, its content, or its size and an iterable of chunks of its content."""
 
 Fields = Mapping[str, Any]
-"""What an answer has: each an `Array`, or a JSON type (whole numbers below 2^31, finite floats, printable text)."""
+"""Fields of an answer: an `Array`, or a JSON type (whole numbers below 2^31, finite floats, printable text)."""
 
 
 class Child:
-    """A child process that is asked about one video after the other.
-
-    For one thread at a time.
+    """A child process that answers requests about one video after another; for one thread at a time.
 
     Args:
-        code: What that process runs: Python that calls `open_channel`.
-        quiet: What it writes to standard error is dropped.
+        code: Python code of the child, which calls `open_channel`.
+        quiet: Discard its standard error.
     """
 
     def __init__(self, code: str, *, quiet: bool = False) -> None:
@@ -117,14 +115,14 @@ class Child:
         self._has_greeted = False
 
     def start(self) -> None:
-        """Start the process, which ends with this thread, unless there is an idle one.
+        """Start the process unless there is an idle one; it ends with this thread.
 
-        Asking starts it too; a thread that will end soon is better spared that. Several start side by side.
+        `ask` starts it too, in a thread that may end sooner, and waits for it; several can start in parallel.
 
         Raises:
             RunError: it could not be started.
         """
-        # One that has died since, or has sent what nobody asked for, is replaced.
+        # Replace one that has died since, or has sent an answer without a request.
         if (
             self._process is None
             or not self._is_idle
@@ -135,13 +133,13 @@ class Child:
             self._is_idle, self._has_greeted = True, False
 
     def interrupt(self) -> None:
-        """Kill the process if it is at work; any thread may call this."""
+        """Kill the process if it is serving a request; any thread may call this."""
         process = self._process
         if process is not None and not self._is_idle:
             process.kill()
 
     def close(self) -> None:
-        """End the process; another video would start a new one."""
+        """End the process; the next request starts a new one."""
         process, self._process = self._process, None
         if process is not None:
             _end(process)
@@ -156,27 +154,27 @@ class Child:
         memory: int = MEMORY,
         values: int | None = 1,
     ) -> Iterator[dict[str, Any]]:
-        """Yield the values that the process makes of a video; stopping early ends it.
+        """Send a request and yield the values of the answer; stopping early ends the process.
 
         Args:
             source: The video.
-            arguments: What else the process wants to know, for JSON.
+            arguments: Arguments of the child's function, as JSON.
             expected: The fields of each value.
-            seconds: What each value may take to be made, from when the one before was taken.
-            memory: Bytes that the process may take for them, and that a value may have.
-            values: How many there are; None: any number.
+            seconds: Time limit of each value, from when the previous one was received.
+            memory: Bytes that the process may allocate for them, and that a value may have.
+            values: Number of values; None: any.
 
         Raises:
             BadVideoError: it cannot be read, takes too long or too much memory, or its process crashes or sends
-                what was not asked for.
+                an invalid answer.
             KilledError: the process was killed from outside.
-            RunError: it may be read another time: its storage fails, the process stopped or did not start.
+            RunError: a retry may succeed: the storage failed, or the process stopped or did not start.
         """
         self.start()
         process = self._process
         assert process is not None
-        # Idle again once it has answered: whatever interrupts this task (Ray raises KeyboardInterrupt in one
-        # that is cancelled), the next video must not be given the answer for this one.
+        # Idle again only after the last answer: if this task is interrupted (Ray raises KeyboardInterrupt in one
+        # that is cancelled), the next video must not get the answer for this one.
         self._is_idle = False
         patience = seconds + _FETCH_SECONDS
         try:
@@ -204,7 +202,7 @@ class Child:
             raise (RunError if how == "again" else BadVideoError)(fields["reason"])
 
     def _death(self, status: int | None, seconds: float) -> Exception:
-        """The error for the video at which the process ended with this exit status."""
+        """The error for a video during which the process ended with this exit status."""
         if status is None:
             return BadVideoError("the decoder stopped answering")
         name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
@@ -235,7 +233,7 @@ def _start(code: str, quiet: bool) -> subprocess.Popen[bytes]:
     assert process.stdin is not None and process.stdout is not None
     os.set_blocking(process.stdin.fileno(), False)
     if sys.platform == "linux":
-        # Each time that a pipe is full, the decoder stands still until this process is run. A user may have 64 MiB.
+        # The decoder waits for this process whenever the pipe is full. A user may have 64 MiB of pipes.
         with suppress(OSError):
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return process
@@ -247,7 +245,7 @@ def _send(
     head: dict[str, object],
     seconds: float,
 ) -> None:
-    """Send a request; each chunk must be taken within so many seconds."""
+    """Send a request, with a time limit for each chunk."""
     assert process.stdin is not None
     chunks: Iterable[bytes] = (
         [source] if isinstance(source, bytes) else [] if isinstance(source, str) else source[1]
@@ -267,12 +265,12 @@ def _send(
 def _receive(
     process: subprocess.Popen[bytes], expected: Fields, limit: int, seconds: float
 ) -> tuple[str, dict[str, Any]]:
-    """Kind and fields of the next answer: a value's as expected, else a `reason`.
+    """Receive the next answer: its kind, and the fields of a value, else a `reason`.
 
     Raises:
-        EOFError: the process has died over it.
-        RunError: not all of it came within so many seconds.
-        _MalformedError: it is not as expected, or its arrays have more than `limit` bytes.
+        EOFError: the process ended.
+        RunError: it did not arrive completely within `seconds`.
+        _MalformedError: it is not as specified, or its arrays have more than `limit` bytes.
     """
     output = cast(FileIO, process.stdout)
     deadline = time.monotonic() + seconds
@@ -305,15 +303,9 @@ def _receive(
         if fields.keys() != expected.keys():
             raise _MalformedError(f"expected {', '.join(expected)}, got {', '.join(fields)}")
         return kind, {name: _checked(fields[name], want) for name, want in expected.items()}
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (EOFError, RunError, _MalformedError):
+        raise
+    except Exception as error:  # whatever an invalid head or array raises
         raise _MalformedError(
             f"{type(error).__name__}: {' '.join(str(error).split())}"[:_MAX_REASON]
         ) from None
@@ -347,14 +339,14 @@ def _await(file: Any, event: int, deadline: float, seconds: float) -> None:
 
 
 def _end(process: subprocess.Popen[bytes], seconds: float = 0) -> int | None:
-    """Exit status of a process that ends within so many seconds; else it is killed."""
+    """Wait for the end of a process and return its exit status; kill it after `seconds` and return None."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.close()
     process.stdout.close()
     with suppress(subprocess.TimeoutExpired):
         return process.wait(seconds)
     process.kill()
-    # One that waits for a device that does not answer stays until it does.
+    # A process that waits for a device cannot be killed before the device answers.
     with suppress(subprocess.TimeoutExpired):
         process.wait(_END_SECONDS)
     return None
@@ -364,38 +356,38 @@ def _end(process: subprocess.Popen[bytes], seconds: float = 0) -> int | None:
 
 
 Values = Iterator[Mapping[str, object]]
-"""What answers a request: arrays and what is for JSON, by name."""
+"""Values of an answer: arrays and JSON values, by name."""
 
 
 def open_channel(doing: str = "reading") -> Callable[[Callable[..., Values]], None]:
-    """Shield the child; the result serves with a function from `source` and arguments to values.
+    """Prepare a child process; return its server loop, whose argument maps `source` and arguments to values.
 
     Args:
-        doing: What the child does, for the reasons of videos at which it fails.
+        doing: What the child does, for the reject reasons of videos at which it fails.
     """
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library may print must not get among the answers
+    os.dup2(2, 1)  # a library may print to standard output
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     if sys.platform == "linux":
-        # In the middle of a video, too; where there is no such call, at its end. To the kernel the parent is
-        # the thread that started this process: one that dies while it is idle is replaced, and no video blamed.
+        # End with the parent at once, not only after the current video. To the kernel the parent is the thread that
+        # started this process: a process that ended while idle is replaced, and no video is rejected for it.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def serve(values_of: Callable[..., Values]) -> None:
         from pyarrow import allocate_buffer
 
-        allocate_buffer(1)  # Arrow takes a GiB of address space at its first use: before anything is counted
+        allocate_buffer(1)  # Arrow reserves a GiB of address space at its first use: not to be counted
         requests = sys.stdin.buffer
         with ThreadPoolExecutor(1) as sender:
-            # The thread has its memory before any is counted.
+            # The thread allocates its memory before any is counted.
             sent = sender.submit(_answer, answers, "ready", {"reason": ""})
             while length := requests.read(_LENGTH.size):
                 request = json.loads(requests.read(*_LENGTH.unpack(length)))
                 if not isinstance(request["source"], str):
                     request["source"] = requests.read(request["source"])
                 for answer in _answers_to(values_of, doing, **request):
-                    # The next one is made while one is on its way.
+                    # Compute the next answer while one is sent.
                     sent.result()
                     sent = sender.submit(_answer, answers, *answer)
 
@@ -424,19 +416,18 @@ def _answers_to(
     seconds: float,
     memory: int,
 ) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Kind and fields of each answer to a request; all but the last are values."""
+    """Yield kind and fields of each answer to a request; all but the last are values."""
     from carl_ray.data.decode import DecodeError
 
     kind, reason = "end", ""
     try:
-        # The storage has its own patience, and is not to blame on the decoder; nor is the size of the file.
+        # Neither the time limit nor the memory limit of decoding applies to fetching the file.
         if isinstance(source, str) and storage.is_remote(source):
             source = storage.read_bytes(source)
         _limit_memory(memory)
         values = values_of(source, **arguments)
         while True:
-            # The kernel ends this process with SIGALRM, also where a decoder spins without letting Python run
-            # and where nobody waits for the answer any more.
+            # The kernel ends this process with SIGALRM, even while a decoder does not let Python run.
             signal.setitimer(signal.ITIMER_REAL, seconds)
             value = next(values, None)
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -447,9 +438,9 @@ def _answers_to(
         kind, reason = "again", str(error)
     except (DecodeError, UserError) as error:
         kind, reason = "refused", str(error)
-    except MemoryError:  # Here and below nobody knows what it has left behind.
+    except MemoryError:  # here and below the process is in an unknown state
         kind, reason = "broken", f"{doing} it takes more than {memory / 2**30:.1f} GiB of memory"
-    except Exception as error:  # Whatever one video does to a decoder must not end the run.
+    except Exception as error:  # no error of a decoder may end the run
         kind, reason = "broken", f"{doing} failed ({type(error).__name__}: {' '.join(str(error).split())})"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -458,7 +449,7 @@ def _answers_to(
 
 
 def _limit_memory(num_bytes: int | None) -> None:
-    """Limit what this process allocates from now on, or lift that. Linux only."""
+    """Limit (None: unlimit) the memory that this process allocates from now on. Linux only."""
     if sys.platform == "linux":
         kilobytes = re.search(r"^VmData:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"), re.M)
         assert kilobytes is not None
@@ -469,10 +460,10 @@ def _limit_memory(num_bytes: int | None) -> None:
 
 
 def keep_memory() -> None:
-    """Keep in this process what it frees, where its C library is glibc.
+    """Make glibc keep freed memory in this process.
 
-    Every video wants the same hundreds of megabytes again; pages fresh from the kernel took a sixth to a third of
-    the time that a pair of views takes. It is memory that the task has reserved.
+    Every video allocates the same hundreds of megabytes again; new pages from the kernel took a sixth to a third of
+    the time of a pair of views. The task has reserved this memory.
     """
     with suppress(AttributeError):  # no mallopt
         library = ctypes.CDLL(None)

@@ -1,18 +1,17 @@
-"""Scheduling of an endless stream: Ray Data's loop, in Ray Train's split coordinator.
+"""Scheduling of an endless stream: Ray Data's execution loop, in Ray Train's split coordinator.
 
-Ray Data is made for data sets that end. A stream does not, and its loop would
+Ray Data is designed for datasets that end. With an endless stream its loop would
 
-- look for tasks that have ended ten times a second, and leave the cores that they had idle until then;
-- spin while everything that is ready may not be taken yet, which is how a stream waits for its trainer: up to a whole
-  core beside those that decode;
-- remember every block that ever was, for a summary at the end: kilobytes a video, hundreds of GB over 300 epochs of
+- poll for finished tasks ten times a second, and leave their cores idle until then;
+- spin while backpressure blocks all ready output, which is how a stream waits for its trainer: up to a whole core;
+- keep statistics of every block for a summary at the end: kilobytes a video, hundreds of GB over 300 epochs of
   Kinetics-400;
-- plan ahead without end: limits are of bytes, and planned rows have hardly any, but kilobytes of bookkeeping each.
+- plan ahead without end: limits are in bytes, and planned rows have hardly any, but kilobytes of bookkeeping each.
 
-Ray has no options for this, so its private classes are used (2.60). What is used of them is listed in `_SIGNATURES`
-and `_STATE`, and compared once with the installed Ray before anything is changed: where something differs, a warning
-says so and the stream runs on plain Ray Data. Only an actor, as coordinators are, is changed: a script may leave its
-cluster while the loop goes on in it, and whoever waits for tasks then ends the script.
+Ray has no options for this, so its private classes are used (2.60). `_SIGNATURES` and `_STATE` list what is used of
+them, and are compared once with the installed Ray before anything is changed: if something differs, one warning is
+printed and the stream runs on plain Ray Data. Only actors, as coordinators are, are changed: a script may disconnect
+from its cluster while the loop runs in it, and waiting for tasks then would end the script.
 """
 
 from __future__ import annotations
@@ -23,50 +22,35 @@ import sys
 import time
 from functools import cache
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.data import DataContext
 
 from carl_ray.errors import RunError
 
-if TYPE_CHECKING:
-
-    class BackpressurePolicy:
-        """Ray's, which has no types."""
-
-        _topology: Any
-
-        def __init__(self, data_context: Any, topology: Any, resource_manager: Any) -> None: ...
-
-    class ExecutionCallback:
-        """Ray's, which has no types."""
-
-    scheduling: Any
-    ReorderingBundleQueue: Any
-else:
-    try:
-        from ray.data._internal.execution import streaming_executor_state as scheduling
-        from ray.data._internal.execution.backpressure_policy import BackpressurePolicy
-        from ray.data._internal.execution.bundle_queue import ReorderingBundleQueue
-        from ray.data._internal.execution.execution_callback import ExecutionCallback
-    except ImportError:  # `_difference` finds the same.
-        BackpressurePolicy = ExecutionCallback = object
-        scheduling = ReorderingBundleQueue = None
+try:
+    from ray.data._internal.execution import streaming_executor_state as scheduling
+    from ray.data._internal.execution.backpressure_policy import BackpressurePolicy
+    from ray.data._internal.execution.bundle_queue import ReorderingBundleQueue
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+except ImportError:  # `_difference` finds the same.
+    BackpressurePolicy = ExecutionCallback = object  # type: ignore[assignment, misc, unused-ignore]
+    scheduling = ReorderingBundleQueue = None  # type: ignore[assignment, misc, unused-ignore]
 
 PLANNING = "plan_segment"
-"""In the name of the operator whose blocks are planned rows."""
+"""Part of the name of the operator whose blocks are planned rows."""
 
 _QUIET_SECONDS = 0.1
-"""The loop waits at most so long for tasks that are at work."""
+"""Longest wait for running tasks in a step of the loop."""
 _FULL_SECONDS = 0.05
-"""… so long where what they have may not be taken, or none is at work."""
+"""Longest wait while backpressure blocks their output, or no task runs."""
 _SHORTEST_SECONDS = 0.002
-"""… and at least so long where one has something."""
+"""Shortest wait while a task has output."""
 _MOST_PLANNED = 64
-"""Rows that wait to be loaded, beside two for each task that loads."""
+"""Planned rows in the queue, beside two for each task that loads."""
 _PLANNED_BYTES = 32
-"""Of a planned row: four 64-bit numbers."""
+"""Size of a planned row: four 64-bit numbers."""
 _LOOPS_WAIT = getattr(scheduling, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", None)
 """Ray's own value; read once, for two executions may overlap in a process."""
 
@@ -90,7 +74,7 @@ _SIGNATURES = {
     "interfaces.physical_operator:OpTask.get_waitable": "self",
     "streaming_executor_state:OpState.total_enqueued_input_blocks": "self",
 }
-"""Parameters of each function of Ray's that is called or overridden, by module and name."""
+"""Parameters of Ray's functions that are called or overridden, by module and name."""
 _STATE = {
     "bundle_queue:ReorderingBundleQueue.__init__": "_inner _current_key _finalized_keys",
     "interfaces.physical_operator:PhysicalOperator.__init__": "_in_task_output_backpressure",
@@ -99,9 +83,9 @@ _STATE = {
     "streaming_executor:StreamingExecutor.execute": "_backpressure_policies _resource_manager _topology",
     "streaming_executor_state:process_completed_tasks": "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S",
 }
-"""Attributes and globals that these functions of Ray's set or read, and this module too."""
+"""Attributes and globals of Ray's that this module uses, by a function of Ray's that uses them."""
 _POLICY_STATE = {"_data_context", "_topology", "_resource_manager"}
-"""All that the constructor of a backpressure policy sets."""
+"""Attributes that the constructor of a backpressure policy sets."""
 
 
 def install_endless_stream_scheduling(context: DataContext) -> None:
@@ -179,24 +163,24 @@ def _internal(name: str) -> Any:
 
 
 class EndlessExecution(ExecutionCallback):
-    """Execution callback of Ray Data: its loop waits for what can go on, and keeps no statistics of blocks."""
+    """Execution callback of Ray Data: its loop waits for tasks with output, and keeps no statistics of blocks."""
 
     _is_installed = False
 
     def before_execution_starts(self, executor: Any) -> None:
-        """Called once, when the executor knows its operators."""
+        """Install the policy; called once, when the executor has its operators."""
         if ray.get_runtime_context().get_actor_id() is None or not supports_endless_streams():
             return
         policy = PlannedRowsBackpressure(
             executor._data_context, executor._topology, executor._resource_manager
         )
         executor._backpressure_policies.append(policy)
-        # Its own wait is for all tasks together, and so takes its whole time while one of them is at work.
+        # Ray's own wait is for all tasks together, and so takes its whole time while one of them runs.
         self._is_installed = True
         scheduling.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.0
 
     def on_execution_step(self, executor: Any) -> None:
-        """Called after each step of the loop, in its thread: only there are the lists appended to."""
+        """Drop statistics and wait; called after each step of the loop, in the thread that appends to the lists."""
         if not self._is_installed:
             return
         num_blocks = 0
@@ -207,19 +191,19 @@ class EndlessExecution(ExecutionCallback):
             if not operator._in_task_output_backpressure:
                 tasks += [task.get_waitable() for task in operator.get_active_tasks()]
             elif PLANNING not in operator.name:
-                # Until a consumer makes room, which raises no event in the loop.
+                # A consumer that makes room raises no event in the loop.
                 seconds = _FULL_SECONDS
         # A step that took a block may have more to take.
         if not num_blocks:
             _wait_for_one(tasks, seconds)
 
     def after_execution_succeeds(self, executor: Any) -> None:
-        """Called once, at the end."""
+        """Restore Ray's wait; called once, at the end."""
         if self._is_installed:
             scheduling.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _LOOPS_WAIT
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
-        """Called instead where the execution fails."""
+        """Restore Ray's wait; called instead if the execution fails."""
         self.after_execution_succeeds(executor)
 
 
@@ -229,7 +213,7 @@ def _drop_block_stats(operator: Any) -> int:
     for blocks in operator.get_stats().values():
         num_blocks += len(blocks)
         blocks.clear()
-    # Of a queue that restores the order: what it keeps of tasks whose blocks have all gone.
+    # Entries of a reordering queue for tasks whose blocks have all been taken.
     queue: Any = getattr(operator, "_output_queue", None)
     if isinstance(queue, ReorderingBundleQueue):
         for key in [key for key in queue._inner if key < queue._current_key]:
@@ -239,21 +223,21 @@ def _drop_block_stats(operator: Any) -> int:
 
 
 def _wait_for_one(tasks: list[Any], seconds: float) -> None:
-    """Waits until one of the tasks has something to be taken, or has ended, at most so many seconds."""
+    """Wait until one of the tasks has output or has ended, at most `seconds`."""
     if not tasks:
         time.sleep(_FULL_SECONDS)
         return
     begin = time.monotonic()
     ray.wait(tasks, num_returns=1, timeout=seconds, fetch_local=False)
-    # What was taken of a task is looked at elsewhere before the next is taken, however ready that is.
+    # Let other threads process what was taken before the next is taken, however ready that is.
     time.sleep(max(0.0, begin + _SHORTEST_SECONDS - time.monotonic()))
 
 
 class PlannedRowsBackpressure(BackpressurePolicy):
-    """Backpressure policy of Ray Data: no planned row is taken while enough wait to be loaded."""
+    """Backpressure policy of Ray Data that limits the number of planned rows in the queue."""
 
     def max_task_output_bytes_to_read(self, op: Any) -> int | None:
-        """Bytes of an operator's output that may be taken now; None: no limit of this policy."""
+        """Bytes of an operator's output that may be taken now; None: no limit."""
         if PLANNING not in op.name or not op.output_dependencies:
             return None
         loading = op.output_dependencies[0]

@@ -1,6 +1,6 @@
-"""Views and frames of videos from a child process that may hang or crash. No Ray here.
+"""Readers of view pairs and of all frames, each with a child process that may hang or crash. No Ray here.
 
-this process (no torch) ── request ▶ child: fetch ▶ decode ▶ augment, or cut ── arrays ▶ this process
+this process (no torch) ── request ▶ child: fetch ▶ decode ▶ augment, or crop ── arrays ▶ this process
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ UNEXPECTED = "reading failed"
 """Prefix of the reject reason of a video whose reading raised an unexpected exception."""
 
 _COUNT_LIMITS = 10
-"""Counting has so many times `data.time_limit`: it decodes a video of any length in one go."""
+"""Time limit of counting as a multiple of `data.time_limit`: it decodes the whole video for one value."""
 _LONGEST_SIDE = 1 << 16  # pixels
 _FULL_SIZE_FRAMES = 8
-"""At most so many are decoded at a time where frames are not resized: 64 of 3840 x 2160 would take 1.6 GB."""
+"""Largest chunk to decode where frames are not resized: 64 of 3840 x 2160 would take 1.6 GB."""
 
 
 class ViewPairReader(Child):
-    """Makes the two views of one video after the other in a process of its own."""
+    """Reader of pairs of views, made in a child process."""
 
     def __init__(
         self, code: str = "from carl_ray.data.guard import answer_view_pairs; answer_view_pairs()"
@@ -47,13 +47,13 @@ class ViewPairReader(Child):
         verified: bool = False,
         frame_labels: Sequence[int] | None = None,
     ) -> ViewPair:
-        """What `carl_ray.data.sample.make_view_pair` gives for the same arguments.
+        """The result of `carl_ray.data.sample.make_view_pair` for the same arguments.
 
         Raises:
-            BadVideoError: it is no video that can be read; reading it takes longer than `data.time_limit`
-                seconds or more memory than 2 GiB beside what its task reserves; its decoder crashed.
-            RunError: it may be read another time: the storage refuses, fails or takes too long, the process was
-                killed or stopped from outside or could not be started.
+            BadVideoError: the video cannot be read, takes longer than `data.time_limit` seconds or more than 2 GiB of
+                memory beside what its task reserves, or its decoder crashed.
+            RunError: a retry may succeed: the storage refuses, fails or takes too long, or the process was killed
+                or stopped from outside or could not be started.
         """
         labels = [-1] if frame_labels is None else np.asarray(frame_labels, np.int64).tolist()
         arguments = {
@@ -74,7 +74,7 @@ class ViewPairReader(Child):
 
 
 class FrameReader(Child):
-    """Decodes all frames of one video after the other in a process of its own."""
+    """Reader of all frames of a video, decoded in a child process."""
 
     def __init__(self, code: str = "from carl_ray.data.guard import answer_frames; answer_frames()") -> None:
         super().__init__(code)
@@ -88,9 +88,9 @@ class FrameReader(Child):
         chunk_frames: int,
         short_side: int | None = None,
     ) -> Iterator[UInt8[np.ndarray, "chunk height width 3"]]:
-        """What `carl_ray.data.decode.iterate_frames` gives, cut to squares; the next chunk is made meanwhile.
+        """Yield the chunks of `carl_ray.data.decode.iterate_frames`, cropped to squares; one is decoded ahead.
 
-        Whoever does not take all of it closes the iterator, which ends the process.
+        Close the iterator to stop early, which ends the process.
 
         Args:
             source: The content of a video file, or its path or URI.
@@ -100,12 +100,12 @@ class FrameReader(Child):
             short_side: As for `iterate_frames`.
 
         Returns:
-            Chunks, in order: the central S x S pixels of each frame, or all of it where it has not as many. Where
-            the decoder hangs or dies, the chunk before may be lost as well.
+            Chunks, in order: the central S x S pixels of each frame, or the whole frame if a side is shorter. If the
+            decoder hangs or dies, the previous chunk may be lost as well.
 
         Raises:
-            BadVideoError: while iterating: as `ViewPairReader.read`, but the time limit holds for each chunk
-                and does not run while nobody takes it.
+            BadVideoError: while iterating: as `ViewPairReader.read`, with the time limit for each chunk, without
+                the time until the chunk is requested.
             RunError: while iterating: as `ViewPairReader.read`.
         """
         arguments: dict[str, object] = {
@@ -132,7 +132,7 @@ class FrameReader(Child):
             raise BadVideoError(f"the decoder sent {num_frames - missing} of {num_frames} frames")
 
     def count(self, source: bytes | str, config: Config) -> int:
-        """How many frames of a video decode, within ten times `data.time_limit`.
+        """Count the frames that decode, within ten times `data.time_limit`.
 
         Raises:
             BadVideoError, RunError: as `ViewPairReader.read`.
@@ -143,14 +143,14 @@ class FrameReader(Child):
 
 
 def answer_view_pairs() -> None:
-    """Body of the child process of a `ViewPairReader`."""
+    """Main function of the child process of a `ViewPairReader`."""
     serve = open_channel()
     keep_memory()
     import cv2
 
     from carl_ray.data import sample
 
-    cv2.setNumThreads(1)  # its threads, begun at large images, would take memory that is counted here
+    cv2.setNumThreads(1)  # its threads, started at large images, would count against the memory limit
 
     def view_pair(source: bytes | str, config: dict[str, Any], **arguments: Any) -> Values:
         run = from_document(config, "the request")
@@ -160,7 +160,7 @@ def answer_view_pairs() -> None:
 
 
 def answer_frames() -> None:
-    """Body of the child process of a `FrameReader`."""
+    """Main function of the child process of a `FrameReader`."""
     serve = open_channel()
     keep_memory()
     from carl_ray.data import decode
@@ -188,10 +188,10 @@ def answer_frames() -> None:
 def _central_square(
     frames: UInt8[np.ndarray, "n height width 3"], size: int
 ) -> UInt8[np.ndarray, "n height_cut width_cut 3"]:
-    """The central size x size pixels, contiguous; all of them where one side has fewer.
+    """Crop to the central size x size pixels, contiguous; the whole frames if one side is shorter.
 
-    Half of an odd difference is rounded down, but to the even number where the shorter side has just `size` pixels,
-    as `carl_ray.data.augment.center_view` does, to which nothing is left to cut.
+    Half of an odd difference is rounded down, but to even where the shorter side has exactly `size` pixels, as
+    `carl_ray.data.augment.center_view` rounds.
     """
     extents = frames.shape[1:3]
     if min(extents) < size:

@@ -1,4 +1,4 @@
-"""How many bytes the data of a run takes on its way. Free of Ray and torch."""
+"""Shapes and sizes in memory of the data of a run. No Ray and no torch here."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def pair_bytes(config: Config) -> int:
 
 
 def load_task_bytes(config: Config) -> int:
-    """Heap that one loading task may need: two interpreters, decoded frames (16:9), and the pair being made."""
+    """Memory of one loading task: two interpreters, decoded frames (16:9), and the pair of views."""
     decoded = 2 * config.model.num_frames * config.data.short_side**2 * 16 // 9 * 3
     return 480 * 2**20 + 2 * decoded + 2 * pair_bytes(config)

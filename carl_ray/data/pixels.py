@@ -1,4 +1,4 @@
-"""Frames as YUV 4:2:0, half the bytes of RGB, for the way from the workers to the trainer (`augment.pixels`).
+"""Frames as YUV 4:2:0, half the bytes of RGB, to send from workers to the trainer (`augment.pixels`).
 
 Full range, ITU-R BT.601, as in JPEG. A colour difference is the mean over 2 x 2 pixels; back, it is interpolated.
 """
@@ -27,7 +27,7 @@ _CHUNK_ACCELERATOR = 128
 def to_yuv420(
     frames: UInt8[Tensor, "n size size 3"],
 ) -> UInt8[np.ndarray, "n packed"]:
-    """The frames packed: of each first the luma (S, S), then both colour differences (S / 2, S / 2).
+    """Pack frames: of each first the luma (S, S), then both colour differences (S / 2, S / 2).
 
     Args:
         frames: RGB on the CPU, S even.
@@ -50,10 +50,10 @@ def to_yuv420(
 
 
 def from_yuv420(packed: UInt8[Tensor, "n packed"], size: int) -> UInt8[Tensor, "n {size} {size} 3"]:
-    """The frames that `to_yuv420` packed, on the device that they are on: RGB, within a few levels.
+    """Unpack frames of `to_yuv420` on their device: RGB, within a few levels of the original.
 
     Args:
-        packed: What it returned.
+        packed: Result of `to_yuv420`.
         size: S.
     """
     frames = torch.empty((len(packed), size, size, 3), dtype=torch.uint8, device=packed.device)
@@ -71,7 +71,7 @@ def from_yuv420(packed: UInt8[Tensor, "n packed"], size: int) -> UInt8[Tensor, "
 
 
 def _product(matrix: Tensor, planes: Tensor) -> Tensor:
-    """Of a matrix and the planes' pixels."""
+    """Product of a matrix and the planes' pixels, in float32."""
     # A caller's autocast would leave eight bits of a value.
     with torch.autocast(planes.device.type, enabled=False):
         return matrix @ planes.flatten(1)

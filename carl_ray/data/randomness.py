@@ -1,6 +1,6 @@
 """Generators whose draws depend on (run seed, epoch, video, view) and on nothing else.
 
-Whichever worker makes a sample, however often it is tried again and in whatever order, it is the same sample.
+A sample is therefore the same whichever worker makes it, in whatever order, and after any retries.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 
 
 class ViewNumber(IntEnum):
-    """What a draw of a sample is for; the last part of the key of its generator."""
+    """Purpose of a draw; the last part of the key of its generator."""
 
     SHARED = 0
-    """What both views share: their crops and frames (`carl_ray.data.views`), since the crops must overlap."""
+    """Crops and frames of both views (`carl_ray.data.views`), whose crops must overlap."""
     FIRST = 1
     """The spatial augmentation of the first view (`carl_ray.data.augment`)."""
     SECOND = 2

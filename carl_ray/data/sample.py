@@ -1,9 +1,9 @@
-"""One video becomes two augmented views; several of them become the batch of a step.
+"""Make two augmented views of a video, and batches of them.
 
     bytes ─ make_view_pair ▶ ViewPair (uint8, NumPy, on a CPU worker) ─ collate ▶ Batch (tensors of a trainer)
 
-A pair is a pure function of (seed, epoch, video) and the configuration, whoever makes it. No Ray here: the
-stream of `carl_ray.data.stream`, a plain DataLoader and a notebook call the same functions.
+A pair is a pure function of (seed, epoch, video) and the configuration. No Ray here: the stream of
+`carl_ray.data.stream`, a plain DataLoader and a notebook call the same functions.
 
 Legend: B videos, 2 views, T frames of a view, S x S pixels, K numbers of a colour draw.
 """
@@ -33,17 +33,17 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Batch:
-    """What one worker trains on in one step; where that is nothing, one fully masked video stands in."""
+    """Videos of one worker in one step; without any, one fully masked video."""
 
     frames: UInt8[Tensor, "batch 2 time *frame"]
     timestamps: Float64[Tensor, "batch 2 time"]
     frame_mask: Bool[Tensor, "batch 2 time"]
     frame_labels: Int64[Tensor, "batch 2 time"]
     rows: Int64[Tensor, " batch"]
-    """Rows of the plan; 2 k and 2 k + 1 are a pair where the plan has pairs. -1 for the video that stands in."""
+    """Rows of the plan; 2 k and 2 k + 1 are a pair where the plan has pairs. -1 for the masked video."""
     color: Float64[np.ndarray, "batch 2 values"]
     sample_seeds: Int64[Tensor, "batch 2"]
-    """Seeds of what the model itself draws for a view (dropout)."""
+    """Seeds of the model's own draws for a view (dropout)."""
 
 
 def make_view_pair(
@@ -63,7 +63,7 @@ def make_view_pair(
 
     Args:
         source: The file's content, or its path or URI.
-        video_id: `video_id` of the manifest; with the run's seed and the epoch it decides every draw.
+        video_id: `video_id` of the manifest; with the run's seed and the epoch it determines every draw.
         num_video_frames: Frames of the video.
         frame_step: Timestamp of frame i is i * frame_step.
         epoch: Epoch of the run.
@@ -99,7 +99,7 @@ def make_view_pair(
         rng = sample_generator(seed, epoch, video_id, ViewNumber.FIRST + number)
         parameters = draw_parameters(config.augment, decoded.shape[1], decoded.shape[2], rng)
         places = np.searchsorted(needed, view.frame_indices[view.frame_mask])
-        # Straight to where they are shipped from, where that is as it will be: pages are dear.
+        # Into the output array without a copy if it has this layout: new pages are slow.
         whole = view.frame_mask.all() and config.augment.pixels == "rgb"
         augmented = apply_geometry(
             decoded, parameters, size, places, torch.from_numpy(frames[number]) if whole else None
@@ -140,14 +140,14 @@ def collate(
     config: Config,
     device: torch.device = _CPU,
 ) -> Batch:
-    """The batch of these videos, in order, in the CPU's memory; of one fully masked video where there is none.
+    """Collate videos into a batch in CPU memory, in order; without any, one fully masked video.
 
     Args:
         pairs: Views of each video.
         rows: Row of the plan of each.
         seeds: `view_seeds` of each.
         config: The run.
-        device: Where the frames go from here. For a GPU they lie in pinned memory, from which it copies by itself.
+        device: Device of the trainer. For a GPU the frames are in pinned memory, for asynchronous copies.
     """
     time = config.model.num_frames
     if not pairs:
@@ -174,9 +174,9 @@ def collate(
 def frames_on_device(
     batch: Batch, config: Config, device: torch.device
 ) -> UInt8[Tensor, "batch 2 time size size 3"]:
-    """The frames as the encoder wants them but for the normalisation, on the trainer's device.
+    """The input frames of the encoder before normalisation, on the trainer's device.
 
-    What the workers left is done here: RGB from YUV 4:2:0, colour and blur of every real view.
+    Converts YUV 4:2:0 to RGB, and computes colour and blur, if the workers have not.
     """
     frames = batch.frames.to(device, non_blocking=True)
     if config.augment.pixels == "yuv420":

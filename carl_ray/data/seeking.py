@@ -12,7 +12,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -69,8 +68,8 @@ def read_by_seeking(readable: bytes | Path, wanted: Sequence[int], put: Put, num
 
 def _timeline(container: av.container.InputContainer, stream: av.video.VideoStream) -> _Timeline | None:
     """The timeline of a stream with certainly one frame a packet; otherwise None."""
-    nal_units = _NalUnits.of(stream)
-    if nal_units is None:
+    length_size = _length_size(stream)
+    if length_size is None:
         return None
     pts: list[int] = []
     starts: list[tuple[int, int]] = []
@@ -79,18 +78,17 @@ def _timeline(container: av.container.InputContainer, stream: av.video.VideoStre
             return None
         pts.append(packet.pts)
         if packet.is_keyframe:
-            match nal_units.start_kind(bytes(packet)):
+            match _start_kind(stream.codec_context.name, length_size, bytes(packet)):
                 case "clean":
                     starts.append((packet.pts, packet.dts))
                 case "broken":
                     return None
     first = pts[0] if pts else None
     pts.sort()
-    if not starts or starts[0][0] != first or pts[0] != first:
-        return None  # starts with frames that no decoder can show
-    if any(a == b for a, b in pairwise(pts)):
-        return None
     place = {value: index for index, value in enumerate(pts)}
+    # Frames before the first start cannot be decoded; a timestamp that occurs twice is ambiguous.
+    if not starts or starts[0][0] != first or pts[0] != first or len(place) < len(pts):
+        return None
     starts.sort()
     return _Timeline(pts, [place[p] for p, _ in starts], [d for _, d in starts])
 
@@ -139,50 +137,49 @@ def _read_run(
         return False
 
 
-@dataclass(frozen=True)
-class _NalUnits:
-    """Layout of a stream's packets, to tell from their bytes whether decoding may start at one."""
+# NAL units of H.264 and H.265
 
-    codec: Literal["h264", "hevc"]
-    length_size: int
-    """Bytes of the length before each unit; 0 means that start codes divide the units."""
+_LENGTH_SIZE_AT = {"h264": 4, "hevc": 21}  # byte of the codec's extradata
 
-    @staticmethod
-    def of(stream: av.video.VideoStream) -> _NalUnits | None:
-        """The layout for a codec with one shown picture a packet; None otherwise (VP8, VP9, AV1 hide some)."""
-        codec = stream.codec_context.name
-        extradata = stream.codec_context.extradata or b""
-        at = {"h264": 4, "hevc": 21}.get(codec)
-        if at is None:
-            return None
-        boxed = len(extradata) > at and extradata[0] == 1
-        return _NalUnits(codec, (extradata[at] & 3) + 1 if boxed else 0)
 
-    def start_kind(self, packet: bytes) -> Literal["clean", "unclear", "broken"]:
-        """`clean`: every picture shown after this one decodes without the ones before it.
+def _length_size(stream: av.video.VideoStream) -> int | None:
+    """Bytes of the length before each NAL unit, 0 for start codes; None for a codec that may hide pictures.
 
-        The container's mark for key frames is not enough: files without a sync table mark every packet, and
-        the pictures after an H.264 recovery point may refer to those before. At `broken` (H.265 BLA) the
-        decoder drops pictures.
-        """
-        for kind in self._kinds(packet):
-            if self.codec == "h264" and kind in (1, 2, 5):
-                return "clean" if kind == 5 else "unclear"
-            if self.codec == "hevc" and kind < 32:
-                return "clean" if kind in (19, 20, 21) else "broken" if kind in (16, 17, 18) else "unclear"
-        return "unclear"
+    A packet of VP8, VP9 or AV1 may hold a picture that is not shown.
+    """
+    extradata = stream.codec_context.extradata or b""
+    at = _LENGTH_SIZE_AT.get(stream.codec_context.name)
+    if at is None:
+        return None
+    return (extradata[at] & 3) + 1 if len(extradata) > at and extradata[0] == 1 else 0
 
-    def _kinds(self, packet: bytes) -> Iterator[int]:
-        at = 0
-        while True:
-            if self.length_size:
-                start = at + self.length_size
-                at = start + int.from_bytes(packet[at:start], "big")
-            else:
-                start = packet.find(b"\0\0\1", at) + 3
-                if start < 3:
-                    return
-                at = start
-            if start >= len(packet):
+
+def _start_kind(codec: str, length_size: int, packet: bytes) -> Literal["clean", "unclear", "broken"]:
+    """`clean`: every picture shown after this one decodes without the ones before it.
+
+    The container's mark for key frames is not enough: files without a sync table mark every packet, and
+    the pictures after an H.264 recovery point may refer to those before. At `broken` (H.265 BLA) the
+    decoder drops pictures.
+    """
+    for kind in _unit_types(codec, length_size, packet):
+        if codec == "h264" and kind in (1, 2, 5):
+            return "clean" if kind == 5 else "unclear"
+        if codec == "hevc" and kind < 32:
+            return "clean" if kind in (19, 20, 21) else "broken" if kind in (16, 17, 18) else "unclear"
+    return "unclear"
+
+
+def _unit_types(codec: str, length_size: int, packet: bytes) -> Iterator[int]:
+    at = 0
+    while True:
+        if length_size:
+            start = at + length_size
+            at = start + int.from_bytes(packet[at:start], "big")
+        else:
+            start = packet.find(b"\0\0\1", at) + 3
+            if start < 3:
                 return
-            yield packet[start] & 31 if self.codec == "h264" else packet[start] >> 1 & 63
+            at = start
+        if start >= len(packet):
+            return
+        yield packet[start] & 31 if codec == "h264" else packet[start] >> 1 & 63

@@ -1,4 +1,4 @@
-"""Two overlapping views of a video: which frames each of them sees (paper, section 3.2). Pure NumPy.
+"""Two overlapping views of a video: the indices of their frames (paper, section 3.2). Pure NumPy.
 
 Letters as in the paper: S frames of the video, T frames of a view, L frames of a crop; alpha is the longest
 crop as a multiple of T, beta the part of the shorter crop that both crops share at the least.
