@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +54,18 @@ _COUNT_AGAIN = "`carl_ray.index … --verify` counts the frames again"
 
 LABEL_COLUMNS = ["split", "label", "frame_labels", "progress"]
 """Columns that people and converters add, and a scan leaves null."""
+
+
+class StreamVideo(TypedDict):
+    """A row of a table with `STREAM_COLUMNS`."""
+
+    video_id: str
+    uri: str
+    num_frames: int
+    verified: bool
+    frame_step: float
+    frame_labels: NotRequired[list[int] | None]
+
 
 STREAM_COLUMNS = ["video_id", "uri", "num_frames", "verified", "frame_step"]
 """Columns that the stream of a run requires; `frame_labels` is optional."""

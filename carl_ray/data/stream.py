@@ -13,7 +13,6 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -22,6 +21,7 @@ from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 from carl_ray.config import Config
 from carl_ray.data.coordinator import install_endless_stream_scheduling, limit_retries
 from carl_ray.data.guard import BadVideoError, ViewPairReader
+from carl_ray.data.manifest import StreamVideo
 from carl_ray.data.memory import load_task_bytes
 from carl_ray.data.plan import ABSENT, Plan
 from carl_ray.data.view_pair import ViewPair, from_columns, to_columns
@@ -133,7 +133,7 @@ def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) 
     if planned["video_index"] != ABSENT:
         # In shared memory: the table is mapped, not copied, however many videos it has.
         table: pa.Table = ray.get(manifest)
-        video = table.slice(planned["video_index"], 1).to_pylist()[0]
+        video: StreamVideo = table.slice(planned["video_index"], 1).to_pylist()[0]
         video_id = video["video_id"]
         try:
             pair = _read_with_retries(video, planned["epoch"], config)
@@ -144,7 +144,7 @@ def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) 
     return pa.table(columns | to_columns(pair, config))
 
 
-def _read_with_retries(video: dict[str, Any], epoch: int, config: Config) -> ViewPair:
+def _read_with_retries(video: StreamVideo, epoch: int, config: Config) -> ViewPair:
     """The views of a row of the manifest; what is not the video's fault is tried `data.retries` times more.
 
     Raises:

@@ -22,7 +22,7 @@ import pytest
 import ray
 
 from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, ModelConfig, TrainingConfig
-from carl_ray.data import stream
+from carl_ray.data import coordinator, stream
 from carl_ray.data.plan import Plan, training_plan, validation_plan
 from carl_ray.data.sample import make_view_pair
 from carl_ray.data.stream import StreamRow, read_rows, stream_views
@@ -349,6 +349,16 @@ def test_a_ray_that_is_not_as_expected_streams_without_our_scheduling(
             (line,) = said
             assert line.startswith(f"warning: Ray {ray.__version__} is not as "), change
             assert (waits, is_plain) == (0, True), change
+
+
+def test_a_ray_that_does_not_number_attempts_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(coordinator.ray, "get_runtime_context", object)
+    coordinator._warn.cache_clear()
+    for _ in range(2):
+        coordinator.limit_retries("row 1")
+    assert capsys.readouterr().err.count("warning: Ray") == 1
 
 
 def test_a_task_whose_process_always_dies_is_not_tried_forever(videos: pa.Table) -> None:
