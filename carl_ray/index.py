@@ -1,4 +1,4 @@
-"""Index a folder of videos into a manifest, one row a video, with the rejects beside it.
+"""Index a folder of videos into a manifest (one row a video) and rejects.
 
     python -m carl_ray.index FOLDER --out MANIFEST
     python -m carl_ray.index s3://bucket/videos --out s3://bucket/manifest.parquet --verify

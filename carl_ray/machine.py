@@ -1,4 +1,4 @@
-"""Properties of this machine: CPU cores, bf16 support, its name in results, versions of the software."""
+"""Properties of this machine: CPU cores, bf16 support, name, software versions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 def available_cores() -> int:
-    """CPU cores available to this process: by its affinity and its container's CPU quota, rounded down."""
+    """CPU cores of this process: by affinity and its container's quota, rounded down."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = _quota()
     return cores if share is None else max(1, min(cores, int(share)))
 
 
 def _quota() -> float | None:
-    """CPU quota of the control group, version 2 or 1, in CPUs; None without a limit or control groups."""
+    """CPU quota of the control group (version 2 or 1) in CPUs; None without a limit."""
     try:
         maximum = _CONTROL_GROUPS / "cpu.max"
         if maximum.exists():
@@ -39,7 +39,7 @@ def _quota() -> float | None:
 
 
 def has_native_bf16(device_type: str) -> bool:
-    """Whether this machine's GPU ("cuda") or CPU ("cpu") multiplies bfloat16 matrices in hardware.
+    """Whether the GPU ("cuda") or CPU ("cpu") multiplies bf16 matrices in hardware.
 
     Elsewhere bf16 is emulated, about ten times as slow as float32. The environment variables that disable
     instructions of torch and oneDNN (`ATEN_CPU_CAPABILITY`, `ONEDNN_MAX_CPU_ISA`) are respected.
@@ -59,7 +59,7 @@ def has_native_bf16(device_type: str) -> bool:
 
 
 def bf16_slowdown() -> float:
-    """Measure the time of a convolution in bf16 over that in float32 on this CPU; takes about 0.1 s."""
+    """Time of a convolution in bf16 over that in float32 on this CPU; takes 0.1 s."""
     import torch
 
     weight = torch.ones(32, 32, 3, 3)
@@ -84,7 +84,7 @@ def machine_name(*, use_gpu: bool) -> str:
 
 
 def _cpu_information(field: str) -> str:
-    """A field of the first CPU in /proc/cpuinfo; empty where there is none (not Linux)."""
+    """A field of the first CPU in /proc/cpuinfo; empty if there is none (not Linux)."""
     information = Path("/proc/cpuinfo")
     if not information.exists():
         return ""
@@ -93,7 +93,7 @@ def _cpu_information(field: str) -> str:
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries of a run, by name; `commit` if this package is a Git checkout."""
+    """Versions of Python and the libraries of a run; `commit` in a Git checkout."""
     # Lazily: only a run needs FFmpeg.
     import av
 
@@ -115,7 +115,7 @@ def software_versions() -> dict[str, str]:
 
 
 def major_differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Software of another major version (Python: or minor), as "torch 1.13.1 before, now 2.4.0"."""
+    """Differences in major versions, as "torch 1.13.1 before, now 2.4.0"."""
     names = sorted(before.keys() & now.keys() - {"commit"})
     parts = {name: 2 if name == "python" else 1 for name in names}
     return [

@@ -1,4 +1,4 @@
-"""Spatial augmentation of a view: one draw of parameters, the same for all its frames (paper, section 3.2).
+"""Spatial augmentation of a view: one draw for all its frames (section 3.2).
 
     frames as decoded (N, H, W, 3) ─ apply_geometry ▶ (N, S, S, 3) ─ apply_color ▶ (N, S, S, 3)      uint8
                                    ─ normalize ▶ (N, 3, S, S)                                         float32
@@ -6,6 +6,8 @@
 Frames are uint8 with the channel last all the way: four times smaller to send than float, and `normalize`
 gives the channels-last tensor on which convolutions are fastest. `draw_parameters` is the only function that draws;
 parameters are sent as a vector, so that colour may be computed on another machine than the one that drew it.
+
+Longer than 400 lines: what is drawn, and both devices' ways to apply it, change together.
 
 Legend: N frames, H x W pixels of the decoded frame, S pixels of the augmented one.
 """
@@ -85,7 +87,7 @@ class AugmentParameters:
             raise ValueError(f"order must be a permutation of (0, 1, 2, 3), got {self.order}")
 
     def to_vector(self) -> Float64[np.ndarray, " 16"]:
-        """The parameters as numbers in the order of the fields; `from_vector` restores them exactly."""
+        """The fields as numbers, in order; `from_vector` restores them exactly."""
         return np.hstack(astuple(self)).astype(np.float64)
 
     @classmethod
@@ -138,7 +140,7 @@ def apply_geometry(
     places: Int64[np.ndarray, " taken"] | None = None,
     out: UInt8[Tensor, "taken {image_size} {image_size} 3"] | None = None,
 ) -> UInt8[Tensor, "taken {image_size} {image_size} 3"]:
-    """Crop, resize to image_size x image_size (bilinear, antialiased) and flip; the result is contiguous.
+    """Crop, resize (bilinear, antialiased) and flip; the result is contiguous.
 
     Args:
         frames: As decoded.
@@ -164,7 +166,7 @@ def apply_geometry(
 def center_view(
     frames: UInt8[np.ndarray, "n height width 3"] | UInt8[Tensor, "n height width 3"], image_size: int
 ) -> UInt8[Tensor, "n {image_size} {image_size} 3"]:
-    """Evaluation view: shorter side resized to image_size, then the central square; contiguous.
+    """Resize the shorter side to image_size and crop the centre; contiguous.
 
     Raises:
         ValueError: these are not uint8 frames.
@@ -275,7 +277,7 @@ def _resize(
     places: np.ndarray | None = None,
     out: Tensor | None = None,
 ) -> UInt8[Tensor, "taken {height} {width} 3"]:
-    """The frames at another size, then mirrored where `flip`; contiguous, never an alias of the input.
+    """Resize, then mirror if `flip`; contiguous, never an alias of the input.
 
     Bilinear with antialiasing, as torchvision resizes; importing that would cost every decoder two seconds.
     """
@@ -353,7 +355,7 @@ def _luma(planes: Float[Tensor, "3 n size size"]) -> Float[Tensor, "n size size"
 def _jitter(
     planes: Float[Tensor, "3 n size size"], parameters: AugmentParameters
 ) -> Float[Tensor, "3 n size size"]:
-    """The four colour operations in their order, on integer values in [0, 255]; may write over its input."""
+    """The colour operations in order, on integers in [0, 255]; may work in place."""
     for operation in parameters.order:
         factor = 1.0  # above 1, values may leave the range
         match operation:
@@ -381,7 +383,7 @@ def _map_colors(
     parameters: AugmentParameters,
     output: UInt8[Tensor, "n size size 3"],
 ) -> None:
-    """The four colour operations and greyscale as one linear map; see `color_map`. `output` may be `frames`."""
+    """Colour jitter and greyscale by `color_map`; `output` may be `frames`."""
     of_color, of_mean = color_map(parameters)
     if frames.device.type == "cpu":
         for source, target in zip(frames.numpy(), output.numpy(), strict=True):
@@ -405,7 +407,7 @@ def _mapped(planes: Float[Tensor, "3 n size size"], *maps: np.ndarray) -> Float[
 def color_map(
     parameters: AugmentParameters,
 ) -> tuple[Float64[np.ndarray, "3 3"], Float64[np.ndarray, "3 3"]]:
-    """Matrices (A, B): without rounding and clamping the jitter is A color + B mean color of the frame.
+    """Matrices (A, B) of the jitter: A color + B mean color of the frame, unrounded.
 
     Brightness scales, contrast moves towards the mean luma, saturation towards a pixel's own luma; hue is a rotation
     about the axis of grey (Rodrigues' formula), where torchvision's keeps value and saturation of HSV.
@@ -434,7 +436,7 @@ def color_map(
 
 
 def _turn_hue(planes: Float[Tensor, "3 n size size"], turn: float) -> Float[Tensor, "3 n size size"]:
-    """The colours with the hue turned by a part of the circle; value and saturation (HSV) stay.
+    """Turn the hue by a part of the circle; value and saturation (HSV) stay.
 
     With h the hue in [0, 6) and d(c) = clamp(|h - c|, 1, 2) - 1, red is lowest + range * d(3), green is
     highest - range * d(2), blue highest - range * d(4): the six cases of the textbook's HSV to RGB in one line.
@@ -491,7 +493,7 @@ def _blur_weights(sigma: float, size: int) -> list[float]:
 
 
 def _blurred(planes: Float[Tensor, "c n size size"], weights: list[float]) -> Float[Tensor, "c n size size"]:
-    """The planes with these weights to all sides: first along columns, then along rows."""
+    """Convolve with symmetric weights: first along columns, then along rows."""
     size, radius = planes.shape[-1], len(weights) - 1
     padded = functional.pad(planes.flatten(0, 1), [radius] * 4, mode="reflect")
     for dim in (1, 2):

@@ -9,6 +9,8 @@ the head comes first. Nothing is unpickled. The parent specifies fields, dtypes 
 reject reason of that video and ends the child. A child serves one video after another; if one kills it, the next
 video starts a new child. It ends with the thread that started it. Arrays go through the pipe: shared memory was
 measured, and is no faster.
+
+Longer than 400 lines because both ends of the protocol are here.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ class BadVideoError(Exception):
 
 
 class KilledError(RunError):
-    """A child that was killed from outside, as the kernel does for lack of memory: retry."""
+    """A child killed from outside, as the kernel does for lack of memory: retry."""
 
 
 class _MalformedError(Exception):
@@ -77,7 +79,7 @@ class _MalformedError(Exception):
 
 @dataclass(frozen=True)
 class Array:
-    """Specification of an array: `numpy.dtype.str`, and each dimension's size or range of sizes (from 1)."""
+    """Specification of an array: `numpy.dtype.str`, sizes or their ranges (from 1)."""
 
     dtype: str
     shape: tuple[int | range, ...]
@@ -101,7 +103,7 @@ Fields = Mapping[str, Any]
 
 
 class Child:
-    """A child process that answers requests about one video after another; for one thread at a time.
+    """A child process that serves one video after another, for one thread at a time.
 
     Args:
         code: Python code of the child, which calls `open_channel`.
@@ -154,7 +156,7 @@ class Child:
         memory: int = MEMORY,
         values: int | None = 1,
     ) -> Iterator[dict[str, Any]]:
-        """Send a request and yield the values of the answer; stopping early ends the process.
+        """Send a request, yield the values of the answer; stopping early ends the process.
 
         Args:
             source: The video.
@@ -339,7 +341,7 @@ def _await(file: Any, event: int, deadline: float, seconds: float) -> None:
 
 
 def _end(process: subprocess.Popen[bytes], seconds: float = 0) -> int | None:
-    """Wait for the end of a process and return its exit status; kill it after `seconds` and return None."""
+    """Exit status of a process that ends within `seconds`; else kill it."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.close()
     process.stdout.close()
@@ -360,7 +362,9 @@ Values = Iterator[Mapping[str, object]]
 
 
 def open_channel(doing: str = "reading") -> Callable[[Callable[..., Values]], None]:
-    """Prepare a child process; return its server loop, whose argument maps `source` and arguments to values.
+    """Prepare a child process; return its loop over requests.
+
+    The argument of the loop is a function from `source` and arguments to values.
 
     Args:
         doing: What the child does, for the reject reasons of videos at which it fails.
@@ -449,7 +453,7 @@ def _answers_to(
 
 
 def _limit_memory(num_bytes: int | None) -> None:
-    """Limit (None: unlimit) the memory that this process allocates from now on. Linux only."""
+    """Limit (None: unlimit) what this process allocates from now on. Linux only."""
     if sys.platform == "linux":
         kilobytes = re.search(r"^VmData:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"), re.M)
         assert kilobytes is not None

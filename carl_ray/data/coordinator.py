@@ -1,4 +1,4 @@
-"""Scheduling of an endless stream: Ray Data's execution loop, in Ray Train's split coordinator.
+"""Scheduling of an endless stream in Ray Data's loop (split coordinator of Train).
 
 Ray Data is designed for datasets that end. With an endless stream its loop would
 
@@ -89,14 +89,14 @@ _POLICY_STATE = {"_data_context", "_topology", "_resource_manager"}
 
 
 def install_endless_stream_scheduling(context: DataContext) -> None:
-    """Install `EndlessExecution` on this context's datasets if this Ray version supports it."""
+    """Install `EndlessExecution` on a context if this Ray version supports it."""
     if supports_endless_streams():
         callbacks = context.custom_execution_callback_classes
         context.custom_execution_callback_classes = [*callbacks, EndlessExecution]  # type: ignore[list-item, unused-ignore]
 
 
 def supports_endless_streams() -> bool:
-    """Whether the installed Ray has the private interfaces that this module uses; warns once if not."""
+    """Whether Ray has the private interfaces that this module uses; warn once if not."""
     difference = _difference()
     if difference is not None:
         _warn(
@@ -118,7 +118,7 @@ def _warn(difference: str, consequence: str) -> None:
 
 
 def limit_retries(task: str) -> None:
-    """Raise `RunError` in a Ray task that was retried too often; Ray Data itself retries without end.
+    """Raise `RunError` in a task that was retried too often; Ray Data has no limit.
 
     Args:
         task: What the task works on, for the message.
@@ -163,7 +163,7 @@ def _internal(name: str) -> Any:
 
 
 class EndlessExecution(ExecutionCallback):
-    """Execution callback of Ray Data: its loop waits for tasks with output, and keeps no statistics of blocks."""
+    """Execution callback: waits for tasks with output, drops block statistics."""
 
     _is_installed = False
 
@@ -180,7 +180,7 @@ class EndlessExecution(ExecutionCallback):
         scheduling.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.0
 
     def on_execution_step(self, executor: Any) -> None:
-        """Drop statistics and wait; called after each step of the loop, in the thread that appends to the lists."""
+        """Drop statistics and wait; called after each step, in the thread of the loop."""
         if not self._is_installed:
             return
         num_blocks = 0
@@ -208,7 +208,7 @@ class EndlessExecution(ExecutionCallback):
 
 
 def _drop_block_stats(operator: Any) -> int:
-    """Drop an operator's records of its blocks; return how many it has made since the last call."""
+    """Drop an operator's block records; return the number of new ones."""
     num_blocks = 0
     for blocks in operator.get_stats().values():
         num_blocks += len(blocks)
@@ -234,7 +234,7 @@ def _wait_for_one(tasks: list[Any], seconds: float) -> None:
 
 
 class PlannedRowsBackpressure(BackpressurePolicy):
-    """Backpressure policy of Ray Data that limits the number of planned rows in the queue."""
+    """Backpressure policy that limits the number of planned rows in the queue."""
 
     def max_task_output_bytes_to_read(self, op: Any) -> int | None:
         """Bytes of an operator's output that may be taken now; None: no limit."""

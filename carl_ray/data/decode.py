@@ -1,4 +1,4 @@
-"""Exact frames of a video, and its properties: frame count, size, rotation. No Ray here.
+"""Exact frames of a video, and its frame count, size and rotation. No Ray here.
 
 The index of a frame is its place in presentation order among the frames that one full decode from the start
 yields; decoding stops at the first packet that cannot be decoded (those before the first key frame are skipped:
@@ -129,7 +129,7 @@ def iterate_frames(
     short_side: int | None = None,
     decoder: Decoder = "pyav",
 ) -> Iterator[UInt8[np.ndarray, "chunk height width 3"]]:
-    """Yield all frames of a video in order as RGB uint8, in chunks: bounded memory at any length.
+    """Yield all frames of a video in order as RGB uint8, in chunks.
 
     Args:
         source: The content of a video file, or its path or URI.
@@ -179,7 +179,7 @@ def _too_few(expected: str, count: int, readable: bytes | Path, failure: list[st
 
 
 class _Output:
-    """Array of the wanted frames, converted; all get the size and the orientation of the first one."""
+    """Array of the wanted frames in RGB; the first one determines its size."""
 
     def __init__(self, indices: np.ndarray, short_side: int | None):
         self._places: dict[int, list[int]] = {}
@@ -232,7 +232,7 @@ class _Output:
 
 
 def probe_video(source: bytes | str, *, verify: bool | None = None) -> VideoProbe:
-    """Properties of a video; its first frame is always decoded, so that an unreadable video raises.
+    """Properties of a video; always decodes its first frame.
 
     Args:
         source: The content of a video file, or its path or URI.
@@ -305,7 +305,7 @@ def _timing(
     timestamps: Sequence[int | None],
     longest_pause: float,
 ) -> tuple[float | None, float | None]:
-    """Frames a second and seconds, from the timestamps of the frames in order; jumps in them take no time.
+    """Frames a second and seconds, from the frames' timestamps without their jumps.
 
     The container's rate is kept where these agree with it to 5 %: it knows 29.97, they are often rounded.
     """

@@ -1,4 +1,4 @@
-"""decord as a decoder, `data.decoder=decord`, from the extra `carl_ray[decord]`. No Ray here.
+"""The optional decoder decord (extra `carl_ray[decord]`). No Ray here.
 
 PyAV is the default because decord decoded 11 to 24 % fewer frames a CPU second, returned wrong frames without an
 error on files with edit lists or hidden frames and on transport streams, and failed on files that PyAV reads, AV1
@@ -22,7 +22,7 @@ from carl_ray.errors import UserError
 def read_with_decord(
     readable: bytes | Path, indices: np.ndarray, short_side: int | None
 ) -> UInt8[np.ndarray, "frames height width 3"]:
-    """The frames at the given indices, in their order; arguments and errors as in `decode.read_frames`."""
+    """The frames at the given indices, in order; errors as in `decode.read_frames`."""
     try:
         import decord
     except ImportError:

@@ -1,4 +1,4 @@
-"""Readers of view pairs and of all frames, each with a child process that may hang or crash. No Ray here.
+"""Readers of videos with a child process that may hang or crash. No Ray here.
 
 this process (no torch) ── request ▶ child: fetch ▶ decode ▶ augment, or crop ── arrays ▶ this process
 """
@@ -88,7 +88,7 @@ class FrameReader(Child):
         chunk_frames: int,
         short_side: int | None = None,
     ) -> Iterator[UInt8[np.ndarray, "chunk height width 3"]]:
-        """Yield the chunks of `carl_ray.data.decode.iterate_frames`, cropped to squares; one is decoded ahead.
+        """Yield the chunks of `iterate_frames`, cropped to squares; one is decoded ahead.
 
         Close the iterator to stop early, which ends the process.
 
@@ -188,7 +188,7 @@ def answer_frames() -> None:
 def _central_square(
     frames: UInt8[np.ndarray, "n height width 3"], size: int
 ) -> UInt8[np.ndarray, "n height_cut width_cut 3"]:
-    """Crop to the central size x size pixels, contiguous; the whole frames if one side is shorter.
+    """Crop to the central square, contiguous; whole frames if one side is shorter.
 
     Half of an odd difference is rounded down, but to even where the shorter side has exactly `size` pixels, as
     `carl_ray.data.augment.center_view` rounds.

@@ -1,4 +1,4 @@
-"""The manifest: a Parquet table with one row a video. Schema, reading, writing, splits, labels.
+"""The manifest, a Parquet table with one row a video: schema, reading, labels.
 
 The columns from `split` on may be null; a frame label of -1 means "no label".
 
@@ -83,7 +83,9 @@ REJECTS_SCHEMA = pa.schema(
 def read_manifest(
     uri: str, columns: list[str] | None = None, *, split: str | None = None, check: bool = True
 ) -> pa.Table:
-    """Read, validate and clean a manifest; rows in file order. Label columns that the file lacks are null.
+    """Read, validate and clean a manifest; label columns that it lacks are null.
+
+    Rows are in file order.
 
     Args:
         uri: Path or URI of the manifest.
@@ -140,7 +142,7 @@ def read_manifest(
 
 
 def clean_labels(table: pa.Table) -> pa.Table:
-    """The table with `LABEL_COLUMNS` cleaned as in `read_manifest`, as far as it has them."""
+    """Clean the `LABEL_COLUMNS` of a table, as `read_manifest` does."""
     for place, name in enumerate(table.column_names):
         if name in LABEL_COLUMNS:
             table = table.set_column(place, SCHEMA.field(name), _clean(table.column(name), name))
@@ -169,7 +171,7 @@ def _clean_splits(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Ar
 
 
 def _clean_list(lists: pa.Array, type_: pa.DataType) -> pa.Array:
-    """Replace null and NaN: by -1 among integers; a list of floats that has one becomes null."""
+    """Replace null and NaN by -1 among integers; such a list of floats becomes null."""
     values = lists.flatten()
     unknown = pc.is_null(values, nan_is_null=pa.types.is_floating(values.type))
     if not pc.any(unknown).as_py():
@@ -186,7 +188,7 @@ def _clean_list(lists: pa.Array, type_: pa.DataType) -> pa.Array:
 
 
 def _clean_columns(table: pa.Table) -> tuple[dict[str, pa.ChunkedArray], list[str]]:
-    """Clean the columns of `SCHEMA`, and list the values that cannot be; a missing or bad column is null."""
+    """Clean the columns of `SCHEMA` (null if missing or bad), and list the problems."""
     columns = {
         name: pa.chunked_array([pa.nulls(len(table), SCHEMA.field(name).type)]) for name in SCHEMA.names
     }
@@ -212,7 +214,10 @@ def _clean_columns(table: pa.Table) -> tuple[dict[str, pa.ChunkedArray], list[st
 
 
 def _misfits(column: pa.ChunkedArray, name: str) -> dict[int, str]:
-    """The first rows that do not cast to the type of `SCHEMA`, with a value that does not; none for another type."""
+    """The first rows that do not cast to the type of `SCHEMA`, with a bad value each.
+
+    None at all where the column is of a type that does not cast.
+    """
 
     def fits(part: pa.ChunkedArray) -> bool:
         try:
@@ -237,7 +242,7 @@ def _misfits(column: pa.ChunkedArray, name: str) -> dict[int, str]:
 
 
 def _contradictions(columns: dict[str, pa.ChunkedArray]) -> list[str]:
-    """What is wrong with values that are of the right type, one text for each kind, with rows and remedy."""
+    """Problems of values of the right type: one text a kind, with rows and remedy."""
     ids, frames, steps, labels, progress = (
         columns[name] for name in ("video_id", "num_frames", "frame_step", "frame_labels", "progress")
     )
@@ -282,7 +287,7 @@ def _rows(wrong: pa.ChunkedArray | pa.Array) -> np.ndarray:
 def _refusal(
     columns: dict[str, pa.ChunkedArray], rows: np.ndarray, what: str, remedy: str, *values: Any
 ) -> list[str]:
-    """One text with the first of these rows, `what` formatted with their values, and the remedy; none for no row."""
+    """One text of the first of these rows, `what` with their values, and the remedy."""
     named = [
         f"row {row} ({columns['video_id'][row].as_py()!r}) {what.format(*(value[row] for value in values))}"
         for row in rows[:_NUM_SHOWN].tolist()
@@ -303,7 +308,7 @@ def _warn_of_spellings(columns: dict[str, pa.ChunkedArray], shown: str) -> None:
 
 
 def refuse_pickles(schema: pa.Schema) -> None:
-    """Raise `ValueError` for a column of an extension type, which no table of this package has.
+    """Raise `ValueError` for a column of an extension type, which may run code.
 
     Ray Data registers one with Arrow whose values are pickles: reading a value would run code in it.
     """
@@ -341,7 +346,7 @@ def attach_labels(manifest: pa.Table, labels: pa.Table) -> pa.Table:
 
 
 def videos_digest(table: pa.Table) -> str:
-    """Hash of the ids and frame counts of a table's videos in order, on which a plan depends."""
+    """Hash of the ids and frame counts of a table, in order: what a plan depends on."""
     digest = hashlib.blake2b(digest_size=16)
     for batch in table.select(["video_id", "num_frames"]).to_batches():
         for video_id, num_frames in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -350,7 +355,10 @@ def videos_digest(table: pa.Table) -> str:
 
 
 def first_difference(before: pa.Table, after: pa.Table) -> str | None:
-    """Describe the first difference between two tables with `video_id`, in a column of both; None if equal."""
+    """Describe the first difference between two tables of videos; None if equal.
+
+    Compares the columns that both have; both have `video_id`.
+    """
     for name in [name for name in before.column_names if name in after.column_names]:
         old, new = (table.column(name).combine_chunks() for table in (before, after))
         if old.equals(new):

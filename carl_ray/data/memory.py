@@ -22,6 +22,6 @@ def pair_bytes(config: Config) -> int:
 
 
 def load_task_bytes(config: Config) -> int:
-    """Memory of one loading task: two interpreters, decoded frames (16:9), and the pair of views."""
+    """Memory of a loading task: two interpreters, decoded frames (16:9), a view pair."""
     decoded = 2 * config.model.num_frames * config.data.short_side**2 * 16 // 9 * 3
     return 480 * 2**20 + 2 * decoded + 2 * pair_bytes(config)

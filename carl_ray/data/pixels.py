@@ -1,4 +1,4 @@
-"""Frames as YUV 4:2:0, half the bytes of RGB, to send from workers to the trainer (`augment.pixels`).
+"""Frames as YUV 4:2:0, half the bytes of RGB, to send them (`augment.pixels`).
 
 Full range, ITU-R BT.601, as in JPEG. A colour difference is the mean over 2 x 2 pixels; back, it is interpolated.
 """
@@ -27,7 +27,7 @@ _CHUNK_ACCELERATOR = 128
 def to_yuv420(
     frames: UInt8[Tensor, "n size size 3"],
 ) -> UInt8[np.ndarray, "n packed"]:
-    """Pack frames: of each first the luma (S, S), then both colour differences (S / 2, S / 2).
+    """Pack frames: luma (S, S), then both colour differences (S / 2, S / 2).
 
     Args:
         frames: RGB on the CPU, S even.
@@ -50,7 +50,7 @@ def to_yuv420(
 
 
 def from_yuv420(packed: UInt8[Tensor, "n packed"], size: int) -> UInt8[Tensor, "n {size} {size} 3"]:
-    """Unpack frames of `to_yuv420` on their device: RGB, within a few levels of the original.
+    """Unpack frames of `to_yuv420` on their device: RGB, within a few levels.
 
     Args:
         packed: Result of `to_yuv420`.

@@ -75,7 +75,7 @@ class Plan:
 
     @cached_property
     def epoch_rows(self) -> int:
-        """Rows of an epoch: every video once, and the second videos of pairs with one that is left over."""
+        """Rows of an epoch: every video once, and partners of those left over."""
         if self.label_codes is None:
             return self.num_videos
         labelled = self.label_codes[self.label_codes != UNLABELLED]
@@ -113,7 +113,7 @@ def training_plan(
     epochs: int,
     label_codes: Int[np.ndarray, " num_videos"] | None = None,
 ) -> Plan:
-    """The plan of a training run: whole steps, so that the last one may reach into one epoch more.
+    """The plan of a training run: whole steps, into one epoch more if necessary.
 
     Args:
         seed: Seed of the run.
@@ -133,7 +133,9 @@ def training_plan(
 def validation_plan(
     seed: int, num_videos: int, batch_size: int, label_codes: Int[np.ndarray, " num_videos"] | None = None
 ) -> Plan:
-    """The plan of a validation pass: every video once in manifest order, or the same pairs, and the same views.
+    """The plan of a validation pass: manifest order, or pairs, the same each time.
+
+    Every video occurs at least once, with the same views in each pass.
 
     Arguments and errors are those of `training_plan`.
     """

@@ -1,4 +1,4 @@
-"""Generators whose draws depend on (run seed, epoch, video, view) and on nothing else.
+"""Random generators that depend only on (run seed, epoch, video, view).
 
 A sample is therefore the same whichever worker makes it, in whatever order, and after any retries.
 """
@@ -23,7 +23,7 @@ class ViewNumber(IntEnum):
 
 
 def sample_seed(seed: int, epoch: int, video_id: str, view: int) -> int:
-    """A seed in [0, 2**63) that depends on the four values alone, the same on every machine.
+    """A seed in [0, 2**63) from the four values, the same on every machine.
 
     Args:
         seed: Seed of the run.

@@ -126,7 +126,7 @@ def _labels_of(view: ViewIndices, frame_labels: Sequence[int] | None) -> Int64[n
 
 
 def view_seeds(seed: int, epoch: int, video_id: str) -> tuple[int, int]:
-    """Seeds of the model's own draws (dropout) for the two views of a video in an epoch."""
+    """Seeds of the model's draws (dropout) for the two views of a video in an epoch."""
     first, second = (
         sample_seed(seed, epoch, video_id, view) for view in (ViewNumber.FIRST, ViewNumber.SECOND)
     )
@@ -140,7 +140,7 @@ def collate(
     config: Config,
     device: torch.device = _CPU,
 ) -> Batch:
-    """Collate videos into a batch in CPU memory, in order; without any, one fully masked video.
+    """Collate videos into a batch in CPU memory; without any, one masked video.
 
     Args:
         pairs: Views of each video.

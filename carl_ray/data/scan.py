@@ -2,6 +2,8 @@
 
 Ray Data distributes the files over the cluster. Each worker streams a file to a child process, which probes it: a
 decoder that crashes or hangs ends the child and not the scan, and its file is rejected with the reason.
+
+Longer than 400 lines: listing, probing and continuing an earlier scan share the identity of a file.
 """
 
 from __future__ import annotations
@@ -94,9 +96,9 @@ class Reject(VideoFile):
 def build_manifest(
     folder: str, out: str, labels: pa.Table | None = None, *, verify: bool = False
 ) -> tuple[pa.Table, pa.Table]:
-    """Index a folder of videos and return its manifest and its rejects; starts Ray unless it is running.
+    """Index a folder of videos; start Ray unless it is running.
 
-    Arguments and errors are those of `index_folder`.
+    Arguments, result (the manifest and its rejects) and errors are those of `index_folder`.
     """
     # Lazily: the child processes import this module too, and must start quickly.
     from carl_ray.session import connect
@@ -108,7 +110,9 @@ def build_manifest(
 def index_folder(
     folder_uri: str, out: str, labels: pa.Table | None = None, *, verify: bool = False
 ) -> tuple[pa.Table, pa.Table]:
-    """Write the manifest (`SCHEMA`) and the rejects (`REJECTS_SCHEMA`) of a folder; return both, sorted by URI.
+    """Write the manifest and the rejects of a folder; return both, sorted by URI.
+
+    They have the schemas `SCHEMA` and `REJECTS_SCHEMA`.
 
     Videos are the files with one of `VIDEO_SUFFIXES`, each real path once; such a file that cannot be read is a
     reject. The `video_id` is the path inside the folder. The split is that of the first-level folder where `SPLITS`
@@ -154,7 +158,7 @@ def index_folder(
     unread = {file["uri"] for file in to_probe}
 
     def save() -> tuple[pa.Table, pa.Table]:
-        """Write both tables as far as they are; a video not read yet keeps its earlier row."""
+        """Write both tables so far; a video not read yet keeps its earlier row."""
         old = kept + [rows_of[uri]["row"] for uri in sorted(unread & rows_of.keys())]
         new = pa.Table.from_pylist(rows, schema=SCHEMA)
         manifest = pa.concat_tables([known.take(pa.array(old, pa.int64())), new]).sort_by("uri")
@@ -191,12 +195,12 @@ def index_folder(
 
 
 def scan_uri(manifest_uri: str) -> str:
-    """URI of the scan that a converter makes its manifest from: beside `videos.parquet`, `videos.scan.parquet`."""
+    """URI of a converter's scan: beside `videos.parquet`, `videos.scan.parquet`."""
     return _beside(manifest_uri, "scan")
 
 
 def rejects_uri(manifest_uri: str) -> str:
-    """URI of the rejects of a manifest: beside `videos.parquet`, `videos.rejects.parquet`."""
+    """URI of the rejects: beside `videos.parquet`, `videos.rejects.parquet`."""
     return _beside(manifest_uri, "rejects")
 
 
@@ -207,7 +211,7 @@ def _beside(manifest_uri: str, name: str) -> str:
 
 
 def count_reasons(rejects: pa.Table) -> list[tuple[str, int, str]]:
-    """Count the rejects by reason: (reason, count, first URI), the most frequent reason first."""
+    """Count rejects by reason: (reason, count, first URI), most frequent first."""
     first = dict(zip(*(rejects.column(name).to_pylist()[::-1] for name in ("reason", "uri")), strict=True))
     counts = Counter(rejects.column("reason").to_pylist()).most_common()
     return [(reason, count, first[reason]) for reason, count in counts]
@@ -273,7 +277,7 @@ def _split(video_id: str) -> str | None:
 def _list_videos(
     filesystem: fs.FileSystem, root: str, folder_uri: str
 ) -> tuple[list[VideoFile], list[Reject], int]:
-    """List the videos below a folder, the rejects among them, and the number of other files.
+    """List the videos below a folder and the rejects; count other files.
 
     A reject has the name of a video, or is a folder that cannot be listed and may hold videos.
     """
@@ -318,7 +322,7 @@ def _list_videos(
 
 
 def _walk(root: str) -> Iterator[tuple[str, int, int | None, str | None]]:
-    """Yield (path, size, time, problem) of all files below a local folder, each real path once.
+    """Yield (path, size, time, problem) of all files below a folder, each file once.
 
     Links are followed last, so that a file is listed under its own name if it has one in the folder.
     """
@@ -361,7 +365,7 @@ def _walk(root: str) -> Iterator[tuple[str, int, int | None, str | None]]:
 def _probe_all(
     files: list[VideoFile], filesystem: fs.FileSystem, verify: bool
 ) -> Iterator[tuple[VideoFile, dict[str, Any]]]:
-    """Yield each file with its outcome as they complete: columns of the manifest, or a `reason`."""
+    """Yield each file with its outcome: columns of the manifest, or a `reason`."""
     if not files:
         return
     # Lazily: the child processes import this module too, and must start quickly.
@@ -382,7 +386,7 @@ def _probe_all(
 
 
 def _probe_file(row: dict[str, Any], *, filesystem: fs.FileSystem, verify: bool) -> dict[str, Any]:
-    """Probe a file on a Ray worker. The outcome is JSON text, since its fields differ from row to row."""
+    """Probe a file on a Ray worker; JSON text, since fields differ from row to row."""
 
     def attempt() -> dict[str, Any]:
         # A failed read ends the child, too: each attempt is a new request to a new child.
@@ -400,7 +404,7 @@ _child = Child("from carl_ray.data.scan import answer_probes; answer_probes()", 
 
 
 def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
-    """Probe an open file of `size` bytes in the child process: columns of the manifest, or a `reason`.
+    """Probe an open file in the child: columns of the manifest, or a `reason`.
 
     Raises:
         OSError: the file cannot be read to its end, or has another size.
@@ -439,7 +443,7 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
 
 
 def answer_probes() -> None:
-    """Main function of the child process: probe the content that is sent, or the previous one."""
+    """Main function of the child: probe the content that is sent, or the previous."""
     content: bytes | None = None
 
     def probe(source: bytes | str, verify: bool) -> Values:
@@ -454,7 +458,7 @@ def answer_probes() -> None:
 
 
 def _report_progress(items: Iterable[_Item], total: int) -> Iterator[_Item]:
-    """Yield the items; print count, rate and time left, on one line of a terminal or every five seconds."""
+    """Yield the items; print count, rate and time left now and then."""
     start = shown = time.monotonic()
     is_live = sys.stderr.isatty()
     for done, item in enumerate(items, 1):

@@ -1,4 +1,4 @@
-"""Exact frames by decoding from key frames instead of the file's start. No Ray here.
+"""Exact frames by decoding from key frames, not the file's start. No Ray here.
 
 One pass over the packets, without decoding, collects their timestamps. Where these are complete, unique and in step
 with the codec (H.264, H.265), decoding starts at the last key frame before the first wanted frame, and every frame
@@ -38,7 +38,7 @@ class _Timeline:
 
 
 def read_by_seeking(readable: bytes | Path, wanted: Sequence[int], put: Put, num_frames: int | None) -> bool:
-    """Decode the wanted frames from key frames; False at any doubt, and then no frame that was `put` counts.
+    """Decode wanted frames from key frames; False (ignore what was put) at any doubt.
 
     Args:
         readable: The content of a video file, or its path.
@@ -102,7 +102,7 @@ def _read_run(
     put: Put,
     counted: bool,
 ) -> bool:
-    """Decode from a start to the frame `last`; False where a frame does not have the timestamp of the timeline.
+    """Decode from a start to the frame `last`; False at an unexpected timestamp.
 
     Also False where packets may be fields, unless it was `counted` that each is a frame.
     """
@@ -143,7 +143,7 @@ _LENGTH_SIZE_AT = {"h264": 4, "hevc": 21}  # byte of the codec's extradata
 
 
 def _length_size(stream: av.video.VideoStream) -> int | None:
-    """Bytes of the length before each NAL unit, 0 for start codes; None for a codec that may hide pictures.
+    """Size of the length before a NAL unit, 0: start codes, None: may hide pictures.
 
     A packet of VP8, VP9 or AV1 may hold a picture that is not shown.
     """

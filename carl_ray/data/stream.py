@@ -1,4 +1,4 @@
-"""The Ray Data pipeline: plan ▶ fetch, decode, two views, augment ▶ one row a video, in the plan's order.
+"""The Ray Data pipeline: plan ▶ fetch, decode, two views, augment ▶ ordered rows.
 
     segments ─ plan rows (one task, endless, lazy) ─ load (CPU nodes, one task a video) ─ streaming_split
 
@@ -49,7 +49,7 @@ class StreamRow:
 
 
 def execution_options(config: Config) -> ExecutionOptions:
-    """Keep the plan's order, on nodes that decode; for `ray.train.DataConfig`, which ignores the DataContext."""
+    """Options for `ray.train.DataConfig`: the plan's order, on nodes that decode."""
     return ExecutionOptions(preserve_order=True, label_selector=dict(config.cluster.data_node_labels) or None)
 
 
@@ -61,7 +61,7 @@ def stream_views(
     start_row: int = 0,
     max_workers: int | None = None,
 ) -> Dataset:
-    """Stream the rows of a plan in order, two views of each video: a lazy dataset of one-row blocks.
+    """Stream the rows of a plan in order: a lazy dataset of one-row blocks.
 
     Columns: `row`, `step`, `epoch`, `video_id`, `error`, and those of `carl_ray.data.view_pair.to_columns`.
 
@@ -145,7 +145,7 @@ def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) 
 
 
 def _read_with_retries(video: StreamVideo, epoch: int, config: Config) -> ViewPair:
-    """The views of a row of the manifest; what is not the video's fault is tried `data.retries` times more.
+    """The views of a video; retry `data.retries` times what is not its fault.
 
     Raises:
         BadVideoError: it cannot be read.

@@ -1,4 +1,4 @@
-"""Video files through PyAV: opening, packets, decoding from the start, orientation, reasons of failure. No Ray here."""
+"""Video files in PyAV: opening, decoding, orientation, failures. No Ray here."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def open_container(readable: bytes | Path) -> av.container.InputContainer:
 
 
 def video_stream(container: av.container.InputContainer) -> av.video.VideoStream:
-    """The first video stream that is not a cover picture, set to decode with one thread.
+    """The first video stream that is not a cover picture, with one thread.
 
     Raises:
         DecodeError: there is none, or no decoder for it.
@@ -102,7 +102,7 @@ def decoded_frames(
     stream: av.video.VideoStream,
     failure: list[str],
 ) -> Iterator[av.VideoFrame]:
-    """Yield all frames up to the first packet that cannot be decoded, whose error is put into `failure`.
+    """Yield all frames up to the first bad packet; its error goes into `failure`.
 
     Packets before the first key frame may fail, since they may refer to pictures that are not in the file.
 
@@ -145,7 +145,7 @@ def _raise_storage_error(readable: bytes | Path, error: Exception) -> None:
 
 @dataclass(frozen=True)
 class Orientation:
-    """Transformation of stored pixels to displayed ones: first the transposition, then the flips."""
+    """Transformation of stored to displayed pixels: transposition, then flips."""
 
     transpose: bool = False
     flip_horizontal: bool = False
@@ -153,7 +153,10 @@ class Orientation:
 
     @staticmethod
     def of(frame: av.VideoFrame) -> Orientation:
-        """Read the display matrix (a b u; c d v; x y w): displayed x = a x + c y, displayed y = b x + d y."""
+        """Read the display matrix (a b u; c d v; x y w).
+
+        Displayed x = a x + c y, displayed y = b x + d y.
+        """
         try:
             side_data = frame.side_data.get("DISPLAYMATRIX")
         except ValueError:  # PyAV knows no name for one of its kinds, such as Exif of a Motion JPEG.
@@ -185,7 +188,7 @@ def displayed_size(
 
 
 def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    """Width and height with this shorter side (None: unchanged), each rounded to the nearest pixel."""
+    """Width and height with this shorter side (None: unchanged), rounded."""
     if short_side is None:
         return width, height
     scale = Fraction(short_side, min(width, height))
@@ -220,7 +223,7 @@ def _is_encrypted(boxes: list[tuple[bytes, bytes]]) -> bool:
 
 
 def _mp4_boxes(readable: bytes | Path) -> list[tuple[bytes, bytes]]:
-    """The outermost boxes of an MP4 file: name, and for `moov` the content; meaningless for other formats."""
+    """The outermost boxes of an MP4 file: name, and for `moov` the content."""
     boxes = []
     with io.BytesIO(readable) if isinstance(readable, bytes) else readable.open("rb") as file:
         end = file.seek(0, io.SEEK_END)
@@ -240,6 +243,6 @@ def _mp4_boxes(readable: bytes | Path) -> list[tuple[bytes, bytes]]:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error without line breaks, of the system's or FFmpeg's text alone."""
+    """The text of an error of the system or FFmpeg, without line breaks."""
     strerror = getattr(error, "strerror", None)
     return " ".join(str(strerror or error).split())

@@ -1,4 +1,4 @@
-"""Two augmented views of one video: arrays, and their row in an Arrow table. No Ray and no torch here."""
+"""Two augmented views of a video, and their row in an Arrow table. No torch here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def array_types(config: Config) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def to_columns(pair: ViewPair | None, config: Config) -> dict[str, pa.Array]:
-    """The columns of one row, large binary values of the arrays' bytes without a copy; null for no pair."""
+    """The columns of one row: the arrays' bytes without a copy; null for no pair."""
     columns = {}
     for name in array_types(config):
         if pair is None:
@@ -55,7 +55,7 @@ def to_columns(pair: ViewPair | None, config: Config) -> dict[str, pa.Array]:
 
 
 def from_columns(table: pa.Table, index: int, config: Config) -> ViewPair | None:
-    """The pair that `to_columns` wrote into a row; read-only views of the table's memory, not copies."""
+    """The pair in a row of `to_columns`; read-only views of the table's memory."""
     fields = {}
     for name, (dtype, shape) in array_types(config).items():
         # Arrow's scalars are copies.

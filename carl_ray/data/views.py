@@ -1,6 +1,6 @@
-"""Two overlapping views of a video: the indices of their frames (paper, section 3.2). Pure NumPy.
+"""Frame indices of two overlapping views of a video (paper, section 3.2).
 
-Letters as in the paper: S frames of the video, T frames of a view, L frames of a crop; alpha is the longest
+Pure NumPy. Letters as in the paper: S frames of the video, T frames of a view, L frames of a crop; alpha is the longest
 crop as a multiple of T, beta the part of the shorter crop that both crops share at the least.
 """
 
@@ -113,7 +113,7 @@ def _sample_crops(
     min_overlap: float,
     rng: np.random.Generator,
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Two crops (start, stop), S >= T; given their lengths, uniform over all places that overlap enough."""
+    """Two crops (start, stop), S >= T, uniform over places that overlap enough."""
     longest = min(math.floor(max_crop_ratio * num_frames + _ROUNDING), num_video_frames)
     length1, length2 = (int(length) for length in rng.integers(num_frames, longest + 1, size=2))
     if min_overlap == 1:
