@@ -249,12 +249,9 @@ def _send(
 ) -> None:
     """Send a request, with a time limit for each chunk."""
     assert process.stdin is not None
-    chunks: Iterable[bytes] = (
-        [source] if isinstance(source, bytes) else [] if isinstance(source, str) else source[1]
-    )
-    head["source"] = (
-        source if isinstance(source, str) else len(source) if isinstance(source, bytes) else source[0]
-    )
+    if isinstance(source, bytes):
+        source = len(source), [source]
+    head["source"], chunks = (source, []) if isinstance(source, str) else source
     text = json.dumps(head).encode()
     for chunk in chain([_LENGTH.pack(len(text)) + text], chunks):
         deadline = time.monotonic() + seconds

@@ -75,7 +75,7 @@ _SAVE_SHARE = 20
 _Item = TypeVar("_Item")
 
 
-class VideoFile(TypedDict):
+class ListedVideo(TypedDict):
     """A file with the name of a video."""
 
     uri: str
@@ -87,7 +87,7 @@ class VideoFile(TypedDict):
     modified_ns: int | None
 
 
-class Reject(VideoFile):
+class Reject(ListedVideo):
     """A file that is not in the manifest."""
 
     reason: str
@@ -141,7 +141,7 @@ def index_folder(
     rows_of = _rows_by_uri(known.select(["uri", "bytes", "modified_ns", "verified"]))
     rejects_of = _rows_by_uri(known_rejects)
     kept: list[int] = []
-    to_probe: list[VideoFile] = []
+    to_probe: list[ListedVideo] = []
     for file in files:
         row, reject = rows_of.get(file["uri"]), rejects_of.get(file["uri"])
         if row and _is_unchanged(file, row) and (row["verified"] or not verify):
@@ -250,7 +250,7 @@ def _rows_by_uri(table: pa.Table) -> dict[str, dict[str, Any]]:
     return {row["uri"]: {**row, "row": number} for number, row in enumerate(table.to_pylist())}
 
 
-def _is_unchanged(file: VideoFile, earlier: dict[str, Any]) -> bool:
+def _is_unchanged(file: ListedVideo, earlier: dict[str, Any]) -> bool:
     return file["modified_ns"] is not None and all(
         file[name] == earlier[name] for name in ("modified_ns", "bytes")
     )
@@ -276,7 +276,7 @@ def _split(video_id: str) -> str | None:
 
 def _list_videos(
     filesystem: fs.FileSystem, root: str, folder_uri: str
-) -> tuple[list[VideoFile], list[Reject], int]:
+) -> tuple[list[ListedVideo], list[Reject], int]:
     """List the videos below a folder and the rejects; count other files.
 
     A reject has the name of a video, or is a folder that cannot be listed and may hold videos.
@@ -296,7 +296,7 @@ def _list_videos(
             found = ((i.path, i.size, i.mtime_ns, None) for i in infos if i.type != fs.FileType.Directory)
     except OSError as error:
         raise storage.storage_error(error, folder_uri, "list") from None
-    files: list[VideoFile] = []
+    files: list[ListedVideo] = []
     rejects: list[Reject] = []
     num_others = 0
     for path, size, modified_ns, wrong in found:
@@ -308,7 +308,7 @@ def _list_videos(
         # In a URI a name is quoted; a local path is stored absolute: it must mean the same to every worker.
         name = os.fsencode(path).decode("utf-8", "backslashreplace")
         uri = storage.join(shown, quote(video_id)) if storage.is_remote(shown) else name
-        file = VideoFile(uri=uri, path=path, video_id=video_id, bytes=size, modified_ns=modified_ns)
+        file = ListedVideo(uri=uri, path=path, video_id=video_id, bytes=size, modified_ns=modified_ns)
         if name != path:
             wrong = "its name is not UTF-8: rename it"
         if wrong is None:
@@ -363,8 +363,8 @@ def _walk(root: str) -> Iterator[tuple[str, int, int | None, str | None]]:
 
 
 def _probe_all(
-    files: list[VideoFile], filesystem: fs.FileSystem, verify: bool
-) -> Iterator[tuple[VideoFile, dict[str, Any]]]:
+    files: list[ListedVideo], filesystem: fs.FileSystem, verify: bool
+) -> Iterator[tuple[ListedVideo, dict[str, Any]]]:
     """Yield each file with its outcome: columns of the manifest, or a `reason`."""
     if not files:
         return
