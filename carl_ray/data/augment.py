@@ -1,4 +1,4 @@
-"""Spatial augmentation of a view: one draw for all its frames (section 3.2).
+"""Spatial augmentation: one draw for all frames of a view (paper, section 3.2).
 
     frames as decoded (N, H, W, 3) ─ apply_geometry ▶ (N, S, S, 3) ─ apply_color ▶ (N, S, S, 3)      uint8
                                    ─ normalize ▶ (N, 3, S, S)                                         float32
@@ -35,8 +35,8 @@ _LUMA = (0.2989, 0.587, 0.114)
 # The cross product with the direction of grey.
 _AROUND_GREY = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
 _NUM_COLOR_OPERATIONS = 4
-# Values (frames x height x width x 3) at a time: bounds memory. Colour makes a handful of float32 copies;
-# a CPU wants them in its cache, an accelerator wants large pieces.
+# Values (frames x height x width x 3) at a time: bounds memory. Colour makes several float32 copies, which are
+# fastest in the cache of a CPU, or in large pieces on an accelerator.
 _RESIZE_CHUNK = 2**20
 _COLOR_CHUNK_CPU = 2**18
 _COLOR_CHUNK_ACCELERATOR = 2**24

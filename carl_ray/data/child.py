@@ -224,7 +224,7 @@ def _start(code: str, quiet: bool) -> subprocess.Popen[bytes]:
     try:
         process = subprocess.Popen(
             [sys.executable, "-c", code],
-            bufsize=0,  # `poll` knows nothing of what has been read ahead
+            bufsize=0,  # `poll` does not see bytes that were read ahead
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if quiet else None,

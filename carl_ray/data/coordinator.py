@@ -127,7 +127,9 @@ def limit_retries(task: str) -> None:
     worker = getattr(ray.get_runtime_context(), "worker", None)
     attempt_number = getattr(getattr(worker, "core_worker", None), "get_current_task_attempt_number", None)
     if attempt_number is None:
-        _warn("it does not number the attempts of a task", "a task whose process dies is retried without end")
+        _warn(
+            "it does not number the attempts of a task", "Ray retries a task whose process dies without end"
+        )
     elif (attempt := attempt_number()) > _MAX_TASK_RETRIES:
         raise RunError(
             f"the process that decodes died {attempt} times at {task}: too little memory on its node, or nodes that "

@@ -307,7 +307,7 @@ def _timing(
 ) -> tuple[float | None, float | None]:
     """Frames a second and seconds, from the frames' timestamps without their jumps.
 
-    The container's rate is kept where these agree with it to 5 %: it knows 29.97, they are often rounded.
+    The container's rate is kept where these agree with it to 5 %: it has 29.97, they are often rounded.
     """
     rate = float(stream.average_rate) if stream.average_rate else None
     pts = np.array([pts for pts in timestamps if pts is not None], np.float64)

@@ -98,7 +98,7 @@ def stream_views(
     context.execution_no_progress_timeout_s = _STALLED_SECONDS
     with DataContext.current(context):
         return (
-            # Not `ray.data.range`, whose read tasks want a CPU: Ray Data would keep it for them to the end of the run.
+            # Not `ray.data.range`: Ray Data would reserve a CPU for its read tasks to the end of the run.
             ray.data.from_items(list(range(num_segments)), override_num_blocks=num_segments)
             .map_batches(
                 plan_segment,

@@ -77,7 +77,7 @@ def video_stream(container: av.container.InputContainer) -> av.video.VideoStream
                 raise DecodeError("no decoder for its video stream")
             stream.codec_context.thread_count = 1
             return stream
-    # What is left of the kind "video" are covers.
+    # The remaining streams of type "video" are cover pictures.
     others = sorted({"a cover picture" if s.type == "video" else s.type for s in container.streams}, key=len)
     raise DecodeError(
         f"no video stream, only {' and '.join(others)}" if others else "no video stream, no stream at all"
@@ -159,7 +159,7 @@ class Orientation:
         """
         try:
             side_data = frame.side_data.get("DISPLAYMATRIX")
-        except ValueError:  # PyAV knows no name for one of its kinds, such as Exif of a Motion JPEG.
+        except ValueError:  # PyAV has no name for one of the types, such as Exif of a Motion JPEG.
             side_data = None
         if side_data is None:
             return Orientation()

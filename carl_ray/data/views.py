@@ -95,15 +95,10 @@ def sample_views(
     if num_video_frames < num_frames:
         return _padded_view(num_video_frames, num_frames), _padded_view(num_video_frames, num_frames)
     if crop == "released":
-        return (
-            _released_view(num_video_frames, num_frames, max_crop_ratio, sampling, rng),
-            _released_view(num_video_frames, num_frames, max_crop_ratio, sampling, rng),
-        )
+        arguments = num_video_frames, num_frames, max_crop_ratio, sampling, rng
+        return _released_view(*arguments), _released_view(*arguments)
     first, second = _sample_crops(num_video_frames, num_frames, max_crop_ratio, min_overlap, rng)
-    return (
-        _view_of_crop(first, num_frames, sampling, rng),
-        _view_of_crop(second, num_frames, sampling, rng),
-    )
+    return _view_of_crop(first, num_frames, sampling, rng), _view_of_crop(second, num_frames, sampling, rng)
 
 
 def _sample_crops(
