@@ -1,25 +1,27 @@
-"""What converters of single frames share: their result, fitting labels to frames, the way to a manifest.
+"""Common parts of the converters: their result, label fitting, writing videos, manifest and report.
 
-A converter writes video files below a folder, `train/` and `test/`, and knows the labels of each. What it
-leaves out or mends is counted with the reason, never passed over in silence.
+A converter reads the annotations of a published data set, writes or finds its videos, and collects one row of
+labels a video. Everything that it skips or corrects is counted with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import argparse
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from carl_ray import storage
-from carl_ray.data.manifest import attach_labels, write_table
 from carl_ray.datasets.motion_jpeg import mux_motion_jpeg
 from carl_ray.errors import RunError, UserError
+from carl_ray.options import OptionParser, print_next
 
 FRAMES_PER_SECOND = 25
-"""What the video files state where a data set does not say it: as in the files that CARL's authors share.
+"""Nominal frame rate where a data set states none, as in the files shared by CARL's authors.
 
 Nothing is computed from it; a manifest's timestamps are frame indices.
 """
@@ -27,103 +29,116 @@ Nothing is computed from it; a manifest's timestamps are frame indices.
 LABELS_SCHEMA = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),  # path inside the folder, "train/0001_squat.mp4"
-        pa.field("split", pa.string(), nullable=False),  # "train" or "test"
-        pa.field("label", pa.string(), nullable=False),  # name of the action
-        pa.field(
-            "frame_labels", pa.list_(pa.int32())
-        ),  # phase of a frame, -1 where unknown; null without any
+        pa.field("split", pa.string(), nullable=False),  # "train", "validation" or "test"
+        pa.field("label", pa.string()),  # name of the action
+        pa.field("frame_labels", pa.list_(pa.int32())),  # phase or class of each frame; -1: unknown
     ]
 )
 
-_SHOWN = 5  # videos named for each reason
-_LONGEST_NAME = 240  # bytes: file systems take 255, and a file that is being written has a longer one
+_NUM_SHOWN = 5  # videos named for each reason
+_MAX_NAME_BYTES = 240  # file systems allow 255, and a file being written has a longer name
 
 OnVideo = Callable[[int, int], None]
-"""Called with (videos done, videos in all or 0 where that is unknown) after each video."""
+"""Called with (videos done, videos in all or 0 if unknown) after each video."""
 
 
 class LeftOut(Exception):  # noqa: N818 - no error: the conversion goes on with the next video
-    """A video that does not come out; the message says why."""
+    """A video that cannot be converted; the message is the reason."""
+
+
+class LabelRow(TypedDict):
+    """A row of `LABELS_SCHEMA`."""
+
+    video_id: str
+    split: str
+    label: str | None
+    frame_labels: Sequence[int] | None
 
 
 @dataclass
 class Conversion:
-    """What a conversion yields."""
+    """Labels of the converted videos, and what was skipped or corrected."""
 
-    rows: list[dict[str, object]] = field(default_factory=list)
-    """Rows of `LABELS_SCHEMA`, one a video."""
+    published: Mapping[str, int]
+    """Number of videos in the published lists, by split."""
+    rows: list[LabelRow] = field(default_factory=list)
+    """One a video."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Videos of the download that are not among the rows, by reason."""
+    """Videos (or parts of them) that are not among the rows, by reason."""
     mended: dict[str, list[str]] = field(default_factory=dict)
-    """Videos among the rows with something that did not fit, by what it was."""
+    """Videos among the rows of which something was corrected, by what it was."""
 
     @property
     def labels(self) -> pa.Table:
         """The rows as a table of `LABELS_SCHEMA`, sorted by video id."""
         return pa.Table.from_pylist(self.rows, schema=LABELS_SCHEMA).sort_by("video_id")
 
-    def leave_out(self, video: str, reason: str) -> None:
-        """Counts a video that does not come out."""
-        self.left_out.setdefault(reason, []).append(video)
+    def add(
+        self, video_id: str, split: str, label: str | None, frame_labels: Sequence[int] | None, *notes: str
+    ) -> None:
+        """Add a row; each note says what was corrected."""
+        self.rows.append({"video_id": video_id, "split": split, "label": label, "frame_labels": frame_labels})
+        for note in notes:
+            self.mended.setdefault(note, []).append(video_id)
 
-    def mend(self, video: str, what: str) -> None:
-        """Counts a video that comes out although something did not fit."""
-        self.mended.setdefault(what, []).append(video)
+    def leave_out(self, video: str, reason: str) -> None:
+        """Count a video that is skipped."""
+        self.left_out.setdefault(reason, []).append(video)
 
 
 def fit_labels(
-    labels: Sequence[int], frame_numbers: Sequence[int], num_frames: int
-) -> tuple[list[int], str | None]:
-    """One label for each frame that is there, and what was mended (None where everything fits).
+    labels: Sequence[int], frame_numbers: Sequence[int], num_frames: int, num_phases: int
+) -> tuple[list[int], list[str]]:
+    """Fit phase labels to the frames that are there: one label a frame, and notes on what was corrected.
 
     Labels belong to frame numbers. Lists that are one longer or one shorter than the video are common: a
-    surplus label is dropped, a frame without one gets -1. Where the lengths differ by more, the labels are of
+    surplus label is dropped, a frame without one gets -1. If the lengths differ by more, the labels are of
     another sampling of the video and are stretched over it: frame i of n takes label floor(i * labels / n).
-    The released code does so where labels are more, and drops frames where they are fewer.
+    The released code does so if there are more labels, and drops frames if there are fewer.
 
     Args:
-        labels: At least one.
-        frame_numbers: Of the frames there are, ascending, counted from 0; a missing frame leaves a gap.
-        num_frames: What the data set states, which counts where the last frames are missing.
+        labels: At least one, each a phase or -1 (unknown).
+        frame_numbers: Of the frames that are there, ascending, from 0; a missing frame leaves a gap.
+        num_frames: As the data set states it, which counts if the last frames are missing.
+        num_phases: Phases are 0 to `num_phases` - 1.
+
+    Raises:
+        LeftOut: a label is outside of that range.
     """
+    if min(labels) < -1 or max(labels) >= num_phases:
+        raise LeftOut(f"a phase label is outside 0 to {num_phases - 1}")
     numbered = frame_numbers[-1] + 1
     if len(labels) == len(frame_numbers) != numbered:
-        return list(labels), "frame numbers with gaps, as many labels as frames"
+        return list(labels), ["frame numbers with gaps, as many labels as frames"]
     if min(abs(len(labels) - numbered), abs(len(labels) - num_frames)) > 1:
         count = len(frame_numbers)
         stretched = [labels[i * len(labels) // count] for i in range(count)]
-        return stretched, "labels of another number of frames, stretched"
+        return stretched, ["labels of another number of frames, stretched"]
     fitted = [labels[number] if number < len(labels) else -1 for number in frame_numbers]
     if len(labels) == numbered - 1:
-        return fitted, "one label too few, the last frame has none"
+        return fitted, ["one label too few, the last frame has none"]
     if len(labels) == max(numbered, num_frames) + 1:
-        return fitted, "one label too many, dropped"
-    return fitted, None
+        return fitted, ["one label too many, dropped"]
+    return fitted, []
 
 
 def check_file_name(name: str) -> None:
-    """Raises `LeftOut` where a name from a data set cannot be that of a file in a folder of ours.
+    """Raise `LeftOut` if a name from a data set is unsafe as a file name.
 
-    It must not lead out of the folder, hide the file, be too long, or hold what a terminal would obey.
+    Unsafe are separators, leading dots, control characters and more bytes than file systems allow.
     """
     if (
         not name
         or name.startswith(".")
         or "/" in name
         or not name.isprintable()
-        or len(name.encode()) > _LONGEST_NAME
+        or len(name.encode()) > _MAX_NAME_BYTES
     ):
         raise LeftOut("its name cannot be that of a file")
 
 
-def check_phases(labels: Sequence[int], num_phases: int) -> None:
-    """Raises `LeftOut` where a label is no phase, 0 to `num_phases` - 1, and not -1 (unknown)."""
-    if min(labels) < -1 or max(labels) >= num_phases:
-        raise LeftOut(f"a phase label is outside 0 to {num_phases - 1}")
-
-
 class VideoFolder:
-    """The folder that videos are written to; those that an earlier run finished are not written again."""
+    """Output folder of Motion JPEG videos; videos that an earlier run finished are not written again."""
 
     def __init__(self, out: str) -> None:
         self._out = out
@@ -134,14 +149,14 @@ class VideoFolder:
         }
 
     def add(self, video_id: str, frames: Iterable[bytes]) -> None:
-        """Writes a Motion JPEG video, whole or not at all, unless it is there.
+        """Write a video atomically, unless it is there.
 
         Args:
             video_id: `train/NAME` or `test/NAME`.
             frames: JPEG files.
 
         Raises:
-            LeftOut: the frames do not make a video, or the name cannot be that of a file.
+            LeftOut: the frames do not make a video, or the name is unsafe.
             RunError: the storage refuses, fails or is full.
         """
         if video_id in self._finished:
@@ -156,43 +171,42 @@ class VideoFolder:
         self._finished.add(video_id)
 
 
-def index_converted(conversion: Conversion, out: str) -> pa.Table:
-    """Writes `manifest.parquet` into the folder of the videos, and returns it. Ray must have been started.
+# The command line of a converter
 
-    Only videos of this conversion are in it, whatever else lies in the folder.
 
-    Raises:
-        RunError: a converted video cannot be decoded or is gone, or has another number of frames than labels.
-        UserError: the manifest there is none, or that of another folder.
+def converter_parser(
+    module: str,
+    description: str | None,
+    *,
+    raw: str,
+    out: str = "path or URI for the videos and the manifest",
+) -> OptionParser:
+    """Parser with the arguments that every converter has: RAW and --out.
+
+    Args:
+        module: Name in this package.
+        description: The module's docstring.
+        raw: Help text of RAW.
+        out: Help text of --out.
     """
-    # Only here: converting needs nothing of what scanning imports.
-    from carl_ray.data.scan import index_folder, scan_uri
-
-    manifest_uri = storage.join(out, "manifest.parquet")
-    labels = conversion.labels
-    manifest, rejects = index_folder(out, scan_uri(manifest_uri))
-    manifest = manifest.filter(pc.is_in(manifest.column("video_id"), value_set=labels.column("video_id")))
-    found = set(manifest.column("video_id").to_pylist())
-    for video_id in labels.column("video_id").to_pylist():
-        if video_id not in found:
-            reason = next(
-                (row["reason"] for row in rejects.to_pylist() if _is_at(video_id, row["uri"])), "it is gone"
-            )
-            raise RunError(f"{video_id}: the video cannot be read ({reason}); delete it and convert again")
-    try:
-        manifest = attach_labels(manifest, labels)
-    except ValueError as error:
-        raise RunError(f"{error}; the video is of another download: delete it and convert again") from None
-    write_table(manifest, manifest_uri)
-    return manifest
+    parser = OptionParser(
+        prog=f"python -m carl_ray.datasets.{module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("raw", metavar="RAW", help=raw)
+    parser.add_argument("--out", required=True, metavar="OUT", help=out)
+    return parser
 
 
-def _is_at(video_id: str, uri: str) -> bool:
-    return uri.endswith((f"/{video_id}", f"/{quote(video_id)}"))
+def print_progress(done: int, total: int) -> None:
+    """Print how many videos are done, every 100 videos."""
+    if done % 100 == 0 or done == total:
+        print(f"converted {done:,}{f' of {total:,}' if total else ''} videos", flush=True)
 
 
 def require_videos(conversion: Conversion, raw: str) -> None:
-    """Raises `UserError` with the most frequent reason where no video came out at all."""
+    """Raise `UserError` with the most frequent reason if no video was converted."""
     if conversion.rows:
         return
     if not conversion.left_out:
@@ -201,30 +215,85 @@ def require_videos(conversion: Conversion, raw: str) -> None:
     raise UserError(f"{raw}: no video could be converted; most frequent reason: {reason} ({len(videos)})")
 
 
-def summarize(conversion: Conversion, published: dict[str, int], manifest_uri: str) -> str:
-    """A table for people: videos and frames of each split, what was left out, what was mended.
+def index_videos(folder: str, index: str) -> tuple[pa.Table, pa.Table]:
+    """Index a folder of videos on a Ray cluster: manifest without labels, and rejects.
 
     Args:
-        conversion: What came out.
-        published: How many videos the authors' lists have, by split.
-        manifest_uri: Where the manifest is.
+        folder: Path or URI.
+        index: Where to keep the index for later runs.
+
+    Raises:
+        RunError, UserError: as `scan.index_folder`.
     """
-    lines = [f"{'split':<10}{'videos':>8}{'published':>11}{'labelled frames':>17}"]
-    for split, expected in published.items():
-        rows = [row for row in conversion.labels.to_pylist() if row["split"] == split]
-        frames = sum(label >= 0 for row in rows for label in row["frame_labels"] or [])
-        lines.append(f"{split:<10}{len(rows):>8,}{expected:>11,}{frames:>17,}")
+    # Lazy imports of Ray and FFmpeg: usage errors and conversion need neither.
+    from carl_ray.data.scan import index_folder
+    from carl_ray.session import connect
+
+    with connect():
+        return index_folder(folder, index)
+
+
+def write_manifest(
+    conversion: Conversion, manifest: str, preset: str, folder: str, index: str | None = None
+) -> None:
+    """Index the converted videos, write their labelled manifest, print report and next command.
+
+    Args:
+        conversion: Only its videos get into the manifest, whatever else is in the folder.
+        manifest: Path or URI.
+        preset: To train with.
+        folder: Of the videos.
+        index: Where to keep the index; None: beside the manifest.
+
+    Raises:
+        RunError: a converted video cannot be decoded or is gone, or has another number of frames than labels.
+        UserError: the file at `index` is no manifest, or that of another folder.
+    """
+    from carl_ray.data.scan import scan_uri
+
+    indexed, rejects = index_videos(folder, index or scan_uri(manifest))
+    found = set(indexed.column("video_id").to_pylist())
+    for video_id in conversion.labels.column("video_id").to_pylist():
+        if video_id not in found:
+            ends = (f"/{video_id}", f"/{quote(video_id)}")
+            reasons = (row["reason"] for row in rejects.to_pylist() if row["uri"].endswith(ends))
+            reason = next(reasons, "it is gone")
+            raise RunError(f"{video_id}: the video cannot be read ({reason}); delete it and convert again")
+    write_labelled(conversion, indexed, manifest, preset)
+
+
+def write_labelled(conversion: Conversion, indexed: pa.Table, manifest: str, preset: str) -> None:
+    """Write the rows of an index that have labels with these, print report and next command.
+
+    Raises:
+        RunError: a video has another number of frames than labels.
+    """
+    from carl_ray.data.manifest import attach_labels, write_table
+
+    labels = conversion.labels
+    indexed = indexed.filter(pc.is_in(indexed.column("video_id"), value_set=labels.column("video_id")))
+    try:
+        table = attach_labels(indexed, labels)
+    except ValueError as error:
+        raise RunError(f"{error}; the video is of another download: delete it and convert again") from None
+    write_table(table, manifest)
+    print(summarize(conversion))
+    print(f"manifest: {storage.public_uri(manifest)}")
+    print_next("train", preset, "--data.manifest", manifest)
+
+
+def summarize(conversion: Conversion) -> str:
+    """Format a report: videos and labelled frames of each split, what was left out and corrected."""
+    lines = [f"{'split':<12}{'videos':>10}{'published':>11}{'labelled frames':>17}{'of':>12}"]
+    for split, expected in conversion.published.items():
+        rows = [row for row in conversion.rows if row["split"] == split]
+        labels = [label for row in rows for label in row["frame_labels"] or []]
+        labelled = sum(label >= 0 for label in labels)
+        lines.append(f"{split:<12}{len(rows):>10,}{expected:>11,}{labelled:>17,}{len(labels):>12,}")
     for title, counted in (("left out", conversion.left_out), ("mended", conversion.mended)):
         lines.append(f"{title}: {sum(map(len, counted.values()))}")
         for reason, videos in sorted(counted.items(), key=lambda item: (-len(item[1]), item[0])):
-            names = ", ".join(videos[:_SHOWN]) + (", …" if len(videos) > _SHOWN else "")
+            names = ", ".join(videos[:_NUM_SHOWN]) + (", …" if len(videos) > _NUM_SHOWN else "")
             lines.append(f"{len(videos):>8} x {reason} ({names})")
-    lines.append(f"manifest: {storage.public_uri(manifest_uri)}")
-    # Names come from the download, and a terminal obeys what is in them.
+    # Names come from the download and could contain terminal control sequences.
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
-
-
-def print_progress(done: int, total: int) -> None:
-    """Prints how many videos are done, now and then."""
-    if done % 100 == 0 or done == total:
-        print(f"converted {done:,}{f' of {total:,}' if total else ''} videos", flush=True)

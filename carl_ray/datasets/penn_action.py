@@ -42,9 +42,8 @@ files or differ in size. Mended and counted: labels that are off by one or of an
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,15 +53,13 @@ from carl_ray.datasets.conversion import (
     LeftOut,
     OnVideo,
     VideoFolder,
-    check_phases,
+    converter_parser,
     fit_labels,
-    index_converted,
     print_progress,
     require_videos,
-    summarize,
+    write_manifest,
 )
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.options import OptionParser, print_next
 
 NUM_PHASES = {
     "baseball_pitch": 4,
@@ -91,18 +88,16 @@ _LAYOUT = "expected what Penn_Action.tar.gz unpacks to, frames/0001/000001.jpg �
 _LABEL_LAYOUT = f"expected {_LABEL_FOLDER}/train/ACTION/0001.npy … and {_LABEL_FOLDER}/val/ACTION/0002.npy …"
 
 
-@dataclass(frozen=True)
-class _Annotation:
-    """What is used of a .mat file."""
+class _Annotation(NamedTuple):
+    """The fields of a .mat file that are used."""
 
     action: str
     split: str
     num_frames: int
 
 
-@dataclass(frozen=True)
-class _PhaseLabels:
-    """A file of phase labels, and what its folders say of the video."""
+class _PhaseLabels(NamedTuple):
+    """A file of phase labels, with the action and split that its folders name."""
 
     path: Path
     action: str
@@ -116,12 +111,12 @@ def convert(
     phase_labels: Path | None = None,
     on_video: OnVideo = lambda done, total: None,
 ) -> Conversion:
-    """Writes the videos of the 13 actions and tells their labels. Needs no Ray.
+    """Write the videos of the 13 actions and collect their labels, without Ray.
 
     Args:
         raw: The folder with `frames` and `labels`.
         out: Path or URI of the folder for the videos.
-        phase_labels: The folder with `train` and `val`; None looks for it in and beside `raw`.
+        phase_labels: The folder with `train` and `val`; None: the one in or beside `raw`, if there is one.
         on_video: Called after each video of the download.
 
     Raises:
@@ -135,7 +130,7 @@ def convert(
     phases = None if phase_labels is None else _list_phase_labels(phase_labels)
     names = sorted(folders.keys() | annotations.keys() | (phases or {}).keys())
     folder = VideoFolder(out)
-    conversion = Conversion()
+    conversion = Conversion(PUBLISHED)
     for done, name in enumerate(names, 1):
         try:
             if name not in annotations:
@@ -146,9 +141,8 @@ def convert(
             frames = _list_frames(folders[name]) if name in folders else {}
             if not frames:
                 raise LeftOut("no frames")
-            _convert_video(
-                name, annotation, frames, None if phases is None else phases.get(name, []), folder, conversion
-            )
+            found = None if phases is None else phases.get(name, [])
+            _convert_video(name, annotation, frames, found, folder, conversion)
         except LeftOut as reason:
             conversion.leave_out(name, str(reason))
         except OSError as error:
@@ -165,39 +159,31 @@ def _convert_video(
     folder: VideoFolder,
     conversion: Conversion,
 ) -> None:
-    """Writes one video and adds its row; `phases` is None where there are no phase labels at all."""
-    split = annotation.split
-    frame_labels = None
-    notes = []
+    """Write one video and add its row; `phases` is None if there are no phase labels at all."""
+    action, split, num_frames = annotation
+    frame_labels, notes = None, []
     if phases is not None:
         if not phases:
             raise LeftOut("no phase labels")
         if len(phases) > 1:
             raise LeftOut("more than one file of phase labels")
-        if phases[0].action != annotation.action:
+        path, labelled_action, split = phases[0]
+        if labelled_action != action:
             raise LeftOut("its phase labels are in the folder of another action")
-        if phases[0].split != split:
-            split = phases[0].split
-            notes.append("the split of the phase labels is not that of the .mat file; the former counts")
-        labels = _read_phase_labels(phases[0].path)
-        check_phases(labels, NUM_PHASES[annotation.action])
         # Frames are numbered from 1, or from 0 in copies that were extracted anew.
-        first = min(1, *frames)
-        frame_labels, note = fit_labels(labels, [number - first for number in frames], annotation.num_frames)
-        notes += [note] if note else []
-    if annotation.num_frames != len(frames):
+        numbers = [number - min(1, *frames) for number in frames]
+        frame_labels, notes = fit_labels(_read_phase_labels(path), numbers, num_frames, NUM_PHASES[action])
+    if split != annotation.split:
+        notes.append("the split of the phase labels is not that of the .mat file; the former counts")
+    if num_frames != len(frames):
         notes.append("`nframes` is not the number of frames")
-    video_id = f"{split}/{name}_{annotation.action}.mp4"
+    video_id = f"{split}/{name}_{action}.mp4"
     folder.add(video_id, (path.read_bytes() for path in frames.values()))
-    conversion.rows.append(
-        {"video_id": video_id, "split": split, "label": annotation.action, "frame_labels": frame_labels}
-    )
-    for note in notes:
-        conversion.mend(video_id, note)
+    conversion.add(video_id, split, action, frame_labels, *notes)
 
 
 def _check_layout(raw: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Frame folders and .mat files, by the name of the video.
+    """Find frame folders and .mat files, by the name of the video.
 
     Raises:
         UserError: there are none.
@@ -215,10 +201,10 @@ def _check_layout(raw: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 
 
 def _list_phase_labels(folder: Path) -> dict[str, list[_PhaseLabels]]:
-    """The files of phase labels by the name of the video, of which each should have one.
+    """Find the files of phase labels, by the name of the video; each should have one.
 
     Raises:
-        UserError: it has not the layout, or no files.
+        UserError: the folder has another layout, or no files.
     """
     found: dict[str, list[_PhaseLabels]] = {}
     for folder_name, split in _SPLITS.items():
@@ -237,12 +223,12 @@ def _list_phase_labels(folder: Path) -> dict[str, list[_PhaseLabels]]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What is in a folder, sorted, without what file managers leave behind (.DS_Store, ._0001.mat)."""
+    """List a folder, sorted, without hidden files such as .DS_Store and ._0001.mat."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _list_frames(folder: Path) -> dict[int, Path]:
-    """Frame files by their number, ascending; only names that are numbers count."""
+    """List frame files by their number, ascending; other names than numbers are ignored."""
     frames = {
         int(path.stem): path
         for path in _visible(folder)
@@ -252,18 +238,18 @@ def _list_frames(folder: Path) -> dict[int, Path]:
 
 
 def _action(name: str) -> str:
-    """PennAction's own name of an action; TCC uses the plural of some."""
+    """Translate a name of an action to PennAction's own; TCC uses the plural of some."""
     name = name.strip().lower().replace(" ", "_")
     return _OTHER_NAMES.get(name, name)
 
 
 def _read_annotation(path: Path) -> _Annotation:
-    """What is used of a .mat file (MATLAB 5).
+    """Read the used fields of a .mat file (MATLAB 5).
 
     Raises:
-        LeftOut: it cannot be read or lacks a field.
+        LeftOut: the file cannot be read or lacks a field.
     """
-    # Imported late: help and mistakes on the command line answer at once.
+    # Lazy import: --help and usage errors do not need it.
     from scipy.io import loadmat
 
     try:
@@ -279,10 +265,10 @@ def _read_annotation(path: Path) -> _Annotation:
 
 
 def _read_phase_labels(path: Path) -> list[int]:
-    """The phase of every labelled frame.
+    """Read the phase of every labelled frame.
 
     Raises:
-        LeftOut: it is no array of integers.
+        LeftOut: the file holds no array of integers.
     """
     try:
         labels = np.load(path, allow_pickle=False)
@@ -296,17 +282,9 @@ def _read_phase_labels(path: Path) -> list[int]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command."""
     with one_line_errors():
-        parser = OptionParser(
-            prog="python -m carl_ray.datasets.penn_action",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parser.add_argument("raw", type=Path, metavar="RAW", help="folder with frames/ and labels/")
-        parser.add_argument(
-            "--out", required=True, metavar="FOLDER", help="path or URI for the videos and the manifest"
-        )
+        parser = converter_parser("penn_action", __doc__, raw="folder with frames/ and labels/")
         parser.add_argument(
             "--phase-labels",
             type=Path,
@@ -315,16 +293,10 @@ def main(arguments: list[str] | None = None) -> None:
         )
         options = parser.parse_args(arguments)
         conversion = convert(
-            options.raw, options.out, phase_labels=options.phase_labels, on_video=print_progress
+            Path(options.raw), options.out, phase_labels=options.phase_labels, on_video=print_progress
         )
-        require_videos(conversion, str(options.raw))
-        from carl_ray.session import connect
-
-        with connect():
-            index_converted(conversion, options.out)
-        manifest = storage.join(options.out, "manifest.parquet")
-        print(summarize(conversion, PUBLISHED, manifest))
-        print_next("train", "penn_action", "--data.manifest", manifest)
+        require_videos(conversion, options.raw)
+        write_manifest(conversion, storage.join(options.out, "manifest.parquet"), "penn_action", options.out)
 
 
 if __name__ == "__main__":

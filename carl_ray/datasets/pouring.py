@@ -25,7 +25,6 @@ counted: labels of another number of frames (see `conversion.fit_labels`), no la
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
@@ -36,16 +35,14 @@ from carl_ray.datasets.conversion import (
     OnVideo,
     VideoFolder,
     check_file_name,
-    check_phases,
+    converter_parser,
     fit_labels,
-    index_converted,
     print_progress,
     require_videos,
-    summarize,
+    write_manifest,
 )
 from carl_ray.datasets.tfrecord import SequenceExample, read_sequence_examples
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.options import OptionParser, print_next
 
 NUM_PHASES = 5
 """From `tcc/dataset_splits.py`."""
@@ -59,7 +56,7 @@ _LAYOUT = "expected the TCC authors' pouring_train-0-of-2.tfrecord, pouring_trai
 
 
 def convert(raw: Path, out: str, *, on_video: OnVideo = lambda done, total: None) -> Conversion:
-    """Writes the videos of the records in a folder and tells their labels. Needs no Ray.
+    """Write the videos of the records into a folder and collect their labels, without Ray.
 
     Args:
         raw: The folder with the TFRecord files.
@@ -72,7 +69,7 @@ def convert(raw: Path, out: str, *, on_video: OnVideo = lambda done, total: None
     """
     shards = _shards(raw)
     folder = VideoFolder(out)
-    conversion = Conversion()
+    conversion = Conversion(PUBLISHED)
     seen: set[str] = set()
     done = 0
     for split, path in shards:
@@ -81,7 +78,10 @@ def convert(raw: Path, out: str, *, on_video: OnVideo = lambda done, total: None
             try:
                 name = _name(example)
                 shown = f"{split}/{name}"
-                _convert_record(example, f"{split}/{name}.mp4", split, seen, folder, conversion)
+                if shown in seen:
+                    raise LeftOut("another record of its split has the same name")
+                seen.add(shown)
+                _convert_record(example, f"{shown}.mp4", split, folder, conversion)
             except LeftOut as reason:
                 conversion.leave_out(shown, str(reason))
             done += 1
@@ -90,7 +90,7 @@ def convert(raw: Path, out: str, *, on_video: OnVideo = lambda done, total: None
 
 
 def _shards(raw: Path) -> list[tuple[str, Path]]:
-    """(split, file) of every shard, in order.
+    """List (split, file) of every shard, in order.
 
     Raises:
         UserError: files are missing.
@@ -124,66 +124,31 @@ def _name(example: SequenceExample) -> str:
 
 
 def _convert_record(
-    example: SequenceExample,
-    video_id: str,
-    split: str,
-    seen: set[str],
-    folder: VideoFolder,
-    conversion: Conversion,
+    example: SequenceExample, video_id: str, split: str, folder: VideoFolder, conversion: Conversion
 ) -> None:
-    if video_id in seen:
-        raise LeftOut("another record of its split has the same name")
-    seen.add(video_id)
     steps = [next(iter(step), b"") for step in example.feature_lists.get("video", [])]
     frames = [step for step in steps if isinstance(step, bytes)]
     if not frames or len(frames) != len(steps):
         raise LeftOut("it has no frames")
-    notes = []
-    labels = [
-        label
-        for step in example.feature_lists.get("frame_labels", [])
-        for label in step
-        if isinstance(label, int)
-    ]
-    frame_labels = None
+    steps_of_labels = example.feature_lists.get("frame_labels", [])
+    labels = [label for step in steps_of_labels for label in step if isinstance(label, int)]
+    frame_labels, notes = None, ["no frame labels"]
     if labels:
-        check_phases(labels, NUM_PHASES)
-        frame_labels, note = fit_labels(labels, range(len(frames)), len(frames))
-        notes += [note] if note else []
-    else:
-        notes.append("no frame labels")
+        frame_labels, notes = fit_labels(labels, range(len(frames)), len(frames), NUM_PHASES)
     if example.context.get("len") != [len(frames)]:
         notes.append("`len` is not the number of frames")
     folder.add(video_id, frames)
-    conversion.rows.append(
-        {"video_id": video_id, "split": split, "label": "pouring", "frame_labels": frame_labels}
-    )
-    for note in notes:
-        conversion.mend(video_id, note)
+    conversion.add(video_id, split, "pouring", frame_labels, *notes)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command."""
     with one_line_errors():
-        parser = OptionParser(
-            prog="python -m carl_ray.datasets.pouring",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parser.add_argument("raw", type=Path, metavar="RAW", help="folder with the TFRecord files")
-        parser.add_argument(
-            "--out", required=True, metavar="FOLDER", help="path or URI for the videos and the manifest"
-        )
+        parser = converter_parser("pouring", __doc__, raw="folder with the TFRecord files")
         options = parser.parse_args(arguments)
-        conversion = convert(options.raw, options.out, on_video=print_progress)
-        require_videos(conversion, str(options.raw))
-        from carl_ray.session import connect
-
-        with connect():
-            index_converted(conversion, options.out)
-        manifest = storage.join(options.out, "manifest.parquet")
-        print(summarize(conversion, PUBLISHED, manifest))
-        print_next("train", "pouring", "--data.manifest", manifest)
+        conversion = convert(Path(options.raw), options.out, on_video=print_progress)
+        require_videos(conversion, options.raw)
+        write_manifest(conversion, storage.join(options.out, "manifest.parquet"), "pouring", options.out)
 
 
 if __name__ == "__main__":

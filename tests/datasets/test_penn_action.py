@@ -295,8 +295,8 @@ def test_the_command_makes_a_manifest(
     printed = capsys.readouterr().out.splitlines()
     assert "converted 6 of 6 videos" in printed
     assert [line.split() for line in printed if line.startswith(("train", "test"))] == [
-        ["train", "3", "1,140", "9"],
-        ["test", "2", "966", "6"],
+        ["train", "3", "1,140", "9", "11"],
+        ["test", "2", "966", "6", "6"],
     ]
     assert "       1 x jump_rope is not among the 13 actions (0020)" in printed
     assert "       1 x one label too few, the last frame has none (train/0041_squat.mp4)" in printed

@@ -184,8 +184,8 @@ def test_the_command_makes_a_manifest(
     assert rows["train/a.mp4"]["fps"] == 25 and rows["train/a.mp4"]["progress"] is None
     printed = capsys.readouterr().out
     assert [line.split() for line in printed.splitlines() if line.startswith(("train", "test"))] == [
-        ["train", "3", "70", "12"],
-        ["test", "2", "14", "11"],
+        ["train", "3", "70", "12", "12"],
+        ["test", "2", "14", "11", "11"],
     ]
     # Again, with a stray video in the folder: the manifest is the same.
     shutil.copy(out / "train" / "a.mp4", out / "train" / "stray.mp4")
