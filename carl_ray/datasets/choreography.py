@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -287,25 +286,16 @@ def _joined(parts: list[Timeline]) -> Timeline:
 
 
 def encode(frames: Iterator[Image.Image], path: Path) -> None:
-    """Writes H.264 in MP4: yuv420p, 25 frames a second, B-frames, a key frame at least every 24 frames."""
-    first = next(frames)
-    # Through memory: a full disk is then an OSError of Python's, with its reason.
-    buffer = io.BytesIO()
-    import av  # Lazily: FFmpeg is large, and most commands ask for the place of the videos alone.
+    """Write H.264 in MP4: yuv420p, 25 frames a second, B-frames, a key frame at least every 24 frames."""
+    # Lazy import of FFmpeg: most commands only need the folder's path.
+    import av
 
-    with av.open(buffer, "w", format="mp4") as container:
-        # A fixed quantizer: the macroblock tree of x264, part of its other rate controls, reads memory that
-        # nobody has written, so that equal frames would not always give equal bytes.
-        options = {"preset": "veryfast", "qp": "20", "g": "24", "bf": "2"}
-        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
-        stream.width, stream.height = first.size
-        stream.pix_fmt = "yuv420p"
-        # The bytes depend on the number of threads, which would otherwise follow the machine.
-        stream.codec_context.thread_count = 1
-        for image in (first, *frames):
-            container.mux(stream.encode(av.VideoFrame.from_image(image)))
-        container.mux(stream.encode(None))
-    path.write_bytes(buffer.getvalue())
+    from carl_ray.datasets.h264 import encode_h264
+
+    # A fixed quantizer: x264 has no macroblock tree then.
+    options = {"preset": "veryfast", "qp": "20", "g": "24", "bf": "2"}
+    content, _ = encode_h264(map(av.VideoFrame.from_image, frames), FRAMES_PER_SECOND, options)
+    path.write_bytes(content)
 
 
 def video_ids(config: ChoreographyConfig) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Time ranges of long videos as video files of their own. No Ray here.
+"""Cut time ranges out of long videos, without Ray.
 
 A range [start, end) is in seconds from the first frame of the video. Frame k of the cut shows what was on the
 screen of the video at start + k / rate, for all k with start + k / rate < end: the last frame that had begun
@@ -13,14 +13,12 @@ pixels are left as they are stored, and sound is left out.
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -35,19 +33,20 @@ import numpy as np
 from carl_ray import storage
 from carl_ray.data.child import BadVideoError, Child, KilledError, Values, open_channel
 from carl_ray.data.decode import DecodeError, probe_video, read_frames
+from carl_ray.datasets.h264 import encode_h264
 
-# Decoding starts this long before a range: pictures that lead a key frame may need those before it.
+# Decoding starts this long before a range: frames that lead a key frame may need those before it.
 _SETTLING_SECONDS = 1
 
-# Seconds for one cut besides what grows with it; more is a hang. Decoding a whole competition may be part of
-# it, where a file cannot be searched.
+# Timeout of one cut: a constant part, which includes decoding a whole competition if the file is not seekable,
+# and seconds per second of the cut.
 _PATIENCE = 7200
 _SECONDS_PER_SECOND = 60
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A time range of a video and where it goes."""
+    """A time range of a video, and the file for it."""
 
     source: Path
     target: Path
@@ -66,23 +65,23 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutResult:
-    """What became of a cut: its number of frames, or the reason why there is none."""
+    """The number of frames of a cut, or the reason why there is none."""
 
     num_frames: int = 0
     reason: str | None = None
 
 
 def num_frames_between(start: Fraction, end: Fraction, frame_rate: int) -> int:
-    """How many frames a cut has, if the video is long enough."""
+    """Number of frames of a cut, if the video is long enough."""
     return max(0, math.ceil((end - start) * frame_rate))
 
 
 def cut_video(
     source: Path, start: Fraction, end: Fraction, *, frame_rate: int, short_side: int
 ) -> tuple[bytes, int]:
-    """The content of an MP4 file with the frames of a time range, and how many they are.
+    """Cut a time range: the content of an MP4 file, and its number of frames.
 
-    Fewer than `num_frames_between` where the video ends within the range.
+    There are fewer than `num_frames_between` if the video ends within the range.
 
     Args:
         source: A local video file. Of several video streams the first counts.
@@ -94,19 +93,21 @@ def cut_video(
     Raises:
         DecodeError: the video cannot be opened, is damaged within the range or ends before it.
     """
-    read_frames(str(source), [0], short_side=16)  # says in plain words why a file is none that decodes
-    encoder: _Encoder | None = None
+    read_frames(str(source), [0], short_side=16)  # raises with a readable reason if nothing decodes
+    frames = _on_screen(_frames_around(source, start), start, end, frame_rate)
+    options = {"preset": "fast", "crf": "18", "x264-params": "mbtree=0", "g": str(2 * frame_rate)}
     try:
-        for frame in _on_screen(_frames_around(source, start), start, end, frame_rate):
-            if encoder is None:
-                encoder = _Encoder(frame, frame_rate, short_side)
-            encoder.add(frame)
+        first = next(frames, None)
+        if first is None:
+            raise DecodeError("the video ends before the range begins")
+        turns = round(first.rotation / 90) % 4
+        scale = min(Fraction(1), Fraction(short_side, min(first.width, first.height)))
+        width, height = (max(2, 2 * round(side * scale / 2)) for side in (first.width, first.height))
+        converted = _converted(chain([first], frames), width, height, turns)
+        return encode_h264(converted, frame_rate, options, keep_color_space=not turns)
     except (av.FFmpegError, OSError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise DecodeError(f"damaged within the range ({reason})") from None
-    if encoder is None:
-        raise DecodeError("the video ends before the range begins")
-    return encoder.finish(), encoder.num_frames
 
 
 def _video_stream(container: av.container.InputContainer) -> av.video.VideoStream:
@@ -119,7 +120,7 @@ def _video_stream(container: av.container.InputContainer) -> av.video.VideoStrea
 
 
 def _frames_around(source: Path, start: Fraction) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """Decoded frames with the times at which they begin; the first begins at or before `start`."""
+    """Yield decoded frames with the times at which they begin; the first begins at or before `start`."""
     if start > _SETTLING_SECONDS:
         frames = _decoded(source, start - _SETTLING_SECONDS)
         first = None
@@ -159,7 +160,7 @@ def _decoded(source: Path, seek_to: Fraction | None) -> Generator[tuple[Fraction
 def _on_screen(
     frames: Iterator[tuple[Fraction, av.VideoFrame]], start: Fraction, end: Fraction, frame_rate: int
 ) -> Iterator[av.VideoFrame]:
-    """The frame on the screen at each start + k / frame_rate before `end` and before the video's end."""
+    """Yield the frame shown at each start + k / frame_rate before `end` and before the video's end."""
     wanted = num_frames_between(start, end, frame_rate)
     done = 0
     shown, begun, over = None, Fraction(0), Fraction(0)
@@ -176,121 +177,76 @@ def _on_screen(
         done += 1
 
 
-class _Encoder:
-    """An MP4 file in memory, of the size and orientation of the first frame."""
-
-    def __init__(self, first: av.VideoFrame, frame_rate: int, short_side: int) -> None:
-        self.num_frames = 0
-        self._quarter_turns = round(first.rotation / 90) % 4
-        scale = min(Fraction(1), Fraction(short_side, min(first.width, first.height)))
-        width, height = (max(2, 2 * round(side * scale / 2)) for side in (first.width, first.height))
-        if self._quarter_turns % 2:
-            width, height = height, width
-        self._width, self._height = width, height
-        self._last: tuple[av.VideoFrame, av.VideoFrame] | None = None
-        self._buffer = io.BytesIO()
-        self._container = av.open(self._buffer, "w", format="mp4")
-        # Without the macroblock tree, which reads memory that nobody has written: equal frames give equal
-        # bytes. So does one thread, whose number would otherwise follow the machine.
-        options = {"preset": "fast", "crf": "18", "x264-params": "mbtree=0", "g": str(2 * frame_rate)}
-        self._stream = self._container.add_stream("libx264", rate=frame_rate, options=options)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.codec_context.thread_count = 1
-        if not self._quarter_turns:
-            # Kept, for the pixels keep their colour space; without it a reader would guess another one.
-            self._stream.codec_context.colorspace = first.colorspace
-            self._stream.codec_context.color_primaries = first.color_primaries
-            self._stream.codec_context.color_trc = first.color_trc
-        self._time_base = Fraction(1, frame_rate)
-
-    def add(self, frame: av.VideoFrame) -> None:
-        """Appends a frame; the same one may come several times in a row."""
-        if self._last is None or self._last[0] is not frame:
-            self._last = frame, self._converted(frame)
-        converted = self._last[1]
-        converted.pts, converted.time_base = self.num_frames, self._time_base
-        converted.pict_type = av.video.frame.PictureType.NONE  # the encoder decides, not the source
-        self._container.mux(self._stream.encode(converted))
-        self.num_frames += 1
-
-    def _converted(self, frame: av.VideoFrame) -> av.VideoFrame:
-        if self._quarter_turns:
-            pixels = np.rot90(frame.to_ndarray(format="rgb24"), self._quarter_turns)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        # Phones write full-range pixels; a reader takes yuv420p for limited range unless told otherwise.
-        limited = av.video.reformatter.ColorRange.MPEG
-        return frame.reformat(
-            width=self._width, height=self._height, format="yuv420p", dst_color_range=limited, threads=1
-        )
-
-    def finish(self) -> bytes:
-        """The content of the file."""
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-        return self._buffer.getvalue()
+def _converted(
+    frames: Iterator[av.VideoFrame], width: int, height: int, turns: int
+) -> Iterator[av.VideoFrame]:
+    """Scale frames and rotate them by quarter turns; an object that comes again gives the same object again."""
+    shown = converted = None
+    for frame in frames:
+        if converted is None or frame is not shown:
+            shown = turned = frame
+            if turns:
+                pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+                turned = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            # Phones write full-range pixels; a reader takes yuv420p for limited range unless told otherwise.
+            converted = turned.reformat(
+                width=height if turns % 2 else width,
+                height=width if turns % 2 else height,
+                format="yuv420p",
+                dst_color_range=av.video.reformatter.ColorRange.MPEG,
+                threads=1,
+            )
+        yield converted
 
 
-# Many cuts, in processes of their own
+# Many cuts, in child processes
 
 
 def cut_all(
     cuts: Sequence[Cut], *, frame_rate: int, short_side: int, num_processes: int | None = None
 ) -> Iterator[tuple[Cut, CutResult]]:
-    """Cuts with their outcomes, as they are done, in no particular order.
+    """Cut many ranges in child processes; yield the results as they are done, in no particular order.
 
-    A target that is there already and opens is finished: its frames are counted, nothing is cut. Targets
-    appear whole or not at all. A decoder that crashes or hangs takes its process with it and not the others.
+    A target that exists and opens is finished: its frames are counted, nothing is cut. Targets are written
+    atomically. A decoder that crashes or hangs costs its process and one cut.
 
     Args:
         cuts: With different targets.
         frame_rate: As for `cut_video`.
         short_side: As for `cut_video`.
-        num_processes: None stands for one a core.
+        num_processes: None: one a core.
 
     Raises:
         RunError: a target cannot be written.
     """
-    by_source: dict[Path, list[Cut]] = {}
-    for cut in cuts:
-        by_source.setdefault(cut.source, []).append(cut)
-    # The longest first, lest one process be busy with it alone at the end.
-    groups = sorted(by_source.values(), key=len, reverse=True)
-    answers: queue.SimpleQueue[tuple[Cut, CutResult] | Exception] = queue.SimpleQueue()
-    children: set[Child] = set()
-    stopped = threading.Event()
+    of_thread = threading.local()
+    children: list[Child] = []
 
-    def run(group: Sequence[Cut]) -> None:
-        """Has a process of this thread do some cuts."""
-        with closing(Child(_CODE, quiet=True)) as child:
-            children.add(child)
-            for cut in group:
-                if stopped.is_set():
-                    return
-                try:
-                    answers.put((cut, _outcome(child, cut, frame_rate=frame_rate, short_side=short_side)))
-                except Exception as error:  # for the thread that waits for the answers
-                    answers.put(error)
-                    return
+    def run(cut: Cut) -> CutResult:
+        if not hasattr(of_thread, "child"):
+            of_thread.child = Child(_CODE, quiet=True)
+            children.append(of_thread.child)
+        return _result(of_thread.child, cut, frame_rate=frame_rate, short_side=short_side)
 
-    with ThreadPoolExecutor(min(num_processes or os.cpu_count() or 1, max(1, len(groups)))) as threads:
+    with ThreadPoolExecutor(num_processes or os.cpu_count() or 1) as threads:
+        running = {threads.submit(run, cut): cut for cut in cuts}
         try:
-            running = [threads.submit(run, group) for group in groups]
-            for _ in cuts:
-                answer = answers.get()
-                if isinstance(answer, Exception):
-                    raise answer
-                yield answer
+            for done in as_completed(running):
+                yield running[done], done.result()
         finally:
-            stopped.set()
+            for future in running:
+                future.cancel()
             while wait(running, timeout=0.1).not_done:
-                for child in list(children):
+                for child in children:
                     child.interrupt()
+            for child in children:
+                child.close()
 
 
 _CODE = "from carl_ray.datasets.cutting import answer_cuts; answer_cuts()"
 
 
-def _outcome(child: Child, cut: Cut, **settings: int) -> CutResult:
+def _result(child: Child, cut: Cut, **settings: int) -> CutResult:
     arguments = {"target": str(cut.target), "start": str(cut.start), "end": str(cut.end), **settings}
     seconds = _PATIENCE + math.ceil((cut.end - cut.start) * _SECONDS_PER_SECOND)
     try:
@@ -301,7 +257,7 @@ def _outcome(child: Child, cut: Cut, **settings: int) -> CutResult:
 
 
 def answer_cuts() -> None:
-    """Body of a process that cuts."""
+    """Body of a child process that cuts."""
     open_channel("cutting")(_cut)
 
 

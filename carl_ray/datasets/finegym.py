@@ -44,27 +44,28 @@ import json
 import math
 import os
 import re
-import sys
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
+from jaxtyping import Int32
 
 from carl_ray import storage
-from carl_ray.data.manifest import attach_labels, write_table
-from carl_ray.data.scan import VIDEO_SUFFIXES, index_folder
+from carl_ray.data.scan import VIDEO_SUFFIXES
+from carl_ray.datasets.conversion import (
+    Conversion,
+    OnVideo,
+    converter_parser,
+    print_progress,
+    summarize,
+    write_manifest,
+)
 from carl_ray.datasets.cutting import Cut, cut_all, num_frames_between
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import OptionParser, print_next
 
 FRAME_RATE = 25
 SHORT_SIDE = 360
@@ -114,12 +115,12 @@ class Published:
 
 
 def find_published(raw: Path, classes: int, version: str | None = None) -> Published:
-    """The published files in a folder or in one of its folders.
+    """Find the published files in a folder or in one of its folders.
 
     Args:
         raw: The folder.
         classes: 99 or 288.
-        version: "1.0" or "1.1"; none: the one that is there, 1.0 where both are.
+        version: "1.0" or "1.1"; None: the one that is there, 1.0 if both are.
 
     Raises:
         UserError: a file is missing.
@@ -127,70 +128,84 @@ def find_published(raw: Path, classes: int, version: str | None = None) -> Publi
     if not raw.is_dir():
         raise UserError(f"{raw}: no such folder on this machine")
 
+    def names(version: str) -> tuple[str, str, str]:
+        annotation, train = (
+            f"finegym_annotation_info_v{version}.json",
+            f"gym{classes}_train_element_v{version}.txt",
+        )
+        return annotation, train, f"gym{classes}_val_element.txt"
+
     def find(name: str) -> Path | None:
-        candidates = [raw / name, *sorted(raw.glob(f"*/{name}"))]
+        candidates = [*sorted(raw.glob(name)), *sorted(raw.glob(f"*/{name}"))]
         return next((path for path in candidates if path.is_file()), None)
 
-    test = find(f"gym{classes}_val_element.txt")
     for candidate in _VERSIONS if version is None else (version,):
-        annotation = find(f"finegym_annotation_info_v{candidate}.json")
-        train = find(f"gym{classes}_train_element_v{candidate}.txt")
+        annotation, train, test = map(find, names(candidate))
         if annotation and train and test:
             return Published(annotation, train, test, candidate)
-    wanted = version or "1.0 (or 1.1)"
-    expected = [
-        f"finegym_annotation_info_v{version or '*'}.json",
-        f"gym{classes}_train_element_v{version or '*'}.txt",
-        f"gym{classes}_val_element.txt",
-    ]
-    there = [name for name in expected if any(raw.glob(name)) or any(raw.glob(f"*/{name}"))]
-    missing = [name for name in expected if name not in there]
+    expected = names(version or "*")
+    missing = [name for name in expected if not find(name)]
     raise UserError(
-        f"{raw}: expected FineGym as published, {', '.join(expected)} of version {wanted} and the videos "
-        f"<YouTube id>.mp4, in it or in its folders; "
+        f"{raw}: expected FineGym as published, {', '.join(expected)} of version {version or '1.0 (or 1.1)'} "
+        "and the videos <YouTube id>.mp4, in it or in its folders; "
         + (f"missing: {', '.join(missing)}" if missing else "the annotation and the lists differ in version")
     )
 
 
-def read_annotation(published: Published, classes: int) -> tuple[list[Event], Counter[str]]:
-    """The events with an element in the lists, by id, and how many of what was left out.
+def read_annotation(published: Published, classes: int, conversion: Conversion) -> list[Event]:
+    """Read the events that have an element in the lists, by id; count what is left out.
 
     Raises:
         UserError: a file is not as published.
     """
     annotation = _read_json(published.annotation)
-    left_out: Counter[str] = Counter()
     listed: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
     for split, path in (("train", published.train), ("test", published.test)):
-        for (youtube_id, event, element), label in _read_list(path, classes, left_out).items():
+        for (youtube_id, event, element), label in _read_list(path, classes, conversion).items():
             listed.setdefault((youtube_id, event), {}).setdefault(split, {})[element] = label
     events = []
     for (youtube_id, name), labels_of in sorted(listed.items()):
+        event_id = f"{youtube_id}_{name}"
+
+        def leave_out(elements: Mapping[str, int], reason: str, event_id: str = event_id) -> None:
+            for element in elements:
+                conversion.leave_out(f"{event_id}_{element}", reason)
+
         split = "test" if "test" in labels_of else "train"
         if len(labels_of) == 2:
-            left_out["elements of the training list in an event of the test list"] += len(labels_of["train"])
+            leave_out(labels_of["train"], "elements of the training list in an event of the test list")
         where = f"{published.annotation}: {youtube_id} {name}"
-        record = _table(_table(annotation.get(youtube_id), where).get(name), where)
+        record = _object(_object(annotation.get(youtube_id), where).get(name), where)
         if not record:
-            left_out["elements of events that the annotation lacks"] += len(labels_of[split])
+            leave_out(labels_of[split], "elements of events that the annotation lacks")
             continue
         span = _spans(record.get("timestamps"))
-        elements = _elements(_table(record.get("segments"), where), labels_of[split], where, left_out)
+        segments, elements = _object(record.get("segments"), where), []
+        for element, label in labels_of[split].items():
+            if element not in segments:
+                leave_out({element: label}, "elements of the lists that the annotation lacks")
+            elif stages := _spans(_object(segments[element], f"{where} {element}").get("timestamps")):
+                elements.append((stages[0], element, Element(label, tuple(stages))))
+            else:
+                leave_out({element: label}, "elements without a start and an end")
         if not span or span[0][0] < 0:
-            left_out["events without a start and an end"] += 1
+            conversion.leave_out(event_id, "events without a start and an end")
         elif not elements:
-            left_out["events without a usable element"] += 1
+            conversion.leave_out(event_id, "events without a usable element")
         else:
+            by_start = tuple(element for *_, element in sorted(elements, key=lambda found: found[:2]))
             action = _EVENTS.get(record.get("event", 0), f"event {record.get('event')}")
-            event_id = f"{youtube_id}_{name}"
-            events.append(Event(event_id, youtube_id, action, split, span[0][0], span[-1][1], elements))
-    num_annotated = sum(len(_table(record, str(published.annotation))) for record in annotation.values())
-    num_known = sum(name in _table(annotation.get(video), "") for video, name in listed)
-    left_out["annotated events without an element in the lists"] += num_annotated - num_known
-    return events, +left_out
+            events.append(Event(event_id, youtube_id, action, split, span[0][0], span[-1][1], by_start))
+    for youtube_id, names in annotation.items():
+        for name in _object(names, str(published.annotation)):
+            if (youtube_id, name) not in listed:
+                conversion.leave_out(
+                    f"{youtube_id}_{name}", "annotated events without an element in the lists"
+                )
+    return events
 
 
-def frame_labels(event: Event, num_frames: int, frame_rate: int) -> NDArray[np.int32]:
+def frame_labels(event: Event, num_frames: int, frame_rate: int) -> Int32[np.ndarray, " frames"]:
     """Class of each frame of an event's video: that of the element that covers its time, or -1.
 
     Args:
@@ -208,30 +223,8 @@ def frame_labels(event: Event, num_frames: int, frame_rate: int) -> NDArray[np.i
     return labels
 
 
-def label_table(events: Sequence[Event], num_frames: Mapping[str, int], frame_rate: int) -> pa.Table:
-    """Columns video_id, split, label and frame_labels of the events whose videos are there.
-
-    Args:
-        events: As `read_annotation` returns them.
-        num_frames: Of the videos, by event id.
-        frame_rate: Of the videos.
-    """
-    there = [event for event in events if event.event_id in num_frames]
-    return pa.table(
-        {
-            "video_id": pa.array([f"{event.event_id}.mp4" for event in there], pa.string()),
-            "split": pa.array([event.split for event in there], pa.string()),
-            "label": pa.array([event.label for event in there], pa.string()),
-            "frame_labels": pa.array(
-                [frame_labels(event, num_frames[event.event_id], frame_rate) for event in there],
-                pa.list_(pa.int32()),
-            ),
-        }
-    )
-
-
-def find_videos(raw: Path, youtube_ids: set[str]) -> tuple[dict[str, Path], int]:
-    """The file of each video below a folder, the largest of several, and how many videos have several."""
+def find_videos(raw: Path, youtube_ids: set[str]) -> tuple[dict[str, Path], list[str]]:
+    """Find the file of each video below a folder, the largest of several; list videos with several."""
     found: dict[str, list[Path]] = {}
     seen = set()
     for folder, subfolders, names in os.walk(raw, followlinks=True):
@@ -249,7 +242,7 @@ def find_videos(raw: Path, youtube_ids: set[str]) -> tuple[dict[str, Path], int]
     largest = {
         video: max(paths, key=lambda path: (path.stat().st_size, str(path))) for video, paths in found.items()
     }
-    return largest, sum(len(paths) > 1 for paths in found.values())
+    return largest, [video for video, paths in found.items() if len(paths) > 1]
 
 
 def convert(
@@ -260,9 +253,9 @@ def convert(
     version: str | None = None,
     frame_rate: int = FRAME_RATE,
     short_side: int = SHORT_SIDE,
-    num_processes: int | None = None,
-) -> tuple[pa.Table, Counter[str]]:
-    """Cuts the events out of the videos (those that are not there yet) and returns their labels.
+    on_video: OnVideo = lambda done, total: None,
+) -> Conversion:
+    """Cut the events out of the videos, those that are not there yet, and collect their labels.
 
     Args:
         raw: The folder with the published files and the videos.
@@ -271,47 +264,47 @@ def convert(
         version: As for `find_published`.
         frame_rate: Frames a second of the cut videos.
         short_side: Their shorter side in pixels; smaller videos keep their size.
-        num_processes: As for `cut_all`.
-
-    Returns:
-        The table of `label_table`, and how many of what was left out.
+        on_video: Called after each event.
 
     Raises:
-        UserError: RAW is not as published, or `out` holds videos cut in another way.
+        UserError: RAW is not as published, or `out` holds videos cut with other settings.
         RunError: a video cannot be written.
     """
     published = find_published(raw, classes, version)
-    events, left_out = read_annotation(published, classes)
-    videos, num_doubled = find_videos(raw, {event.youtube_id for event in events})
+    conversion = Conversion({})
+    events = read_annotation(published, classes, conversion)
+    counts = Counter(event.split for event in events)
+    conversion.published = {split: counts[split] for split in ("train", "test")}
+    youtube_ids = {event.youtube_id for event in events}
+    videos, doubled = find_videos(raw, youtube_ids)
     if not videos:
         raise UserError(
             f"{raw}: expected the videos of FineGym below it, named <YouTube id>.mp4 (or another suffix), "
-            f"found none of {len({event.youtube_id for event in events})}"
+            f"found none of {len(youtube_ids)}"
         )
     _check_settings(out, {"frame_rate": frame_rate, "short_side": short_side, "version": published.version})
-    left_out["videos with several files, of which the largest was taken"] += num_doubled
-    missing = [event for event in events if event.youtube_id not in videos]
-    left_out[f"events of {len({event.youtube_id for event in missing})} missing videos"] += len(missing)
-    cuts = {
-        Cut(videos[event.youtube_id], out / "videos" / f"{event.event_id}.mp4", event.start, event.end): event
-        for event in events
-        if event.youtube_id in videos
-    }
-    num_frames = {}
-    report = _Progress(len(cuts))
-    for cut, outcome in cut_all(
-        list(cuts), frame_rate=frame_rate, short_side=short_side, num_processes=num_processes
-    ):
-        report.advance()
-        event = cuts[cut]
-        if outcome.reason is None:
-            num_frames[event.event_id] = outcome.num_frames
-            if outcome.num_frames < num_frames_between(cut.start, cut.end, frame_rate):
-                left_out["ends of events that lie beyond their video (the beginnings are kept)"] += 1
+    if doubled:
+        conversion.mended["videos with several files, of which the largest was taken"] = doubled
+    cuts = {}
+    for event in events:
+        if source := videos.get(event.youtube_id):
+            target = out / "videos" / f"{event.event_id}.mp4"
+            cuts[Cut(source, target, event.start, event.end)] = event
         else:
-            left_out[f"events: {outcome.reason}"] += 1
-    table = label_table(events, num_frames, frame_rate)
-    return table, +left_out
+            missing = len(youtube_ids - videos.keys())
+            conversion.leave_out(event.event_id, f"events of {missing} missing videos")
+    results = cut_all(list(cuts), frame_rate=frame_rate, short_side=short_side)
+    for done, (cut, result) in enumerate(results, 1):
+        event = cuts[cut]
+        if result.reason is None:
+            notes = ["ends of events that lie beyond their video (the beginnings are kept)"]
+            is_whole = result.num_frames >= num_frames_between(cut.start, cut.end, frame_rate)
+            labels = frame_labels(event, result.num_frames, frame_rate).tolist()
+            conversion.add(cut.target.name, event.split, event.label, labels, *notes[is_whole:])
+        else:
+            conversion.leave_out(event.event_id, f"events: {result.reason}")
+        on_video(done, len(cuts))
+    return conversion
 
 
 # The published files
@@ -320,21 +313,21 @@ def convert(
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         # Times as exact fractions: 3.2 s at 25 frames a second is frame 80 and not 79 or 81.
-        return _table(json.loads(path.read_bytes(), parse_float=Fraction), str(path))
+        return _object(json.loads(path.read_bytes(), parse_float=Fraction), str(path))
     except ValueError as error:
         raise UserError(f"{path}: not the JSON file as published ({error}); fetch it again") from None
     except OSError as error:
         raise storage.storage_error(error, str(path), "read") from None
 
 
-def _read_list(path: Path, classes: int, left_out: Counter[str]) -> dict[tuple[str, str, str], int]:
+def _read_list(path: Path, classes: int, conversion: Conversion) -> dict[tuple[str, str, str], int]:
     """Class by (YouTube id, event, element); elements that have two classes are left out."""
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: it cannot be read as text ({error})") from None
     labels: dict[tuple[str, str, str], int] = {}
-    ambiguous = set()
+    ambiguous = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -347,12 +340,14 @@ def _read_list(path: Path, classes: int, left_out: Counter[str]) -> dict[tuple[s
             )
         key = match["video"], match["event"], match["element"]
         if labels.setdefault(key, int(label)) != int(label):
-            ambiguous.add(key)
-    left_out["elements of the lists with two classes"] += len(ambiguous)
-    return {key: label for key, label in labels.items() if key not in ambiguous}
+            ambiguous[key] = match[0]
+    for key, name in ambiguous.items():
+        del labels[key]
+        conversion.leave_out(name, "elements of the lists with two classes")
+    return labels
 
 
-def _table(value: object, where: str) -> dict[str, Any]:
+def _object(value: object, where: str) -> dict[str, Any]:
     """A JSON object; empty for null, which the annotation has for events without elements."""
     if value is None:
         return {}
@@ -362,7 +357,7 @@ def _table(value: object, where: str) -> dict[str, Any]:
 
 
 def _spans(value: object) -> list[tuple[Fraction, Fraction]]:
-    """The [start, end] pairs of a list that are a time range."""
+    """Return the [start, end] pairs of a list that are a time range."""
     spans = []
     for pair in value if isinstance(value, list) else []:
         if isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, int | Fraction) for t in pair):
@@ -372,38 +367,21 @@ def _spans(value: object) -> list[tuple[Fraction, Fraction]]:
     return spans
 
 
-def _elements(
-    segments: Mapping[str, Any], labels: Mapping[str, int], where: str, left_out: Counter[str]
-) -> tuple[Element, ...]:
-    """The elements with a label, by their start."""
-    elements = []
-    for name, label in labels.items():
-        if name not in segments:
-            left_out["elements of the lists that the annotation lacks"] += 1
-        elif stages := _spans(_table(segments[name], f"{where} {name}").get("timestamps")):
-            elements.append((stages[0], name, Element(label, tuple(stages))))
-        else:
-            left_out["elements without a start and an end"] += 1
-    return tuple(element for *_, element in sorted(elements, key=lambda found: found[:2]))
-
-
 # The folders
 
 
 def _youtube_id(stem: str, youtube_ids: set[str]) -> str | None:
-    """The id in a file's name: all of it, all after v_, or at its end in brackets or after a hyphen."""
-    if stem in youtube_ids:
-        return stem
-    if stem.endswith("]") and (inside := stem[stem.rfind("[") + 1 : -1]) in youtube_ids:
-        return inside
-    if (after := stem.removeprefix("v_")) in youtube_ids:
-        return after
-    tails = (stem[i + 1 :] for i, character in enumerate(stem) if character == "-")
-    return next((tail for tail in tails if tail in youtube_ids), None)
+    """Find the id in a file's name: all of it, in brackets at its end, after v_, or after a hyphen."""
+    candidates = [stem]
+    if stem.endswith("]"):
+        candidates.append(stem[stem.rfind("[") + 1 : -1])
+    candidates.append(stem.removeprefix("v_"))
+    candidates += [stem[i + 1 :] for i, character in enumerate(stem) if character == "-"]
+    return next((candidate for candidate in candidates if candidate in youtube_ids), None)
 
 
 def _check_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Notes how the videos of a folder are cut; raises `UserError` where there are some of another way."""
+    """Store how the videos of a folder are cut; raise `UserError` if it has videos cut with other settings."""
     path = out / _SETTINGS
     if path.is_file():
         try:
@@ -421,41 +399,18 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     storage.write_bytes(str(path), json.dumps(settings).encode() + b"\n")
 
 
-class _Progress:
-    """Events done, rate, time left on standard error: one line rewritten on a terminal, else now and then."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
-        self._start = self._shown = time.monotonic()
-        self._live = sys.stderr.isatty()
-
-    def advance(self) -> None:
-        """Counts one event more."""
-        self._done += 1
-        now = time.monotonic()
-        if now - self._shown < (0.2 if self._live else 10) and self._done < self._total:
-            return
-        self._shown = now
-        rate = self._done / max(now - self._start, 1e-9)
-        left = timedelta(seconds=round((self._total - self._done) / rate))
-        text = f"cut {self._done}/{self._total} events, {rate:.2f}/s, {left} left"
-        end = "\n" if not self._live or self._done == self._total else ""
-        print(f"\r\x1b[K{text}" if self._live else text, end=end, file=sys.stderr, flush=True)
-
-
 # The command line
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command."""
     with one_line_errors():
-        parser = OptionParser(
-            prog="python -m carl_ray.datasets.finegym",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+        parser = converter_parser(
+            "finegym",
+            __doc__,
+            raw="folder with the published files and the videos",
+            out="folder for the results",
         )
-        parser.add_argument("raw", metavar="RAW", help="folder with the published files and the videos")
-        parser.add_argument("--out", metavar="FOLDER", required=True, help="folder for the results")
         parser.add_argument("--classes", type=int, choices=(99, 288), default=99, help="default 99")
         parser.add_argument(
             "--version",
@@ -472,53 +427,15 @@ def main(arguments: list[str] | None = None) -> None:
             default=SHORT_SIDE,
             help=f"pixels; smaller videos keep their size; default {SHORT_SIDE}",
         )
-        options = parser.parse_args(arguments)
-        out = _local(options.out)
-        labels, left_out = convert(
-            _local(options.raw),
-            out,
-            options.classes,
-            version=options.version,
-            frame_rate=options.frame_rate,
-            short_side=options.short_side,
-        )
-        target = str(out / f"finegym{options.classes}.parquet")
-        if labels.num_rows:
-            manifest = _manifest(out, labels)
-            write_table(manifest, target)
-            print(_counts_by_split(manifest))
-        print("left out or remarkable:" if left_out else "nothing left out")
-        for text, count in sorted(left_out.items()):
-            print(f"  {count:>6} x {text}")
-        if labels.num_rows == 0:
-            raise RunError(f"{options.raw}: no event could be cut out; the reasons are listed above")
-        print(f"manifest: {target}")
-        print_next("train", f"finegym{options.classes}", "--data.manifest", target)
-
-
-def _manifest(out: Path, labels: pa.Table) -> pa.Table:
-    """The rows of the index of all cut events that have labels, with these."""
-    from carl_ray.session import connect
-
-    with connect():
-        index, _ = index_folder(str(out / "videos"), str(out / "videos.parquet"))
-    index = index.filter(pc.is_in(index.column("video_id"), labels.column("video_id")))
-    if index.num_rows < labels.num_rows:
-        raise RunError(
-            f"{out / 'videos'}: {labels.num_rows - index.num_rows} of its videos cannot be read; the reasons "
-            "are in videos.rejects.parquet beside it"
-        )
-    return attach_labels(index, labels)
-
-
-def _counts_by_split(manifest: pa.Table) -> str:
-    lines = [f"{'split':<12}{'events':>8}{'frames':>12}{'labelled':>12}"]
-    for split in ("train", "test"):
-        rows = manifest.filter(pc.field("split") == split)
-        frames = rows.column("frame_labels").combine_chunks().flatten()
-        labelled = pc.sum(pc.greater_equal(frames, 0)).as_py() or 0
-        lines.append(f"{split:<12}{rows.num_rows:>8,}{len(frames):>12,}{labelled:>12,}")
-    return "\n".join(lines)
+        options = vars(parser.parse_args(arguments))
+        raw, out = _local(options.pop("raw")), _local(options.pop("out"))
+        conversion = convert(raw, out, **options, on_video=print_progress)
+        if not conversion.rows:
+            print(summarize(conversion))
+            raise RunError(f"{raw}: no event could be cut out; the reasons are listed above")
+        name = f"finegym{options['classes']}"
+        manifest, videos = str(out / f"{name}.parquet"), str(out / "videos")
+        write_manifest(conversion, manifest, name, videos, index=f"{videos}.parquet")
 
 
 def _local(path: str) -> Path:

@@ -25,28 +25,26 @@ has one, are not needed. Indexing again reads only what is new or has changed.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from carl_ray import storage
-from carl_ray.data.manifest import attach_labels, write_table
-from carl_ray.data.scan import index_folder, rejects_uri, scan_uri
+from carl_ray.datasets.conversion import (
+    Conversion,
+    converter_parser,
+    index_videos,
+    write_labelled,
+)
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import OptionParser, print_next
 
-_SPLITS = {"train": "train", "val": "validation", "validate": "validation", "validation": "validation"} | {
-    "test": "test"
-}
+_NAMES_OF = {"train": ["train"], "validation": ["val", "validate", "validation"], "test": ["test"]}
+_SPLITS = {name: split for split, names in _NAMES_OF.items() for name in names}
 _HEADER = "label,youtube_id,time_start,time_end,split[,is_cc]"
 _CLIP = re.compile(r"(?P<id>.+)_(?P<start>\d{6})_(?P<end>\d{6})")
 
@@ -54,37 +52,18 @@ Clip = tuple[str, int, int]
 """YouTube id, start and end in seconds."""
 
 
-@dataclass(frozen=True)
-class Listed:
-    """What the CSV files say of a clip."""
+class Listed(NamedTuple):
+    """Split and label of a clip in the CSV files."""
 
     split: str
     label: str | None
 
 
-@dataclass(frozen=True)
-class Report:
-    """How much of what the CSV files list is there."""
-
-    listed: Counter[str] = field(default_factory=Counter)
-    """Clips in the CSV files, by split."""
-    usable: Counter[str] = field(default_factory=Counter)
-    """Those that are there and decode."""
-    missing: Counter[str] = field(default_factory=Counter)
-    """Those that are not there."""
-    broken: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Those that are there and do not decode, by split and reason."""
-    unlisted: int = 0
-    """Files that no row of the CSV files names."""
-    doubled: int = 0
-    """Files of a clip that has another one."""
-
-
 def read_lists(raw: str) -> dict[Clip, Listed]:
-    """What the CSV files in a folder, and in its folder `annotations`, say of each clip.
+    """Read split and label of each clip from the CSV files in a folder and in its folder `annotations`.
 
-    A clip that is listed twice counts as what it is listed as first, the test split before the validation
-    split before the training split.
+    A clip that is listed twice is in the test split rather than in the validation split, and in that rather
+    than in the training split.
 
     Args:
         raw: Path or URI of the folder.
@@ -118,68 +97,45 @@ def read_lists(raw: str) -> dict[Clip, Listed]:
     return clips
 
 
-def label_table(
+def label_clips(
     clips: Mapping[Clip, Listed], video_ids: Sequence[str], rejects: Mapping[str, str]
-) -> tuple[pa.Table, Report]:
-    """Columns video_id, split, label, frame_labels (null) of the files to use, and what is missing or broken.
+) -> Conversion:
+    """Select the files to use and label them; count what is missing or broken, by split.
 
     Args:
         clips: As `read_lists` returns them.
         video_ids: Files that decode, as paths inside the folder.
         rejects: Files that do not, with the reason.
     """
+    counts = Counter(listed.split for listed in clips.values())
+    conversion = Conversion({split: counts[split] for split in _NAMES_OF if counts[split]})
     by_id: dict[str, list[Clip]] = {}
     for clip in clips:
         by_id.setdefault(clip[0], []).append(clip)
     files: dict[Clip, list[str]] = {}
-    unlisted = 0
     for video_id in [*video_ids, *rejects]:
         named = _clip_of(video_id, clips, by_id)
         if named is None:
-            unlisted += 1
+            conversion.leave_out(video_id, "files that the CSV files do not list")
         else:
             files.setdefault(named, []).append(video_id)
-    report = Report(unlisted=unlisted, doubled=sum(len(names) - 1 for names in files.values()))
-    rows = []
-    for clip, listed in clips.items():
-        report.listed[listed.split] += 1
+    for clip, (split, label) in clips.items():
         names = files.get(clip, [])
-        usable = [name for name in names if name not in rejects]
-        if usable:
-            report.usable[listed.split] += 1
-            rows.append((min(usable, key=lambda name: (not _is_replacement(name), name)), listed))
-        elif names:
-            report.broken[listed.split, rejects[min(names)]] += 1
+        # Files that decode first, and among them replacements of corrupted ones.
+        names.sort(key=lambda name: (name in rejects, not _is_replacement(name), name))
+        if not names:
+            conversion.leave_out("{}_{:06d}_{:06d}".format(*clip), f"{split}: missing")
+        elif names[0] in rejects:
+            conversion.leave_out(names[0], f"{split}: {rejects[names[0]]}")
         else:
-            report.missing[listed.split] += 1
-    rows.sort(key=lambda row: row[0])
-    columns = {
-        "video_id": pa.array([name for name, _ in rows], pa.string()),
-        "split": pa.array([listed.split for _, listed in rows], pa.string()),
-        "label": pa.array([listed.label for _, listed in rows], pa.string()),
-        "frame_labels": pa.nulls(len(rows), pa.list_(pa.int32())),
-    }
-    return pa.table(columns), report
-
-
-def summarize(report: Report) -> str:
-    """A table for people: listed, usable, missing and broken clips of each split, and the reasons."""
-    lines = [f"{'split':<12}{'listed':>10}{'usable':>10}{'missing':>10}{'broken':>10}"]
-    for split in ("train", "validation", "test"):
-        if report.listed[split]:
-            broken = sum(count for (of, _), count in report.broken.items() if of == split)
-            lines.append(
-                f"{split:<12}{report.listed[split]:>10,}{report.usable[split]:>10,}"
-                f"{report.missing[split]:>10,}{broken:>10,}"
-            )
-    lines += [f"  {split}: {count} x {reason}" for (split, reason), count in report.broken.most_common()]
-    lines.append(f"files that the CSV files do not list, left out: {report.unlisted:,}")
-    lines.append(f"further files of clips that are there several times, left out: {report.doubled:,}")
-    return "\n".join(lines)
+            conversion.add(names[0], split, label, None)
+        for name in names[1:]:
+            conversion.leave_out(name, "further files of clips that are there several times")
+    return conversion
 
 
 def _read_list(uri: str) -> list[tuple[Clip, Listed]] | None:
-    """The rows of a CSV file; None where it is not one of Kinetics."""
+    """Read the rows of a CSV file; None if it has another header."""
     shown = storage.public_uri(uri)
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
@@ -225,7 +181,7 @@ def _name(uri: str) -> str:
 
 
 def _video_ids(uris: Iterable[str], raw: str) -> list[str]:
-    """Paths inside the folder, as `index_folder` makes ids of them."""
+    """Paths inside the folder: the ids that `index_folder` gives."""
     if storage.is_remote(raw):
         prefix = storage.public_uri(raw).partition("?")[0].rstrip("/") + "/"
         return [unquote(uri.partition("?")[0].removeprefix(prefix)) for uri in uris]
@@ -234,35 +190,26 @@ def _video_ids(uris: Iterable[str], raw: str) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command."""
     with one_line_errors():
-        parser = OptionParser(
-            prog="python -m carl_ray.datasets.kinetics400",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+        parser = converter_parser(
+            "kinetics400",
+            __doc__,
+            raw="path or URI of the folder with CSV files and clips",
+            out="path or URI of the manifest",
         )
-        parser.add_argument("raw", metavar="RAW", help="path or URI of the folder with CSV files and clips")
-        parser.add_argument("--out", metavar="MANIFEST", required=True, help="path or URI of the manifest")
         options = parser.parse_args(arguments)
         clips = read_lists(options.raw)
-        from carl_ray.session import connect
+        from carl_ray.data.scan import rejects_uri, scan_uri
 
-        with connect():
-            # Apart: half a scan, or clips that no list names, must not look like the manifest.
-            manifest, rejects = index_folder(options.raw, scan_uri(options.out))
+        # Not at --out: an interrupted scan, or clips that no list names, must not look like the manifest.
+        manifest, rejects = index_videos(options.raw, scan_uri(options.out))
         rejected = _video_ids(rejects.column("uri").to_pylist(), options.raw)
-        labels, report = label_table(
-            clips,
-            manifest.column("video_id").to_pylist(),
-            dict(zip(rejected, rejects.column("reason").to_pylist(), strict=True)),
-        )
-        manifest = manifest.filter(pc.is_in(manifest.column("video_id"), labels.column("video_id")))
-        write_table(attach_labels(manifest, labels), options.out)
-        print(summarize(report))
-        print(f"manifest: {storage.public_uri(options.out)}")
+        reasons = dict(zip(rejected, rejects.column("reason").to_pylist(), strict=True))
+        conversion = label_clips(clips, manifest.column("video_id").to_pylist(), reasons)
         print(f"rejects:  {storage.public_uri(rejects_uri(scan_uri(options.out)))}")
-        print_next("train", "kinetics400", "--data.manifest", options.out)
-        if manifest.num_rows == 0:
+        write_labelled(conversion, manifest, options.out, "kinetics400")
+        if not conversion.rows:
             raise RunError(f"{storage.public_uri(options.raw)}: none of the clips in the CSV files is usable")
 
 

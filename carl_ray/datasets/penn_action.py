@@ -161,7 +161,7 @@ def _convert_video(
 ) -> None:
     """Write one video and add its row; `phases` is None if there are no phase labels at all."""
     action, split, num_frames = annotation
-    frame_labels, notes = None, []
+    frame_labels, notes = None, list[str]()
     if phases is not None:
         if not phases:
             raise LeftOut("no phase labels")

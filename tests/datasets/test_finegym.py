@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -175,10 +174,11 @@ def _rows(table):
 
 
 def test_conversion_has_exactly_the_expected_rows_and_counts(raw, tmp_path, frame_numbers):
-    table, left_out = finegym.convert(raw, tmp_path / "out", 99)
-    assert table.column_names == ["video_id", "split", "label", "frame_labels"]
-    assert _rows(table) == EXPECTED_99 and list(_rows(table)) == sorted(EXPECTED_99)
-    assert left_out == Counter(LEFT_OUT_99)
+    conversion = finegym.convert(raw, tmp_path / "out", 99)
+    assert _rows(conversion.labels) == EXPECTED_99
+    counted = conversion.left_out | conversion.mended
+    assert {reason: len(names) for reason, names in counted.items()} == LEFT_OUT_99
+    assert conversion.published == {"train": 5, "test": 2}
     shown = {
         name: frame_numbers(read_frames(str(tmp_path / "out" / "videos" / name), range(len(labels))))
         for name, (_, _, labels) in EXPECTED_99.items()
@@ -195,9 +195,12 @@ def test_the_command_line_makes_both_manifests_and_cuts_once(raw, tmp_path, ray_
     out = tmp_path / "out"
     finegym.main([str(raw), "--out", str(out), "--classes", "99"])
     printed = capsys.readouterr().out
-    assert "train              2          90          36" in printed
-    assert "test               2          50          26" in printed
-    assert "     1 x events of 1 missing videos" in printed and "finegym99.parquet" in printed
+    assert "train                2          5               36          90" in printed
+    assert "test                 2          2               26          50" in printed
+    assert (
+        "       1 x events of 1 missing videos (missing-vid_E_000001_000002)" in printed
+        and "finegym99.parquet" in printed
+    )
     manifest = read_manifest(str(out / "finegym99.parquet"))
     assert manifest.schema.equals(SCHEMA) and _rows(manifest) == EXPECTED_99
     assert manifest.column("num_frames").to_pylist() == [50, 40, 25, 25]
@@ -205,7 +208,7 @@ def test_the_command_line_makes_both_manifests_and_cuts_once(raw, tmp_path, ray_
     content = (out / "finegym99.parquet").read_bytes()
 
     finegym.main([str(raw), "--out", str(out), "--classes", "288"])
-    assert "     1 x elements of the lists with two classes" in capsys.readouterr().out
+    assert "       1 x elements of the lists with two classes" in capsys.readouterr().out
     assert _rows(read_manifest(str(out / "finegym288.parquet"))) == {
         "-dash_dash-_E_000001_000003.mp4": ("train", "uneven bars", _labels(50, (5, 12, 200))),
         "-dash_dash-_E_000005_000006.mp4": ("train", "balance beam", _labels(25, (0, 5, 287))),
@@ -219,11 +222,11 @@ def test_what_was_missing_is_added_by_the_next_run(raw, tmp_path, make_video):
     finegym.convert(raw, tmp_path / "out", 99)
     (raw / "videos" / "missing-vid.mp4.part").unlink()
     make_video(raw / "videos" / "missing-vid.mp4", 60, fps=25)
-    table, left_out = finegym.convert(raw, tmp_path / "out", 99)
-    assert _rows(table) == EXPECTED_99 | {
+    conversion = finegym.convert(raw, tmp_path / "out", 99)
+    assert _rows(conversion.labels) == EXPECTED_99 | {
         "missing-vid_E_000001_000002.mp4": ("train", "floor exercise", [8] * 25)
     }
-    assert not any("missing" in text for text in left_out)
+    assert not any("missing" in text for text in conversion.left_out)
 
 
 def test_version_1_0_goes_before_1_1(raw):
@@ -249,11 +252,11 @@ def test_videos_behind_links_are_found_and_loops_are_not_followed(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "videos").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "back").symlink_to(tmp_path / "raw")
-    found, num_doubled = find_videos(tmp_path / "raw", {"-starts-with", "title"})
+    found, doubled = find_videos(tmp_path / "raw", {"-starts-with", "title"})
     assert {name: path.name for name, path in found.items()} == {
         "-starts-with": "some-title--starts-with.mp4"
     }
-    assert num_doubled == 0
+    assert doubled == []
 
 
 @pytest.mark.parametrize(

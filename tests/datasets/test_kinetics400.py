@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from pyarrow import fs
 
 from carl_ray.data.manifest import SCHEMA, read_manifest
 from carl_ray.datasets import kinetics400
-from carl_ray.datasets.kinetics400 import Listed, label_table, read_lists
+from carl_ray.datasets.kinetics400 import Listed, label_clips, read_lists
 from carl_ray.errors import UserError
 
 TRAIN = """\
@@ -85,14 +84,15 @@ def test_the_command_line_indexes_what_is_listed_and_decodes(published, tmp_path
     out = str(tmp_path / "k400.parquet")
     kinetics400.main([str(published), "--out", out])
     printed = capsys.readouterr().out
-    assert [line.split() for line in printed.splitlines()[:4]] == [
-        ["split", "listed", "usable", "missing", "broken"],
-        ["train", "7", "4", "1", "2"],
+    assert [line.split() for line in printed.splitlines()[1:5]] == [
+        ["split", "videos", "published", "labelled", "frames", "of"],
+        ["train", "4", "7", "0", "0"],
         ["validation", "2", "2", "0", "0"],
-        ["test", "2", "1", "1", "0"],
+        ["test", "1", "2", "0", "0"],
     ]
-    assert "train: 1 x the file is empty" in printed and "train: 1 x not a video" in printed
-    assert "do not list, left out: 2" in printed and "several times, left out: 2" in printed
+    assert "1 x train: the file is empty" in printed and "1 x train: not a video" in printed
+    assert "1 x train: missing (missing-tr1_000005_000015)" in printed and "1 x test: missing" in printed
+    assert "2 x files that the CSV files do not list" in printed and "2 x further files of clips" in printed
     manifest = read_manifest(out)
     assert manifest.schema.equals(SCHEMA) and _rows(manifest) == EXPECTED
     assert set(manifest.column("num_frames").to_pylist()) == {12}
@@ -117,11 +117,17 @@ def test_files_belong_to_clips_by_id_only_where_that_is_unambiguous():
     clips = {("once", 1, 11): Listed("train", "a"), ("twice", 1, 11): Listed("train", "b")}
     clips |= {("twice", 5, 15): Listed("test", "c"), ("gone", 0, 10): Listed("test", None)}
     names = ["x/once.mp4", "x/twice_000002_000012.mp4", "x/twice_000005_000015.webm", "readme.mp4"]
-    table, report = label_table(clips, names, {"y/gone_000000_000010.mp4": "the file is empty"})
-    assert _rows(table) == {"x/once.mp4": ("train", "a"), "x/twice_000005_000015.webm": ("test", "c")}
-    assert (report.unlisted, report.doubled) == (2, 0)
-    assert report.missing == Counter({"train": 1}) and report.usable == Counter({"train": 1, "test": 1})
-    assert report.broken == Counter({("test", "the file is empty"): 1})
+    conversion = label_clips(clips, names, {"y/gone_000000_000010.mp4": "the file is empty"})
+    assert _rows(conversion.labels) == {
+        "x/once.mp4": ("train", "a"),
+        "x/twice_000005_000015.webm": ("test", "c"),
+    }
+    assert conversion.published == {"train": 2, "test": 2}
+    assert conversion.left_out == {
+        "files that the CSV files do not list": ["x/twice_000002_000012.mp4", "readme.mp4"],
+        "train: missing": ["twice_000001_000011"],
+        "test: the file is empty": ["y/gone_000000_000010.mp4"],
+    }
 
 
 def test_a_copy_in_an_object_store(make_video, tmp_path, s3_endpoint, ray_session, capsys):
@@ -137,7 +143,7 @@ def test_a_copy_in_an_object_store(make_video, tmp_path, s3_endpoint, ray_sessio
             file.write(content)
     query = f"?endpoint_override={s3_endpoint}&scheme=http"
     kinetics400.main([f"s3://kinetics/k400{query}", "--out", str(tmp_path / "k400.parquet")])
-    assert capsys.readouterr().out.splitlines()[1].split() == ["train", "8", "1", "6", "1"]
+    assert capsys.readouterr().out.splitlines()[2].split() == ["train", "1", "8", "0", "0"]
     assert _rows(read_manifest(str(tmp_path / "k400.parquet"))) == {
         "train/playing the drums, loudly/-dash_dash-_000000_000010.mp4": (
             "train",
