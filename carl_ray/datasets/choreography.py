@@ -21,7 +21,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator
@@ -33,15 +32,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from PIL import Image
 
 from carl_ray import storage
 from carl_ray.data.randomness import sample_generator
-from carl_ray.datasets.figure import Difficulty, Movement, Pose, both_sides, perform
+from carl_ray.datasets.figure import Difficulty, perform
+from carl_ray.datasets.timeline import ACTIONS, sample_timeline
 from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.machine import available_cores
 from carl_ray.options import OptionParser, print_next
@@ -110,178 +108,6 @@ def benchmark() -> ChoreographyConfig:
         max_repetitions=3,
         varying_order=True,
         difficulty="hard",
-    )
-
-
-@dataclass(frozen=True)
-class Action:
-    """Key poses and the phases between them: phase k leads from key pose k to key pose k + 1."""
-
-    phases: tuple[str, ...]
-    poses: tuple[Pose, ...]
-    has_bar: bool = False
-    """A bar lies on the floor until the first phase is over, and is in the hands from then on."""
-
-    def __post_init__(self) -> None:
-        if len(self.poses) != len(self.phases) + 1:
-            raise ValueError(f"{len(self.phases)} phases need one key pose more, got {len(self.poses)}")
-
-
-_STAND = Pose()
-_GUARD = both_sides(50, 110, hip=14, knee=-8)
-_CHAMBER = replace(_GUARD, right_hip=85, right_knee=-105, lean=-6)
-_KICK = replace(
-    _CHAMBER, left_shoulder=60, left_elbow=60, right_shoulder=25, right_hip=105, right_knee=-5, lean=-22
-)
-
-ACTIONS: dict[str, Action] = {
-    "lift": Action(
-        ("reach down", "pull", "rack", "press"),
-        (
-            _STAND,
-            both_sides(22, -8, hip=62, knee=-95, bow=0.45),
-            both_sides(22, -8, hip=12, knee=-6),
-            both_sides(42, 118, hip=26, knee=-34),
-            both_sides(155, 18, hip=14, knee=-8),
-        ),
-        has_bar=True,
-    ),
-    "jump": Action(
-        ("sink", "leap", "land", "rise"),
-        (
-            _STAND,
-            both_sides(38, -25, hip=58, knee=-100, bow=0.25),
-            both_sides(140, 8, hip=42, knee=-2, rise=0.17),
-            both_sides(88, 0, hip=50, knee=-85, bow=0.1),
-            both_sides(58, -112, hip=16, knee=-8),
-        ),
-    ),
-    "kick": Action(
-        ("guard", "chamber", "strike", "recoil", "settle"),
-        (
-            _STAND,
-            _GUARD,
-            _CHAMBER,
-            _KICK,
-            replace(_CHAMBER, right_hip=70),
-            both_sides(30, 125, hip=30, knee=-18),
-        ),
-    ),
-    "greet": Action(
-        ("spread", "raise", "bow", "fold"),
-        (
-            _STAND,
-            both_sides(92, 0),
-            both_sides(168, 8, hip=3, knee=-1),
-            both_sides(75, -20, hip=10, knee=-14, bow=0.62),
-            both_sides(30, -125),
-        ),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """What happens in each frame of a video."""
-
-    frame_labels: NDArray[np.int32]
-    """Phase; -1 in frames of none: idle ones, and those that change over to another pose."""
-    movement: Movement
-    """The pose. Its `progress`, (phase + part of it) / number of phases, is the truth: it tells the pose.
-
-    An idle figure rests in a key pose and has its progress. A figure that changes over from one key pose to
-    another has the progress of the nearer one.
-    """
-    repetition: NDArray[np.int32]
-    """Number of the repetition, from 0; -1 in frames outside of all."""
-
-
-def sample_timeline(
-    num_phases: int, rng: np.random.Generator, *, max_repetitions: int = 1, varying_order: bool = False
-) -> Timeline:
-    """A random timing: 60 to 160 frames, and more with the options.
-
-    Idle frames are many and uneven, phases differ in length, and the speed varies within each phase: the
-    position of a frame in the video says little about its phase. Where the next phase does not start in the
-    pose that the figure is in, it changes over to that pose within 6 to 12 frames.
-
-    Args:
-        num_phases: Of the action.
-        rng: Source of all draws. What the options add comes from generators spawned from it: the first
-            repetition has the same timing, and the draws after this call are the same, with and without them.
-        max_repetitions: The action is done at most so often, with 0 to 24 idle frames in between.
-        varying_order: The phases come in a random order, the same in each repetition. The figure is idle in
-            the pose where the first of them starts, and in that where the last one ends.
-    """
-    for_repetitions, for_order = rng.spawn(2)
-    order = for_order.permutation(num_phases) if varying_order else np.arange(num_phases)
-    start, end = order[0] / num_phases, (order[-1] + 1) / num_phases
-    num_frames = int(rng.integers(48, 89))
-    idle_before, idle_after = rng.integers(0, 37, size=2).tolist()
-    idle_after += max(0, 60 - num_frames - idle_before - idle_after)
-    parts = [_rest(idle_before, start), *_repetition(0, order, num_frames, rng, for_order)]
-    for number in range(1, for_repetitions.integers(1, max_repetitions + 1)):
-        parts.append(_rest(int(for_repetitions.integers(0, 25)), end))
-        parts.append(_change_over(int(for_repetitions.integers(6, 13)), end, start, repetition=-1))
-        num_frames = int(for_repetitions.integers(48, 89))
-        parts += _repetition(number, order, num_frames, for_repetitions, for_order)
-    return _joined([*parts, _rest(idle_after, end)])
-
-
-def _repetition(
-    number: int,
-    order: NDArray[np.int64],
-    num_frames: int,
-    rng: np.random.Generator,
-    for_order: np.random.Generator,
-) -> list[Timeline]:
-    """The phases in their order, in `num_frames` frames, and what is needed to change over between them."""
-    num_phases = len(order)
-    shares = np.exp(rng.uniform(-0.7, 0.7, num_phases))
-    ends = np.round(np.cumsum(shares) / shares.sum() * num_frames).astype(int)
-    parts: list[Timeline] = []
-    for place, (phase, length) in enumerate(zip(order, np.diff(ends, prepend=0), strict=True)):
-        if place and order[place - 1] + 1 != phase:
-            left, reached = (order[place - 1] + 1) / num_phases, phase / num_phases
-            parts.append(_change_over(int(for_order.integers(6, 13)), left, reached, repetition=number))
-        part = (np.arange(length) + 0.5) / length
-        # Speed 1 + a cos(2 pi u) + b cos(4 pi u) stays positive because |a| + |b| < 1.
-        a, b = rng.uniform(-0.55, 0.55), rng.uniform(-0.35, 0.35)
-        part = part + a * np.sin(2 * np.pi * part) / (2 * np.pi) + b * np.sin(4 * np.pi * part) / (4 * np.pi)
-        movement = Movement.along((phase + part) / num_phases)
-        parts.append(_stretch(movement, label=phase, repetition=number))
-    return parts
-
-
-def _rest(num_frames: int, progress: float) -> Timeline:
-    """Idle frames in one pose."""
-    return _stretch(Movement.along(np.full(num_frames, progress)), label=-1, repetition=-1)
-
-
-def _change_over(num_frames: int, left: float, reached: float, *, repetition: int) -> Timeline:
-    """Frames from the pose of one progress to that of another; none where these are the same."""
-    part = (np.arange(num_frames if left != reached else 0) + 0.5) / num_frames
-    blend = part * part * (3 - 2 * part)
-    is_first_half = blend < 0.5
-    progress, other = np.where(is_first_half, left, reached), np.where(is_first_half, reached, left)
-    movement = Movement(progress, other, np.where(is_first_half, blend, 1 - blend))
-    return _stretch(movement, label=-1, repetition=repetition)
-
-
-def _stretch(movement: Movement, *, label: int, repetition: int) -> Timeline:
-    num_frames = len(movement.progress)
-    return Timeline(np.full(num_frames, label, np.int32), movement, np.full(num_frames, repetition, np.int32))
-
-
-def _joined(parts: list[Timeline]) -> Timeline:
-    return Timeline(
-        np.concatenate([part.frame_labels for part in parts]),
-        Movement(
-            np.concatenate([part.movement.progress for part in parts]),
-            np.concatenate([part.movement.other for part in parts]),
-            np.concatenate([part.movement.blend for part in parts]),
-        ),
-        np.concatenate([part.repetition for part in parts]),
     )
 
 
@@ -394,7 +220,11 @@ def render(
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
-        _refuse_foreign(folder)
+        is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        if not is_empty and not (folder / _MARKER).is_file():
+            raise UserError(
+                f"{folder}: it holds other files than rendered videos; name a new or empty folder"
+            )
         total = len(video_ids(config))
         for split in ("train", "validation", "test"):
             (temporary / split).mkdir(parents=True)
@@ -434,16 +264,6 @@ def is_rendered(folder: Path, config: ChoreographyConfig) -> bool:
         return False
     files = [folder / _LABELS, *(folder / video_id for video_id in video_ids(config))]
     return marker == _marker(config) and all(file.is_file() for file in files)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Raises `UserError` rather than let a folder be replaced that was not rendered here."""
-    if (
-        folder.exists()
-        and not (folder / _MARKER).is_file()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
-        raise UserError(f"{folder}: it holds something else than rendered videos; name a new or empty folder")
 
 
 def default_folder(config: ChoreographyConfig) -> Path:
@@ -490,12 +310,7 @@ def print_progress(done: int, total: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Renders into a folder; options are the fields of `ChoreographyConfig`."""
-    with one_line_errors():
-        _run(arguments)
-
-
-def _run(arguments: list[str] | None) -> None:
+    """Render into a folder; options are the fields of `ChoreographyConfig`."""
     parser = OptionParser(
         prog="python -m carl_ray.datasets.choreography",
         description="Renders choreographed videos with known phases.",
@@ -507,33 +322,30 @@ def _run(arguments: list[str] | None) -> None:
     parser.add_argument(
         "--workers", type=int, default=available_cores(), help="rendering processes, default one a core"
     )
-    base, study = asdict(ChoreographyConfig()), asdict(benchmark())
-    for name, value in base.items():
-        kind: dict[str, Any]
-        match value:
-            case bool():
-                kind = {"action": argparse.BooleanOptionalAction}
-            case str():
-                kind = {"choices": get_args(Difficulty)}
-            case _:
-                kind = {"type": int}
-        note = (
-            f"default {value}, in the benchmark {study[name]}" if value != study[name] else f"default {value}"
-        )
-        parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=note, **kind)
-    options = vars(parser.parse_args(arguments))
-    folder, workers = options.pop("folder"), options.pop("workers")
-    start = benchmark() if options.pop("benchmark") else ChoreographyConfig()
-    try:
-        config = replace(start, **options)
-        if workers < 1:
-            raise ValueError(f"workers must be at least 1, got {workers}")
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    folder = ensure_rendered(folder, config, print_progress, workers=workers)
-    print(f"{len(video_ids(config))} videos and their labels are in {folder}")
-    print_next("index", str(folder), "--out", str(folder / "manifest.parquet"))
+    study = asdict(benchmark())
+    kinds: dict[type, dict[str, Any]] = {
+        bool: {"action": argparse.BooleanOptionalAction},
+        str: {"choices": get_args(Difficulty)},
+        int: {"type": int},
+    }
+    for name, value in asdict(ChoreographyConfig()).items():
+        note = f"default {value}" + (f", in the benchmark {study[name]}" if value != study[name] else "")
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, default=argparse.SUPPRESS, help=note, **kinds[type(value)])
+    with one_line_errors():
+        options = vars(parser.parse_args(arguments))
+        folder, workers = options.pop("folder"), options.pop("workers")
+        start = benchmark() if options.pop("benchmark") else ChoreographyConfig()
+        try:
+            config = replace(start, **options)
+            if workers < 1:
+                raise ValueError(f"workers must be at least 1, got {workers}")
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        folder = ensure_rendered(folder, config, print_progress, workers=workers)
+        print(f"{len(video_ids(config))} videos and their labels are in {folder}")
+        print_next("index", str(folder), "--out", str(folder / "manifest.parquet"))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -55,20 +56,19 @@ def both_sides(shoulder: float, elbow: float, hip: float = 6, knee: float = -3, 
     )
 
 
-@dataclass(frozen=True)
-class Movement:
-    """The pose of each frame: a place among the key poses, or between two such places while changing over."""
+class Movement(NamedTuple):
+    """The pose of each frame: a place among the key poses, or between two such places in a transition."""
 
-    progress: NDArray[np.float64]
-    """(frames,), from 0 (first key pose) to 1 (last one)."""
-    other: NDArray[np.float64]
-    """(frames,), as `progress`: the pose that is blended in."""
-    blend: NDArray[np.float64]
-    """(frames,), share of the other pose, from 0 to 1."""
+    progress: Float64[np.ndarray, " frames"]
+    """From 0 (first key pose) to 1 (last one)."""
+    other: Float64[np.ndarray, " frames"]
+    """As `progress`: the pose that is blended in."""
+    blend: Float64[np.ndarray, " frames"]
+    """Share of the other pose, from 0 to 1."""
 
     @classmethod
-    def along(cls, progress: NDArray[np.float64]) -> Movement:
-        """Through the key poses, or at rest in one of them: nothing is blended in."""
+    def along(cls, progress: Float64[np.ndarray, " frames"]) -> Movement:
+        """A movement through the key poses, or at rest in one of them, without transitions."""
         return cls(progress, progress, np.zeros(len(progress)))
 
     def pose(self, key_poses: NDArray[np.float64], frame: int) -> NDArray[np.float64]:
