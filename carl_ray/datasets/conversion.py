@@ -10,12 +10,13 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from carl_ray import storage
+from carl_ray.data.manifest import SCHEMA, attach_labels, write_table
 from carl_ray.datasets.motion_jpeg import mux_motion_jpeg
 from carl_ray.errors import RunError, UserError
 from carl_ray.options import OptionParser, print_next
@@ -26,14 +27,7 @@ FRAMES_PER_SECOND = 25
 Nothing is computed from it; a manifest's timestamps are frame indices.
 """
 
-LABELS_SCHEMA = pa.schema(
-    [
-        pa.field("video_id", pa.string(), nullable=False),  # path inside the folder, "train/0001_squat.mp4"
-        pa.field("split", pa.string(), nullable=False),  # "train", "validation" or "test"
-        pa.field("label", pa.string()),  # name of the action
-        pa.field("frame_labels", pa.list_(pa.int32())),  # phase or class of each frame; -1: unknown
-    ]
-)
+LABELS_SCHEMA = pa.schema([SCHEMA.field(name) for name in ("video_id", "split", "label", "frame_labels")])
 
 _NUM_SHOWN = 5  # videos named for each reason
 _MAX_NAME_BYTES = 240  # file systems allow 255, and a file being written has a longer name
@@ -215,12 +209,12 @@ def require_videos(conversion: Conversion, raw: str) -> None:
     raise UserError(f"{raw}: no video could be converted; most frequent reason: {reason} ({len(videos)})")
 
 
-def index_videos(folder: str, index: str) -> tuple[pa.Table, pa.Table]:
-    """Index a folder of videos on a Ray cluster: manifest without labels, and rejects.
+def index_videos(folder: str, index: str) -> tuple[pa.Table, dict[str, str]]:
+    """Index a folder of videos on a Ray cluster: manifest without labels, reject reasons by video id.
 
     Args:
         folder: Path or URI.
-        index: Where to keep the index for later runs.
+        index: Where to keep the index for later runs; the rejects are beside it.
 
     Raises:
         RunError, UserError: as `scan.index_folder`.
@@ -230,48 +224,38 @@ def index_videos(folder: str, index: str) -> tuple[pa.Table, pa.Table]:
     from carl_ray.session import connect
 
     with connect():
-        return index_folder(folder, index)
+        manifest, rejects = index_folder(folder, index)
+    root = (
+        storage.public_uri(folder).partition("?")[0]
+        if storage.is_remote(folder)
+        else storage.resolve(folder)[1]
+    )
+    uris = (uri.removeprefix(root.rstrip("/") + "/") for uri in rejects.column("uri").to_pylist())
+    ids = [unquote(uri.partition("?")[0]) if storage.is_remote(folder) else uri for uri in uris]
+    return manifest, dict(zip(ids, rejects.column("reason").to_pylist(), strict=True))
 
 
 def write_manifest(
-    conversion: Conversion, manifest: str, preset: str, folder: str, index: str | None = None
+    conversion: Conversion, indexed: pa.Table, rejects: Mapping[str, str], manifest: str, preset: str
 ) -> None:
-    """Index the converted videos, write their labelled manifest, print report and next command.
+    """Write the labelled rows of an index as a manifest, print report and next command.
 
     Args:
         conversion: Only its videos get into the manifest, whatever else is in the folder.
+        indexed: Of the folder with the videos, as `index_videos` returns it.
+        rejects: Likewise.
         manifest: Path or URI.
         preset: To train with.
-        folder: Of the videos.
-        index: Where to keep the index; None: beside the manifest.
 
     Raises:
         RunError: a converted video cannot be decoded or is gone, or has another number of frames than labels.
-        UserError: the file at `index` is no manifest, or that of another folder.
     """
-    from carl_ray.data.scan import scan_uri
-
-    indexed, rejects = index_videos(folder, index or scan_uri(manifest))
-    found = set(indexed.column("video_id").to_pylist())
-    for video_id in conversion.labels.column("video_id").to_pylist():
-        if video_id not in found:
-            ends = (f"/{video_id}", f"/{quote(video_id)}")
-            reasons = (row["reason"] for row in rejects.to_pylist() if row["uri"].endswith(ends))
-            reason = next(reasons, "it is gone")
-            raise RunError(f"{video_id}: the video cannot be read ({reason}); delete it and convert again")
-    write_labelled(conversion, indexed, manifest, preset)
-
-
-def write_labelled(conversion: Conversion, indexed: pa.Table, manifest: str, preset: str) -> None:
-    """Write the rows of an index that have labels with these, print report and next command.
-
-    Raises:
-        RunError: a video has another number of frames than labels.
-    """
-    from carl_ray.data.manifest import attach_labels, write_table
-
     labels = conversion.labels
-    indexed = indexed.filter(pc.is_in(indexed.column("video_id"), value_set=labels.column("video_id")))
+    ids = labels.column("video_id")
+    indexed = indexed.filter(pc.is_in(indexed.column("video_id"), value_set=ids))
+    for video_id in sorted(set(ids.to_pylist()) - set(indexed.column("video_id").to_pylist())):
+        reason = rejects.get(video_id, "it is gone")
+        raise RunError(f"{video_id}: the video cannot be read ({reason}); delete it and convert again")
     try:
         table = attach_labels(indexed, labels)
     except ValueError as error:
@@ -280,6 +264,20 @@ def write_labelled(conversion: Conversion, indexed: pa.Table, manifest: str, pre
     print(summarize(conversion))
     print(f"manifest: {storage.public_uri(manifest)}")
     print_next("train", preset, "--data.manifest", manifest)
+
+
+def publish(conversion: Conversion, raw: str, out: str, preset: str) -> None:
+    """Index the videos in the folder `out` and write `manifest.parquet` into it, with report.
+
+    Raises:
+        UserError: no video was converted; the message has the most frequent reason.
+        RunError: as `write_manifest`.
+    """
+    require_videos(conversion, raw)
+    from carl_ray.data.scan import scan_uri
+
+    manifest = storage.join(out, "manifest.parquet")
+    write_manifest(conversion, *index_videos(out, scan_uri(manifest)), manifest, preset)
 
 
 def summarize(conversion: Conversion) -> str:

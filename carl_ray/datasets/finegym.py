@@ -60,6 +60,7 @@ from carl_ray.datasets.conversion import (
     Conversion,
     OnVideo,
     converter_parser,
+    index_videos,
     print_progress,
     summarize,
     write_manifest,
@@ -434,8 +435,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(summarize(conversion))
             raise RunError(f"{raw}: no event could be cut out; the reasons are listed above")
         name = f"finegym{options['classes']}"
-        manifest, videos = str(out / f"{name}.parquet"), str(out / "videos")
-        write_manifest(conversion, manifest, name, videos, index=f"{videos}.parquet")
+        indexed, rejects = index_videos(str(out / "videos"), str(out / "videos.parquet"))
+        write_manifest(conversion, indexed, rejects, str(out / f"{name}.parquet"), name)
 
 
 def _local(path: str) -> Path:

@@ -29,7 +29,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 from urllib.parse import quote, unquote
@@ -39,7 +39,7 @@ from carl_ray.datasets.conversion import (
     Conversion,
     converter_parser,
     index_videos,
-    write_labelled,
+    write_manifest,
 )
 from carl_ray.errors import RunError, UserError, one_line_errors
 
@@ -180,15 +180,6 @@ def _name(uri: str) -> str:
     return unquote(PurePosixPath(storage.public_uri(uri).partition("?")[0]).name)
 
 
-def _video_ids(uris: Iterable[str], raw: str) -> list[str]:
-    """Paths inside the folder: the ids that `index_folder` gives."""
-    if storage.is_remote(raw):
-        prefix = storage.public_uri(raw).partition("?")[0].rstrip("/") + "/"
-        return [unquote(uri.partition("?")[0].removeprefix(prefix)) for uri in uris]
-    prefix = storage.resolve(raw)[1].rstrip("/") + "/"
-    return [uri.removeprefix(prefix) for uri in uris]
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     with one_line_errors():
@@ -203,12 +194,10 @@ def main(arguments: list[str] | None = None) -> None:
         from carl_ray.data.scan import rejects_uri, scan_uri
 
         # Not at --out: an interrupted scan, or clips that no list names, must not look like the manifest.
-        manifest, rejects = index_videos(options.raw, scan_uri(options.out))
-        rejected = _video_ids(rejects.column("uri").to_pylist(), options.raw)
-        reasons = dict(zip(rejected, rejects.column("reason").to_pylist(), strict=True))
-        conversion = label_clips(clips, manifest.column("video_id").to_pylist(), reasons)
+        indexed, rejects = index_videos(options.raw, scan_uri(options.out))
+        conversion = label_clips(clips, indexed.column("video_id").to_pylist(), rejects)
         print(f"rejects:  {storage.public_uri(rejects_uri(scan_uri(options.out)))}")
-        write_labelled(conversion, manifest, options.out, "kinetics400")
+        write_manifest(conversion, indexed, rejects, options.out, "kinetics400")
         if not conversion.rows:
             raise RunError(f"{storage.public_uri(options.raw)}: none of the clips in the CSV files is usable")
 

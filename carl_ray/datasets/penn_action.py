@@ -56,8 +56,7 @@ from carl_ray.datasets.conversion import (
     converter_parser,
     fit_labels,
     print_progress,
-    require_videos,
-    write_manifest,
+    publish,
 )
 from carl_ray.errors import UserError, one_line_errors
 
@@ -123,7 +122,8 @@ def convert(
         UserError: a folder has not the expected layout.
         RunError: the storage refuses, fails or is full.
     """
-    folders, annotations = _check_layout(raw)
+    folders = {path.name: path for path in _find(raw, "frames/*/", _LAYOUT)}
+    annotations = {path.stem: path for path in _find(raw, "labels/*.mat", _LAYOUT)}
     if phase_labels is None:
         candidates = (raw / _LABEL_FOLDER, raw.absolute().parent / _LABEL_FOLDER)
         phase_labels = next((folder for folder in candidates if folder.is_dir()), None)
@@ -182,22 +182,16 @@ def _convert_video(
     conversion.add(video_id, split, action, frame_labels, *notes)
 
 
-def _check_layout(raw: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Find frame folders and .mat files, by the name of the video.
+def _find(folder: Path, pattern: str, layout: str) -> list[Path]:
+    """Paths that match, sorted, without hidden ones such as .DS_Store and ._0001.mat.
 
     Raises:
         UserError: there are none.
     """
-    for folder in (raw, raw / "frames", raw / "labels"):
-        if not folder.is_dir():
-            raise UserError(f"{raw}: {_LAYOUT}; there is no folder {folder.name}")
-    folders = {path.name: path for path in _visible(raw / "frames") if path.is_dir()}
-    annotations = {path.stem: path for path in _visible(raw / "labels") if path.suffix == ".mat"}
-    if not folders:
-        raise UserError(f"{raw}: {_LAYOUT}; frames has no folder in it")
-    if not annotations:
-        raise UserError(f"{raw}: {_LAYOUT}; labels has no .mat file in it")
-    return folders, annotations
+    found = [path for path in sorted(folder.glob(pattern)) if not path.name.startswith(".")]
+    if not found:
+        raise UserError(f"{folder}: {layout}; nothing there is named {pattern}")
+    return found
 
 
 def _list_phase_labels(folder: Path) -> dict[str, list[_PhaseLabels]]:
@@ -208,30 +202,16 @@ def _list_phase_labels(folder: Path) -> dict[str, list[_PhaseLabels]]:
     """
     found: dict[str, list[_PhaseLabels]] = {}
     for folder_name, split in _SPLITS.items():
-        if not (folder / folder_name).is_dir():
-            raise UserError(f"{folder}: {_LABEL_LAYOUT}; there is no folder {folder_name}")
-        for action_folder in _visible(folder / folder_name):
-            if not action_folder.is_dir():
-                continue
-            for path in _visible(action_folder):
-                if path.suffix == ".npy":
-                    labels = _PhaseLabels(path, _action(action_folder.name), split)
-                    found.setdefault(path.stem, []).append(labels)
-    if not found:
-        raise UserError(f"{folder}: {_LABEL_LAYOUT}; there is no .npy file")
+        for path in _find(folder, f"{folder_name}/*/*.npy", _LABEL_LAYOUT):
+            found.setdefault(path.stem, []).append(_PhaseLabels(path, _action(path.parent.name), split))
     return found
-
-
-def _visible(folder: Path) -> list[Path]:
-    """List a folder, sorted, without hidden files such as .DS_Store and ._0001.mat."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _list_frames(folder: Path) -> dict[int, Path]:
     """List frame files by their number, ascending; other names than numbers are ignored."""
     frames = {
         int(path.stem): path
-        for path in _visible(folder)
+        for path in folder.iterdir()
         if path.suffix.lower() in (".jpg", ".jpeg") and path.stem.isdecimal()
     }
     return dict(sorted(frames.items()))
@@ -295,8 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
         conversion = convert(
             Path(options.raw), options.out, phase_labels=options.phase_labels, on_video=print_progress
         )
-        require_videos(conversion, options.raw)
-        write_manifest(conversion, storage.join(options.out, "manifest.parquet"), "penn_action", options.out)
+        publish(conversion, options.raw, options.out, "penn_action")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from carl_ray import storage
 from carl_ray.datasets.conversion import (
     Conversion,
     LeftOut,
@@ -38,8 +37,7 @@ from carl_ray.datasets.conversion import (
     converter_parser,
     fit_labels,
     print_progress,
-    require_videos,
-    write_manifest,
+    publish,
 )
 from carl_ray.datasets.tfrecord import SequenceExample, read_sequence_examples
 from carl_ray.errors import UserError, one_line_errors
@@ -147,8 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser = converter_parser("pouring", __doc__, raw="folder with the TFRecord files")
         options = parser.parse_args(arguments)
         conversion = convert(Path(options.raw), options.out, on_video=print_progress)
-        require_videos(conversion, options.raw)
-        write_manifest(conversion, storage.join(options.out, "manifest.parquet"), "pouring", options.out)
+        publish(conversion, options.raw, options.out, "pouring")
 
 
 if __name__ == "__main__":

@@ -248,15 +248,15 @@ def test_the_command_for_pickles_makes_label_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("frames", r"expected what Penn_Action\.tar\.gz .*; there is no folder frames"),
-        ("labels", r"expected what Penn_Action\.tar\.gz .*; there is no folder labels"),
-        ("frames/*", "frames has no folder in it"),
-        ("labels/*", r"labels has no \.mat file in it"),
+        ("frames", r"expected what Penn_Action\.tar\.gz .*; nothing there is named frames/\*/"),
+        ("labels", r"expected what Penn_Action\.tar\.gz .*; nothing there is named labels/\*\.mat"),
+        ("frames/*", r"nothing there is named frames/\*/"),
+        ("labels/*", r"nothing there is named labels/\*\.mat"),
         (
             "../penn_action_labels/val",
-            r"expected penn_action_labels/train/ACTION/0001\.npy .*; there is no folder val",
+            r"expected penn_action_labels/train/ACTION/0001\.npy .* val/\*/\*\.npy",
         ),
-        ("../penn_action_labels/*/*/*", r"there is no \.npy file"),
+        ("../penn_action_labels/*/*/*", r"nothing there is named train/\*/\*\.npy"),
     ],
 )
 def test_another_layout_is_refused(good: Path, missing: str, message: str, tmp_path: Path) -> None:
