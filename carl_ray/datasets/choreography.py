@@ -1,4 +1,4 @@
-"""Choreographed videos with known phases: the default data set, rendered on the spot.
+"""Choreography: rendered videos with known phases, the default data set.
 
     python -m carl_ray.datasets.choreography FOLDER
     python -m carl_ray.datasets.choreography FOLDER --benchmark
@@ -7,9 +7,8 @@ An articulated figure performs one of four actions; an action is a few phases (s
 one key pose to the next. Body, colours, background, camera, tempo, phase lengths and the idle time before and
 after the action differ from video to video: neither the position in a video nor its colours tell the phase.
 The benchmark adds repetitions, phases in another order in each video, and a figure that is hard to see.
-The videos are real H.264 files with B-frames; the truth (phase, progress and repetition of every frame) lies
-beside them in `labels.parquet`. docs/choreography.md says what the truth means and what the
-set can show.
+The videos are H.264 files with B-frames; the ground truth (phase, progress and repetition of every frame) is in
+`labels.parquet`. docs/choreography.md defines it and says what the data set can and cannot show.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from carl_ray.options import OptionParser, print_next
 
 FRAMES_PER_SECOND = 25
 
-# Part of the marker. Raised with every change of frames or labels, so that older folders are rendered anew.
+# Increment with every change of frames or labels, so that older folders are rendered again.
 _RENDERER_VERSION = 1
 _MARKER = "choreography.json"
 _LABELS = "labels.parquet"
@@ -64,7 +63,7 @@ LABELS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class ChoreographyConfig:
-    """Which videos are rendered. The same config always gives the same frames and labels."""
+    """Options of the rendered videos. The same config always gives the same frames and labels."""
 
     num_train: int = 96
     """Videos in `train/`; the actions take turns."""
@@ -77,7 +76,7 @@ class ChoreographyConfig:
     seed: int = 0
     """Every random draw comes from this and the video's id."""
     max_repetitions: int = 1
-    """A video shows the action so many times at most; each number from 1 on is equally likely."""
+    """Maximum number of times that a video shows the action; each number from 1 on is equally likely."""
     varying_order: bool = False
     """The phases come in a random order in each video, not in that of `ACTIONS`."""
     difficulty: Difficulty = "easy"
@@ -96,9 +95,9 @@ class ChoreographyConfig:
 
 
 def benchmark() -> ChoreographyConfig:
-    """The set for studies on a GPU: 600 videos of 128 pixels, up to 3 repetitions, varying order, `hard`.
+    """Config for studies on a GPU: 600 videos of 128 pixels, up to 3 repetitions, varying order, `hard`.
 
-    `dataclasses.replace` leaves out one of the difficulties at a time.
+    Use `dataclasses.replace` to switch one of the difficulties off.
     """
     return ChoreographyConfig(
         num_train=400,
@@ -136,7 +135,7 @@ def video_ids(config: ChoreographyConfig) -> dict[str, str]:
 
 
 def _render_video(folder: Path, config: ChoreographyConfig, video_id: str, name: str) -> dict[str, object]:
-    """Renders and encodes one video; its row of the labels."""
+    """Render and encode one video; return its row of the labels."""
     action = ACTIONS[name]
     rng = sample_generator(config.seed, 0, video_id, 0)
     timeline = sample_timeline(
@@ -164,7 +163,7 @@ def _render_video(folder: Path, config: ChoreographyConfig, video_id: str, name:
 def _render_videos(
     folder: Path, config: ChoreographyConfig, workers: int
 ) -> Generator[dict[str, object], None, None]:
-    """Renders all videos, yields their rows of the labels in order."""
+    """Render all videos; yield their rows of the labels in order."""
     videos = video_ids(config)
     render_one = partial(_render_video, folder, config)
     if workers == 1:
@@ -175,7 +174,7 @@ def _render_videos(
         yield from pool.map(render_one, videos, videos.values())
     except BrokenProcessPool:
         raise RunError(
-            "a rendering process ended early: it was killed, perhaps for want of memory, or a script calls "
+            "a rendering process ended early: it was killed, perhaps for lack of memory, or a script calls "
             "render(workers=...) outside of `if __name__ == '__main__':`"
         ) from None
     finally:
@@ -183,7 +182,7 @@ def _render_videos(
 
 
 def _end_with_the_parent() -> None:
-    """Makes a worker leave Ctrl-C to its parent, and end when the parent has been killed."""
+    """Make a worker ignore Ctrl-C, which its parent handles, and exit when the parent was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -202,20 +201,20 @@ def render(
     *,
     workers: int = 1,
 ) -> None:
-    """Renders all videos and their labels into a folder, which appears whole or not at all.
+    """Render all videos and their labels into a folder, atomically.
 
     One core draws and encodes some 2,000 frames of 96 pixels a second: seconds for the default set.
 
     Args:
-        folder: Made, or replaced where an earlier rendering lies there.
+        folder: Created; an earlier rendering is replaced.
         config: Which videos.
         on_video: Called with (videos done, videos in all) after each video.
         workers: Processes that render; the files are the same for any number. More than one are started by
-            multiprocessing's "spawn", which imports the main module: a script needs its usual main guard.
+            multiprocessing's "spawn": a script needs `if __name__ == "__main__":`.
 
     Raises:
-        UserError: the folder holds something that was not rendered here.
-        RunError: no permission or no room, or a process was killed.
+        UserError: the folder holds other files than an earlier rendering.
+        RunError: no permission, no space left, or a process was killed.
     """
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
@@ -267,7 +266,7 @@ def is_rendered(folder: Path, config: ChoreographyConfig) -> bool:
 
 
 def default_folder(config: ChoreographyConfig) -> Path:
-    """Where the videos of a config lie when no folder is named: under `storage.home()`."""
+    """Default folder of the videos of a config: below `storage.home()`."""
     digest = hashlib.blake2b(json.dumps(_marker(config), sort_keys=True).encode(), digest_size=4).hexdigest()
     return storage.home() / "datasets" / f"choreography-{digest}"
 
@@ -279,12 +278,12 @@ def ensure_rendered(
     *,
     workers: int = 1,
 ) -> Path:
-    """The folder with the videos of a config, rendered first where they are not there yet.
+    """Return the folder with the videos of a config; render them if they are not there.
 
     Layout: `train/*.mp4`, `validation/*.mp4`, `test/*.mp4`, and `labels.parquet` (`LABELS_SCHEMA`).
 
     Args:
-        folder: None stands for `default_folder(config)`.
+        folder: None: `default_folder(config)`.
         config: Which videos.
         on_video: As for `render`.
         workers: As for `render`.
@@ -299,12 +298,12 @@ def ensure_rendered(
 
 
 def read_labels(folder: Path) -> pa.Table:
-    """The labels of a rendered folder, columns of `LABELS_SCHEMA`, one row a video."""
+    """Read the labels of a rendered folder: a table of `LABELS_SCHEMA`, one row a video."""
     return pq.read_table(folder / _LABELS, schema=LABELS_SCHEMA)
 
 
 def print_progress(done: int, total: int) -> None:
-    """Prints how many videos are rendered, ten times in all."""
+    """Print how many videos are rendered, ten times in all."""
     if done * 10 // total != (done - 1) * 10 // total:
         print(f"rendered {done} of {total} videos", flush=True)
 

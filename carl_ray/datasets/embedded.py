@@ -1,4 +1,4 @@
-"""The embedded default: the choreographed videos, rendered and indexed once, with their labels."""
+"""The embedded data set: the choreography videos, rendered and indexed once, with their labels."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from carl_ray.machine import available_cores
 
 
 def embedded_manifest() -> str:
-    """Where the manifest of the embedded videos lies where no other place is named, be it there yet or not."""
+    """Default path of the manifest of the embedded videos; the file need not exist yet."""
     return str(choreography.default_folder(choreography.ChoreographyConfig()) / "manifest.parquet")
 
 
 def index_embedded(out: str | None = None, *, verify: bool = False) -> tuple[str, pa.Table, pa.Table]:
-    """Where the manifest of the embedded videos lies, the manifest, and its rejects. Ray must have been started.
+    """Index the embedded videos: URI of the manifest, the manifest, and its rejects. Ray must have been started.
 
     Args:
-        out: Where to write the manifest; beside the videos where not given.
-        verify: Decodes every frame.
+        out: Where to write the manifest; None: beside the videos.
+        verify: Decode every frame.
     """
-    # Lazily: it imports FFmpeg.
+    # Lazy import: it imports FFmpeg.
     from carl_ray.data.scan import index_folder
 
     folder = choreography.ensure_rendered(on_video=choreography.print_progress, workers=available_cores())

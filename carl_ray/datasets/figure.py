@@ -1,4 +1,4 @@
-"""An articulated figure in front of a wall, drawn frame by frame through key poses.
+"""Draw an articulated figure in front of a wall, frame by frame through key poses.
 
 Lengths of the scene are in body heights, x to the right and y down from the floor; angles are in degrees.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 Difficulty = Literal["easy", "hard"]
-"""How hard the figure is to see: see `perform`."""
+"""How hard the figure is to see, as `perform` describes."""
 
 _SUPERSAMPLING = 2
 _VISIBLE_HEIGHT = 1.45  # body heights from the lower to the upper edge: room for raised arms and a jump
@@ -44,7 +44,7 @@ class Pose:
     """Height of the lower foot above the floor, in body heights."""
 
     def vector(self) -> NDArray[np.float64]:
-        """The numbers in the order of the fields."""
+        """The values in the order of the fields."""
         return np.array([getattr(self, field.name) for field in fields(self)], dtype=np.float64)
 
 
@@ -72,14 +72,14 @@ class Movement(NamedTuple):
         return cls(progress, progress, np.zeros(len(progress)))
 
     def pose(self, key_poses: NDArray[np.float64], frame: int) -> NDArray[np.float64]:
-        """The numbers of a pose (`Pose.vector`) in one frame; `key_poses` holds them row by row."""
+        """Values of the pose in one frame, as `Pose.vector`; the rows of `key_poses` are such values."""
         pose, blend = interpolate(key_poses, float(self.progress[frame])), self.blend[frame]
         if blend:
             pose = (1 - blend) * pose + blend * interpolate(key_poses, float(self.other[frame]))
         return pose
 
     def bar_held(self, num_poses: int, frame: int) -> float:
-        """Where a bar is in one frame, from 0 (on the floor) to 1 (in the hands)."""
+        """Position of a bar in one frame, from 0 (on the floor) to 1 (in the hands)."""
         here, there = (float(place[frame] * (num_poses - 1) >= 1) for place in (self.progress, self.other))
         return float((1 - self.blend[frame]) * here + self.blend[frame] * there)
 
@@ -94,7 +94,7 @@ def perform(
     rng: np.random.Generator,
     difficulty: Difficulty = "easy",
 ) -> Iterator[Image.Image]:
-    """The frames of one performance, RGB, size x size: a random body, scene and camera.
+    """Draw the frames of one performance, RGB, size x size, with a random body, scene and camera.
 
     An easy figure is large, thick-limbed and bright, before a dark wall with a few dull shapes. A hard one is
     about two thirds as tall, has thin limbs and clothes of any colour, and stands somewhere in the picture,
@@ -140,7 +140,7 @@ def perform(
 
 
 def interpolate(key_poses: NDArray[np.float64], progress: float) -> NDArray[np.float64]:
-    """The pose at a progress from 0 to 1: cubics through the key poses, at rest in the first and the last."""
+    """Interpolate the pose at a progress from 0 to 1: cubics, at rest in the first and last key pose."""
     last = len(key_poses) - 1
     left = min(int(progress * last), last - 1)
     u = progress * last - left
@@ -152,7 +152,7 @@ def interpolate(key_poses: NDArray[np.float64], progress: float) -> NDArray[np.f
 
 @dataclass(frozen=True)
 class _Waves:
-    """Slow wandering of several quantities. It comes and goes, so that it is no clock of the video."""
+    """Slow oscillation of several quantities; it is periodic, so it does not tell the time in the video."""
 
     amplitude: NDArray[np.float64]
     frequency: NDArray[np.float64]
@@ -169,7 +169,7 @@ class _Waves:
 
 @dataclass(frozen=True)
 class _Brush:
-    """Draws in body heights on a canvas of pixels."""
+    """Draw on a canvas of pixels in units of body heights."""
 
     draw: ImageDraw.ImageDraw
     pixels: float
@@ -177,7 +177,7 @@ class _Brush:
     middle: float
 
     def place(self, point: NDArray[np.float64]) -> tuple[float, float]:
-        # Number by number: arithmetic on arrays of two costs ten times as long, 40 times a frame.
+        # Scalars: arithmetic on arrays of two takes ten times as long, and this runs 40 times a frame.
         (x, y), (centre_x, centre_y) = point.tolist(), self.centre.tolist()
         return (x - centre_x) * self.pixels + self.middle, (y - centre_y) * self.pixels + self.middle
 
@@ -201,7 +201,7 @@ class _Brush:
 
 @dataclass(frozen=True)
 class _Clutter:
-    """A disc, or a stick like a limb, that wanders and turns behind the figure."""
+    """A disc, or a stick like a limb, that moves and turns behind the figure."""
 
     is_round: bool
     centre: NDArray[np.float64]
@@ -261,7 +261,7 @@ class _Scene:
         return cls(top, bottom, _color(rng.uniform(20, 85, 3)), shapes)
 
     def hard(self, rng: np.random.Generator) -> _Scene:
-        """This scene with a wall and a floor of any brightness, and full of moving things."""
+        """This scene with a wall and a floor of any brightness, and 10 to 18 moving objects."""
         top, bottom = rng.uniform(15, 215, (2, 3))
         clutter = tuple(_Clutter.sample(rng) for _ in range(rng.integers(10, 19)))
         return replace(self, top=top, bottom=bottom, floor=_color(rng.uniform(20, 215, 3)), clutter=clutter)
@@ -320,7 +320,7 @@ class _Body:
         return replace(self, thickness=0.6 * self.thickness, shirt=shirt, trousers=trousers)
 
     def draw(self, brush: _Brush, pose: NDArray[np.float64], has_bar: bool, bar_held: float) -> None:
-        """Draws the figure with its lower foot on the floor (or `rise` above it)."""
+        """Draw the figure with its lower foot on the floor, or `rise` above it."""
         left_shoulder, left_elbow, right_shoulder, right_elbow = pose[0:4]
         left_hip, left_knee, right_hip, right_knee = pose[4:8]
         lean, bow, rise = pose[8:11]
@@ -371,6 +371,6 @@ def _color(values: NDArray[np.float64]) -> tuple[int, int, int]:
 
 
 def _bright(rng: np.random.Generator) -> tuple[int, int, int]:
-    """A saturated colour that stands out from every wall."""
+    """A saturated color with contrast to every wall."""
     channels = np.array([rng.uniform(200, 255), rng.uniform(90, 230), rng.uniform(40, 120)])
     return _color(rng.permutation(channels))

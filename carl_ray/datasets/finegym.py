@@ -1,9 +1,9 @@
-"""FineGym (Shao et al., CVPR 2020), 99 and 288 classes: published annotation and raw videos → a manifest.
+"""Convert FineGym (Shao et al., CVPR 2020): annotation and raw videos to cut events and a manifest.
 
     python -m carl_ray.datasets.finegym RAW --out FOLDER --classes 99
     python -m carl_ray.datasets.finegym RAW --out FOLDER --classes 288
 
-RAW holds what the project page (https://sdolivia.github.io/FineGym) publishes, in itself or in its folders:
+RAW has the files of the project page (https://sdolivia.github.io/FineGym), in itself or in its folders:
 
     finegym_annotation_info_v1.0.json    or v1.1: YouTube id → event id E_<start>_<end> → event (1 vault,
                                          2 floor exercise, 3 balance beam, 4 uneven bars), timestamps
@@ -14,20 +14,20 @@ RAW holds what the project page (https://sdolivia.github.io/FineGym) publishes, 
     gym99_train_element_v1.0.txt         or v1.1, and gym288_…: lines "<YouTube id>_E_…_A_… <class>"
     gym99_val_element.txt                and gym288_…: the same for both versions
 
-and the videos, wherever below it they lie: <YouTube id>.<any suffix of a video>, v_<YouTube id>.mp4, or the
-names that download tools give, "<title> [<id>].mp4" and "<title>-<id>.mp4". Where a video is there several
-times, the largest file counts. Missing and broken videos are counted, and tried again by the next run.
+and the videos, anywhere below it: <YouTube id>.<any suffix of a video>, v_<YouTube id>.mp4, or the names that
+download tools give, "<title> [<id>].mp4" and "<title>-<id>.mp4". Of several files of a video the largest is
+used. Missing and broken videos are counted, and tried again by the next run.
 
-FOLDER gets
+Output in FOLDER:
 
     videos/<YouTube id>_E_<start>_<end>.mp4    one file an event; both sets of classes share them
     videos.parquet                             their index
     finegym99.parquet, finegym288.parquet      the manifests
 
-An event becomes a video if an element of it is in the lists; `cutting` says which frames it has. The rate
-is 25 frames a second, that of the released code (and of the paper: its 140 to 5,153 frames are 5.6 to 206
-seconds), the shorter side 360 pixels as there; smaller videos keep their size. One core cuts 150 to 270
-frames a second; videos that are finished are not cut again.
+An event becomes a video if an element of it is in the lists; `cutting` defines which frames it has. The rate is
+25 frames a second, as in the released code (and the paper: its 140 to 5,153 frames are 5.6 to 206 seconds), the
+shorter side 360 pixels as there; smaller videos keep their size. One core cuts 150 to 270 frames a second;
+videos that are finished are not cut again.
 
 - Video label: the event's class, by name. Split: "train", or "test" for the list that FineGym calls val,
   which is what CARL tests on. An event with elements in both lists is in "test", with the labels of that list
@@ -89,7 +89,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Event:
-    """One performance on one apparatus."""
+    """A performance on one apparatus."""
 
     event_id: str
     """`<YouTube id>_E_<start>_<end>`."""

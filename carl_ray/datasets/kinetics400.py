@@ -1,4 +1,4 @@
-"""Kinetics-400 (Kay et al., 2017): the official CSV files and clips of any usual copy → a manifest.
+"""Index Kinetics-400 (Kay et al., 2017): official CSV files and the clips of any usual copy.
 
     python -m carl_ray.datasets.kinetics400 RAW --out MANIFEST
 
@@ -11,16 +11,16 @@ RAW is a folder, local or in an object store, that holds
 - the clips, anywhere below it, named <YouTube id>_<start>_<end>.<any suffix of a video> with the times in
   seconds as six digits, as every known copy has them: CVDF's (train/, val/, test/ and
   replacement/replacement_for_corrupted_k400/), one folder a class with spaces or underscores in its name
-  (ActivityNet's crawler, torchvision, MMAction2), or all in one folder. Folders say nothing: names do.
+  (ActivityNet's crawler, torchvision, MMAction2), or all in one folder. Only file names matter, not folders.
 
-A clip belongs to the row with its id and times; where there is none (copies of another edition of the CSV
-files) to the only row with its id, for no two clips of Kinetics are of the same video. Where a clip is there
-several times, one that decodes counts, before the others the one in a folder `replacement…`.
+A clip is matched to the row with its id and times, else (copies of another edition of the CSV files) to the only
+row with its id: no two clips of Kinetics are of the same video. Of several copies of a clip one that decodes is
+used, first of all the one in a folder `replacement…`.
 
 The manifest has a row for each listed clip that is there and decodes, with its split ("train", "validation",
 "test") and label; clips that do not decode are in the rejects beside it. Clips without a row in the CSV files
-are left out: nothing says that they are not of the test split. Lists of broken videos, as the released code
-has one, are not needed. Indexing again reads only what is new or has changed.
+are left out, since they might be of the test split. A list of broken videos, as in the released code, is not
+needed. A second run reads only what is new or has changed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""JPEG frames become one video file without being encoded again: Motion JPEG in MP4.
+"""Mux JPEG files into Motion JPEG in MP4, without encoding them again.
 
-Data sets that publish single frames lose nothing this way: every packet of the video is the JPEG file as it
-came, and decodes to the same pixels, up to the rounding of the colour conversion and the interpolation of
-subsampled colour, in which decoders differ. (MP4 was chosen by trial: exact frame count, equal bytes for
-equal frames and about 900 bytes on top of 20 frames; Matroska stores a random number, AVI adds 6,000 bytes.)
+Every packet of the video is the JPEG file, and decodes to the same pixels up to the rounding of the color
+conversion and the interpolation of subsampled color, in which decoders differ. MP4 gives the exact frame count
+and equal bytes for equal frames; Matroska stores a random number, AVI adds 6,000 bytes.
 
-One thing is left out: Exif segments. They hold no pixels, PyAV cannot represent them, and an orientation in
-them would turn single frames of a video. Frames are as stored.
+Exif segments are removed: PyAV cannot represent them, and an orientation would rotate single frames.
 """
 
 from __future__ import annotations
@@ -24,14 +22,14 @@ _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def mux_motion_jpeg(frames: Iterable[bytes], *, frames_per_second: int) -> bytes:
-    """The content of an MP4 file whose packets are the given JPEG files; equal frames give equal bytes.
+    """Mux JPEG files: the content of an MP4 file; equal frames give equal bytes.
 
     Args:
         frames: Whole JPEG files, in order and of one size; baseline or progressive, colour or grey.
-        frames_per_second: What the file states.
+        frames_per_second: Nominal rate.
 
     Raises:
-        ValueError: no frame, one that is no whole JPEG file, or one of another size than the first; the
+        ValueError: there is no frame, or one is no whole JPEG file or has another size than the first; the
             message names it, counted from 0.
     """
     buffer = io.BytesIO()
@@ -67,13 +65,13 @@ def mux_motion_jpeg(frames: Iterable[bytes], *, frames_per_second: int) -> bytes
 
 
 def _stripped(jpeg: bytes) -> tuple[bytes, int, int]:
-    """A JPEG file without its Exif segments, its width and its height in pixels.
+    """Remove the Exif segments of a JPEG file: content, width and height in pixels.
 
     Layout: ISO/IEC 10918-1, annex B. Segments of a marker and a length precede the first scan; within scans
     the markers of a scan or of the end cannot occur by chance: a byte 0xFF there is followed by 0x00.
 
     Raises:
-        ValueError: it is no JPEG file, or its end is missing.
+        ValueError: it is no JPEG file, or is truncated.
     """
     if not jpeg.startswith(_START):
         raise ValueError("is no JPEG file")

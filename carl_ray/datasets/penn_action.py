@@ -1,4 +1,4 @@
-"""PennAction: its frame folders and the phase labels of 13 actions become videos and a manifest.
+"""Convert PennAction: frame folders and phase labels of 13 actions to videos and a manifest.
 
     python -m carl_ray.datasets.penn_action RAW --out FOLDER [--phase-labels FOLDER]
 
@@ -8,36 +8,35 @@ RAW is what `Penn_Action.tar.gz` (http://dreamdragon.github.io/PennAction/) unpa
     labels/0001.mat …           action (text), train (1: training, -1: test), nframes; pose, dimensions, bbox,
                                 x, y and visibility are not used
 
-The phase of every frame is not in it. The TCC authors labelled 13 of its 15 actions (not jump_rope, not
-strum_guitar); the README of https://github.com/minghchen/CARL_code links their "label files", a folder
-`penn_action_labels` of plain NumPy arrays, one integer a frame:
+It has no phase labels. The TCC authors labelled 13 of its 15 actions (not jump_rope, not strum_guitar); the
+README of https://github.com/minghchen/CARL_code links their "label files", a folder `penn_action_labels` of
+plain NumPy arrays, one integer a frame:
 
     penn_action_labels/train/ACTION/0001.npy …
     penn_action_labels/val/ACTION/0002.npy …
 
-Such a folder is looked for in RAW and beside it, or named by `--phase-labels`; anyone can write one with
-`numpy.save`. With it, the manifest holds the videos that have phase labels: the lists that CARL reports
-on, 1,140 to train and 966 to test. It decides the split (TCC's `val` is "test"). Without it, the manifest
-holds all videos of the 13 actions, in PennAction's own split, without frame labels. There is no validation
-split: PennAction has none, and test videos must not choose a model.
+The folder is searched in RAW and beside it, or given by `--phase-labels`; `numpy.save` writes such files. With
+it, the manifest has the videos with phase labels: the lists that CARL reports on, 1,140 to train and 966 to
+test, in the split of that folder (TCC's `val` is "test"). Without it, the manifest has all videos of the 13
+actions, in PennAction's own split, without frame labels. PennAction has no validation split.
 
-Pickles are never read, for they can run any code: neither pickled arrays nor the `train.pkl` and `val.pkl` of
-the pre-processed copies. Whoever trusts such a pair can make label files of it, in a shell with PyTorch:
+Pickles can run code and are never read: neither pickled arrays nor the `train.pkl` and `val.pkl` of the
+pre-processed copies. To convert such a pair from a trusted source to label files, in a shell with PyTorch:
 
     python -c 'import pickle, pathlib, numpy; [
         (folder := pathlib.Path("penn_action_labels", split, video["name"][5:])).mkdir(0o755, True, True)
         or numpy.save(folder / video["name"][:4], video["frame_label"])
         for split in ("train", "val") for video in pickle.load(open(split + ".pkl", "rb"))[0]]'
 
-Written are `FOLDER/train/0001_baseball_pitch.mp4`, `FOLDER/test/…` (Motion JPEG, frames unchanged) and
-`FOLDER/manifest.parquet`. PennAction states no frame rates; the files say 25 frames a second. Running it
-again skips videos that are finished.
+Output: `FOLDER/train/0001_baseball_pitch.mp4`, `FOLDER/test/…` (Motion JPEG, frames unchanged, at a nominal 25
+frames a second: PennAction states no rate) and `FOLDER/manifest.parquet`. A second run skips videos that are
+finished.
 
 Left out and counted: other actions; videos without frames, without a readable .mat, without phase labels, or
 with two files of them or those of another action; labels that are no phases; frames that are not whole JPEG
 files or differ in size. Mended and counted: labels that are off by one or of another number of frames (see
 `conversion.fit_labels`; they follow the numbers of the frames, so a missing frame moves no label), an
-`nframes` that is not the number of frames, a split that is not the .mat's. Other files are passed over.
+`nframes` that is not the number of frames, a split that is not the .mat's. Other files are ignored.
 """
 
 from __future__ import annotations

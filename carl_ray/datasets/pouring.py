@@ -1,4 +1,4 @@
-"""Pouring: the TFRecords of the TCC authors become videos and a manifest.
+"""Convert Pouring: the TFRecords of the TCC authors to videos and a manifest.
 
     python -m carl_ray.datasets.pouring RAW --out FOLDER
 
@@ -9,18 +9,18 @@ https://github.com/google-research/google-research fetches from https://storage.
     pouring_val-0-of-1.tfrecord                                     14 videos
 
 Each record is a `tf.train.SequenceExample`: in the context `name` (bytes) and `len` (int64, frames), in the
-feature lists `video` (a JPEG file a frame) and `frame_labels` (int64, the phase of a frame, 0 to 4). So
-`tcc/dataset_preparation/dataset_utils.py` writes them and `tcc/datasets.py` reads them.
+feature lists `video` (one JPEG file a frame) and `frame_labels` (int64, the phase of a frame, 0 to 4).
+`tcc/dataset_preparation/dataset_utils.py` writes this format and `tcc/datasets.py` reads it.
 
-Written are `FOLDER/train/NAME.mp4` and `FOLDER/test/NAME.mp4` (Motion JPEG, frames unchanged, at a nominal
-25 frames a second: the records state no rate) and `FOLDER/manifest.parquet`. Every video has the label
-"pouring". What TCC calls `val` is what CARL tests on: it becomes the split "test", and there is no validation
-split. Running it again skips videos that are finished.
+Output: `FOLDER/train/NAME.mp4` and `FOLDER/test/NAME.mp4` (Motion JPEG, frames unchanged, at a nominal 25 frames
+a second: the records state no rate) and `FOLDER/manifest.parquet`. Every video has the label "pouring". CARL
+tests on TCC's `val`: it becomes the split "test", and there is no validation split. A second run skips videos
+that are finished.
 
-Left out and counted: a record without frames, or whose name cannot be that of a file or is another one's in
-its split; frames that are not whole JPEG files or differ in size; labels that are no phases. Mended and
-counted: labels of another number of frames (see `conversion.fit_labels`), no labels (null in the manifest), a
-`len` that is not the number of frames. A damaged or missing file ends the conversion.
+Left out and counted: records without frames, or with an unsafe or repeated name; frames that are not whole JPEG
+files or differ in size; labels that are no phases. Mended and counted: labels of another number of frames (see
+`conversion.fit_labels`), no labels (null in the manifest), a `len` that is not the number of frames. A damaged
+or missing file ends the conversion.
 """
 
 from __future__ import annotations
