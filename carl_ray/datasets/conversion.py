@@ -199,16 +199,6 @@ def print_progress(done: int, total: int) -> None:
         print(f"converted {done:,}{f' of {total:,}' if total else ''} videos", flush=True)
 
 
-def require_videos(conversion: Conversion, raw: str) -> None:
-    """Raise `UserError` with the most frequent reason if no video was converted."""
-    if conversion.rows:
-        return
-    if not conversion.left_out:
-        raise UserError(f"{raw}: it holds no video")
-    reason, videos = max(conversion.left_out.items(), key=lambda item: len(item[1]))
-    raise UserError(f"{raw}: no video could be converted; most frequent reason: {reason} ({len(videos)})")
-
-
 def index_videos(folder: str, index: str) -> tuple[pa.Table, dict[str, str]]:
     """Index a folder of videos on a Ray cluster: manifest without labels, reject reasons by video id.
 
@@ -273,7 +263,12 @@ def publish(conversion: Conversion, raw: str, out: str, preset: str) -> None:
         UserError: no video was converted; the message has the most frequent reason.
         RunError: as `write_manifest`.
     """
-    require_videos(conversion, raw)
+    if not conversion.rows:
+        if not conversion.left_out:
+            raise UserError(f"{raw}: it holds no video")
+        reason, videos = max(conversion.left_out.items(), key=lambda item: len(item[1]))
+        most = f"most frequent reason: {reason} ({len(videos)})"
+        raise UserError(f"{raw}: no video could be converted; {most}")
     from carl_ray.data.scan import scan_uri
 
     manifest = storage.join(out, "manifest.parquet")

@@ -45,11 +45,9 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -76,19 +74,10 @@ _VERSIONS = ("1.0", "1.1")  # the first that is there counts; the released code 
 # The parts become names of files: of YouTube's ids no other character is known.
 _ELEMENT = re.compile(r"(?P<video>[\w-]+)_(?P<event>E_\d+_\d+)_(?P<element>A_\d+_\d+)", re.ASCII)
 _SETTINGS = "cut.json"
+_CUT_OFF = "ends of events that lie beyond their video (the beginnings are kept)"
 
 
-@dataclass(frozen=True)
-class Element:
-    """A sub-action of an event."""
-
-    label: int
-    stages: tuple[tuple[Fraction, Fraction], ...]
-    """Start and end of each stage, in seconds from the start of the event."""
-
-
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """A performance on one apparatus."""
 
     event_id: str
@@ -100,12 +89,11 @@ class Event:
     """Seconds of the video."""
     end: Fraction
     """Seconds, exclusive."""
-    elements: tuple[Element, ...]
-    """By start."""
+    stages: tuple[tuple[Fraction, Fraction, int], ...]
+    """Start and end of each stage of an element, in seconds of the event, and class; ordered by element."""
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """The published files for one set of classes."""
 
     annotation: Path
@@ -160,49 +148,45 @@ def read_annotation(published: Published, classes: int, conversion: Conversion) 
         UserError: a file is not as published.
     """
     annotation = _read_json(published.annotation)
-    listed: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
-    for split, path in (("train", published.train), ("test", published.test)):
+    listed: dict[tuple[str, str], tuple[str, dict[str, int]]] = {}
+    for split, path in (("test", published.test), ("train", published.train)):
         for (youtube_id, event, element), label in _read_list(path, classes, conversion).items():
-            listed.setdefault((youtube_id, event), {}).setdefault(split, {})[element] = label
-    events = []
-    for (youtube_id, name), labels_of in sorted(listed.items()):
-        event_id = f"{youtube_id}_{name}"
-
-        def leave_out(elements: Mapping[str, int], reason: str, event_id: str = event_id) -> None:
-            for element in elements:
-                conversion.leave_out(f"{event_id}_{element}", reason)
-
-        split = "test" if "test" in labels_of else "train"
-        if len(labels_of) == 2:
-            leave_out(labels_of["train"], "elements of the training list in an event of the test list")
-        where = f"{published.annotation}: {youtube_id} {name}"
-        record = _object(_object(annotation.get(youtube_id), where).get(name), where)
-        if not record:
-            leave_out(labels_of[split], "elements of events that the annotation lacks")
-            continue
-        span = _spans(record.get("timestamps"))
-        segments, elements = _object(record.get("segments"), where), []
-        for element, label in labels_of[split].items():
-            if element not in segments:
-                leave_out({element: label}, "elements of the lists that the annotation lacks")
-            elif stages := _spans(_object(segments[element], f"{where} {element}").get("timestamps")):
-                elements.append((stages[0], element, Element(label, tuple(stages))))
+            split_of_event, labels = listed.setdefault((youtube_id, event), (split, {}))
+            if split_of_event == split:
+                labels[element] = label
             else:
-                leave_out({element: label}, "elements without a start and an end")
-        if not span or span[0][0] < 0:
+                reason = "elements of the training list in an event of the test list"
+                conversion.leave_out(f"{youtube_id}_{event}_{element}", reason)
+    events = []
+    for (youtube_id, name), (split, labels) in sorted(listed.items()):
+        event_id, where = f"{youtube_id}_{name}", f"{published.annotation}: {youtube_id} {name}"
+        record = _object(_object(annotation.get(youtube_id), where).get(name), where)
+        segments, elements = _object(record.get("segments"), where), []
+        for element, label in labels.items():
+            if not record:
+                reason = "elements of events that the annotation lacks"
+            elif element not in segments:
+                reason = "elements of the lists that the annotation lacks"
+            elif spans := _spans(_object(segments[element], f"{where} {element}").get("timestamps")):
+                elements.append((spans[0], element, [(*span, label) for span in spans]))
+                continue
+            else:
+                reason = "elements without a start and an end"
+            conversion.leave_out(f"{event_id}_{element}", reason)
+        times = _spans(record.get("timestamps"))
+        if record and (not times or times[0][0] < 0):
             conversion.leave_out(event_id, "events without a start and an end")
-        elif not elements:
+        elif record and not elements:
             conversion.leave_out(event_id, "events without a usable element")
-        else:
-            by_start = tuple(element for *_, element in sorted(elements, key=lambda found: found[:2]))
+        elif record:
+            stages = tuple(stage for *_, stages in sorted(elements) for stage in stages)
             action = _EVENTS.get(record.get("event", 0), f"event {record.get('event')}")
-            events.append(Event(event_id, youtube_id, action, split, span[0][0], span[-1][1], by_start))
+            events.append(Event(event_id, youtube_id, action, split, times[0][0], times[-1][1], stages))
     for youtube_id, names in annotation.items():
         for name in _object(names, str(published.annotation)):
             if (youtube_id, name) not in listed:
-                conversion.leave_out(
-                    f"{youtube_id}_{name}", "annotated events without an element in the lists"
-                )
+                reason = "annotated events without an element in the lists"
+                conversion.leave_out(f"{youtube_id}_{name}", reason)
     return events
 
 
@@ -210,17 +194,14 @@ def frame_labels(event: Event, num_frames: int, frame_rate: int) -> Int32[np.nda
     """Class of each frame of an event's video: that of the element that covers its time, or -1.
 
     Args:
-        event: Its elements may end beyond it.
+        event: Its stages may end beyond it.
         num_frames: Of its video.
         frame_rate: Frame k shows the time k / frame_rate of the event.
     """
     labels = np.full(num_frames, -1, np.int32)
-    for element in event.elements:
-        for start, end in element.stages:
-            # Frame k is covered where start <= k / rate < end, in exact fractions.
-            labels[max(0, math.ceil(start * frame_rate)) : max(0, math.ceil(end * frame_rate))] = (
-                element.label
-            )
+    for start, end, label in event.stages:
+        # Frame k is covered if start <= k / rate < end, in exact fractions.
+        labels[max(0, math.ceil(start * frame_rate)) : max(0, math.ceil(end * frame_rate))] = label
     return labels
 
 
@@ -298,10 +279,10 @@ def convert(
     for done, (cut, result) in enumerate(results, 1):
         event = cuts[cut]
         if result.reason is None:
-            notes = ["ends of events that lie beyond their video (the beginnings are kept)"]
-            is_whole = result.num_frames >= num_frames_between(cut.start, cut.end, frame_rate)
+            is_cut_off = result.num_frames < num_frames_between(cut.start, cut.end, frame_rate)
+            notes = [_CUT_OFF] if is_cut_off else []
             labels = frame_labels(event, result.num_frames, frame_rate).tolist()
-            conversion.add(cut.target.name, event.split, event.label, labels, *notes[is_whole:])
+            conversion.add(cut.target.name, event.split, event.label, labels, *notes)
         else:
             conversion.leave_out(event.event_id, f"events: {result.reason}")
         on_video(done, len(cuts))

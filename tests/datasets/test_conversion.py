@@ -14,7 +14,7 @@ from carl_ray.datasets.conversion import (
     LeftOut,
     VideoFolder,
     fit_labels,
-    require_videos,
+    publish,
     summarize,
 )
 from carl_ray.errors import UserError
@@ -97,8 +97,8 @@ def test_the_summary_counts_everything() -> None:
 def test_nothing_converted_names_the_main_reason() -> None:
     conversion = Conversion({})
     with pytest.raises(UserError, match="RAW: it holds no video"):
-        require_videos(conversion, "RAW")
+        publish(conversion, "RAW", "out", "demo")
     for video, reason in (("a", "no .mat file"), ("b", "no frames"), ("c", "no frames")):
         conversion.leave_out(video, reason)
     with pytest.raises(UserError, match=r"RAW: no video .* most frequent reason: no frames \(2\)"):
-        require_videos(conversion, "RAW")
+        publish(conversion, "RAW", "out", "demo")

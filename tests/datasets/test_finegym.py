@@ -13,7 +13,7 @@ import pytest
 from carl_ray.data.decode import read_frames
 from carl_ray.data.manifest import SCHEMA, read_manifest
 from carl_ray.datasets import finegym
-from carl_ray.datasets.finegym import Element, Event, find_published, find_videos, frame_labels
+from carl_ray.datasets.finegym import Event, find_published, find_videos, frame_labels
 from carl_ray.errors import UserError
 
 
@@ -241,8 +241,8 @@ def test_version_1_0_goes_before_1_1(raw):
 
 
 def test_frames_are_labelled_by_exact_times():
-    stages = ((Fraction("-0.5"), Fraction("0.08")), (Fraction("3.2"), Fraction("3.201")))
-    event = Event("a", "a", "vault", "train", Fraction(0), Fraction(4), (Element(7, stages),))
+    stages = ((Fraction("-0.5"), Fraction("0.08"), 7), (Fraction("3.2"), Fraction("3.201"), 7))
+    event = Event("a", "a", "vault", "train", Fraction(0), Fraction(4), stages)
     assert frame_labels(event, 100, 25).tolist() == _labels(100, (0, 2, 7), (80, 81, 7))
 
 
