@@ -5,7 +5,7 @@ Lengths of the scene are in body heights, x to the right and y down from the flo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple
 
@@ -114,20 +114,20 @@ def perform(
     joints = slice(0, 8)
     key_poses[:, joints] += rng.normal(0, 4, key_poses[:, joints].shape)
     body, scene = _Body.sample(rng), _Scene.sample(rng)
-    camera, sway = _Waves.sample(rng, np.array([0.03, 0.02, 0.03])), _Waves.sample(rng, np.full(8, 2.5))
+    camera, sway, camera_scale = _waves(rng, np.array([0.03, 0.02, 0.03])), _waves(rng, np.full(8, 2.5)), 1
     zoom, offset = rng.uniform(0.88, 1.05), rng.uniform([-0.07, -0.03], [0.07, 0.03])
     mirror = rng.random() < 0.5
     if difficulty == "hard":
         # Drawn last, so that both difficulties show the same body performing in the same way.
-        body, scene, camera = body.hard(rng), scene.hard(rng), replace(camera, amplitude=4 * camera.amplitude)
+        body, scene, camera_scale = body.hard(rng), scene.hard(rng), 4
         zoom, offset = zoom * rng.uniform(0.6, 0.75), rng.uniform([-0.35, -0.15], [0.35, 0.15])
     canvas = size * _SUPERSAMPLING
     backdrop = scene.backdrop(canvas)
     for frame in range(len(movement.progress)):
         seconds = frame / frames_per_second
         pose, held = movement.pose(key_poses, frame), movement.bar_held(len(poses), frame)
-        pose[joints] += sway.at(seconds)
-        pan_x, pan_y, breath = camera.at(seconds)
+        pose[joints] += sway(seconds)
+        pan_x, pan_y, breath = camera_scale * camera(seconds)
         pixels = float(canvas / _VISIBLE_HEIGHT * zoom * (1 + breath))
         centre = np.array([offset[0] + pan_x, -_VISIBLE_HEIGHT / 2 + 0.1 + offset[1] + pan_y])
         image = backdrop.copy()
@@ -150,21 +150,11 @@ def interpolate(key_poses: NDArray[np.float64], progress: float) -> NDArray[np.f
     return blend @ np.stack([key_poses[left], tangents[left], key_poses[left + 1], tangents[left + 1]])
 
 
-@dataclass(frozen=True)
-class _Waves:
-    """Slow oscillation of several quantities; it is periodic, so it does not tell the time in the video."""
-
-    amplitude: NDArray[np.float64]
-    frequency: NDArray[np.float64]
-    phase: NDArray[np.float64]
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator, largest: NDArray[np.float64]) -> _Waves:
-        amplitude = largest * rng.uniform(0.2, 1, largest.shape)
-        return cls(amplitude, rng.uniform(0.3, 0.9, largest.shape), rng.uniform(0, 2 * np.pi, largest.shape))
-
-    def at(self, seconds: float) -> NDArray[np.float64]:
-        return self.amplitude * np.sin(2 * np.pi * self.frequency * seconds + self.phase)
+def _waves(rng: np.random.Generator, largest: NDArray[np.float64]) -> Callable[[float], NDArray[np.float64]]:
+    """Slow oscillation of several quantities by time in seconds; it is no clock of the video."""
+    amplitude = largest * rng.uniform(0.2, 1, largest.shape)
+    frequency, phase = rng.uniform(0.3, 0.9, largest.shape), rng.uniform(0, 2 * np.pi, largest.shape)
+    return lambda seconds: amplitude * np.sin(2 * np.pi * frequency * seconds + phase)
 
 
 @dataclass(frozen=True)
@@ -199,40 +189,25 @@ class _Brush:
         self.draw.rectangle((*self.place(low), *self.place(high)), fill=color)
 
 
-@dataclass(frozen=True)
-class _Clutter:
-    """A disc, or a stick like a limb, that moves and turns behind the figure."""
+def _clutter(rng: np.random.Generator) -> Callable[[_Brush, float], None]:
+    """A function that draws a disc, or a stick like a limb, that moves and turns, at a time in seconds."""
+    is_round = rng.random() < 0.3
+    middle = rng.uniform([-1.3, -1.6], [1.3, 0.3])
+    length, thickness = rng.uniform(0.2, 0.6), rng.uniform(0.04, 0.16)
+    angle, color = rng.uniform(0, 180), _color(rng.uniform(20, 255, 3))
+    drift = _waves(rng, np.array([0.25, 0.2, 50.0]))  # x and y in body heights, and degrees
 
-    is_round: bool
-    centre: NDArray[np.float64]
-    length: float
-    thickness: float
-    angle: float
-    color: tuple[int, int, int]
-    drift: _Waves
-    """Of x and y in body heights, and of the angle in degrees."""
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator) -> _Clutter:
-        return cls(
-            is_round=bool(rng.random() < 0.3),
-            centre=rng.uniform([-1.3, -1.6], [1.3, 0.3]),
-            length=rng.uniform(0.2, 0.6),
-            thickness=rng.uniform(0.04, 0.16),
-            angle=rng.uniform(0, 180),
-            color=_color(rng.uniform(20, 255, 3)),
-            drift=_Waves.sample(rng, np.array([0.25, 0.2, 50.0])),
-        )
-
-    def draw(self, brush: _Brush, seconds: float) -> None:
-        x, y, turn = self.drift.at(seconds)
-        centre = self.centre + np.array([x, y])
-        if self.is_round:
-            brush.disc(centre, self.thickness, self.color)
+    def draw(brush: _Brush, seconds: float) -> None:
+        x, y, turn = drift(seconds)
+        centre = middle + np.array([x, y])
+        if is_round:
+            brush.disc(centre, thickness, color)
             return
-        angle = np.radians(self.angle + turn)
-        half = self.length / 2 * np.array([np.cos(angle), np.sin(angle)])
-        brush.limb([centre - half, centre + half], self.thickness, self.color)
+        direction = np.radians(angle + turn)
+        half = length / 2 * np.array([np.cos(direction), np.sin(direction)])
+        brush.limb([centre - half, centre + half], thickness, color)
+
+    return draw
 
 
 @dataclass(frozen=True)
@@ -244,7 +219,7 @@ class _Scene:
     floor: tuple[int, int, int]
     shapes: tuple[tuple[bool, NDArray[np.float64], NDArray[np.float64], tuple[int, int, int]], ...]
     """(round, centre, half extent, colour) of each."""
-    clutter: tuple[_Clutter, ...] = ()
+    clutter: tuple[Callable[[_Brush, float], None], ...] = ()
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> _Scene:
@@ -263,7 +238,7 @@ class _Scene:
     def hard(self, rng: np.random.Generator) -> _Scene:
         """This scene with a wall and a floor of any brightness, and 10 to 18 moving objects."""
         top, bottom = rng.uniform(15, 215, (2, 3))
-        clutter = tuple(_Clutter.sample(rng) for _ in range(rng.integers(10, 19)))
+        clutter = tuple(_clutter(rng) for _ in range(rng.integers(10, 19)))
         return replace(self, top=top, bottom=bottom, floor=_color(rng.uniform(20, 215, 3)), clutter=clutter)
 
     def backdrop(self, canvas: int) -> Image.Image:
@@ -278,8 +253,8 @@ class _Scene:
             else:
                 brush.box(centre - extent, centre + extent, color)
         brush.box(np.array([-3.0, 0.0]), np.array([3.0, 3.0]), self.floor)
-        for thing in self.clutter:
-            thing.draw(brush, seconds)
+        for draw_thing in self.clutter:
+            draw_thing(brush, seconds)
 
 
 @dataclass(frozen=True)

@@ -293,20 +293,19 @@ def convert(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    content = storage.read_bytes(str(path))
     try:
         # Times as exact fractions: 3.2 s at 25 frames a second is frame 80 and not 79 or 81.
-        return _object(json.loads(path.read_bytes(), parse_float=Fraction), str(path))
+        return _object(json.loads(content, parse_float=Fraction), str(path))
     except ValueError as error:
         raise UserError(f"{path}: not the JSON file as published ({error}); fetch it again") from None
-    except OSError as error:
-        raise storage.storage_error(error, str(path), "read") from None
 
 
 def _read_list(path: Path, classes: int, conversion: Conversion) -> dict[tuple[str, str, str], int]:
-    """Class by (YouTube id, event, element); elements that have two classes are left out."""
+    """Read the class by (YouTube id, event, element); elements that have two classes are left out."""
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = storage.read_bytes(str(path)).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: it cannot be read as text ({error})") from None
     labels: dict[tuple[str, str, str], int] = {}
     ambiguous = {}
