@@ -259,7 +259,7 @@ class _Scene:
 
 @dataclass(frozen=True)
 class _Body:
-    """Limb lengths and thickness in body heights, and colours."""
+    """Limb lengths and thickness in body heights, and colors."""
 
     arm: float
     leg: float
@@ -290,28 +290,26 @@ class _Body:
         )
 
     def hard(self, rng: np.random.Generator) -> _Body:
-        """This body with thin limbs and clothes of any colour."""
+        """This body with thin limbs and clothes of any color."""
         shirt, trousers = (_color(rng.uniform(20, 255, 3)) for _ in range(2))
         return replace(self, thickness=0.6 * self.thickness, shirt=shirt, trousers=trousers)
 
     def draw(self, brush: _Brush, pose: NDArray[np.float64], has_bar: bool, bar_held: float) -> None:
         """Draw the figure with its lower foot on the floor, or `rise` above it."""
-        left_shoulder, left_elbow, right_shoulder, right_elbow = pose[0:4]
-        left_hip, left_knee, right_hip, right_knee = pose[4:8]
-        lean, bow, rise = pose[8:11]
+        (lean, bow, rise), sides = pose[8:11], (-1, 1)
         legs = [
-            self._chain(-1, left_hip, left_knee, self.leg),
-            self._chain(1, right_hip, right_knee, self.leg),
+            self._chain(side, hip, knee, self.leg)
+            for side, (hip, knee) in zip(sides, pose[4:8].reshape(2, 2), strict=True)
         ]
         pelvis = np.array([0.0, -max(leg[-1][1] for leg in legs) - self.thickness / 2 - max(rise, 0.0)])
         spine = self.torso * (1 - bow) * np.array([np.sin(np.radians(lean)), -np.cos(np.radians(lean))])
         neck = pelvis + spine
         head = neck + np.array([0.3 * lean / 90 * self.head, -self.head * (1.25 - 1.3 * bow)])
         arms = [
-            self._chain(-1, left_shoulder - lean, left_elbow, self.arm),
-            self._chain(1, right_shoulder + lean, right_elbow, self.arm),
+            self._chain(side, shoulder + side * lean, elbow, self.arm)
+            for side, (shoulder, elbow) in zip(sides, pose[0:4].reshape(2, 2), strict=True)
         ]
-        for side, leg in zip((-1, 1), legs, strict=True):
+        for side, leg in zip(sides, legs, strict=True):
             hip = pelvis + np.array([side * self.hips, 0.0])
             brush.limb([hip, *(hip + point for point in leg)], self.thickness, self.trousers)
         across = np.array([self.shoulders * 0.8, 0.0])
@@ -319,7 +317,7 @@ class _Body:
         brush.limb([neck - across, neck + across], self.thickness, self.shirt)
         brush.disc(head, self.head, self.skin)
         hands = []
-        for side, arm in zip((-1, 1), arms, strict=True):
+        for side, arm in zip(sides, arms, strict=True):
             shoulder = neck + np.array([side * self.shoulders, 0.02])
             points = [shoulder, *(shoulder + point for point in arm)]
             brush.limb(points[:2], self.thickness * 0.9, self.shirt)

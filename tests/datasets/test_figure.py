@@ -7,8 +7,8 @@ import pytest
 
 from carl_ray.data.randomness import sample_generator
 from carl_ray.datasets import figure
-from carl_ray.datasets.choreography import ACTIONS
 from carl_ray.datasets.figure import Difficulty, Movement
+from carl_ray.datasets.timeline import ACTIONS
 
 
 @pytest.mark.parametrize("name", ACTIONS)
