@@ -232,10 +232,8 @@ def render(
             for row in rendered:
                 rows.append(row)
                 on_video(len(rows), total)
-        rows.sort(key=lambda row: str(row["video_id"]))
-        pq.write_table(
-            pa.Table.from_pylist(rows, schema=LABELS_SCHEMA), temporary / _LABELS, compression="zstd"
-        )
+        labels = pa.Table.from_pylist(rows, schema=LABELS_SCHEMA).sort_by("video_id")
+        pq.write_table(labels, temporary / _LABELS, compression="zstd")
         (temporary / _MARKER).write_text(json.dumps(_marker(config), indent=2) + "\n")
         if is_rendered(folder, config):
             return  # another process was faster

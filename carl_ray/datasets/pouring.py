@@ -48,7 +48,6 @@ NUM_PHASES = 5
 PUBLISHED = {"train": 70, "test": 14}
 """Videos in the records, from `tcc/dataset_splits.py` (70, val 14) and section 4.1 of the CARL paper."""
 
-_SHARD = re.compile(r"pouring_(train|val)-(\d+)-of-(\d+)\.tfrecords?")
 _SPLITS = {"train": "train", "val": "test"}
 _LAYOUT = "expected the TCC authors' pouring_train-0-of-2.tfrecord, pouring_train-1-of-2, pouring_val-0-of-1"
 
@@ -95,20 +94,22 @@ def _shards(raw: Path) -> list[tuple[str, Path]]:
     """
     if not raw.is_dir():
         raise UserError(f"{raw}: no such folder; {_LAYOUT}")
-    found: dict[str, dict[int, Path]] = {"train": {}, "val": {}}
-    counts: dict[str, int] = {}
-    for path in sorted(raw.iterdir()):
-        if match := _SHARD.fullmatch(path.name):
-            split, number, count = match.group(1), int(match.group(2)), int(match.group(3))
-            if counts.setdefault(split, count) != count or number in found[split]:
-                raise UserError(f"{path}: shards of several downloads are mixed in this folder; {_LAYOUT}")
-            found[split][number] = path
-    for split, shards in found.items():
-        missing = sorted(set(range(counts.get(split, 1))) - shards.keys())
+    shards = []
+    for name, split in _SPLITS.items():
+        shard = re.compile(rf"pouring_{name}-(\d+)-of-(\d+)\.tfrecords?")
+        found = [(path, match) for path in sorted(raw.iterdir()) if (match := shard.fullmatch(path.name))]
+        paths = {int(match[1]): path for path, match in found}
+        counts = {int(match[2]) for _, match in found}
+        if len(counts) > 1 or len(paths) < len(found):
+            raise UserError(
+                f"{found[-1][0]}: shards of several downloads are mixed in this folder; {_LAYOUT}"
+            )
+        missing = sorted(set(range(max(counts, default=1))) - paths.keys())
         if missing:
-            which = f"pouring_{split}-{missing[0]}-of-{counts.get(split, '…')}.tfrecord"
+            which = f"pouring_{name}-{missing[0]}-of-{max(counts, default='…')}.tfrecord"
             raise UserError(f"{raw}: {_LAYOUT}; there is no {which}")
-    return [(_SPLITS[split], shards[number]) for split, shards in found.items() for number in sorted(shards)]
+        shards += [(split, path) for _, path in sorted(paths.items())]
+    return shards
 
 
 def _name(example: SequenceExample) -> str:

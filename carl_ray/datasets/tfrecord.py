@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
-from tensorboardX.record_writer import masked_crc32c
 
 from carl_ray import storage
 from carl_ray.errors import UserError
@@ -58,6 +57,8 @@ def read_records(path: Path) -> Iterator[tuple[int, bytes]]:
         UserError: while iterating: there is no such file, or a record is damaged or truncated.
         RunError: the file cannot be read.
     """
+    from tensorboardX.record_writer import masked_crc32c  # lazy import: it imports boto3 if that is there
+
     try:
         with path.open("rb") as file:
             position = 0

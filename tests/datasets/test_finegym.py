@@ -13,7 +13,8 @@ import pytest
 from carl_ray.data.decode import read_frames
 from carl_ray.data.manifest import SCHEMA, read_manifest
 from carl_ray.datasets import finegym
-from carl_ray.datasets.finegym import Event, find_published, find_videos, frame_labels
+from carl_ray.datasets.finegym import find_videos, frame_labels
+from carl_ray.datasets.finegym_annotation import Event, find_published
 from carl_ray.errors import UserError
 
 
