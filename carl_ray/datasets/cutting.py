@@ -104,7 +104,7 @@ def cut_video(
         scale = min(Fraction(1), Fraction(short_side, min(first.width, first.height)))
         width, height = (max(2, 2 * round(side * scale / 2)) for side in (first.width, first.height))
         converted = _converted(chain([first], frames), width, height, turns)
-        return encode_h264(converted, frame_rate, options, keep_color_space=not turns)
+        return encode_h264(converted, frame_rate, options)
     except (av.FFmpegError, OSError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise DecodeError(f"damaged within the range ({reason})") from None

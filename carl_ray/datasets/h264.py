@@ -24,8 +24,6 @@ def encode_h264(
         frame_rate: Frames a second.
         options: Of libx264. Its macroblock tree must be off: it reads uninitialised memory, so that equal
             frames would not always give equal bytes.
-        keep_color_space: Label the video with the color space of the first frame. For frames that are
-            yuv420p already; a reader would guess another one.
     """
     # In memory: a full disk is then an OSError of Python's, with its reason.
     buffer = io.BytesIO()
@@ -38,10 +36,10 @@ def encode_h264(
                 stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
                 # The bytes depend on the number of threads, which by default follows the machine.
                 stream.codec_context.thread_count = 1
-                if keep_color_space:
-                    stream.codec_context.colorspace = frame.colorspace
-                    stream.codec_context.color_primaries = frame.color_primaries
-                    stream.codec_context.color_trc = frame.color_trc
+                # Without its label a reader would guess the color space.
+                stream.codec_context.colorspace = frame.colorspace
+                stream.codec_context.color_primaries = frame.color_primaries
+                stream.codec_context.color_trc = frame.color_trc
             frame.pts, frame.time_base = num_frames, Fraction(1, frame_rate)
             frame.pict_type = av.video.frame.PictureType.NONE  # the encoder decides, not the source
             container.mux(stream.encode(frame))

@@ -222,17 +222,6 @@ def test_without_phase_labels_the_mat_files_split(raw: Path, add_video: AddVideo
     assert conversion.left_out == {"jump_rope is not among the 13 actions": ["0003"]}
 
 
-def test_a_second_run_writes_only_what_is_missing(good: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    first = penn_action.convert(good, str(out))
-    (out / "train" / "0001_squat.mp4").unlink()
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
-    assert len(before) == 3
-    assert penn_action.convert(good, str(out)).labels == first.labels
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert (out / "train" / "0001_squat.mp4").is_file()
-
-
 def test_the_command_for_pickles_makes_label_files(tmp_path: Path) -> None:
     documented = penn_action.__doc__ or ""
     command = documented[documented.index("python -c '") + len("python -c '") :].partition("'")[0]
