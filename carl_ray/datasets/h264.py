@@ -11,11 +11,7 @@ import av.video
 
 
 def encode_h264(
-    frames: Iterable[av.VideoFrame],
-    frame_rate: int,
-    options: dict[str, str],
-    *,
-    keep_color_space: bool = False,
+    frames: Iterable[av.VideoFrame], frame_rate: int, options: dict[str, str]
 ) -> tuple[bytes, int]:
     """Encode frames as yuv420p; the content of the file and the number of frames.
 
