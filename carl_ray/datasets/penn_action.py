@@ -170,7 +170,8 @@ def _convert_video(
         if labelled_action != action:
             raise LeftOut("its phase labels are in the folder of another action")
         # Frames are numbered from 1, or from 0 in copies that were extracted anew.
-        numbers = [number - min(1, *frames) for number in frames]
+        first = min(1, *frames)
+        numbers = [number - first for number in frames]
         frame_labels, notes = fit_labels(_read_phase_labels(path), numbers, num_frames, NUM_PHASES[action])
     if split != annotation.split:
         notes.append("the split of the phase labels is not that of the .mat file; the former counts")
