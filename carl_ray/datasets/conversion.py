@@ -215,13 +215,10 @@ def index_videos(folder: str, index: str) -> tuple[pa.Table, dict[str, str]]:
 
     with connect():
         manifest, rejects = index_folder(folder, index)
-    root = (
-        storage.public_uri(folder).partition("?")[0]
-        if storage.is_remote(folder)
-        else storage.resolve(folder)[1]
-    )
+    is_remote = storage.is_remote(folder)
+    root = storage.public_uri(folder).partition("?")[0] if is_remote else storage.resolve(folder)[1]
     uris = (uri.removeprefix(root.rstrip("/") + "/") for uri in rejects.column("uri").to_pylist())
-    ids = [unquote(uri.partition("?")[0]) if storage.is_remote(folder) else uri for uri in uris]
+    ids = [unquote(uri.partition("?")[0]) if is_remote else uri for uri in uris]
     return manifest, dict(zip(ids, rejects.column("reason").to_pylist(), strict=True))
 
 
@@ -286,7 +283,7 @@ def summarize(conversion: Conversion) -> str:
     for title, counted in (("left out", conversion.left_out), ("mended", conversion.mended)):
         lines.append(f"{title}: {sum(map(len, counted.values()))}")
         for reason, videos in sorted(counted.items(), key=lambda item: (-len(item[1]), item[0])):
-            names = ", ".join(videos[:_NUM_SHOWN]) + (", …" if len(videos) > _NUM_SHOWN else "")
+            names = ", ".join(sorted(videos)[:_NUM_SHOWN]) + (", …" if len(videos) > _NUM_SHOWN else "")
             lines.append(f"{len(videos):>8} x {reason} ({names})")
     # Names come from the download and could contain terminal control sequences.
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)

@@ -59,11 +59,11 @@ def find_published(raw: Path, classes: int, version: str | None = None) -> Publi
         raise UserError(f"{raw}: no such folder on this machine")
 
     def names(version: str) -> tuple[str, str, str]:
-        annotation, train = (
+        return (
             f"finegym_annotation_info_v{version}.json",
             f"gym{classes}_train_element_v{version}.txt",
+            f"gym{classes}_val_element.txt",
         )
-        return annotation, train, f"gym{classes}_val_element.txt"
 
     def find(name: str) -> Path | None:
         candidates = [*sorted(raw.glob(name)), *sorted(raw.glob(f"*/{name}"))]
