@@ -4,8 +4,8 @@
     python -m carl_ray.datasets.choreography FOLDER --benchmark
 
 An articulated figure performs one of four actions; an action is a few phases (sub-actions), each leading from
-one key pose to the next. Body, colours, background, camera, tempo, phase lengths and the idle time before and
-after the action differ from video to video: neither the position in a video nor its colours tell the phase.
+one key pose to the next. Body, colors, background, camera, tempo, phase lengths and the idle time before and
+after the action differ from video to video: neither the position in a video nor its colors tell the phase.
 The benchmark adds repetitions, phases in another order in each video, and a figure that is hard to see.
 The videos are H.264 files with B-frames; the ground truth (phase, progress and repetition of every frame) is in
 `labels.parquet`. docs/choreography.md defines it and says what the data set can and cannot show.

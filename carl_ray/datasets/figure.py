@@ -97,7 +97,7 @@ def perform(
     """Draw the frames of one performance, RGB, size x size, with a random body, scene and camera.
 
     An easy figure is large, thick-limbed and bright, before a dark wall with a few dull shapes. A hard one is
-    about two thirds as tall, has thin limbs and clothes of any colour, and stands somewhere in the picture,
+    about two thirds as tall, has thin limbs and clothes of any color, and stands somewhere in the picture,
     before a wall of any brightness and 10 to 18 moving discs and sticks; the camera moves four times as far.
     The performance is the same in both.
 
@@ -218,7 +218,7 @@ class _Scene:
     bottom: NDArray[np.float64]
     floor: tuple[int, int, int]
     shapes: tuple[tuple[bool, NDArray[np.float64], NDArray[np.float64], tuple[int, int, int]], ...]
-    """(round, centre, half extent, colour) of each."""
+    """(round, centre, half extent, color) of each."""
     clutter: tuple[Callable[[_Brush, float], None], ...] = ()
 
     @classmethod

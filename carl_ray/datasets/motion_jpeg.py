@@ -25,7 +25,7 @@ def mux_motion_jpeg(frames: Iterable[bytes], *, frames_per_second: int) -> bytes
     """Mux JPEG files: the content of an MP4 file; equal frames give equal bytes.
 
     Args:
-        frames: Whole JPEG files, in order and of one size; baseline or progressive, colour or grey.
+        frames: Whole JPEG files, in order and of one size; baseline or progressive, color or grey.
         frames_per_second: Nominal rate.
 
     Raises:
@@ -34,25 +34,21 @@ def mux_motion_jpeg(frames: Iterable[bytes], *, frames_per_second: int) -> bytes
     """
     buffer = io.BytesIO()
     time_base = Fraction(1, frames_per_second)
-    stream = None
-    expected = (0, 0)
+    stream = first_size = None
     with av.open(buffer, "w", format="mp4") as container:
         for index, frame in enumerate(frames):
             try:
-                content, *size = _stripped(frame)
+                content, size = _stripped(frame)
             except ValueError as error:
                 raise ValueError(f"frame {index} {error}") from None
-            width, height = size
-            if stream is None:
-                expected = (width, height)
+            if first_size is None:
+                first_size = width, height = size
                 stream = container.add_mux_stream(
                     "mjpeg", rate=frames_per_second, width=width, height=height, time_base=time_base
                 )
-            if (width, height) != expected:
-                raise ValueError(
-                    f"frame {index} has {width} x {height} pixels, "
-                    f"the first one {expected[0]} x {expected[1]}"
-                )
+            if size != first_size:
+                shown, first = (f"{width} x {height}" for width, height in (size, first_size))
+                raise ValueError(f"frame {index} has {shown} pixels, the first one {first}")
             packet = av.packet.Packet(content)
             packet.stream, packet.time_base = stream, time_base
             packet.pts = packet.dts = index
@@ -64,8 +60,8 @@ def mux_motion_jpeg(frames: Iterable[bytes], *, frames_per_second: int) -> bytes
     return buffer.getvalue()
 
 
-def _stripped(jpeg: bytes) -> tuple[bytes, int, int]:
-    """Remove the Exif segments of a JPEG file: content, width and height in pixels.
+def _stripped(jpeg: bytes) -> tuple[bytes, tuple[int, int]]:
+    """Remove the Exif segments of a JPEG file: content, and (width, height) in pixels.
 
     Layout: ISO/IEC 10918-1, annex B. Segments of a marker and a length precede the first scan; within scans
     the markers of a scan or of the end cannot occur by chance: a byte 0xFF there is followed by 0x00.
@@ -97,4 +93,4 @@ def _stripped(jpeg: bytes) -> tuple[bytes, int, int]:
     if jpeg.rfind(_END) < jpeg.rfind(_SCAN):
         raise ValueError("is a damaged JPEG file: its end is missing")
     kept.append(jpeg[at:])
-    return b"".join(kept), *size
+    return b"".join(kept), size
