@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.options import OptionParser, print_next
+from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
 from carl_ray.training.preparation import check_weights
 
@@ -142,7 +143,7 @@ def _rendered_pair() -> list[str]:
     """The first two rendered test videos of the first action."""
     from carl_ray.datasets import choreography
 
-    folder = choreography.ensure_rendered(on_video=choreography.print_progress)
+    folder = choreography.ensure_rendered(on_video=ProgressLine("rendered"))
     name = next(iter(choreography.ACTIONS))
     found: list[Path] = sorted((folder / "test").glob(f"{name}-*.mp4"))
     return [str(path) for path in found[:2]]

@@ -26,6 +26,7 @@ from carl_ray.data.plan import training_plan
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.machine import machine_name
 from carl_ray.presets import PRESETS
+from carl_ray.progress import ProgressLine
 from carl_ray.training import sizing
 from carl_ray.training.sizing import DataNode, Rates, Timing
 
@@ -160,7 +161,7 @@ def _count_videos(parsed: argparse.Namespace, config: Config) -> int | None:
 def _demo_video() -> str:
     from carl_ray.datasets import choreography
 
-    folder = choreography.ensure_rendered(on_video=choreography.print_progress)
+    folder = choreography.ensure_rendered(on_video=ProgressLine("rendered"))
     return str(min((folder / "train").glob("*.mp4")))
 
 

@@ -15,9 +15,8 @@ import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypedDict, TypeVar, get_type_hints
 from urllib.parse import quote
@@ -39,6 +38,7 @@ from carl_ray.data.child import (
 from carl_ray.data.decode import VideoProbe, probe_video
 from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, attach_labels, read_manifest, write_table
 from carl_ray.errors import RunError, UserError
+from carl_ray.progress import ProgressLine
 
 VIDEO_SUFFIXES = frozenset(
     {".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
@@ -381,7 +381,9 @@ def _probe_all(
     # Few files a task, so that the last tasks do not keep one CPU busy alone; more than one, for its overhead.
     per_task = max(1, min(16, len(files) // (8 * int(ray.cluster_resources().get("CPU", 1)))))
     outcomes = ray.data.from_arrow(table, override_num_blocks=-(-len(files) // per_task)).map(probe)
-    for outcome in _report_progress(outcomes.iter_rows(), len(files)):
+    progress = ProgressLine("indexed")
+    for done, outcome in enumerate(outcomes.iter_rows(), 1):
+        progress(done, len(files))
         yield files[outcome["number"]], json.loads(outcome["outcome"])
 
 
@@ -457,20 +459,5 @@ def answer_probes() -> None:
     open_channel("probing")(probe)
 
 
-def _report_progress(items: Iterable[_Item], total: int) -> Iterator[_Item]:
-    """Yield the items; print count, rate and time left now and then."""
-    start = shown = time.monotonic()
-    is_live = sys.stderr.isatty()
-    for done, item in enumerate(items, 1):
-        now = time.monotonic()
-        if now - shown >= (0.2 if is_live else 5) or done == total:
-            shown = now
-            rate = done / max(now - start, 1e-9)
-            left = timedelta(seconds=round((total - done) / rate))
-            text = f"indexed {done}/{total} videos, {rate:.1f}/s, {left} left"
-            _print(f"\r\x1b[K{text}" if is_live else text, end="" if is_live and done < total else "\n")
-        yield item
-
-
-def _print(text: str, end: str = "\n") -> None:
-    print(text, end=end, file=sys.stderr, flush=True)
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -42,6 +42,7 @@ from carl_ray.datasets.timeline import ACTIONS, sample_timeline
 from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.machine import available_cores
 from carl_ray.options import OptionParser, print_next
+from carl_ray.progress import ProgressLine
 
 FRAMES_PER_SECOND = 25
 
@@ -300,12 +301,6 @@ def read_labels(folder: Path) -> pa.Table:
     return pq.read_table(folder / _LABELS, schema=LABELS_SCHEMA)
 
 
-def print_progress(done: int, total: int) -> None:
-    """Print how many videos are rendered, ten times in all."""
-    if done * 10 // total != (done - 1) * 10 // total:
-        print(f"rendered {done} of {total} videos", flush=True)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Render into a folder; options are the fields of `ChoreographyConfig`."""
     parser = OptionParser(
@@ -339,7 +334,7 @@ def main(arguments: list[str] | None = None) -> None:
                 raise ValueError(f"workers must be at least 1, got {workers}")
         except ValueError as error:
             raise UserError(str(error)) from None
-        folder = ensure_rendered(folder, config, print_progress, workers=workers)
+        folder = ensure_rendered(folder, config, ProgressLine("rendered"), workers=workers)
         print(f"{len(video_ids(config))} videos and their labels are in {folder}")
         print_next("index", str(folder), "--out", str(folder / "manifest.parquet"))
 

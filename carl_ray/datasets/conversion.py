@@ -193,12 +193,6 @@ def converter_parser(
     return parser
 
 
-def print_progress(done: int, total: int) -> None:
-    """Print how many videos are done, every 100 videos."""
-    if done % 100 == 0 or done == total:
-        print(f"converted {done:,}{f' of {total:,}' if total else ''} videos", flush=True)
-
-
 def index_videos(folder: str, index: str) -> tuple[pa.Table, dict[str, str]]:
     """Index a folder of videos on a Ray cluster: manifest without labels, reject reasons by video id.
 

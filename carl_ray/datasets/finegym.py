@@ -56,13 +56,13 @@ from carl_ray.datasets.conversion import (
     OnVideo,
     converter_parser,
     index_videos,
-    print_progress,
     summarize,
     write_manifest,
 )
 from carl_ray.datasets.cutting import Cut, cut_all, num_frames_between
 from carl_ray.datasets.finegym_annotation import VERSIONS, Event, find_published, read_annotation
 from carl_ray.errors import RunError, UserError, one_line_errors
+from carl_ray.progress import ProgressLine
 
 FRAME_RATE = 25
 SHORT_SIDE = 360
@@ -232,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         options = vars(parser.parse_args(arguments))
         raw, out = _local(options.pop("raw")), _local(options.pop("out"))
-        conversion = convert(raw, out, **options, on_video=print_progress)
+        conversion = convert(raw, out, **options, on_video=ProgressLine("cut", "events"))
         if not conversion.rows:
             print(summarize(conversion))
             raise RunError(f"{raw}: no event could be cut out; the reasons are listed above")

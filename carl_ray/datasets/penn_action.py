@@ -54,10 +54,10 @@ from carl_ray.datasets.conversion import (
     VideoFolder,
     converter_parser,
     fit_labels,
-    print_progress,
     publish,
 )
 from carl_ray.errors import UserError, one_line_errors
+from carl_ray.progress import ProgressLine
 
 NUM_PHASES = {
     "baseball_pitch": 4,
@@ -273,7 +273,10 @@ def main(arguments: list[str] | None = None) -> None:
         )
         options = parser.parse_args(arguments)
         conversion = convert(
-            Path(options.raw), options.out, phase_labels=options.phase_labels, on_video=print_progress
+            Path(options.raw),
+            options.out,
+            phase_labels=options.phase_labels,
+            on_video=ProgressLine("converted"),
         )
         publish(conversion, options.raw, options.out, "penn_action")
 

@@ -36,11 +36,11 @@ from carl_ray.datasets.conversion import (
     check_file_name,
     converter_parser,
     fit_labels,
-    print_progress,
     publish,
 )
 from carl_ray.datasets.tfrecord import SequenceExample, read_sequence_examples
 from carl_ray.errors import UserError, one_line_errors
+from carl_ray.progress import ProgressLine
 
 NUM_PHASES = 5
 """From `tcc/dataset_splits.py`."""
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         parser = converter_parser("pouring", __doc__, raw="folder with the TFRecord files")
         options = parser.parse_args(arguments)
-        conversion = convert(Path(options.raw), options.out, on_video=print_progress)
+        conversion = convert(Path(options.raw), options.out, on_video=ProgressLine("converted"))
         publish(conversion, options.raw, options.out, "pouring")
 
 

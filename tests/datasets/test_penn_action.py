@@ -281,8 +281,9 @@ def test_the_command_makes_a_manifest(
     assert {(row["fps"], row["codec"], row["width"], row["height"]) for row in rows} == {
         (25, "mjpeg", 24, 16)
     }
-    printed = capsys.readouterr().out.splitlines()
-    assert "converted 6 of 6 videos" in printed
+    captured = capsys.readouterr()
+    assert "converted 6/6 videos" in captured.err
+    printed = captured.out.splitlines()
     assert [line.split() for line in printed if line.startswith(("train", "test"))] == [
         ["train", "3", "1,140", "9", "11"],
         ["test", "2", "966", "6", "6"],
