@@ -9,16 +9,20 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import NoneType
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
 
 from carl_ray import storage
 from carl_ray.errors import UserError
 
 if TYPE_CHECKING:
     from carl_ray.config import Config
+
+_Number = TypeVar("_Number", int, float)
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -29,6 +33,64 @@ class OptionParser(argparse.ArgumentParser):
         # What was not expected is quoted, and may be a URI with credentials.
         shown = " ".join(map(storage.public_uri, message.split()))
         raise UserError(f"{shown}; see {self.prog} --help")
+
+
+def number(
+    kind: type[_Number],
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> Callable[[str], _Number]:
+    """Argument type for finite numbers in a range: `type=number(int, at_least=1)`.
+
+    Args:
+        kind: `int` or `float`.
+        at_least: Lower bound, included.
+        above: Lower bound, excluded.
+        at_most: Upper bound, included.
+    """
+    bounds = {"of at least": at_least, "above": above, "up to": at_most}
+    words = [f" {name} {bound:g}" for name, bound in bounds.items() if bound is not None]
+    expected = f"expected a {'whole ' if kind is int else ''}number{''.join(words)}"
+
+    def parse(text: str) -> _Number:
+        with suppress(ValueError):
+            value = kind(text)
+            is_high = (at_least is None or value >= at_least) and (above is None or value > above)
+            if is_high and math.isfinite(value) and (at_most is None or value <= at_most):
+                return value
+        raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
+
+    return parse
+
+
+def public_uri(text: str) -> str:
+    """Argument type for URIs that others can read where they are written down: none with credentials."""
+    if storage.has_secret(text):
+        raise argparse.ArgumentTypeError(
+            f"{storage.public_uri(text)}: expected a URI without credentials, which belong into the environment"
+        )
+    return text
+
+
+def name_and_value(text: str) -> tuple[str, str]:
+    """Argument type for `NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {storage.public_uri(text)!r}")
+    return name, value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Argument type for a JSON object."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object")
+    return value
 
 
 def print_next(command: str, *words: str) -> None:

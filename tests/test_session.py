@@ -69,7 +69,7 @@ def test_a_cluster_that_wants_a_token_is_one_line(
     assert str(failure.value) == (
         f"could not start or reach the Ray cluster at {listening}: Token authentication is enabled but no "
         "authentication token was found: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the token of the cluster, or "
-        "RAY_AUTH_MODE=disabled where it wants none"
+        "RAY_AUTH_MODE=disabled where it requires none"
     )
 
 
