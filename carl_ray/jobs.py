@@ -44,7 +44,7 @@ _NO_FILES = ("random", "imagenet", "none")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; leaves with status 0 only when what was asked for is done."""
+    """Run the command; exit status 0 only when its work is done."""
     with one_line_errors():
         match sys.argv[1:] if arguments is None else arguments:
             case ["run", "--job-id", job_id]:  # The job of a pipeline.
@@ -124,7 +124,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.command == "submit":
         _submit(options, plan)
         return
-    # Imported late, as Ray is: help and mistakes on the command line answer at once.
+    # Lazy import, as it imports Ray: --help and usage errors must be fast.
     from carl_ray.pipelines.runner import PipelineJobs
 
     jobs = PipelineJobs(_client(options.address), plan)
@@ -155,9 +155,8 @@ def _submit(options: argparse.Namespace, outline: Plan) -> None:
     runtime_env = _runtime_env(options)
     _check_inputs(plan)
     shown = storage.public_uri(plan.folder)
-    is_done = [
-        plan.is_done(stage) for stage in plan.commands
-    ]  # All: each may have been done with another command.
+    # Of all stages: each may have been done with another command.
+    is_done = [plan.is_done(stage) for stage in plan.commands]
     if all(is_done):
         print(f"nothing to do: all {len(plan.commands)} stages are done in {shown}")
         return
@@ -189,7 +188,7 @@ def _print_state(jobs: PipelineJobs, plan: Plan) -> None:
 
 
 def _check_inputs(plan: Plan) -> None:
-    """Raises `UserError` for an input that a job will not find, as far as this machine can tell."""
+    """Raise `UserError` for an input that a job will not find, as far as this machine can tell."""
     for stage, command in plan.commands.items():
         for option, uri in pairwise(command):
             if option not in _INPUTS or uri in _NO_FILES or uri.startswith(plan.folder.partition("?")[0]):
@@ -219,7 +218,7 @@ def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_package(runtime_env: dict[str, Any]) -> None:
-    """Raises `UserError` for code larger than Ray accepts, for which it would only break the connection."""
+    """Raise `UserError` for code larger than Ray accepts, for which it would only break the connection."""
     folder = runtime_env.get("working_dir", "")
     if not Path(folder).is_dir():
         return

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 
 from carl_ray.config import Config, ModelConfig
 from carl_ray.errors import UserError
-from carl_ray.options import OptionParser, add_config_options, check_known, field_names, nearest, overridden
+from carl_ray.options import (
+    OptionParser,
+    add_config_options,
+    check_known,
+    field_names,
+    json_object,
+    name_and_value,
+    nearest,
+    number,
+    overridden,
+    public_uri,
+)
 
 CONFIG = Config(preset="test", model=ModelConfig(backbone="small", weights="random"))
 
@@ -143,6 +155,38 @@ def test_the_nearest_file_is_one_of_that_name_not_of_that_suffix(typed: str, mea
         f"{split}/{a}-{n:03d}.mp4" for split, names in actions.items() for a in names for n in range(1, 20)
     ]
     assert nearest(typed, known, files=True) == meant
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (number(int, at_least=1), "1", 1),
+        (number(int, at_least=1), "0", "expected a whole number of at least 1, got '0'"),
+        (number(int), "1.5", "expected a whole number, got '1.5'"),
+        (number(float, above=0, at_most=1), "1", 1.0),
+        (number(float, above=0, at_most=1), "1e-9", 1e-9),
+        (number(float, above=0, at_most=1), "0", "expected a number above 0 up to 1, got '0'"),
+        (number(float, above=0), "inf", "expected a number above 0, got 'inf'"),
+        (number(float), "nan", "expected a number, got 'nan'"),
+        (public_uri, "s3://bucket/a", "s3://bucket/a"),
+        (public_uri, "s3://K:hushhush@bucket/a", "s3://bucket/a: expected a URI without credentials"),
+        (name_and_value, "a=b=c", ("a", "b=c")),
+        (name_and_value, "a", "expected NAME=VALUE, got 'a'"),
+        (json_object, '{"a": 1}', {"a": 1}),
+        (json_object, "{", "not JSON"),
+        (json_object, "[]", "expected a JSON object"),
+    ],
+)
+def test_argument_types(kind: Callable[[str], object], text: str, value: object) -> None:
+    parser = OptionParser(prog="door")
+    parser.add_argument("--x", type=kind)
+    if not isinstance(value, str) or not value.startswith(("expected", "not", "s3://bucket/a:")):
+        assert parser.parse_args(["--x", text]).x == value
+        return
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(["--x", text])
+    assert str(caught.value).startswith(f"argument --x: {value}")
+    assert "hushhush" not in str(caught.value)
 
 
 def test_the_parser_raises_instead_of_leaving() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from carl_ray import storage
 from carl_ray.errors import UserError
-from carl_ray.pipelines.shipped import SHIPPED
+from carl_ray.pipelines.shipped import SHIPPED, Stages
 
 PIPELINE_JOB = "pipeline"
 """Name of the job that runs a pipeline, beside the names of its stages."""
@@ -31,8 +31,7 @@ class Plan:
 
     pipeline: str
     folder: str
-    commands: dict[str, list[str]]
-    """By stage: a module and its arguments."""
+    commands: Stages
 
     def to_json(self) -> str:
         """The plan as text; equal plans have equal texts."""
@@ -122,11 +121,9 @@ def make_plan(name: str, folder: str, values: Mapping[str, str] | None = None) -
         raise UserError(f"pipeline {pipeline.__name__} has no parameter {unknown!r} (it has {known})")
     for parameter in parameters:
         if parameter.default is parameter.empty and not values.get(parameter.name):
-            meaning = re.search(rf"^ *({parameter.name}: .*)$", pipeline.__doc__ or "", re.MULTILINE)
-            described = meaning[1].partition(":")[2] if meaning else ""
-            raise UserError(
-                f"pipeline {pipeline.__name__} needs --set {parameter.name}=VALUE:{described or ' it has no default'}"
-            )
+            found = re.search(rf"^ *{parameter.name}: (.*)$", pipeline.__doc__ or "", re.MULTILINE)
+            described = found[1] if found else "it has no default"
+            raise UserError(f"pipeline {pipeline.__name__} needs --set {parameter.name}=VALUE: {described}")
     try:
         commands = pipeline(folder, **values)
     except ValueError as error:

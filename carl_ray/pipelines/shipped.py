@@ -1,8 +1,8 @@
 """The shipped pipelines, and the commands of their stages for pipelines of your own.
 
-    from carl_ray.pipelines.shipped import embed, evaluate, join, train
+    from carl_ray.pipelines.shipped import Stages, embed, join, train
 
-    def two_presets(folder: str, manifest: str, options: str = "") -> dict[str, list[str]]:
+    def penn_action(folder: str, manifest: str, options: str = "") -> Stages:
         run = join(folder, "train")
         return {
             "train": train("penn_action", manifest, run, options),
@@ -21,6 +21,9 @@ from collections.abc import Callable
 
 from carl_ray.storage import join
 
+Stages = dict[str, list[str]]
+"""Command of each stage, in order."""
+
 
 def index(videos: str, manifest: str) -> list[str]:
     """Command that indexes a folder of videos; the embedded ones where `videos` is empty."""
@@ -30,7 +33,7 @@ def index(videos: str, manifest: str) -> list[str]:
 def train(
     preset: str, manifest: str, run_dir: str, options: str = "", *, init_from: str | None = None
 ) -> list[str]:
-    """Command that trains a preset, or resumes its run; `options` as on a command line."""
+    """Command that trains a preset or resumes its run; `options` as on a command line."""
     initial = [] if init_from is None else ["--model.init_from", init_from]
     inputs = ["--data.manifest", manifest, *initial]
     return ["carl_ray.train", preset, *inputs, "--run-dir", run_dir, "--resume", *shlex.split(options)]
@@ -47,7 +50,7 @@ def evaluate(embeddings: str, out: str) -> list[str]:
     return ["carl_ray.evaluate", "--train", embeddings, "--test", embeddings, "--out", out]
 
 
-def demo(folder: str, videos: str = "", train_options: str = "") -> dict[str, list[str]]:
+def demo(folder: str, videos: str = "", train_options: str = "") -> Stages:
     """Index videos, train the demo preset, embed and evaluate.
 
     The embedded videos are written to the disk of the head: for a cluster of one machine, or a CARL_RAY_HOME that all
@@ -68,9 +71,7 @@ def demo(folder: str, videos: str = "", train_options: str = "") -> dict[str, li
     }
 
 
-def finegym99(
-    folder: str, manifest: str, train_options: str = "", embed_options: str = ""
-) -> dict[str, list[str]]:
+def finegym99(folder: str, manifest: str, train_options: str = "", embed_options: str = "") -> Stages:
     """Train, embed and evaluate FineGym99.
 
     Args:
@@ -82,9 +83,7 @@ def finegym99(
     return _train_and_evaluate("finegym99", folder, manifest, train_options, embed_options)
 
 
-def pouring(
-    folder: str, manifest: str, train_options: str = "", embed_options: str = ""
-) -> dict[str, list[str]]:
+def pouring(folder: str, manifest: str, train_options: str = "", embed_options: str = "") -> Stages:
     """Train, embed and evaluate Pouring.
 
     Args:
@@ -98,7 +97,7 @@ def pouring(
 
 def _train_and_evaluate(
     preset: str, folder: str, manifest: str, train_options: str, embed_options: str
-) -> dict[str, list[str]]:
+) -> Stages:
     run, embeddings = join(folder, "train"), join(folder, "embeddings")
     return {
         "train": train(preset, manifest, run, train_options),
@@ -114,7 +113,7 @@ def kinetics400_to_penn_action(
     pretrain_options: str = "",
     fine_tune_options: str = "",
     embed_options: str = "",
-) -> dict[str, list[str]]:
+) -> Stages:
     """Train on Kinetics-400; evaluate PennAction without and with fine-tuning (table 14 of the paper).
 
     Args:
@@ -141,7 +140,7 @@ def kinetics400_to_penn_action(
     }
 
 
-SHIPPED: dict[str, Callable[..., dict[str, list[str]]]] = {
+SHIPPED: dict[str, Callable[..., Stages]] = {
     pipeline.__name__: pipeline for pipeline in (demo, finegym99, kinetics400_to_penn_action, pouring)
 }
 """The shipped pipelines by name."""

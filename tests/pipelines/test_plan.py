@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,34 @@ def test_parameters_become_arguments(two: str, tmp_path: Path) -> None:
     # Without values: only the names of stages matter.
     assert list(make_plan(two, "/x").commands) == list(plan.commands)
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_the_documented_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "cluster" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n# weights\.py\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("weights.py").write_text(code)
+    plan = make_plan("weights.py", "s3://bucket/weights", {"manifest": "s3://bucket/manifest.parquet"})
+    assert list(plan.commands) == ["train", "embed", "evaluate"]
+    check_commands(plan)
+
+
+def check_commands(plan: Plan) -> None:
+    """Every stage is a command that its module accepts."""
+    for module, *arguments in plan.commands.values():
+        assert importlib.util.find_spec(module) is not None
+        match module:
+            case "carl_ray.train":
+                assert "--resume" in arguments
+                train._choose(*train._parse([word for word in arguments if word != "--resume"]))
+            case "carl_ray.embed":
+                embed._parse(arguments)
+            case "carl_ray.evaluate":
+                evaluate._parse(arguments)
+            case "carl_ray.compare":
+                compare._parse(arguments)
+            case _:
+                assert (plan.pipeline, module) == ("demo", "carl_ray.index")
 
 
 def test_ids_are_derived_from_the_folder_alone() -> None:
@@ -146,17 +175,4 @@ def test_shipped_pipelines_are_commands_of_this_package(name: str) -> None:
     values = {parameter: f"/{parameter}" for parameter in inspect.signature(SHIPPED[name]).parameters}
     given = {key: value for key, value in values.items() if key != "folder" and not key.endswith("options")}
     plan = make_plan(name, "s3://bucket/folder", given)
-    for module, *arguments in plan.commands.values():
-        assert importlib.util.find_spec(module) is not None
-        match module:
-            case "carl_ray.train":
-                assert "--resume" in arguments
-                train._choose(*train._parse([word for word in arguments if word != "--resume"]))
-            case "carl_ray.embed":
-                embed._parse(arguments)
-            case "carl_ray.evaluate":
-                evaluate._parse(arguments)
-            case "carl_ray.compare":
-                compare._parse(arguments)
-            case _:
-                assert (name, module) == ("demo", "carl_ray.index")
+    check_commands(plan)
