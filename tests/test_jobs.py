@@ -69,7 +69,7 @@ def test_help_lists_the_parameters(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def dashboard() -> Iterator[str]:
-    """URL of what answers as the dashboard of a cluster that wants a token and has no jobs."""
+    """URL of a fake dashboard, of a cluster that requires a token and has no jobs."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -91,7 +91,7 @@ def dashboard() -> Iterator[str]:
     server.shutdown()
 
 
-def test_the_address_that_is_named_is_asked_with_its_token(dashboard: str, tmp_path: Path) -> None:
+def test_the_named_address_gets_the_token(dashboard: str, tmp_path: Path) -> None:
     def status(address: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*(sys.executable, "-m", "carl_ray.jobs", "status", "demo"), "--folder", tmp_path, "--address", address],

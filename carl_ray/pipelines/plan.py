@@ -99,7 +99,7 @@ def find_pipeline(name: str) -> Callable[..., Any]:
 
 
 def make_plan(name: str, folder: str, values: Mapping[str, str] | None = None) -> Plan:
-    """Call a pipeline.
+    """The plan that a pipeline's function returns.
 
     Args:
         name: As `find_pipeline` takes it.
@@ -113,7 +113,7 @@ def make_plan(name: str, folder: str, values: Mapping[str, str] | None = None) -
     """
     pipeline = find_pipeline(name)
     folder = storage.join(storage.absolute(folder))
-    _, *parameters = inspect.signature(pipeline).parameters.values()
+    parameters = list(inspect.signature(pipeline).parameters.values())[1:]
     if values is None:
         values = {p.name: p.name for p in parameters if p.default is p.empty}
     for unknown in values.keys() - {p.name for p in parameters}:
@@ -126,7 +126,7 @@ def make_plan(name: str, folder: str, values: Mapping[str, str] | None = None) -
             raise UserError(f"pipeline {pipeline.__name__} needs --set {parameter.name}=VALUE: {described}")
     try:
         commands = pipeline(folder, **values)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"pipeline {pipeline.__name__}: {error}") from error
     _check_commands(pipeline.__name__, commands)
     return Plan(pipeline.__name__, folder, commands)

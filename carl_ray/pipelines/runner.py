@@ -21,14 +21,14 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from carl_ray.errors import RunError, UserError
 from carl_ray.pipelines.plan import PIPELINE_JOB, Plan, check_runtime_env
 
-POLL_SECONDS = 2.0
+_POLL_SECONDS = 2.0
 """Between two requests for the status or output of a job."""
 _STOP_SECONDS = 0.5
 """Between two requests to stop a job."""
 _MAX_ATTEMPTS = 3
 """At a stage in one run of the pipeline: exit status 1 does not distinguish a lost node from a failure that recurs."""
 _RETRY_SECONDS = 300.0
-"""For how long a dashboard or a store that fails is asked again."""
+"""Time limit of retries of a failing dashboard or store."""
 _PLAN = "carl_ray.pipeline"
 """Key of the plan in the metadata of the job that runs it."""
 _USER_ERROR = 2
@@ -189,7 +189,7 @@ class PipelineJobs:
             if not follow or job.status.is_terminal():
                 return job
             # Each answer holds the whole output: keep the load low where it is long.
-            time.sleep(max(POLL_SECONDS, 10 * (time.monotonic() - started)))
+            time.sleep(max(_POLL_SECONDS, 10 * (time.monotonic() - started)))
 
     def _next_id(self, name: str, last: JobDetails | None) -> str:
         return f"{self._plan.job_prefix(name)}{1 + (0 if last is None else _attempt(last.submission_id))}"
@@ -232,7 +232,7 @@ def _last_line(text: str) -> str:
 
 
 def _retry(call: Callable[[], _T]) -> _T:
-    """What a request to the cluster or to storage returns; it is repeated for a while where there is no answer."""
+    """What a request to the cluster or to storage returns, retried where the server fails."""
     deadline = time.monotonic() + _RETRY_SECONDS
     is_reported = False
     while True:
@@ -249,4 +249,4 @@ def _retry(call: Callable[[], _T]) -> _T:
         if not is_reported:
             print(f"no answer, retrying: {failure}", file=sys.stderr, flush=True)
             is_reported = True
-        time.sleep(POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)

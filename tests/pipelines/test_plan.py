@@ -101,6 +101,7 @@ def test_ids_are_derived_from_the_folder_alone() -> None:
         ("two = 1", "expected a function two in it"),
         ("two(", "SyntaxError"),
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def two(): pass", "pipeline two: two() takes 0 positional arguments but 1 was given"),
         ("def two(folder): return []", "pipeline two: expected a dict of commands by stage"),
         ("def two(folder): return {}", "pipeline two: expected a dict of commands by stage"),
         (
