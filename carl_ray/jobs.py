@@ -25,16 +25,13 @@ import zipfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.options import OptionParser, json_object, name_and_value, print_next, public_uri
 from carl_ray.pipelines.plan import PIPELINE_JOB, Plan, check_runtime_env, make_plan
 from carl_ray.pipelines.shipped import SHIPPED
-
-if TYPE_CHECKING:
-    from carl_ray.pipelines.runner import PipelineJobs
 
 _MAX_PACKAGE_BYTES = 100 * 2**20
 """Of the zipped code: the limit of a request to Ray's dashboard."""
@@ -130,7 +127,7 @@ def _run(options: argparse.Namespace) -> None:
     jobs = PipelineJobs(_client(options.address), plan)
     match options.command:
         case "status":
-            _print_state(jobs, plan)
+            jobs.print_state()
         case "stop":
             if not jobs.stop():
                 print("nothing is running")
@@ -172,19 +169,6 @@ def _submit(options: argparse.Namespace, outline: Plan) -> None:
     job = jobs.print_output(job_id)
     if job.status.value != "SUCCEEDED":
         raise RunError(f"the job of the pipeline {job.status.value.lower()}: {failure_reason(job)}")
-
-
-def _print_state(jobs: PipelineJobs, plan: Plan) -> None:
-    """Print a line for the pipeline and one for each stage: name, state, job, and why that failed."""
-    from carl_ray.pipelines.runner import failure_reason
-
-    latest = jobs.latest()
-    done = {stage: storage.exists(plan.marker(stage)) for stage in plan.commands}
-    for name, is_done in {PIPELINE_JOB: all(done.values()), **done}.items():
-        job = latest.get(name)
-        state = "done" if is_done else "not begun" if job is None else job.status.value.lower()
-        reason = "" if is_done or job is None else failure_reason(job)
-        print(f"{name:<22}{state:<11}{job.submission_id if job else ''}  {reason}".rstrip())
 
 
 def _check_inputs(plan: Plan) -> None:

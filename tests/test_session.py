@@ -100,9 +100,7 @@ def test_an_unanswered_connection_times_out(listening: str) -> None:
     assert line.startswith(f"carl_ray: {listening} did not answer as a Ray cluster does")
 
 
-def test_a_start_timeout_is_one_line(
-    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_start_timeout_is_one_line(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(0, 10_000, 40))
     monkeypatch.setattr(session.time, "monotonic", lambda: float(next(seconds)))
     monkeypatch.setattr(session.time, "sleep", lambda seconds: None)

@@ -134,17 +134,13 @@ def make_plan(name: str, folder: str, values: Mapping[str, str] | None = None) -
 
 def _check_commands(pipeline: str, commands: Any) -> None:
     if not isinstance(commands, dict) or not commands:
-        raise UserError(f"pipeline {pipeline}: expected a dict of commands by stage, got {commands!r}")
+        raise UserError(f"pipeline {pipeline}: expected commands by stage, got {type(commands).__name__}")
     for stage, command in commands.items():
         if not isinstance(stage, str) or not _NAME.fullmatch(stage) or stage == PIPELINE_JOB:
-            raise UserError(
-                f"pipeline {pipeline}: expected names of letters, digits, - and _ other than {PIPELINE_JOB}, got "
-                f"{stage!r}"
-            )
+            expected = f"a name of letters, digits, - and _ other than {PIPELINE_JOB}"
+            raise UserError(f"pipeline {pipeline}: expected {expected}, got {stage!r}")
         if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
-            raise UserError(
-                f"pipeline {pipeline}: stage {stage}: expected a module and its arguments as texts"
-            )
+            raise UserError(f"pipeline {pipeline}: stage {stage}: expected a module and arguments as texts")
         for word in command:
             _refuse_credentials(f"stage {stage}: ", word)
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from carl_ray import storage
 from carl_ray.errors import RunError, UserError
 from carl_ray.pipelines.plan import PIPELINE_JOB, Plan, check_runtime_env
 
@@ -171,6 +172,16 @@ class PipelineJobs:
                     _retry(partial(self._client.stop_job, job_id))
                 time.sleep(_STOP_SECONDS)
         return stopped
+
+    def print_state(self) -> None:
+        """Print a line for the pipeline and one for each stage: name, state, job, and the reason of a failure."""
+        latest = self.latest()
+        done = {stage: storage.exists(self._plan.marker(stage)) for stage in self._plan.commands}
+        for name, is_done in {PIPELINE_JOB: all(done.values()), **done}.items():
+            job = latest.get(name)
+            state = "done" if is_done else "not begun" if job is None else job.status.value.lower()
+            reason = "" if is_done or job is None else failure_reason(job)
+            print(f"{name:<22}{state:<11}{job.submission_id if job else ''}  {reason}".rstrip())
 
     def print_output(self, job_id: str, *, follow: bool = True) -> JobDetails:
         """Print the output of a job so far, or until it ends.

@@ -14,7 +14,7 @@ from ray.job_submission import JobStatus
 from carl_ray.errors import RunError, UserError
 from carl_ray.pipelines import runner
 from carl_ray.pipelines.plan import Plan
-from carl_ray.pipelines.runner import PipelineJobs, failure_reason, read_plan
+from carl_ray.pipelines.runner import PipelineJobs, read_plan
 
 
 @dataclass
@@ -279,7 +279,7 @@ def test_the_pipeline_is_stopped_before_its_stage(plan: Plan) -> None:
     assert PipelineJobs(cluster, plan).stop() == []
 
 
-def test_latest_is_the_last_attempt(plan: Plan) -> None:
+def test_state_is_that_of_the_last_attempt(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     cluster = always(JobStatus.SUCCEEDED, 0)
     names = ids(plan, "one-a2", "one-a10", "one-a9")
     for name in names:
@@ -287,9 +287,13 @@ def test_latest_is_the_last_attempt(plan: Plan) -> None:
     # Of another pipeline in the same folder, and of none.
     for name in (f"{names[0]}x", names[0].replace("-two-", "-three-"), "raysubmit_1"):
         cluster.infos[name] = Info(name)
-    latest: Any = PipelineJobs(cluster, plan).latest()
-    assert {name: job.submission_id for name, job in latest.items()} == {"one": names[1]}
-    assert failure_reason(latest["one"]) == f"{names[1]} (exit status 1)"
+    plan.mark_done("two", 1.0)
+    PipelineJobs(cluster, plan).print_state()
+    assert [line.split(None, 3) for line in capsys.readouterr().out.splitlines()] == [
+        ["pipeline", "not", "begun"],
+        ["one", "failed", names[1], f"{names[1]} (exit status 1)"],
+        ["two", "done"],
+    ]
 
 
 def test_output_is_printed_once(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
