@@ -106,7 +106,7 @@ def test_ids_are_derived_from_the_folder_alone() -> None:
         ("def two(folder): return {}", "pipeline two: expected commands by stage, got dict"),
         (
             "def two(folder): return {1: ['a']}",
-            "names of letters, digits, - and _ other than pipeline, got 1",
+            "a name of letters, digits, - and _ other than pipeline, got 1",
         ),
         ("def two(folder): return {'a b': ['a']}", "other than pipeline, got 'a b'"),
         ("def two(folder): return {'pipeline': ['a']}", "other than pipeline, got 'pipeline'"),
