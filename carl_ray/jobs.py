@@ -29,7 +29,7 @@ from typing import Any
 
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import OptionParser, json_object, name_and_value, print_next, public_uri
+from carl_ray.options import OptionParser, json_object, name_and_value, print_next, uri_without_credentials
 from carl_ray.pipelines.plan import PIPELINE_JOB, Plan, check_runtime_env, make_plan
 from carl_ray.pipelines.shipped import SHIPPED
 
@@ -74,7 +74,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             "pipeline", metavar="PIPELINE", help=f"{', '.join(SHIPPED)}, or FILE.py:FUNCTION"
         )
         command.add_argument(
-            "--folder", required=True, type=public_uri, metavar="URI", help="for all that the pipeline writes"
+            "--folder",
+            required=True,
+            type=uri_without_credentials,
+            metavar="URI",
+            help="for all that the pipeline writes",
         )
         command.add_argument(
             "--address", metavar="URL", help="of the cluster's dashboard, as RAY_API_SERVER_ADDRESS; none: this machine"

@@ -65,7 +65,7 @@ def number(
     return parse
 
 
-def public_uri(text: str) -> str:
+def uri_without_credentials(text: str) -> str:
     """Argument type for URIs that are stored where others can read them: without credentials."""
     if storage.has_secret(text):
         raise argparse.ArgumentTypeError(

@@ -20,7 +20,7 @@ from carl_ray.options import (
     nearest,
     number,
     overridden,
-    public_uri,
+    uri_without_credentials,
 )
 
 CONFIG = Config(preset="test", model=ModelConfig(backbone="small", weights="random"))
@@ -168,8 +168,12 @@ def test_nearest_file_ignores_suffix_and_zeros(typed: str, meant: str) -> None:
         (number(float, above=0, at_most=1), "0", "expected a number above 0 up to 1, got '0'"),
         (number(float, above=0), "inf", "expected a number above 0, got 'inf'"),
         (number(float), "nan", "expected a number, got 'nan'"),
-        (public_uri, "s3://bucket/a", "s3://bucket/a"),
-        (public_uri, "s3://K:hushhush@bucket/a", "s3://bucket/a: expected a URI without credentials"),
+        (uri_without_credentials, "s3://bucket/a", "s3://bucket/a"),
+        (
+            uri_without_credentials,
+            "s3://K:hushhush@bucket/a",
+            "s3://bucket/a: expected a URI without credentials",
+        ),
         (name_and_value, "a=b=c", ("a", "b=c")),
         (name_and_value, "a", "expected NAME=VALUE, got 'a'"),
         (json_object, '{"a": 1}', {"a": 1}),
