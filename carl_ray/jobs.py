@@ -1,4 +1,4 @@
-"""Chains of Ray jobs: pretrain, embed, evaluate, fine-tune, in one command that goes on where it ended.
+"""Pipelines of Ray jobs: pretrain, embed, evaluate, fine-tune in one command that continues where it ended.
 
     python -m carl_ray.jobs submit demo --folder /shared/demo --wait
     python -m carl_ray.jobs submit pouring --folder s3://bucket/pouring --set manifest=s3://bucket/pouring.parquet \
@@ -7,66 +7,51 @@
     python -m carl_ray.jobs logs pouring --folder s3://bucket/pouring --follow
     python -m carl_ray.jobs stop pouring --folder s3://bucket/pouring
 
-A chain runs on the cluster, as a job of its own, and each of its stages as another. Submitted again it goes on: stages
-that are done are left out, one that is running is waited for, one that failed or was stopped is tried again, from
-where it was. Chains are YAML files (see carl_ray/chains/chain.py); the shipped ones are demo, pouring, finegym99 and
-kinetics400_to_penn_action; `submit --help` lists their parameters.
+A pipeline runs on the cluster as a job, and each of its stages as another. Submitted again it continues: stages that
+are done are skipped, a running one is waited for, one that failed or was stopped is tried again, from where it was.
+Pipelines are Python functions (see carl_ray/pipelines/shipped.py); `submit --help` lists the shipped ones and their
+parameters.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
+import inspect
 import logging
 import os
-import runpy
 import sys
 import tempfile
-import time
 import zipfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from carl_ray import storage
-from carl_ray.chains.chain import (
-    CHAIN_JOB,
-    Outline,
-    Plan,
-    check_runtime_env,
-    outline_of,
-    plan_chain,
-    read_chain,
-    shipped_chains,
-    write_done,
-)
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import OptionParser, print_next
+from carl_ray.options import OptionParser, json_object, name_and_value, print_next, uri_without_credentials
+from carl_ray.pipelines.plan import PIPELINE_JOB, Plan, check_runtime_env, make_plan
+from carl_ray.pipelines.shipped import SHIPPED
 
-_MOST_PACKAGE_BYTES = 100 * 2**20
-"""Of the code that is sent, zipped: Ray's dashboard takes no longer request."""
-_NUM_SHOWN = 3
+_MAX_PACKAGE_BYTES = 100 * 2**20
+"""Of the zipped code: the limit of a request to Ray's dashboard."""
+_NUM_LARGEST = 3
 _INPUTS = ("--data.manifest", "--manifest", "--model.weights", "--model.init_from", "--checkpoint")
 _NO_FILES = ("random", "imagenet", "none")
 
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
-    from carl_ray.chains.runner import ChainState
-
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; leaves with status 0 only when what was asked for is done."""
+    """Run the command; exit status 0 only when its work is done."""
     with one_line_errors():
-        given = sys.argv[1:] if arguments is None else arguments
-        if given[:1] == ["stage"]:
-            _stage(*given[1:])
-        elif given[:1] == ["run"]:
-            _run_chain(given[1:])
-        else:
-            _run(_parse(given))
+        match sys.argv[1:] if arguments is None else arguments:
+            case ["run", "--job-id", job_id]:  # The job of a pipeline.
+                from carl_ray.pipelines.runner import PipelineJobs, read_plan
+
+                client = _client(None)
+                plan, runtime_env = read_plan(client, job_id)
+                PipelineJobs(client, plan).run(runtime_env)
+            case given:
+                _run(_parse(given))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -77,30 +62,32 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
-        ("submit", "starts a chain, or goes on with it"),
-        ("status", "says where its stages are"),
-        ("logs", "shows the output of its stages"),
-        ("stop", "stops it; training writes a checkpoint first"),
+        ("submit", "start a pipeline, or continue it"),
+        ("status", "print the state of its stages"),
+        ("logs", "print its output, with that of its stages"),
+        ("stop", "stop it; training writes a checkpoint first"),
     ):
         command = commands.add_parser(
             name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        command.add_argument("chain", metavar="CHAIN", help=f"{', '.join(shipped_chains())}, or a YAML file")
-        command.add_argument("--folder", required=True, metavar="URI", help="for all that the chain writes")
+        command.add_argument(
+            "pipeline", metavar="PIPELINE", help=f"{', '.join(SHIPPED)}, or FILE.py:FUNCTION"
+        )
+        command.add_argument(
+            "--folder",
+            required=True,
+            type=uri_without_credentials,
+            metavar="URI",
+            help="for all that the pipeline writes",
+        )
         command.add_argument(
             "--address", metavar="URL", help="of the cluster's dashboard, as RAY_API_SERVER_ADDRESS; none: this machine"
         )  # fmt: skip
         if name == "submit":
             _add_submit_options(command)
         elif name == "logs":
-            command.add_argument(
-                "--stage",
-                metavar="NAME",
-                help=f"default: the last one that was begun; {CHAIN_JOB}: what the chain itself says",
-            )
-            command.add_argument(
-                "--follow", action="store_true", help="until it ends; without --stage, until the chain does"
-            )
+            command.add_argument("--stage", metavar="NAME", help="the output of the last attempt at it alone")
+            command.add_argument("--follow", action="store_true", help="until the job ends")
     return parser.parse_args(arguments)
 
 
@@ -109,10 +96,11 @@ def _add_submit_options(command: argparse.ArgumentParser) -> None:
         "--set",
         action="append",
         default=[],
+        type=name_and_value,
         metavar="NAME=VALUE",
-        help="a parameter of the chain; repeatedly. Paths from the root: jobs run in a folder of their own",
+        help="a parameter of the pipeline; repeatedly. Paths from the root: jobs run in a folder of their own",
     )
-    command.add_argument("--wait", action="store_true", help="for the end of the chain")
+    command.add_argument("--wait", action="store_true", help="print the output until the pipeline ends")
     command.add_argument(
         "--working-dir", metavar="FOLDER", default=".", help="checkout that is sent to the cluster, without data [.]"
     )  # fmt: skip
@@ -121,63 +109,77 @@ def _add_submit_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--runtime-env-json",
+        type=json_object,
+        default={},
         metavar="JSON",
         help="more of Ray's runtime environment, such as env_vars, for all jobs; who may use the cluster can read it",
     )
     command.add_argument(
         "--python", metavar="PATH", default="python", help="interpreter on the head of the cluster [python]"
     )
-    command.epilog = "parameters:\n" + "\n".join(
-        f"  {chain}\n" + "\n".join(f"    {name}: {text}" for name, text in parameters.items())
-        for chain in shipped_chains()
-        if (parameters := read_chain(chain).parameters)
-    )
+    command.epilog = "\n\n".join(f"{name}: {inspect.getdoc(pipeline)}" for name, pipeline in SHIPPED.items())
 
 
 def _run(options: argparse.Namespace) -> None:
-    chain = read_chain(options.chain)
-    outline = outline_of(chain, options.folder)
+    plan = make_plan(options.pipeline, options.folder)
+    if options.command == "submit":
+        _submit(options, plan)
+        return
+    # Lazy import, as it imports Ray: --help and usage errors must be fast.
+    from carl_ray.pipelines.runner import PipelineJobs
+
+    jobs = PipelineJobs(_client(options.address), plan)
     match options.command:
-        case "submit":
-            values = dict(_name_and_value(text) for text in options.set)
-            plan = plan_chain(chain, options.folder, values)
-            runtime_env = _runtime_env(options)
-            _check_inputs(plan)
-            if all(plan.is_done(stage) for stage in plan.commands):
-                shown = storage.public_uri(outline.folder)
-                print(f"nothing to do: all {len(plan.commands)} stages are done in {shown}")
-                return
-            # Ray is imported late: help and mistakes on the command line answer at once.
-            from carl_ray.chains.runner import submit_chain
-
-            _check_package(runtime_env)
-
-            client = _client(options.address)
-            job = submit_chain(client, plan, options.python, runtime_env)
-            print(f"job {job.id} runs the chain in {storage.public_uri(outline.folder)}", flush=True)
-            if options.wait:
-                _wait(client, outline)
-            else:
-                print_next("jobs", "status", options.chain, "--folder", options.folder)
         case "status":
-            from carl_ray.chains.runner import chain_state
-
-            print(_table(chain_state(_client(options.address), outline)))
-        case "logs":
-            _logs(_client(options.address), outline, options.stage, options.follow)
+            jobs.print_state()
         case "stop":
-            from carl_ray.chains.runner import stop_chain
-
-            client = _client(options.address)
-            if not stop_chain(client, outline, lambda text: print(text, flush=True)):
+            if not jobs.stop():
                 print("nothing is running")
+        case "logs":
+            if options.stage not in (None, PIPELINE_JOB, *plan.commands):
+                stages = ", ".join(plan.commands)
+                raise UserError(f"pipeline {plan.pipeline} has no stage {options.stage!r} (it has {stages})")
+            job = jobs.latest().get(options.stage or PIPELINE_JOB)
+            if job is None:
+                raise UserError(
+                    "the cluster knows no such job: it was not started, or its record ended with its cluster"
+                )
+            jobs.print_output(job.submission_id, follow=options.follow)
+
+
+def _submit(options: argparse.Namespace, outline: Plan) -> None:
+    plan = make_plan(options.pipeline, options.folder, dict(options.set))
+    if list(plan.commands) != list(outline.commands):
+        raise UserError(
+            f"pipeline {plan.pipeline}: the names of its stages must not depend on its parameters"
+        )
+    runtime_env = _runtime_env(options)
+    _check_inputs(plan)
+    shown = storage.public_uri(plan.folder)
+    # Of all stages: each may have been done with another command.
+    is_done = [plan.is_done(stage) for stage in plan.commands]
+    if all(is_done):
+        print(f"nothing to do: all {len(plan.commands)} stages are done in {shown}")
+        return
+    _check_package(runtime_env)
+    from carl_ray.pipelines.runner import PipelineJobs, failure_reason
+
+    jobs = PipelineJobs(_client(options.address), plan)
+    job_id = jobs.submit(options.python, runtime_env)
+    print(f"job {job_id} runs the pipeline in {shown}", flush=True)
+    if not options.wait:
+        print_next("jobs", "status", options.pipeline, "--folder", options.folder)
+        return
+    job = jobs.print_output(job_id)
+    if job.status.value != "SUCCEEDED":
+        raise RunError(f"the job of the pipeline {job.status.value.lower()}: {failure_reason(job)}")
 
 
 def _check_inputs(plan: Plan) -> None:
-    """Raises `UserError` for an input that a job will not find, as far as this machine can tell."""
+    """Raise `UserError` for an input that a job will not find, as far as this machine can tell."""
     for stage, command in plan.commands.items():
         for option, uri in pairwise(command):
-            if option not in _INPUTS or uri in _NO_FILES or uri.startswith(plan.outline.folder):
+            if option not in _INPUTS or uri in _NO_FILES or uri.startswith(plan.folder.partition("?")[0]):
                 continue
             if storage.absolute(uri) != uri:
                 raise UserError(
@@ -188,21 +190,9 @@ def _check_inputs(plan: Plan) -> None:
                 raise UserError(f"stage {stage}: {option} {storage.public_uri(uri)}: nothing is there")
 
 
-def _name_and_value(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set: expected NAME=VALUE, got {storage.public_uri(text)!r}")
-    return name, value
-
-
 def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
-    """What the jobs get besides what the nodes have: the code, and what the user names."""
-    try:
-        runtime_env = json.loads(options.runtime_env_json or "{}")
-    except json.JSONDecodeError as error:
-        raise UserError(f"--runtime-env-json: not JSON ({error})") from None
-    if not isinstance(runtime_env, dict):
-        raise UserError('--runtime-env-json: expected an object, such as {"env_vars": {"NAME": "VALUE"}}')
+    """Runtime environment of the jobs: the user's, and the code where the nodes do not have it."""
+    runtime_env: dict[str, Any] = options.runtime_env_json
     check_runtime_env(runtime_env)
     if options.installed or "working_dir" in runtime_env:
         return runtime_env
@@ -216,45 +206,47 @@ def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_package(runtime_env: dict[str, Any]) -> None:
-    """Raises `UserError` where the code to send is more than Ray takes: it would answer with a broken connection."""
+    """Raise `UserError` for code larger than Ray accepts, for which it would only break the connection."""
     folder = runtime_env.get("working_dir", "")
     if not Path(folder).is_dir():
         return
-    # The function that Ray itself packs with: what .gitignore and .rayignore leave out need not be guessed.
+    # The function that Ray itself packs with, ignore files included.
     from ray._private.runtime_env.packaging import create_package
 
     quiet = logging.getLogger(f"{__name__}.package")
     quiet.setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="carl_ray-package-") as temporary:
         package = Path(temporary) / "package.zip"
-        create_package(
-            folder, package, include_gitignore=True, excludes=runtime_env.get("excludes"), logger=quiet
-        )
+        excludes = runtime_env.get("excludes")
+        create_package(folder, package, include_gitignore=True, excludes=excludes, logger=quiet)
         size = package.stat().st_size
-        if size <= _MOST_PACKAGE_BYTES:
+        if size <= _MAX_PACKAGE_BYTES:
             return
         sizes: Counter[str] = Counter()
         with zipfile.ZipFile(package) as file:
             for info in file.infolist():
                 sizes["/".join(PurePosixPath(info.filename).parts[:2])] += info.compress_size
-    largest = ", ".join(f"{name} ({count / 2**20:.0f} MiB)" for name, count in sizes.most_common(_NUM_SHOWN))
+    largest = ", ".join(
+        f"{name} ({count / 2**20:.0f} MiB)" for name, count in sizes.most_common(_NUM_LARGEST)
+    )
     raise UserError(
-        f"{folder}: {size / 2**20:.0f} MiB to send, more than the {_MOST_PACKAGE_BYTES // 2**20} MiB that Ray takes; "
+        f"{folder}: {size / 2**20:.0f} MiB to send, more than the {_MAX_PACKAGE_BYTES // 2**20} MiB that Ray takes; "
         f"largest: {largest}; name what the jobs do not need in {folder}/.rayignore"
     )
 
 
-def _client(address: str | None) -> JobSubmissionClient:
+def _client(address: str | None) -> Any:
+    """Ray's job client of a cluster; raises `RunError` where it cannot be reached."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     if address is not None:
-        # Ray takes the variable for more than what its caller names.
+        # For Ray the variable precedes an argument.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
     import ray
     from ray.job_submission import JobSubmissionClient
 
     from carl_ray.session import reaching
 
-    # They tell of every ignore file that they met, and of every connection.
+    # They report every ignore file and every connection.
     logging.getLogger("ray._private.runtime_env").setLevel(logging.ERROR)
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     where = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
@@ -262,111 +254,15 @@ def _client(address: str | None) -> JobSubmissionClient:
         with reaching(where or "auto"):
             return JobSubmissionClient()
     except ray.exceptions.AuthenticationError:
-        hint = "its dashboard wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        hint = (
+            "its dashboard requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         hint = f"{' '.join(str(error).split())}; name its dashboard, --address http://HOST:8265"
     where = where or "this machine"
-    # An address may hold a password of a proxy, which Ray and its libraries quote.
+    # Ray quotes the address, which may hold the password of a proxy.
     shown = storage.public_uri(where)
     raise RunError(f"could not reach the Ray cluster at {shown}: {hint.replace(where, shown)}")
-
-
-def _wait(client: JobSubmissionClient, outline: Outline) -> None:
-    """Shows the chain until it is done; raises `RunError` where its job ends before."""
-    from carl_ray.chains.runner import SECONDS_BETWEEN_LOOKS, chain_state
-
-    shown = ""
-    while True:
-        state = chain_state(client, outline)
-        if (table := _table(state)) != shown:
-            print(table, flush=True)
-            shown = table
-        if state.done:
-            return
-        if state.job is None or state.job.ended:
-            if state.job is not None and state.job.status.value == "SUCCEEDED":
-                raise RunError(
-                    f"the job of the chain ended well, but its stages' markers are not to be seen from here: is "
-                    f"{storage.public_uri(outline.folder)} the same folder on this machine?"
-                )
-            what = "is gone" if state.job is None else f"{state.job.status.value.lower()}: {state.job.reason}"
-            raise RunError(f"the job of the chain {what}")
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def _table(state: ChainState) -> str:
-    """A line for the chain and for each stage: its name, where it is, its job, and why that failed."""
-    lines = []
-    for name, done, job in [
-        (CHAIN_JOB, state.done, state.job),
-        *((stage.name, stage.done, stage.job) for stage in state.stages),
-    ]:
-        status = "done" if done else "not begun" if job is None else job.status.value.lower()
-        reason = "" if done or job is None or not job.reason else f"  {job.reason}"
-        lines.append(f"{name:<22}{status:<11}{job.id if job else ''}{reason}".rstrip())
-    return "\n".join(lines)
-
-
-def _logs(client: JobSubmissionClient, outline: Outline, stage: str | None, follow: bool) -> None:
-    """Prints what jobs have put out; where it is followed without a stage, one job after the other."""
-    from carl_ray.chains.runner import SECONDS_BETWEEN_LOOKS, chain_state, job_output
-
-    if stage not in (None, CHAIN_JOB, *outline.stages):
-        raise UserError(f"chain {outline.chain} has no stage {stage!r} (it has {', '.join(outline.stages)})")
-    shown: set[str] = set()
-    while True:
-        state = chain_state(client, outline)
-        if stage == CHAIN_JOB:
-            jobs = [state.job]
-        else:
-            jobs = [state.job for state in state.stages if stage in (None, state.name)]
-        begun = [job.id for job in jobs if job is not None]
-        if not begun and not (follow and stage is None and state.job is not None):
-            raise UserError(
-                "the cluster knows of no such job: it was not begun, or its record died with its cluster"
-            )
-        if begun and begun[-1] not in shown:
-            shown.add(begun[-1])
-            for text in job_output(client, begun[-1], follow=follow):
-                print(text, end="", flush=True)
-        elif state.done or state.job is None or state.job.ended:
-            return
-        else:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        if not follow or stage is not None:
-            return
-
-
-def _run_chain(arguments: list[str]) -> None:
-    """What the job of a chain does."""
-    from carl_ray.chains.runner import read_plan, run_chain
-
-    parser = OptionParser(prog="python -m carl_ray.jobs run")
-    parser.add_argument("--job-id", required=True)
-    options = parser.parse_args(arguments)
-    client = _client(None)
-    plan, runtime_env = read_plan(client, options.job_id)
-    run_chain(client, plan, runtime_env, lambda text: print(text, flush=True))
-
-
-def _stage(marker: str, module: str, *arguments: str) -> None:
-    """What the job of a stage does: runs its command in this process, and writes down that it is done."""
-    started = time.monotonic()
-    try:
-        there = importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        there = False
-    if not there:
-        raise UserError(
-            f"no module {module} here: expected it in the working directory, or installed on the cluster"
-        )
-    sys.argv = [module, *arguments]
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as left:
-        if left.code not in (None, 0):
-            raise
-    write_done(marker, [module, *arguments], time.monotonic() - started)
 
 
 if __name__ == "__main__":

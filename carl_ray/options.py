@@ -1,6 +1,6 @@
-"""Command-line options made from the configuration: every field of a section is `--section.field VALUE`.
+"""Argument types, and options derived from the configuration: `--section.field VALUE` for every field.
 
-The configuration is imported lazily: half of the commands have no such options.
+Lazy import of the configuration: half of the commands have no such options.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import NoneType
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
 
 from carl_ray import storage
 from carl_ray.errors import UserError
@@ -20,29 +22,89 @@ from carl_ray.errors import UserError
 if TYPE_CHECKING:
     from carl_ray.config import Config
 
+_Number = TypeVar("_Number", int, float)
+
 
 class OptionParser(argparse.ArgumentParser):
-    """An argument parser that raises its complaints as one-line `UserError`s."""
+    """Argument parser whose errors are one-line `UserError`s."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises `UserError` where argparse would print its usage and leave."""
-        # What was not expected is quoted, and may be a URI with credentials.
+        """Raise `UserError` where argparse would print its usage and exit."""
+        # argparse quotes the argument, which may be a URI with credentials.
         shown = " ".join(map(storage.public_uri, message.split()))
         raise UserError(f"{shown}; see {self.prog} --help")
 
 
+def number(
+    kind: type[_Number],
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> Callable[[str], _Number]:
+    """Argument type for finite numbers in a range: `type=number(int, at_least=1)`.
+
+    Args:
+        kind: `int` or `float`.
+        at_least: Lower bound, included.
+        above: Lower bound, excluded.
+        at_most: Upper bound, included.
+    """
+    bounds = {"of at least": at_least, "above": above, "up to": at_most}
+    words = [f" {name} {bound:g}" for name, bound in bounds.items() if bound is not None]
+    expected = f"expected a {'whole ' if kind is int else ''}number{''.join(words)}"
+
+    def parse(text: str) -> _Number:
+        with suppress(ValueError):
+            value = kind(text)
+            is_high = (at_least is None or value >= at_least) and (above is None or value > above)
+            if is_high and math.isfinite(value) and (at_most is None or value <= at_most):
+                return value
+        raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
+
+    return parse
+
+
+def uri_without_credentials(text: str) -> str:
+    """Argument type for URIs that are stored where others can read them: without credentials."""
+    if storage.has_secret(text):
+        raise argparse.ArgumentTypeError(
+            f"{storage.public_uri(text)}: expected a URI without credentials, which belong into the environment"
+        )
+    return text
+
+
+def name_and_value(text: str) -> tuple[str, str]:
+    """Argument type for `NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {storage.public_uri(text)!r}")
+    return name, value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Argument type for a JSON object."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object")
+    return value
+
+
 def print_next(command: str, *words: str) -> None:
-    """Prints the command that usually comes next, as the last line of another one, to be pasted."""
+    """Print the command that usually follows, as the last line of another one's output."""
     print(f"next: {storage.shell_command('python', '-m', f'carl_ray.{command}', *words)}", flush=True)
 
 
 def nearest(name: str, known: Sequence[str], *, files: bool = False) -> str:
-    """A hint "; did you mean X?" for a misspelt name, or nothing where no known one is near.
+    """A hint "; did you mean X?" for a misspelt name; empty where no known name is similar.
 
     Args:
-        name: As it was typed.
-        known: Dotted names, whose last part alone may be meant.
-        files: They are paths of files; suffixes and leading zeros do not count.
+        name: As typed.
+        known: Dotted names; `name` may be the last part of one.
+        files: The names are paths of files; suffixes and leading zeros are ignored.
     """
 
     def whole(text: str) -> str:
@@ -65,7 +127,7 @@ def field_names() -> dict[str, str]:
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Adds one option for every field; the help shows the paper's defaults, presets change some."""
+    """Add an option for every field of the config; its help shows the paper's default."""
     from carl_ray import config as configuration
 
     group = parser.add_argument_group("configuration (defaults are the paper's; a preset may change them)")
@@ -83,7 +145,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_known(unknown: Sequence[str], others: Sequence[str]) -> None:
-    """Raises `UserError`, with the nearest name, for the first option that neither is a field nor one of the others."""
+    """Raise `UserError`, with the nearest name, for the first option that is neither a field nor one of the others."""
     for argument in unknown:
         if argument.startswith("-"):
             option = argument.split("=")[0].lstrip("-")
@@ -94,10 +156,10 @@ def check_known(unknown: Sequence[str], others: Sequence[str]) -> None:
 
 
 def overridden(config: Config, values: dict[str, str]) -> Config:
-    """The config with the fields that a command line names set to its values.
+    """The config with the values of a command line.
 
     Args:
-        config: Usually what a preset returned.
+        config: Usually of a preset.
         values: Dotted field name to text; JSON where the field is a list or a table, `none` for null.
 
     Raises:
@@ -114,7 +176,7 @@ def overridden(config: Config, values: dict[str, str]) -> Config:
 
 
 def _fields() -> dict[str, Any]:
-    """What pydantic knows of every field of a section, by dotted name."""
+    """Pydantic's description of every field of a section, by dotted name."""
     from carl_ray.config import Config
 
     whole: Any = Config
@@ -128,7 +190,7 @@ def _fields() -> dict[str, Any]:
 
 
 def _value(text: str, annotation: Any) -> Any:
-    # Only where null is a value: to `model.learnable`, "none" is a word like others.
+    # Only where null is valid: for `model.learnable`, "none" is a value of its own.
     if text.lower() in ("none", "null") and NoneType in get_args(annotation):
         return None
     if any(get_origin(part) in (dict, tuple) for part in (annotation, *get_args(annotation))):

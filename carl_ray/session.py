@@ -1,4 +1,4 @@
-"""Joining the Ray cluster that a command runs on, or starting one for it on this machine."""
+"""Connect to a Ray cluster, or start one on this machine."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from carl_ray import storage
 from carl_ray.errors import RunError, own_sigterm
 from carl_ray.machine import available_cores
 
-# One for all clusters of this process: Ray's client reads it once.
+# One per process: Ray's client reads it once.
 _TOKEN = secrets.token_hex(32)
 _START_SECONDS = 180.0
-"""For the node of a cluster of our own to start; Ray gives it 30, too few on a busy machine."""
+"""For the start of a local cluster; Ray's default of 30 is too short on a busy machine."""
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 120.0
-_LONGEST_PARENT = 24
-"""Characters of the folder of Ray's: its sockets have paths of at most 107."""
+_MAX_TEMP_LENGTH = 24
+"""Characters of the path of the temporary folder: Ray's sockets are inside, with paths of at most 107."""
 _PORTS = {"ray": 10001, "http": 80, "https": 443}
 
 
 @contextmanager
 def connect(num_cpus: int | None = None) -> Iterator[None]:
-    """Join the cluster that `RAY_ADDRESS` names (Ray Jobs set it), or run one on this machine for the while.
+    """Connect to the cluster that `RAY_ADDRESS` names (Ray Jobs set it), or start one on this machine.
 
-    All servers of a cluster of our own (control store, node, workers, dashboard, agents, metrics) listen on the
-    loopback interface alone. Since whoever reaches one could run code, Ray's also require a token, which is drawn anew
-    for each process and is nowhere but in the environment of its processes; the metrics, for users of this machine,
-    require none. Session files are in a temporary folder that only this user may enter; it is deleted at the end, and
-    kept for its logs where Ray failed. Workers have the priority of this process, not Ray's lower one.
+    All servers of a local cluster (control store, node, workers, dashboard, agents, metrics) listen on the loopback
+    interface alone. Since access allows running code, Ray's also require a token, which is drawn for each process and
+    is only in the environment of its processes; the metrics require none. Session files are in a temporary folder with
+    access for this user alone; it is deleted at the end, and kept for its logs where Ray failed. Workers have the
+    priority of this process, not Ray's lower one.
 
-    An explicit `RAY_AUTH_MODE` is left as it is. For a cluster that is named, it is `disabled` unless set: Ray's
-    default differs between its commands. `local` names none. Where this process is already connected (tests,
-    notebooks), that connection is used and left open.
+    An explicit `RAY_AUTH_MODE` is kept. For a named cluster it is `disabled` by default: Ray's own default differs
+    between its commands. `RAY_ADDRESS=local` names none. An existing connection of this process (tests, notebooks) is
+    used and left open.
 
     Args:
-        num_cpus: Logical CPUs of a cluster of our own; none: those that this process may use.
+        num_cpus: Logical CPUs of a local cluster; None: those that this process may use.
 
     Raises:
         RunError: the cluster cannot be reached.
@@ -61,9 +61,11 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS") == "local":
-        del os.environ["RAY_ADDRESS"]  # Later code takes its absence for "no cluster was named".
+        del os.environ["RAY_ADDRESS"]  # Later code tests for its presence.
     address = os.environ.get("RAY_ADDRESS")
-    folder = None if address else _make_folder()
+    temporary = tempfile.gettempdir()
+    parent = temporary if len(temporary) <= _MAX_TEMP_LENGTH else "/tmp"
+    folder = None if address else tempfile.mkdtemp(prefix="ray-", dir=parent)
     is_started = is_kept = False
     try:
         _start(address, folder, num_cpus)
@@ -75,7 +77,7 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise RunError(f"Ray failed: {lines[-1] if lines else type(error).__name__}") from None
     except RunError as error:
-        # Where Ray was its cause, why may stand in its logs alone.
+        # Where Ray is the cause, only its logs may hold the reason.
         is_kept = not is_started or type(error.__context__).__module__.startswith("ray")
         if folder and is_kept:
             raise RunError(f"{error} (Ray's logs: {folder})") from None
@@ -86,25 +88,20 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make_folder() -> str:
-    parent = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="ray-", dir=parent if len(parent) <= _LONGEST_PARENT else "/tmp")
-
-
 def _start(address: str | None, folder: str | None, num_cpus: int | None) -> None:
-    """Join a cluster, or start one with its files in a folder; raise `RunError` for whatever Ray raises."""
+    """Connect to a cluster, or start one with its files in a folder; `RunError` for all that Ray raises."""
     options: dict[str, Any] = {"address": address or "local"}
     if address:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     else:
         if "RAY_AUTH_MODE" not in os.environ:
-            # Told nothing, Ray asks for a token; without one it would write one into the home folder, which other
-            # commands of Ray then use.
+            # By default Ray requires a token; where there is none it writes one into the home folder, which other
+            # commands of Ray would then use.
             os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault("RAY_raylet_start_wait_time_s", f"{_START_SECONDS:.0f}")
-        # Ray lets all users write to the folder that it is given, and to those of its sessions: one below.
+        # A folder below: Ray makes the one that it is given writable for all users.
         options |= {
             "num_cpus": num_cpus or available_cores(),
             "_node_ip_address": "127.0.0.1",
@@ -123,16 +120,16 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None) -> Non
         if isinstance(error, ray.exceptions.AuthenticationError):
             reason = (
                 f"{error.message}: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the token of the cluster, or "
-                "RAY_AUTH_MODE=disabled where it wants none"
+                "RAY_AUTH_MODE=disabled where it requires none"
             )
         raise RunError(f"could not start or reach {where}: {reason}") from None
 
 
 @contextmanager
 def reaching(address: str) -> Iterator[None]:
-    """Limit the wait for a cluster: Ray's is silent, and longer than ten minutes.
+    """Set a timeout for connecting to a cluster: Ray waits silently for over ten minutes.
 
-    The process ends, with one line, where something listens but has not answered within two minutes.
+    Where something listens but does not answer within two minutes, the process exits with one line.
 
     Args:
         address: host:port of the head, that of Ray Client (`ray://`) or of the dashboard (`http://`), or `auto`.
@@ -174,11 +171,11 @@ def reaching(address: str) -> Iterator[None]:
 
 @contextmanager
 def _node_settings() -> Iterator[None]:
-    """Start Ray's node on the loopback interface, and wait for it for longer than 30 s.
+    """Patch Ray to start its node on the loopback interface, with a longer timeout.
 
-    Private, for lack of options (Ray 2.60). An address of the loopback interface that `ray.init` is given is replaced
-    by another one of the machine, and all servers listen on all interfaces, unless Ray may not form clusters, as on
-    macOS. Where Ray has changed, a warning says so.
+    Ray 2.60 has no options for either. It replaces a loopback address given to `ray.init` by another one of the
+    machine, and all servers listen on all interfaces, unless clusters are disabled, as on macOS. A warning is printed
+    where a changed Ray ignores the patch.
     """
     try:
         from ray._private import ray_constants, services
@@ -204,14 +201,14 @@ def _node_settings() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER, services.get_node = may_cluster, get_node
     if not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
         print(
-            f"warning: Ray {ray.__version__} listens on all interfaces of this machine, and its metrics want no token",
+            f"warning: Ray {ray.__version__} listens on all interfaces of this machine, its metrics without a token",
             file=sys.stderr,
             flush=True,
         )
 
 
 def quiet_data() -> None:
-    """Leaves progress to the command: Ray Data's own bars and hints would write over its line. For this process."""
+    """Disable Ray Data's progress bars and hints in this process, which would overwrite the command's progress."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -1,13 +1,11 @@
-"""A URI becomes a (pyarrow filesystem, path); reading and atomic writing over it.
+"""Files on local disks and object stores by URI: atomic writes, retries, one-line errors.
 
-Local paths, `s3://bucket/key?endpoint_override=host:port&scheme=http` and `gs://bucket/key` are the same to
-every caller. Credentials come from the environment; those inside a URI are used, but `public_uri` drops them
-from whatever is written or printed.
+Local paths, `s3://bucket/key?endpoint_override=host:port&scheme=http` and `gs://bucket/key` work alike. Credentials
+come from the environment; those inside a URI are used, but `public_uri` removes them from all output.
 
-What an object store fails at (5xx, throttling, a connection that is reset, stays silent or ends early) is tried
-again for `PATIENCE_SECONDS`, with exponential backoff and full jitter and a warning at each wait; so is a denial,
-for `DENIAL_SECONDS`. The disk of this machine is not asked twice. A reader sees a file as it was before a write or
-as it is after it, never a part.
+Transient failures of an object store (5xx, throttling, a connection that is reset, silent or closed early) are retried
+for `PATIENCE_SECONDS`, with exponential backoff, full jitter and a warning at each wait; denied access for
+`DENIAL_SECONDS`. Local disks are not retried.
 """
 
 from __future__ import annotations
@@ -32,20 +30,20 @@ from pyarrow import ArrowException, NativeFile, fs
 from carl_ray.errors import OutageError, RunError, UserError
 
 PATIENCE_SECONDS = 120.0
-"""How long after its first failure an object store is tried again; `set_patience` changes it."""
+"""Retries of an object store end this long after its first failure; `set_patience` changes it."""
 DENIAL_SECONDS = 30.0
-"""The same where it denies access: new permissions and renewed tokens take a moment to be known everywhere."""
+"""The same for denied access: new permissions and renewed tokens take a moment to propagate."""
 
 _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 10.0
-# Of one attempt: for a connection, and without a byte. Of each request, pyarrow itself makes some attempts.
+# Timeouts of one attempt, for a connection and without a byte, and pyarrow's own attempts at a request.
 _CONNECT_SECONDS = 5.0
 _SILENCE_SECONDS = 5.0
 _ATTEMPTS_OF_A_REQUEST = 3
 
 _LOGGER = logging.getLogger(__name__)
 _T = TypeVar("_T")
-# Not the global generator: how often a store fails must not change what a run draws.
+# Not the global generator: failures of a store must not change what a run draws.
 _JITTER = random.SystemRandom()
 _ABSENT = re.compile(r"NO_SUCH_BUCKET|Bucket '[^']*' not found|HTTP status 404|Not a regular file")
 _DENIED = re.compile(
@@ -53,12 +51,12 @@ _DENIED = re.compile(
     r"|\bstatus 40[0135]\b"
 )
 _SECRET = re.compile(r"key([_-]?id)?\d*$|token|secret|password|credential|signature|^sig$", re.IGNORECASE)
-# Also after something else, as in "package @ git+ssh".
+# Schemes whose user name is public; searched, as in "package @ git+ssh".
 _USER_IS_PUBLIC = re.compile(r"\b(abfss?|ssh)$")
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a URI names an object store, not a path of this machine."""
+    """Whether a URI names an object store, not a local path."""
     return "://" in uri and not uri.startswith("file://")
 
 
@@ -67,7 +65,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
     Raises:
         UserError: the scheme is unknown or the URI malformed.
-        RunError: the store cannot be reached; the region of a bucket is asked for when it is opened.
+        RunError: the store cannot be reached, which opening a bucket requires: it looks up the region.
     """
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
@@ -93,24 +91,24 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
 @lru_cache(maxsize=64)
 def _bucket(scheme: str, bucket: str, query: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a bucket, made once a process: for S3 that is a round trip, to ask for its region."""
+    """The filesystem of a bucket, cached: for S3, making it costs a request for the region."""
     return _open_uri(f"{scheme}://{bucket}" + (f"?{query}" if query else ""))
 
 
 def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:
-    """What pyarrow makes of a URI, with limits for a store that does not answer."""
+    """Filesystem and path of a URI, with timeouts."""
     if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in uri:
-        # Google's client would go on for a quarter of an hour without a word.
+        # Google's client would retry silently for 15 minutes.
         uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={_SILENCE_SECONDS:.0f}"
     filesystem, path = fs.FileSystem.from_uri(uri)
     if isinstance(filesystem, fs.S3FileSystem):
-        # A URI has no fields for these; pickling gives all that it had.
+        # A URI has no fields for these; pickling gives the options that it had.
         _, (options,) = filesystem.__reduce__()
         limits = {
             "connect_timeout": _CONNECT_SECONDS,
             "request_timeout": _SILENCE_SECONDS,
             "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS_OF_A_REQUEST),
-            # Of a small file, one request: its upload has no parts that could be left behind.
+            # A small file is one request: no parts of an upload can be left behind.
             "allow_delayed_open": True,
         }
         filesystem = fs.S3FileSystem(**(options | limits))
@@ -118,12 +116,12 @@ def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def has_secret(uri: str) -> bool:
-    """Whether a URI holds credentials, which must not be written down."""
+    """Whether a URI holds credentials."""
     return "://" in uri and public_uri(uri) != uri.partition("#")[0].rstrip("?&")
 
 
 def public_uri(uri: str) -> str:
-    """The URI without password, secret query fields or a user name that may be one: safe to print and to store."""
+    """The URI without password, secret query fields or a user name that may be one: safe to print and store."""
     if "://" not in uri:
         return uri
     scheme, _, rest = uri.partition("#")[0].partition("://")
@@ -132,17 +130,17 @@ def public_uri(uri: str) -> str:
     if "@" in host:
         user, _, host = host.rpartition("@")
         if _USER_IS_PUBLIC.search(scheme):
-            # Azure writes container@account there, Git git@host; only what follows a colon is a secret.
+            # Azure writes container@account, Git git@host; only what follows a colon is secret.
             host = f"{user.partition(':')[0]}@{host}"
     elif "@" in path and ":" in host and not host.rpartition(":")[2].isdigit():
-        # Not a port: a secret with a slash in it, as AWS's often have.
+        # Not a port: a secret with a slash in it, as AWS's often are.
         host, slash, path = path.partition("@")[2].partition("/")
     fields = [field for field in query.split("&") if field and not _SECRET.search(field.partition("=")[0])]
     return f"{scheme}://{host}{slash}{path}" + ("?" + "&".join(fields) if fields else "")
 
 
 def shell_command(*words: str) -> str:
-    """A command to paste into a POSIX shell: each word without its secrets and quoted where it needs to be.
+    """A command for a POSIX shell: words quoted, credentials removed.
 
     `shell_command("python", "-m", "carl_ray.train", "--run-dir", run_dir, "--resume")`
     """
@@ -150,40 +148,40 @@ def shell_command(*words: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """The URI as a process in any folder understands it: a path of this machine from its root."""
+    """The URI with a local path made absolute."""
     return uri if is_remote(uri) else resolve(uri)[1]
 
 
 def join(uri: str, *names: str) -> str:
-    """The URI of something inside a folder; a query (`?endpoint_override=…`) stays at the end."""
+    """The URI of a path in a folder; a query (`?endpoint_override=…`) stays at the end."""
     base, mark, query = uri.partition("?") if is_remote(uri) else (uri, "", "")
     return "/".join([base.rstrip("/"), *names]) + mark + query
 
 
 def parent(uri: str) -> str:
-    """The URI of the folder that something lies in; a query stays at the end."""
+    """The URI of the folder of a file or folder; a query stays at the end."""
     base, mark, query = uri.partition("?") if is_remote(uri) else (uri, "", "")
     return base.rstrip("/").rpartition("/")[0] + mark + query
 
 
 def home() -> Path:
-    """Folder for runs and rendered data when none is named: `$CARL_RAY_HOME`, or `~/carl_ray`."""
+    """Default folder of runs and rendered data: `$CARL_RAY_HOME`, or `~/carl_ray`."""
     return Path(os.environ.get("CARL_RAY_HOME", "~/carl_ray")).expanduser().absolute()
 
 
 def persistently(uri: str, action: str, attempt: Callable[[], _T]) -> _T:
-    """What `attempt` returns; it is called again, after a while, where an object store fails.
+    """What `attempt` returns, retried with exponential backoff where an object store fails.
 
     Args:
-        uri: What it is about: nothing of this machine is tried again.
-        action: What it does, as in "could not read it".
+        uri: Of the file or folder; local ones are not retried.
+        action: As in "could not read it".
         attempt: May be called any number of times.
 
     Raises:
-        OSError: as `attempt` raised it at last; at once where something is absent, after `DENIAL_SECONDS` where
-            access is denied, after `PATIENCE_SECONDS` otherwise.
+        OSError: of the last attempt: at once where something is absent, after `DENIAL_SECONDS` where access is denied,
+            after `PATIENCE_SECONDS` otherwise.
     """
-    # A denial among other failures has its own time.
+    # By patience: a denial among other failures has its own deadline.
     first_failure: dict[float, float] = {}
     longest_wait = _FIRST_WAIT_SECONDS
     while True:
@@ -203,13 +201,13 @@ def persistently(uri: str, action: str, attempt: Callable[[], _T]) -> _T:
 
 
 def set_patience(seconds: float) -> None:
-    """Sets for how long this process tries an object store again."""
+    """Set for how long this process retries an object store."""
     global PATIENCE_SECONDS
     PATIENCE_SECONDS = seconds
 
 
 def _patience(error: OSError) -> float:
-    """For how many seconds it is worth trying again."""
+    """Seconds for which a failure is retried."""
     text = str(error)
     if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)) or _ABSENT.search(text):
         return 0.0
@@ -219,54 +217,46 @@ def _patience(error: OSError) -> float:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there. Raises as `read_bytes` does where the store refuses."""
+    """Whether a file or folder exists. Raises as `read_bytes` does where the store refuses."""
     return _type_of(uri) != fs.FileType.NotFound
 
 
 def is_file(uri: str) -> bool:
-    """Whether a file, not a folder, is there. Raises as `read_bytes` does where the store refuses."""
+    """Whether a file, not a folder, exists. Raises as `read_bytes` does where the store refuses."""
     return _type_of(uri) == fs.FileType.File
 
 
 def _type_of(uri: str) -> fs.FileType:
-    filesystem, path = resolve(uri)
-    try:
-        return persistently(uri, "look at", lambda: filesystem.get_file_info(path).type)
-    except OSError as error:
-        raise storage_error(error, uri, "look at") from None
+    return _on_store(uri, "look at", lambda filesystem, path: filesystem.get_file_info(path).type)
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole content of a file.
+    """The whole content of a file, of one version of it.
 
     Raises:
-        UserError: it is not there.
+        UserError: there is no such file.
         RunError: the store refuses or fails.
     """
-    filesystem, path = resolve(uri)
-    try:
-        return persistently(uri, "read", partial(_read_whole, filesystem, path))
-    except FileNotFoundError:
-        raise UserError(f"{public_uri(uri)}: no such file") from None
-    except OSError as error:
-        raise storage_error(error, uri, "read") from None
+
+    def read(filesystem: fs.FileSystem, path: str) -> bytes:
+        try:
+            return _read_whole(filesystem, path)
+        except FileNotFoundError:
+            raise UserError(f"{public_uri(uri)}: no such file") from None
+
+    return _on_store(uri, "read", read)
 
 
 def _read_whole(filesystem: fs.FileSystem, path: str) -> bytes:
-    """The content of a file, all of one version.
-
-    Raises:
-        OSError: also where less came than the file has, or another version meanwhile.
-    """
     with filesystem.open_input_file(path) as file:
         size = file.size()
         content: bytes = file.read()
         version = _version(filesystem, file)
-    # More is well: a log of this machine may have grown since.
+    # More is valid: a local log may have grown since.
     if len(content) < size:
         raise OSError(f"expected {size} bytes, got {len(content)}")
     # S3's size and content are two requests. Where the content has become longer in between, the rest is missing;
-    # where shorter, pyarrow fills up with whatever is in memory. A third one, for the version, says if they fit.
+    # where shorter, pyarrow fills up with whatever is in memory. A third request, for the version, detects both.
     if version is not None:
         with filesystem.open_input_file(path) as file:
             if _version(filesystem, file) != version:
@@ -275,24 +265,27 @@ def _read_whole(filesystem: fs.FileSystem, path: str) -> bytes:
 
 
 def _version(filesystem: fs.FileSystem, file: NativeFile) -> bytes | None:
-    """S3's tag of the content; none where opening a file already pins its version."""
+    """S3's tag of the content; None where opening a file already pins its version."""
     return file.metadata().get("ETag") if isinstance(filesystem, fs.S3FileSystem) else None
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Writes a whole file at once: a reader sees the old content or the new, never a part.
+    """Write a whole file atomically: a reader gets the old content or the new, never a part.
 
     Raises:
         RunError: the store refuses, fails or is full.
     """
-    filesystem, path = resolve(uri)
-    try:
+
+    def write(filesystem: fs.FileSystem, path: str) -> None:
         if isinstance(filesystem, fs.LocalFileSystem):
             _replace(Path(path), content)
-        else:
-            persistently(uri, "write", partial(_upload, filesystem, path, content))
-    except OSError as error:
-        raise storage_error(error, uri, "write") from None
+            return
+        # Closing completes an upload, whatever was written: one write, and nothing in between that may fail. Parts
+        # that fail in the background make closing fail.
+        with filesystem.open_output_stream(path) as file:
+            file.write(content)
+
+    _on_store(uri, "write", write)
 
 
 def _replace(target: Path, content: bytes) -> None:
@@ -308,43 +301,40 @@ def _replace(target: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _upload(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
-    # Closing completes an upload, whatever it holds: all goes in at once, and nothing else happens in between.
-    # Parts that fail do so in the background, and closing then fails too.
-    with filesystem.open_output_stream(path) as file:
-        file.write(content)
-
-
 def list_folder(uri: str) -> list[str]:
     """Names in a folder, sorted; empty where the folder does not exist."""
-    filesystem, path = resolve(uri)
-    selector = fs.FileSelector(path, allow_not_found=True)
-    try:
+
+    def names(filesystem: fs.FileSystem, path: str) -> list[str]:
         if isinstance(filesystem, fs.LocalFileSystem):
-            # Arrow looks twice, and raises where the folder has come in between.
-            return sorted(entry.name for entry in Path(path).iterdir())
-        found = persistently(uri, "list", lambda: filesystem.get_file_info(selector))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise storage_error(error, uri, "list") from None
-    return sorted(info.base_name for info in found)
+            # pyarrow stats twice, and raises where the folder appears in between.
+            with suppress(FileNotFoundError):
+                return [entry.name for entry in Path(path).iterdir()]
+            return []
+        selector = fs.FileSelector(path, allow_not_found=True)
+        return [info.base_name for info in filesystem.get_file_info(selector)]
+
+    return sorted(_on_store(uri, "list", names))
 
 
 def delete(uri: str) -> None:
-    """Deletes a file, or a folder and all in it; nothing happens where there is none."""
-    filesystem, path = resolve(uri)
+    """Delete a file, or a folder with its content; nothing happens where there is none."""
 
-    def attempt() -> None:
+    def remove(filesystem: fs.FileSystem, path: str) -> None:
         while (found := filesystem.get_file_info(path).type) != fs.FileType.NotFound:
-            with suppress(FileNotFoundError):  # Somebody else deletes it too.
+            with suppress(FileNotFoundError):  # Another process deletes it too.
                 filesystem.delete_file(path) if found == fs.FileType.File else filesystem.delete_dir(path)
                 return
 
+    _on_store(uri, "delete", remove)
+
+
+def _on_store(uri: str, action: str, attempt: Callable[[fs.FileSystem, str], _T]) -> _T:
+    """What `attempt` returns for the filesystem and path of a URI, with retries and one-line errors."""
+    filesystem, path = resolve(uri)
     try:
-        persistently(uri, "delete", attempt)
+        return persistently(uri, action, partial(attempt, filesystem, path))
     except OSError as error:
-        raise storage_error(error, uri, "delete") from None
+        raise storage_error(error, uri, action) from None
 
 
 def storage_error(error: OSError, uri: str, action: str) -> RunError:

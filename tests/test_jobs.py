@@ -1,4 +1,4 @@
-"""The command `python -m carl_ray.jobs` without a cluster; with one: `test_chain_on_cluster.py`."""
+"""The command `python -m carl_ray.jobs` without a cluster; with one: `test_pipeline_on_cluster.py`."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["submit", "pourin", "--folder", "/x"], "unknown chain 'pourin': expected one of demo, finegym99"),
+        (["submit", "pourin", "--folder", "/x"], "unknown pipeline 'pourin': expected one of demo, finegym99"),
         (["submit", "demo"], "required: --folder"),
         (["submit", "pouring", "--folder", "/x"], "pouring needs --set manifest=VALUE: URI of the manifest"),
         (["submit", "demo", "--folder", "/x", "--set", "videos"], "--set: expected NAME=VALUE, got 'videos'"),
         (["submit", "demo", "--folder", "/x", "--working-dir", "/"], "/: expected a checkout with carl_ray in it"),
         (["submit", "demo", "--folder", "/x", "--runtime-env-json", "{"], "--runtime-env-json: not JSON"),
-        (["submit", "demo", "--folder", "/x", "--runtime-env-json", "[]"], "--runtime-env-json: expected an object"),
+        (["submit", "demo", "--folder", "/x", "--runtime-env-json", "[]"], "json: expected a JSON object"),
         (["status", "demo", "--folder", "s3://K:hushhush@b/x"], "s3://b/x: expected a URI without credentials"),
-        (["run", "--job-id"], "expected one argument"),
+        (["submit", "demo", "--folder", "s3://K:hushhush@b/x"], "s3://b/x: expected a URI without credentials"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(
@@ -48,6 +48,13 @@ def test_mistakes_are_one_line(
     assert status == 2
     assert expected in line
     assert "hushhush" not in line
+
+
+def test_names_of_stages_are_fixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.py"
+    file.write_text("def a(folder, n='1'): return {f'stage-{n}': ['x']}")
+    status, line = failure(capsys, "submit", str(file), "--folder", str(tmp_path), "--set", "n=2")
+    assert (status, "the names of its stages must not depend on its parameters" in line) == (2, True)
 
 
 def test_help_lists_the_parameters(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,58 +68,8 @@ def test_help_lists_the_parameters(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "a_stage.py").write_text(
-        "import sys\n"
-        "assert __name__ == '__main__'\n"
-        "print(sys.argv[1:])\n"
-        "exec(sys.argv[1])\n"
-    )  # fmt: skip
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["jobs"])
-    return "a_stage"
-
-
-@pytest.mark.parametrize("code", ["pass", "sys.exit()", "sys.exit(0)"])
-def test_a_command_that_ends_well_is_written_down(
-    code: str, module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    jobs.main(["stage", str(tmp_path / "stages" / "x.json"), module, code, "two words"])
-    assert capsys.readouterr().out == f"{[code, 'two words']}\n"
-    marker = json.loads((tmp_path / "stages" / "x.json").read_text())
-    assert marker["command"] == [module, code, "two words"]
-    assert marker["seconds"] >= 0
-
-
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        ("sys.exit(1)", SystemExit),
-        ("sys.exit(2)", SystemExit),
-        ("sys.exit('no')", SystemExit),
-        ("raise KeyboardInterrupt", SystemExit),
-        ("1 / 0", ZeroDivisionError),
-    ],
-)
-def test_a_command_that_fails_is_not(
-    code: str, expected: type[BaseException], module: str, tmp_path: Path
-) -> None:
-    with pytest.raises(expected) as raised:
-        jobs.main(["stage", str(tmp_path / "x.json"), module, code])
-    if isinstance(raised.value, SystemExit):
-        assert raised.value.code not in (None, 0)
-    assert not (tmp_path / "x.json").exists()
-
-
-@pytest.mark.parametrize("name", ["no_such_module", "no_such.module"])
-def test_a_stage_that_is_no_module(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, line = failure(capsys, "stage", str(tmp_path / "x.json"), name)
-    assert (status, f"no module {name} here" in line) == (2, True)
-
-
-@pytest.fixture
 def dashboard() -> Iterator[str]:
-    """URL of what answers as the dashboard of a cluster that wants a token and has no jobs."""
+    """URL of a fake dashboard, of a cluster that requires a token and has no jobs."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -134,7 +91,7 @@ def dashboard() -> Iterator[str]:
     server.shutdown()
 
 
-def test_the_address_that_is_named_is_asked_with_its_token(dashboard: str, tmp_path: Path) -> None:
+def test_the_named_address_gets_the_token(dashboard: str, tmp_path: Path) -> None:
     def status(address: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*(sys.executable, "-m", "carl_ray.jobs", "status", "demo"), "--folder", tmp_path, "--address", address],
@@ -151,7 +108,7 @@ def test_the_address_that_is_named_is_asked_with_its_token(dashboard: str, tmp_p
     found = status(dashboard, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN, **elsewhere)
     assert found.returncode == 0, found.stderr
     assert [line.split(None, 1) for line in found.stdout.splitlines()] == [
-        *(["chain", "not begun"], ["index", "done"], ["train", "not begun"], ["embed", "not begun"]),
+        *(["pipeline", "not begun"], ["index", "done"], ["train", "not begun"], ["embed", "not begun"]),
         ["evaluate", "not begun"],
     ]
     refused = status(dashboard, RAY_AUTH_MODE="disabled")

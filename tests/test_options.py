@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 
 from carl_ray.config import Config, ModelConfig
 from carl_ray.errors import UserError
-from carl_ray.options import OptionParser, add_config_options, check_known, field_names, nearest, overridden
+from carl_ray.options import (
+    OptionParser,
+    add_config_options,
+    check_known,
+    field_names,
+    json_object,
+    name_and_value,
+    nearest,
+    number,
+    overridden,
+    uri_without_credentials,
+)
 
 CONFIG = Config(preset="test", model=ModelConfig(backbone="small", weights="random"))
 
 
 def parse(*arguments: str) -> Config:
-    """What a door does."""
-    parser = OptionParser(prog="door", allow_abbrev=False)
+    """Parse as a command does."""
+    parser = OptionParser(prog="command", allow_abbrev=False)
     add_config_options(parser)
     parsed, unknown = parser.parse_known_args(list(arguments))
     check_known(unknown, ["run-dir"])
@@ -43,7 +55,7 @@ def test_no_option_changes_nothing() -> None:
 
 
 def test_help_shows_descriptions_and_defaults() -> None:
-    parser = OptionParser(prog="door")
+    parser = OptionParser(prog="command")
     add_config_options(parser)
     text = " ".join(parser.format_help().split())
     assert (
@@ -105,7 +117,7 @@ def test_other_fields_stay_and_the_last_of_two_values_counts() -> None:
         (["--run_dir", "x"], r"unknown option --run_dir; did you mean run-dir\?"),
         (["--zzz"], r"unknown option --zzz$"),
         (["extra"], r"unexpected argument 'extra'"),
-        (["--training.epochs"], r"expected one argument; see door --help"),
+        (["--training.epochs"], r"expected one argument; see command --help"),
         (["--training.epochs", "many"], r"command line: training\.epochs: .*integer.*got 'many'$"),
         (["--cluster.use_gpu", "maybe"], r"command line: cluster\.use_gpu: .*boolean.*got 'maybe'$"),
         (["--model.learnable", "everything"], r"model\.learnable: .*'block5'.*got 'everything'$"),
@@ -121,7 +133,7 @@ def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_nearest_says_nothing_where_nothing_is_near() -> None:
+def test_nearest_is_empty_where_no_name_is_similar() -> None:
     assert nearest("demo", ["demos", "pouring"]) == "; did you mean demos?"
     assert nearest("xyz", ["demos", "pouring"]) == ""
 
@@ -137,7 +149,7 @@ def test_nearest_says_nothing_where_nothing_is_near() -> None:
         ("q.mp4", ""),
     ],
 )
-def test_the_nearest_file_is_one_of_that_name_not_of_that_suffix(typed: str, meant: str) -> None:
+def test_nearest_file_ignores_suffix_and_zeros(typed: str, meant: str) -> None:
     actions = {"train": ("lift", "push-up"), "test": ("squat", "push-up")}
     known = [
         f"{split}/{a}-{n:03d}.mp4" for split, names in actions.items() for a in names for n in range(1, 20)
@@ -145,9 +157,45 @@ def test_the_nearest_file_is_one_of_that_name_not_of_that_suffix(typed: str, mea
     assert nearest(typed, known, files=True) == meant
 
 
-def test_the_parser_raises_instead_of_leaving() -> None:
-    parser = OptionParser(prog="door")
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (number(int, at_least=1), "1", 1),
+        (number(int, at_least=1), "0", "expected a whole number of at least 1, got '0'"),
+        (number(int), "1.5", "expected a whole number, got '1.5'"),
+        (number(float, above=0, at_most=1), "1", 1.0),
+        (number(float, above=0, at_most=1), "1e-9", 1e-9),
+        (number(float, above=0, at_most=1), "0", "expected a number above 0 up to 1, got '0'"),
+        (number(float, above=0), "inf", "expected a number above 0, got 'inf'"),
+        (number(float), "nan", "expected a number, got 'nan'"),
+        (uri_without_credentials, "s3://bucket/a", "s3://bucket/a"),
+        (
+            uri_without_credentials,
+            "s3://K:hushhush@bucket/a",
+            "s3://bucket/a: expected a URI without credentials",
+        ),
+        (name_and_value, "a=b=c", ("a", "b=c")),
+        (name_and_value, "a", "expected NAME=VALUE, got 'a'"),
+        (json_object, '{"a": 1}', {"a": 1}),
+        (json_object, "{", "not JSON"),
+        (json_object, "[]", "expected a JSON object"),
+    ],
+)
+def test_argument_types(kind: Callable[[str], object], text: str, value: object) -> None:
+    parser = OptionParser(prog="command")
+    parser.add_argument("--x", type=kind)
+    if not isinstance(value, str) or not value.startswith(("expected", "not", "s3://bucket/a:")):
+        assert parser.parse_args(["--x", text]).x == value
+        return
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(["--x", text])
+    assert str(caught.value).startswith(f"argument --x: {value}")
+    assert "hushhush" not in str(caught.value)
+
+
+def test_the_parser_raises_instead_of_exiting() -> None:
+    parser = OptionParser(prog="command")
     parser.add_argument("--number", type=int)
-    with pytest.raises(UserError, match=r"argument --number: invalid int value: 'x'; see door --help"):
+    with pytest.raises(UserError, match=r"argument --number: invalid int value: 'x'; see command --help"):
         parser.parse_args(["--number", "x"])
     assert isinstance(parser, argparse.ArgumentParser)

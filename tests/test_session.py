@@ -1,4 +1,4 @@
-"""`carl_ray.session`: which cluster a command joins, and what is said where it cannot; without Ray."""
+"""`carl_ray.session` without a cluster: which one it connects to, and its errors."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from carl_ray.errors import RunError
 
 @pytest.fixture
 def listening() -> Iterator[str]:
-    """host:port of somebody who takes connections, and never answers."""
+    """host:port of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What `ray.init` was called with; nothing of Ray is in the environment."""
+    """Arguments of the calls of `ray.init`; the environment has no variables of Ray."""
     for name in (
         "RAY_AUTH_MODE",
         "RAY_AUTH_TOKEN",
@@ -44,7 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-def test_local_is_a_cluster_of_our_own(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_starts_a_cluster(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with session.connect():
         assert "RAY_ADDRESS" not in os.environ
@@ -55,7 +55,7 @@ def test_local_is_a_cluster_of_our_own(asked: list[dict[str, Any]], monkeypatch:
     assert (arguments["address"], arguments["_node_ip_address"]) == ("local", "127.0.0.1")
 
 
-def test_a_cluster_that_wants_a_token_is_one_line(
+def test_a_required_token_is_one_line(
     asked: list[dict[str, Any]], listening: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(**arguments: Any) -> None:
@@ -69,16 +69,16 @@ def test_a_cluster_that_wants_a_token_is_one_line(
     assert str(failure.value) == (
         f"could not start or reach the Ray cluster at {listening}: Token authentication is enabled but no "
         "authentication token was found: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the token of the cluster, or "
-        "RAY_AUTH_MODE=disabled where it wants none"
+        "RAY_AUTH_MODE=disabled where it requires none"
     )
 
 
 @pytest.mark.parametrize("address", ["{free}", "ray://{free}", "http://{free}", "auto"])
-def test_a_cluster_that_is_not_there_is_said_at_once(
+def test_an_absent_cluster_is_reported_at_once(
     address: str, asked: list[dict[str, Any]], free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = f"127.0.0.1:{free_port()}"
-    # As after a head that was killed: its address is still written down.
+    # As after a head was killed: its address is still recorded.
     monkeypatch.setattr(services, "get_ray_address_from_environment", lambda *arguments: free)
     monkeypatch.setenv("RAY_ADDRESS", address.format(free=free))
     with pytest.raises(RunError, match=rf"nothing answers at [\d.]+:{free[10:]} \(Connection refused\)"):
@@ -89,7 +89,7 @@ def test_a_cluster_that_is_not_there_is_said_at_once(
         assert not asked
 
 
-def test_who_listens_and_does_not_answer_is_waited_for_a_while(listening: str) -> None:
+def test_an_unanswered_connection_times_out(listening: str) -> None:
     code = (
         "import time; from carl_ray import session; session._ANSWER_SECONDS = .1\n"
         f"with session.reaching({listening!r}): time.sleep(600)"
@@ -100,9 +100,7 @@ def test_who_listens_and_does_not_answer_is_waited_for_a_while(listening: str) -
     assert line.startswith(f"carl_ray: {listening} did not answer as a Ray cluster does")
 
 
-def test_a_start_that_takes_too_long_is_one_line(
-    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_start_timeout_is_one_line(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(0, 10_000, 40))
     monkeypatch.setattr(session.time, "monotonic", lambda: float(next(seconds)))
     monkeypatch.setattr(session.time, "sleep", lambda seconds: None)
@@ -113,7 +111,7 @@ def test_a_start_that_takes_too_long_is_one_line(
         raise RuntimeError("not registered")
 
     def init(**arguments: Any) -> None:
-        # What Ray's node does: 30 s are too few for it.
+        # As Ray's node does, for which 30 s are too short.
         with pytest.raises(RuntimeError):
             services.get_node("address", "node")
         raise Exception("The current node timed out during startup. This could happen")

@@ -1,4 +1,4 @@
-"""`carl_ray.storage` on the local disk, and what its messages let out. (Object storage: the tests over S3.)"""
+"""`carl_ray.storage` on the local disk; retries and messages. (Object storage: the tests over S3.)"""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,7 +49,7 @@ from carl_ray.errors import RunError, UserError
         ("git+https://SECRET@github.com/org/x.git@v1", "git+https://github.com/org/x.git@v1"),
     ],
 )
-def test_public_uri_keeps_secrets(uri: str, public: str) -> None:
+def test_public_uri_removes_credentials(uri: str, public: str) -> None:
     assert storage.public_uri(uri) == public
     assert storage.public_uri(public) == public
 
@@ -71,7 +73,7 @@ def test_a_uri_that_cannot_be_resolved_is_one_line_without_secrets(uri: str, mes
     assert not any(part in text for part in ("\n", "SECRET", "SE/", "CRET"))
 
 
-def test_a_store_that_cannot_be_reached_is_no_mistake_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_is_a_run_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*arguments: str) -> None:
         raise OSError("When resolving region for bucket 'b': NETWORK_CONNECTION")
 
@@ -90,7 +92,7 @@ def test_a_store_that_cannot_be_reached_is_no_mistake_of_the_users(monkeypatch: 
         "abfss://container@account.dfs.core.windows.net/a%20b/c.mp4",
     ],
 )
-def test_azures_uris_name_no_secret_and_resolve(uri: str) -> None:
+def test_azure_uris_hold_no_credentials_and_resolve(uri: str) -> None:
     assert not storage.has_secret(uri)
     assert storage.public_uri(uri) == uri
     assert storage.resolve(uri)[1] == "container/a b/c.mp4"
@@ -183,7 +185,7 @@ def test_two_may_delete_the_same_folder(tmp_path: Path) -> None:
         assert not folder.exists()
 
 
-def test_reading_what_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
+def test_reading_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing: no such file$"):
         storage.read_bytes(str(tmp_path / "missing"))
 
@@ -245,33 +247,15 @@ def test_a_full_disk_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.
     assert storage.list_folder(str(tmp_path)) == ["file"]
 
 
-def test_a_log_may_grow_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "log"
-    path.write_bytes(b"one")
-
-    class File:
-        def __enter__(self) -> File:
-            return self
-
-        def __exit__(self, *arguments: object) -> None:
-            pass
-
-        def size(self) -> int:
-            return 3
-
-        def read(self) -> bytes:
-            return content
-
-    class System:
-        def open_input_file(self, path: str) -> File:
-            return File()
-
-    monkeypatch.setattr(storage, "resolve", lambda uri: (System(), uri))
+def test_a_log_may_grow_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"one, two"
-    assert storage.read_bytes(str(path)) == content
+    file = SimpleNamespace(size=lambda: 3, read=lambda: content)
+    system = SimpleNamespace(open_input_file=lambda path: nullcontext(file))
+    monkeypatch.setattr(storage, "resolve", lambda uri: (system, uri))
+    assert storage.read_bytes("/log") == content
     content = b"o"
     with pytest.raises(RunError, match=r"could not read it \(expected 3 bytes, got 1\)"):
-        storage.read_bytes(str(path))
+        storage.read_bytes("/log")
 
 
 @dataclass
@@ -317,7 +301,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         ("Not a regular file: 'b/folder'", 0.0),
     ],
 )
-def test_how_long_a_store_is_tried_again(clock: Clock, text: str, patience: float) -> None:
+def test_retry_time_by_failure(clock: Clock, text: str, patience: float) -> None:
     def fail() -> None:
         raise OSError(f"When getting information for key 'step-00000403' in bucket 'b': {text}")
 
@@ -329,21 +313,26 @@ def test_how_long_a_store_is_tried_again(clock: Clock, text: str, patience: floa
     assert len(set(clock.waits)) == len(clock.waits)
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError("x"), IsADirectoryError("x"), NotADirectoryError("x")])
-def test_what_is_absent_is_not_tried_again(clock: Clock, error: OSError) -> None:
+@pytest.mark.parametrize(
+    ("uri", "error"),
+    [
+        ("s3://b/a", FileNotFoundError("x")),
+        ("s3://b/a", IsADirectoryError("x")),
+        ("s3://b/a", NotADirectoryError("x")),
+        ("/a", OSError(errno.EIO, "x")),
+        ("file:///a", OSError(errno.EIO, "x")),
+    ],
+)
+def test_absent_files_and_local_disks_are_not_retried(clock: Clock, uri: str, error: OSError) -> None:
+    def fail() -> None:
+        raise error
+
     with pytest.raises(type(error)):
-        storage.persistently("s3://b/a", "read", lambda: fail_as(error))
+        storage.persistently(uri, "read", fail)
     assert clock.waits == []
 
 
-def test_the_disk_of_this_machine_is_not_asked_twice(clock: Clock) -> None:
-    for uri in ("/a", "file:///a"):
-        with pytest.raises(OSError, match="Input/output"):
-            storage.persistently(uri, "read", fail_with(errno.EIO))
-    assert clock.waits == []
-
-
-def test_a_denial_among_other_failures_has_its_own_time(clock: Clock) -> None:
+def test_a_denial_among_other_failures_has_its_own_deadline(clock: Clock) -> None:
     def fail() -> None:
         raise OSError("HTTP status 500" if clock.now < 40 else "AWS Error ACCESS_DENIED during GetObject")
 
@@ -352,8 +341,8 @@ def test_a_denial_among_other_failures_has_its_own_time(clock: Clock) -> None:
     assert 70 <= sum(clock.waits) < 80
 
 
-def test_an_attempt_that_takes_long_is_made_twice(clock: Clock) -> None:
-    """A large upload may take longer than storage is patient: the time counts from the first failure."""
+def test_a_long_attempt_is_retried(clock: Clock) -> None:
+    """A large upload may take longer than the retry time, which counts from the first failure."""
     attempts = []
 
     def slow() -> str:
@@ -365,10 +354,6 @@ def test_an_attempt_that_takes_long_is_made_twice(clock: Clock) -> None:
 
     assert storage.persistently("gs://b/a", "write", slow) == "done"
     assert attempts == [0.0, 500 + clock.waits[0]]
-
-
-def fail_as(error: OSError) -> None:
-    raise error
 
 
 def test_other_failures_of_the_store_are_one_line(tmp_path: Path) -> None:
@@ -395,13 +380,13 @@ def test_other_failures_of_the_store_are_one_line(tmp_path: Path) -> None:
         PermissionError("no"),
     ],
 )
-def test_no_permission_on_a_bucket_says_where_to_look(error: OSError) -> None:
+def test_denied_access_to_a_bucket_names_credentials_and_policy(error: OSError) -> None:
     found = storage.storage_error(error, "s3://K:SECRET@b/x", "read")
     assert str(found).startswith("s3://b/x: could not read it: no permission; check the credentials")
     assert "403" not in str(storage.storage_error(OSError("slow"), "s3://b/x", "read"))
 
 
-def test_home_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_home_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
     assert storage.home() == tmp_path
     monkeypatch.delenv("CARL_RAY_HOME")
@@ -409,7 +394,7 @@ def test_home_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp
     assert storage.home() == tmp_path / "carl_ray"
 
 
-def test_absolute_names_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("a/b") == str(tmp_path / "a" / "b")
     assert storage.absolute(f"file://{tmp_path}/a") == f"{tmp_path}/a"

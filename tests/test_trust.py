@@ -29,9 +29,6 @@ import carl_ray
 from benchmarks import paper
 from carl_ray import config as configuration
 from carl_ray import jobs, session, storage, train
-from carl_ray.chains import runner
-from carl_ray.chains.chain import check_runtime_env
-from carl_ray.chains.runner import read_plan
 from carl_ray.config import Config, ModelConfig
 from carl_ray.data import scan
 from carl_ray.data.decode import DecodeError, probe_video, read_frames
@@ -43,6 +40,9 @@ from carl_ray.evaluation import embeddings, localization
 from carl_ray.evaluation.embeddings import Origin, read_embeddings
 from carl_ray.evaluation.localization import export_features
 from carl_ray.model.backbone import load_backbone_weights
+from carl_ray.pipelines import runner
+from carl_ray.pipelines.plan import check_runtime_env
+from carl_ray.pipelines.runner import read_plan
 from carl_ray.report.comparison import comparison
 from carl_ray.training.checkpoint import Checkpoint, Progress, initial_weights, load_model, open_checkpoint
 from carl_ray.training.step import TrainedModel
@@ -408,7 +408,7 @@ def test_what_ray_redacts_is_not_passed_on() -> None:
 
     class Client:
         def get_job_info(self, name: str) -> Any:
-            plan = json.dumps({"chain": "two", "folder": "/x", "commands": {"one": ["my.one"]}})
+            plan = json.dumps({"pipeline": "two", "folder": "/x", "commands": {"one": ["my.one"]}})
             return SimpleNamespace(
                 metadata={runner._PLAN: plan}, runtime_env={"env_vars": {"A": "<redacted>"}}
             )
@@ -442,7 +442,7 @@ def test_code_too_large_to_send_is_one_line(
     (tmp_path / "ignored").write_bytes(os.urandom(6 * 2**20))
     (tmp_path / ".rayignore").write_text("ignored\n")
     monkeypatch.setattr(jobs, "_client", lambda address: pytest.fail("asked a cluster"))
-    monkeypatch.setattr(jobs, "_MOST_PACKAGE_BYTES", 2 * 2**20)
+    monkeypatch.setattr(jobs, "_MAX_PACKAGE_BYTES", 2 * 2**20)
     arguments = ["submit", "demo", "--folder", str(tmp_path / "out"), "--working-dir", str(tmp_path)]
     with pytest.raises(SystemExit) as left:
         jobs.main(arguments)

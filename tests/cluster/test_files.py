@@ -28,9 +28,9 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from carl_ray import train
-from carl_ray.chains.chain import plan_chain, read_chain
 from carl_ray.config import Config
 from carl_ray.data.memory import load_task_bytes, pair_bytes
+from carl_ray.pipelines.plan import make_plan
 from carl_ray.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -577,14 +577,14 @@ def commands() -> Iterator[list[str]]:
         yield shlex.split("".join(line))
 
 
-def chained() -> Iterator[list[str]]:
-    """Arguments of the trainings of every chain in the folder."""
+def submitted() -> Iterator[list[str]]:
+    """Arguments of the trainings of every pipeline in the folder."""
     readme = (FOLDER / "README.md").read_text().replace("\\\n", " ")
     for line in re.findall(r"^python -m carl_ray\.jobs submit (.*)", readme, re.MULTILINE):
         words = shlex.split(line)
         values = dict(words[at + 1].split("=", 1) for at, word in enumerate(words) if word == "--set")
         folder = words[words.index("--folder") + 1]
-        for module, *arguments in plan_chain(read_chain(words[0]), folder, values).commands.values():
+        for module, *arguments in make_plan(words[0], folder, values).commands.values():
             if module == "carl_ray.train":
                 yield arguments
 
@@ -595,7 +595,7 @@ def parsed(arguments: list[str]) -> Config:
 
 
 def test_the_commands_place_ray_data_and_ray_train_on_their_nodes() -> None:
-    trainings = list(chained())
+    trainings = list(submitted())
     assert trainings
     found = [parsed(arguments) for arguments in (*commands(), *trainings)]
     assert len(found) > len(CLOUDS) + len(trainings)

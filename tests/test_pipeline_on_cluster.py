@@ -1,4 +1,4 @@
-"""A chain of jobs as users run it, on a real head: whatever is killed, submitting again ends with all of it, once."""
+"""A pipeline of jobs on a real head: after kills, submitting again completes it, each stage once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from carl_ray import jobs
-from carl_ray.chains.chain import CHAIN_JOB, Outline, outline_of, read_chain
+from carl_ray.pipelines.plan import PIPELINE_JOB, Plan, make_plan
 from carl_ray.training.checkpoint import CHECKPOINTS
 from carl_ray.training.run_log import read_log
 
 REPOSITORY = Path(__file__).parents[1]
-NUM_STEPS = 160
+NUM_STEPS = 80
 TRAINING = (
-    "--training.epochs 80 --training.global_batch_size 2 --training.log_every_steps 1 --training.precision fp32 "
+    "--training.epochs 40 --training.global_batch_size 2 --training.log_every_steps 1 --training.precision fp32 "
     "--training.checkpoint_every_steps 10 --model.num_frames 8 --model.num_layers 1 --model.width 32 "
     "--model.num_heads 2 --model.hidden_width 32 --model.feedforward_width 32 --augment.image_size 32 "
     "--cluster.max_decode_tasks 1"
@@ -84,9 +84,9 @@ def step_of(run: Path) -> int:
     return max((json.loads(state.read_text())["progress"]["step"] for state in states), default=0)
 
 
-def attempts(client: JobSubmissionClient, outline: Outline, stage: str) -> list[JobStatus]:
+def attempts(client: JobSubmissionClient, plan: Plan, stage: str) -> list[JobStatus]:
     status = {info.submission_id: info.status for info in client.list_jobs()}
-    ids = [outline.job_id(stage, attempt) for attempt in range(1, 20)]
+    ids = [f"{plan.job_prefix(stage)}{attempt}" for attempt in range(1, 20)]
     return [status[name] for name in ids if name in status]
 
 
@@ -100,59 +100,61 @@ def resumed_at(log: str) -> int:
 def test_killed_between_stages_and_in_training(
     ray_cluster: dict[str, str], tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "chain"
+    folder = tmp_path / "pipeline"
     where = ["demo", "--folder", str(folder)]
     sent = ("--python", sys.executable, "--working-dir", str(REPOSITORY))
     arguments = [*where, *sent, "--set", f"videos={videos}"]
-    outline = outline_of(read_chain("demo"), str(folder))
+    plan = make_plan("demo", str(folder))
     client = JobSubmissionClient()
     number = 0
 
     def submit() -> str:
-        """Submits the chain; id of the job that runs it now, a new one each time."""
+        """Submit the pipeline; id of the job that runs it now, a new one each time."""
         nonlocal number
         number += 1
         jobs.main(["submit", *arguments, "--set", f"train_options={TRAINING}"])
-        return outline.job_id(CHAIN_JOB, number)
+        return f"{plan.job_prefix(PIPELINE_JOB)}{number}"
 
-    def kill_chain(job: str) -> None:
+    def kill_pipeline(job: str) -> None:
         kill(f"--job-id {job}")
         until(lambda: client.get_job_status(job) == JobStatus.FAILED, f"{job} survived")
 
     def done(stage: str) -> Callable[[], bool]:
-        return Path(outline.marker(stage)).exists
+        return Path(plan.marker(stage)).exists
 
     def log_of(attempt: int) -> str:
-        return client.get_job_logs(outline.job_id("train", attempt))
+        return client.get_job_logs(f"{plan.job_prefix('train')}{attempt}")
 
-    # Index is done, training has begun; the chain's job goes, the stage's stays, and the next chain waits for it.
+    # Index is done, training has begun; the pipeline's job goes, the stage's stays, and the next pipeline waits for it.
     job = submit()
-    until(lambda: bool(attempts(client, outline, "train")), "training begins")
-    kill_chain(job)
+    until(lambda: bool(attempts(client, plan, "train")), "training begins")
+    kill_pipeline(job)
     waiting = submit()
-    until(lambda: "waiting for job" in client.get_job_logs(waiting), "the chain waits for the running stage")
+    until(
+        lambda: "waiting for job" in client.get_job_logs(waiting), "the pipeline waits for the running stage"
+    )
 
-    # In the middle of training: its job is killed, and the chain tries again.
+    # In the middle of training: its job is killed, and the pipeline tries again.
     run = folder / "train"
     until(lambda: step_of(run) > 0, "a checkpoint")
-    kill(outline.marker("train"))
+    kill(f"--run-dir {run}")
     killed_at = step_of(run)
-    until(lambda: len(attempts(client, outline, "train")) == 2, "another attempt")
+    until(lambda: len(attempts(client, plan, "train")) == 2, "another attempt")
     # Ray's workers outlive a killed driver by a moment, with a checkpoint perhaps: only the new one's step counts.
     until(lambda: "resuming " in log_of(2), "the new attempt resumes")
     until(lambda: step_of(run) > resumed_at(log_of(2)), "it goes on")
     jobs.main(["stop", *where])
     stopped_at = step_of(run)
     assert 0 < killed_at < stopped_at < NUM_STEPS
-    assert attempts(client, outline, CHAIN_JOB)[-1] == JobStatus.STOPPED
-    assert attempts(client, outline, "train") == [JobStatus.FAILED, JobStatus.STOPPED]
+    assert attempts(client, plan, PIPELINE_JOB)[-1] == JobStatus.STOPPED
+    assert attempts(client, plan, "train") == [JobStatus.FAILED, JobStatus.STOPPED]
     assert not done("train")()
 
     # Between train and embed.
     job = submit()
     until(done("train"), "train")
-    kill_chain(job)
-    trained = Path(outline.marker("train")).stat().st_mtime_ns
+    kill_pipeline(job)
+    trained = Path(plan.marker("train")).stat().st_mtime_ns
     with pytest.raises(SystemExit) as left:
         jobs.main(["submit", *arguments, "--set", "train_options=--training.epochs 7"])
     assert left.value.code == 2
@@ -164,11 +166,11 @@ def test_killed_between_stages_and_in_training(
     jobs.main(["submit", *arguments, "--set", f"train_options={TRAINING}", "--wait"])
     assert "nothing to do: all 4 stages are done" in capsys.readouterr().out
 
-    assert attempts(client, outline, "index") == [JobStatus.SUCCEEDED]
-    assert attempts(client, outline, "train") == [JobStatus.FAILED, JobStatus.STOPPED, JobStatus.SUCCEEDED]
-    assert attempts(client, outline, "embed") == [JobStatus.SUCCEEDED]
-    assert attempts(client, outline, "evaluate") == [JobStatus.SUCCEEDED]
-    assert Path(outline.marker("train")).stat().st_mtime_ns == trained
+    assert attempts(client, plan, "index") == [JobStatus.SUCCEEDED]
+    assert attempts(client, plan, "train") == [JobStatus.FAILED, JobStatus.STOPPED, JobStatus.SUCCEEDED]
+    assert attempts(client, plan, "embed") == [JobStatus.SUCCEEDED]
+    assert attempts(client, plan, "evaluate") == [JobStatus.SUCCEEDED]
+    assert Path(plan.marker("train")).stat().st_mtime_ns == trained
     assert [line["step"] for line in read_log(str(run)) if "loss" in line] == list(range(1, NUM_STEPS + 1))
     assert killed_at <= resumed_at(log_of(2)) < resumed_at(log_of(3)) == stopped_at
     assert {path.name for path in folder.iterdir()} == {
