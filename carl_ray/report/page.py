@@ -17,9 +17,7 @@ from carl_ray import storage
 from carl_ray.evaluation.embeddings import EmbeddedVideo
 from carl_ray.report import figures, tables
 from carl_ray.report.actions import draw_action
-from carl_ray.report.axes import value_text
 from carl_ray.report.neighbours import printable
-from carl_ray.report.sweep_trials import short_name
 
 _MOST_ACTIONS = 4  # with pictures
 
@@ -98,5 +96,5 @@ def template(name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"printable": printable, "value_text": value_text, "short_name": short_name}
+    environment.filters["printable"] = printable
     return environment.get_template(name)
