@@ -17,12 +17,12 @@ import sys
 import time
 from dataclasses import replace
 
+from benchmarks.paper_tables import TABLES
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.errors import InterruptedRunError, UserError, one_line_errors
 from carl_ray.options import OptionParser, nearest
 from carl_ray.presets import PRESETS
-from carl_ray.sweeps.paper_tables import TABLES
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from carl_ray.report import tables
 from carl_ray.report.neighbours import printable
 
 Summary = Mapping[str, Any]
-"""`mean`, `low`, `high` and `values` by seed of one metric (`carl_ray.sweeps.sweep_document`)."""
+"""`mean`, `low`, `high` and `values` by seed of one metric (`carl_ray.sweeps.sweep_document.sweep_document`)."""
 
 
 def value_text(value: Any) -> str:
@@ -160,15 +160,19 @@ def comparison_rows(document: Mapping[str, Any]) -> list[ComparisonRow]:
             value_text(v) for v in (best["values"].get(name, parameter["default"]), parameter["default"])
         )
         rows.append(ComparisonRow(printable(name), ours, theirs, "differs" if ours != theirs else ""))
-    ours, theirs = _trained(document, best), _trained(document, base)
-    for name in tables.metric_names({"trained": ours}):
+    metrics, of_base = _trained(document, best), _trained(document, base)
+    for name in tables.metric_names({"trained": metrics}):
         verdict = ""
-        if name in theirs and base is not best:
+        if name in of_base and base is not best:
             lower = name in LOWER_IS_BETTER
-            verdict = difference(ours[name], theirs[name], lower_is_better=lower).verdict
-        cells = (score_cells(name, found.get(name))["trained"] for found in (ours, theirs))
-        rows.append(ComparisonRow(tables.title_of(name), *(str(cell or "–") for cell in cells), verdict))
+            verdict = difference(metrics[name], of_base[name], lower_is_better=lower).verdict
+        ours, theirs = (_cell_text(name, found.get(name)) for found in (metrics, of_base))
+        rows.append(ComparisonRow(tables.title_of(name), ours, theirs, verdict))
     return rows
+
+
+def _cell_text(metric: str, summary: Summary | None) -> str:
+    return str(score_cells(metric, summary)["trained"] or "–")
 
 
 def _trained(document: Mapping[str, Any], trial: Mapping[str, Any] | None) -> dict[str, Summary]:
@@ -198,7 +202,7 @@ def paper_rows(table: Mapping[str, Any], document: Mapping[str, Any]) -> list[Pa
         found = _trained(document, trial)
         state = "not in the sweep" if trial is None else "" if found else trial["status"]
         cells = tuple(
-            (str(score_cells(metric, found.get(metric))["trained"] or "–"), row["paper"].get(metric, ""))
+            (_cell_text(metric, found.get(metric)), row["paper"].get(metric, ""))
             for metric in table["metrics"]
         )
         rows.append(PaperRow(row["name"], state, cells))

@@ -30,7 +30,7 @@ def parameter_plots(document: Mapping[str, Any], numbers: Mapping[str, int]) -> 
     None without a parameter or a finished trial with a defined score.
 
     Args:
-        document: The sweep's document (`carl_ray.sweeps.sweep_document`).
+        document: The sweep's document (`carl_ray.sweeps.sweep_document.sweep_document`).
         numbers: The number of each trial on the page, by id.
     """
     trials, parameters = comparable_trials(document), document["parameters"]
@@ -43,7 +43,7 @@ def parameter_plots(document: Mapping[str, Any], numbers: Mapping[str, int]) -> 
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         grid[0, 0].set_ylim(*_score_limits(document, trials))
         for axes, name in zip(grid.flat, parameters, strict=False):
-            _plot_parameter(axes, document, name, trials, numbers)
+            _plot_parameter(figure, axes, document, name, trials, numbers)
         for axes in grid[:, 0]:
             axes.set_ylabel(tables.title_of(document["metric"]))
         for axes in grid.flat[len(parameters) :]:
@@ -52,6 +52,7 @@ def parameter_plots(document: Mapping[str, Any], numbers: Mapping[str, int]) -> 
 
 
 def _plot_parameter(
+    figure: Figure,
     axes: Axes,
     document: Mapping[str, Any],
     name: str,
@@ -84,14 +85,14 @@ def _plot_parameter(
         for index, trial in enumerate(beside):
             # Trials with the same value are drawn side by side, a few points apart.
             points = (index - (len(beside) - 1) / 2) * min(5.0, 40 / len(beside))
-            transform = offset_copy(axes.transData, axes.figure, x=points, units="points")
+            transform = offset_copy(axes.transData, figure, x=points, units="points")
             mean, low, high = (_shown(document, trial["score"][key]) for key in ("mean", "low", "high"))
             style: dict[str, Any] = {"transform": transform, **_marker(document, trial)}
             if low is not None and high is not None:
                 axes.plot(
                     [x, x], [low, high], color=style["color"], linewidth=1.0, alpha=0.6, transform=transform
                 )
-            axes.plot([x], [mean], linestyle="", **style)
+            axes.plot([x], [mean or 0.0], linestyle="", **style)
             if len(trials) <= _MOST_NUMBERED:
                 axes.annotate(
                     str(numbers[trial["id"]]),
@@ -108,7 +109,7 @@ def epoch_plot(document: Mapping[str, Any], numbers: Mapping[str, int]) -> Pictu
     None where no trial has a score. A rung without a defined score is a gap.
 
     Args:
-        document: The sweep's document (`carl_ray.sweeps.sweep_document`).
+        document: The sweep's document (`carl_ray.sweeps.sweep_document.sweep_document`).
         numbers: The number of each trial on the page, by id.
     """
     measured = [trial for trial in document["trials"] if any(r["score"] is not None for r in trial["rungs"])]

@@ -46,8 +46,8 @@ def write_sweep_page(out_uri: str, document: Mapping[str, Any]) -> None:
 
     Args:
         out_uri: The HTML file.
-        document: The sweep's document (`carl_ray.sweeps.sweep_document`). A value missing in a trial is the
-            parameter's default.
+        document: The sweep's document (`carl_ray.sweeps.sweep_document.sweep_document`). A value missing in a trial is
+            the parameter's default.
 
     Raises:
         RunError: the storage refuses, fails or is full.

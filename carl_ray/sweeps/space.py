@@ -16,10 +16,9 @@ from carl_ray.sweeps.paper_tables import Table
 
 Value = float | int | str
 Point = Mapping[str, Value]
-"""A value for each field that differs from the base config, by `section.field`."""
+"""Config values that differ from the base, by `section.field`."""
 
-BATCH_SIZE = "training.global_batch_size"
-"""The field that follows from T where a space has `frames_per_step`."""
+_BATCH_SIZE = "training.global_batch_size"
 _NUM_FRAMES = "model.num_frames"
 
 
@@ -36,7 +35,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class LogRange:
-    """A positive number, drawn uniformly in its logarithm."""
+    """A positive number with a log-uniform distribution."""
 
     low: float
     high: float
@@ -44,7 +43,7 @@ class LogRange:
     """Its values in a grid."""
 
     def draw(self, rng: np.random.Generator) -> Value:
-        """A number of the range, with three significant digits."""
+        """A number of the range with three significant digits."""
         return float(f"{math.exp(rng.uniform(math.log(self.low), math.log(self.high))):.3g}")
 
 
@@ -56,11 +55,11 @@ class Space:
     parameters: Mapping[str, Choices | LogRange]
     """By `section.field` of the config."""
     points: tuple[Point, ...] = ()
-    """The points of its grid, where that is not the product of the parameters' grids."""
+    """The points of the grid, if not the product of the parameters' grids."""
     tables: Mapping[str, Table] = field(default_factory=dict)
-    """Tables of the paper, by number, that its points are the rows of."""
+    """Tables of the paper whose rows are points of the space, by number."""
     frames_per_step: int | None = None
-    """Views of T frames are taken so many at a time that a step has at most this many frames: memory stays the same."""
+    """Upper bound of the frames of a step: the batch size follows from T, so that memory stays constant."""
 
     @property
     def num_points(self) -> int | None:
@@ -73,15 +72,14 @@ class Space:
         """All points of the grid, each once."""
         if self.points:
             return list({tuple(sorted(point.items())): point for point in self.points}.values())
-        names = list(self.parameters)
-        values = product(*(self.parameters[name].grid for name in names))
-        return [dict(zip(names, chosen, strict=True)) for chosen in values]
+        values = product(*(parameter.grid for parameter in self.parameters.values()))
+        return [dict(zip(self.parameters, chosen, strict=True)) for chosen in values]
 
     def draws(self, seed: int, known: Point) -> Iterator[Point]:
-        """Random points without end, each a function of the seed and its place, none twice and none the known one.
+        """Random points, each a function of the seed and its index, without repetitions and without `known`.
 
         Raises:
-            UserError: the space has so few points that no new one was found.
+            UserError: no new point was found in a small space.
         """
         seen = {tuple(sorted(known.items()))}
         for place in range(2**63):
@@ -101,25 +99,19 @@ class Space:
 
 
 def default_point(space: Space, base: Config) -> Point:
-    """The base config's own values of the parameters of a space."""
+    """The base config's values of the parameters of a space."""
     return {name: field_value(base, name) for name in space.parameters}
 
 
 def changed_values(space: Space, base: Config, point: Point) -> dict[str, Value]:
-    """What a run of the point has otherwise than the base config, by field in order of the names.
-
-    Two ways to say the same point give the same; the batch that follows from T is among the values.
+    """The values in which a run of the point differs from the base config, with the batch size that follows from T.
 
     Raises:
         UserError: as `point_config`.
     """
     config = point_config(space, base, point, base.training.seed)
-    names = sorted({*space.parameters, *point, BATCH_SIZE})
-    return {
-        name: field_value(config, name)
-        for name in names
-        if field_value(config, name) != field_value(base, name)
-    }
+    values = {name: field_value(config, name) for name in sorted({*space.parameters, *point, _BATCH_SIZE})}
+    return {name: value for name, value in values.items() if value != field_value(base, name)}
 
 
 def field_value(config: Config, name: str) -> Value:
@@ -132,12 +124,12 @@ def point_config(space: Space, base: Config, point: Point, seed: int) -> Config:
     """The config of a point with a training seed.
 
     Raises:
-        UserError: a field that the config does not have, or a value out of its range.
+        UserError: an unknown field, or a value out of its range.
     """
     config = options.overridden(base, {name: str(value) for name, value in point.items()})
-    if space.frames_per_step is not None and _NUM_FRAMES in point and BATCH_SIZE not in point:
-        # Pairs of videos, where the objective wants them.
+    if space.frames_per_step is not None and _NUM_FRAMES in point and _BATCH_SIZE not in point:
+        # Objectives on pairs need an even number of videos.
         unit = 2 if config.objective.paired else 1
         videos = space.frames_per_step // (2 * config.model.num_frames) // unit * unit
-        config = options.overridden(config, {BATCH_SIZE: str(max(unit, videos))})
+        config = options.overridden(config, {_BATCH_SIZE: str(max(unit, videos))})
     return replace(config, training=replace(config.training, seed=seed))

@@ -1,4 +1,4 @@
-"""`carl_ray.sweeps.paper_tables`: every row can be configured, and the paper's numbers are the paper's."""
+"""`benchmarks.paper_tables`: every row is a valid config, and the numbers are the paper's."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.paper_tables import TABLES
 from benchmarks.studies.runs import row_config
 from carl_ray.config import digest
 from carl_ray.evaluation.metrics import PHASE_METRICS
 from carl_ray.presets import PRESETS
-from carl_ray.sweeps.paper_tables import TABLES, frames_table
+from carl_ray.sweeps.paper_tables import frames_table
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -1,7 +1,6 @@
-"""What `python tuning/sweep.py SPACE` varies: one function a space, from the base config to its parameters.
+"""The built-in spaces: functions from the base config to a `Space`.
 
-Every grid has the base's own value, so that a sweep always shows where it stands. Ranges and grids reach about
-as far as the paper's tables 9 to 11.
+Every grid contains the base's value. Ranges and grids cover about those of the paper's tables 9 to 11.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 
 from carl_ray.config import Config
 from carl_ray.options import overridden
-from carl_ray.sweeps.paper_tables import TABLES, Row, Table, frames_table
+from carl_ray.sweeps.paper_tables import TABLE_9, TABLE_10, Row, Table, frames_table
 from carl_ray.sweeps.space import Choices, LogRange, Space, Value, field_value
 
 
@@ -29,7 +28,7 @@ def loss(base: Config) -> Space:
 
 
 def temporal(base: Config) -> Space:
-    """How two crops are cut and sampled: alpha, beta, random or even (table 10)."""
+    """Crops and frame sampling of the views: alpha, beta, random or even (table 10)."""
     views = base.views
     return Space(
         "temporal",
@@ -42,7 +41,7 @@ def temporal(base: Config) -> Space:
 
 
 def frames(base: Config) -> Space:
-    """T, from a third to twice the base's (table 11); the batch shrinks and grows so that memory does not."""
+    """T, from a third to twice the base's (table 11), at constant memory: the batch size follows from T."""
     num_frames = base.model.num_frames
     return Space(
         "frames",
@@ -56,13 +55,10 @@ def frames(base: Config) -> Space:
 
 
 def paper(base: Config) -> Space:
-    """The rows of the paper's tables 9, 10 and 11 themselves."""
-    tables = {"9": TABLES["9"], "10": _crops_table(base), "11": frames_table(base.model.num_frames)}
-    tables["11"] = replace(
-        tables["11"],
-        note=f"{tables['11'].note} Every row has the same number of videos a step, as in the paper, and so the same "
-        "number of updates; memory grows with T.",
-    )
+    """The rows of the paper's tables 9, 10 and 11."""
+    frames = frames_table(base.model.num_frames)
+    note = f"{frames.note} All rows have the same batch size, as in the paper; memory grows with T."
+    tables = {"9": TABLE_9, "10": _crops_table(base), "11": replace(frames, note=note)}
     points = []
     for row in (row for table in tables.values() for row in table.rows):
         config = overridden(base, dict(row.options))
@@ -76,7 +72,7 @@ def paper(base: Config) -> Space:
 
 
 def all(base: Config) -> Space:
-    """Everything that `loss`, `temporal` and `frames` vary, together."""
+    """The parameters of `loss`, `temporal` and `frames` together."""
     parts = [part(base) for part in (loss, temporal, frames)]
     return Space(
         "all",
@@ -88,12 +84,12 @@ def all(base: Config) -> Space:
 SPACES: dict[str, Callable[[Config], Space]] = {
     function.__name__: function for function in (loss, temporal, frames, paper, all)
 }
-"""Every space by its name."""
+"""The spaces by name."""
 
 
 def _crops_table(base: Config) -> Table:
-    """Table 10, every row with all three of its settings, and with the base's own where the paper lacks it."""
-    table = TABLES["10"]
+    """Table 10 with all three settings in each row, and a row for the base where the paper has none."""
+    table = TABLE_10
     (reference,) = [row for row in table.rows if row.name == table.reference]
     papers = {"views.min_overlap": "0.2", "views.sampling": "random", **reference.options}
     rows = [replace(row, options=papers | dict(row.options)) for row in table.rows if row.options]
@@ -111,6 +107,5 @@ def _range(grid: tuple[float, ...]) -> LogRange:
 
 
 def _with(own: Value, *others: Value) -> tuple[Any, ...]:
-    """The values with the base's own among them, in order."""
-    values = {own, *others}
-    return tuple(sorted(values, key=lambda value: (isinstance(value, str), value)))
+    """The sorted values with the base's own."""
+    return tuple(sorted({own, *others}, key=lambda value: (isinstance(value, str), value)))

@@ -1,0 +1,225 @@
+"""Run a sweep, or continue the one in a folder, and write its results.
+
+    from carl_ray import presets
+    from carl_ray.sweeps.runner import run_sweep
+    from carl_ray.sweeps.space import Choices, Space
+
+    space = Space("depth", {"model.num_layers": Choices((1, 2, 3))})
+    document = run_sweep(space, presets.demo(), "sweeps/depth", num_trials=3)
+
+In the folder: sweep.json (the definition), trials/ (`carl_ray.sweeps.trial_records`), ray/ (Tune's records, with
+TensorBoard's HParams), results.json, .csv and .parquet, sweep.html and best.json, the config of the best trial at full
+length.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from carl_ray import config as configuration
+from carl_ray import storage
+from carl_ray.config import Config
+from carl_ray.lease import hold, refuse_if_held
+from carl_ray.machine import machine_name
+from carl_ray.sweeps.space import Space
+
+if TYPE_CHECKING:
+    from carl_ray.sweeps.definition import Sweep
+
+_SHARE_OF_EPOCHS = 4
+"""By default a trial has so many times fewer epochs than the full run."""
+_NUM_TRIALS = 8
+_SECONDS_TO_GROW = 600.0
+
+
+def default_search(space: Space) -> Literal["random", "grid"]:
+    """Grid for a space that lists its points, otherwise random."""
+    return "grid" if space.points else "random"
+
+
+def default_num_trials(space: Space, search: str) -> int | None:
+    """Eight trials, or all points of a smaller space; none (all) for a grid."""
+    return None if search == "grid" else min(_NUM_TRIALS, space.num_points or _NUM_TRIALS)
+
+
+def trial_config(full: Config, epochs: int | None) -> Config:
+    """The config of the trials: `epochs`, or a quarter of the full run's, and no validation losses.
+
+    Losses of different trials do not compare: the parameters change their scale.
+    """
+    epochs = epochs or max(1, full.training.epochs // _SHARE_OF_EPOCHS)
+    training = replace(full.training, epochs=epochs)
+    return replace(full, training=training, data=replace(full.data, max_validation_videos=0))
+
+
+def run_sweep(
+    space: Space,
+    full: Config,
+    folder: str,
+    *,
+    trial_epochs: int | None = None,
+    search: Literal["random", "grid", "optuna"] | None = None,
+    num_trials: int | None = None,
+    search_seed: int = 0,
+    max_concurrent: int | None = None,
+    seeds: int = 1,
+    num_rungs: int | None = None,
+    metric: str | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Run the trials of a sweep that its folder does not have yet, and write the results.
+
+    Starts Ray, or joins the cluster of `RAY_ADDRESS`. Trials whose status is `failed` are repeated by the next call.
+
+    Args:
+        space: What it varies.
+        full: The config of a full run; without a manifest the preset demo uses the embedded videos.
+        folder: URI of the sweep's folder, new or of the same sweep.
+        trial_epochs: Epochs of a trial; none: a quarter of the full run's.
+        search: How points are chosen; none: `default_search`.
+        num_trials: Trials in total, including finished ones; none: `default_num_trials`.
+        search_seed: Of the random points.
+        max_concurrent: Trials at a time; none: as many as the cluster has room for, on this machine alone two, or as
+            many as it has GPUs for.
+        seeds: Runs of each trial, with `training.seed` and those after it.
+        num_rungs: How often a trial is measured; none: twice, once for a grid. It is stopped early where it is behind.
+        metric: The score, a metric of metrics.json or `label_free`; none: phase classification (FineGym: the linear
+            probe), or `label_free` where no frame has a label.
+        command: The command line, for the page.
+
+    Returns:
+        The sweep's document (`carl_ray.sweeps.sweep_document.sweep_document`).
+
+    Raises:
+        UserError: the arguments, the videos or the folder do not fit.
+        RunError: interrupted, or the storage fails. The results so far are written.
+    """
+    # Lazy imports: usage errors are reported before torch and Ray are imported.
+    from carl_ray.datasets.embedded import embedded_manifest, index_embedded
+    from carl_ray.training.preparation import check_shared, check_weights, read_videos, refuse_secrets
+
+    embedded = full.preset == "demo" and full.data.manifest is None
+    folder, search = storage.absolute(folder), search or default_search(space)
+    num_trials = num_trials or default_num_trials(space, search)
+    base = trial_config(full, trial_epochs)
+    refuse_secrets({"--run-dir": folder, "data.manifest": base.data.manifest})
+    refuse_secrets({"model.weights": base.model.weights, "model.init_from": base.model.init_from})
+    if embedded:
+        base = replace(base, data=replace(base.data, manifest=embedded_manifest()))
+    else:
+        read_videos(base)
+    base = _with_absolute_paths(base)
+    check_weights(base)
+    from carl_ray.session import connect
+    from carl_ray.sweeps.cluster_share import local_cpus, local_trials
+    from carl_ray.sweeps.definition import define_sweep, save_definition
+    from carl_ray.sweeps.tune_driver import chosen_points, run_trials
+
+    num_rungs = num_rungs or (1 if search == "grid" else 2)
+    define = partial(define_sweep, space, base, seeds=seeds, num_rungs=num_rungs, metric=metric)
+    sweep = None if embedded else define()
+    joined = os.environ.get("RAY_ADDRESS", "local") != "local"
+    wanted = max_concurrent or (None if joined else local_trials(base.cluster))
+    refuse_if_held(folder)
+    with connect(None if wanted is None or joined else local_cpus(base.cluster, wanted)):
+        if embedded:
+            index_embedded()
+        check_shared(folder)
+        sweep = sweep or define()
+        chosen = chosen_points(sweep, search, num_trials, search_seed)
+        with hold(folder):
+            save_definition(sweep, folder, search, search_seed)
+            print(f"sweep folder: {storage.public_uri(folder)}", flush=True)
+            print(f"TensorBoard:  {storage.shell_command('tensorboard', '--logdir', folder)}", flush=True)
+            try:
+                most = num_trials or len(chosen)
+                concurrent = _concurrent_trials(base, min(wanted or most, most), wanted, max_concurrent)
+                run_trials(
+                    _sharing(sweep, concurrent),
+                    folder,
+                    chosen,
+                    search=search,
+                    num_trials=num_trials,
+                    search_seed=search_seed,
+                    max_concurrent=concurrent,
+                )
+            finally:
+                machine = machine_name(use_gpu=base.cluster.use_gpu)
+                about = {
+                    "search": search,
+                    "command": command,
+                    "date": time.strftime("%Y-%m-%d"),
+                    "machine": machine,
+                }
+                document = _write_results(sweep, folder, about, full)
+    return document
+
+
+def _concurrent_trials(base: Config, trials: int, wanted: int | None, max_concurrent: int | None) -> int:
+    """How many of the wanted trials fit on the cluster, after waiting for an autoscaler if the user gave a number."""
+    import ray
+
+    from carl_ray.sweeps.cluster_share import room_for_trials, wait_for_room
+
+    room = room_for_trials(base.cluster, ray.nodes())
+    if room < trials and max_concurrent and "RAY_ADDRESS" in os.environ:
+        _warn(
+            f"waiting up to {_SECONDS_TO_GROW / 60:g} minutes for the cluster to grow: {trials} trials at a time need "
+            "more than it has"
+        )
+        wait_for_room(base.cluster, trials, _SECONDS_TO_GROW)
+        room = room_for_trials(base.cluster, ray.nodes())
+    if wanted is not None and room < trials:
+        _warn(f"warning: {trials} trials at a time need more than the cluster has: {room} at a time")
+    return min(trials, room)
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _sharing(sweep: Sweep, concurrent: int) -> Sweep:
+    import ray
+
+    from carl_ray.sweeps.cluster_share import share_cluster
+
+    return replace(sweep, base=share_cluster(sweep.base, concurrent, ray.nodes()))
+
+
+def _with_absolute_paths(base: Config) -> Config:
+    """The config with absolute paths: a trial's process has another working directory."""
+    weights, init_from = base.model.weights, base.model.init_from
+    if weights not in ("random", "imagenet"):
+        weights = storage.absolute(weights)
+    if init_from is not None:
+        init_from = storage.absolute(init_from)
+    return replace(
+        base,
+        data=replace(base.data, manifest=storage.absolute(base.data.manifest or "")),
+        model=replace(base.model, weights=weights, init_from=init_from),
+    )
+
+
+def _write_results(sweep: Sweep, folder: str, about: Mapping[str, str], full: Config) -> dict[str, Any]:
+    """Write tables, page and the best config of the trials so far."""
+    from carl_ray.report.sweep_page import write_sweep_page
+    from carl_ray.sweeps.sweep_document import best_trial, sweep_document, write_results
+
+    document = sweep_document(sweep, folder, about)
+    write_results(folder, document)
+    write_sweep_page(storage.join(folder, "sweep.html"), document)
+    best = best_trial(document)
+    if best is not None:
+        config = sweep.run_config(best["values"], full.training.seed)
+        length = {name: getattr(full.training, name) for name in ("epochs", "checkpoint_every_steps")}
+        manifest = None if full.data.manifest is None else config.data.manifest
+        data = replace(config.data, manifest=manifest, max_validation_videos=full.data.max_validation_videos)
+        config = replace(config, data=data, training=replace(config.training, **length))
+        storage.write_bytes(storage.join(folder, "best.json"), configuration.to_json(config).encode())
+    return document
