@@ -25,10 +25,12 @@ from carl_ray.data.manifest import write_table
 from carl_ray.data.scan import index_folder
 from carl_ray.errors import one_line_errors
 from carl_ray.lease import hold
-from carl_ray.sweeps.preparation import checked_sweep
-from carl_ray.sweeps.results import sweep_document
-from carl_ray.sweeps.search import chosen_points, run_sweep
+from carl_ray.sweeps.definition import define_sweep
+from carl_ray.sweeps.runner import default_num_trials, trial_config
 from carl_ray.sweeps.space import Choices, Space
+from carl_ray.sweeps.spaces import SPACES
+from carl_ray.sweeps.sweep_document import sweep_document
+from carl_ray.sweeps.tune_driver import chosen_points, run_trials
 from carl_ray.training.run_log import read_log
 
 SWEEP = Path(__file__).parents[1] / "tuning" / "sweep.py"
@@ -173,6 +175,10 @@ def test_a_killed_sweep_goes_on(manifest: str, tmp_path: Path) -> None:
     document = json.loads((folder / "results.json").read_text())
     assert [trial["status"] for trial in document["trials"]] == ["done"]
     assert document["metric"] == "phase_classification" and document["best"] is not None
+    # TensorBoard's HParams: the point and the score.
+    (events,) = folder.glob("ray/*/*/events.out.tfevents.*")
+    assert b"_hparams_/session_start_info" in events.read_bytes()
+    assert b"point/objective.temperature" in events.read_bytes()
     assert pq.read_table(folder / "results.parquet").num_rows == 1
     assert len((folder / "results.csv").read_text().splitlines()) == 2
     assert "<html" in (folder / "sweep.html").read_text()
@@ -197,9 +203,9 @@ def test_a_failing_trial_does_not_stop_the_others(
     base = tiny(manifest)
     base = replace(base, training=replace(base.training, epochs=1))
     space = Space("heads", {"model.num_heads": Choices((3, 2))})
-    sweep = checked_sweep(space, base, seeds=1, num_rungs=1, metric=None)
+    sweep = define_sweep(space, base, seeds=1, num_rungs=1, metric=None)
     chosen = chosen_points(sweep, "grid", None, 0)
-    run_sweep(sweep, str(tmp_path), chosen, search="grid", max_concurrent=2)
+    run_trials(sweep, str(tmp_path), chosen, search="grid", max_concurrent=2)
     document = sweep_document(sweep, str(tmp_path), {})
     by_heads = {trial["values"]["model.num_heads"]: trial for trial in document["trials"]}
     assert by_heads[3]["status"] == "failed" and "width must be a multiple" in by_heads[3]["reason"]
@@ -207,7 +213,7 @@ def test_a_failing_trial_does_not_stop_the_others(
     assert document["best"] == by_heads[2]["id"]
     assert "failed: " in capsys.readouterr().out
     with pytest.raises(SystemExit) as left, one_line_errors():
-        command()._tell(document, str(tmp_path))
+        command().print_results(document, str(tmp_path))
     told = capsys.readouterr()
     assert left.value.code == 1 and "1 of 2 trials failed" in told.err and "width must be" in told.err
     assert "best.json:" in told.out and "next: python -m carl_ray.train --config " in told.out
@@ -231,17 +237,17 @@ def command() -> Any:
 
 @pytest.mark.parametrize("space", ["loss", "temporal", "frames", "all"])
 def test_the_default_number_of_trials_fits_the_space(space: str) -> None:
-    parsed = command()._parse([space])
-    assert parsed.num_trials == (5 if space == "frames" else 8)
-    assert command()._parse([space, "--search", "grid"]).num_trials is None
+    found = SPACES[space](configuration_of_demo())
+    assert default_num_trials(found, "random") == (5 if space == "frames" else 8)
+    assert default_num_trials(found, "grid") is None
 
 
 def test_lengths_of_trials_and_of_the_best() -> None:
-    parsed = command()._parse(["loss", "--training.epochs", "3", "--training.seed", "7"])
-    assert (parsed.base.training.epochs, parsed.full.training.epochs) == (3, 70)
-    assert (parsed.base.training.seed, parsed.full.training.seed) == (7, 7)
-    parsed = command()._parse(["loss"])
-    assert (parsed.base.training.epochs, parsed.full.training.epochs) == (17, 70)
+    for arguments, epochs in ((["--training.epochs", "3"], 3), ([], 17)):
+        _, keywords = command().parse(["loss", "--training.seed", "7", *arguments])
+        full, trial = keywords["full"], trial_config(keywords["full"], keywords["trial_epochs"])
+        assert (trial.training.epochs, full.training.epochs) == (epochs, 70)
+        assert (trial.training.seed, full.training.seed) == (7, 7)
 
 
 def test_training_takes_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

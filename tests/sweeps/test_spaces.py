@@ -1,11 +1,8 @@
-"""`tuning/spaces.py`: what each space holds, for every preset."""
+"""The built-in spaces for every preset."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,22 +10,11 @@ from carl_ray.config import Config
 from carl_ray.errors import UserError
 from carl_ray.options import overridden
 from carl_ray.presets import PRESETS, demo, finegym99
-from carl_ray.sweeps.paper_tables import TABLES
-from carl_ray.sweeps.search import Search, chosen_points
-from carl_ray.sweeps.space import Space, default_point
-from carl_ray.sweeps.trial import Sweep, trial_id
-
-
-def _spaces() -> dict[str, Callable[[Config], Space]]:
-    file = Path(__file__).parents[2] / "tuning" / "spaces.py"
-    spec = importlib.util.spec_from_file_location("spaces", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.SPACES
-
-
-SPACES = _spaces()
+from carl_ray.sweeps.definition import Sweep, trial_id
+from carl_ray.sweeps.paper_tables import TABLE_9, TABLE_10
+from carl_ray.sweeps.space import default_point
+from carl_ray.sweeps.spaces import SPACES
+from carl_ray.sweeps.tune_driver import Search, chosen_points
 
 
 def sweep_of(space: str, base: Config) -> Sweep:
@@ -57,7 +43,7 @@ def test_the_papers_rows_are_as_many_runs_as_they_differ() -> None:
     rows = [row for table in sweep.space.tables.values() for row in table.rows]
     assert (len(rows), len(chosen_points(sweep, "grid", None, 0))) == (17, 15)
     first = chosen_points(sweep_of("paper", demo()), "grid", 5, 0)
-    assert set(first) == {trial_id(sweep_of("paper", demo()), row.options) for row in TABLES["9"].rows}
+    assert set(first) == {trial_id(sweep_of("paper", demo()), row.options) for row in TABLE_9.rows}
 
 
 def test_a_small_space_has_no_more_trials_than_points() -> None:
@@ -77,7 +63,7 @@ def test_rows_of_table_10_are_what_they_say() -> None:
         preset: [row.name for row in SPACES["paper"](PRESETS[preset]()).tables["10"].rows]
         for preset in PRESETS
     }
-    papers = [row.name for row in TABLES["10"].rows if row.options]
+    papers = [row.name for row in TABLE_10.rows if row.options]
     assert names["penn_action"] == names["finegym99"] == papers
     assert names["demo"] == [*papers, "alpha 3, beta 20 %, random (the base)"]
     base = overridden(finegym99(), {"views.min_overlap": "0.5", "views.sampling": "even"})
@@ -102,4 +88,4 @@ def test_the_batch_stays_in_the_papers_table_of_frames() -> None:
     space = SPACES["paper"](demo())
     sweep = sweep_of("paper", demo())
     batches = {sweep.run_config(point, 0).training.global_batch_size for point in space.points}
-    assert batches == {8} and "same number of videos a step" in space.tables["11"].note
+    assert batches == {8} and "same batch size" in space.tables["11"].note

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,20 +16,18 @@ from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.evaluation.metrics import FINEGYM_METRICS, PHASE_METRICS, VARIANTS
 from carl_ray.presets import demo, finegym99
-from carl_ray.sweeps.paper_tables import TABLES
-from carl_ray.sweeps.results import (
-    csv_bytes,
+from carl_ray.sweeps.definition import LABEL_FREE, Sweep, trial_id
+from carl_ray.sweeps.paper_tables import TABLE_9
+from carl_ray.sweeps.space import Choices, LogRange, Space
+from carl_ray.sweeps.sweep_document import sweep_document, write_results
+from carl_ray.sweeps.trial_records import (
     has_ended,
-    parquet_bytes,
     read_outcome,
+    run_dir,
     score_at,
-    sweep_document,
-    table,
     write_outcome,
     write_point,
 )
-from carl_ray.sweeps.space import Choices, LogRange, Space
-from carl_ray.sweeps.trial import LABEL_FREE, Sweep, run_dir, trial_id
 
 SPACE = Space(
     "test",
@@ -198,7 +195,8 @@ def test_seeds_count_from_the_configs(tmp_path: Path) -> None:
 def test_an_empty_folder(tmp_path: Path) -> None:
     document = sweep_document(sweep(), str(tmp_path), {})
     assert (document["trials"], document["best"], document["label_free"]) == ([], None, None)
-    assert table(document).num_rows == 0
+    write_results(str(tmp_path), document)
+    assert pq.read_table(tmp_path / "results.parquet").num_rows == 0
     assert read_outcome(str(tmp_path), "none")["status"] == "unfinished"
 
 
@@ -210,11 +208,12 @@ def test_tables_read_back(tmp_path: Path) -> None:
             write_measured(tmp_path, of, point, 0, epoch, 0.6 + temperature)
         begin(tmp_path, of, point, "done")
     begin(tmp_path, of, {"objective.temperature": 7}, "failed", '=cmd, "quoted"\nand a line')
-    rows = table(sweep_document(of, str(tmp_path), {}))
-    assert pq.read_table(io.BytesIO(parquet_bytes(rows))).equals(rows)
-    text = pyarrow.csv.read_csv(
-        io.BytesIO(csv_bytes(rows)), parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)
-    )
+    document = sweep_document(of, str(tmp_path), {})
+    write_results(str(tmp_path), document)
+    assert json.loads((tmp_path / "results.json").read_text()) == document
+    rows = pq.read_table(tmp_path / "results.parquet")
+    options = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    text = pyarrow.csv.read_csv(tmp_path / "results.csv", parse_options=options)
     assert text.column_names == rows.column_names and text.num_rows == 3
     by_temperature = {row["config.objective.temperature"]: row for row in rows.to_pylist()}
     assert by_temperature[0.2]["trained.phase_classification"] == pytest.approx(0.8)
@@ -245,7 +244,7 @@ def test_names_of_trials_outlive_new_fields_of_the_config() -> None:
 
 def test_rows_of_the_paper_name_their_trials(tmp_path: Path) -> None:
     document = sweep_document(
-        sweep(space=Space("paper", SPACE.parameters, tables={"9": TABLES["9"]})), str(tmp_path), {}
+        sweep(space=Space("paper", SPACE.parameters, tables={"9": TABLE_9})), str(tmp_path), {}
     )
     (found,) = document["tables"]
     assert found["table"] == "9" and len({row["trial"] for row in found["rows"]}) == 5

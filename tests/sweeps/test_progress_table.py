@@ -11,11 +11,11 @@ import pytest
 from carl_ray import storage
 from carl_ray.errors import RunError
 from carl_ray.presets import demo
-from carl_ray.sweeps import progress
-from carl_ray.sweeps.progress import ProgressTable
-from carl_ray.sweeps.results import write_outcome, write_point
+from carl_ray.sweeps import progress_table
+from carl_ray.sweeps.definition import Sweep, trial_id
+from carl_ray.sweeps.progress_table import ProgressTable
 from carl_ray.sweeps.space import LogRange, Space
-from carl_ray.sweeps.trial import Sweep, run_dir, trial_id
+from carl_ray.sweeps.trial_records import run_dir, write_outcome, write_point
 
 SPACE = Space("test", {"objective.temperature": LogRange(0.03, 1.0, (0.1,))})
 SWEEP = Sweep(SPACE, demo(), 1, (2, 6), "phase_classification", labelled=True)
@@ -60,7 +60,7 @@ def test_ended_trials_are_read_once_and_a_failing_store_costs_a_table(
             raise RunError("the store is away")
         return {"status": "unfinished", "reason": None}
 
-    monkeypatch.setattr(progress, "read_outcome", read_outcome)
+    monkeypatch.setattr(progress_table, "read_outcome", read_outcome)
     table.show()
     table.show()
     assert "no table this time: the store is away" in capsys.readouterr().err

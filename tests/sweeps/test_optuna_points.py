@@ -13,14 +13,15 @@ pytest.importorskip("optuna")
 from ray import tune
 
 from carl_ray.presets import demo
+from carl_ray.sweeps.definition import Sweep, trial_id
+from carl_ray.sweeps.optuna_points import OptunaPoints, TrialEnd
 from carl_ray.sweeps.space import Choices, LogRange, Space, default_point
-from carl_ray.sweeps.suggestions import OptunaSuggestions, Told
-from carl_ray.sweeps.trial import Sweep, trial_id
 
 SMALL = Space(
     "small",
     {"views.max_crop_ratio": Choices((1.5, 2.0, 3.0)), "views.sampling": Choices(("random", "even"))},
 )
+METRIC = "phase_classification"
 WIDE = Space("wide", {"objective.temperature": LogRange(0.03, 1.0, (0.1,))})
 
 
@@ -35,50 +36,51 @@ def ids(of: Sweep, suggested: list[Any]) -> list[str]:
 def test_all_points_of_a_small_space_each_once() -> None:
     of = sweep(SMALL)
     default = default_point(SMALL, of.base)
-    ended = [({"views.max_crop_ratio": 2.0, "views.sampling": "even"}, Told(17, 0.9, True))]
-    searcher = OptunaSuggestions(of, [default], ended, seed=0)
+    ended = [({"views.max_crop_ratio": 2.0, "views.sampling": "even"}, TrialEnd(17, 0.9, True))]
+    searcher = OptunaPoints(of, [default], ended, seed=0)
     suggested: list[Any] = []
     for place in range(5):
         suggested.append(searcher.suggest(str(place)))
         # One is always running: it is not suggested again either.
         if place:
-            searcher.on_trial_complete(str(place - 1), {"epoch": 17, "score": 0.5 + place / 10})
+            searcher.on_trial_complete(str(place - 1), {"epoch": 17, METRIC: 0.5 + place / 10})
     assert suggested[0]["point"] == default
     assert len({*ids(of, suggested), trial_id(of, ended[0][0])}) == 6
 
 
 def test_a_stopped_trial_is_told_as_stopped_in_this_call_and_in_the_next() -> None:
     of = sweep(WIDE)
-    searcher = OptunaSuggestions(of, [], [], seed=0)
+    searcher = OptunaPoints(of, [], [], seed=0)
     points = [searcher.suggest(name)["point"] for name in "abc"]  # type: ignore[index]
-    searcher.on_trial_complete("a", {"epoch": 17, "score": 0.8})
-    searcher.on_trial_complete("b", {"epoch": 6, "score": 0.9})
+    searcher.on_trial_complete("a", {"epoch": 17, METRIC: 0.8})
+    searcher.on_trial_complete("b", {"epoch": 6, METRIC: 0.9})
     searcher.on_trial_complete("c", error=True)
-    told = [Told(17, 0.8, True), Told(6, 0.9, False), Told(0, None, False)]
-    again = OptunaSuggestions(of, [], list(zip(points, told, strict=True)), seed=1)
-    for known in (searcher._study.trials, again._study.trials):
+    told = [TrialEnd(17, 0.8, True), TrialEnd(6, 0.9, False), TrialEnd(0, None, False)]
+    again = OptunaPoints(of, [], list(zip(points, told, strict=True)), seed=1)
+    for known in (searcher._ot_study.trials, again._ot_study.trials):
         assert [trial.state.name for trial in known] == ["COMPLETE", "PRUNED", "FAIL"]
         assert [trial.intermediate_values.get(6) for trial in known] == [None, 0.9, None]
         assert [trial.params for trial in known] == points
-    assert again._study.best_value == 0.8
+    assert again._ot_study.best_value == 0.8
 
 
 def test_the_sampler_looks_where_it_is_good() -> None:
     for metric, good in (("phase_classification", 0.8), ("alignment_error", 0.01)):
         of = sweep(WIDE, metric)
         ended = [
-            ({"objective.temperature": 0.03 * 1.26**n}, Told(17, abs(n - 2) / 20, True)) for n in range(15)
+            ({"objective.temperature": 0.03 * 1.26**n}, TrialEnd(17, abs(n - 2) / 20, True))
+            for n in range(15)
         ]
         if metric == "phase_classification":
-            ended = [(point, Told(17, good - told.score, True)) for point, told in ended]  # type: ignore[operator]
-        searcher = OptunaSuggestions(of, [], ended, seed=0)
+            ended = [(point, TrialEnd(17, good - told.score, True)) for point, told in ended]  # type: ignore[operator]
+        searcher = OptunaPoints(of, [], ended, seed=0)
         drawn = [searcher.suggest(str(n))["point"]["objective.temperature"] for n in range(9)]  # type: ignore[index]
         assert sorted(drawn)[4] < 0.1  # a plain draw: 0.17
 
 
 def test_tune_can_write_it_down() -> None:
     of = sweep(WIDE)
-    searcher = pickle.loads(pickle.dumps(OptunaSuggestions(of, [], [], seed=0)))
+    searcher = pickle.loads(pickle.dumps(OptunaPoints(of, [], [], seed=0)))
     assert searcher.suggest("a")["point"].keys() == WIDE.parameters.keys()
 
 
@@ -87,23 +89,21 @@ def _worth(config: dict[str, Any]) -> None:
     point = config["point"]
     if point == {"views.max_crop_ratio": 1.5, "views.sampling": "even"}:
         raise RuntimeError("this point fails")
-    tune.report({"epoch": 17, "score": 1 / point["views.max_crop_ratio"], "trial": ""})
+    tune.report({"epoch": 17, METRIC: 1 / point["views.max_crop_ratio"], "trial": ""})
 
 
 def test_tune_takes_its_points_and_tells_it_what_came_of_them(ray_session: None, tmp_path: Path) -> None:
     of = sweep(SMALL)
-    searcher = OptunaSuggestions(of, [default_point(SMALL, of.base)], [], seed=0)
+    searcher = OptunaPoints(of, [default_point(SMALL, of.base)], [], seed=0)
     results = tune.Tuner(
         tune.with_resources(_worth, {"CPU": 0.5}),
-        tune_config=tune.TuneConfig(
-            metric="score", mode="max", num_samples=6, max_concurrent_trials=2, search_alg=searcher
-        ),
+        tune_config=tune.TuneConfig(num_samples=6, max_concurrent_trials=2, search_alg=searcher),
         run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
     ).fit()
     tried = [result.config or {} for result in results]
     assert tried[0]["point"] == default_point(SMALL, of.base) and len(set(ids(of, tried))) == 6
     assert len(results.errors) == 1
-    done = [trial.params for trial in searcher._study.trials if trial.state.name == "COMPLETE"]
+    done = [trial.params for trial in searcher._ot_study.trials if trial.state.name == "COMPLETE"]
     assert {trial_id(of, point) for point in done} == {
         trial_id(of, found["point"])
         for found in tried
