@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
 
 from carl_ray.errors import RunError
 from carl_ray.sweeps.definition import Sweep
@@ -27,7 +30,7 @@ class _Row:
     """At the last rung that all seeds reached, with its epoch."""
 
 
-class ProgressTable:
+class ProgressTable(tune.Callback):
     """Print the state of a sweep's trials from its folder; on a terminal over the previous table.
 
     Args:
@@ -41,11 +44,13 @@ class ProgressTable:
         self._started = self._shown_at = time.monotonic()
         self._ended: dict[str, _Row] = {}
         self._epochs_before = sum(row.epochs for row in self._rows())
-        self._lines_shown = 0
+        self._lines_shown = self._events = 0
 
-    def tick(self) -> None:
-        """Show the table if the last one is some time ago."""
-        if time.monotonic() - self._shown_at >= _SECONDS_BETWEEN_TABLES:
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Show the table after each report and end of a trial, and every 30 s."""
+        events = sum(trial.is_finished() + (trial.last_result or {}).get("epoch", 0) for trial in trials)
+        if events != self._events or time.monotonic() - self._shown_at >= _SECONDS_BETWEEN_TABLES:
+            self._events = events
             self.show()
 
     def show(self) -> None:

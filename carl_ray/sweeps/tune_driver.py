@@ -25,7 +25,6 @@ from carl_ray.errors import InterruptedRunError, RunError, UserError, signal_of
 from carl_ray.session import quiet_data
 from carl_ray.sweeps.cluster_share import driver_resources
 from carl_ray.sweeps.definition import REDUCTION, Sweep, trial_id
-from carl_ray.sweeps.optuna_points import OptunaPoints, TrialEnd
 from carl_ray.sweeps.progress_table import ProgressTable
 from carl_ray.sweeps.space import Point, default_point
 from carl_ray.sweeps.trial import run_trial
@@ -117,7 +116,15 @@ def run_trials(
     ended = {t: p for t, p in begun_points(folder).items() if t not in waiting}
     searcher, num_samples = None, 1
     if search == "optuna":
-        ends = [(point, _trial_end(sweep, folder, trial)) for trial, point in ended.items()]
+        try:
+            from carl_ray.sweeps.optuna_points import OptunaPoints
+        except ImportError:
+            raise UserError(
+                "--search optuna needs Optuna, which is not installed: pip install 'carl_ray[optuna]'"
+            ) from None
+        ends = [
+            (p, last) for trial, p in ended.items() if (last := last_score(sweep, folder, trial)) is not None
+        ]
         # Each call has a new sampler: another seed, so that it does not draw the same points again.
         searcher = OptunaPoints(sweep, waiting.values(), ends, seed=search_seed + len(ended))
         num_samples = max(len(waiting), total - len(ended))
@@ -147,7 +154,7 @@ def run_trials(
             storage_filesystem=None if isinstance(filesystem, fs.LocalFileSystem) else filesystem,
             # Retries of a trial whose process or node died.
             failure_config=tune.FailureConfig(max_failures=sweep.base.cluster.max_failures),
-            callbacks=[_Records(sweep, folder, start, table)],
+            callbacks=[_Records(sweep, folder, start), table],
             verbose=0,
         ),
     )
@@ -196,11 +203,6 @@ def rung_result(sweep: Sweep, trial: str, epoch: int, score: float) -> dict[str,
     }
 
 
-def _trial_end(sweep: Sweep, folder: str, trial: str) -> TrialEnd:
-    epoch, score = last_score(sweep, folder, trial) or (0, None)
-    return TrialEnd(epoch, score, read_outcome(folder, trial)["status"] == "done")
-
-
 def _dirname(sweep: Sweep, trial: Any) -> str:
     return trial_id(sweep, trial.config["point"])
 
@@ -227,13 +229,13 @@ def _trial(config: dict[str, Any], sweep: Sweep, folder: str, start: str) -> Non
 
 
 class _Records(tune.Callback):
-    """Write the records of trials as they begin and end, and show the table.
+    """Write the records of trials as they begin and end.
 
     If the storage fails, this only prints a line: the next call repeats the measurement of a trial without an outcome.
     """
 
-    def __init__(self, sweep: Sweep, folder: str, start: str, table: ProgressTable) -> None:
-        self._sweep, self._folder, self._start, self._table = sweep, folder, start, table
+    def __init__(self, sweep: Sweep, folder: str, start: str) -> None:
+        self._sweep, self._folder, self._start = sweep, folder, start
 
     def _write(self, trial: Any, status: Status | None, reason: str | None = None) -> None:
         """Write the trial's point, and its outcome if it has ended."""
@@ -257,20 +259,8 @@ class _Records(tune.Callback):
         """Record that the trial is done, or was stopped at a rung."""
         done = (trial.last_result or {}).get(_EPOCH) == self._sweep.rungs[-1]
         self._write(trial, "done" if done else "stopped", None if done else "behind the others at this epoch")
-        self._table.show()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record a failure after all retries."""
         lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
         self._write(trial, "failed", lines[-1] if lines else "the trial's process died")
-        self._table.show()
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Show the table at each rung."""
-        self._table.show()
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Show the table now and then."""
-        self._table.tick()
