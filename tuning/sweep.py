@@ -41,8 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         print_results(run_sweep(folder=folder, **keywords), storage.absolute(folder))
 
 
-def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """The sweep's folder and the keyword arguments of `run_sweep`."""
+def _parser() -> options.OptionParser:
     parser = options.OptionParser(
         prog="python tuning/sweep.py",
         usage="%(prog)s [SPACE] [--preset NAME] [--run-dir URI] [--num-trials N] [--section.field VALUE …]",
@@ -94,6 +93,12 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     add("--search-seed", **number, default=0, help="of the random points (default 0)")
     add("--address", metavar="ADDRESS", help="of a Ray cluster; RAY_ADDRESS does the same")
     options.add_config_options(parser)
+    return parser
+
+
+def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """The sweep's folder and the keyword arguments of `run_sweep`."""
+    parser = _parser()
     parsed, unknown = parser.parse_known_args(arguments)
     options.check_known(
         unknown, [a.option_strings[-1].lstrip("-") for a in parser._actions if a.option_strings]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import ray
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -14,6 +16,7 @@ from carl_ray.config import ClusterConfig, Config
 from carl_ray.machine import available_cores
 
 _LOCAL_TRIALS = 2
+_SECONDS_TO_GROW = 600.0
 _DRIVER_BYTES = 2**30
 """Memory that a trial's driver process reserves; training workers and decoders reserve their own."""
 _EMBEDDING_BYTES = 3 * 2**30
@@ -33,6 +36,34 @@ def local_cpus(cluster: ClusterConfig, max_concurrent: int) -> int:
     decoding = cluster.decode_cpus * (cluster.max_decode_tasks or 1)
     needed = math.ceil(max_concurrent * (cluster.max_workers * cluster.worker_cpus + decoding))
     return max(needed, available_cores())
+
+
+def concurrent_trials(cluster: ClusterConfig, trials: int, *, grow: bool, warn: bool) -> int:
+    """How many of the wanted trials fit at a time on the cluster that Ray is connected to, at least 1.
+
+    Args:
+        cluster: What each trial takes.
+        trials: How many are wanted.
+        grow: Whether to wait for an autoscaler where they do not fit.
+        warn: Whether to say that they do not fit.
+    """
+    room = room_for_trials(cluster, ray.nodes())
+    if room < trials and grow:
+        print(
+            f"waiting up to {_SECONDS_TO_GROW / 60:g} minutes for the cluster to grow: {trials} trials at a time need "
+            "more than it has",
+            file=sys.stderr,
+            flush=True,
+        )
+        wait_for_room(cluster, trials, _SECONDS_TO_GROW)
+        room = room_for_trials(cluster, ray.nodes())
+    if room < trials and warn:
+        print(
+            f"warning: {trials} trials at a time need more than the cluster has: {room} at a time",
+            file=sys.stderr,
+            flush=True,
+        )
+    return min(trials, room)
 
 
 def room_for_trials(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]]) -> int:

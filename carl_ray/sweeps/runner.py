@@ -15,7 +15,6 @@ length.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 _SHARE_OF_EPOCHS = 4
 """By default a trial has so many times fewer epochs than the full run."""
 _NUM_TRIALS = 8
-_SECONDS_TO_GROW = 600.0
 
 
 def default_search(space: Space) -> Literal["random", "grid"]:
@@ -100,28 +98,21 @@ def run_sweep(
         UserError: the arguments, the videos or the folder do not fit.
         RunError: interrupted, or the storage fails. The results so far are written.
     """
-    # Lazy imports: usage errors are reported before torch and Ray are imported.
-    from carl_ray.datasets.embedded import embedded_manifest, index_embedded
-    from carl_ray.training.preparation import check_shared, check_weights, read_videos, refuse_secrets
-
-    embedded = full.preset == "demo" and full.data.manifest is None
     folder, search = storage.absolute(folder), search or default_search(space)
     num_trials = num_trials or default_num_trials(space, search)
-    base = trial_config(full, trial_epochs)
-    refuse_secrets({"--run-dir": folder, "data.manifest": base.data.manifest})
-    refuse_secrets({"model.weights": base.model.weights, "model.init_from": base.model.init_from})
-    if embedded:
-        base = replace(base, data=replace(base.data, manifest=embedded_manifest()))
-    else:
-        read_videos(base)
-    base = _with_absolute_paths(base)
-    check_weights(base)
+    num_rungs = num_rungs or (1 if search == "grid" else 2)
+    base = _checked_config(trial_config(full, trial_epochs), folder)
+    embedded = full.data.manifest is None
+    # Lazy imports: the errors above are reported before torch and Ray are imported.
+    import ray
+
+    from carl_ray.datasets.embedded import index_embedded
     from carl_ray.session import connect
-    from carl_ray.sweeps.cluster_share import local_cpus, local_trials
+    from carl_ray.sweeps.cluster_share import concurrent_trials, local_cpus, local_trials, share_cluster
     from carl_ray.sweeps.definition import define_sweep, save_definition
     from carl_ray.sweeps.tune_driver import chosen_points, run_trials
+    from carl_ray.training.preparation import check_shared
 
-    num_rungs = num_rungs or (1 if search == "grid" else 2)
     define = partial(define_sweep, space, base, seeds=seeds, num_rungs=num_rungs, metric=metric)
     sweep = None if embedded else define()
     joined = os.environ.get("RAY_ADDRESS", "local") != "local"
@@ -139,71 +130,50 @@ def run_sweep(
             print(f"TensorBoard:  {storage.shell_command('tensorboard', '--logdir', folder)}", flush=True)
             try:
                 most = num_trials or len(chosen)
-                concurrent = _concurrent_trials(base, min(wanted or most, most), wanted, max_concurrent)
+                trials = min(wanted or most, most)
+                grow = max_concurrent is not None and "RAY_ADDRESS" in os.environ
+                trials = concurrent_trials(base.cluster, trials, grow=grow, warn=wanted is not None)
                 run_trials(
-                    _sharing(sweep, concurrent),
+                    replace(sweep, base=share_cluster(sweep.base, trials, ray.nodes())),
                     folder,
                     chosen,
                     search=search,
                     num_trials=num_trials,
                     search_seed=search_seed,
-                    max_concurrent=concurrent,
+                    max_concurrent=trials,
                 )
             finally:
-                machine = machine_name(use_gpu=base.cluster.use_gpu)
-                about = {
-                    "search": search,
-                    "command": command,
-                    "date": time.strftime("%Y-%m-%d"),
-                    "machine": machine,
-                }
-                document = _write_results(sweep, folder, about, full)
+                document = _write_results(sweep, folder, {"search": search, "command": command}, full)
     return document
 
 
-def _concurrent_trials(base: Config, trials: int, wanted: int | None, max_concurrent: int | None) -> int:
-    """How many of the wanted trials fit on the cluster, after waiting for an autoscaler if the user gave a number."""
-    import ray
+def _checked_config(base: Config, folder: str) -> Config:
+    """The trials' config with its manifest and absolute paths, since a trial's process has another working directory.
 
-    from carl_ray.sweeps.cluster_share import room_for_trials, wait_for_room
+    Raises:
+        UserError: as training, before torch and Ray are imported.
+    """
+    from carl_ray.datasets.embedded import embedded_manifest
+    from carl_ray.training.preparation import check_weights, read_videos, refuse_secrets
 
-    room = room_for_trials(base.cluster, ray.nodes())
-    if room < trials and max_concurrent and "RAY_ADDRESS" in os.environ:
-        _warn(
-            f"waiting up to {_SECONDS_TO_GROW / 60:g} minutes for the cluster to grow: {trials} trials at a time need "
-            "more than it has"
-        )
-        wait_for_room(base.cluster, trials, _SECONDS_TO_GROW)
-        room = room_for_trials(base.cluster, ray.nodes())
-    if wanted is not None and room < trials:
-        _warn(f"warning: {trials} trials at a time need more than the cluster has: {room} at a time")
-    return min(trials, room)
-
-
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _sharing(sweep: Sweep, concurrent: int) -> Sweep:
-    import ray
-
-    from carl_ray.sweeps.cluster_share import share_cluster
-
-    return replace(sweep, base=share_cluster(sweep.base, concurrent, ray.nodes()))
-
-
-def _with_absolute_paths(base: Config) -> Config:
-    """The config with absolute paths: a trial's process has another working directory."""
-    weights, init_from = base.model.weights, base.model.init_from
+    manifest, weights, init_from = base.data.manifest, base.model.weights, base.model.init_from
+    refuse_secrets({"--run-dir": folder, "data.manifest": manifest})
+    refuse_secrets({"model.weights": weights, "model.init_from": init_from})
+    if base.preset == "demo" and manifest is None:
+        manifest = embedded_manifest()
+    else:
+        read_videos(base)
     if weights not in ("random", "imagenet"):
         weights = storage.absolute(weights)
     if init_from is not None:
         init_from = storage.absolute(init_from)
-    return replace(
+    base = replace(
         base,
-        data=replace(base.data, manifest=storage.absolute(base.data.manifest or "")),
+        data=replace(base.data, manifest=storage.absolute(manifest or "")),
         model=replace(base.model, weights=weights, init_from=init_from),
     )
+    check_weights(base)
+    return base
 
 
 def _write_results(sweep: Sweep, folder: str, about: Mapping[str, str], full: Config) -> dict[str, Any]:
@@ -211,7 +181,8 @@ def _write_results(sweep: Sweep, folder: str, about: Mapping[str, str], full: Co
     from carl_ray.report.sweep_page import write_sweep_page
     from carl_ray.sweeps.sweep_document import best_trial, sweep_document, write_results
 
-    document = sweep_document(sweep, folder, about)
+    machine = machine_name(use_gpu=sweep.base.cluster.use_gpu)
+    document = sweep_document(sweep, folder, {**about, "date": time.strftime("%Y-%m-%d"), "machine": machine})
     write_results(folder, document)
     write_sweep_page(storage.join(folder, "sweep.html"), document)
     best = best_trial(document)

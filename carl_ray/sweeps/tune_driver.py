@@ -19,6 +19,7 @@ import ray
 from pyarrow import fs
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
 
 from carl_ray import storage
 from carl_ray.errors import InterruptedRunError, RunError, UserError, signal_of
@@ -116,17 +117,7 @@ def run_trials(
     ended = {t: p for t, p in begun_points(folder).items() if t not in waiting}
     searcher, num_samples = None, 1
     if search == "optuna":
-        try:
-            from carl_ray.sweeps.optuna_points import OptunaPoints
-        except ImportError:
-            raise UserError(
-                "--search optuna needs Optuna, which is not installed: pip install 'carl_ray[optuna]'"
-            ) from None
-        ends = [
-            (p, last) for trial, p in ended.items() if (last := last_score(sweep, folder, trial)) is not None
-        ]
-        # Each call has a new sampler: another seed, so that it does not draw the same points again.
-        searcher = OptunaPoints(sweep, waiting.values(), ends, seed=search_seed + len(ended))
+        searcher = _optuna_points(sweep, folder, waiting, ended, search_seed)
         num_samples = max(len(waiting), total - len(ended))
     if not (waiting if searcher is None else num_samples):
         return
@@ -165,6 +156,22 @@ def run_trials(
     except KeyboardInterrupt as interruption:
         raise InterruptedRunError("interrupted; the same command goes on", signal_of(interruption)) from None
     table.show()
+
+
+def _optuna_points(
+    sweep: Sweep, folder: str, waiting: Mapping[str, Point], ended: Mapping[str, Point], seed: int
+) -> Searcher:
+    """Optuna's searcher, which begins with the waiting points and knows the scores of the ended ones."""
+    try:
+        from carl_ray.sweeps.optuna_points import OptunaPoints
+    except ImportError:
+        raise UserError(
+            "--search optuna needs Optuna, which is not installed: pip install 'carl_ray[optuna]'"
+        ) from None
+    ends = ((point, last_score(sweep, folder, trial)) for trial, point in ended.items())
+    known = [(point, last) for point, last in ends if last is not None]
+    # Each call has a new sampler: another seed, so that it does not draw the same points again.
+    return OptunaPoints(sweep, waiting.values(), known, seed=seed + len(ended))
 
 
 def asha_scheduler(sweep: Sweep, folder: str, waiting: Container[str]) -> ASHAScheduler:
