@@ -215,32 +215,28 @@ def paper_findings(table: Mapping[str, Any], document: Mapping[str, Any]) -> lis
     findings = []
     for metric in table["metrics"]:
         sign = -1 if metric in LOWER_IS_BETTER else 1
-        paper = {row["name"]: float(row["paper"][metric]) for row in table["rows"] if metric in row["paper"]}
-        ours: dict[str, Summary] = {}
-        for row in table["rows"]:
-            found = _trained(document, trials.get(row["trial"])).get(metric)
-            if row["name"] in paper and found is not None and found["mean"] is not None:
-                ours[row["name"]] = found
+        rows = [row for row in table["rows"] if metric in row["paper"]]
+        paper = {row["name"]: sign * float(row["paper"][metric]) for row in rows}
+        found = {row["name"]: _trained(document, trials.get(row["trial"])).get(metric) for row in rows}
+        ours = {name: summary for name, summary in found.items() if summary and summary["mean"] is not None}
+        means = {name: sign * summary["mean"] for name, summary in ours.items()}
         if not paper:
             continue
-        top = max(sign * number for number in paper.values())
-        papers_best = [name for name in paper if sign * paper[name] == top]
+        papers_best = [name for name in paper if paper[name] == max(paper.values())]
         said = f"{tables.title_of(metric, whole=True)}: best row of the paper {' and '.join(papers_best)}"
         if len(ours) < 2:
             findings.append(f"{said}; too few rows here ({len(ours)}) to compare.")
             continue
-        best = max(ours, key=lambda name: sign * ours[name]["mean"])
-        rivals = [name for name in papers_best if name in ours]
-        verdicts = [difference(ours[best], ours[name], lower_is_better=sign < 0).verdict for name in rivals]
+        best = max(means, key=lambda name: (means[name], name in papers_best))
+        rival = max(ours.keys() & set(papers_best), key=lambda name: means[name], default=best)
         said += f", of this sweep {best}"
-        if any(ours[name]["mean"] == ours[best]["mean"] for name in rivals):
-            said += " (as good)" if best not in rivals else ""
-        elif verdicts:
-            said += " (distinguishable)" if set(verdicts) <= {"better", "worse"} else " (not distinguishable)"
-        numbers = [paper[name] for name in ours], [ours[name]["mean"] for name in ours]
+        if best not in papers_best and rival != best:
+            verdict = difference(ours[best], ours[rival], lower_is_better=sign < 0).verdict
+            said += " (distinguishable)" if verdict in ("better", "worse") else " (not distinguishable)"
+        columns = [paper[name] for name in ours], list(means.values())
         correlation = "undefined"
-        if len(ours) > 2 and all(len(set(column)) > 1 for column in numbers):
-            correlation = f"{stats.spearmanr(*numbers).statistic:.2f}".replace("-", "−")
+        if len(ours) > 2 and all(len(set(column)) > 1 for column in columns):
+            correlation = f"{stats.spearmanr(*columns).statistic:.2f}".replace("-", "−")
         findings.append(f"{said}. Rank correlation with the paper over {len(ours)} rows: {correlation}.")
     return findings
 

@@ -61,11 +61,10 @@ def _plot_parameter(
 ) -> None:
     default = document["parameters"][name]["default"]
     values = [trial["values"].get(name, default) for trial in trials]
-    places = _places([*values, default])
-    xs = [_place(value, places) for value in (*values, default)]
-    if places is not None:
-        axes.set_xticks(range(len(places)), [_label(word) for word in places])
-        axes.set_xlim(-0.5, len(places) - 0.5)
+    xs, categories = _positions([*values, default])
+    if categories is not None:
+        axes.set_xticks(range(len(categories)), [_label(word) for word in categories])
+        axes.set_xlim(-0.5, len(categories) - 0.5)
     elif document["parameters"][name]["log"] and min(xs) > 0:
         axes.set_xscale("log")
         margin = max((max(xs) / min(xs)) ** 0.12, 1.05)
@@ -164,15 +163,13 @@ def _score_limits(document: Mapping[str, Any], trials: Sequence[Mapping[str, Any
     return low - 0.05 * spread, high + 0.05 * spread
 
 
-def _places(values: Sequence[Any]) -> list[str] | None:
-    """The labels of a categorical axis; none where all values are finite numbers."""
+def _positions(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
+    """Positions on an axis, and the categories at 0, 1, … where not all values are finite numbers."""
     if all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
-        return None
-    return sorted({value_text(value) for value in values})
-
-
-def _place(value: Any, places: Sequence[str] | None) -> float:
-    return float(value) if places is None else float(places.index(value_text(value)))
+        return [float(value) for value in values], None
+    words = [value_text(value) for value in values]
+    categories = sorted(set(words))
+    return [float(categories.index(word)) for word in words], categories
 
 
 def _label(text: str, longest: int = _LONGEST_LABEL) -> str:

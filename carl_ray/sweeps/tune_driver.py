@@ -137,7 +137,7 @@ def run_trials(
             scheduler=asha_scheduler(sweep, folder, waiting),
             # Each trial has its own process.
             reuse_actors=False,
-            trial_dirname_creator=partial(_dirname, sweep),
+            trial_dirname_creator=lambda trial: trial_id(sweep, trial.config["point"]),
         ),
         run_config=tune.RunConfig(
             name=f"start-{start}",
@@ -208,10 +208,6 @@ def rung_result(sweep: Sweep, trial: str, epoch: int, score: float) -> dict[str,
         sweep.metric: score,
         "trial": trial,
     }
-
-
-def _dirname(sweep: Sweep, trial: Any) -> str:
-    return trial_id(sweep, trial.config["point"])
 
 
 def _trial(config: dict[str, Any], sweep: Sweep, folder: str, start: str) -> None:
