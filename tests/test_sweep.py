@@ -176,7 +176,7 @@ def test_a_killed_sweep_goes_on(manifest: str, tmp_path: Path) -> None:
     assert [trial["status"] for trial in document["trials"]] == ["done"]
     assert document["metric"] == "phase_classification" and document["best"] is not None
     # TensorBoard's HParams: the point and the score.
-    (events,) = folder.glob("ray/*/*/events.out.tfevents.*")
+    *_, events = sorted(folder.glob("ray/*/*/events.out.tfevents.*"))
     assert b"_hparams_/session_start_info" in events.read_bytes()
     assert b"point/objective.temperature" in events.read_bytes()
     assert pq.read_table(folder / "results.parquet").num_rows == 1
