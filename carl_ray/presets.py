@@ -1,4 +1,4 @@
-"""Functions that return a whole `Config`: one for the embedded videos, one for each run of the paper.
+"""Presets: functions that return a whole `Config`.
 
 A preset is the paper's run wherever the paper states it (section 4.2), except for the weights that the backbone
 starts from: the paper's are BYOL's (`model.weights` URI), a preset's torchvision's for ImageNet. Block 5 of
@@ -28,7 +28,7 @@ from carl_ray.errors import UserError
 
 
 def demo() -> Config:
-    """A small encoder on the embedded choreographed videos, from scratch: minutes on two CPU cores.
+    """A small encoder on the embedded videos, from scratch: minutes on two CPU cores.
 
     Everything is small (frames of 48 pixels, T = 32, six convolutions, all of them learnable), and the colour
     augmentation is half as strong as the paper's, without blur: it has less than a thousand steps. A crop is
@@ -68,7 +68,7 @@ def pouring() -> Config:
 
 
 def penn_action() -> Config:
-    """The paper's run on PennAction, all 13 actions together (tables 1 and 2): T = 80, 300 epochs."""
+    """The paper's run on PennAction (tables 1 and 2): 13 actions, T = 80, 300 epochs."""
     return Config(preset="penn_action", model=ModelConfig(num_frames=80), training=TrainingConfig(epochs=300))
 
 
@@ -98,7 +98,7 @@ def kinetics400() -> Config:
 
 
 def kinetics400_to_penn_action() -> Config:
-    """Fine-tuning of a `kinetics400` run on PennAction (table 14): as `penn_action`, with `model.init_from`."""
+    """Fine-tuning of a `kinetics400` run on PennAction (table 14), by `init_from`."""
     return replace(penn_action(), preset="kinetics400_to_penn_action")
 
 

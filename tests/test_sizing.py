@@ -271,7 +271,7 @@ def test_the_commands_in_words_are_understood() -> None:
     found = []
     for text in (
         door.__doc__ or "",
-        (ROOT / "docs/clusters.md").read_text(),
+        (ROOT / "README.md").read_text(),
         (ROOT / "cluster/README.md").read_text(),
     ):
         joined = text.replace("\\\n", " ")
