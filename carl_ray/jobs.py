@@ -144,7 +144,7 @@ def _run(options: argparse.Namespace) -> None:
                 raise UserError(
                     "the cluster knows no such job: it was not started, or its record ended with its cluster"
                 )
-            jobs.print_output(job.submission_id, follow=options.follow)
+            jobs.print_output(job.submission_id or "", follow=options.follow)
 
 
 def _submit(options: argparse.Namespace, outline: Plan) -> None:

@@ -11,8 +11,10 @@ import difflib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import PurePath
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin
 
@@ -25,8 +27,27 @@ if TYPE_CHECKING:
 _Number = TypeVar("_Number", int, float)
 
 
+def program(command: str | None = None) -> str:
+    """The words that start a command of this package, as the running process was started.
+
+    `carl-ray train` if the console script runs, else `python -m carl_ray.train`; without a command `carl-ray` or
+    `python -m carl_ray`.
+    """
+    if PurePath(sys.argv[0]).name == "carl-ray":
+        return " ".join(filter(None, ("carl-ray", command)))
+    return f"python -m carl_ray.{command}" if command else "python -m carl_ray"
+
+
 class OptionParser(argparse.ArgumentParser):
-    """Argument parser whose errors are one-line `UserError`s."""
+    """Argument parser whose errors are one-line `UserError`s.
+
+    Args:
+        prog: `python -m carl_ray.COMMAND`; usage lines show `carl-ray COMMAND` if the console script runs.
+    """
+
+    def __init__(self, *, prog: str, **options: Any) -> None:
+        prefix, found, command = prog.partition("python -m carl_ray.")
+        super().__init__(prog=f"{prefix}{program(command)}" if found else prog, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise `UserError` where argparse would print its usage and exit."""
@@ -94,8 +115,8 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def print_next(command: str, *words: str) -> None:
-    """Print the command that usually follows, as the last line of another one's output."""
-    print(f"next: {storage.shell_command('python', '-m', f'carl_ray.{command}', *words)}", flush=True)
+    """Prints the command that usually comes next, as the last line of another one, to be pasted."""
+    print(f"next: {storage.shell_command(*program(command).split(), *words)}", flush=True)
 
 
 def nearest(name: str, known: Sequence[str], *, files: bool = False) -> str:

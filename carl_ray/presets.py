@@ -1,18 +1,20 @@
-"""Functions that return a whole `Config`: one for the embedded videos, one for each run of the paper.
+"""Presets: functions that return a whole `Config`.
 
-A preset is the paper's run wherever the paper says it (section 4.2), but for the weights that the backbone
-starts from: the paper's are BYOL's (`model.weights` URI, `model.weights_format` byol), a preset's torchvision's
-for ImageNet. Block 5 of ResNet-50 trains, with Adam, learning rate 1e-4, weight decay 1e-5, 4 videos a step, alpha
-1.5, beta 0.2, temperature 0.1 and variance 10, all of them the defaults of `carl_ray.config`. Presets other than
-`demo` leave `data.manifest` for the user to name. None touches the `cluster` section, which says where a run
-happens, not what it computes.
+A preset is the paper's run wherever the paper states it (section 4.2), except for the weights that the backbone
+starts from: the paper's are BYOL's (`model.weights` URI), a preset's torchvision's for ImageNet. Block 5 of
+ResNet-50 trains, with Adam, learning rate 1e-4, weight decay 1e-5, 4 videos a step, alpha 1.5, beta 0.2,
+temperature 0.1 and variance 10, all of them the defaults of `carl_ray.config`. Presets other than `demo` leave
+`data.manifest` for the user to name. None touches the `cluster` section, which says where a run happens, not
+what it computes.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
+from carl_ray import storage
 from carl_ray.config import (
     AugmentConfig,
     Config,
@@ -22,10 +24,11 @@ from carl_ray.config import (
     TrainingConfig,
     ViewsConfig,
 )
+from carl_ray.errors import UserError
 
 
 def demo() -> Config:
-    """A small encoder on the embedded choreographed videos, from scratch: minutes on two CPU cores.
+    """A small encoder on the embedded videos, from scratch: minutes on two CPU cores.
 
     Everything is small (frames of 48 pixels, T = 32, six convolutions, all of them learnable), and the colour
     augmentation is half as strong as the paper's, without blur: it has less than a thousand steps. A crop is
@@ -65,7 +68,7 @@ def pouring() -> Config:
 
 
 def penn_action() -> Config:
-    """The paper's run on PennAction, all 13 actions together (tables 1 and 2): T = 80, 300 epochs."""
+    """The paper's run on PennAction (tables 1 and 2): 13 actions, T = 80, 300 epochs."""
     return Config(preset="penn_action", model=ModelConfig(num_frames=80), training=TrainingConfig(epochs=300))
 
 
@@ -95,10 +98,7 @@ def kinetics400() -> Config:
 
 
 def kinetics400_to_penn_action() -> Config:
-    """Fine-tuning on PennAction what `kinetics400` has trained (table 14): the settings of `penn_action`.
-
-    It is meant for a run that starts from the weights of that run's encoder.
-    """
+    """Fine-tuning of a `kinetics400` run on PennAction (table 14), by `init_from`."""
     return replace(penn_action(), preset="kinetics400_to_penn_action")
 
 
@@ -115,3 +115,16 @@ PRESETS: dict[str, Callable[[], Config]] = {
     )
 }
 """Every preset by its name."""
+
+
+def preset(name: str) -> Config:
+    """The preset of a name.
+
+    Raises:
+        UserError: there is none; the message has the nearest name and all names.
+    """
+    if name in PRESETS:
+        return PRESETS[name]()
+    found = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"; did you mean {found[0]}?" if found else ""
+    raise UserError(f"unknown preset {storage.public_uri(name)!r}{hint} (presets: {', '.join(PRESETS)})")

@@ -180,7 +180,7 @@ def _node_settings() -> Iterator[None]:
     try:
         from ray._private import ray_constants, services
     except ImportError:
-        ray_constants = services = SimpleNamespace()
+        ray_constants = services = SimpleNamespace()  # type: ignore[assignment]
     get_node: Any = getattr(services, "get_node", None)
     may_cluster = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
 

@@ -355,7 +355,7 @@ def find_start(draw: Draw) -> Start | None:
     Timestamps do where the codec shows a frame for every packet (H.264, H.265), each packet has one of its own, and
     the key frame is the first to come out.
     """
-    with av.open(io.BytesIO(draw.content)) as container:
+    with av.open(io.BytesIO(draw.content), "r") as container:
         stream = _stream(container)
         packets = [packet for packet in container.demux(stream) if packet.size]
         found = {packet.pts for packet in packets if packet.pts is not None}
@@ -375,7 +375,7 @@ def find_start(draw: Draw) -> Start | None:
 def _decoded(draw: Draw, start: Start | None) -> Iterator[tuple[int, av.VideoFrame]]:
     """Index and picture of the frames from the start to the last needed one, on one thread."""
     last = draw.needed[-1]
-    with av.open(io.BytesIO(draw.content)) as container:
+    with av.open(io.BytesIO(draw.content), "r") as container:
         stream = _stream(container)
         if start is not None:
             container.seek(start.key_frame, stream=stream)

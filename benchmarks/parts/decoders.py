@@ -86,7 +86,7 @@ def measure_video(video: Path, decoder: Decoder) -> dict[str, Any]:
 def _full_decode(content: bytes, indices: set[int]) -> list[np.ndarray]:
     """The simplest loop there is, as the measure of the others."""
     frames = []
-    with av.open(io.BytesIO(content)) as container:
+    with av.open(io.BytesIO(content), "r") as container:
         for index, frame in enumerate(container.decode(video=0)):
             if index in indices:
                 frames.append(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))

@@ -206,7 +206,7 @@ def cut_video(video: Path, num_frames: int) -> bytes:
 
 
 def _pil_views(video: bytes, image_size: int) -> Iterator[np.ndarray]:
-    with av.open(io.BytesIO(video)) as container:
+    with av.open(io.BytesIO(video), "r") as container:
         for frame in container.decode(video=0):
             picture = frame.to_image()
             short = min(picture.size)

@@ -248,7 +248,9 @@ def stream_rows(data: PlanPairs) -> Iterator[StreamRow]:
     # What Ray Train's `get_dataset_shard` returns.
     (shard,) = dataset.streaming_split(1, equal=True)
     for table in shard.iter_batches(
-        batch_size=None, batch_format="pyarrow", prefetch_batches=data.config.cluster.prefetch_steps
+        batch_size=None,  # type: ignore[arg-type]  # Ray documents None: whole blocks
+        batch_format="pyarrow",
+        prefetch_batches=data.config.cluster.prefetch_steps,
     ):
         yield from read_rows(table, data.config)
 

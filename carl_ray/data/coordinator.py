@@ -51,7 +51,7 @@ _MOST_PLANNED = 64
 """Planned rows in the queue, beside two for each task that loads."""
 _PLANNED_BYTES = 32
 """Size of a planned row: four 64-bit numbers."""
-_LOOPS_WAIT = getattr(scheduling, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", None)
+_LOOPS_WAIT: Any = getattr(scheduling, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", None)
 """Ray's own value; read once, for two executions may overlap in a process."""
 
 _MAX_TASK_RETRIES = 3
@@ -150,7 +150,8 @@ def _difference() -> str | None:
         for base in (BackpressurePolicy, ExecutionCallback):
             if abstract := getattr(base, "__abstractmethods__", None):
                 return f"{base.__name__} wants {min(abstract)}"
-        if vars(BackpressurePolicy(None, None, None)).keys() != _POLICY_STATE:
+        policy: Any = BackpressurePolicy
+        if vars(policy(None, None, None)).keys() != _POLICY_STATE:
             return "BackpressurePolicy has another state"
         if not hasattr(DataContext.get_current(), "custom_execution_callback_classes"):
             return "DataContext has no custom_execution_callback_classes"

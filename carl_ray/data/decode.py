@@ -263,7 +263,7 @@ def probe_video(source: bytes | str, *, verify: bool | None = None) -> VideoProb
         verified = doubtful if verify is None else verify
         width, height = displayed_size(stream, first, Orientation.of(first))
         if verified:
-            timestamps = [first.pts, *(frame.pts for frame in frames)]
+            timestamps: Sequence[int | None] = [first.pts, *(frame.pts for frame in frames)]
         else:
             timestamps = sorted(pts for pts, *_ in packets if pts is not None)
         fps, duration = _timing(container, stream, timestamps, longest_pause)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import av.container
@@ -158,7 +159,7 @@ class Orientation:
         Displayed x = a x + c y, displayed y = b x + d y.
         """
         try:
-            side_data = frame.side_data.get("DISPLAYMATRIX")
+            side_data: Any = frame.side_data.get("DISPLAYMATRIX")
         except ValueError:  # PyAV has no name for one of the types, such as Exif of a Motion JPEG.
             side_data = None
         if side_data is None:

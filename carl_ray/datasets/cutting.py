@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import av.container
@@ -133,10 +134,10 @@ def _frames_around(source: Path, start: Fraction) -> Iterator[tuple[Fraction, av
 
 
 def _decoded(source: Path, seek_to: Fraction | None) -> Generator[tuple[Fraction, av.VideoFrame], None, None]:
-    with av.open(str(source)) as container:
+    with av.open(str(source), "r") as container:
         stream = _video_stream(container)
         stream.codec_context.thread_count = 1  # there is one process a core
-        time_base = Fraction(stream.time_base)
+        time_base = Fraction(stream.time_base or 1)
         # AVI stores no presentation times; what FFmpeg guesses of them runs back and forth with B-frames.
         clock = "dts" if container.format.name == "avi" else "pts"
         frames = container.decode(stream)
@@ -170,7 +171,7 @@ def _on_screen(
             done += 1
         if done == wanted:
             return
-        duration = frame.duration * Fraction(frame.time_base) if frame.duration else time - begun
+        duration = frame.duration * Fraction(frame.time_base or 1) if frame.duration else time - begun
         shown, begun, over = frame, time, time + duration
     while shown is not None and done < wanted and start + Fraction(done, frame_rate) < over:
         yield shown
@@ -186,7 +187,7 @@ def _converted(
         if converted is None or frame is not shown:
             shown = turned = frame
             if turns:
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+                pixels: Any = np.rot90(frame.to_ndarray(format="rgb24"), turns)
                 turned = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             # Phones write full-range pixels; a reader takes yuv420p for limited range unless told otherwise.
             converted = turned.reformat(

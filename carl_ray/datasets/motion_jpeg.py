@@ -50,7 +50,7 @@ def mux_motion_jpeg(frames: Iterable[bytes], *, frames_per_second: int) -> bytes
                 shown, first = (f"{width} x {height}" for width, height in (size, first_size))
                 raise ValueError(f"frame {index} has {shown} pixels, the first one {first}")
             packet = av.packet.Packet(content)
-            packet.stream, packet.time_base = stream, time_base
+            packet.stream, packet.time_base = stream, time_base  # type: ignore[assignment]
             packet.pts = packet.dts = index
             packet.duration = 1
             packet.is_keyframe = True

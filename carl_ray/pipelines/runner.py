@@ -92,7 +92,7 @@ class PipelineJobs:
             self._submit_once(job_id, command, runtime_env, {_PLAN: self._plan.to_json()})
             # It may be another submitter's, who was faster.
             job = _retry(lambda: self._client.get_job_info(job_id))
-        if job.metadata[_PLAN] != self._plan.to_json():
+        if (job.metadata or {}).get(_PLAN) != self._plan.to_json():
             raise UserError(
                 f"job {job.submission_id} runs this pipeline with other parameters; stop it first, or name another "
                 "--folder"
@@ -129,7 +129,7 @@ class PipelineJobs:
                     "first, or name another --folder"
                 )
             print(f"{place}: waiting for job {job.submission_id}, which is running", flush=True)
-            job = self.print_output(job.submission_id)
+            job = self.print_output(job.submission_id or "")
             if job.status == JobStatus.SUCCEEDED:
                 return
         for _ in range(_MAX_ATTEMPTS):
@@ -160,7 +160,7 @@ class PipelineJobs:
         # The pipeline's own job first: it could start another stage.
         for names in ([PIPELINE_JOB], list(self._plan.commands)):
             while running := [
-                job.submission_id
+                job.submission_id or ""
                 for name, job in self.latest().items()
                 if name in names and not job.status.is_terminal()
             ]:
@@ -203,7 +203,8 @@ class PipelineJobs:
             time.sleep(max(_POLL_SECONDS, 10 * (time.monotonic() - started)))
 
     def _next_id(self, name: str, last: JobDetails | None) -> str:
-        return f"{self._plan.job_prefix(name)}{1 + (0 if last is None else _attempt(last.submission_id))}"
+        previous = 0 if last is None else _attempt(last.submission_id or "")
+        return f"{self._plan.job_prefix(name)}{1 + previous}"
 
     def _submit_once(
         self, job_id: str, command: list[str], runtime_env: Mapping[str, Any], metadata: dict[str, str]

@@ -1,0 +1,102 @@
+"""README and docs: their commands exist with their options, their links lead somewhere, README's blocks run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from carl_ray.__main__ import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "cluster" / "README.md"])
+_COMMAND = re.compile(r"(?:carl-ray |python -m carl_ray\.)(?P<name>[a-z][\w.]*)(?P<rest>[^`\n]*)")
+# Few steps of few videos: the preset is the README's.
+_SMALL = "--training.epochs 1 --training.global_batch_size 2 --data.max_validation_videos 0"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> Iterator[tuple[str, list[str], list[str]]]:
+    """Every command line of the documentation: where, its command (and subcommand of jobs), its options."""
+    for page in PAGES:
+        for found in _COMMAND.finditer(page.read_text().replace("\\\n", " ")):
+            rest = found["rest"].partition("  #")[0]
+            first = next(iter(rest.split()), "")
+            command = (
+                [found["name"], first] if first in ("submit", "status", "logs", "stop") else [found["name"]]
+            )
+            yield f"{page.name}: {found[0]}", command, re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", rest)
+
+
+@cache
+def help_of(*arguments: str) -> str:
+    command = [sys.executable, "-m", "carl_ray", *arguments, "--help"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_every_command_and_option_exists() -> None:
+    seen = set()
+    for where, command, options in commands():
+        assert command[0] in (*COMMANDS, "COMMAND"), where
+        # `jobs submit --set train_options=…` holds options of its stages.
+        known = help_of("train") + help_of("embed") if command[0] == "jobs" else ""
+        for option in options:
+            assert re.search(rf"{re.escape(option)}(?![\w.-])", help_of(*command) + known), (
+                f"{where}: {option}"
+            )
+        seen.add(command[0])
+    assert {"train", "index", "embed", "evaluate", "search", "align", "sweep", "jobs", "sizing"} <= seen
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            path, _, anchor = target.partition("#")
+            if target.startswith("https://"):
+                continue
+            linked = (page.parent / path).resolve() if path else page
+            assert linked.exists(), f"{page.name}: {target}"
+            if anchor:
+                titles = re.findall(r"^#+ (.*)", linked.read_text(), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+                assert anchor in anchors, f"{page.name}: {target}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 130
+    assert len(README.split()) <= 1300
+
+
+@pytest.mark.slow
+def test_your_own_videos_and_python(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    """The README's blocks as they are, on two made videos; training has an option for few steps more."""
+    for name in ("a.mp4", "b.mp4"):
+        make_video(tmp_path / "videos" / name, 130)
+    section = README[README.index("## Your own videos") : README.index("## On a cluster")]
+    lines = [line for block in blocks(section, "bash") for line in block.splitlines()]
+    assert [shlex.split(line)[1] for line in lines] == ["index", "train", "embed", "search", "align"]
+    environment = {**os.environ, "CARL_RAY_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    for line in lines:
+        words = shlex.split(line)
+        small = shlex.split(_SMALL) if words[1] == "train" else []
+        command = [sys.executable, "-m", "carl_ray", *words[1:], *small]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    (code,) = blocks(section, "python")
+    shown = "print(h.shape, h.dtype, len(moments), moments[0].video_id)"
+    command = [sys.executable, "-c", f"{code}\n{shown}"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "(130, 128) float32 2 a.mp4\n", done.stderr
+    for name in ("videos.parquet", "run/config.json", "sheet.png", "aligned.mp4"):
+        assert (tmp_path / name).exists()
