@@ -228,11 +228,7 @@ def test_a_folder_that_another_process_writes_to(tmp_path: Path, capsys: pytest.
 
 def command() -> Any:
     """The module of the command."""
-    sys.path.insert(0, str(SWEEP.parent))
-    try:
-        return importlib.import_module("sweep")
-    finally:
-        sys.path.remove(str(SWEEP.parent))
+    return importlib.import_module("carl_ray.sweep")
 
 
 @pytest.mark.parametrize("space", ["loss", "temporal", "frames", "all"])

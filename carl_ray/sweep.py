@@ -1,0 +1,166 @@
+r"""Sweep training parameters with Ray Tune and choose by metrics on validation videos.
+
+    carl-ray sweep
+    carl-ray sweep loss --num-trials 4
+    carl-ray sweep temporal --preset penn_action --data.manifest s3://bucket/manifest.parquet \
+        --run-dir s3://bucket/sweeps/temporal --search optuna --num-trials 32 --max-concurrent 8
+    carl-ray sweep paper --seeds 3
+
+SPACE is one of loss (tau, sigma squared), temporal (alpha, beta, sampling), frames (T), paper (the rows of the paper's
+tables 9, 10 and 11) and all. Every trial trains as `python -m carl_ray.train` does, embeds the training and
+validation videos, and is measured; the loss is no score, since these parameters change its scale. The same command
+continues an interrupted sweep; no run is trained twice. Without arguments it sweeps `loss` on the embedded videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from dataclasses import replace
+from typing import Any
+
+from carl_ray import options, storage
+from carl_ray.errors import RunError, UserError, one_line_errors
+from carl_ray.presets import PRESETS
+from carl_ray.sweeps.runner import run_sweep
+from carl_ray.sweeps.spaces import SPACES
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; exits with status 0 only when every trial is done or was stopped early."""
+    with one_line_errors():
+        given = sys.argv[1:] if arguments is None else arguments
+        folder, keywords = parse(given)
+        print_results(run_sweep(folder=folder, **keywords), storage.absolute(folder))
+
+
+def _parser() -> options.OptionParser:
+    parser = options.OptionParser(
+        prog="python -m carl_ray.sweep",
+        usage="%(prog)s [SPACE] [--preset NAME] [--run-dir URI] [--num-trials N] [--section.field VALUE …]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "space", nargs="?", default="loss", metavar="SPACE", help=f"one of {', '.join(SPACES)}"
+    )
+    add = parser.add_argument
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    add("--preset", default="demo", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    add("--run-dir", metavar="URI", help="folder of the sweep, new or begun by the same command")
+    add(
+        "--search",
+        choices=("random", "grid", "optuna"),
+        help="how points are chosen (default random; grid for the space paper)",
+    )
+    add(
+        "--num-trials",
+        **number,
+        help="trials in total (default 8, or as many as there are points; the whole grid)",
+    )
+    add(
+        "--max-concurrent",
+        **number,
+        help="trials at a time (default as many as the cluster has room for; on this machine alone two, or as many as "
+        "it has GPUs for)",
+    )
+    add(
+        "--seeds",
+        **number,
+        default=1,
+        help="runs of each trial, with training.seed and those after it (default 1)",
+    )
+    add(
+        "--rungs",
+        **number,
+        help="how often a trial is measured, and stopped early where it is behind (default 2; a grid's trials are "
+        "measured once, at their end)",
+    )
+    add(
+        "--metric",
+        metavar="NAME",
+        help="the score: a metric of metrics.json, or label_free (default phase_classification; linear_probe for "
+        "FineGym; label_free where no frame has a label)",
+    )
+    add("--search-seed", **number, default=0, help="of the random points (default 0)")
+    add("--address", metavar="ADDRESS", help="of a Ray cluster; RAY_ADDRESS does the same")
+    options.add_config_options(parser)
+    return parser
+
+
+def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """The sweep's folder and the keyword arguments of `run_sweep`."""
+    parser = _parser()
+    parsed, unknown = parser.parse_known_args(arguments)
+    options.check_known(
+        unknown, [a.option_strings[-1].lstrip("-") for a in parser._actions if a.option_strings]
+    )
+    for name, known in (("space", SPACES), ("preset", PRESETS)):
+        value = getattr(parsed, name)
+        if value not in known:
+            raise UserError(
+                f"unknown {name} {value!r}{options.nearest(value, list(known))} ({', '.join(known)})"
+            )
+    for name in ("num_trials", "max_concurrent", "seeds", "rungs"):
+        if getattr(parsed, name) is not None and getattr(parsed, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(parsed, name)}")
+    if parsed.address is not None:
+        os.environ["RAY_ADDRESS"] = parsed.address
+    overrides = {name: value for name, value in vars(parsed).items() if name in options.field_names()}
+    preset = PRESETS[parsed.preset]()
+    base = options.overridden(preset, overrides)
+    folder = parsed.run_dir or str(storage.home() / "sweeps" / f"{parsed.space}-{parsed.preset}")
+    return folder, {
+        "space": SPACES[parsed.space](base),
+        "full": replace(base, training=replace(base.training, epochs=preset.training.epochs)),
+        "trial_epochs": base.training.epochs if "training.epochs" in overrides else None,
+        "search": parsed.search,
+        "num_trials": parsed.num_trials,
+        "search_seed": parsed.search_seed,
+        "max_concurrent": parsed.max_concurrent,
+        "seeds": parsed.seeds,
+        "num_rungs": parsed.rungs,
+        "metric": parsed.metric,
+        "command": f"{options.program('sweep')} {shlex.join(arguments)}".strip(),
+    }
+
+
+def print_results(document: dict[str, Any], folder: str) -> None:
+    """Print the best trial and the result files of a sweep.
+
+    Raises:
+        RunError: trials failed, or none is done.
+    """
+    from carl_ray.sweeps.sweep_document import best_trial
+
+    trials, best = document["trials"], best_trial(document)
+    if best is not None:
+        score = best["score"]
+        values = ", ".join(f"{name} {value}" for name, value in best["values"].items())
+        print(f"best:         {values}: {document['metric']} {score['mean']:.4f}", end="")
+        print(f" [{score['low']:.4f}, {score['high']:.4f}]" if score["low"] is not None else "")
+    label_free = document["label_free"]
+    if label_free is not None and label_free["rank_correlation"] is not None:
+        print(
+            f"label_free:   rank correlation with {label_free['against']} {label_free['rank_correlation']:.2f} "
+            f"over the {label_free['num_trials']} trials that are done"
+        )
+    for name in ("results.csv", "results.parquet", "sweep.html", *(["best.json"] if best else [])):
+        print(f"{name + ':':<18}{storage.public_uri(storage.join(folder, name))}")
+    if best is not None:
+        options.print_next("train", "--config", storage.join(folder, "best.json"))
+    failed = [trial for trial in trials if trial["status"] == "failed"]
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(trials)} trials failed, the first ({failed[0]['id']}) because: "
+            f"{failed[0]['reason']}"
+        )
+    if best is None:
+        raise RunError("no trial is done")
+
+
+if __name__ == "__main__":
+    main()
