@@ -30,6 +30,9 @@ class OptunaPoints(OptunaSearch):
         seed: Of the sampler and of the random points.
     """
 
+    _ot_study: Any
+    _space: Any
+
     def __init__(
         self,
         sweep: Sweep,
@@ -68,7 +71,7 @@ class OptunaPoints(OptunaSearch):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """A point that no trial has had yet."""
         for _ in range(_MAX_DRAWS):
-            point = super().suggest(trial_id)
+            point: Any = super().suggest(trial_id)
             if self._name(point) not in self._taken:
                 break
             self._ot_study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)

@@ -190,13 +190,14 @@ def asha_scheduler(sweep: Sweep, folder: str, waiting: Container[str]) -> ASHASc
         max_t=REDUCTION ** (len(sweep.rungs) - 1),
         reduction_factor=REDUCTION,
     )
+    no_controller: Any = None
     for trial in begun_points(folder):
         earlier: Any = SimpleNamespace(trial_id=f"earlier-{trial}")
-        scheduler.on_trial_add(None, earlier)
+        scheduler.on_trial_add(no_controller, earlier)
         for epoch in sweep.rungs[:-1]:
             score = score_at(sweep, folder, trial, epoch)
             if score is not None and (trial not in waiting or was_promoted(sweep, folder, trial, epoch)):
-                scheduler.on_trial_result(None, earlier, rung_result(sweep, trial, epoch, score))
+                scheduler.on_trial_result(no_controller, earlier, rung_result(sweep, trial, epoch, score))
     return scheduler
 
 
