@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"videos written: {result.num_written}")
         print(f"there before:   {result.num_kept}")
         print(f"features:       {storage.public_uri(out)}")
-        print_next("retrieve", "--embeddings", embeddings, "--out", "sheet.png")
+        print_next("search", "--embeddings", embeddings, "--out", "sheet.png")
 
 
 class _Progress:

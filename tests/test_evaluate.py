@@ -80,7 +80,7 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
         assert escape(title_of(metric)) in page
         assert title_of(metric, whole=True).partition(",")[0].partition("@")[0] in readme
     assert f"report:  {out}/report.html" in printed
-    assert shlex.split(printed.splitlines()[-1])[:4] == ["next:", "python", "-m", "carl_ray.retrieve"]
+    assert shlex.split(printed.splitlines()[-1])[:4] == ["next:", "python", "-m", "carl_ray.search"]
     assert "<html" in (out / "report.html").read_text()
 
     apart = tmp_path / "apart"

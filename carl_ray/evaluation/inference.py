@@ -1,4 +1,4 @@
-"""A checkpoint becomes an encoder that embeds whole videos, in bounded memory. Free of Ray.
+"""Embedding of whole videos with a checkpoint's encoder, in bounded memory; no Ray.
 
 video ─ decode in chunks (child processes) ▶ square view ▶ CNN, a chunk at a time ▶ all features ▶ one temporal pass ▶ H
 """
@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,32 +24,98 @@ from carl_ray.data.augment import center_view, normalize
 from carl_ray.data.guard import BadVideoError, FrameReader
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import CropMode
+from carl_ray.evaluation.frames import unit_frames
 from carl_ray.model.backbone import load_backbone_weights
 from carl_ray.model.encoder import FrameLevelVideoEncoder
+from carl_ray.model.pretrained import find_weights
+from carl_ray.training.checkpoint import Checkpoint, checkpoint_at
+from carl_ray.training.checkpoint import load_encoder as trained_encoder
 from carl_ray.training.step import initial_model
 
 _CHUNK_FRAMES = 64
 _CHUNKS_AHEAD = 2
 
 
-def untrained_encoder(config: Config) -> FrameLevelVideoEncoder:
-    """The encoder before any training, in evaluation mode: the control that every table has.
+def untrained_encoder(
+    config: Config, *, instead: str = "--no-untrained, without the control"
+) -> FrameLevelVideoEncoder:
+    """The encoder before any training, in evaluation mode: the control in every table.
 
-    Its backbone has the pretrained weights that the config names, everything else is random.
+    Its backbone has the pretrained weights that the config names; all other weights are random.
+
+    Args:
+        config: Of the run.
+        instead: What the command can do without this encoder, for the message of a failed download.
 
     Raises:
-        UserError, RunError: as `load_backbone_weights`.
+        UserError, RunError: as `find_weights` and `load_backbone_weights`.
     """
+    find_weights(config.model, instead)
     encoder = initial_model(config).encoder
     load_backbone_weights(encoder.backbone, config.model)
     return encoder.eval()
 
 
+class VideoEncoder:
+    """A trained encoder that embeds one video at a time, with the numbers of the command `embed`.
+
+    Attributes:
+        checkpoint: The checkpoint.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, view: CropMode) -> None:
+        self.checkpoint = checkpoint
+        encoder = trained_encoder(checkpoint)
+        self._embedder = VideoEmbedder([encoder], checkpoint.config, device, view=view)
+
+    def embed(
+        self, video: str | Path | bytes | UInt8[np.ndarray, "frames height width 3"]
+    ) -> Float[np.ndarray, "frames width"]:
+        """L2-normalised embeddings of all frames, float32; the file's embeddings are those before normalisation.
+
+        Args:
+            video: Path or URI of a video file, its content, or its frames as RGB. Of frames that are larger than the
+                encoder's input, the result differs a little from that of the file, which is scaled while it is decoded.
+
+        Raises:
+            UserError: it is not there, or is no video that can be decoded.
+            RunError: its storage fails, or its decoder was killed from outside.
+        """
+        if isinstance(video, np.ndarray):
+            (embedded,) = self._embedder.embed_frames(video)
+        else:
+            (embedded,) = self._embedder.embed_file(str(video) if isinstance(video, Path) else video)
+        return unit_frames([embedded])[0].astype(np.float32)
+
+
+def load_encoder(
+    checkpoint: str | Checkpoint, *, device: str | None = None, view: CropMode = "resized"
+) -> VideoEncoder:
+    """The trained encoder of a run or checkpoint.
+
+    Args:
+        checkpoint: A checkpoint, or URI of one or of a run folder, whose latest is taken.
+        device: Where it computes, as torch names it; None: a GPU where there is one, otherwise the CPU.
+        view: How frames are cropped to the encoder's input.
+
+    Raises:
+        UserError: there is no checkpoint, or it does not fit its config.
+        RunError: it is damaged, or the store refuses or fails.
+    """
+    if isinstance(checkpoint, str):
+        checkpoint = checkpoint_at(checkpoint)
+    return VideoEncoder(checkpoint, default_device() if device is None else torch.device(device), view)
+
+
+def default_device() -> torch.device:
+    """A GPU where there is one, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class VideoEmbedder:
     """Embeds whole videos with one or several encoders of one config, decoding each video once.
 
-    Each of the videos that decode side by side does so in a process of its own, which is kept for later ones and
-    ends with the embedder.
+    Videos are decoded side by side, each in a child process; the processes are reused and end with the embedder.
 
     Args:
         encoders: In evaluation mode; moved to `device`.
@@ -77,24 +144,43 @@ class VideoEmbedder:
         self._idle_readers: list[FrameReader] = []
         weakref.finalize(self, _close, self._idle_readers)
 
-    def embed_file(self, uri: str) -> list[Float[np.ndarray, "frames width"]]:
-        """H of all frames of a video file, float32, one array for each encoder.
+    def embed_file(self, source: bytes | str) -> list[Float[np.ndarray, "frames width"]]:
+        """H of all frames of a video, given by content, path or URI; float32, one array for each encoder.
 
         Raises:
-            UserError: it is no video that can be decoded, or not there.
+            UserError: it is not there, or is no video that can be decoded.
             RunError: its storage fails, or its decoder was killed from outside.
         """
         try:
             with self._readers(1) as (reader,):
-                num_frames = reader.count(uri, self._config)
-            (embedded,) = self.embed([(uri, num_frames)])
+                num_frames = reader.count(source, self._config)
+            (embedded,) = self.embed([(source, num_frames)])
         except (BadVideoError, RunError) as error:
             embedded = error
         if isinstance(embedded, Exception):
             kind = RunError if isinstance(embedded, RunError) else UserError
-            shown = f"{storage.public_uri(uri)}: "
+            shown = f"{storage.public_uri(source)}: " if isinstance(source, str) else ""
             raise kind(shown + str(embedded).removeprefix(shown)) from None
         return embedded
+
+    def embed_frames(
+        self, frames: UInt8[np.ndarray, "frames height width 3"]
+    ) -> list[Float[np.ndarray, "frames width"]]:
+        """H of the frames of one video, float32, one array for each encoder.
+
+        Raises:
+            ValueError: these are not uint8 RGB frames, or there are none.
+        """
+        if frames.ndim != 4 or frames.shape[3] != 3 or len(frames) == 0:
+            raise ValueError(
+                f"expected frames (N, height, width, 3) with N at least 1, got shape {frames.shape}"
+            )
+        size = self._config.augment.image_size
+        if self._view == "central" and min(frames.shape[1:3]) > size:
+            top, left = ((side - size) // 2 for side in frames.shape[1:3])
+            frames = frames[:, top : top + size, left : left + size]
+        chunks = (frames[start : start + _CHUNK_FRAMES] for start in range(0, len(frames), _CHUNK_FRAMES))
+        return self._embed_whole(list(self._features(center_view(chunk, size) for chunk in chunks)))
 
     def embed(
         self, videos: Sequence[tuple[bytes | str, int]]

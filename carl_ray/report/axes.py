@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from carl_ray.report.neighbours import printable
+from carl_ray.evaluation.nearest_frames import printable
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from carl_ray import storage
 from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.report import figures, tables
 from carl_ray.report.actions import draw_action
 from carl_ray.report.axes import value_text
-from carl_ray.report.neighbours import printable
 from carl_ray.report.sweep_trials import short_name
 
 _MOST_ACTIONS = 4  # with pictures

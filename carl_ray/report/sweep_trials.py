@@ -10,9 +10,9 @@ from typing import Any
 import matplotlib
 from scipy import stats
 
+from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.report import tables
 from carl_ray.report.axes import value_text
-from carl_ray.report.neighbours import printable
 
 STATUSES = ("done", "stopped", "unfinished", "failed")
 """In the order of the table."""

@@ -1,4 +1,4 @@
-"""`carl_ray.report.neighbours`: the nearest frame of each video, whatever the number of videos."""
+"""`carl_ray.evaluation.nearest_frames`: the nearest frame of each video, whatever the number of videos."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from carl_ray.evaluation.embeddings import EmbeddedVideo
-from carl_ray.report.neighbours import found_frame, nearest_frames, printable
+from carl_ray.evaluation.nearest_frames import found_frame, nearest_frames, printable
 
 
 def embedded(

@@ -1,4 +1,4 @@
-"""Embeddings become the files that people look at: metrics.json and report.html."""
+"""Evaluation of embeddings into metrics.json and report.html."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
 
 
-def write_results(
-    train_uri: str,
-    test_uri: str,
+def evaluate_embeddings(
+    train: str,
+    test: str,
     out: str,
     *,
     protocol: Protocol | None = None,
     stride: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Evaluates embeddings and writes `metrics.json` and `report.html` into a folder. Progress on standard error.
+    """Evaluate embeddings and write `metrics.json` and `report.html`; progress goes to standard error.
 
     Args:
-        train_uri: Embeddings that probes are fitted to.
-        test_uri: Embeddings that are measured. Where it is `train_uri`, the split of each video decides: "train"
+        train: URI of the embeddings that probes are fitted to.
+        test: URI of the embeddings that are measured. Where it is `train`, the split of each video decides: "train"
             (or none) and "test".
-        out: The folder.
-        protocol: None: that of the preset.
-        stride: None: the paper's for the preset.
+        out: URI of the folder.
+        protocol: Which metrics; None: those of the paper for the preset.
+        stride: Every how many frames tau, AP@K and the alignment error look at; None: as in the paper.
         seed: Of label fractions, chance and the bootstrap.
 
     Returns:
@@ -43,49 +43,49 @@ def write_results(
         not read.
 
     Raises:
-        UserError: what is there is not two sets of embeddings of one encoder, or as `evaluate`.
+        UserError: these are not two sets of embeddings of one encoder, or as `evaluate`.
         RunError: the store refuses or fails.
     """
-    origin = read_origin(train_uri)
-    same = test_uri.rstrip("/") == train_uri.rstrip("/")
-    if not same and read_origin(test_uri) != origin:
+    origin = read_origin(train)
+    same = test.rstrip("/") == train.rstrip("/")
+    if not same and read_origin(test) != origin:
         raise UserError(
-            f"{storage.public_uri(test_uri)}: embeddings of another encoder or view than those in "
-            f"{storage.public_uri(train_uri)}"
+            f"{storage.public_uri(test)}: embeddings of another encoder or view than those in "
+            f"{storage.public_uri(train)}"
         )
+    train_videos = read_embeddings(train)
     if same:
-        videos = read_embeddings(train_uri)
-        train = [video for video in videos if video.split in (None, "train")]
-        test = [video for video in videos if video.split == "test"]
-        if not test:
+        test_videos = [video for video in train_videos if video.split == "test"]
+        train_videos = [video for video in train_videos if video.split in (None, "train")]
+        if not test_videos:
             raise UserError(
-                f"{storage.public_uri(test_uri)}: no video of the split 'test' in it; put the videos into folders "
+                f"{storage.public_uri(test)}: no video of the split 'test' in it; put the videos into folders "
                 "train/ and test/ before indexing, or name two sets of embeddings"
             )
     else:
-        train, test = read_embeddings(train_uri), read_embeddings(test_uri)
-    # Imported late: mistakes answer at once.
+        test_videos = read_embeddings(test)
+    # Lazy import: mistakes are reported before torch is loaded.
     from carl_ray.evaluation.protocol import evaluate
     from carl_ray.report.page import write_report
 
     document = evaluate(
-        train,
-        test,
+        train_videos,
+        test_videos,
         origin,
         protocol=protocol or protocol_of(origin.preset),
         stride=stride or stride_of(origin.preset),
         seed=seed,
         on_progress=_print_progress,
     )
-    document["not_embedded"] = sum(
-        len(read_log(uri, BAD_VIDEOS)) for uri in dict.fromkeys((train_uri, test_uri))
-    )
+    document["not_embedded"] = sum(len(read_log(uri, BAD_VIDEOS)) for uri in dict.fromkeys((train, test)))
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     storage.write_bytes(storage.join(out, METRICS_FILE), text.encode())
     print("evaluated; now the report", file=sys.stderr, flush=True)
     run_dir = _run_of(origin)
     log = None if run_dir is None else read_log(run_dir) or None
-    write_report(storage.join(out, REPORT_FILE), document, test, log=log, objective=_objective(run_dir))
+    write_report(
+        storage.join(out, REPORT_FILE), document, test_videos, log=log, objective=_objective(run_dir)
+    )
     return document
 
 
