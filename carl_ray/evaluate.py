@@ -24,7 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         options = _parse(arguments)
         # Lazy import: --help must not load torch.
-        from carl_ray.report.evaluation import METRICS_FILE, REPORT_FILE, evaluate_embeddings, table
+        from carl_ray.report.evaluation import METRICS_FILE, REPORT_FILE, evaluate_embeddings
+        from carl_ray.report.tables import metrics_text
 
         document = evaluate_embeddings(
             options.train,
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
             stride=options.stride,
             seed=options.seed,
         )
-        print(table(document))
+        print(metrics_text(document))
         print(f"metrics: {storage.public_uri(storage.join(options.out, METRICS_FILE))}")
         print(f"report:  {storage.public_uri(storage.join(options.out, REPORT_FILE))}")
         print_next("search", "--embeddings", options.test, "--out", "sheet.png")

@@ -1,13 +1,11 @@
-"""Embeddings become features for temporal action localisation, in the files that G-TAD reads.
+"""Export embeddings as features for temporal action localisation with G-TAD.
 
     python -m carl_ray.export --embeddings EMBEDDINGS --out FOLDER
-    python -m carl_ray.export --embeddings EMBEDDINGS --out FOLDER --format csv
     python -m carl_ray.export
 
-One file a video, `<video name>.h5` with the data set `<video name>`, 100 snippets x width, float32: what the
-ActivityNet code of G-TAD reads with `--feature_path FOLDER/ --feat_dim WIDTH`. With `--format csv`,
-`<video name>.csv` as BSN and BMN read. The video name is the last part of the video id without its suffix.
-Called again, it writes only what is missing. Without arguments it takes the newest demo run's embeddings.
+Writes `<video name>.h5` for each video, with the data set `<video name>`, 100 snippets x width, float32, as the
+ActivityNet code of G-TAD reads with `--feature_path FOLDER/ --feat_dim WIDTH`. The video name is the last part of the
+video id without its suffix. Called again, it writes only missing files. Without arguments it takes the newest demo run.
 """
 
 from __future__ import annotations
@@ -15,17 +13,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import typing
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.localization import Format, export_features
+from carl_ray.evaluation.localization import export_features
 from carl_ray.options import OptionParser, print_next
 from carl_ray.training.checkpoint import default_run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command; exit status 0 only when all files are written."""
     with one_line_errors():
         parser = OptionParser(
             prog="python -m carl_ray.export",
@@ -39,9 +36,6 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(
             "--length", type=int, default=100, metavar="N", help="snippets a video (default 100)"
         )
-        parser.add_argument(
-            "--format", choices=typing.get_args(Format), default="hdf5", help="of the files (default hdf5)"
-        )
         options = parser.parse_args(arguments)
         embeddings, out = options.embeddings, options.out
         if embeddings is None and out is None:
@@ -50,9 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif embeddings is None or out is None:
             missing = "--embeddings" if embeddings is None else "--out"
             raise UserError(f"{missing} missing: --embeddings and --out go together")
-        result = export_features(
-            embeddings, out, length=options.length, file_format=options.format, on_video=_Progress()
-        )
+        result = export_features(embeddings, out, length=options.length, on_video=_Progress())
         print(f"videos written: {result.num_written}")
         print(f"there before:   {result.num_kept}")
         print(f"features:       {storage.public_uri(out)}")
@@ -60,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 class _Progress:
-    """Videos done and their rate on standard error, now and then."""
+    """A line every ten seconds with the number of videos and their rate."""
 
     def __init__(self) -> None:
         self._start = self._shown = time.monotonic()

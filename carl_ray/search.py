@@ -19,6 +19,7 @@ from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import CropMode, EmbeddedVideo, Embeddings
 from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, printable
 from carl_ray.options import OptionParser, print_next
+from carl_ray.report.tables import text_table
 from carl_ray.training.checkpoint import checkpoint_at, default_run
 
 
@@ -151,8 +152,7 @@ def _frame(wanted: int | None, video: EmbeddedVideo) -> int:
         UserError: the video has no such frame, or none at all.
     """
     if wanted is None and len(video):
-        labels = () if video.frame_labels is None else video.frame_labels
-        labelled = [i for i, label in enumerate(labels) if label >= 0]
+        labelled = [i for i, phase in enumerate(video.phases) if phase >= 0]
         return labelled[len(labelled) // 2] if labelled else len(video) // 2
     if wanted is None or not 0 <= wanted < len(video):
         raise UserError(
@@ -164,14 +164,7 @@ def _frame(wanted: int | None, video: EmbeddedVideo) -> int:
 def _table(query: FoundFrame, found: list[FoundFrame]) -> str:
     rows = [["", "video", "frame", "time", "cosine", "label", "phase"], ["query", *_columns(query)]]
     rows += [[str(rank), *_columns(item)] for rank, item in enumerate(found, start=1)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column in (2, 3, 4) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return text_table(rows, right_aligned=(2, 3, 4))
 
 
 def _columns(item: FoundFrame) -> list[str]:

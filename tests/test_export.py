@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import h5py
 import numpy as np
 import pytest
 
@@ -30,14 +31,14 @@ def embeddings(tmp_path) -> str:
 
 
 def test_files_are_written_and_counted(embeddings, tmp_path, capsys):
-    arguments = ["--embeddings", embeddings, "--out", str(tmp_path / "out"), "--format", "csv"]
+    arguments = ["--embeddings", embeddings, "--out", str(tmp_path / "out")]
     export.main([*arguments, "--length", "20"])
     printed = capsys.readouterr().out
     assert (
         "videos written: 1" in printed and "there before:   0" in printed and str(tmp_path / "out") in printed
     )
-    lines = (tmp_path / "out" / "v_a.csv").read_text().splitlines()
-    assert lines[0] == "f0,f1,f2" and len(lines) == 21
+    with h5py.File(tmp_path / "out" / "v_a.h5") as file:
+        assert file["v_a"].shape == (20, 3)
     export.main([*arguments, "--length", "20"])
     assert "there before:   1" in capsys.readouterr().out
 
@@ -49,7 +50,6 @@ def test_files_are_written_and_counted(embeddings, tmp_path, capsys):
         (["--embeddings", "{embeddings}"], "--out missing"),
         (["--embeddings", "{folder}/nothing", "--out", "{folder}/out"], "no embeddings there"),
         (["--embeddings", "{embeddings}", "--out", "{folder}/out", "--length", "0"], "--length"),
-        (["--embeddings", "{embeddings}", "--out", "{folder}/out", "--format", "npy"], "invalid choice"),
         ([], "no trained demo there"),
     ],
 )

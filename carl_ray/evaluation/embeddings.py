@@ -94,6 +94,11 @@ class EmbeddedVideo:
         return len(self.embeddings)
 
     @property
+    def phases(self) -> Int[np.ndarray, " frames"]:
+        """int32: `frame_labels`, all -1 where there are none."""
+        return np.full(len(self), -1, np.int32) if self.frame_labels is None else self.frame_labels
+
+    @property
     def seconds(self) -> Float[np.ndarray, " frames"] | None:
         """float64: seconds since the first frame by the average frame rate; None where that is unknown."""
         return np.arange(len(self)) / self.fps if self.fps else None
@@ -121,6 +126,15 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
     table = pa.table(columns).replace_schema_metadata({_ORIGIN: json.dumps(asdict(origin))})
     numbers = [int(part.rpartition("-")[2].removesuffix(_SUFFIX)) for part in list_parts(folder)]
     write_table(table, storage.join(folder, f"{_PREFIX}{max(numbers, default=-1) + 1:05d}{_SUFFIX}"))
+
+
+def by_encoder(videos: Sequence[EmbeddedVideo]) -> dict[str, list[Float[np.ndarray, "frames width"]]]:
+    """The embeddings of each video by "trained" and, where all videos have them, "untrained" encoder."""
+    encoders = {"trained": [video.embeddings for video in videos]}
+    untrained = [video.untrained for video in videos if video.untrained is not None]
+    if len(untrained) == len(videos):
+        encoders["untrained"] = untrained
+    return encoders
 
 
 def list_parts(folder: str) -> list[str]:
@@ -309,7 +323,7 @@ class Embeddings:
                         "frame": np.arange(len(video)),
                         "timestamp": video.timestamps,
                         "seconds": np.nan if video.seconds is None else video.seconds,
-                        "frame_label": -1 if video.frame_labels is None else video.frame_labels,
+                        "frame_label": video.phases,
                         "progress": np.nan if video.progress is None else video.progress,
                         "embedding": list(video.embeddings),
                     }
@@ -318,7 +332,7 @@ class Embeddings:
             ],
             ignore_index=True,
         )
-        return frames.astype({"frame_label": np.int32, "progress": np.float32})
+        return frames.astype({"progress": np.float32})
 
 
 def _files(uri: str) -> list[str]:

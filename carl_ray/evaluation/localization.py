@@ -1,4 +1,4 @@
-"""Features of whole videos for temporal action localisation (paper, table 12), as G-TAD reads them.
+"""Features of whole videos for temporal action localisation (paper, table 12), in G-TAD's format.
 
 Sources of the layout and of the resampling, read in the authors' repositories:
 
@@ -6,9 +6,8 @@ Sources of the layout and of the resampling, read in the authors' repositories:
   HDF5 file `<video name>.h5` for each video, in it the data set `<video name>`, (temporal scale, width),
   float32. Its option `--feature_path` names the folder and ends in a slash; `--feat_dim` is the width,
   `--temporal_scale` the length, 100 for ActivityNet.
-- BSN and BMN (wzmsltw/BSN-boundary-sensitive-network, JJBOY/BMN-Boundary-Matching-Network), whose features
-  G-TAD took over: `<video name>.csv` with the header f0,f1,… and a row for each of the 100 snippets.
-- Their `data_process.py` resamples: the video is divided into 100 equal parts, and each gets the mean of
+- `data_process.py` of BSN and BMN (wzmsltw/BSN-boundary-sensitive-network, JJBOY/BMN-Boundary-Matching-Network),
+  whose features G-TAD took over, resamples: the video is divided into 100 equal parts, and each gets the mean of
   three linear interpolations, at its start, its middle and its end.
 
 G-TAD scales its annotations by a video's `feature_frame` over its `duration_frame`, since its own features
@@ -17,14 +16,11 @@ leave out the last frames. These here cover all of a video: set `feature_frame` 
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from types import ModuleType
-from typing import Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -35,10 +31,6 @@ from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import iterate_embeddings, read_origin
 from carl_ray.evaluation.frames import unit_frames
 
-Format = Literal["hdf5", "csv"]
-
-SUFFIXES: dict[Format, str] = {"hdf5": ".h5", "csv": ".csv"}
-
 _POINTS = 3  # interpolated in each part
 _LONGEST_NAME = 240  # bytes: file systems take 255, and a file that is being written has a longer one
 _MARKER = "export.json"
@@ -46,12 +38,12 @@ _MARKER = "export.json"
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export did."""
+    """Counts of an export."""
 
     num_written: int
     """Files written."""
     num_kept: int
-    """Files that were there already."""
+    """Files that existed already."""
 
 
 def resample(
@@ -94,24 +86,14 @@ def video_name(video_id: str) -> str:
     return PurePosixPath(video_id).stem
 
 
-def to_file(features: Float32[np.ndarray, "length width"], name: str, file_format: Format) -> bytes:
-    """The content of a video's file.
+def to_hdf5(features: Float32[np.ndarray, "length width"], name: str) -> bytes:
+    """The content of a video's file."""
+    import h5py
 
-    Raises:
-        UserError: HDF5 is wanted and h5py is not installed.
-    """
-    match file_format:
-        case "hdf5":
-            content = io.BytesIO()
-            with _h5py().File(content, "w") as file:
-                file.create_dataset(name, data=features)
-            return content.getvalue()
-        case "csv":
-            text = io.StringIO()
-            header = ",".join(f"f{column}" for column in range(features.shape[1]))
-            # Nine digits give every float32 back.
-            np.savetxt(text, features, fmt="%.9g", delimiter=",", header=header, comments="")
-            return text.getvalue().encode()
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.create_dataset(name, data=features)
+    return content.getvalue()
 
 
 def export_features(
@@ -119,10 +101,9 @@ def export_features(
     out: str,
     *,
     length: int = 100,
-    file_format: Format = "hdf5",
     on_video: Callable[[int], None] = lambda done: None,
 ) -> ExportResult:
-    """Writes a file of resampled, L2-normalised embeddings for each video; files that are there stay.
+    """Write a file of resampled, L2-normalised embeddings for each video; existing files are kept.
 
     The frames are normalised, as for all evaluation (SPEC section 2), and then resampled.
 
@@ -130,19 +111,16 @@ def export_features(
         embeddings_uri: Folder or part of embeddings.
         out: Path or URI of the folder for the files.
         length: The number of snippets of each video.
-        file_format: As the module says.
         on_video: Called with the number of videos done after each.
 
     Raises:
         UserError: no embeddings there, or not finite ones; two videos of one name; the folder holds files of
-            other embeddings or of another length or format.
+            other embeddings or of another length.
         RunError: the store refuses or fails.
     """
     if length < 1:
         raise UserError(f"--length: expected at least 1, got {length}")
-    settings = {"origin": asdict(read_origin(embeddings_uri)), "length": length, "format": file_format}
-    if file_format == "hdf5":
-        _h5py()
+    settings = {"origin": asdict(read_origin(embeddings_uri)), "length": length, "format": "hdf5"}
     _check_settings(out, settings)
     present = set(storage.list_folder(out))
     id_of: dict[str, str] = {}
@@ -157,14 +135,14 @@ def export_features(
                 f"{video.video_id} and {other} would both be written as {name}: G-TAD knows videos by their "
                 "file names alone; rename one, or export them from embeddings of their own"
             )
-        file_name = f"{name}{SUFFIXES[file_format]}"
-        # It comes from data: in a URI, what follows a `?` would name another endpoint.
+        file_name = f"{name}.h5"
+        # The name comes from data: in a URI, the part after a `?` would name another endpoint.
         uri = storage.join(out, quote(file_name) if storage.is_remote(out) else file_name)
         shape = (length, video.embeddings.shape[1])
-        if file_name not in present or _shape(storage.read_bytes(uri), name, file_format) != shape:
+        if file_name not in present or _shape(storage.read_bytes(uri), name) != shape:
             try:
                 frames = unit_frames([video.embeddings])[0]
-                content = to_file(resample(frames, length), name, file_format)
+                content = to_hdf5(resample(frames, length), name)
             except ValueError as error:
                 raise UserError(f"{video.video_id}: {error}") from None
             storage.write_bytes(uri, content)
@@ -176,7 +154,7 @@ def export_features(
 
 
 def _check_settings(out: str, settings: dict[str, object]) -> None:
-    """Notes what a folder holds; raises `UserError` where it is something else than wanted."""
+    """Record the settings in a new folder; raise `UserError` where the folder has others."""
     uri = storage.join(out, _MARKER)
     if not storage.exists(uri):
         storage.write_bytes(uri, json.dumps(settings, indent=2).encode() + b"\n")
@@ -193,21 +171,12 @@ def _check_settings(out: str, settings: dict[str, object]) -> None:
         )
 
 
-def _shape(content: bytes, name: str, file_format: Format) -> tuple[int, ...] | None:
-    """(length, width) of a file that is there; None where it is none of ours."""
-    if file_format == "csv":
-        lines = content.decode(errors="replace").splitlines()
-        widths = {line.count(",") + 1 for line in lines}
-        return (len(lines) - 1, *widths) if len(widths) == 1 else None
+def _shape(content: bytes, name: str) -> tuple[int, ...] | None:
+    """(length, width) of an exported file; None where it is damaged or something else."""
+    import h5py
+
     try:
-        with _h5py().File(io.BytesIO(content), "r") as file:
+        with h5py.File(io.BytesIO(content), "r") as file:
             return tuple(file[name].shape)
     except (OSError, KeyError, AttributeError):
         return None
-
-
-def _h5py() -> ModuleType:
-    try:
-        return importlib.import_module("h5py")
-    except ImportError:
-        raise UserError("HDF5 needs h5py: `pip install h5py`, or choose --format csv") from None

@@ -36,7 +36,7 @@ class FoundFrame:
 
 def found_frame(video: EmbeddedVideo, frame: int, similarity: float = 1.0) -> FoundFrame:
     """A frame of an embedded video with its time, label and phase."""
-    phase = None if video.frame_labels is None else int(video.frame_labels[frame])
+    phase = int(video.phases[frame])
     return FoundFrame(
         video_id=video.video_id,
         uri=video.uri,
@@ -44,7 +44,7 @@ def found_frame(video: EmbeddedVideo, frame: int, similarity: float = 1.0) -> Fo
         seconds=frame / video.fps if video.fps else None,
         similarity=similarity,
         label=video.label,
-        phase=None if phase is None or phase < 0 else phase,
+        phase=None if phase < 0 else phase,
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from torch.nn import functional
 
 from carl_ray.evaluation.frames import labelled_frames
-from carl_ray.evaluation.results import MeanRSquared, RatioOfSums
+from carl_ray.evaluation.results import Result, mean_r_squared, r_squared_by_boundary, ratio_of_sums
 
 _MOST_ITERATIONS = 10_000
 
@@ -42,7 +41,7 @@ def phase_classification(
     *,
     fraction: float = 1.0,
     seed: int = 0,
-) -> RatioOfSums:
+) -> Result:
     """Accuracy over the test frames of a multinomial logistic regression (L2, C = 1) on the training frames.
 
     Embeddings are normalised here; frames with a negative label are left out. Where the training frames have
@@ -98,7 +97,7 @@ def phase_progression(
     test_labels: _Labels,
     *,
     num_phases: int,
-) -> MeanRSquared:
+) -> Result:
     """Mean R^2 over the boundaries of linear regressions of the time since each boundary.
 
     At boundary k < K - 1 the target of frame t is (t - last frame of phase k) / length, with t and length
@@ -148,9 +147,9 @@ def phase_progression(
             target = _time_since(test_classes[number], boundary)
             residual = target - model.predict(test[number])
             statistics[:, boundary, number] = len(target), target.sum(), target @ target, residual @ residual
-    every = MeanRSquared(*statistics)
-    undefined = int(np.isnan(every.by_boundary(np.ones((1, len(test)), dtype=int))).sum())
-    return replace(every, left_out={**left_out, "undefined_boundaries": undefined})
+    defined = ~np.isnan(r_squared_by_boundary(statistics, np.ones((1, len(test)), dtype=int)))
+    left_out["undefined_boundaries"] = int((~defined).sum())
+    return mean_r_squared(statistics, left_out)
 
 
 def linear_probe(
@@ -162,7 +161,7 @@ def linear_probe(
     num_classes: int,
     fraction: float = 1.0,
     seed: int = 0,
-) -> RatioOfSums:
+) -> Result:
     """Micro accuracy over the test frames of one linear layer after its last epoch: FineGym's protocol.
 
     SGD with learning rate 50, momentum .9 and weight decay 1e-6, cosine decay by epoch over 100 epochs,
@@ -256,14 +255,14 @@ def _accuracy(
     predictions: Sequence[Int[np.ndarray, " _"]] | None,
     classes: Sequence[Int[np.ndarray, " _"]],
     left_out: dict[str, int],
-) -> RatioOfSums:
+) -> Result:
     """Right frames by all frames of each test video; undefined where nothing could be predicted."""
     if predictions is None:
         nothing = np.zeros(len(classes))
-        return RatioOfSums(nothing, nothing, left_out)
+        return ratio_of_sums(nothing, nothing, left_out)
     pairs = zip(predictions, classes, strict=True)
     right = np.array([(found == truth).sum() for found, truth in pairs], dtype=np.float64)
-    return RatioOfSums(right, np.array([len(truth) for truth in classes], dtype=np.float64), left_out)
+    return ratio_of_sums(right, np.array([len(truth) for truth in classes], dtype=np.float64), left_out)
 
 
 def _unseen(train_classes: list[Int[np.ndarray, " _"]], test_classes: list[Int[np.ndarray, " _"]]) -> int:

@@ -1,11 +1,11 @@
-"""From embeddings to metrics.json: every metric of a protocol, for the trained encoder and three controls.
+"""Evaluation protocols: every metric for the trained encoder and three controls, as metrics.json has them.
 
     trained     H of the trained encoder
     untrained   H of the same encoder before its training
-    positions   the sine-cosine code that is added to the frames, and nothing of the frames
-    chance      an independent random vector for every frame: no information at all, through the same protocol
+    positions   the sine-cosine positional encoding alone, without frame content
+    chance      an independent random vector for every frame
 
-The videos of each action (`label` of the manifest) are evaluated on their own, and the actions averaged plainly
+The videos of each action (`label` of the manifest) are evaluated separately, and the metrics averaged over actions
 (SPEC section 5). Intervals are percentile bootstraps over the test videos of each action.
 """
 
@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from carl_ray.errors import UserError
 from carl_ray.evaluation.alignment import alignment_error
@@ -32,7 +31,7 @@ from carl_ray.evaluation.metrics import (
     Protocol,
 )
 from carl_ray.evaluation.probes import linear_probe, num_fitted, phase_classification, phase_progression
-from carl_ray.evaluation.results import Interval, PairMean, RatioOfSums, Result, bootstrap
+from carl_ray.evaluation.results import Interval, Result, bootstrap, pair_mean, ratio_of_sums
 from carl_ray.evaluation.retrieval import average_precisions
 
 _NUM_DRAWS = 1000
@@ -54,28 +53,29 @@ def evaluate(
 ) -> dict[str, Any]:
     """The document of metrics.json.
 
-    `document[variant][metric]` is {"value", "low", "high", "left_out"}, None where undefined, with the numbers
+    `document[variant][metric]` is {"value", "low", "high", "left_out"}: the interval, None where undefined, and counts
     of what was left out; `document["untrained"]` is None where the embeddings lack that control.
-    `document["actions"][label]` holds the same for each action. `fitted_videos` counts the training videos that each
-    share of the labels takes, by the suffix of the metrics' names: where two are equal, the videos are the same.
-    `videos_with_returning_phases` counts the test videos in which a phase comes back: where there is one, the metrics
-    of `NEEDS_ONE_ORDER` are not meaningful.
+    `document["actions"][label]` holds the same for each action. `fitted_videos` counts the training videos of each
+    label fraction, by the suffix of the metrics' names: equal counts mean equal videos.
+    `videos_with_returning_phases` counts the test videos in which a phase returns: if there are any, the metrics of
+    `NEEDS_ONE_ORDER` are not meaningful.
 
     Args:
-        train: Videos whose labels probes are fitted to; may be none where no test video has labels.
-        test: Videos that everything is measured on.
-        origin: Where the embeddings come from.
+        train: Videos that probes are fitted to; may be empty if no test video has labels.
+        test: Videos that are measured.
+        origin: Origin of the embeddings.
         protocol: Which metrics.
-        stride: Every how many frames tau, AP@K and the alignment error look at.
+        stride: Tau, AP@K and the alignment error use every `stride`-th frame.
         seed: Of label fractions, chance, the linear probe's order and the bootstrap.
-        on_progress: Called with (what is being done, steps done, steps in all).
+        on_progress: Called with (current step, number of steps done, number of steps).
 
     Raises:
         UserError: fewer than two test videos, no training video, a video in both, or widths that differ.
     """
     _check(train, test)
     actions = _group(train, test, by_label=protocol == "phases")
-    variants = [name for name in VARIANTS if name != "untrained" or _has_untrained(train, test)]
+    has_untrained = all(video.untrained is not None for video in [*train, *test])
+    variants = [name for name in VARIANTS if name != "untrained" or has_untrained]
     results: dict[str, dict[str, dict[str, Result]]] = {}
     for number, (action, (train_videos, test_videos)) in enumerate(actions.items()):
         results[action] = {}
@@ -104,16 +104,18 @@ def evaluate(
         "train": _extent(train),
         "test": _extent(test),
         "fitted_videos": {
-            suffix: sum(num_fitted(_labels(videos), fraction) for videos, _ in actions.values())
+            suffix: sum(
+                num_fitted([video.phases for video in videos], fraction) for videos, _ in actions.values()
+            )
             for suffix, fraction in LABEL_FRACTIONS.items()
         },
-        "videos_with_returning_phases": sum(map(_has_returning_phase, _labels(test))),
+        "videos_with_returning_phases": sum(map(_has_returning_phase, test)),
         **{variant: summary(variant, list(actions)) for variant in VARIANTS},
         "actions": {
             action: {
                 "train_videos": len(actions[action][0]),
                 "test_videos": len(actions[action][1]),
-                "videos_with_returning_phases": sum(map(_has_returning_phase, _labels(actions[action][1]))),
+                "videos_with_returning_phases": sum(map(_has_returning_phase, actions[action][1])),
                 "num_phases": _num_classes([*actions[action][0], *actions[action][1]]),
                 **{variant: summary(variant, [action]) for variant in VARIANTS},
             }
@@ -123,13 +125,13 @@ def evaluate(
 
 
 def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> None:
-    if not train and any((labels >= 0).any() for labels in _labels(test)):
+    if not train and any((video.phases >= 0).any() for video in test):
         raise UserError("expected at least one training video to fit probes to, got none")
     if len(test) < 2:
         raise UserError(
             f"expected at least 2 test videos, got {len(test)}: tau, retrieval and alignment compare videos"
         )
-    # The same name alone may be two files, of two folders that were indexed apart.
+    # By URI as well: two folders that were indexed separately may use the same id for two files.
     both = {(v.video_id, v.uri) for v in train} & {(v.video_id, v.uri) for v in test}
     if both:
         raise UserError(
@@ -149,14 +151,10 @@ def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> Non
                 raise UserError(f"{name} of {video.video_id!r} are not finite: was the encoder's training?")
 
 
-def _has_untrained(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> bool:
-    return all(video.untrained is not None for video in [*train, *test])
-
-
 def _group(
     train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], *, by_label: bool
 ) -> dict[str, tuple[list[EmbeddedVideo], list[EmbeddedVideo]]]:
-    """Training and test videos by action, in the order of its name; videos without one are an action."""
+    """Training and test videos by action, sorted by name; videos without a label form one action."""
 
     def name(video: EmbeddedVideo) -> str:
         return (video.label or "no label") if by_label else "all classes"
@@ -169,7 +167,7 @@ def _group(
 
 @dataclass(frozen=True)
 class _Embedded:
-    """Videos as one variant embeds them."""
+    """Videos with their embeddings by one variant."""
 
     videos: Sequence[EmbeddedVideo]
     embeddings: _Frames
@@ -192,7 +190,7 @@ class _Embedded:
                 embeddings = chance_embeddings(
                     lengths, [video.video_id for video in videos], width=width, seed=seed
                 )
-        return _Embedded(videos, embeddings, _labels(videos))
+        return _Embedded(videos, embeddings, [video.phases for video in videos])
 
 
 def _measure_phases(train: _Embedded, test: _Embedded, stride: int, seed: int) -> dict[str, Result]:
@@ -207,7 +205,7 @@ def _measure_phases(train: _Embedded, test: _Embedded, stride: int, seed: int) -
         measured["phase_progression"] = phase_progression(*labelled, num_phases=max(classes, 2))
     else:
         measured = dict.fromkeys(PHASE_METRICS[:4], _unfitted(test))
-    # Frames without a label take no part, but where a video has none at all every frame does.
+    # Only labelled frames, but all frames of a video without any label.
     kept = [
         array[labels >= 0] if (labels >= 0).any() else array
         for array, labels in zip(test.embeddings, test.labels, strict=True)
@@ -220,9 +218,9 @@ def _measure_phases(train: _Embedded, test: _Embedded, stride: int, seed: int) -
 
 
 def _unfitted(test: _Embedded) -> Result:
-    """What a probe without training videos says."""
+    """The undefined result of a probe without training videos."""
     nothing = np.zeros(len(test.videos))
-    return RatioOfSums(nothing, nothing, {"actions_without_training_videos": 1})
+    return ratio_of_sums(nothing, nothing, {"actions_without_training_videos": 1})
 
 
 def _measure_finegym(train: _Embedded, test: _Embedded, seed: int) -> dict[str, Result]:
@@ -237,7 +235,7 @@ def _measure_finegym(train: _Embedded, test: _Embedded, seed: int) -> dict[str, 
 
 
 def _alignment_error(test: _Embedded, stride: int) -> Result:
-    """Among the videos whose true progress is known."""
+    """The alignment error of the videos whose true progress is known."""
     embeddings, progress = [], []
     for array, video in zip(test.embeddings, test.videos, strict=True):
         if video.progress is not None:
@@ -245,27 +243,20 @@ def _alignment_error(test: _Embedded, stride: int) -> Result:
             progress.append(video.progress)
     unknown = {"videos_without_progress": len(test.videos) - len(progress)}
     if not progress:
-        return PairMean(np.full((len(test.videos), len(test.videos)), np.nan), unknown)
+        return pair_mean(np.full((len(test.videos), len(test.videos)), np.nan), unknown)
     result = alignment_error(embeddings, progress, stride=stride)
     return replace(result, left_out=result.left_out | unknown)
 
 
-def _labels(videos: Sequence[EmbeddedVideo]) -> list[Int[np.ndarray, " frames"]]:
-    return [
-        np.full(len(video), -1, np.int32) if video.frame_labels is None else video.frame_labels
-        for video in videos
-    ]
-
-
-def _has_returning_phase(labels: Int[np.ndarray, " frames"]) -> bool:
-    """Whether a phase ends and begins again; frames without a label in between change nothing."""
-    phases = labels[labels >= 0]
+def _has_returning_phase(video: EmbeddedVideo) -> bool:
+    """Whether a phase ends and begins again, ignoring frames without a label."""
+    phases = video.phases[video.phases >= 0]
     begun = phases[np.flatnonzero(np.diff(phases, prepend=-1))]
     return len(begun) > len(np.unique(begun))
 
 
 def _num_classes(videos: Sequence[EmbeddedVideo]) -> int:
-    return 1 + max((int(labels.max(initial=-1)) for labels in _labels(videos)), default=-1)
+    return 1 + max((int(video.phases.max(initial=-1)) for video in videos), default=-1)
 
 
 def _entry(results: Sequence[Result], seed: int) -> dict[str, Any]:
@@ -274,7 +265,7 @@ def _entry(results: Sequence[Result], seed: int) -> dict[str, Any]:
         for name, count in result.left_out.items():
             left_out[name] = left_out.get(name, 0) + count
     if len(results) > 1:
-        # The mean is over the other actions; one with too few videos to vary costs the mean its interval.
+        # The mean is over the defined actions; one with too few videos to vary leaves it without an interval.
         defined = [result for result in results if not math.isnan(result.value)]
         left_out["undefined_actions"] = len(results) - len(defined)
         left_out["actions_without_interval"] = sum(not result.can_vary for result in defined)
@@ -288,5 +279,5 @@ def _extent(videos: Sequence[EmbeddedVideo]) -> dict[str, int]:
     return {
         "videos": len(videos),
         "frames": sum(len(video) for video in videos),
-        "labelled_frames": sum(int((labels >= 0).sum()) for labels in _labels(videos)),
+        "labelled_frames": sum(int((video.phases >= 0).sum()) for video in videos),
     }

@@ -1,149 +1,125 @@
-"""What a metric returns: its value, what it left out, and its value on other draws of the test videos.
+"""Results of metrics, and their bootstrap confidence intervals over test videos.
 
-Every metric is a mean over videos, over pairs of videos or over boundaries of phases, so that what one video
-contributes is kept and the metric on a bootstrap sample is a matrix product, not a second evaluation.
-
-Each of the three kinds of result has a `value` (NaN where undefined); `left_out`, numbers of what was undefined
-or missing by name, zeros included; `resampled`; and `can_vary`: whether enough test videos contribute for a
-resample of them to say anything.
+Every metric is a mean over videos, over pairs of videos or over boundaries of phases. Its result keeps what each video
+contributes, so that the metric on a bootstrap sample is a matrix product and not a second evaluation.
 
 Legend: N test videos, B boundaries between phases, draws: samples of N test videos with replacement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
 
-# A sum of squares about the mean that is smaller than this part of the sum of squares is rounding, not spread.
+# A sum of squares about the mean below this share of the sum of squares is rounding, not spread.
 _NO_SPREAD = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
-class RatioOfSums:
-    """sum of numerators / sum of denominators over videos: accuracies, and means over videos.
+class Result:
+    """A metric over N test videos, made by `ratio_of_sums`, `pair_mean` or `mean_r_squared`."""
 
-    A video that contributes nothing has denominator 0.
-    """
-
-    numerators: Float[np.ndarray, " N"]
-    """By video: right frames, or the video's own value."""
-    denominators: Float[np.ndarray, " N"]
-    """By video: all frames, or 1."""
+    statistics: Float[np.ndarray, "... N"]
+    """What each video contributes."""
+    combine: Callable[[np.ndarray, Int[np.ndarray, "draws N"]], Float[np.ndarray, " draws"]]
+    """The metric of the statistics if each video occurred as often as its weight says; NaN where undefined."""
+    can_vary: bool
+    """Whether enough videos contribute for a bootstrap sample to differ."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Numbers of what was undefined or missing, by name."""
-
-    @property
-    def value(self) -> float:
-        """The ratio; NaN where no video contributes."""
-        return _value(self)
+    """Numbers of what was undefined or missing, by name; zeros included."""
 
     @property
     def num_videos(self) -> int:
         """N."""
-        return len(self.numerators)
+        return self.statistics.shape[-1]
 
     @property
-    def can_vary(self) -> bool:
-        """Whether at least two videos contribute."""
-        return int((self.denominators > 0).sum()) >= 2
+    def value(self) -> float:
+        """The metric; NaN where undefined."""
+        return float(self.resampled(np.ones((1, self.num_videos), dtype=np.int64))[0])
 
     def resampled(self, weights: Int[np.ndarray, "draws N"]) -> Float[np.ndarray, " draws"]:
-        """The metric if each video occurred as often as its weight says, NaN where undefined."""
-        return _quotient(weights @ self.numerators, weights @ self.denominators)
+        """The metric if each video occurred as often as its weight says; NaN where undefined."""
+        return self.combine(self.statistics, weights)
 
 
-@dataclass(frozen=True, eq=False)
-class PairMean:
+def ratio_of_sums(
+    numerators: Float[np.ndarray, " N"],
+    denominators: Float[np.ndarray, " N"],
+    left_out: dict[str, int] | None = None,
+) -> Result:
+    """Sum of numerators / sum of denominators over videos: accuracies, and means over videos.
+
+    Args:
+        numerators: By video: correct frames, or the value of the video.
+        denominators: By video: all frames, or 1; 0 for a video that contributes nothing.
+        left_out: As in `Result`.
+
+    Returns:
+        Statistics (2, N): numerators and denominators.
+    """
+
+    def combine(statistics: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return _quotient(weights @ statistics[0], weights @ statistics[1])
+
+    can_vary = int((denominators > 0).sum()) >= 2
+    return Result(np.stack([numerators, denominators]), combine, can_vary, left_out or {})
+
+
+def pair_mean(values: Float[np.ndarray, "N N"], left_out: dict[str, int] | None = None) -> Result:
     """Mean over the ordered pairs of different videos: Kendall's tau and the alignment error.
 
-    A video that is drawn twice is no pair with itself: such pairs are perfect by construction.
+    A video that is drawn twice forms no pair with itself: such pairs are perfect by construction. With two videos
+    there is one pair, however they are drawn, so three are needed for the mean to vary.
+
+    Args:
+        values: By ordered pair (first, second); NaN on the diagonal and where undefined.
+        left_out: As in `Result`.
+
+    Returns:
+        Statistics (N, N): the values.
     """
 
-    values: Float[np.ndarray, "N N"]
-    """By ordered pair (first, second); NaN on the diagonal and where undefined."""
-    left_out: dict[str, int] = field(default_factory=dict)
-    """Numbers of what was undefined or missing, by name."""
-
-    @property
-    def value(self) -> float:
-        """The mean; NaN where no pair is defined."""
-        return _value(self)
-
-    @property
-    def num_videos(self) -> int:
-        """N."""
-        return len(self.values)
-
-    @property
-    def can_vary(self) -> bool:
-        """Whether at least three videos have a defined pair: with two there is one pair, however drawn."""
-        defined = ~np.isnan(self.values)
-        return int((defined | defined.T).any(1).sum()) >= 3
-
-    def resampled(self, weights: Int[np.ndarray, "draws N"]) -> Float[np.ndarray, " draws"]:
-        """The metric if each video occurred as often as its weight says, NaN where undefined.
-
-        Needs twice the memory of the weights as float64.
-        """
+    def combine(statistics: np.ndarray, weights: np.ndarray) -> np.ndarray:
         drawn = weights.astype(np.float64)
-        defined = ~np.isnan(self.values)
-        sums = np.einsum("ij,ij->i", drawn @ np.where(defined, self.values, 0), drawn)
+        defined = ~np.isnan(statistics)
+        sums = np.einsum("ij,ij->i", drawn @ np.where(defined, statistics, 0), drawn)
         return _quotient(sums, np.einsum("ij,ij->i", drawn @ defined.astype(np.float64), drawn))
 
+    defined = ~np.isnan(values)
+    return Result(values, combine, int((defined | defined.T).any(1).sum()) >= 3, left_out or {})
 
-@dataclass(frozen=True, eq=False)
-class MeanRSquared:
+
+def mean_r_squared(statistics: Float[np.ndarray, "4 B N"], left_out: dict[str, int] | None = None) -> Result:
     """Mean over boundaries of R^2 = 1 - SSres / SStot, SStot about the mean target of the frames drawn.
 
-    A boundary without spread of its targets, or without any frame, is no part of the mean.
+    A boundary without spread of its targets, or without any frame, has no part in the mean.
+
+    Args:
+        statistics: By boundary and video: number of frames, sum of their targets, sum of the squared targets, sum of
+            the squared differences between target and prediction; zeros for a video without part in the boundary.
+        left_out: As in `Result`.
     """
 
-    counts: Float[np.ndarray, "B N"]
-    """Frames by boundary and video; 0 where the video has no part in it."""
-    sums: Float[np.ndarray, "B N"]
-    """Sums of the targets over those frames."""
-    squares: Float[np.ndarray, "B N"]
-    """Sums of the squared targets."""
-    residual_squares: Float[np.ndarray, "B N"]
-    """Sums of the squared differences between target and prediction."""
-    left_out: dict[str, int] = field(default_factory=dict)
-    """Numbers of what was undefined or missing, by name."""
-
-    @property
-    def value(self) -> float:
-        """The mean; NaN where no boundary is defined."""
-        return _value(self)
-
-    @property
-    def num_videos(self) -> int:
-        """N."""
-        return self.counts.shape[1]
-
-    @property
-    def can_vary(self) -> bool:
-        """Whether at least two videos contribute."""
-        return int((self.counts > 0).any(0).sum()) >= 2
-
-    def resampled(self, weights: Int[np.ndarray, "draws N"]) -> Float[np.ndarray, " draws"]:
-        """The metric if each video occurred as often as its weight says, NaN where undefined."""
-        r_squared = self.by_boundary(weights)
+    def combine(statistics: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        r_squared = r_squared_by_boundary(statistics, weights)
         defined = ~np.isnan(r_squared)
         return _quotient(np.where(defined, r_squared, 0).sum(1), defined.sum(1))
 
-    def by_boundary(self, weights: Int[np.ndarray, "draws N"]) -> Float[np.ndarray, "draws B"]:
-        """R^2 of each boundary on each draw; NaN where undefined."""
-        squares = weights @ self.squares.T
-        total = squares - _quotient((weights @ self.sums.T) ** 2, weights @ self.counts.T)
-        return 1 - _quotient(
-            weights @ self.residual_squares.T, np.where(total > _NO_SPREAD * squares, total, 0)
-        )
+    can_vary = int((statistics[0] > 0).any(0).sum()) >= 2
+    return Result(statistics, combine, can_vary, left_out or {})
 
 
-Result = RatioOfSums | PairMean | MeanRSquared
+def r_squared_by_boundary(
+    statistics: Float[np.ndarray, "4 B N"], weights: Int[np.ndarray, "draws N"]
+) -> Float[np.ndarray, "draws B"]:
+    """R^2 of each boundary on each draw, from the statistics of `mean_r_squared`; NaN where undefined."""
+    counts, sums, squares, residual_squares = (weights @ statistic.T for statistic in statistics)
+    total = squares - _quotient(sums**2, counts)
+    return 1 - _quotient(residual_squares, np.where(total > _NO_SPREAD * squares, total, 0))
 
 
 @dataclass(frozen=True)
@@ -163,9 +139,9 @@ def bootstrap(
 ) -> Interval:
     """The plain mean of the results' values with its percentile bootstrap interval over test videos.
 
-    The videos of each result are resampled on their own. A result whose value is NaN has no part in the
-    mean; a draw in which one of the others is undefined is ignored. There is no interval where a result that
-    has a part rests on too few videos to vary (`can_vary`): one of zero width would claim certainty.
+    The videos of each result are resampled independently. A result whose value is NaN has no part in the mean; a
+    draw in which one of the others is undefined is ignored. There is no interval where one of the others has too few
+    videos to vary (`can_vary`): an interval of zero width would claim certainty.
 
     Args:
         results: One, or one for each action (SPEC section 5: PennAction is evaluated by action).
@@ -201,17 +177,13 @@ def bootstrap(
 
 
 def _weights(result: Result, num_draws: int, rng: np.random.Generator) -> Int[np.ndarray, "draws N"]:
-    """How often each video is drawn in each of the samples with replacement.
+    """How often each video occurs in each sample with replacement.
 
-    One video less than there are is drawn: percentile intervals of samples as large as the set are too narrow
-    by the factor sqrt((N - 1) / N), which matters for the few test videos of an action.
+    A sample has N - 1 videos: percentile intervals of samples of N are too narrow by the factor sqrt((N - 1) / N),
+    which matters for the few test videos of an action.
     """
     count = result.num_videos
     return rng.multinomial(max(count - 1, min(count, 2)), np.full(count, 1 / count), size=num_draws)
-
-
-def _value(result: Result) -> float:
-    return float(result.resampled(np.ones((1, result.num_videos), dtype=np.int64))[0])
 
 
 def _quotient(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:

@@ -9,8 +9,7 @@ from typing import Any
 from carl_ray import storage
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import Origin, read_embeddings, read_origin
-from carl_ray.evaluation.metrics import VARIANTS, Protocol, protocol_of, stride_of
-from carl_ray.report.tables import metric_names, metric_rows
+from carl_ray.evaluation.metrics import Protocol, protocol_of, stride_of
 from carl_ray.training.checkpoint import CHECKPOINTS, CONFIG
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
@@ -89,30 +88,18 @@ def evaluate_embeddings(
     return document
 
 
-def table(document: dict[str, Any]) -> str:
-    """The metrics of a document of metrics.json as text, a line a metric, with the controls beside."""
-    rows = [["", *VARIANTS, ""]]
-    for row in metric_rows(document, metric_names(document)):
-        cells = [row.cells[variant] for variant in VARIANTS]
-        rows.append([row.title, *("not embedded" if cell is None else str(cell) for cell in cells), row.note])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
 def _run_of(origin: Origin) -> str | None:
-    """The run that trained the encoder, where its checkpoint lies in it."""
+    """The run folder that holds the checkpoint; None where it lies elsewhere."""
     folder = storage.parent(origin.checkpoint)
     run_dir = storage.parent(folder)
     return run_dir if folder == storage.join(run_dir, CHECKPOINTS) else None
 
 
 def _objective(run_dir: str | None) -> str | None:
-    """Name of the run's objective, where its config is still there."""
+    """Name of the run's objective; None where its config is missing."""
     if run_dir is None or not storage.exists(uri := storage.join(run_dir, CONFIG)):
         return None
-    # Not as a config: runs of other versions of it are shown, too.
+    # Not parsed as a Config, so that runs of other versions can be read.
     return json.loads(storage.read_bytes(uri)).get("objective", {}).get("name")
 
 
