@@ -110,7 +110,7 @@ def _is_table(out: str) -> bool:
 
 
 def _pairs(uris: list[str], path: np.ndarray) -> bytes:
-    """Pairs of aligned frames as CSV; seconds by the average frame rate, empty where it is unknown."""
+    """Aligned frames as CSV, with seconds where the frame rate is known."""
     from carl_ray.data.decode import probe_video
 
     rates = [probe_video(uri).fps for uri in uris]
@@ -125,7 +125,7 @@ def _pairs(uris: list[str], path: np.ndarray) -> bytes:
 
 
 def _similarities(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Mean cosine similarity of the frames of a video with their partners: aligned, and at the same position."""
+    """Mean cosine similarities of partners: aligned, and at equal positions."""
     from carl_ray.evaluation.alignment import align_pair
     from carl_ray.evaluation.frames import unit_frames
     from carl_ray.report.video import partners, same_relative_position

@@ -54,7 +54,7 @@ def _read(folder: str) -> dict[str, Any]:
 
 
 def comparison(documents: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table with a row for each document, each of its controls and the paper's numbers.
+    """A Markdown table of evaluations, their controls and the paper's numbers.
 
     Its columns are the metrics that the paper reports for any of the documents.
 

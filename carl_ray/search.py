@@ -1,4 +1,4 @@
-"""Search for the frames of other videos that are most similar to a frame: the same moment of the action.
+"""Find the frames of other videos that are most similar to a frame.
 
     python -m carl_ray.search QUERY --frame N --embeddings FOLDER --top 10 --out sheet.png
     python -m carl_ray.search video.mp4 --frame 120 --embeddings FOLDER
@@ -24,7 +24,7 @@ from carl_ray.training.checkpoint import checkpoint_at, default_run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; exit status 0 only when the table is printed and the picture written."""
+    """Run the command; exit status 0 only when all output is written."""
     with one_line_errors():
         options = _parse(arguments)
         embeddings = Embeddings.open(
@@ -84,7 +84,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _query_video(query: str | None, embeddings: Embeddings, checkpoint_uri: str) -> EmbeddedVideo:
-    """The embedded video of an id, the first test video where none is named, or a file that is embedded now.
+    """The query: an embedded video, the first test video, or an embedded file.
 
     Raises:
         UserError: neither an embedded video nor a file has this name.

@@ -1,4 +1,4 @@
-"""Alignment of videos by dynamic time warping, and the alignment error (SPEC section 5).
+"""Alignment by dynamic time warping, and its error (SPEC section 5).
 
 Unlike Kendall's tau, the alignment error is not won by positions alone on videos with idle time before and after the
 action.
@@ -27,7 +27,7 @@ def alignment_error(
     *,
     stride: int = 1,
 ) -> Result:
-    """Mean absolute difference of true progress between a frame and its partners in another video.
+    """Mean absolute difference of true progress between aligned frames.
 
     Every pair of different videos is aligned by dynamic time warping of all frames, including idle ones, with the
     cosine distance as cost. The error of an ordered pair (a, b) is the mean over the frames of a of
@@ -69,7 +69,7 @@ def alignment_error(
 def align_pair(
     first: Float[np.ndarray, "N width"], second: Float[np.ndarray, "M width"]
 ) -> Int64[np.ndarray, "steps 2"]:
-    """The warping path of two videos, from their first frames to their last, with cosine distance as cost.
+    """The warping path of two whole videos, with cosine distance as cost.
 
     Time and memory grow with N * M: two videos of 6,000 frames take seconds and less than 2 GB.
 
@@ -126,7 +126,7 @@ def partner_values(
 def _batches(
     lengths: Int[np.ndarray, " videos"], pairs: Int[np.ndarray, "pairs 2"]
 ) -> Iterator[Int[np.ndarray, "batch 2"]]:
-    """The pairs, the longer video first, in batches of similar lengths and bounded size."""
+    """The pairs, longer video first, in batches of similar and bounded size."""
     pairs = np.where((lengths[pairs[:, :1]] < lengths[pairs[:, 1:]]), pairs[:, ::-1], pairs)
     pairs = pairs[np.lexsort(lengths[pairs].T[::-1])]
     start = widest = 0
@@ -142,7 +142,7 @@ def _batches(
 def _padded(
     units: Sequence[np.ndarray], values: Sequence[np.ndarray], videos: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Embeddings, values and mask of some videos, padded with zeros to the longest of them."""
+    """Embeddings, values and mask of some videos, padded with zeros."""
     lengths = torch.tensor([len(units[video]) for video in videos])
     padded, value = (
         torch.nn.utils.rnn.pad_sequence(

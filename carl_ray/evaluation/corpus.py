@@ -126,6 +126,7 @@ def embed_corpus(
         result = EmbeddingResult(videos.num_rows - missing.num_rows)
         if missing.num_rows == 0:
             return result
+        extraction.check_resources(settings)
         bad_before = {line["video_id"]: line["reason"] for line in read_log(out, BAD_VIDEOS)}
         started = time.monotonic()
         writer = _PartWriter(out, origin, settings.precision, lease)
@@ -174,7 +175,7 @@ def _origin(checkpoint: Checkpoint, settings: EmbeddingSettings) -> Origin:
 
 
 def _read_videos(manifest: str, splits: Sequence[str] | None) -> pa.Table:
-    """Rows of the manifest that belong to the splits; raises `UserError` where there are none."""
+    """Rows of the manifest in the splits; `UserError` where there are none."""
     table = read_manifest(manifest, _COLUMNS)
     if splits is not None:
         table = table.filter(pc.is_in(table.column("split").fill_null("train"), pa.array(splits)))
@@ -192,9 +193,9 @@ def _missing(videos: pa.Table, out: str, origin: Origin) -> pa.Table:
 
 
 def finished_videos(folder: str, origin: Origin, videos: pa.Table) -> set[str]:
-    """Ids of the videos that a folder of embeddings already holds; empty where it does not exist.
+    """Ids of the videos that a folder of embeddings already holds.
 
-    Splits, labels and progress of those videos are updated from the manifest.
+    None where the folder does not exist. Splits, labels and progress of the videos are updated from the manifest.
 
     Args:
         folder: URI of the folder.
@@ -258,7 +259,7 @@ def _embedded_video(videos: pa.Table, index: int, embedded: list[np.ndarray]) ->
 def _write_bad_videos(
     out: str, before: dict[str, str], tried: Sequence[str], bad_videos: Sequence[tuple[str, str]]
 ) -> None:
-    """Write the list of bad videos, keeping those of earlier calls that were not tried again."""
+    """Write the bad videos, keeping those of earlier calls not tried again."""
     bad = {video_id: reason for video_id, reason in before.items() if video_id not in set(tried)}
     bad |= dict(bad_videos)
     if bad or before:
@@ -289,7 +290,7 @@ class _PartWriter:
 
 
 class _ProgressLines:
-    """A line every few seconds: videos done, rate and time left, measured from the first video on."""
+    """A progress line every few seconds, measured from the first video on."""
 
     def __init__(self, num_videos: int) -> None:
         self._num_videos = num_videos

@@ -100,7 +100,7 @@ class EmbeddedVideo:
 
     @property
     def seconds(self) -> Float[np.ndarray, " frames"] | None:
-        """float64: seconds since the first frame by the average frame rate; None where that is unknown."""
+        """float64: seconds since the first frame; None where the rate is unknown."""
         return np.arange(len(self)) / self.fps if self.fps else None
 
 
@@ -128,15 +128,6 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
     write_table(table, storage.join(folder, f"{_PREFIX}{max(numbers, default=-1) + 1:05d}{_SUFFIX}"))
 
 
-def by_encoder(videos: Sequence[EmbeddedVideo]) -> dict[str, list[Float[np.ndarray, "frames width"]]]:
-    """The embeddings of each video by "trained" and, where all videos have them, "untrained" encoder."""
-    encoders = {"trained": [video.embeddings for video in videos]}
-    untrained = [video.untrained for video in videos if video.untrained is not None]
-    if len(untrained) == len(videos):
-        encoders["untrained"] = untrained
-    return encoders
-
-
 def list_parts(folder: str) -> list[str]:
     """URIs of the parts in a folder of embeddings; none where it does not exist."""
     return [storage.join(folder, name) for name in storage.list_folder(folder) if _PART_NAME.fullmatch(name)]
@@ -153,8 +144,7 @@ def read_part(uri: str, columns: Sequence[str] | None = None) -> tuple[Origin, p
         UserError: it is no part of embeddings, or damaged.
         RunError: the store refuses or fails.
     """
-    file = _open(uri)
-    origin = _origin(file, uri)
+    origin, file = _open(uri)
     try:
         return origin, file.read(columns)
     except (pa.ArrowException, OSError, KeyError) as error:
@@ -162,7 +152,7 @@ def read_part(uri: str, columns: Sequence[str] | None = None) -> tuple[Origin, p
 
 
 def iterate_embeddings(uri: str, *, split: str | None = None) -> Iterator[EmbeddedVideo]:
-    """The videos of a folder of embeddings or of one of its parts, each once, read in small batches.
+    """The videos of a folder of embeddings or of a part, each once, in batches.
 
     Args:
         uri: The folder, or a single part.
@@ -174,8 +164,7 @@ def iterate_embeddings(uri: str, *, split: str | None = None) -> Iterator[Embedd
     """
     seen: set[str] = set()
     for part in _files(uri):
-        file = _open(part)
-        _origin(file, part)
+        _, file = _open(part)
         try:
             for read in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
                 batch = clean_labels(pa.Table.from_batches([read]))
@@ -209,7 +198,7 @@ def read_origin(uri: str) -> Origin:
         UserError: nothing is there, it holds something else, or its parts have different origins.
     """
     parts = _files(uri)
-    origins = [_origin(_open(part), part) for part in parts]
+    origins = [_open(part)[0] for part in parts]
     for part, origin in zip(parts, origins, strict=True):
         if origin != origins[0]:
             raise UserError(
@@ -219,6 +208,7 @@ def read_origin(uri: str) -> Origin:
     return origins[0]
 
 
+@dataclass(frozen=True)
 class Embeddings:
     """The embedded videos of a folder or of one of its parts.
 
@@ -226,15 +216,12 @@ class Embeddings:
 
         embeddings = Embeddings.open("s3://bucket/embeddings")
         hits = embeddings.search(("test/a.mp4", 120), k=5)
-
-    Attributes:
-        uri: The folder or part.
-        origin: The checkpoint and the view that all of them come from.
     """
 
-    def __init__(self, uri: str, origin: Origin) -> None:
-        self.uri = uri
-        self.origin = origin
+    uri: str
+    """The folder or part."""
+    origin: Origin
+    """Origin of all of them."""
 
     @classmethod
     def open(cls, uri: str) -> Embeddings:
@@ -305,7 +292,7 @@ class Embeddings:
         return nearest_frames(video.embeddings[frame], others, k)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame with one row for each video frame; all embeddings are in memory then.
+        """A data frame with one row for each frame, all embeddings in memory.
 
         Columns: `video_id`, `split`, `label`, `frame` (index in the video), `timestamp`, `seconds` (NaN where the
         frame rate is unknown), `frame_label` (-1 where there is none), `progress` (NaN where unknown) and `embedding`
@@ -348,7 +335,7 @@ def _files(uri: str) -> list[str]:
     return parts
 
 
-def _open(uri: str) -> pq.ParquetFile:
+def _open(uri: str) -> tuple[Origin, pq.ParquetFile]:
     filesystem, path = storage.resolve(uri)
     try:
         if storage.is_remote(uri):
@@ -357,9 +344,14 @@ def _open(uri: str) -> pq.ParquetFile:
         else:
             file = pq.ParquetFile(path, filesystem=filesystem)
         refuse_pickles(file.schema_arrow)
-        return file
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(uri, error) from None
+    try:
+        return Origin(**json.loads((file.schema_arrow.metadata or {})[_ORIGIN])), file
+    except (KeyError, ValueError, TypeError):
+        raise UserError(
+            f"{storage.public_uri(uri)}: a Parquet file, but not one that `python -m carl_ray.embed` wrote"
+        ) from None
 
 
 def _unreadable(uri: str, error: Exception) -> UserError | RunError:
@@ -368,16 +360,6 @@ def _unreadable(uri: str, error: Exception) -> UserError | RunError:
         return storage.storage_error(error, uri, "read")
     reason = " ".join(str(error).split())
     return UserError(f"{storage.public_uri(uri)}: not a whole Parquet file of embeddings ({reason})")
-
-
-def _origin(file: pq.ParquetFile, uri: str) -> Origin:
-    metadata = file.schema_arrow.metadata or {}
-    try:
-        return Origin(**json.loads(metadata[_ORIGIN]))
-    except (KeyError, ValueError, TypeError):
-        raise UserError(
-            f"{storage.public_uri(uri)}: a Parquet file, but not one that `python -m carl_ray.embed` wrote"
-        ) from None
 
 
 def _to_lists(arrays: Sequence[np.ndarray], precision: Precision) -> pa.ListArray:
@@ -395,28 +377,22 @@ def _video(batch: pa.Table, row: int, uri: str) -> EmbeddedVideo:
         return listed.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(listed), -1)
 
     embeddings = vectors("embeddings")
-    metadata = video_metadata(batch, row)
-    arrays = {
-        "timestamps": _array(batch, "timestamps", row, np.float64),
-        "frame_labels": metadata["frame_labels"],
-        "progress": metadata["progress"],
-    }
-    for name, values in arrays.items():
-        if values is not None and len(values) != len(embeddings):
+    fields = video_metadata(batch, row) | {"timestamps": _array(batch, "timestamps", row, np.float64)}
+    for name in ("timestamps", "frame_labels", "progress"):
+        if fields[name] is not None and len(fields[name]) != len(embeddings):
             raise UserError(
-                f"{storage.public_uri(uri)}: {metadata['video_id']} has {len(embeddings)} embeddings, but "
-                f"{len(values)} {name}; correct the manifest and run embed again, which updates the labels alone"
+                f"{storage.public_uri(uri)}: {fields['video_id']} has {len(embeddings)} embeddings, but "
+                f"{len(fields[name])} {name}; correct the manifest and run embed again, which updates the labels alone"
             )
     return EmbeddedVideo(
-        **metadata,
-        timestamps=arrays["timestamps"],
+        **fields,
         embeddings=embeddings,
         untrained=vectors("untrained") if "untrained" in batch.schema.names else None,
     )
 
 
 def video_metadata(table: pa.Table, row: int) -> dict[str, Any]:
-    """The fields of an `EmbeddedVideo` that a row of a manifest and one of a part have in common."""
+    """Fields of an `EmbeddedVideo` that are columns of manifests and of parts."""
     scalars = ("video_id", "uri", "content_hash", "split", "label", "fps")
     return {name: table.column(name)[row].as_py() for name in scalars} | {
         "frame_labels": _array(table, "frame_labels", row, np.int32),

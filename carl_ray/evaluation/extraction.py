@@ -47,7 +47,7 @@ _ROW = pa.schema(
 
 
 def load_encoders(checkpoint: Checkpoint, settings: EmbeddingSettings) -> list[FrameLevelVideoEncoder]:
-    """The trained encoder and, where the settings want it, the untrained one; errors as of both loaders."""
+    """The trained encoder and, if the settings want it, the untrained one."""
     encoders = [load_encoder(checkpoint)]
     if settings.untrained:
         encoders.append(untrained_encoder(checkpoint.config))
@@ -70,10 +70,19 @@ def _wanted_bytes(cpus_per_worker: int) -> int:
     return _ACTOR_BYTES + (cpus_per_worker - 1) * _DECODER_BYTES
 
 
-def _check_resources(settings: EmbeddingSettings, nodes: Sequence[dict[str, float]]) -> None:
-    """Print what no node has yet for a single actor; raise `UserError` if the cluster is local and cannot grow."""
+def _nodes() -> list[dict[str, float]]:
+    """The resources of each node of the connected cluster."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def check_resources(settings: EmbeddingSettings) -> None:
+    """Print what no node has yet for a single actor.
+
+    Raises:
+        UserError: the cluster is this machine alone, which cannot grow.
+    """
     needed = {"CPU": settings.cpus_per_worker, "GPU": int(settings.use_gpu)}
-    if any(all(node.get(name, 0) >= count for name, count in needed.items()) for node in nodes):
+    if any(all(node.get(name, 0) >= count for name, count in needed.items()) for node in _nodes()):
         return
     wanted = f"{settings.cpus_per_worker} CPUs{' and a GPU' if settings.use_gpu else ''}"
     if not os.environ.get("RAY_ADDRESS"):
@@ -100,17 +109,10 @@ def embedded_rows(
     Yields:
         Index of a video, in the order of completion, with one float32 array (frames, width) for each encoder, or with
         the reason why it could not be embedded.
-
-    Raises:
-        UserError: the cluster is this machine alone and has no room for an actor.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    _check_resources(settings, nodes)
     # A small machine reserves less, since the demo fits all the same.
-    memory = min(
-        _wanted_bytes(settings.cpus_per_worker),
-        int(max((node.get("memory", 0) for node in nodes), default=0)) or sys.maxsize,
-    )
+    largest = int(max((node.get("memory", 0) for node in _nodes()), default=0))
+    memory = min(_wanted_bytes(settings.cpus_per_worker), largest or sys.maxsize)
     num_workers = settings.num_workers or room_for_workers(settings.cpus_per_worker, settings.use_gpu)
     weights = ray.put([encoder.state_dict() for encoder in encoders])
     dataset = _videos(videos.select(["uri", "num_frames"])).map_batches(
@@ -181,9 +183,9 @@ class _Attempts:
 
 
 def _videos(videos: pa.Table) -> Dataset:
-    """The rows with a column `video_index`, one row a block, made lazily by a task that reserves no CPU.
+    """The rows with a column `video_index`, one row a block, made lazily.
 
-    A read task, as of `ray.data.range`, would need a CPU, and the actors may hold all of them.
+    Their task reserves no CPU: a read task, as of `ray.data.range`, would need one, and the actors may hold them all.
     """
     table = ray.put(videos)
 
@@ -238,7 +240,7 @@ class _EmbeddingActor:
 def embed_with_retries(
     embedder: VideoEmbedder, sources: Sequence[tuple[bytes | str, int]], retries: int
 ) -> list[list[np.ndarray] | BadVideoError | RunError]:
-    """The results of `VideoEmbedder.embed`, with retries of those that failed in a transient way."""
+    """Results of `VideoEmbedder.embed`, with retries of transient failures."""
     embedded = list(embedder.embed(sources))
     for attempt in range(retries):
         # A video that does not decode never will; one that could not be fetched, or whose decoder was killed, may.

@@ -1,4 +1,4 @@
-"""Preparation of frames for metrics: validation, selection of labelled frames, stride, normalisation."""
+"""Preparation of frames for metrics: checks, selection, stride, normalisation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ ZERO_SIMILARITY = 0.5
 
 
 def rounding_gap(width: int) -> float:
-    """Largest difference of two cosines of frames that counts as equal: twice the rounding error of one.
+    """Largest difference of two cosines of frames that counts as equal.
 
-    That error is bounded by `width` sums and the rounding of both unit vectors, each half a unit in the last place.
+    Twice the bound on the error of one: `width` sums and the rounding of both unit vectors, each by half a unit in the
+    last place.
     """
     return (width + 4) * float(np.finfo(np.float64).eps)
 
@@ -67,7 +68,7 @@ def labelled_frames(
     *,
     stride: int = 1,
 ) -> tuple[list[Float64[np.ndarray, "_ width"]], list[Int[np.ndarray, " _"]]]:
-    """`unit_frames` of the frames with a label >= 0, every `stride`-th of these, and their labels.
+    """`unit_frames` of every `stride`-th labelled frame, and their labels.
 
     Args:
         embeddings: One array a video.

@@ -1,4 +1,4 @@
-"""Embedding of whole videos with a checkpoint's encoder, in bounded memory; no Ray.
+"""Embedding of whole videos with a checkpoint's encoder, without Ray.
 
 video ─ decode in chunks (child processes) ▶ square view ▶ CNN, a chunk at a time ▶ all features ▶ one temporal pass ▶ H
 """
@@ -57,7 +57,7 @@ def untrained_encoder(
 
 
 class VideoEncoder:
-    """A trained encoder that embeds one video at a time, with the numbers of the command `embed`.
+    """A trained encoder for one video at a time; equals the command `embed`.
 
     Attributes:
         checkpoint: The checkpoint.
@@ -71,7 +71,9 @@ class VideoEncoder:
     def embed(
         self, video: str | Path | bytes | UInt8[np.ndarray, "frames height width 3"]
     ) -> Float[np.ndarray, "frames width"]:
-        """L2-normalised embeddings of all frames, float32; the file's embeddings are those before normalisation.
+        """L2-normalised embeddings of all frames, float32.
+
+        The command `embed` writes them before normalisation.
 
         Args:
             video: Path or URI of a video file, its content, or its frames as RGB. Of frames that are larger than the
@@ -113,7 +115,7 @@ def default_device() -> torch.device:
 
 
 class VideoEmbedder:
-    """Embeds whole videos with one or several encoders of one config, decoding each video once.
+    """Embeds whole videos with several encoders, decoding each video once.
 
     Videos are decoded side by side, each in a child process; the processes are reused and end with the embedder.
 
@@ -122,7 +124,7 @@ class VideoEmbedder:
         config: Of the run that trained them.
         device: Where they compute.
         bf16: Matrix products in bfloat16.
-        view: How frames become the encoder's square.
+        view: How frames are cropped to the encoder's input.
     """
 
     def __init__(
@@ -145,7 +147,10 @@ class VideoEmbedder:
         weakref.finalize(self, _close, self._idle_readers)
 
     def embed_file(self, source: bytes | str) -> list[Float[np.ndarray, "frames width"]]:
-        """H of all frames of a video, given by content, path or URI; float32, one array for each encoder.
+        """H of all frames of a video, float32, one array for each encoder.
+
+        Args:
+            source: Content, path or URI.
 
         Raises:
             UserError: it is not there, or is no video that can be decoded.
@@ -185,7 +190,7 @@ class VideoEmbedder:
     def embed(
         self, videos: Sequence[tuple[bytes | str, int]]
     ) -> Iterator[list[Float[np.ndarray, "frames width"]] | BadVideoError | RunError]:
-        """H of all frames of each video, float32, one array for each encoder; videos decode side by side.
+        """H of all frames of several videos, float32, one array for each encoder.
 
         Args:
             videos: Content, path or URI, and number of frames.
@@ -206,7 +211,7 @@ class VideoEmbedder:
             done: dict[int, list[np.ndarray] | BadVideoError | RunError] = {}
             for number in range(len(videos)):
                 while number not in done:
-                    # Whichever video has a chunk ready, so that no decoder waits for another one's video.
+                    # Take whichever video has a chunk ready, so that no decoder waits for another video.
                     at = ready.get()
                     try:
                         piece = next(features[at], None)
@@ -223,7 +228,7 @@ class VideoEmbedder:
         readers = [self._idle_readers.pop() if self._idle_readers else FrameReader() for _ in range(count)]
         try:
             for reader in readers:
-                # Here: the threads that read end with their video. Where it fails, reading says so.
+                # Here, because the reading threads end with their video. If it fails, reading reports it.
                 with suppress(RunError):
                     reader.start()
             yield readers
@@ -234,7 +239,7 @@ class VideoEmbedder:
         self, reader: FrameReader, source: bytes | str, num_frames: int
     ) -> Generator[UInt8[Tensor, "chunk size size 3"], None, None]:
         size = self._config.augment.image_size
-        # Of either view the reader cuts the square out; left to do is to enlarge frames that are smaller.
+        # The reader cuts the square of either view; only smaller frames remain to be enlarged.
         short_side = size if self._view == "resized" else None
         for frames in reader.read(
             source, num_frames, self._config, chunk_frames=_CHUNK_FRAMES, short_side=short_side
@@ -244,7 +249,7 @@ class VideoEmbedder:
     def _features(self, views: Iterator[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Pooled features of each chunk, of each encoder."""
         chunks = (normalize(view.to(self._device)) for view in views)
-        # The encoders take turns, chunk by chunk: no copy of the frames outlives them.
+        # The encoders take turns, chunk by chunk, so that no copy of the frames is kept longer.
         copies = itertools.tee(chunks, len(self._encoders))
         streams = [encoder.frame_features(copy) for encoder, copy in zip(self._encoders, copies, strict=True)]
         del copies
@@ -264,7 +269,7 @@ class VideoEmbedder:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        # Never around a yield to the caller: what is active while a generator waits is active for its caller too.
+        # Never around a yield: these modes would stay active in the caller while the generator waits.
         with (
             torch.inference_mode(),
             torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16),
@@ -284,10 +289,10 @@ def _ahead(
     number: int,
     interrupt: Callable[[], None],
 ) -> Iterator[Iterator[Tensor]]:
-    """The items, made in a thread a few ahead of their use; its errors are raised where they are used.
+    """Prefetch the items in a thread; errors are raised where they are used.
 
-    Of each item that can be taken, and of the end, `ready` gets the number. `interrupt` makes the thread go on
-    where it waits for an item.
+    `number` is put into `ready` for each item that can be taken, and for the end. `interrupt` unblocks the thread where
+    it waits for an item.
     """
     made: queue.Queue[Tensor | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
     stopped = threading.Event()
@@ -309,7 +314,7 @@ def _ahead(
                     if stopped.is_set():
                         return
             put(None)
-        except BaseException as error:  # The consumer's to handle, whatever it is.
+        except BaseException as error:  # Raised in the consumer, whatever it is.
             put(error)
 
     def used() -> Iterator[Tensor]:

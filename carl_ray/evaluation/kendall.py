@@ -1,4 +1,4 @@
-"""Kendall's tau (SPEC section 5): whether nearest neighbours in another video come in the order of time.
+"""Kendall's tau (SPEC section 5): temporal order of nearest neighbours.
 
 It says little alone: positions without any content come near 1 on trimmed videos of a single cycle.
 """
@@ -18,7 +18,7 @@ _MOST_SIGNS = 1 << 22
 
 
 def kendalls_tau(embeddings: Sequence[Float[np.ndarray, "_ width"]], *, stride: int = 1) -> Result:
-    """Mean over ordered pairs of different videos of tau-b between time and nearest neighbours.
+    """Mean over pairs of videos of tau-b between time and nearest neighbours.
 
     For an ordered pair (a, b), the nearest neighbour in b by squared Euclidean distance of the normalised
     embeddings is found for each frame of a, the first of equally near ones. A pair is undefined where all frames have
@@ -48,7 +48,7 @@ def kendalls_tau(embeddings: Sequence[Float[np.ndarray, "_ width"]], *, stride: 
 
 
 def _neighbors(units: list[Float64[np.ndarray, "_ width"]]) -> Float32[np.ndarray, "videos frames"]:
-    """By video (row), the index in it of the nearest neighbour of each frame of all videos together."""
+    """By video, index in it of the nearest neighbour of each frame of all videos."""
     frames = np.concatenate(units)
     gap = rounding_gap(frames.shape[1])
     ends = np.cumsum([len(video) for video in units])
@@ -66,7 +66,7 @@ def _neighbors(units: list[Float64[np.ndarray, "_ width"]]) -> Float32[np.ndarra
 
 
 def _tau_b(neighbors: Float32[np.ndarray, "frames videos"]) -> Float64[np.ndarray, " videos"]:
-    """tau-b of each column against time, which has no ties; NaN where all values are equal."""
+    """tau-b of each column against time (no ties); NaN where all values are equal."""
     length, count = neighbors.shape
     signed, untied = np.zeros(count), np.zeros(count)
     # Frame t is the later one of t pairs, which begin at pair t (t - 1) / 2.

@@ -1,4 +1,6 @@
-"""Consistent warping: a score of an encoder from unlabelled videos, to compare hyperparameters without labels.
+"""Consistent warping: a score of encoders on unlabelled videos.
+
+It compares hyperparameters without labels.
 
 The loss cannot compare them, because tau, sigma^2 and T change its scale; Kendall's tau cannot, because positions alone
 win it; ranks and spectra of the embeddings cannot, because random vectors have the highest rank.
@@ -38,7 +40,7 @@ _TIE_COST = 1e-6
 
 
 def consistent_warping(embeddings: Sequence[Float[np.ndarray, "_ width"]], *, stride: int = 1) -> float:
-    """Departure of alignments from equal relative time, beyond what alignment errors explain.
+    """Departure of alignments from equal relative time, beyond their errors.
 
     Each video a is aligned with the three videos most similar to it (by the mean, over its frames, of the cosine of
     the nearest frame there), and these with one another, by dynamic time warping with the cosine distance as
@@ -87,14 +89,14 @@ def _gain(
     b: int,
     c: int,
 ) -> float:
-    """Mean over the frames of a of the departure from equal time in b, less that of errors alone."""
+    """Mean over the frames of a of the departure in b, less that of errors alone."""
     direct = partners[a, b]
     detour = np.interp(partners[a, c], times[c], partners[c, b])
     return float((np.abs(direct - times[a]) - _ERROR_OF_ONE * np.abs(direct - detour)).mean())
 
 
 def _most_alike(units: list[Float64[np.ndarray, "_ width"]], count: int) -> Int[np.ndarray, "videos count"]:
-    """For each video the `count` others in which its frames have the nearest neighbours on average."""
+    """For each video the `count` others with the nearest frames on average."""
     frames = np.concatenate(units)
     starts = np.cumsum([0] + [len(video) for video in units[:-1]])
     size = max(1, MOST_SIMILARITIES // len(frames))

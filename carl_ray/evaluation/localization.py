@@ -1,4 +1,4 @@
-"""Features of whole videos for temporal action localisation (paper, table 12), in G-TAD's format.
+"""Features for temporal action localisation with G-TAD (paper, table 12).
 
 Sources of the layout and of the resampling, read in the authors' repositories:
 
@@ -79,7 +79,7 @@ def resample(
 
 
 def video_name(video_id: str) -> str:
-    """The name of a video in the exported files: the last part of its id, without its suffix.
+    """Name of a video in the exported files: last part of its id, no suffix.
 
     ActivityNet's files are called v_<YouTube id>.mp4, and so are the videos in G-TAD's lists.
     """
@@ -103,7 +103,7 @@ def export_features(
     length: int = 100,
     on_video: Callable[[int], None] = lambda done: None,
 ) -> ExportResult:
-    """Write a file of resampled, L2-normalised embeddings for each video; existing files are kept.
+    """Write resampled, normalised embeddings of each video; keep existing files.
 
     The frames are normalised, as for all evaluation (SPEC section 2), and then resampled.
 
@@ -154,7 +154,7 @@ def export_features(
 
 
 def _check_settings(out: str, settings: dict[str, object]) -> None:
-    """Record the settings in a new folder; raise `UserError` where the folder has others."""
+    """Record the settings in a new folder; refuse a folder with others."""
     uri = storage.join(out, _MARKER)
     if not storage.exists(uri):
         storage.write_bytes(uri, json.dumps(settings, indent=2).encode() + b"\n")

@@ -82,7 +82,7 @@ def nearest_frames(
 
 
 def printable(text: str) -> str:
-    """The text with every unprintable character (line ends, control codes) replaced by a question mark."""
+    """Text with unprintable characters replaced by question marks."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation protocols: every metric for the trained encoder and three controls, as metrics.json has them.
+"""Evaluation protocols: all metrics for the trained encoder and three controls.
 
     trained     H of the trained encoder
     untrained   H of the same encoder before its training
@@ -11,8 +11,9 @@ The videos of each action (`label` of the manifest) are evaluated separately, an
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -76,25 +77,54 @@ def evaluate(
     actions = _group(train, test, by_label=protocol == "phases")
     has_untrained = all(video.untrained is not None for video in [*train, *test])
     variants = [name for name in VARIANTS if name != "untrained" or has_untrained]
-    results: dict[str, dict[str, dict[str, Result]]] = {}
-    for number, (action, (train_videos, test_videos)) in enumerate(actions.items()):
-        results[action] = {}
-        for place, variant in enumerate(variants):
-            on_progress(f"{action}, {variant}", number * len(variants) + place, len(actions) * len(variants))
-            fitted, held = (_Embedded.of(part, variant, origin, seed) for part in (train_videos, test_videos))
-            if protocol == "phases":
-                results[action][variant] = _measure_phases(fitted, held, stride, seed)
-            else:
-                results[action][variant] = _measure_finegym(fitted, held, seed)
+    results: dict[tuple[str, str], dict[str, Result]] = {}
+    for action, variant in (steps := list(itertools.product(actions, variants))):
+        on_progress(f"{action}, {variant}", len(results), len(steps))
+        fitted, held = (_Embedded.of(part, variant, origin, seed) for part in actions[action])
+        results[action, variant] = (
+            _measure_phases(fitted, held, stride, seed)
+            if protocol == "phases"
+            else _measure_finegym(fitted, held, seed)
+        )
 
-    def summary(variant: str, names: Sequence[str]) -> dict[str, Any] | None:
-        if variant not in variants:
-            return None
+    def summaries(names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
         return {
-            metric: _entry([results[name][variant][metric] for name in names], seed)
-            for metric in (PHASE_METRICS if protocol == "phases" else FINEGYM_METRICS)
+            variant: _summary([results[name, variant] for name in names], seed)
+            if variant in variants
+            else None
+            for variant in VARIANTS
         }
 
+    return _conditions(train, test, origin, protocol, stride, seed) | {
+        "fitted_videos": {
+            suffix: sum(
+                num_fitted([video.phases for video in videos], fraction) for videos, _ in actions.values()
+            )
+            for suffix, fraction in LABEL_FRACTIONS.items()
+        },
+        **summaries(actions),
+        "actions": {
+            action: {
+                "train_videos": len(fitted),
+                "test_videos": len(held),
+                "videos_with_returning_phases": sum(map(_has_returning_phase, held)),
+                "num_phases": _num_classes([*fitted, *held]),
+                **summaries([action]),
+            }
+            for action, (fitted, held) in actions.items()
+        },
+    }
+
+
+def _conditions(
+    train: Sequence[EmbeddedVideo],
+    test: Sequence[EmbeddedVideo],
+    origin: Origin,
+    protocol: Protocol,
+    stride: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The entries of metrics.json that say what was measured, and how."""
     return {
         "protocol": protocol,
         "stride": stride,
@@ -103,24 +133,7 @@ def evaluate(
         "origin": asdict(origin),
         "train": _extent(train),
         "test": _extent(test),
-        "fitted_videos": {
-            suffix: sum(
-                num_fitted([video.phases for video in videos], fraction) for videos, _ in actions.values()
-            )
-            for suffix, fraction in LABEL_FRACTIONS.items()
-        },
         "videos_with_returning_phases": sum(map(_has_returning_phase, test)),
-        **{variant: summary(variant, list(actions)) for variant in VARIANTS},
-        "actions": {
-            action: {
-                "train_videos": len(actions[action][0]),
-                "test_videos": len(actions[action][1]),
-                "videos_with_returning_phases": sum(map(_has_returning_phase, actions[action][1])),
-                "num_phases": _num_classes([*actions[action][0], *actions[action][1]]),
-                **{variant: summary(variant, [action]) for variant in VARIANTS},
-            }
-            for action in actions
-        },
     }
 
 
@@ -154,7 +167,10 @@ def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> Non
 def _group(
     train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], *, by_label: bool
 ) -> dict[str, tuple[list[EmbeddedVideo], list[EmbeddedVideo]]]:
-    """Training and test videos by action, sorted by name; videos without a label form one action."""
+    """Training and test videos by action, sorted by name.
+
+    Videos without a label form one action.
+    """
 
     def name(video: EmbeddedVideo) -> str:
         return (video.label or "no label") if by_label else "all classes"
@@ -257,6 +273,11 @@ def _has_returning_phase(video: EmbeddedVideo) -> bool:
 
 def _num_classes(videos: Sequence[EmbeddedVideo]) -> int:
     return 1 + max((int(video.phases.max(initial=-1)) for video in videos), default=-1)
+
+
+def _summary(results: Sequence[dict[str, Result]], seed: int) -> dict[str, Any]:
+    """The entry of each metric: its mean over the actions, one result for each of them."""
+    return {metric: _entry([result[metric] for result in results], seed) for metric in results[0]}
 
 
 def _entry(results: Sequence[Result], seed: int) -> dict[str, Any]:

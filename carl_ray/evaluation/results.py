@@ -20,7 +20,7 @@ _NO_SPREAD = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A metric over N test videos, made by `ratio_of_sums`, `pair_mean` or `mean_r_squared`."""
+    """A metric over N test videos that can be computed on resamples of them."""
 
     statistics: Float[np.ndarray, "... N"]
     """What each video contributes."""
@@ -42,7 +42,7 @@ class Result:
         return float(self.resampled(np.ones((1, self.num_videos), dtype=np.int64))[0])
 
     def resampled(self, weights: Int[np.ndarray, "draws N"]) -> Float[np.ndarray, " draws"]:
-        """The metric if each video occurred as often as its weight says; NaN where undefined."""
+        """The metric with each video weighted by its count; NaN where undefined."""
         return self.combine(self.statistics, weights)
 
 
@@ -51,7 +51,7 @@ def ratio_of_sums(
     denominators: Float[np.ndarray, " N"],
     left_out: dict[str, int] | None = None,
 ) -> Result:
-    """Sum of numerators / sum of denominators over videos: accuracies, and means over videos.
+    """Sum of numerators / sum of denominators: accuracies, means over videos.
 
     Args:
         numerators: By video: correct frames, or the value of the video.
@@ -70,7 +70,7 @@ def ratio_of_sums(
 
 
 def pair_mean(values: Float[np.ndarray, "N N"], left_out: dict[str, int] | None = None) -> Result:
-    """Mean over the ordered pairs of different videos: Kendall's tau and the alignment error.
+    """Mean over ordered pairs of different videos: tau, the alignment error.
 
     A video that is drawn twice forms no pair with itself: such pairs are perfect by construction. With two videos
     there is one pair, however they are drawn, so three are needed for the mean to vary.
@@ -94,7 +94,7 @@ def pair_mean(values: Float[np.ndarray, "N N"], left_out: dict[str, int] | None 
 
 
 def mean_r_squared(statistics: Float[np.ndarray, "4 B N"], left_out: dict[str, int] | None = None) -> Result:
-    """Mean over boundaries of R^2 = 1 - SSres / SStot, SStot about the mean target of the frames drawn.
+    """Mean over boundaries of R^2 = 1 - SSres / SStot.
 
     A boundary without spread of its targets, or without any frame, has no part in the mean.
 
@@ -116,7 +116,7 @@ def mean_r_squared(statistics: Float[np.ndarray, "4 B N"], left_out: dict[str, i
 def r_squared_by_boundary(
     statistics: Float[np.ndarray, "4 B N"], weights: Int[np.ndarray, "draws N"]
 ) -> Float[np.ndarray, "draws B"]:
-    """R^2 of each boundary on each draw, from the statistics of `mean_r_squared`; NaN where undefined."""
+    """R^2 of each boundary on each draw; NaN where undefined."""
     counts, sums, squares, residual_squares = (weights @ statistic.T for statistic in statistics)
     total = squares - _quotient(sums**2, counts)
     return 1 - _quotient(residual_squares, np.where(total > _NO_SPREAD * squares, total, 0))
@@ -137,7 +137,7 @@ class Interval:
 def bootstrap(
     results: Sequence[Result], *, num_draws: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """The plain mean of the results' values with its percentile bootstrap interval over test videos.
+    """Plain mean of results with its percentile bootstrap interval over videos.
 
     The videos of each result are resampled independently. A result whose value is NaN has no part in the mean; a
     draw in which one of the others is undefined is ignored. There is no interval where one of the others has too few

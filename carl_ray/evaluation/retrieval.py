@@ -1,4 +1,4 @@
-"""Fine-grained retrieval, AP@K (SPEC section 5): the phase of the nearest frames of other videos."""
+"""Fine-grained retrieval, AP@K (SPEC section 5)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def average_precisions(
     *,
     stride: int = 1,
 ) -> dict[int, Result]:
-    """AP@K for each K: the share of a frame's K nearest frames of other videos that have its label.
+    """AP@K for each K: share of a frame's K nearest frames with its label.
 
     The value is the mean over the labelled frames of a video, then over videos. Frames at the same distance share the
     last places equally, so that the order of the videos does not matter.
@@ -113,7 +113,7 @@ def _shared_places(
     ks: Sequence[int],
     gap: float,
 ) -> Float64[np.ndarray, "ks queries"]:
-    """Shares of candidates with the query's label among the K nearest; candidates come the nearest first."""
+    """Shares of candidates with the query's label among the K nearest."""
     precisions = np.zeros((len(ks), len(similarities)))
     for precision, k in zip(precisions, ks, strict=True):
         level = similarities[:, min(k, similarities.shape[1]) - 1, None]

@@ -1,4 +1,4 @@
-"""Pictures of one action for the report: two aligned videos, retrieved frames, a map of all frames.
+"""Pictures of one action for the report: alignment, retrieval, map of frames.
 
 Videos and frames are selected by name and length alone, never by result.
 """
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from carl_ray.data.decode import DecodeError
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.alignment import align_pair
-from carl_ray.evaluation.embeddings import EmbeddedVideo, by_encoder
+from carl_ray.evaluation.embeddings import EmbeddedVideo
 from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, nearest_frames, printable
 from carl_ray.report import figures
 from carl_ray.report.figures import Picture
@@ -76,7 +76,7 @@ class ActionPictures:
 def draw_action(
     name: str, videos: Sequence[EmbeddedVideo], movie_name: str
 ) -> tuple[ActionPictures, bytes | None]:
-    """The pictures of an action's videos, and the movie if it is too large to be embedded in the page."""
+    """The pictures of an action, and the movie if it is too large for the page."""
     labels = [video.frame_labels for video in videos if video.frame_labels is not None]
     num_phases = 1 + max((int(of_frames.max(initial=-1)) for of_frames in labels), default=-1)
     drawn = ActionPictures(
@@ -101,7 +101,7 @@ def _draw_pair(
     phases = [None if video.frame_labels is None else video.frame_labels[::step] for video in pair]
     seconds = [step / video.fps if video.fps else None for video in pair]
     paths, matrices = {}, {}
-    for encoder, embeddings in by_encoder(pair).items():
+    for encoder, embeddings in _by_encoder(pair).items():
         seen = [frames[::step] for frames in embeddings]
         paths[encoder] = align_pair(seen[0], seen[1])
         matrices[encoder] = figures.similarity_matrix(
@@ -170,7 +170,7 @@ def _draw_sheets(videos: Sequence[EmbeddedVideo]) -> list[list[Tile]]:
 
 
 def _draw_maps(videos: Sequence[EmbeddedVideo], num_phases: int) -> tuple[dict[str, Picture], int]:
-    """A map for each encoder, and the number of frames in it; no map where there are too few frames."""
+    """A map for each encoder, and its number of frames; none for few frames."""
     total = sum(len(video) for video in videos)
     if total < _LEAST_MAP_FRAMES:
         return {}, 0
@@ -178,6 +178,15 @@ def _draw_maps(videos: Sequence[EmbeddedVideo], num_phases: int) -> tuple[dict[s
     phases = np.concatenate([video.phases for video in videos])[chosen]
     maps = {
         encoder: figures.frame_map(np.concatenate(embeddings)[chosen], phases, num_phases)
-        for encoder, embeddings in by_encoder(videos).items()
+        for encoder, embeddings in _by_encoder(videos).items()
     }
     return maps, len(chosen)
+
+
+def _by_encoder(videos: Sequence[EmbeddedVideo]) -> dict[str, list[Float[np.ndarray, "frames width"]]]:
+    """Embeddings of each video by encoder; "untrained" only if all have them."""
+    encoders = {"trained": [video.embeddings for video in videos]}
+    untrained = [video.untrained for video in videos if video.untrained is not None]
+    if len(untrained) == len(videos):
+        encoders["untrained"] = untrained
+    return encoders

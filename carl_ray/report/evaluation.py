@@ -26,7 +26,7 @@ def evaluate_embeddings(
     stride: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate embeddings and write `metrics.json` and `report.html`; progress goes to standard error.
+    """Evaluate embeddings; write `metrics.json` and `report.html`.
 
     Args:
         train: URI of the embeddings that probes are fitted to.

@@ -24,7 +24,7 @@ _COLUMNS = 5
 
 
 def thumbnails(items: Iterable[FoundFrame]) -> dict[tuple[str, int], np.ndarray | None]:
-    """Thumbnails (height, width, 3) by URI and frame index; None where the file cannot be read."""
+    """Thumbnails (height, width, 3) by URI and frame; None if unreadable."""
     wanted: dict[str, set[int]] = {}
     for item in items:
         wanted.setdefault(item.uri, set()).add(item.frame)
@@ -40,7 +40,7 @@ def thumbnails(items: Iterable[FoundFrame]) -> dict[tuple[str, int], np.ndarray 
 
 
 def retrieval_sheet(query: FoundFrame, found: Sequence[FoundFrame]) -> Picture:
-    """A frame and the frames nearest to it, each with its video and its time (paper, figure 7), as PNG.
+    """A query frame and the frames nearest to it (paper, figure 7), as PNG.
 
     A frame with the query's label and phase has a blue border and a tick, one with another an orange border and a
     cross, a frame of unknown phase a grey border. Frames whose file cannot be read any more are replaced by a text.
@@ -70,7 +70,7 @@ def retrieval_sheet(query: FoundFrame, found: Sequence[FoundFrame]) -> Picture:
 
 
 def is_right(query: FoundFrame, found: FoundFrame) -> bool | None:
-    """Whether a found frame has the query's label and phase; None where a phase is unknown."""
+    """Whether a frame has the query's label and phase; None if unknown."""
     if query.phase is None or found.phase is None:
         return None
     return (query.label, query.phase) == (found.label, found.phase)

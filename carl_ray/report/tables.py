@@ -1,4 +1,4 @@
-"""Tables of the document of metrics.json: values, intervals, verdicts, and the paper's numbers.
+"""Tables of metrics.json: values, intervals, verdicts, the paper's numbers.
 
 `metric_rows` makes the rows; the terminal's table, the report's and those of `carl_ray.compare` show them.
 
@@ -103,7 +103,7 @@ _PAPER = {
 
 
 def paper_numbers(preset: str) -> tuple[PaperNumbers, bool]:
-    """The paper's numbers for a preset, and whether they were measured on the preset's data.
+    """The paper's numbers for a preset, and whether they are of its data.
 
     The paper has none for the embedded videos (`demo`), which get those of PennAction for orientation.
     """
@@ -175,7 +175,7 @@ def metric_rows(document: Mapping[str, Any], names: Sequence[str], preset: str |
 
 
 def metrics_text(document: Mapping[str, Any]) -> str:
-    """The terminal's table of a document of metrics.json: one line for each metric, with the controls."""
+    """The terminal's table of a document of metrics.json."""
     rows = [["", *VARIANTS, ""]]
     for row in metric_rows(document, metric_names(document)):
         cells = [row.cells[variant] for variant in VARIANTS]
@@ -201,14 +201,14 @@ def text_table(rows: Sequence[Sequence[str]], *, right_aligned: Collection[int] 
 
 
 def metric_names(document: Mapping[str, Any]) -> list[str]:
-    """The metrics of a document in the order of display; of label fractions with the same videos only the largest."""
+    """Metrics of a document in display order, without duplicate label fractions."""
     order = list(_TITLES)
     names = [name for name in document["trained"] if not _same_videos(document, name)]
     return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
 
 def _same_videos(document: Mapping[str, Any], name: str) -> str:
-    """The next larger label fraction if it selects the same videos as that of the metric, otherwise empty."""
+    """The next larger label fraction if it selects the same videos, else empty."""
     fitted = document.get("fitted_videos")
     for suffix, larger in pairwise(LABEL_FRACTIONS):
         if fitted and name in (f"phase_classification{suffix}", f"linear_probe{suffix}"):
@@ -235,7 +235,7 @@ def action_metric_names(document: Mapping[str, Any]) -> list[str]:
 def compare(
     trained: Mapping[str, Any], control: Mapping[str, Any], *, lower_is_better: bool = False
 ) -> Verdict:
-    """Compare two entries of a metric by their intervals, whose ends are None where undefined."""
+    """Verdict on two entries of a metric by their intervals."""
     ends = [trained["low"], trained["high"], control["low"], control["high"]]
     if any(end is None for end in ends):
         return "unknown"
@@ -246,7 +246,7 @@ def compare(
 
 
 def left_out_lines(document: Mapping[str, Any]) -> list[str]:
-    """A line for each reason of omission and metric, with its count; zeros are dropped."""
+    """A line for each reason of omission and metric, with its count."""
     lines = []
     if document.get("not_embedded"):
         lines.append(f"All metrics: {document['not_embedded']:,} videos that could not be embedded")

@@ -142,7 +142,7 @@ def test_fractions_take_whole_videos_and_are_nested():
         found = phase_classification(*train, *test, fraction=fraction, seed=7)
         assert found.statistics[0].tolist() == expected.statistics[0].tolist()
     hundred = videos(2, 100, unlabelled=0)
-    assert len(probes._training_videos(*hundred, 0.07, 0)[0]) == 7
+    assert probes.num_fitted(hundred[1], 0.07) == 7
 
 
 def test_videos_without_labels_are_no_part_of_a_fraction():
