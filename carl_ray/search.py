@@ -130,19 +130,9 @@ def _embed(uri: str, embeddings: Embeddings, checkpoint_uri: str) -> EmbeddedVid
     from carl_ray.evaluation.inference import load_encoder
 
     frames = load_encoder(checkpoint, view=cast(CropMode, origin.view)).embed(uri)
-    return EmbeddedVideo(
-        video_id=storage.public_uri(uri),
-        uri=uri,
-        content_hash="",
-        split=None,
-        label=None,
-        frame_labels=None,
-        progress=None,
-        fps=fps,
-        timestamps=np.arange(len(frames), dtype=np.float64),
-        embeddings=frames,
-        untrained=None,
-    )
+    timestamps = np.arange(len(frames), dtype=np.float64)
+    shown = storage.public_uri(uri)
+    return EmbeddedVideo(video_id=shown, uri=uri, fps=fps, timestamps=timestamps, embeddings=frames)
 
 
 def _frame(wanted: int | None, video: EmbeddedVideo) -> int:

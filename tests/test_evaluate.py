@@ -29,11 +29,9 @@ def videos(split: str, count: int, width: int = 4) -> list[EmbeddedVideo]:
             EmbeddedVideo(
                 video_id=f"{split}/{number}",
                 uri=f"/nowhere/{number}.mp4",
-                content_hash="0",
                 split=split,
                 label="squat",
                 frame_labels=labels,
-                progress=None,
                 fps=25.0,
                 timestamps=np.arange(len(labels)) * 1.0,
                 embeddings=(np.eye(width)[labels] + 0.1 * rng.random((len(labels), width))).astype(

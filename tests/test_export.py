@@ -15,15 +15,8 @@ def embeddings(tmp_path) -> str:
     video = EmbeddedVideo(
         video_id="v_a.mp4",
         uri="/v_a.mp4",
-        content_hash="0",
-        split=None,
-        label=None,
-        frame_labels=None,
-        progress=None,
-        fps=None,
         timestamps=np.arange(12.0),
         embeddings=np.eye(12, 3, dtype=np.float32) + 1,
-        untrained=None,
     )
     origin = Origin("checkpoint", "0" * 64, "demo", 10, 32, 64, "resized", False)
     write_part(str(tmp_path / "embeddings"), [video], origin, "float16")

@@ -36,15 +36,11 @@ def embedded(name: str, uri: str, frames: np.ndarray, **known: Any) -> EmbeddedV
     video = EmbeddedVideo(
         video_id=name,
         uri=uri,
-        content_hash="0",
         split="test",
         label="jump",
-        frame_labels=None,
-        progress=None,
         fps=30.0,
         timestamps=np.arange(len(frames), dtype=np.float64),
         embeddings=frames.astype(np.float32),
-        untrained=None,
     )
     return replace(video, **known)
 

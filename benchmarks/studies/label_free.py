@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
+from carl_ray.evaluation.bootstrap import Result
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
 from carl_ray.evaluation.frames import unit_frames
-from carl_ray.evaluation.results import Result
 from carl_ray.options import OptionParser
 
 _NEAR = ("scl", "contrastive", "weak_scl")

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int, Int64
 
+from carl_ray.evaluation.bootstrap import Result, pair_mean
 from carl_ray.evaluation.frames import unit_frames
-from carl_ray.evaluation.results import Result, pair_mean
 from carl_ray.objectives.dtw import dynamic_time_warping
 
 # Cells of a batch of padded cost matrices, float64: bounds memory to some hundred megabytes.

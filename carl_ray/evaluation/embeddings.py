@@ -67,28 +67,28 @@ class Origin:
     """Whether the rows also hold the embeddings of the untrained encoder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EmbeddedVideo:
-    """The embeddings of all frames of one video, with its metadata and labels."""
+    """The embeddings of all frames of one video, with its metadata and labels where known."""
 
     video_id: str
     uri: str
-    content_hash: str
-    """Hash of the embedded file, as in the manifest."""
-    split: str | None
-    label: str | None
-    frame_labels: Int[np.ndarray, " frames"] | None
-    """int32; -1 for frames without one."""
-    progress: Float[np.ndarray, " frames"] | None
-    """float32: true completed share of the action, 0 to 1."""
-    fps: float | None
-    """Average frame rate, frames per second."""
     timestamps: Float[np.ndarray, " frames"]
     """float64: frame index times the manifest's `frame_step`, the unit of the loss; not seconds."""
     embeddings: Float[np.ndarray, "frames width"]
     """H, not normalised; float32 whatever the precision of the file."""
-    untrained: Float[np.ndarray, "frames width"] | None
+    untrained: Float[np.ndarray, "frames width"] | None = None
     """H of the untrained encoder."""
+    content_hash: str = ""
+    """Hash of the embedded file, as in the manifest."""
+    split: str | None = None
+    label: str | None = None
+    frame_labels: Int[np.ndarray, " frames"] | None = None
+    """int32; -1 for frames without one."""
+    progress: Float[np.ndarray, " frames"] | None = None
+    """float32: true completed share of the action, 0 to 1."""
+    fps: float | None = None
+    """Average frame rate, frames per second."""
 
     def __len__(self) -> int:
         return len(self.embeddings)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
+from carl_ray.evaluation.bootstrap import Result, pair_mean
 from carl_ray.evaluation.frames import MOST_SIMILARITIES, ZERO_SIMILARITY, rounding_gap, unit_frames
-from carl_ray.evaluation.results import Result, pair_mean
 
 # Signs of (pair of frames, video) that are held at a time. Sums of fewer than 2**24 signs are exact in float32.
 _MOST_SIGNS = 1 << 22

@@ -19,8 +19,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from torch.nn import functional
 
+from carl_ray.evaluation.bootstrap import Result, mean_r_squared, r_squared_by_boundary, ratio_of_sums
 from carl_ray.evaluation.frames import labelled_frames
-from carl_ray.evaluation.results import Result, mean_r_squared, r_squared_by_boundary, ratio_of_sums
 
 _MOST_ITERATIONS = 10_000
 

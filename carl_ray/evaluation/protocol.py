@@ -21,6 +21,7 @@ import numpy as np
 
 from carl_ray.errors import UserError
 from carl_ray.evaluation.alignment import alignment_error
+from carl_ray.evaluation.bootstrap import Interval, Result, bootstrap, pair_mean, ratio_of_sums
 from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
 from carl_ray.evaluation.kendall import kendalls_tau
@@ -32,7 +33,6 @@ from carl_ray.evaluation.metrics import (
     Protocol,
 )
 from carl_ray.evaluation.probes import linear_probe, num_fitted, phase_classification, phase_progression
-from carl_ray.evaluation.results import Interval, Result, bootstrap, pair_mean, ratio_of_sums
 from carl_ray.evaluation.retrieval import average_precisions
 
 _NUM_DRAWS = 1000

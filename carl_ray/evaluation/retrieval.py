@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 
+from carl_ray.evaluation.bootstrap import Result, ratio_of_sums
 from carl_ray.evaluation.frames import MOST_SIMILARITIES, ZERO_SIMILARITY, labelled_frames, rounding_gap
-from carl_ray.evaluation.results import Result, ratio_of_sums
 
 # Further neighbours that are searched for ties at the K-th distance before all frames are sorted.
 _TIED = 48

@@ -81,15 +81,9 @@ def _video(video_id, count, width=4, fill=None):
     return EmbeddedVideo(
         video_id=video_id,
         uri=f"/videos/{video_id}",
-        content_hash="0",
-        split=None,
-        label=None,
-        frame_labels=None,
-        progress=None,
         fps=25.0,
         timestamps=np.arange(count, dtype=np.float64),
         embeddings=values if fill is None else np.full_like(values, fill),
-        untrained=None,
     )
 
 

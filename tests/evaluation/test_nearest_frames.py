@@ -15,15 +15,12 @@ def embedded(
     return EmbeddedVideo(
         video_id=name,
         uri=f"/videos/{name}",
-        content_hash="0",
         split="test",
         label="jump",
         frame_labels=None if labels is None else np.array(labels, np.int32),
-        progress=None,
         fps=fps,
         timestamps=np.arange(len(embeddings), dtype=np.float64),
         embeddings=embeddings.astype(np.float32),
-        untrained=None,
     )
 
 

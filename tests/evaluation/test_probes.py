@@ -7,8 +7,8 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
 from carl_ray.evaluation import probes
+from carl_ray.evaluation.bootstrap import r_squared_by_boundary
 from carl_ray.evaluation.probes import linear_probe, phase_classification, phase_progression
-from carl_ray.evaluation.results import r_squared_by_boundary
 
 METRICS = [
     phase_classification,

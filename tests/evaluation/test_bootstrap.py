@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from carl_ray.evaluation.results import bootstrap, mean_r_squared, pair_mean, ratio_of_sums
+from carl_ray.evaluation.bootstrap import bootstrap, mean_r_squared, pair_mean, ratio_of_sums
 
 
 def repeated(weights):
