@@ -274,8 +274,6 @@ class Embeddings:
             UserError: the video or the frame is not there.
             ValueError: `k` is below 1, an embedding is not finite, or the query has another width.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
         if not isinstance(query, tuple):
             return nearest_frames(query, self, k)
         video, frame = query
@@ -285,11 +283,7 @@ class Embeddings:
             raise UserError(
                 f"{video.video_id!r} has {len(video)} frames, expected 0 to {len(video) - 1}, got {frame}"
             )
-        file = storage.resolve(video.uri)
-        others = (
-            other for other in self if other.video_id != video.video_id and storage.resolve(other.uri) != file
-        )
-        return nearest_frames(video.embeddings[frame], others, k)
+        return nearest_frames(video.embeddings[frame], self, k, excluded=video)
 
     def to_pandas(self) -> pd.DataFrame:
         """A data frame with one row for each frame, all embeddings in memory.

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypedDict
 
 Protocol = Literal["phases", "finegym"]
 """`phases`: phase classification, progression, tau, AP@K, alignment error, by action. `finegym`: one linear probe for
 the classes of all videos."""
+
+
+class MetricEntry(TypedDict):
+    """A metric of a variant in metrics.json; None where it is undefined or has no interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    left_out: dict[str, int]
+    """Numbers of what was undefined or missing, by name."""
+
 
 VARIANTS = ("trained", "untrained", "positions", "chance")
 """Trained encoder and controls, as named in metrics.json."""

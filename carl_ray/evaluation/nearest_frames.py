@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from carl_ray import storage
 from carl_ray.evaluation.frames import unit_frames
 
 if TYPE_CHECKING:
@@ -49,7 +50,11 @@ def found_frame(video: EmbeddedVideo, frame: int, similarity: float = 1.0) -> Fo
 
 
 def nearest_frames(
-    query: Float[np.ndarray, " width"], videos: Iterable[EmbeddedVideo], count: int
+    query: Float[np.ndarray, " width"],
+    videos: Iterable[EmbeddedVideo],
+    count: int,
+    *,
+    excluded: EmbeddedVideo | None = None,
 ) -> list[FoundFrame]:
     """The nearest frame of each of the `count` nearest videos, nearest first.
 
@@ -60,14 +65,22 @@ def nearest_frames(
         query: Embedding of a frame; normalised here, as are the videos'.
         videos: The videos to search; those without frames are skipped.
         count: The most frames returned; fewer where there are fewer videos.
+        excluded: A video that is not searched, nor are others of its id or its file.
 
     Raises:
-        ValueError: an embedding is not finite, or of another width than the query.
+        ValueError: `count` is below 1, or an embedding is not finite, or of another width than the query.
     """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
     (unit,) = unit_frames([query[None]])
+    file = None if excluded is None else storage.resolve(excluded.uri)
     found: list[FoundFrame] = []
     for video in videos:
         if len(video) == 0:
+            continue
+        if excluded is not None and (
+            video.video_id == excluded.video_id or storage.resolve(video.uri) == file
+        ):
             continue
         try:
             _, frames = unit_frames([unit, video.embeddings])

@@ -30,6 +30,7 @@ from carl_ray.evaluation.metrics import (
     LABEL_FRACTIONS,
     PHASE_METRICS,
     VARIANTS,
+    MetricEntry,
     Protocol,
 )
 from carl_ray.evaluation.probes import linear_probe, num_fitted, phase_classification, phase_progression
@@ -87,7 +88,7 @@ def evaluate(
             else _measure_finegym(fitted, held, seed)
         )
 
-    def summaries(names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
+    def summaries(names: Iterable[str]) -> dict[str, dict[str, MetricEntry] | None]:
         return {
             variant: _summary([results[name, variant] for name in names], seed)
             if variant in variants
@@ -275,12 +276,12 @@ def _num_classes(videos: Sequence[EmbeddedVideo]) -> int:
     return 1 + max((int(video.phases.max(initial=-1)) for video in videos), default=-1)
 
 
-def _summary(results: Sequence[dict[str, Result]], seed: int) -> dict[str, Any]:
+def _summary(results: Sequence[dict[str, Result]], seed: int) -> dict[str, MetricEntry]:
     """The entry of each metric: its mean over the actions, one result for each of them."""
     return {metric: _entry([result[metric] for result in results], seed) for metric in results[0]}
 
 
-def _entry(results: Sequence[Result], seed: int) -> dict[str, Any]:
+def _entry(results: Sequence[Result], seed: int) -> MetricEntry:
     left_out: dict[str, int] = {}
     for result in results:
         for name, count in result.left_out.items():
@@ -292,8 +293,10 @@ def _entry(results: Sequence[Result], seed: int) -> dict[str, Any]:
         left_out["actions_without_interval"] = sum(not result.can_vary for result in defined)
     interval: Interval = bootstrap(results, num_draws=_NUM_DRAWS, level=_LEVEL, seed=seed)
     # JSON has no NaN.
-    values = {name: None if math.isnan(value) else value for name, value in asdict(interval).items()}
-    return {**values, "left_out": left_out}
+    value, low, high = (
+        None if math.isnan(end) else end for end in (interval.value, interval.low, interval.high)
+    )
+    return {"value": value, "low": low, "high": high, "left_out": left_out}
 
 
 def _extent(videos: Sequence[EmbeddedVideo]) -> dict[str, int]:

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from carl_ray.evaluation.metrics import LABEL_FRACTIONS, LOWER_IS_BETTER, NEEDS_ONE_ORDER, VARIANTS
+from carl_ray.evaluation.metrics import (
+    LABEL_FRACTIONS,
+    LOWER_IS_BETTER,
+    NEEDS_ONE_ORDER,
+    VARIANTS,
+    MetricEntry,
+)
 
 Verdict = Literal["better", "worse", "overlap", "unknown"]
 
@@ -279,13 +285,13 @@ def title_of(name: str, *, whole: bool = False) -> str:
     return title.partition(" (")[0] if whole else title
 
 
-def _cell(name: str, entry: Mapping[str, Any], verdict: Verdict) -> Cell:
+def _cell(name: str, entry: MetricEntry, verdict: Verdict) -> Cell:
     if entry["value"] is None:
         column = next(
             (column for key, column in _COLUMNS.items() if entry.get("left_out", {}).get(key)), None
         )
         return Cell(_UNDEFINED, "" if column is None else f"no {column}", verdict)
-    value, low, high = (_text(name, entry[key]) for key in ("value", "low", "high"))
+    value, low, high = (_text(name, end) for end in (entry["value"], entry["low"], entry["high"]))
     has_interval = entry["low"] is not None and entry["high"] is not None
     return Cell(value, f"{low} to {high}" if has_interval else "", verdict)
 

@@ -233,5 +233,5 @@ def test_search_in_python(tmp_path: Path) -> None:
         embeddings.search(("qery", 0))
     with pytest.raises(UserError, match="'query' has 3 frames, expected 0 to 2, got 3"):
         embeddings.search(("query", 3))
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         embeddings.search(("query", 0), 0)
