@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 
@@ -127,37 +127,47 @@ def embed_corpus(
         if missing.num_rows == 0:
             return result
         extraction.check_resources(settings)
-        bad_before = {line["video_id"]: line["reason"] for line in read_log(out, BAD_VIDEOS)}
-        started = time.monotonic()
-        writer = _PartWriter(out, origin, settings.precision, lease)
-        lines = _ProgressLines(missing.num_rows)
         rows = extraction.embedded_rows(encoders, checkpoint.config, missing, settings)
-        try:
-            with closing(rows):
-                for index, embedded in rows:
-                    num_frames = 0
-                    if isinstance(embedded, str):
-                        result.bad_videos.append((missing.column("video_id")[index].as_py(), embedded))
-                    else:
-                        video = _embedded_video(missing, index, embedded)
-                        writer.add(video)
-                        num_frames = len(video)
-                        result.num_embedded += 1
-                        result.num_frames += num_frames
-                    lines.add(num_frames)
-        finally:
-            # Also on errors and interrupts, so that nothing is computed twice.
-            writer.flush()
-            _write_bad_videos(out, bad_before, missing.column("video_id").to_pylist(), result.bad_videos)
-        result.seconds = time.monotonic() - started
-        most = checkpoint.config.data.max_bad_fraction
-        if len(result.bad_videos) > most * videos.num_rows:
-            video_id, reason = result.bad_videos[0]
-            raise RunError(
-                f"{len(result.bad_videos)} of {videos.num_rows} videos could not be embedded, more than "
-                f"data.max_bad_fraction = {most:g} of the run allows; {video_id}: {reason}"
-            )
-        return result
+        _write_rows(rows, missing, result, _PartWriter(out, origin, settings.precision, lease))
+    most = checkpoint.config.data.max_bad_fraction
+    if len(result.bad_videos) > most * videos.num_rows:
+        video_id, reason = result.bad_videos[0]
+        raise RunError(
+            f"{len(result.bad_videos)} of {videos.num_rows} videos could not be embedded, more than "
+            f"data.max_bad_fraction = {most:g} of the run allows; {video_id}: {reason}"
+        )
+    return result
+
+
+def _write_rows(
+    rows: Generator[tuple[int, list[np.ndarray] | str], None, None],
+    videos: pa.Table,
+    result: EmbeddingResult,
+    writer: _PartWriter,
+) -> None:
+    """Write what `extraction.embedded_rows` yields for the videos, and count it in the result."""
+    bad_before = {line["video_id"]: line["reason"] for line in read_log(writer.folder, BAD_VIDEOS)}
+    started = time.monotonic()
+    lines = _ProgressLines(videos.num_rows)
+    try:
+        with closing(rows):
+            for index, embedded in rows:
+                num_frames = 0
+                if isinstance(embedded, str):
+                    result.bad_videos.append((videos.column("video_id")[index].as_py(), embedded))
+                else:
+                    video = _embedded_video(videos, index, embedded)
+                    writer.add(video)
+                    num_frames = len(video)
+                    result.num_embedded += 1
+                    result.num_frames += num_frames
+                lines.add(num_frames)
+    finally:
+        # Also on errors and interrupts, so that nothing is computed twice.
+        writer.flush()
+        tried = set(videos.column("video_id").to_pylist())
+        _write_bad_videos(writer.folder, bad_before, tried, result.bad_videos)
+    result.seconds = time.monotonic() - started
 
 
 def _origin(checkpoint: Checkpoint, settings: EmbeddingSettings) -> Origin:
@@ -257,10 +267,10 @@ def _embedded_video(videos: pa.Table, index: int, embedded: list[np.ndarray]) ->
 
 
 def _write_bad_videos(
-    out: str, before: dict[str, str], tried: Sequence[str], bad_videos: Sequence[tuple[str, str]]
+    out: str, before: dict[str, str], tried: set[str], bad_videos: Sequence[tuple[str, str]]
 ) -> None:
     """Write the bad videos, keeping those of earlier calls not tried again."""
-    bad = {video_id: reason for video_id, reason in before.items() if video_id not in set(tried)}
+    bad = {video_id: reason for video_id, reason in before.items() if video_id not in tried}
     bad |= dict(bad_videos)
     if bad or before:
         lines = [json.dumps({"video_id": video_id, "reason": reason}) for video_id, reason in bad.items()]
@@ -271,7 +281,8 @@ class _PartWriter:
     """Buffers videos and writes a part by size or age."""
 
     def __init__(self, folder: str, origin: Origin, precision: Precision, lease: Lease) -> None:
-        self._folder, self._origin, self._precision, self._lease = folder, origin, precision, lease
+        self.folder = folder
+        self._origin, self._precision, self._lease = origin, precision, lease
         self._videos: list[EmbeddedVideo] = []
         self._bytes = 0
         self._written = time.monotonic()
@@ -285,7 +296,7 @@ class _PartWriter:
     def flush(self) -> None:
         if self._videos:
             self._lease.check()
-            write_part(self._folder, self._videos, self._origin, self._precision)
+            write_part(self.folder, self._videos, self._origin, self._precision)
         self._videos, self._bytes, self._written = [], 0, time.monotonic()
 
 

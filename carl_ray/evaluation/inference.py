@@ -6,11 +6,10 @@ video ─ decode in chunks (child processes) ▶ square view ▶ CNN, a chunk at
 from __future__ import annotations
 
 import itertools
-import queue
-import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,6 @@ from carl_ray.training.checkpoint import load_encoder as trained_encoder
 from carl_ray.training.step import initial_model
 
 _CHUNK_FRAMES = 64
-_CHUNKS_AHEAD = 2
 
 
 def untrained_encoder(
@@ -199,29 +197,43 @@ class VideoEmbedder:
             The arrays; for a video that cannot be read a `BadVideoError`, for one that another try may read a
             `RunError`.
         """
-        ready: queue.SimpleQueue[int] = queue.SimpleQueue()
-        with self._readers(len(videos)) as readers, ExitStack() as stack:
-            features = [
-                self._features(
-                    stack.enter_context(_ahead(self._views(reader, *video), ready, number, reader.interrupt))
-                )
-                for number, (reader, video) in enumerate(zip(readers, videos, strict=True))
-            ]
+        with self._readers(len(videos)) as readers, ThreadPoolExecutor(max(1, len(videos))) as pool:
+            views = [self._views(reader, *video) for reader, video in zip(readers, videos, strict=True)]
+            # The next chunk of each video that is not done; None is its end.
+            chunks = {number: pool.submit(next, view, None) for number, view in enumerate(views)}
+
+            def take(number: int) -> Iterator[Tensor]:
+                while (chunk := chunks[number].result()) is not None:
+                    chunks[number] = pool.submit(next, views[number], None)
+                    yield chunk
+
+            features = [self._features(take(number)) for number in range(len(videos))]
             pieces: list[list[tuple[Tensor, ...]]] = [[] for _ in videos]
             done: dict[int, list[np.ndarray] | BadVideoError | RunError] = {}
-            for number in range(len(videos)):
-                while number not in done:
-                    # Take whichever video has a chunk ready, so that no decoder waits for another video.
-                    at = ready.get()
-                    try:
-                        piece = next(features[at], None)
-                        if piece is None:
+            try:
+                for number in range(len(videos)):
+                    while number not in done:
+                        # Take whichever video has a chunk ready, so that no decoder waits for another video.
+                        wait(chunks.values(), return_when=FIRST_COMPLETED)
+                        at = next(at for at, chunk in chunks.items() if chunk.done())
+                        try:
+                            piece = next(features[at], None)
+                            if piece is not None:
+                                pieces[at].append(piece)
+                                continue
                             done[at] = self._embed_whole(pieces[at])
-                        else:
-                            pieces[at].append(piece)
-                    except (BadVideoError, RunError) as error:
-                        done[at] = error
-                yield done[number]
+                        except (BadVideoError, RunError) as error:
+                            done[at] = error
+                        del chunks[at]
+                    yield done[number]
+            finally:
+                # A pool does not end before its threads, which may wait for a decoder.
+                for number, chunk in chunks.items():
+                    while not chunk.done():
+                        readers[number].interrupt()
+                        wait([chunk], timeout=0.1)
+                for view in views:
+                    view.close()
 
     @contextmanager
     def _readers(self, count: int) -> Iterator[list[FrameReader]]:
@@ -280,55 +292,3 @@ class VideoEmbedder:
 def _close(readers: list[FrameReader]) -> None:
     for reader in readers:
         reader.close()
-
-
-@contextmanager
-def _ahead(
-    items: Generator[Tensor, None, None],
-    ready: queue.SimpleQueue[int],
-    number: int,
-    interrupt: Callable[[], None],
-) -> Iterator[Iterator[Tensor]]:
-    """Prefetch the items in a thread; errors are raised where they are used.
-
-    `number` is put into `ready` for each item that can be taken, and for the end. `interrupt` unblocks the thread where
-    it waits for an item.
-    """
-    made: queue.Queue[Tensor | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
-    stopped = threading.Event()
-
-    def put(item: Tensor | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                made.put(item, timeout=0.1)
-                ready.put(number)
-                return
-            except queue.Full:
-                continue
-
-    def make() -> None:
-        try:
-            with closing(items):
-                for item in items:
-                    put(item)
-                    if stopped.is_set():
-                        return
-            put(None)
-        except BaseException as error:  # Raised in the consumer, whatever it is.
-            put(error)
-
-    def used() -> Iterator[Tensor]:
-        while (item := made.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        yield used()
-    finally:
-        stopped.set()
-        while thread.is_alive():
-            interrupt()
-            thread.join(0.1)

@@ -14,14 +14,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from carl_ray.errors import UserError
 from carl_ray.evaluation.alignment import alignment_error
-from carl_ray.evaluation.bootstrap import Interval, Result, bootstrap, pair_mean, ratio_of_sums
+from carl_ray.evaluation.bootstrap import Result, bootstrap, pair_mean, ratio_of_sums
 from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
 from carl_ray.evaluation.kendall import kendalls_tau
@@ -39,8 +39,6 @@ from carl_ray.evaluation.retrieval import average_precisions
 _NUM_DRAWS = 1000
 _LEVEL = 0.95
 _NEIGHBOURS = (5, 10, 15)
-
-_Frames = list[np.ndarray]
 
 
 def evaluate(
@@ -81,7 +79,7 @@ def evaluate(
     results: dict[tuple[str, str], dict[str, Result]] = {}
     for action, variant in (steps := list(itertools.product(actions, variants))):
         on_progress(f"{action}, {variant}", len(results), len(steps))
-        fitted, held = (_Embedded.of(part, variant, origin, seed) for part in actions[action])
+        fitted, held = (_embedded_by(variant, part, origin, seed) for part in actions[action])
         results[action, variant] = (
             _measure_phases(fitted, held, stride, seed)
             if protocol == "phases"
@@ -182,85 +180,79 @@ def _group(
     }
 
 
-@dataclass(frozen=True)
-class _Embedded:
-    """Videos with their embeddings by one variant."""
-
-    videos: Sequence[EmbeddedVideo]
-    embeddings: _Frames
-    labels: _Frames
-
-    @staticmethod
-    def of(videos: Sequence[EmbeddedVideo], variant: str, origin: Origin, seed: int) -> _Embedded:
-        lengths = [len(video) for video in videos]
-        match variant:
-            case "trained":
-                embeddings = [video.embeddings for video in videos]
-            case "untrained":
-                embeddings = [video.untrained for video in videos if video.untrained is not None]
-            case "positions":
-                embeddings = position_embeddings(
-                    lengths, num_frames=origin.num_frames, width=origin.position_width
-                )
-            case _:
-                width = videos[0].embeddings.shape[1] if videos else 1
-                embeddings = chance_embeddings(
-                    lengths, [video.video_id for video in videos], width=width, seed=seed
-                )
-        return _Embedded(videos, embeddings, [video.phases for video in videos])
+def _embedded_by(
+    variant: str, videos: Sequence[EmbeddedVideo], origin: Origin, seed: int
+) -> list[EmbeddedVideo]:
+    """The videos with the embeddings of a variant."""
+    lengths = [len(video) for video in videos]
+    match variant:
+        case "trained":
+            return list(videos)
+        case "untrained":
+            embeddings = [video.untrained for video in videos if video.untrained is not None]
+        case "positions":
+            embeddings = position_embeddings(
+                lengths, num_frames=origin.num_frames, width=origin.position_width
+            )
+        case _:
+            width = videos[0].embeddings.shape[1] if videos else 1
+            embeddings = chance_embeddings(lengths, [v.video_id for v in videos], width=width, seed=seed)
+    return [replace(video, embeddings=array) for video, array in zip(videos, embeddings, strict=True)]
 
 
-def _measure_phases(train: _Embedded, test: _Embedded, stride: int, seed: int) -> dict[str, Result]:
-    measured: dict[str, Result] = {}
-    if train.videos:
-        labelled = (train.embeddings, train.labels, test.embeddings, test.labels)
+def _arrays(videos: Sequence[EmbeddedVideo]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Embeddings and labels of each video."""
+    return [video.embeddings for video in videos], [video.phases for video in videos]
+
+
+def _measure_phases(
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
+) -> dict[str, Result]:
+    measured: dict[str, Result] = dict.fromkeys(PHASE_METRICS[:4], _unfitted(test))
+    embeddings, labels = _arrays(test)
+    if train:
+        labelled = (*_arrays(train), embeddings, labels)
         for suffix, fraction in LABEL_FRACTIONS.items():
             measured[f"phase_classification{suffix}"] = phase_classification(
                 *labelled, fraction=fraction, seed=seed
             )
-        classes = _num_classes([*train.videos, *test.videos])
-        measured["phase_progression"] = phase_progression(*labelled, num_phases=max(classes, 2))
-    else:
-        measured = dict.fromkeys(PHASE_METRICS[:4], _unfitted(test))
+        classes = max(_num_classes([*train, *test]), 2)
+        measured["phase_progression"] = phase_progression(*labelled, num_phases=classes)
     # Only labelled frames, but all frames of a video without any label.
-    kept = [
-        array[labels >= 0] if (labels >= 0).any() else array
-        for array, labels in zip(test.embeddings, test.labels, strict=True)
-    ]
+    kept = [x[y >= 0] if (y >= 0).any() else x for x, y in zip(embeddings, labels, strict=True)]
     measured["kendalls_tau"] = kendalls_tau(kept, stride=stride)
-    precisions = average_precisions(test.embeddings, test.labels, _NEIGHBOURS, stride=stride)
+    precisions = average_precisions(embeddings, labels, _NEIGHBOURS, stride=stride)
     measured |= {f"average_precision_at_{k}": precisions[k] for k in _NEIGHBOURS}
     measured["alignment_error"] = _alignment_error(test, stride)
     return measured
 
 
-def _unfitted(test: _Embedded) -> Result:
-    """The undefined result of a probe without training videos."""
-    nothing = np.zeros(len(test.videos))
-    return ratio_of_sums(nothing, nothing, {"actions_without_training_videos": 1})
-
-
-def _measure_finegym(train: _Embedded, test: _Embedded, seed: int) -> dict[str, Result]:
-    if not train.videos:
+def _measure_finegym(
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], seed: int
+) -> dict[str, Result]:
+    if not train:
         return dict.fromkeys(FINEGYM_METRICS, _unfitted(test))
-    labelled = (train.embeddings, train.labels, test.embeddings, test.labels)
-    classes = _num_classes([*train.videos, *test.videos])
+    labelled = (*_arrays(train), *_arrays(test))
+    classes = _num_classes([*train, *test])
     return {
         f"linear_probe{suffix}": linear_probe(*labelled, num_classes=classes, fraction=fraction, seed=seed)
         for suffix, fraction in LABEL_FRACTIONS.items()
     }
 
 
-def _alignment_error(test: _Embedded, stride: int) -> Result:
+def _unfitted(test: Sequence[EmbeddedVideo]) -> Result:
+    """The undefined result of a probe without training videos."""
+    nothing = np.zeros(len(test))
+    return ratio_of_sums(nothing, nothing, {"actions_without_training_videos": 1})
+
+
+def _alignment_error(test: Sequence[EmbeddedVideo], stride: int) -> Result:
     """The alignment error of the videos whose true progress is known."""
-    embeddings, progress = [], []
-    for array, video in zip(test.embeddings, test.videos, strict=True):
-        if video.progress is not None:
-            embeddings.append(array)
-            progress.append(video.progress)
-    unknown = {"videos_without_progress": len(test.videos) - len(progress)}
-    if not progress:
-        return pair_mean(np.full((len(test.videos), len(test.videos)), np.nan), unknown)
+    known = [(video.embeddings, video.progress) for video in test if video.progress is not None]
+    unknown = {"videos_without_progress": len(test) - len(known)}
+    if not known:
+        return pair_mean(np.full((len(test), len(test)), np.nan), unknown)
+    embeddings, progress = zip(*known, strict=True)
     result = alignment_error(embeddings, progress, stride=stride)
     return replace(result, left_out=result.left_out | unknown)
 
@@ -291,11 +283,9 @@ def _entry(results: Sequence[Result], seed: int) -> MetricEntry:
         defined = [result for result in results if not math.isnan(result.value)]
         left_out["undefined_actions"] = len(results) - len(defined)
         left_out["actions_without_interval"] = sum(not result.can_vary for result in defined)
-    interval: Interval = bootstrap(results, num_draws=_NUM_DRAWS, level=_LEVEL, seed=seed)
+    interval = bootstrap(results, num_draws=_NUM_DRAWS, level=_LEVEL, seed=seed)
     # JSON has no NaN.
-    value, low, high = (
-        None if math.isnan(end) else end for end in (interval.value, interval.low, interval.high)
-    )
+    value, low, high = (None if math.isnan(x) else x for x in (interval.value, interval.low, interval.high))
     return {"value": value, "low": low, "high": high, "left_out": left_out}
 
 

@@ -74,43 +74,39 @@ def phase_colors(num_phases: int) -> list[str]:
     return [matplotlib.colors.to_hex(color) for color in scale]
 
 
-def loss_curves(log: Sequence[Mapping[str, Any]], objective: str | None = None) -> Picture | None:
-    """Training and validation loss over the steps, as SVG.
+def training_curves(log: Sequence[Mapping[str, Any]], objective: str | None = None) -> list[Picture]:
+    """Losses, and the learning rate, over the steps of a run, as SVG.
 
     Args:
         log: Lines of a run's metrics.jsonl. A value that was not finite (null there) is a gap.
-        objective: For the label of the axis.
+        objective: For the label of the losses' axis.
 
     Returns:
-        The picture; None where no line has a loss.
+        A picture of the losses and one of the learning rate, each only if a line has such a value.
     """
-    train, validation = _series(log, "loss"), _series(log, "validation_loss")
-    if not len(train) and not len(validation):
-        return None
+    train, validation, rate = (_series(log, key) for key in ("loss", "validation_loss", "learning_rate"))
+    pictures = []
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.7, 2.8), layout="constrained")
-        axes = figure.subplots()
-        if len(train):
-            axes.plot(*train.T, color=PHASE_COLORS[0], linewidth=1.1, label="training videos")
-        if len(validation):
-            axes.plot(*validation.T, "o-", color=PHASE_COLORS[5], ms=3.5, lw=1.4, label="validation videos")
-        axes.set(xlabel="step", ylabel="loss" if objective is None else f"loss ({objective})")
-        axes.legend()
-        return _svg(figure)
-
-
-def learning_rate_curve(log: Sequence[Mapping[str, Any]]) -> Picture | None:
-    """Learning rate over the steps, as SVG; None where no line has one."""
-    rate = _series(log, "learning_rate")
-    if not len(rate):
-        return None
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.0, 2.8), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(*rate.T, color=PHASE_COLORS[2], linewidth=1.4)
-        axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
-        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        return _svg(figure)
+        if len(train) or len(validation):
+            figure = Figure(figsize=(4.7, 2.8), layout="constrained")
+            axes = figure.subplots()
+            if len(train):
+                axes.plot(*train.T, color=PHASE_COLORS[0], linewidth=1.1, label="training videos")
+            if len(validation):
+                axes.plot(
+                    *validation.T, "o-", color=PHASE_COLORS[5], ms=3.5, lw=1.4, label="validation videos"
+                )
+            axes.set(xlabel="step", ylabel="loss" if objective is None else f"loss ({objective})")
+            axes.legend()
+            pictures.append(_svg(figure))
+        if len(rate):
+            figure = Figure(figsize=(4.0, 2.8), layout="constrained")
+            axes = figure.subplots()
+            axes.plot(*rate.T, color=PHASE_COLORS[2], linewidth=1.4)
+            axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+            axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+            pictures.append(_svg(figure))
+    return pictures
 
 
 def similarity_matrix(

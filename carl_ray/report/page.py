@@ -78,11 +78,7 @@ def write_report(
             for action, entry in metrics["actions"].items()
         },
         action_titles=[tables.title_of(name) for name in tables.action_metric_names(metrics)],
-        curves=[
-            curve
-            for curve in (figures.loss_curves(log or [], objective), figures.learning_rate_curve(log or []))
-            if curve is not None
-        ],
+        curves=figures.training_curves(log or [], objective),
         actions=actions,
         num_actions=len(by_action),
     )

@@ -160,7 +160,7 @@ def test_decoding_threads_end_with_their_use(embedder, make_video, tmp_path, mon
 
 
 def test_memory_of_a_long_video_is_that_of_chunks(embedder, monkeypatch) -> None:
-    """No more decoded chunks are alive at any time than the queue and the encoders hold."""
+    """No more decoded chunks are alive at any time than the threads and the encoders hold."""
     alive, most = 0, 0
 
     class Chunk:
@@ -176,12 +176,11 @@ def test_memory_of_a_long_video_is_that_of_chunks(embedder, monkeypatch) -> None
         def to(self, device):
             return self
 
-    monkeypatch.setattr(inference, "_CHUNKS_AHEAD", 2)
     monkeypatch.setattr(embedder, "_views", lambda *video: (Chunk() for _ in range(100)))
     monkeypatch.setattr(inference, "normalize", lambda chunk: torch.zeros(2, 3, 16, 16))
     (result,) = embedder.embed([("", 200)])
     assert len(result[0]) == 200
-    assert most <= inference._CHUNKS_AHEAD + 4
+    assert most <= 6
 
 
 def test_the_default_run_is_the_newest_trained_demo(tiny_run, tmp_path, monkeypatch) -> None:
