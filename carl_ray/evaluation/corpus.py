@@ -129,8 +129,7 @@ def embed_corpus(
         extraction.check_resources(settings)
         rows = extraction.embedded_rows(encoders, checkpoint.config, missing, settings)
         _write_rows(rows, missing, result, _PartWriter(out, origin, settings.precision, lease))
-    most = checkpoint.config.data.max_bad_fraction
-    if len(result.bad_videos) > most * videos.num_rows:
+    if len(result.bad_videos) > (most := checkpoint.config.data.max_bad_fraction) * videos.num_rows:
         video_id, reason = result.bad_videos[0]
         raise RunError(
             f"{len(result.bad_videos)} of {videos.num_rows} videos could not be embedded, more than "
@@ -145,7 +144,7 @@ def _write_rows(
     result: EmbeddingResult,
     writer: _PartWriter,
 ) -> None:
-    """Write what `extraction.embedded_rows` yields for the videos, and count it in the result."""
+    """Write and count what `extraction.embedded_rows` yields for the videos."""
     bad_before = {line["video_id"]: line["reason"] for line in read_log(writer.folder, BAD_VIDEOS)}
     started = time.monotonic()
     lines = _ProgressLines(videos.num_rows)

@@ -69,7 +69,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedVideo:
-    """The embeddings of all frames of one video, with its metadata and labels where known."""
+    """The embeddings of all frames of one video, its metadata and its labels."""
 
     video_id: str
     uri: str

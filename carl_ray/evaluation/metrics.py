@@ -10,7 +10,7 @@ the classes of all videos."""
 
 
 class MetricEntry(TypedDict):
-    """A metric of a variant in metrics.json; None where it is undefined or has no interval."""
+    """A metric of a variant in metrics.json; None where undefined."""
 
     value: float | None
     low: float | None

@@ -269,7 +269,7 @@ def _num_classes(videos: Sequence[EmbeddedVideo]) -> int:
 
 
 def _summary(results: Sequence[dict[str, Result]], seed: int) -> dict[str, MetricEntry]:
-    """The entry of each metric: its mean over the actions, one result for each of them."""
+    """The entry of each metric: its mean over the actions."""
     return {metric: _entry([result[metric] for result in results], seed) for metric in results[0]}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from carl_ray import storage
 from carl_ray.errors import UserError
-from carl_ray.evaluation.embeddings import Origin, read_embeddings, read_origin
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
 from carl_ray.evaluation.metrics import Protocol, protocol_of, stride_of
 from carl_ray.training.checkpoint import CHECKPOINTS, CONFIG
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
@@ -45,24 +45,7 @@ def evaluate_embeddings(
         UserError: these are not two sets of embeddings of one encoder, or as `evaluate`.
         RunError: the store refuses or fails.
     """
-    origin = read_origin(train)
-    same = test.rstrip("/") == train.rstrip("/")
-    if not same and read_origin(test) != origin:
-        raise UserError(
-            f"{storage.public_uri(test)}: embeddings of another encoder or view than those in "
-            f"{storage.public_uri(train)}"
-        )
-    train_videos = read_embeddings(train)
-    if same:
-        test_videos = [video for video in train_videos if video.split == "test"]
-        train_videos = [video for video in train_videos if video.split in (None, "train")]
-        if not test_videos:
-            raise UserError(
-                f"{storage.public_uri(test)}: no video of the split 'test' in it; put the videos into folders "
-                "train/ and test/ before indexing, or name two sets of embeddings"
-            )
-    else:
-        test_videos = read_embeddings(test)
+    origin, train_videos, test_videos = _read(train, test)
     # Lazy import: mistakes are reported before torch is loaded.
     from carl_ray.evaluation.protocol import evaluate
     from carl_ray.report.page import write_report
@@ -86,6 +69,29 @@ def evaluate_embeddings(
         storage.join(out, REPORT_FILE), document, test_videos, log=log, objective=_objective(run_dir)
     )
     return document
+
+
+def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[EmbeddedVideo]]:
+    """Origin, training videos and test videos; errors as `evaluate_embeddings`."""
+    origin = read_origin(train)
+    same = test.rstrip("/") == train.rstrip("/")
+    if not same and read_origin(test) != origin:
+        raise UserError(
+            f"{storage.public_uri(test)}: embeddings of another encoder or view than those in "
+            f"{storage.public_uri(train)}"
+        )
+    train_videos = read_embeddings(train)
+    if same:
+        test_videos = [video for video in train_videos if video.split == "test"]
+        train_videos = [video for video in train_videos if video.split in (None, "train")]
+        if not test_videos:
+            raise UserError(
+                f"{storage.public_uri(test)}: no video of the split 'test' in it; put the videos into folders "
+                "train/ and test/ before indexing, or name two sets of embeddings"
+            )
+    else:
+        test_videos = read_embeddings(test)
+    return origin, train_videos, test_videos
 
 
 def _run_of(origin: Origin) -> str | None:
