@@ -11,13 +11,12 @@ video id without its suffix. Called again, it writes only missing files. Without
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.localization import export_features
 from carl_ray.options import OptionParser, print_next
+from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import default_run
 
 
@@ -44,25 +43,11 @@ def main(arguments: list[str] | None = None) -> None:
         elif embeddings is None or out is None:
             missing = "--embeddings" if embeddings is None else "--out"
             raise UserError(f"{missing} missing: --embeddings and --out go together")
-        result = export_features(embeddings, out, length=options.length, on_video=_Progress())
+        result = export_features(embeddings, out, length=options.length, on_video=ProgressLine("exported"))
         print(f"videos written: {result.num_written}")
         print(f"there before:   {result.num_kept}")
         print(f"features:       {storage.public_uri(out)}")
         print_next("search", "--embeddings", embeddings, "--out", "sheet.png")
-
-
-class _Progress:
-    """A line every ten seconds with the number of videos and their rate."""
-
-    def __init__(self) -> None:
-        self._start = self._shown = time.monotonic()
-
-    def __call__(self, done: int) -> None:
-        now = time.monotonic()
-        if now - self._shown >= 10:
-            self._shown = now
-            rate = done / (now - self._start)
-            print(f"exported {done:,} videos, {rate:.0f}/s", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

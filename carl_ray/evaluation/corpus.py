@@ -8,7 +8,6 @@ and complete folders are reported without them.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -32,12 +31,12 @@ from carl_ray.evaluation.embeddings import (
     write_part,
 )
 from carl_ray.lease import Lease, hold, refuse_if_held
+from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import Checkpoint, checkpoint_at
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
 _PART_BYTES = 64 * 2**20
 _PART_SECONDS = 300.0
-_SECONDS_BETWEEN_LINES = 10.0
 _COLUMNS = ["video_id", "uri", "content_hash", "num_frames", "frame_step", "fps", *LABEL_COLUMNS]
 
 
@@ -147,20 +146,19 @@ def _write_rows(
     """Write and count what `extraction.embedded_rows` yields for the videos."""
     bad_before = {line["video_id"]: line["reason"] for line in read_log(writer.folder, BAD_VIDEOS)}
     started = time.monotonic()
-    lines = _ProgressLines(videos.num_rows)
+    progress = ProgressLine("embedded")
     try:
         with closing(rows):
-            for index, embedded in rows:
-                num_frames = 0
+            for done, (index, embedded) in enumerate(rows, 1):
                 if isinstance(embedded, str):
                     result.bad_videos.append((videos.column("video_id")[index].as_py(), embedded))
                 else:
                     video = _embedded_video(videos, index, embedded)
                     writer.add(video)
-                    num_frames = len(video)
                     result.num_embedded += 1
-                    result.num_frames += num_frames
-                lines.add(num_frames)
+                    result.num_frames += len(video)
+                frame_rate = result.num_frames / max(time.monotonic() - started, 1e-9)
+                progress(done, videos.num_rows, f"{frame_rate:.0f} frames/s")
     finally:
         # Also on errors and interrupts, so that nothing is computed twice.
         writer.flush()
@@ -297,30 +295,3 @@ class _PartWriter:
             self._lease.check()
             write_part(self.folder, self._videos, self._origin, self._precision)
         self._videos, self._bytes, self._written = [], 0, time.monotonic()
-
-
-class _ProgressLines:
-    """A progress line every few seconds, measured from the first video on."""
-
-    def __init__(self, num_videos: int) -> None:
-        self._num_videos = num_videos
-        self._videos = self._frames = 0
-        self._started = self._printed = 0.0
-
-    def add(self, num_frames: int) -> None:
-        now = time.monotonic()
-        if not self._videos:
-            self._started = self._printed = now
-        else:
-            self._frames += num_frames  # those that came after the clock was started
-        self._videos += 1
-        if now - self._printed >= _SECONDS_BETWEEN_LINES:
-            self._printed = now
-            seconds = now - self._started
-            left = seconds * (self._num_videos - self._videos) / (self._videos - 1)
-            print(
-                f"embedded {self._videos} of {self._num_videos} videos, {self._frames / seconds:.0f} frames/s, "
-                f"{left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
