@@ -1,14 +1,14 @@
-"""Aligns two videos: a side-by-side video in which the second follows the action of the first, or a table of pairs.
+"""Align two videos and write them side by side, or a table of the aligned frames.
 
     python -m carl_ray.align A B --checkpoint URI --out aligned.mp4
     python -m carl_ray.align A B --out aligned.mp4 --out pairs.csv
     python -m carl_ray.align
 
-Both videos are embedded, frame by frame, and aligned by dynamic time warping. The video shows A at its own pace,
-the frame of B aligned with it, and, for comparison, the frame of B at the same relative position. The table has every
-pair of aligned frames, with seconds. The mean cosine similarity of aligned frames says little alone: beside it stand
-that of frames at the same relative position, and both of the encoder before its training. Without --checkpoint it
-takes the newest demo run; without videos two of the rendered test videos that show one action.
+The frames of both videos are embedded and aligned by dynamic time warping. The video shows A at its own pace, the frame
+of B aligned with it, and, for comparison, the frame of B at the same relative position. The table has every pair of
+aligned frames, with seconds. Printed are the mean cosine similarities of aligned frames and of frames at the same
+relative position, for the trained encoder and for the same encoder before its training. Without --checkpoint it takes
+the newest demo run; without videos, two of the rendered test videos of one action.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
-from carl_ray.training.preparation import check_weights
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; leaves with status 0 only when every file is written."""
+    """Run the command; exit status 0 only when every file is written."""
     with one_line_errors():
         _run(_parse(arguments))
 
@@ -40,23 +39,21 @@ def _run(options: argparse.Namespace) -> None:
         if uri is not None and not storage.is_file(uri):
             raise UserError(f"{storage.public_uri(storage.absolute(uri))}: no such file")
     checkpoint = checkpoint_at(options.checkpoint or default_run("--checkpoint"))
-    # Imported late: help and mistakes on the command line answer at once.
-    import torch
-
+    # Lazy import: mistakes are reported before torch is loaded.
     from carl_ray.data.decode import DecodeError
     from carl_ray.evaluation.alignment import align_pair
-    from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
+    from carl_ray.evaluation.inference import VideoEmbedder, default_device, untrained_encoder
     from carl_ray.report.video import Clip, aligned_video
 
     encoders = {"trained": load_encoder(checkpoint)}
     try:
-        check_weights(checkpoint.config, init_from=False, instead="the similarities of the trained one alone")
-        encoders["untrained"] = untrained_encoder(checkpoint.config)
+        encoders["untrained"] = untrained_encoder(
+            checkpoint.config, instead="the similarities of the trained one alone"
+        )
     except (RunError, UserError) as error:
         print(f"warning: without the untrained encoder: {error}", file=sys.stderr, flush=True)
     uris = [options.a, options.b] if options.b else _rendered_pair()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    embedder = VideoEmbedder(list(encoders.values()), checkpoint.config, device)
+    embedder = VideoEmbedder(list(encoders.values()), checkpoint.config, default_device())
     embedded = [embedder.embed_file(uri) for uri in uris]
     first, second = embedded[0][0], embedded[1][0]
     path = align_pair(first, second)
@@ -65,7 +62,7 @@ def _run(options: argparse.Namespace) -> None:
         for out in options.out:
             content = _pairs(uris, path) if _is_table(out) else aligned_video(clips[0], clips[1], path)
             storage.write_bytes(out, content)
-    except DecodeError as error:  # What one pass could decode, another cannot: the file has changed.
+    except DecodeError as error:  # It could be decoded before: the file has changed.
         raise UserError(f"{' or '.join(map(storage.public_uri, uris))}: {error}") from None
     print(f"mean cosine similarity of each of {len(first)} frames with its partner among {len(second)}")
     print(f"{'':<12}{'aligned':>9}{'same relative position':>25}")
@@ -113,7 +110,7 @@ def _is_table(out: str) -> bool:
 
 
 def _pairs(uris: list[str], path: np.ndarray) -> bytes:
-    """Pairs of aligned frames as CSV; seconds by the average frame rate, empty where it is unknown."""
+    """Aligned frames as CSV, with seconds where the frame rate is known."""
     from carl_ray.data.decode import probe_video
 
     rates = [probe_video(uri).fps for uri in uris]
@@ -128,7 +125,7 @@ def _pairs(uris: list[str], path: np.ndarray) -> bytes:
 
 
 def _similarities(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Mean cosine similarity of the frames of a video with their partners: aligned, and at the same position."""
+    """Mean cosine similarities of partners: aligned, and at equal positions."""
     from carl_ray.evaluation.alignment import align_pair
     from carl_ray.evaluation.frames import unit_frames
     from carl_ray.report.video import partners, same_relative_position

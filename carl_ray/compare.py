@@ -1,24 +1,28 @@
-"""Several evaluations in one table, with their controls and the paper's numbers beside.
+"""Compare evaluations in one table, with their controls and the paper's numbers.
 
     python -m carl_ray.compare EVALUATION EVALUATION --out table.md
 
-EVALUATION is a folder that `python -m carl_ray.evaluate` wrote; its preset says which numbers of the paper stand
-beside: those of table 14 for kinetics400 (no tuning) and kinetics400_to_penn_action (tuned).
+EVALUATION is a folder that `python -m carl_ray.evaluate` wrote; its preset selects the paper's numbers, those of table
+14 for kinetics400 (no tuning) and kinetics400_to_penn_action (tuned).
 """
 
 from __future__ import annotations
 
 import argparse
+import html
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
+from carl_ray.evaluation.metrics import VARIANTS
 from carl_ray.options import OptionParser
-from carl_ray.report.comparison import comparison
+from carl_ray.report.tables import metric_rows, paper_numbers
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; leaves with status 0 only when the table is written."""
+    """Run the command; exit status 0 only when the table is written."""
     with one_line_errors():
         options = _parse(arguments)
         table = comparison([_read(folder) for folder in options.evaluations])
@@ -38,7 +42,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _read(folder: str) -> dict[str, object]:
+def _read(folder: str) -> dict[str, Any]:
     uri = storage.join(folder, "metrics.json")
     try:
         document = json.loads(storage.read_bytes(uri))
@@ -47,6 +51,53 @@ def _read(folder: str) -> dict[str, object]:
     if not isinstance(document, dict) or not {"trained", "origin", "bootstrap"} <= document.keys():
         raise UserError(f"{storage.public_uri(uri)}: not one that `python -m carl_ray.evaluate` wrote")
     return document
+
+
+def comparison(documents: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of evaluations, their controls and the paper's numbers.
+
+    Its columns are the metrics that the paper reports for any of the documents.
+
+    Args:
+        documents: Of metrics.json, at least one.
+    """
+    numbers = [paper_numbers(document["origin"]["preset"]) for document in documents]
+    names = list(dict.fromkeys(name for paper, _ in numbers for name in paper.numbers))
+    lines: list[list[str]] = []
+    titles: dict[str, str] = {}
+    for document, (paper, same_data) in zip(documents, numbers, strict=True):
+        present = [name for name in names if name in document["trained"]]
+        rows = dict(zip(present, metric_rows(document, present), strict=True))
+        titles |= {name: row.title for name, row in rows.items()}
+        origin = document["origin"]
+        for variant in VARIANTS:
+            first = (
+                f"**{_plain(origin['preset'])}**, step {origin['step']:,}"
+                if variant == "trained"
+                else f"… *{variant}*"
+            )
+            cells = []
+            for name in names:
+                cell = rows[name].cells[variant] if name in rows else None
+                cells.append(str(cell) if cell else "–")
+            lines.append([first, *cells])
+        said = paper.title if same_data else f"{paper.title}, other data"
+        lines.append([f"… paper: {said}", *(paper.numbers.get(name, "–") for name in names)])
+    header = ["", *(titles.get(name, name) for name in names)]
+    table = [header, ["---"] * len(header), *lines]
+    level = documents[0]["bootstrap"]["level"]
+    return (
+        "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+        + f"\n\nIn brackets the {level:.0%} bootstrap interval over test videos ("
+        + ", ".join(str(document["test"]["videos"]) for document in documents)
+        + "). *untrained*: the same encoder before any training on videos; *positions*: the sine-cosine code alone; "
+        + "*chance*: random vectors. They know nothing of another seed of training.\n"
+    )
+
+
+def _plain(text: str) -> str:
+    """The text escaped for a cell of a Markdown table."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", r"\|")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Embeddings of every frame of every video of a manifest.
+"""Embed every frame of every video of a manifest.
 
     python -m carl_ray.embed --checkpoint RUN --manifest MANIFEST --out FOLDER
     python -m carl_ray.embed --checkpoint RUN --manifest MANIFEST --out FOLDER --split train --split test --use-gpu
     python -m carl_ray.embed
 
-Whole videos pass the encoder, each in one temporal pass. Beside the embeddings of the trained encoder stand those
-of the same encoder before its training, the control of every evaluation. Called again, it embeds only what is
-missing. Without arguments it takes the newest demo run and the embedded videos.
+The temporal encoder sees each video whole. Besides the trained encoder's embeddings, those of the same encoder before
+its training are written, the control of every evaluation. Called again, it embeds only missing videos. Without
+arguments it takes the newest demo run and the embedded videos.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ import typing
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.embeddings import CropMode, Precision, missing_videos, origin_of
-from carl_ray.lease import refuse_if_held
+from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
+from carl_ray.evaluation.embeddings import CropMode, Precision
 from carl_ray.machine import bf16_slowdown, has_native_bf16
 from carl_ray.options import OptionParser, print_next
-from carl_ray.training.checkpoint import checkpoint_at, default_run
-from carl_ray.training.preparation import check_weights
+from carl_ray.training.checkpoint import default_run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; leaves with status 0 only when every readable video is embedded."""
+    """Run the command; exit status 0 only when every readable video is embedded."""
     with one_line_errors():
         _run(_parse(arguments))
 
@@ -77,43 +76,29 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
     if options.out is None and not (options.manifest is options.checkpoint is None):
-        raise UserError("--out is missing: which folder are the embeddings to lie in?")
+        raise UserError("--out is missing: name a folder for the embeddings")
     return options
 
 
 def _run(options: argparse.Namespace) -> None:
-    # What can be wrong with the command is found before torch is imported and Ray starts.
-    checkpoint = options.checkpoint or default_run("--checkpoint, --manifest and --out")
-    out = options.out or storage.join(checkpoint, "embeddings")
-    found = checkpoint_at(checkpoint)
-    origin = origin_of(found, options.view, untrained=not options.no_untrained)
-    manifest = options.manifest
-    is_missing = manifest is None or missing_videos(manifest, options.split, out, origin)[0].num_rows
-    if is_missing and not options.no_untrained:
-        check_weights(found.config, init_from=False, instead="--no-untrained, without the control")
-    from carl_ray.datasets.embedded import index_embedded
-    from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
-    from carl_ray.session import connect
-
+    run = options.checkpoint or default_run("--checkpoint, --manifest and --out")
+    out = options.out or storage.join(run, "embeddings")
     if options.bf16 and not options.use_gpu and not has_native_bf16("cpu"):
         print(
             f"warning: this machine computes bf16 {bf16_slowdown():.0f} times as slowly as float32: leave out --bf16",
             file=sys.stderr,
             flush=True,
         )
-    refuse_if_held(out)
-    with connect():
-        manifest = options.manifest or index_embedded()[0]
-        settings = ExtractionSettings(
-            num_workers=options.num_workers or room_for_workers(options.cpus_per_worker, options.use_gpu),
-            cpus_per_worker=options.cpus_per_worker,
-            use_gpu=options.use_gpu,
-            bf16=options.bf16,
-            precision=options.precision,
-            view=options.view,
-            untrained=not options.no_untrained,
-        )
-        result = extract_embeddings(checkpoint, manifest, out, settings, splits=options.split)
+    settings = EmbeddingSettings(
+        num_workers=options.num_workers,
+        cpus_per_worker=options.cpus_per_worker,
+        use_gpu=options.use_gpu,
+        bf16=options.bf16,
+        precision=options.precision,
+        view=options.view,
+        untrained=not options.no_untrained,
+    )
+    result = embed_corpus(run, options.manifest, out, settings, splits=options.split)
     print(f"videos embedded: {result.num_embedded} ({result.num_frames} frames, {result.seconds:.0f} s)")
     print(f"there before:    {result.num_present}")
     if result.bad_videos:

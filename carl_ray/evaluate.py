@@ -1,10 +1,10 @@
-"""Metrics of frame embeddings, with their controls, and a report to look at.
+"""Measure frame embeddings, with controls, and write metrics and a report.
 
     python -m carl_ray.evaluate --train EMBEDDINGS --test EMBEDDINGS --out FOLDER
     python -m carl_ray.evaluate
 
-Writes metrics.json and report.html. Where both embeddings are the same, its videos of the split "train" (or of no
-split) are trained on, and those of the split "test" tested. Without arguments it takes the newest demo run's.
+Writes metrics.json and report.html. Where --train and --test are the same, probes are fitted to the videos of the split
+"train" (or of no split), and those of the split "test" are measured. Without arguments it takes the newest demo run.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from carl_ray.training.checkpoint import default_run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; leaves with status 0 only when both files are written."""
+    """Run the command; exit status 0 only when both files are written."""
     with one_line_errors():
         options = _parse(arguments)
-        # Imported late: help and mistakes on the command line answer at once.
-        from carl_ray.report.results import METRICS_FILE, REPORT_FILE, table, write_results
+        # Lazy import: --help must not load torch.
+        from carl_ray.report.evaluation import METRICS_FILE, REPORT_FILE, evaluate_embeddings
+        from carl_ray.report.tables import metrics_text
 
-        document = write_results(
+        document = evaluate_embeddings(
             options.train,
             options.test,
             options.out,
@@ -34,10 +35,10 @@ def main(arguments: list[str] | None = None) -> None:
             stride=options.stride,
             seed=options.seed,
         )
-        print(table(document))
+        print(metrics_text(document))
         print(f"metrics: {storage.public_uri(storage.join(options.out, METRICS_FILE))}")
         print(f"report:  {storage.public_uri(storage.join(options.out, REPORT_FILE))}")
-        print_next("retrieve", "--embeddings", options.test, "--out", "sheet.png")
+        print_next("search", "--embeddings", options.test, "--out", "sheet.png")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

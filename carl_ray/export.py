@@ -1,31 +1,30 @@
-"""Embeddings become features for temporal action localisation, in the files that G-TAD reads.
+"""Export embeddings as features for temporal action localisation with G-TAD.
 
     python -m carl_ray.export --embeddings EMBEDDINGS --out FOLDER
     python -m carl_ray.export --embeddings EMBEDDINGS --out FOLDER --format csv
     python -m carl_ray.export
 
-One file a video, `<video name>.h5` with the data set `<video name>`, 100 snippets x width, float32: what the
-ActivityNet code of G-TAD reads with `--feature_path FOLDER/ --feat_dim WIDTH`. With `--format csv`,
-`<video name>.csv` as BSN and BMN read. The video name is the last part of the video id without its suffix.
-Called again, it writes only what is missing. Without arguments it takes the newest demo run's embeddings.
+Writes `<video name>.h5` for each video, with the data set `<video name>`, 100 snippets x width, float32, as the
+ActivityNet code of G-TAD reads with `--feature_path FOLDER/ --feat_dim WIDTH`; with `--format csv`,
+`<video name>.csv` as BSN and BMN read. The video name is the last part of the video id without its suffix. Called
+again, it writes only missing files. Without arguments it takes the newest demo run.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 import typing
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.localization import Format, export_features
 from carl_ray.options import OptionParser, print_next
+from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import default_run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """Run the command; exit status 0 only when all files are written."""
     with one_line_errors():
         parser = OptionParser(
             prog="python -m carl_ray.export",
@@ -51,26 +50,16 @@ def main(arguments: list[str] | None = None) -> None:
             missing = "--embeddings" if embeddings is None else "--out"
             raise UserError(f"{missing} missing: --embeddings and --out go together")
         result = export_features(
-            embeddings, out, length=options.length, file_format=options.format, on_video=_Progress()
+            embeddings,
+            out,
+            length=options.length,
+            file_format=options.format,
+            on_video=ProgressLine("exported"),
         )
         print(f"videos written: {result.num_written}")
         print(f"there before:   {result.num_kept}")
         print(f"features:       {storage.public_uri(out)}")
-        print_next("retrieve", "--embeddings", embeddings, "--out", "sheet.png")
-
-
-class _Progress:
-    """Videos done and their rate on standard error, now and then."""
-
-    def __init__(self) -> None:
-        self._start = self._shown = time.monotonic()
-
-    def __call__(self, done: int) -> None:
-        now = time.monotonic()
-        if now - self._shown >= 10:
-            self._shown = now
-            rate = done / (now - self._start)
-            print(f"exported {done:,} videos, {rate:.0f}/s", file=sys.stderr, flush=True)
+        print_next("search", "--embeddings", embeddings, "--out", "sheet.png")
 
 
 if __name__ == "__main__":

@@ -143,16 +143,16 @@ def _print_results(run_dir: str, num_steps: int, seconds: float) -> None:
 
 def _evaluate(run_dir: str, manifest_uri: str) -> None:
     """Embeds the training and the test videos with the latest checkpoint and evaluates them in the run folder."""
-    from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
-    from carl_ray.report.results import METRICS_FILE, REPORT_FILE, table, write_results
+    from carl_ray.evaluation.corpus import embed_corpus
+    from carl_ray.report.evaluation import METRICS_FILE, REPORT_FILE, evaluate_embeddings
+    from carl_ray.report.tables import metrics_text
 
     embeddings, out = storage.join(run_dir, "embeddings"), storage.join(run_dir, "evaluation")
-    settings = ExtractionSettings(num_workers=room_for_workers(1, use_gpu=False))
-    extract_embeddings(run_dir, manifest_uri, embeddings, settings, splits=["train", "test"])
-    print(table(write_results(embeddings, embeddings, out)))
+    embed_corpus(run_dir, manifest_uri, embeddings, splits=["train", "test"])
+    print(metrics_text(evaluate_embeddings(embeddings, embeddings, out)))
     print(f"metrics:     {storage.public_uri(storage.join(out, METRICS_FILE))}")
     print(f"report:      {storage.public_uri(storage.join(out, REPORT_FILE))}")
-    options.print_next("retrieve", "--embeddings", embeddings, "--out", "sheet.png")
+    options.print_next("search", "--embeddings", embeddings, "--out", "sheet.png")
 
 
 def _local_cpus(config: Config) -> int:

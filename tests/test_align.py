@@ -179,12 +179,3 @@ def test_a_file_that_changes_meanwhile(
     status, error = failure([*pair, "--checkpoint", "run"], capsys)
     assert status == 2
     assert "a.mp4" in error and "only 3 decode" in error
-
-
-def test_help_answers_at_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(align, "storage", None)
-    with pytest.raises(SystemExit) as caught:
-        align.main(["--help"])
-    assert caught.value.code == 0
-    help_text: Any = capsys.readouterr().out
-    assert "--checkpoint" in help_text and "newest demo" in help_text

@@ -74,7 +74,7 @@ def answer(command: str, *arguments: str, home: Path, limits: tuple[float, int] 
 
 
 def test_all_commands_are_found() -> None:
-    doors = {"train", "index", "embed", "evaluate", "align", "retrieve", "export", "jobs", "sizing"}
+    doors = {"train", "index", "embed", "evaluate", "align", "search", "retrieve", "export", "jobs", "sizing"}
     doors |= {"compare", "datasets.pouring", "datasets.finegym", "datasets.kinetics400"}
     found = {f"carl_ray.{name}" for name in doors} | {
         "benchmarks.throughput",
@@ -123,7 +123,7 @@ def test_an_unknown_option_answers_at_once(command: str, tmp_path: Path) -> None
         ("carl_ray.evaluate", ["--train", "a", "--test", "a", "--out", "b"], f"{ROOT}/a: no embeddings there"),
         ("carl_ray.align", ["gone.mp4", "b.mp4"], f"{ROOT}/gone.mp4: no such file"),
         ("carl_ray.align", ["README.md", "README.md", "--checkpoint", "gone"], f"{ROOT}/gone: expected a run folder"),
-        ("carl_ray.retrieve", ["a", "--embeddings", "gone"], f"{ROOT}/gone: no embeddings there"),
+        ("carl_ray.search", ["a", "--embeddings", "gone"], f"{ROOT}/gone: no embeddings there"),
         ("carl_ray.export", ["--embeddings", "gone", "--out", "o"], f"{ROOT}/gone: no embeddings there"),
         ("carl_ray.compare", ["gone", "--out", "t.md"], "gone/metrics.json: no such file"),
         ("benchmarks.paper", ["99"], "unknown table '99'"),

@@ -29,11 +29,9 @@ def videos(split: str, count: int, width: int = 4) -> list[EmbeddedVideo]:
             EmbeddedVideo(
                 video_id=f"{split}/{number}",
                 uri=f"/nowhere/{number}.mp4",
-                content_hash="0",
                 split=split,
                 label="squat",
                 frame_labels=labels,
-                progress=None,
                 fps=25.0,
                 timestamps=np.arange(len(labels)) * 1.0,
                 embeddings=(np.eye(width)[labels] + 0.1 * rng.random((len(labels), width))).astype(
@@ -80,7 +78,7 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
         assert escape(title_of(metric)) in page
         assert title_of(metric, whole=True).partition(",")[0].partition("@")[0] in readme
     assert f"report:  {out}/report.html" in printed
-    assert shlex.split(printed.splitlines()[-1])[:4] == ["next:", "python", "-m", "carl_ray.retrieve"]
+    assert shlex.split(printed.splitlines()[-1])[:4] == ["next:", "python", "-m", "carl_ray.search"]
     assert "<html" in (out / "report.html").read_text()
 
     apart = tmp_path / "apart"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import h5py
 import numpy as np
 import pytest
 
@@ -14,15 +15,8 @@ def embeddings(tmp_path) -> str:
     video = EmbeddedVideo(
         video_id="v_a.mp4",
         uri="/v_a.mp4",
-        content_hash="0",
-        split=None,
-        label=None,
-        frame_labels=None,
-        progress=None,
-        fps=None,
         timestamps=np.arange(12.0),
         embeddings=np.eye(12, 3, dtype=np.float32) + 1,
-        untrained=None,
     )
     origin = Origin("checkpoint", "0" * 64, "demo", 10, 32, 64, "resized", False)
     write_part(str(tmp_path / "embeddings"), [video], origin, "float16")
@@ -30,14 +24,14 @@ def embeddings(tmp_path) -> str:
 
 
 def test_files_are_written_and_counted(embeddings, tmp_path, capsys):
-    arguments = ["--embeddings", embeddings, "--out", str(tmp_path / "out"), "--format", "csv"]
+    arguments = ["--embeddings", embeddings, "--out", str(tmp_path / "out")]
     export.main([*arguments, "--length", "20"])
     printed = capsys.readouterr().out
     assert (
         "videos written: 1" in printed and "there before:   0" in printed and str(tmp_path / "out") in printed
     )
-    lines = (tmp_path / "out" / "v_a.csv").read_text().splitlines()
-    assert lines[0] == "f0,f1,f2" and len(lines) == 21
+    with h5py.File(tmp_path / "out" / "v_a.h5") as file:
+        assert file["v_a"].shape == (20, 3)
     export.main([*arguments, "--length", "20"])
     assert "there before:   1" in capsys.readouterr().out
 
@@ -49,7 +43,6 @@ def test_files_are_written_and_counted(embeddings, tmp_path, capsys):
         (["--embeddings", "{embeddings}"], "--out missing"),
         (["--embeddings", "{folder}/nothing", "--out", "{folder}/out"], "no embeddings there"),
         (["--embeddings", "{embeddings}", "--out", "{folder}/out", "--length", "0"], "--length"),
-        (["--embeddings", "{embeddings}", "--out", "{folder}/out", "--format", "npy"], "invalid choice"),
         ([], "no trained demo there"),
     ],
 )
@@ -60,3 +53,13 @@ def test_mistakes_are_one_line(embeddings, tmp_path, capsys, monkeypatch, argume
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_csv_files(embeddings, tmp_path):
+    arguments = ["--embeddings", embeddings, "--out", str(tmp_path / "out"), "--format", "csv"]
+    export.main(arguments)
+    written = (tmp_path / "out" / "v_a.csv").read_text()
+    assert written.splitlines()[0] == "f0,f1,f2" and len(written.splitlines()) == 101
+    (tmp_path / "out" / "v_a.csv").write_text(written[:100])
+    export.main(arguments)
+    assert (tmp_path / "out" / "v_a.csv").read_text() == written

@@ -264,7 +264,7 @@ def test_the_demo_ends_with_metrics_and_a_report(
             entry = document[variant][metric]
             assert entry["low"] <= entry["value"] <= entry["high"]
     assert f"{document['trained']['alignment_error']['value']:.3f}" in printed
-    assert printed.splitlines()[-1].startswith("next: python -m carl_ray.retrieve --embeddings ")
+    assert printed.splitlines()[-1].startswith("next: python -m carl_ray.search --embeddings ")
     report = (run / "evaluation" / "report.html").read_text()
     assert "<video" in report and "demo" in report
 

@@ -29,6 +29,7 @@ import carl_ray
 from benchmarks import paper
 from carl_ray import config as configuration
 from carl_ray import jobs, session, storage, train
+from carl_ray.compare import comparison
 from carl_ray.config import Config, ModelConfig
 from carl_ray.data import scan
 from carl_ray.data.decode import DecodeError, probe_video, read_frames
@@ -43,7 +44,6 @@ from carl_ray.model.backbone import load_backbone_weights
 from carl_ray.pipelines import runner
 from carl_ray.pipelines.plan import check_runtime_env
 from carl_ray.pipelines.runner import read_plan
-from carl_ray.report.comparison import comparison
 from carl_ray.training.checkpoint import Checkpoint, Progress, initial_weights, load_model, open_checkpoint
 from carl_ray.training.step import TrainedModel
 
@@ -308,7 +308,7 @@ def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
         row = embeddings_row() | {"video_id": pa.array([video_id])}
         table = pa.table(row).replace_schema_metadata({embeddings._ORIGIN: json.dumps(asdict(ORIGIN))})
         pq.write_table(table, tmp_path / "part-00000.parquet")
-        export_features(str(tmp_path), out, length=2, file_format="csv")
+        export_features(str(tmp_path), out, length=2)
         return written[1:]
 
     return export
@@ -316,7 +316,7 @@ def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("../../up.mp4", "up.csv"), ("/etc/passwd", "passwd.csv"), ("a/..", "...csv"), ("a b.mp4", "a b.csv")],
+    [("../../up.mp4", "up.h5"), ("/etc/passwd", "passwd.h5"), ("a/..", "...h5"), ("a b.mp4", "a b.h5")],
 )
 def test_exported_features_stay_in_their_folder(name: str, expected: str, exported: Any) -> None:
     assert exported(name, "/out") == [f"/out/{expected}"]

@@ -87,7 +87,9 @@ def synthetic_actions(num_videos: int = 966, num_actions: int = 13, seed: int = 
 
 def compare(actions: list[Action]) -> list[Timing]:
     """Times and differences of both metrics over some actions."""
-    taus, tau_seconds = _timed(lambda: [kendalls_tau(a.embeddings, stride=STRIDE).values for a in actions])
+    taus, tau_seconds = _timed(
+        lambda: [kendalls_tau(a.embeddings, stride=STRIDE).statistics for a in actions]
+    )
     loop_taus, tau_loop_seconds = _timed(lambda: [loop_taus_of(a) for a in actions])
     precisions, seconds = _timed(lambda: [precisions_of(a) for a in actions])
     loop_precisions, loop_seconds = _timed(lambda: [loop_precisions_of(a) for a in actions])
@@ -100,7 +102,7 @@ def compare(actions: list[Action]) -> list[Timing]:
 def precisions_of(action: Action) -> Float64[np.ndarray, "ks videos"]:
     """AP@K of each video."""
     results = average_precisions(action.embeddings, action.labels, NEIGHBORS, stride=STRIDE)
-    return np.stack([results[k].numerators for k in NEIGHBORS])
+    return np.stack([results[k].statistics[0] for k in NEIGHBORS])
 
 
 def loop_taus_of(action: Action) -> Float64[np.ndarray, "videos videos"]:

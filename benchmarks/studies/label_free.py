@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
+from carl_ray.evaluation.bootstrap import Result
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
 from carl_ray.evaluation.frames import unit_frames
-from carl_ray.evaluation.results import RatioOfSums, Result
 from carl_ray.options import OptionParser
 
 _NEAR = ("scl", "contrastive", "weak_scl")
@@ -258,7 +258,7 @@ def _measured(run: str, folder: str, videos: Sequence[EmbeddedVideo]) -> Encoder
             axis=0,
         )
 
-    def classified(action: str, held: list[EmbeddedVideo]) -> RatioOfSums:
+    def classified(action: str, held: list[EmbeddedVideo]) -> Result:
         fitted = [video for video in train if (video.label or "") == action]
         return phase_classification(*_labelled(fitted), *_labelled(held))
 

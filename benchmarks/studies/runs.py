@@ -19,8 +19,8 @@ from carl_ray import config as configuration
 from carl_ray import options, storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError
+from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
 from carl_ray.evaluation.embeddings import read_embeddings, read_origin
-from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
 from carl_ray.evaluation.protocol import evaluate
 from carl_ray.training.preparation import read_videos
 from carl_ray.training.trainer import train
@@ -59,10 +59,8 @@ def measure(config: Config, folder: str) -> dict[str, Any]:
             f"{storage.public_uri(run_dir)}: stopped at step {outcome.step} of {outcome.num_steps}"
         )
     embeddings = storage.join(run_dir, "embeddings")
-    settings = ExtractionSettings(
-        num_workers=room_for_workers(1, config.cluster.use_gpu), use_gpu=config.cluster.use_gpu
-    )
-    extract_embeddings(run_dir, manifest, embeddings, settings, splits=["train", "test"])
+    settings = EmbeddingSettings(use_gpu=config.cluster.use_gpu)
+    embed_corpus(run_dir, manifest, embeddings, settings, splits=["train", "test"])
     train_videos = read_embeddings(embeddings, split="train")
     if config.objective.name == "supervised":
         # The probe has the labels that the encoder had, and no others.

@@ -1,6 +1,6 @@
-"""The metrics of SPEC section 5: pure functions on lists of arrays, one array a video.
+"""Metrics of SPEC section 5 on lists of arrays, one array for each video.
 
-Imported lazily, since they need torch, SciPy and scikit-learn: a command's help must not wait for these.
+Imported lazily, because torch, SciPy and scikit-learn would delay every command's --help.
 """
 
 import importlib

@@ -1,6 +1,6 @@
-"""Embeddings that have learnt nothing, for the columns beside every result (SPEC section 5).
+"""Control embeddings without learning (SPEC section 5).
 
-The third control, the untrained encoder, is a checkpoint and needs nothing of its own.
+The third control, the untrained encoder, is in `carl_ray.evaluation.inference`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from carl_ray.model.temporal import frame_positions, sine_cosine_code
 def position_embeddings(
     lengths: Sequence[int], *, num_frames: int, width: int
 ) -> list[Float32[np.ndarray, "_ width"]]:
-    """The sine-cosine code that a Transformer encoder adds to the frames of a whole video, and nothing else.
+    """The sine-cosine positional encoding of whole videos, and nothing else.
 
     Args:
         lengths: Frames of each video.
@@ -42,7 +42,7 @@ def position_embeddings(
 def chance_embeddings(
     lengths: Sequence[int], video_ids: Sequence[str], *, width: int, seed: int = 0
 ) -> list[Float32[np.ndarray, "_ width"]]:
-    """An independent standard normal vector for every frame: no information, under the same protocol.
+    """An independent standard normal vector for every frame.
 
     A video's frames depend on the seed and its id alone, not on the other videos.
 
@@ -66,7 +66,7 @@ def chance_embeddings(
 
 
 def _generator(seed: int, video_id: str) -> np.random.Generator:
-    # A seed holds no colon, so two different keys never have the same text.
+    # A seed contains no colon, so that different keys have different texts.
     key = f"chance:{int(seed)}:{video_id}"
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))

@@ -1,52 +1,49 @@
-"""The table of embeddings: Parquet, one row a video, with all that its evaluation needs.
+"""The Parquet files of embeddings: format, writing, reading and search.
 
-    FOLDER/part-00000.parquet, part-00001.parquet, …   each readable alone, or all of them as one table
+    FOLDER/part-00000.parquet, part-00001.parquet, …   one row a video; each part can be read alone
 
-    embeddings, untrained   H of every frame, and of the encoder before its training
+    embeddings, untrained   H of every frame, by the trained encoder and by the same encoder before its training
     timestamps              of every frame: its number times the manifest's `frame_step`
-    seconds                 of every frame: its number by the average frame rate; null where that is unknown, and no
-                            column in parts of earlier versions, which are read all the same
+    seconds                 of every frame: its number by the average frame rate; null where that is unknown; the
+                            column is missing in parts of earlier versions, which can still be read
     video_id, uri, content_hash, split, label, frame_labels, progress, fps   as in the manifest
 
-A part appears whole or not at all, so what is there is finished. Besides the rows, every part says where its
-embeddings come from (`Origin`, JSON in the schema's metadata): parts of different encoders never mix.
+Parts are written atomically, so every part that exists is complete. The schema metadata of each part holds its
+`Origin` as JSON: parts of different encoders are never mixed.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from carl_ray import storage
-from carl_ray.data.manifest import (
-    LABEL_COLUMNS,
-    attach_labels,
-    clean_labels,
-    read_manifest,
-    refuse_pickles,
-    write_table,
-)
+from carl_ray.data.manifest import LABEL_COLUMNS, clean_labels, refuse_pickles, write_table
 from carl_ray.data.manifest import SCHEMA as MANIFEST_SCHEMA
 from carl_ray.errors import RunError, UserError
-from carl_ray.training.checkpoint import Checkpoint
+from carl_ray.evaluation.nearest_frames import FoundFrame, nearest_frames
+from carl_ray.options import nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Precision = Literal["float16", "float32"]
 CropMode = Literal["resized", "central"]
 """`resized`: shorter side resized to the encoder's size, then the central square (SPEC 7). `central`: the central
-square of the frames as they are, which is what the released code's FineGym tests see."""
+square at full resolution, as in the released code's FineGym tests."""
 
 _ORIGIN = b"carl_ray.origin"
 _PREFIX, _SUFFIX = "part-", ".parquet"
+_PART_NAME = re.compile(rf"{_PREFIX}\d+\{_SUFFIX}")
 _ROWS_AT_A_TIME = 64
-_COLUMNS = ["video_id", "uri", "content_hash", "num_frames", "frame_step", "fps", *LABEL_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -59,53 +56,58 @@ class Origin:
     """SHA-256 of its `model.pt`."""
     preset: str
     step: int
-    """Steps that it was trained for."""
+    """Training steps of the checkpoint."""
     num_frames: int
     """T of the configuration: positions of a video are spread over [0, T - 1]."""
     position_width: int
-    """Width of the sine-cosine code that is added to the frames."""
+    """Width of the sine-cosine positional encoding."""
     view: str
-    """How frames became the encoder's square (`CropMode`)."""
+    """How frames were cropped to the encoder's input (`CropMode`)."""
     has_untrained: bool
-    """Whether the rows hold the embeddings of the same encoder before its training, too."""
+    """Whether the rows also hold the embeddings of the untrained encoder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EmbeddedVideo:
-    """The embeddings of all frames of one video, and what is known of them."""
+    """The embeddings of all frames of one video, its metadata and its labels."""
 
     video_id: str
     uri: str
-    content_hash: str
-    """Of the file that was embedded, as in the manifest."""
-    split: str | None
-    label: str | None
-    frame_labels: Int[np.ndarray, " frames"] | None
-    """int32; -1 for frames without one."""
-    progress: Float[np.ndarray, " frames"] | None
-    """float32: true share of the action that is done."""
-    fps: float | None
-    """Frames a second, on average."""
     timestamps: Float[np.ndarray, " frames"]
-    """float64: frame index times the manifest's `frame_step`, as the loss saw them; `seconds` has the time."""
+    """float64: frame index times the manifest's `frame_step`, the unit of the loss; not seconds."""
     embeddings: Float[np.ndarray, "frames width"]
-    """H, not normalised; float32 whatever the file holds."""
-    untrained: Float[np.ndarray, "frames width"] | None
-    """H of the encoder before its training."""
+    """H, not normalised; float32 whatever the precision of the file."""
+    untrained: Float[np.ndarray, "frames width"] | None = None
+    """H of the untrained encoder."""
+    content_hash: str = ""
+    """Hash of the embedded file, as in the manifest."""
+    split: str | None = None
+    label: str | None = None
+    frame_labels: Int[np.ndarray, " frames"] | None = None
+    """int32; -1 for frames without one."""
+    progress: Float[np.ndarray, " frames"] | None = None
+    """float32: true completed share of the action, 0 to 1."""
+    fps: float | None = None
+    """Average frame rate, frames per second."""
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     @property
+    def phases(self) -> Int[np.ndarray, " frames"]:
+        """int32: `frame_labels`, all -1 where there are none."""
+        return np.full(len(self), -1, np.int32) if self.frame_labels is None else self.frame_labels
+
+    @property
     def seconds(self) -> Float[np.ndarray, " frames"] | None:
-        """float64: seconds from the first frame by the average frame rate; none where that is unknown."""
+        """float64: seconds since the first frame; None where the rate is unknown."""
         return np.arange(len(self)) / self.fps if self.fps else None
 
 
 def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, precision: Precision) -> None:
-    """Adds a part with these videos to a folder of embeddings, whole or not at all.
+    """Add a part with these videos to a folder of embeddings, atomically.
 
-    One process at a time may write to a folder.
+    Only one process at a time may write to a folder.
 
     Raises:
         RunError: the store refuses, fails or is full.
@@ -122,123 +124,47 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
             [video.untrained for video in videos if video.untrained is not None], precision
         )
     table = pa.table(columns).replace_schema_metadata({_ORIGIN: json.dumps(asdict(origin))})
-    numbers = [int(name[len(_PREFIX) : -len(_SUFFIX)]) for name in _parts(folder)]
+    numbers = [int(part.rpartition("-")[2].removesuffix(_SUFFIX)) for part in list_parts(folder)]
     write_table(table, storage.join(folder, f"{_PREFIX}{max(numbers, default=-1) + 1:05d}{_SUFFIX}"))
 
 
-def origin_of(checkpoint: Checkpoint, view: CropMode, *, untrained: bool) -> Origin:
-    """The origin of what a checkpoint embeds."""
-    model = checkpoint.config.model
-    return Origin(
-        checkpoint=storage.public_uri(checkpoint.uri),
-        model_sha256=checkpoint.hashes["model.pt"],
-        preset=checkpoint.config.preset,
-        step=checkpoint.progress.step,
-        num_frames=model.num_frames,
-        position_width=model.width,
-        view=view,
-        has_untrained=untrained,
-    )
+def list_parts(folder: str) -> list[str]:
+    """URIs of the parts in a folder of embeddings; none where it does not exist."""
+    return [storage.join(folder, name) for name in storage.list_folder(folder) if _PART_NAME.fullmatch(name)]
 
 
-def missing_videos(
-    manifest_uri: str, splits: Sequence[str] | None, out: str, origin: Origin
-) -> tuple[pa.Table, int]:
-    """Rows of the manifest that a folder of embeddings lacks, and how many it holds.
-
-    Raises:
-        UserError: as `read_manifest` and `finished_videos`, or the manifest has no videos of these splits.
-        RunError: the store refuses or fails.
-    """
-    if splits is None:
-        table = read_manifest(manifest_uri, _COLUMNS)
-    else:
-        table = pa.concat_tables([read_manifest(manifest_uri, _COLUMNS, split=split) for split in splits])
-    if table.num_rows == 0:
-        where = f" of the split {' or '.join(splits)}" if splits else ""
-        raise UserError(f"{storage.public_uri(manifest_uri)}: it has no videos{where}")
-    finished = finished_videos(out, origin, table)
-    video_ids = table.column("video_id").to_pylist()
-    missing = table.filter(pa.array([video_id not in finished for video_id in video_ids]))
-    return missing, table.num_rows - missing.num_rows
-
-
-def finished_videos(folder: str, origin: Origin, videos: pa.Table) -> set[str]:
-    """Ids of the videos that a folder of embeddings already holds; empty where it does not exist.
-
-    Splits, labels and progress of those videos are brought up to what the manifest says now.
+def read_part(uri: str, columns: Sequence[str] | None = None) -> tuple[Origin, pa.Table]:
+    """The origin and the rows of one part.
 
     Args:
-        folder: URI of the folder.
-        origin: Where the embeddings are to come from.
-        videos: Rows of the manifest: `video_id`, `content_hash` and `LABEL_COLUMNS`.
+        uri: The part.
+        columns: The columns to read; None: all.
 
     Raises:
-        UserError: the folder holds embeddings of another origin, or of another file with the name of one of the
-            videos, or a part is no such file.
+        UserError: it is no part of embeddings, or damaged.
         RunError: the store refuses or fails.
     """
-    hashes = dict(
-        zip(*(videos.column(name).to_pylist() for name in ("video_id", "content_hash")), strict=True)
-    )
-    found: set[str] = set()
-    for name in _parts(folder):
-        uri = storage.join(folder, name)
-        file = _open(uri)
-        there = _origin(file, uri)
-        if there != origin:
-            different = [k for k, v in asdict(there).items() if asdict(origin)[k] != v]
-            raise UserError(
-                f"{storage.public_uri(folder)}: it holds embeddings of another origin (different: "
-                f"{', '.join(different)}); name another --out, or delete that folder"
-            )
-        try:
-            known = file.read(["video_id", "content_hash", *LABEL_COLUMNS])
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise _unreadable(uri, error) from None
-        for video_id, content_hash in zip(*(known.column(i).to_pylist() for i in (0, 1)), strict=True):
-            if hashes.get(video_id, content_hash) != content_hash:
-                raise UserError(
-                    f"{storage.public_uri(folder)}: its {video_id!r} is another file than the manifest's of that name; "
-                    "name another --out, or delete that folder"
-                )
-            found.add(video_id)
-        _refresh_labels(uri, known, videos)
-    return found
-
-
-def _refresh_labels(uri: str, known: pa.Table, videos: pa.Table) -> None:
-    """Writes a part anew where the manifest's labels of its videos have changed."""
-    listed = pc.is_in(known.column("video_id"), videos.column("video_id").combine_chunks())
-    if not pc.any(listed).as_py():
-        return
-    labels = pa.concat_tables(
-        [
-            videos.select(["video_id", *LABEL_COLUMNS]),
-            known.filter(pc.invert(listed)).select(["video_id", *LABEL_COLUMNS]),
-        ],
-        promote_options="permissive",
-    )
-    fresh = attach_labels(known, labels)
-    if not fresh.equals(known):
-        write_table(attach_labels(_open(uri).read(), labels), uri)
+    origin, file = _open(uri)
+    try:
+        return origin, file.read(columns)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise _unreadable(uri, error) from None
 
 
 def iterate_embeddings(uri: str, *, split: str | None = None) -> Iterator[EmbeddedVideo]:
-    """The videos of a folder of embeddings or of one of its parts, each once, a few in memory at a time.
+    """The videos of a folder of embeddings or of a part, each once, in batches.
 
     Args:
         uri: The folder, or a single part.
         split: Only videos of this split; those without one count as "train".
 
     Raises:
-        UserError: while iterating: nothing is there, or it holds something else than embeddings.
+        UserError: while iterating: nothing is there, or it does not hold embeddings.
         RunError: the store refuses or fails.
     """
     seen: set[str] = set()
     for part in _files(uri):
-        file = _open(part)
-        _origin(file, part)
+        _, file = _open(part)
         try:
             for read in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
                 batch = clean_labels(pa.Table.from_batches([read]))
@@ -253,10 +179,10 @@ def iterate_embeddings(uri: str, *, split: str | None = None) -> Iterator[Embedd
 
 
 def read_embeddings(uri: str, *, split: str | None = None) -> list[EmbeddedVideo]:
-    """All of `iterate_embeddings`, by video id.
+    """All videos of `iterate_embeddings`, ordered by video id.
 
     Raises:
-        UserError: as there; also where no video is left, or widths differ between videos.
+        UserError: as there; also where no video remains.
     """
     videos = sorted(iterate_embeddings(uri, split=split), key=lambda video: video.video_id)
     if not videos:
@@ -266,13 +192,13 @@ def read_embeddings(uri: str, *, split: str | None = None) -> list[EmbeddedVideo
 
 
 def read_origin(uri: str) -> Origin:
-    """Where the embeddings in a folder or a part come from.
+    """The origin of the embeddings in a folder or a part.
 
     Raises:
-        UserError: nothing is there, it holds something else, or its parts are of different origins.
+        UserError: nothing is there, it holds something else, or its parts have different origins.
     """
     parts = _files(uri)
-    origins = [_origin(_open(part), part) for part in parts]
+    origins = [_open(part)[0] for part in parts]
     for part, origin in zip(parts, origins, strict=True):
         if origin != origins[0]:
             raise UserError(
@@ -282,63 +208,156 @@ def read_origin(uri: str) -> Origin:
     return origins[0]
 
 
-def _parts(folder: str) -> list[str]:
-    return [
-        name
-        for name in storage.list_folder(folder)
-        if name.startswith(_PREFIX)
-        and name.endswith(_SUFFIX)
-        and name[len(_PREFIX) : -len(_SUFFIX)].isdecimal()
-    ]
+@dataclass(frozen=True)
+class Embeddings:
+    """The embedded videos of a folder or of one of its parts.
+
+    They are read from storage at each iteration, a few in memory at a time.
+
+        embeddings = Embeddings.open("s3://bucket/embeddings")
+        hits = embeddings.search(("test/a.mp4", 120), k=5)
+    """
+
+    uri: str
+    """The folder or part."""
+    origin: Origin
+    """Origin of all of them."""
+
+    @classmethod
+    def open(cls, uri: str) -> Embeddings:
+        """Open a folder of embeddings or one of its parts.
+
+        Raises:
+            UserError: nothing is there, it holds something else, or its parts have different origins.
+            RunError: the store refuses or fails.
+        """
+        return cls(uri, read_origin(uri))
+
+    def __iter__(self) -> Iterator[EmbeddedVideo]:
+        return iterate_embeddings(self.uri)
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        columns = [read_part(part, ["video_id"])[1].column(0) for part in _files(self.uri)]
+        return len({video_id for column in columns for video_id in column.to_pylist()})
+
+    def video(self, video_id: str) -> EmbeddedVideo:
+        """The video of an id.
+
+        Raises:
+            UserError: no embedded video has this id.
+        """
+        known = []
+        for video in self:
+            if video.video_id == video_id:
+                return video
+            known.append(video.video_id)
+        raise UserError(
+            f"{storage.public_uri(video_id)}: neither the id of one of the {len(known)} videos in "
+            f"{storage.public_uri(self.uri)} nor a file{nearest(video_id, known, files=True)}"
+        )
+
+    def search(
+        self, query: Float[np.ndarray, " width"] | tuple[str | EmbeddedVideo, int], k: int = 10
+    ) -> list[FoundFrame]:
+        """The frames most similar to a query, nearest first, at most one a video.
+
+        Args:
+            query: Embedding of a frame, or a video (or the id of one of these) and the index of its frame. That video
+                itself, found by its id or its file, is not searched.
+            k: The most frames returned.
+
+        Returns:
+            Frames with `video_id`, `uri`, `frame`, `seconds`, `similarity` (cosine), `label` and `phase`.
+
+        Raises:
+            UserError: the video or the frame is not there.
+            ValueError: `k` is below 1, an embedding is not finite, or the query has another width.
+        """
+        if not isinstance(query, tuple):
+            return nearest_frames(query, self, k)
+        video, frame = query
+        if isinstance(video, str):
+            video = self.video(video)
+        if not 0 <= frame < len(video):
+            raise UserError(
+                f"{video.video_id!r} has {len(video)} frames, expected 0 to {len(video) - 1}, got {frame}"
+            )
+        return nearest_frames(video.embeddings[frame], self, k, excluded=video)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A data frame with one row for each frame, all embeddings in memory.
+
+        Columns: `video_id`, `split`, `label`, `frame` (index in the video), `timestamp`, `seconds` (NaN where the
+        frame rate is unknown), `frame_label` (-1 where there is none), `progress` (NaN where unknown) and `embedding`
+        (float32 array (D,), not normalised).
+        """
+        import pandas as pd
+
+        frames = pd.concat(
+            [
+                pd.DataFrame(
+                    {
+                        "video_id": video.video_id,
+                        "split": video.split,
+                        "label": video.label,
+                        "frame": np.arange(len(video)),
+                        "timestamp": video.timestamps,
+                        "seconds": np.nan if video.seconds is None else video.seconds,
+                        "frame_label": video.phases,
+                        "progress": np.nan if video.progress is None else video.progress,
+                        "embedding": list(video.embeddings),
+                    }
+                )
+                for video in self
+            ],
+            ignore_index=True,
+        )
+        return frames.astype({"progress": np.float32})
 
 
 def _files(uri: str) -> list[str]:
-    """The part, or the parts of the folder."""
+    """The part itself, or the parts of the folder; at least one."""
     shown = storage.public_uri(storage.absolute(uri))
     if not storage.exists(uri):
         raise UserError(f"{shown}: no embeddings there; make them with `python -m carl_ray.embed --out …`")
     if storage.is_file(uri):
         return [uri]
-    names = _parts(uri)
-    if not names:
+    parts = list_parts(uri)
+    if not parts:
         raise UserError(f"{shown}: expected a folder of embeddings, found no {_PREFIX}00000{_SUFFIX} in it")
-    return [storage.join(uri, name) for name in names]
+    return parts
 
 
-def _open(uri: str) -> pq.ParquetFile:
+def _open(uri: str) -> tuple[Origin, pq.ParquetFile]:
     filesystem, path = storage.resolve(uri)
     try:
         if storage.is_remote(uri):
-            # Whole, as it was written: storage tries again, and what fails afterwards is the file's fault.
+            # Read whole, because storage retries reads; any later failure means the file is damaged.
             file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri)))
         else:
             file = pq.ParquetFile(path, filesystem=filesystem)
         refuse_pickles(file.schema_arrow)
-        return file
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(uri, error) from None
-
-
-def _unreadable(uri: str, error: Exception) -> UserError | RunError:
-    # Arrow's own complaints about damage are OSErrors too, but have no number.
-    if isinstance(error, OSError) and error.errno is not None:
-        return storage.storage_error(error, uri, "read")
-    reason = " ".join(str(error).split())
-    return UserError(f"{storage.public_uri(uri)}: not a whole Parquet file of embeddings ({reason})")
-
-
-def _origin(file: pq.ParquetFile, uri: str) -> Origin:
-    metadata = file.schema_arrow.metadata or {}
     try:
-        return Origin(**json.loads(metadata[_ORIGIN]))
+        return Origin(**json.loads((file.schema_arrow.metadata or {})[_ORIGIN])), file
     except (KeyError, ValueError, TypeError):
         raise UserError(
             f"{storage.public_uri(uri)}: a Parquet file, but not one that `python -m carl_ray.embed` wrote"
         ) from None
 
 
+def _unreadable(uri: str, error: Exception) -> UserError | RunError:
+    # Arrow reports damage as OSError as well, but without an errno.
+    if isinstance(error, OSError) and error.errno is not None:
+        return storage.storage_error(error, uri, "read")
+    reason = " ".join(str(error).split())
+    return UserError(f"{storage.public_uri(uri)}: not a whole Parquet file of embeddings ({reason})")
+
+
 def _to_lists(arrays: Sequence[np.ndarray], precision: Precision) -> pa.ListArray:
-    """One list of vectors a video."""
+    """An Arrow array with one list of vectors for each video."""
     width = arrays[0].shape[1]
     flat = np.concatenate([array.astype(precision).reshape(-1) for array in arrays])
     offsets = np.cumsum([0, *(len(array) for array in arrays)]).astype(np.int32)
@@ -347,37 +366,35 @@ def _to_lists(arrays: Sequence[np.ndarray], precision: Precision) -> pa.ListArra
 
 
 def _video(batch: pa.Table, row: int, uri: str) -> EmbeddedVideo:
-    def scalar(name: str) -> Any:
-        return batch.column(name)[row].as_py()
-
-    def array(name: str, dtype: type) -> np.ndarray | None:
-        value = batch.column(name)[row]
-        return value.values.to_numpy(zero_copy_only=False).astype(dtype) if value.is_valid else None
-
     def vectors(name: str) -> np.ndarray:
         listed = batch.column(name)[row].values
         return listed.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(listed), -1)
 
     embeddings = vectors("embeddings")
-    timestamps = array("timestamps", np.float64)
-    frame_labels, progress = array("frame_labels", np.int32), array("progress", np.float32)
-    for name, values in (("timestamps", timestamps), ("frame_labels", frame_labels), ("progress", progress)):
-        if values is not None and len(values) != len(embeddings):
+    fields = video_metadata(batch, row) | {"timestamps": _array(batch, "timestamps", row, np.float64)}
+    for name in ("timestamps", "frame_labels", "progress"):
+        if fields[name] is not None and len(fields[name]) != len(embeddings):
             raise UserError(
-                f"{storage.public_uri(uri)}: {scalar('video_id')} has {len(embeddings)} embeddings, "
-                f"but {len(values)} {name}; mend the manifest, and embed again with it, which renews labels alone"
+                f"{storage.public_uri(uri)}: {fields['video_id']} has {len(embeddings)} embeddings, but "
+                f"{len(fields[name])} {name}; correct the manifest and run embed again, which updates the labels alone"
             )
-    assert timestamps is not None
     return EmbeddedVideo(
-        video_id=scalar("video_id"),
-        uri=scalar("uri"),
-        content_hash=scalar("content_hash"),
-        split=scalar("split"),
-        label=scalar("label"),
-        frame_labels=frame_labels,
-        progress=progress,
-        fps=scalar("fps"),
-        timestamps=timestamps,
+        **fields,
         embeddings=embeddings,
         untrained=vectors("untrained") if "untrained" in batch.schema.names else None,
     )
+
+
+def video_metadata(table: pa.Table, row: int) -> dict[str, Any]:
+    """Fields of an `EmbeddedVideo` that are columns of manifests and of parts."""
+    scalars = ("video_id", "uri", "content_hash", "split", "label", "fps")
+    return {name: table.column(name)[row].as_py() for name in scalars} | {
+        "frame_labels": _array(table, "frame_labels", row, np.int32),
+        "progress": _array(table, "progress", row, np.float32),
+    }
+
+
+def _array(table: pa.Table, name: str, row: int, dtype: type) -> Any:
+    """A cell of a list column as an array of this type; None where it is null."""
+    value = table.column(name)[row]
+    return value.values.to_numpy(zero_copy_only=False).astype(dtype) if value.is_valid else None

@@ -1,4 +1,4 @@
-"""What every metric does to its arguments first: check them, keep labelled frames, stride, normalise."""
+"""Preparation of frames for metrics: checks, selection, stride, normalisation."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
-# Similarities of frames that are held at a time: 64 MB of float32, or 128 MB of float64.
+# Similarities of frames in memory at a time: 128 MB of float64.
 MOST_SIMILARITIES = 1 << 24
 # For unit vectors the order of squared distances is that of cosines, as d^2 = 2 - 2 cos. A frame of zeros is at
 # d^2 = 1 from every unit vector: as a candidate, its similarity to any frame counts as this.
 ZERO_SIMILARITY = 0.5
 
 
-def rounding_gap(width: int, dtype: type[np.floating]) -> float:
-    """How far apart two computed cosines of frames must be for their order to be certain.
+def rounding_gap(width: int) -> float:
+    """Largest difference of two cosines of frames that counts as equal.
 
-    Twice the bound on the error of one: `width` sums and the rounding of both unit vectors, each by half a unit
-    in the last place. Neighbours are searched in float32, which is twice as fast; what is closer than this is
-    compared again in float64; and what is closer than this in float64 counts as equally near.
+    Twice the bound on the error of one: `width` sums and the rounding of both unit vectors, each by half a unit in the
+    last place.
     """
-    return (width + 4) * float(np.finfo(dtype).eps)
+    return (width + 4) * float(np.finfo(np.float64).eps)
 
 
 def unit_frames(
     embeddings: Sequence[Float[np.ndarray, "_ width"]], *, stride: int = 1
 ) -> list[Float64[np.ndarray, "_ width"]]:
-    """The frames that a metric sees: every `stride`-th of each video, L2-normalised, float64.
+    """Every `stride`-th frame of each video, L2-normalised, float64.
 
     A frame of zeros stays zero.
 
@@ -57,7 +56,7 @@ def unit_frames(
         if not np.isfinite(video).all():
             raise ValueError(f"embeddings of video {number}: expected finite values, got NaN or infinity")
         frames = video[::stride].astype(np.float64)
-        # By the largest value first: squares of tiny or huge values would leave the range of float64.
+        # Divide by the largest value first: squares of tiny or huge values would leave the range of float64.
         frames /= _or_one(np.abs(frames).max(axis=1, initial=0, keepdims=True))
         units.append(frames / _or_one(np.linalg.norm(frames, axis=1, keepdims=True)))
     return units
@@ -69,12 +68,12 @@ def labelled_frames(
     *,
     stride: int = 1,
 ) -> tuple[list[Float64[np.ndarray, "_ width"]], list[Int[np.ndarray, " _"]]]:
-    """`unit_frames` of the frames with a label >= 0, every `stride`-th of these, and their labels.
+    """`unit_frames` of every `stride`-th labelled frame, and their labels.
 
     Args:
         embeddings: One array a video.
         labels: Class of each frame, one array a video; negative where a frame has none.
-        stride: Counts labelled frames.
+        stride: Only every `stride`-th labelled frame is kept.
 
     Raises:
         ValueError: as `unit_frames`; also other numbers of videos or frames than `embeddings` has, or

@@ -1,4 +1,4 @@
-"""A checkpoint becomes an encoder that embeds whole videos, in bounded memory. Free of Ray.
+"""Embedding of whole videos with a checkpoint's encoder, without Ray.
 
 video ─ decode in chunks (child processes) ▶ square view ▶ CNN, a chunk at a time ▶ all features ▶ one temporal pass ▶ H
 """
@@ -6,11 +6,11 @@ video ─ decode in chunks (child processes) ▶ square view ▶ CNN, a chunk at
 from __future__ import annotations
 
 import itertools
-import queue
-import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,39 +23,106 @@ from carl_ray.data.augment import center_view, normalize
 from carl_ray.data.guard import BadVideoError, FrameReader
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import CropMode
+from carl_ray.evaluation.frames import unit_frames
 from carl_ray.model.backbone import load_backbone_weights
 from carl_ray.model.encoder import FrameLevelVideoEncoder
+from carl_ray.model.pretrained import find_weights
+from carl_ray.training.checkpoint import Checkpoint, checkpoint_at
+from carl_ray.training.checkpoint import load_encoder as trained_encoder
 from carl_ray.training.step import initial_model
 
 _CHUNK_FRAMES = 64
-_CHUNKS_AHEAD = 2
 
 
-def untrained_encoder(config: Config) -> FrameLevelVideoEncoder:
-    """The encoder before any training, in evaluation mode: the control that every table has.
+def untrained_encoder(
+    config: Config, *, instead: str = "--no-untrained, without the control"
+) -> FrameLevelVideoEncoder:
+    """The encoder before any training, in evaluation mode: the control in every table.
 
-    Its backbone has the pretrained weights that the config names, everything else is random.
+    Its backbone has the pretrained weights that the config names; all other weights are random.
+
+    Args:
+        config: Of the run.
+        instead: What the command can do without this encoder, for the message of a failed download.
 
     Raises:
-        UserError, RunError: as `load_backbone_weights`.
+        UserError, RunError: as `find_weights` and `load_backbone_weights`.
     """
+    find_weights(config.model, instead)
     encoder = initial_model(config).encoder
     load_backbone_weights(encoder.backbone, config.model)
     return encoder.eval()
 
 
-class VideoEmbedder:
-    """Embeds whole videos with one or several encoders of one config, decoding each video once.
+class VideoEncoder:
+    """A trained encoder for one video at a time; equals the command `embed`.
 
-    Each of the videos that decode side by side does so in a process of its own, which is kept for later ones and
-    ends with the embedder.
+    Attributes:
+        checkpoint: The checkpoint.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, view: CropMode) -> None:
+        self.checkpoint = checkpoint
+        encoder = trained_encoder(checkpoint)
+        self._embedder = VideoEmbedder([encoder], checkpoint.config, device, view=view)
+
+    def embed(
+        self, video: str | Path | bytes | UInt8[np.ndarray, "frames height width 3"]
+    ) -> Float[np.ndarray, "frames width"]:
+        """L2-normalised embeddings of all frames, float32.
+
+        The command `embed` writes them before normalisation.
+
+        Args:
+            video: Path or URI of a video file, its content, or its frames as RGB. Of frames that are larger than the
+                encoder's input, the result differs a little from that of the file, which is scaled while it is decoded.
+
+        Raises:
+            UserError: it is not there, or is no video that can be decoded.
+            RunError: its storage fails, or its decoder was killed from outside.
+        """
+        if isinstance(video, np.ndarray):
+            (embedded,) = self._embedder.embed_frames(video)
+        else:
+            (embedded,) = self._embedder.embed_file(str(video) if isinstance(video, Path) else video)
+        return unit_frames([embedded])[0].astype(np.float32)
+
+
+def load_encoder(
+    checkpoint: str | Checkpoint, *, device: str | None = None, view: CropMode = "resized"
+) -> VideoEncoder:
+    """The trained encoder of a run or checkpoint.
+
+    Args:
+        checkpoint: A checkpoint, or URI of one or of a run folder, whose latest is taken.
+        device: Where it computes, as torch names it; None: a GPU where there is one, otherwise the CPU.
+        view: How frames are cropped to the encoder's input.
+
+    Raises:
+        UserError: there is no checkpoint, or it does not fit its config.
+        RunError: it is damaged, or the store refuses or fails.
+    """
+    if isinstance(checkpoint, str):
+        checkpoint = checkpoint_at(checkpoint)
+    return VideoEncoder(checkpoint, default_device() if device is None else torch.device(device), view)
+
+
+def default_device() -> torch.device:
+    """A GPU where there is one, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class VideoEmbedder:
+    """Embeds whole videos with several encoders, decoding each video once.
+
+    Videos are decoded side by side, each in a child process; the processes are reused and end with the embedder.
 
     Args:
         encoders: In evaluation mode; moved to `device`.
         config: Of the run that trained them.
         device: Where they compute.
         bf16: Matrix products in bfloat16.
-        view: How frames become the encoder's square.
+        view: How frames are cropped to the encoder's input.
     """
 
     def __init__(
@@ -77,29 +144,51 @@ class VideoEmbedder:
         self._idle_readers: list[FrameReader] = []
         weakref.finalize(self, _close, self._idle_readers)
 
-    def embed_file(self, uri: str) -> list[Float[np.ndarray, "frames width"]]:
-        """H of all frames of a video file, float32, one array for each encoder.
+    def embed_file(self, source: bytes | str) -> list[Float[np.ndarray, "frames width"]]:
+        """H of all frames of a video, float32, one array for each encoder.
+
+        Args:
+            source: Content, path or URI.
 
         Raises:
-            UserError: it is no video that can be decoded, or not there.
+            UserError: it is not there, or is no video that can be decoded.
             RunError: its storage fails, or its decoder was killed from outside.
         """
         try:
             with self._readers(1) as (reader,):
-                num_frames = reader.count(uri, self._config)
-            (embedded,) = self.embed([(uri, num_frames)])
+                num_frames = reader.count(source, self._config)
+            (embedded,) = self.embed([(source, num_frames)])
         except (BadVideoError, RunError) as error:
             embedded = error
         if isinstance(embedded, Exception):
             kind = RunError if isinstance(embedded, RunError) else UserError
-            shown = f"{storage.public_uri(uri)}: "
+            shown = f"{storage.public_uri(source)}: " if isinstance(source, str) else ""
             raise kind(shown + str(embedded).removeprefix(shown)) from None
         return embedded
+
+    def embed_frames(
+        self, frames: UInt8[np.ndarray, "frames height width 3"]
+    ) -> list[Float[np.ndarray, "frames width"]]:
+        """H of the frames of one video, float32, one array for each encoder.
+
+        Raises:
+            ValueError: these are not uint8 RGB frames, or there are none.
+        """
+        if frames.ndim != 4 or frames.shape[3] != 3 or len(frames) == 0:
+            raise ValueError(
+                f"expected frames (N, height, width, 3) with N at least 1, got shape {frames.shape}"
+            )
+        size = self._config.augment.image_size
+        if self._view == "central" and min(frames.shape[1:3]) > size:
+            top, left = ((side - size) // 2 for side in frames.shape[1:3])
+            frames = frames[:, top : top + size, left : left + size]
+        chunks = (frames[start : start + _CHUNK_FRAMES] for start in range(0, len(frames), _CHUNK_FRAMES))
+        return self._embed_whole(list(self._features(center_view(chunk, size) for chunk in chunks)))
 
     def embed(
         self, videos: Sequence[tuple[bytes | str, int]]
     ) -> Iterator[list[Float[np.ndarray, "frames width"]] | BadVideoError | RunError]:
-        """H of all frames of each video, float32, one array for each encoder; videos decode side by side.
+        """H of all frames of several videos, float32, one array for each encoder.
 
         Args:
             videos: Content, path or URI, and number of frames.
@@ -108,36 +197,50 @@ class VideoEmbedder:
             The arrays; for a video that cannot be read a `BadVideoError`, for one that another try may read a
             `RunError`.
         """
-        ready: queue.SimpleQueue[int] = queue.SimpleQueue()
-        with self._readers(len(videos)) as readers, ExitStack() as stack:
-            features = [
-                self._features(
-                    stack.enter_context(_ahead(self._views(reader, *video), ready, number, reader.interrupt))
-                )
-                for number, (reader, video) in enumerate(zip(readers, videos, strict=True))
-            ]
+        with self._readers(len(videos)) as readers, ThreadPoolExecutor(max(1, len(videos))) as pool:
+            views = [self._views(reader, *video) for reader, video in zip(readers, videos, strict=True)]
+            # The next chunk of each video that is not done; None is its end.
+            chunks = {number: pool.submit(next, view, None) for number, view in enumerate(views)}
+
+            def take(number: int) -> Iterator[Tensor]:
+                while (chunk := chunks[number].result()) is not None:
+                    chunks[number] = pool.submit(next, views[number], None)
+                    yield chunk
+
+            features = [self._features(take(number)) for number in range(len(videos))]
             pieces: list[list[tuple[Tensor, ...]]] = [[] for _ in videos]
             done: dict[int, list[np.ndarray] | BadVideoError | RunError] = {}
-            for number in range(len(videos)):
-                while number not in done:
-                    # Whichever video has a chunk ready, so that no decoder waits for another one's video.
-                    at = ready.get()
-                    try:
-                        piece = next(features[at], None)
-                        if piece is None:
+            try:
+                for number in range(len(videos)):
+                    while number not in done:
+                        # Take whichever video has a chunk ready, so that no decoder waits for another video.
+                        wait(chunks.values(), return_when=FIRST_COMPLETED)
+                        at = next(at for at, chunk in chunks.items() if chunk.done())
+                        try:
+                            piece = next(features[at], None)
+                            if piece is not None:
+                                pieces[at].append(piece)
+                                continue
                             done[at] = self._embed_whole(pieces[at])
-                        else:
-                            pieces[at].append(piece)
-                    except (BadVideoError, RunError) as error:
-                        done[at] = error
-                yield done[number]
+                        except (BadVideoError, RunError) as error:
+                            done[at] = error
+                        del chunks[at]
+                    yield done[number]
+            finally:
+                # A pool does not end before its threads, which may wait for a decoder.
+                for number, chunk in chunks.items():
+                    while not chunk.done():
+                        readers[number].interrupt()
+                        wait([chunk], timeout=0.1)
+                for view in views:
+                    view.close()
 
     @contextmanager
     def _readers(self, count: int) -> Iterator[list[FrameReader]]:
         readers = [self._idle_readers.pop() if self._idle_readers else FrameReader() for _ in range(count)]
         try:
             for reader in readers:
-                # Here: the threads that read end with their video. Where it fails, reading says so.
+                # Here, because the reading threads end with their video. If it fails, reading reports it.
                 with suppress(RunError):
                     reader.start()
             yield readers
@@ -148,7 +251,7 @@ class VideoEmbedder:
         self, reader: FrameReader, source: bytes | str, num_frames: int
     ) -> Generator[UInt8[Tensor, "chunk size size 3"], None, None]:
         size = self._config.augment.image_size
-        # Of either view the reader cuts the square out; left to do is to enlarge frames that are smaller.
+        # The reader cuts the square of either view; only smaller frames remain to be enlarged.
         short_side = size if self._view == "resized" else None
         for frames in reader.read(
             source, num_frames, self._config, chunk_frames=_CHUNK_FRAMES, short_side=short_side
@@ -158,7 +261,7 @@ class VideoEmbedder:
     def _features(self, views: Iterator[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Pooled features of each chunk, of each encoder."""
         chunks = (normalize(view.to(self._device)) for view in views)
-        # The encoders take turns, chunk by chunk: no copy of the frames outlives them.
+        # The encoders take turns, chunk by chunk, so that no copy of the frames is kept longer.
         copies = itertools.tee(chunks, len(self._encoders))
         streams = [encoder.frame_features(copy) for encoder, copy in zip(self._encoders, copies, strict=True)]
         del copies
@@ -178,7 +281,7 @@ class VideoEmbedder:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        # Never around a yield to the caller: what is active while a generator waits is active for its caller too.
+        # Never around a yield: these modes would stay active in the caller while the generator waits.
         with (
             torch.inference_mode(),
             torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16),
@@ -189,55 +292,3 @@ class VideoEmbedder:
 def _close(readers: list[FrameReader]) -> None:
     for reader in readers:
         reader.close()
-
-
-@contextmanager
-def _ahead(
-    items: Generator[Tensor, None, None],
-    ready: queue.SimpleQueue[int],
-    number: int,
-    interrupt: Callable[[], None],
-) -> Iterator[Iterator[Tensor]]:
-    """The items, made in a thread a few ahead of their use; its errors are raised where they are used.
-
-    Of each item that can be taken, and of the end, `ready` gets the number. `interrupt` makes the thread go on
-    where it waits for an item.
-    """
-    made: queue.Queue[Tensor | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
-    stopped = threading.Event()
-
-    def put(item: Tensor | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                made.put(item, timeout=0.1)
-                ready.put(number)
-                return
-            except queue.Full:
-                continue
-
-    def make() -> None:
-        try:
-            with closing(items):
-                for item in items:
-                    put(item)
-                    if stopped.is_set():
-                        return
-            put(None)
-        except BaseException as error:  # The consumer's to handle, whatever it is.
-            put(error)
-
-    def used() -> Iterator[Tensor]:
-        while (item := made.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        yield used()
-    finally:
-        stopped.set()
-        while thread.is_alive():
-            interrupt()
-            thread.join(0.1)

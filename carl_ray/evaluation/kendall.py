@@ -1,7 +1,6 @@
-"""Kendall's tau (SPEC section 5): do nearest neighbours in another video come in the order of time?
+"""Kendall's tau (SPEC section 5): temporal order of nearest neighbours.
 
-It says little alone: an encoder that has learnt nothing but positions comes near 1 on trimmed videos of a
-single cycle.
+It says little alone: positions without any content come near 1 on trimmed videos of a single cycle.
 """
 
 from __future__ import annotations
@@ -9,28 +8,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int
+from jaxtyping import Float, Float32, Float64
 
+from carl_ray.evaluation.bootstrap import Result, pair_mean
 from carl_ray.evaluation.frames import MOST_SIMILARITIES, ZERO_SIMILARITY, rounding_gap, unit_frames
-from carl_ray.evaluation.results import PairMean
 
 # Signs of (pair of frames, video) that are held at a time. Sums of fewer than 2**24 signs are exact in float32.
 _MOST_SIGNS = 1 << 22
 
 
-def kendalls_tau(embeddings: Sequence[Float[np.ndarray, "_ width"]], *, stride: int = 1) -> PairMean:
-    """Mean over ordered pairs of different videos of tau-b between time and nearest neighbours.
+def kendalls_tau(embeddings: Sequence[Float[np.ndarray, "_ width"]], *, stride: int = 1) -> Result:
+    """Mean over pairs of videos of tau-b between time and nearest neighbours.
 
     For an ordered pair (a, b), the nearest neighbour in b by squared Euclidean distance of the normalised
-    embeddings is found for each frame of a; of equally near ones it is the first. A pair is undefined where
-    all frames have the same neighbour, a has fewer than two frames, or b has none.
+    embeddings is found for each frame of a, the first of equally near ones. A pair is undefined where all frames have
+    the same neighbour, a has fewer than two frames, or b has none.
 
     Args:
         embeddings: One array a video; normalised here.
-        stride: Every so many frames are seen (paper: 2 on PennAction, 5 on Pouring).
+        stride: Only every `stride`-th frame is used (paper: 2 on PennAction, 5 on Pouring).
 
     Returns:
-        Taus by ordered pair. `left_out`: `undefined_pairs`.
+        Taus by ordered pair (`pair_mean`). `left_out`: `undefined_pairs`.
 
     Raises:
         ValueError: as `unit_frames`.
@@ -45,48 +44,29 @@ def kendalls_tau(embeddings: Sequence[Float[np.ndarray, "_ width"]], *, stride: 
             taus[number, present] = _tau_b(np.ascontiguousarray(of_video.T))
     np.fill_diagonal(taus, np.nan)
     ordered_pairs = len(units) * (len(units) - 1)
-    return PairMean(taus, {"undefined_pairs": ordered_pairs - int((~np.isnan(taus)).sum())})
+    return pair_mean(taus, {"undefined_pairs": ordered_pairs - int((~np.isnan(taus)).sum())})
 
 
 def _neighbors(units: list[Float64[np.ndarray, "_ width"]]) -> Float32[np.ndarray, "videos frames"]:
-    """For each video (row) the index in it of the nearest neighbour of each frame of all videos together."""
+    """By video, index in it of the nearest neighbour of each frame of all videos."""
     frames = np.concatenate(units)
-    rough = frames.astype(np.float32)
-    gap = np.float32(rounding_gap(frames.shape[1], np.float32))
-    starts = np.cumsum([0] + [len(video) for video in units])
-    index = np.arange(max(len(video) for video in units), dtype=np.float32)
-    number_and_sum = np.stack([np.ones_like(index), index])
+    gap = rounding_gap(frames.shape[1])
+    ends = np.cumsum([len(video) for video in units])
     zeros = np.flatnonzero(~frames.any(axis=1))
     neighbors = np.empty((len(units), len(frames)), dtype=np.float32)
     size = max(1, MOST_SIMILARITIES // len(frames))
     for start in range(0, len(frames), size):
         queries = slice(start, start + size)
         # Candidates are rows: reducing over rows runs along contiguous memory, much faster than over columns.
-        # All frames at once are the product of a matrix with itself, at half the cost.
-        similarities = rough @ rough[queries].T
+        similarities = frames @ frames[queries].T
         similarities[zeros] = ZERO_SIMILARITY
-        for video, rows in enumerate(np.split(similarities, starts[1:-1])):
-            nearest = (rows >= rows.max(0) - gap).astype(np.float32)
-            # The sum of the indices of a single nearest frame is its index.
-            number, neighbors[video, queries] = number_and_sum[:, : len(rows)] @ nearest
-            unsure = start + np.flatnonzero(number > 1)
-            if len(unsure):
-                neighbors[video, unsure] = _exact_neighbors(units[video], frames[unsure])
+        for video, rows in enumerate(np.split(similarities, ends[:-1])):
+            neighbors[video, queries] = (rows >= rows.max(0) - gap).argmax(0)
     return neighbors
 
 
-def _exact_neighbors(
-    candidates: Float64[np.ndarray, "candidates width"], queries: Float64[np.ndarray, "queries width"]
-) -> Int[np.ndarray, " queries"]:
-    """Index of the nearest candidate of each query, the first of equally near ones."""
-    similarities = candidates @ queries.T
-    similarities[~candidates.any(axis=1)] = ZERO_SIMILARITY
-    gap = rounding_gap(queries.shape[1], np.float64)
-    return (similarities >= similarities.max(0) - gap).argmax(0)
-
-
 def _tau_b(neighbors: Float32[np.ndarray, "frames videos"]) -> Float64[np.ndarray, " videos"]:
-    """tau-b of each column against time, which has no ties; NaN where all values are equal."""
+    """tau-b of each column against time (no ties); NaN where all values are equal."""
     length, count = neighbors.shape
     signed, untied = np.zeros(count), np.zeros(count)
     # Frame t is the later one of t pairs, which begin at pair t (t - 1) / 2.

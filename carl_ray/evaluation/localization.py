@@ -1,4 +1,4 @@
-"""Features of whole videos for temporal action localisation (paper, table 12), as G-TAD reads them.
+"""Features for temporal action localisation with G-TAD (paper, table 12).
 
 Sources of the layout and of the resampling, read in the authors' repositories:
 
@@ -17,13 +17,11 @@ leave out the last frames. These here cover all of a video: set `feature_frame` 
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from types import ModuleType
 from typing import Literal
 from urllib.parse import quote
 
@@ -46,12 +44,12 @@ _MARKER = "export.json"
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export did."""
+    """Counts of an export."""
 
     num_written: int
     """Files written."""
     num_kept: int
-    """Files that were there already."""
+    """Files that existed already."""
 
 
 def resample(
@@ -87,7 +85,7 @@ def resample(
 
 
 def video_name(video_id: str) -> str:
-    """The name of a video in the exported files: the last part of its id, without its suffix.
+    """Name of a video in the exported files: last part of its id, no suffix.
 
     ActivityNet's files are called v_<YouTube id>.mp4, and so are the videos in G-TAD's lists.
     """
@@ -95,23 +93,19 @@ def video_name(video_id: str) -> str:
 
 
 def to_file(features: Float32[np.ndarray, "length width"], name: str, file_format: Format) -> bytes:
-    """The content of a video's file.
+    """The content of a video's file."""
+    if file_format == "csv":
+        text = io.StringIO()
+        header = ",".join(f"f{column}" for column in range(features.shape[1]))
+        # Nine digits restore every float32.
+        np.savetxt(text, features, fmt="%.9g", delimiter=",", header=header, comments="")
+        return text.getvalue().encode()
+    import h5py
 
-    Raises:
-        UserError: HDF5 is wanted and h5py is not installed.
-    """
-    match file_format:
-        case "hdf5":
-            content = io.BytesIO()
-            with _h5py().File(content, "w") as file:
-                file.create_dataset(name, data=features)
-            return content.getvalue()
-        case "csv":
-            text = io.StringIO()
-            header = ",".join(f"f{column}" for column in range(features.shape[1]))
-            # Nine digits give every float32 back.
-            np.savetxt(text, features, fmt="%.9g", delimiter=",", header=header, comments="")
-            return text.getvalue().encode()
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.create_dataset(name, data=features)
+    return content.getvalue()
 
 
 def export_features(
@@ -122,7 +116,7 @@ def export_features(
     file_format: Format = "hdf5",
     on_video: Callable[[int], None] = lambda done: None,
 ) -> ExportResult:
-    """Writes a file of resampled, L2-normalised embeddings for each video; files that are there stay.
+    """Write resampled, normalised embeddings of each video; keep existing files.
 
     The frames are normalised, as for all evaluation (SPEC section 2), and then resampled.
 
@@ -130,7 +124,7 @@ def export_features(
         embeddings_uri: Folder or part of embeddings.
         out: Path or URI of the folder for the files.
         length: The number of snippets of each video.
-        file_format: As the module says.
+        file_format: HDF5 for G-TAD, CSV for BSN and BMN.
         on_video: Called with the number of videos done after each.
 
     Raises:
@@ -141,8 +135,6 @@ def export_features(
     if length < 1:
         raise UserError(f"--length: expected at least 1, got {length}")
     settings = {"origin": asdict(read_origin(embeddings_uri)), "length": length, "format": file_format}
-    if file_format == "hdf5":
-        _h5py()
     _check_settings(out, settings)
     present = set(storage.list_folder(out))
     id_of: dict[str, str] = {}
@@ -158,7 +150,7 @@ def export_features(
                 "file names alone; rename one, or export them from embeddings of their own"
             )
         file_name = f"{name}{SUFFIXES[file_format]}"
-        # It comes from data: in a URI, what follows a `?` would name another endpoint.
+        # The name comes from data: in a URI, the part after a `?` would name another endpoint.
         uri = storage.join(out, quote(file_name) if storage.is_remote(out) else file_name)
         shape = (length, video.embeddings.shape[1])
         if file_name not in present or _shape(storage.read_bytes(uri), name, file_format) != shape:
@@ -176,7 +168,7 @@ def export_features(
 
 
 def _check_settings(out: str, settings: dict[str, object]) -> None:
-    """Notes what a folder holds; raises `UserError` where it is something else than wanted."""
+    """Record the settings in a new folder; refuse a folder with others."""
     uri = storage.join(out, _MARKER)
     if not storage.exists(uri):
         storage.write_bytes(uri, json.dumps(settings, indent=2).encode() + b"\n")
@@ -194,20 +186,15 @@ def _check_settings(out: str, settings: dict[str, object]) -> None:
 
 
 def _shape(content: bytes, name: str, file_format: Format) -> tuple[int, ...] | None:
-    """(length, width) of a file that is there; None where it is none of ours."""
+    """(length, width) of an exported file; None where it is damaged or something else."""
     if file_format == "csv":
         lines = content.decode(errors="replace").splitlines()
         widths = {line.count(",") + 1 for line in lines}
         return (len(lines) - 1, *widths) if len(widths) == 1 else None
+    import h5py
+
     try:
-        with _h5py().File(io.BytesIO(content), "r") as file:
+        with h5py.File(io.BytesIO(content), "r") as file:
             return tuple(file[name].shape)
     except (OSError, KeyError, AttributeError):
         return None
-
-
-def _h5py() -> ModuleType:
-    try:
-        return importlib.import_module("h5py")
-    except ImportError:
-        raise UserError("HDF5 needs h5py: `pip install h5py`, or choose --format csv") from None

@@ -1,6 +1,8 @@
-"""What linear models read out of frozen embeddings: phase, progress, FineGym's classes (SPEC section 5).
+"""Linear models on frozen embeddings (SPEC section 5).
 
-All take lists with one array a video, and normalise the embeddings themselves.
+Phase classification, phase progression, and FineGym's linear probe.
+
+All take lists with one array for each video, and normalise the embeddings themselves.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,12 +19,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from torch.nn import functional
 
+from carl_ray.evaluation.bootstrap import Result, mean_r_squared, r_squared_by_boundary, ratio_of_sums
 from carl_ray.evaluation.frames import labelled_frames
-from carl_ray.evaluation.results import MeanRSquared, RatioOfSums
 
 _MOST_ITERATIONS = 10_000
 
-# FineGym's protocol.
+# FineGym's protocol, as `linear_probe` describes it.
 _LEARNING_RATE = 50.0
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 1e-6
@@ -42,8 +44,8 @@ def phase_classification(
     *,
     fraction: float = 1.0,
     seed: int = 0,
-) -> RatioOfSums:
-    """Accuracy over the test frames of a multinomial logistic regression (L2, C = 1) on the training frames.
+) -> Result:
+    """Accuracy over the test frames of a multinomial logistic regression.
 
     Embeddings are normalised here; frames with a negative label are left out. Where the training frames have
     a single class, it is predicted.
@@ -58,37 +60,30 @@ def phase_classification(
         seed: Of that order.
 
     Returns:
-        Right frames and frames by test video; NaN without labelled frames on both sides. `left_out`:
-        `train_videos_without_labels`, `test_videos_without_labels`, `test_frames_of_unseen_phases` (phases
-        that no training frame has; these frames count as wrong), and `not_converged` fits.
+        Correct frames and frames by test video (`ratio_of_sums`); NaN without labelled frames on both sides.
+        `left_out`: `train_videos_without_labels`, `test_videos_without_labels`, `test_frames_of_unseen_phases`
+        (phases that no training frame has; these frames count as wrong), and `not_converged` fits.
 
     Raises:
         ValueError: as `labelled_frames`, widths of training and test that differ, or a fraction outside
             (0, 1].
     """
-    train, train_classes, left_out = _training_videos(train_embeddings, train_labels, fraction, seed)
-    test, test_classes = labelled_frames(test_embeddings, test_labels)
-    _check_widths(train_embeddings, test_embeddings)
-    left_out |= {
-        "test_videos_without_labels": sum(len(classes) == 0 for classes in test_classes),
-        "test_frames_of_unseen_phases": _unseen(train_classes, test_classes),
-        "not_converged": 0,
-    }
-    if not train:
-        return _accuracy(None, test_classes, left_out)
-    frames, classes = np.concatenate(train), np.concatenate(train_classes)
+    data = _select(train_embeddings, train_labels, test_embeddings, test_labels, fraction, seed)
+    data.left_out |= {"test_frames_of_unseen_phases": data.num_unseen(), "not_converged": 0}
+    if not data.train:
+        return data.accuracy(None)
+    frames, classes = np.concatenate(data.train), np.concatenate(data.train_classes)
     if (classes == classes[0]).all():
-        return _accuracy([np.full(len(video), classes[0]) for video in test], test_classes, left_out)
-    # Of two classes scikit-learn fits one weight vector: half the squared difference of a softmax's two, whose
+        return data.accuracy([np.full(len(video), classes[0]) for video in data.test])
+    # For two classes scikit-learn fits one weight vector: half the squared difference of a softmax's two, whose
     # penalty with C = 1 is that of a single one with C = 2.
     penalty = 2.0 if len(np.unique(classes)) == 2 else 1.0
     model = LogisticRegression(C=penalty, tol=_TOLERANCE, max_iter=_MOST_ITERATIONS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(frames, classes)
-    left_out["not_converged"] = int(any(issubclass(w.category, ConvergenceWarning) for w in caught))
-    predictions = [model.predict(video) if len(video) else classes[:0] for video in test]
-    return _accuracy(predictions, test_classes, left_out)
+    data.left_out["not_converged"] = int(any(issubclass(w.category, ConvergenceWarning) for w in caught))
+    return data.accuracy([model.predict(video) if len(video) else classes[:0] for video in data.test])
 
 
 def phase_progression(
@@ -98,8 +93,8 @@ def phase_progression(
     test_labels: _Labels,
     *,
     num_phases: int,
-) -> MeanRSquared:
-    """Mean R^2 over the boundaries of linear regressions of the time since each boundary.
+) -> Result:
+    """Mean R^2 over the boundaries of regressions of the time since each.
 
     At boundary k < K - 1 the target of frame t is (t - last frame of phase k) / length, with t and length
     counting the labelled frames of the video. One ordinary least-squares regression a boundary is fitted to
@@ -114,7 +109,7 @@ def phase_progression(
         num_phases: K.
 
     Returns:
-        Sums by boundary and test video. `left_out`: `train_videos_without_phase` and
+        Sums by boundary and test video (`mean_r_squared`). `left_out`: `train_videos_without_phase` and
         `test_videos_without_phase`, left out of a boundary (a video counts once for each of them), and
         `undefined_boundaries`: no training or test video has the phase, or the targets have no spread.
 
@@ -148,9 +143,9 @@ def phase_progression(
             target = _time_since(test_classes[number], boundary)
             residual = target - model.predict(test[number])
             statistics[:, boundary, number] = len(target), target.sum(), target @ target, residual @ residual
-    every = MeanRSquared(*statistics)
-    undefined = int(np.isnan(every.by_boundary(np.ones((1, len(test)), dtype=int))).sum())
-    return replace(every, left_out={**left_out, "undefined_boundaries": undefined})
+    defined = ~np.isnan(r_squared_by_boundary(statistics, np.ones((1, len(test)), dtype=int)))
+    left_out["undefined_boundaries"] = int((~defined).sum())
+    return mean_r_squared(statistics, left_out)
 
 
 def linear_probe(
@@ -162,43 +157,25 @@ def linear_probe(
     num_classes: int,
     fraction: float = 1.0,
     seed: int = 0,
-) -> RatioOfSums:
-    """Micro accuracy over the test frames of one linear layer after its last epoch: FineGym's protocol.
+) -> Result:
+    """Accuracy over the test frames of a linear layer: FineGym's protocol.
 
     SGD with learning rate 50, momentum .9 and weight decay 1e-6, cosine decay by epoch over 100 epochs,
     batches of 10 videos in a seeded order, cross-entropy averaged over the labelled frames of a batch. The
-    layer starts at zero: its loss is convex, no other start is better. Embeddings are normalised here.
+    layer is initialised with zeros: its loss is convex, so no initialisation is better.
 
-    Args:
-        train_embeddings: One array a training video.
-        train_labels: Class of each of their frames; negative where it has none.
-        test_embeddings: One array a test video.
-        test_labels: Class of each of their frames.
-        num_classes: Classes are 0 to this less one.
-        fraction: As in `phase_classification`.
-        seed: Of the choice of the fraction and of the order of the videos.
-
-    Returns:
-        Right frames and frames by test video; NaN without labelled frames on both sides. `left_out`:
-        `train_videos_without_labels`, `test_videos_without_labels`, `test_frames_of_unseen_classes`.
-
-    Raises:
-        ValueError: as `phase_classification`, or a label of `num_classes` or more.
+    Arguments, result and errors are those of `phase_classification`, except: labels are classes from 0 to
+    `num_classes` - 1, and a larger one is a ValueError; `seed` is also that of the order of the videos; `left_out` has
+    `test_frames_of_unseen_classes` instead of the last two.
     """
-    train, train_classes, left_out = _training_videos(train_embeddings, train_labels, fraction, seed)
-    test, test_classes = labelled_frames(test_embeddings, test_labels)
-    _check_widths(train_embeddings, test_embeddings)
-    _check_range("training", train_classes, num_classes)
-    _check_range("test", test_classes, num_classes)
-    left_out |= {
-        "test_videos_without_labels": sum(len(classes) == 0 for classes in test_classes),
-        "test_frames_of_unseen_classes": _unseen(train_classes, test_classes),
-    }
-    if not train:
-        return _accuracy(None, test_classes, left_out)
-    weight, bias = _linear_layer(train, train_classes, num_classes, seed)
-    predictions = [(video @ weight.T + bias).argmax(1) for video in test]
-    return _accuracy(predictions, test_classes, left_out)
+    data = _select(train_embeddings, train_labels, test_embeddings, test_labels, fraction, seed)
+    _check_range("training", data.train_classes, num_classes)
+    _check_range("test", data.test_classes, num_classes)
+    data.left_out["test_frames_of_unseen_classes"] = data.num_unseen()
+    if not data.train:
+        return data.accuracy(None)
+    weight, bias = _linear_layer(data.train, data.train_classes, num_classes, seed)
+    return data.accuracy([(video @ weight.T + bias).argmax(1) for video in data.test])
 
 
 def _linear_layer(
@@ -231,49 +208,65 @@ def _linear_layer(
     return weight.detach().numpy(), bias.detach().numpy()
 
 
-def _training_videos(
-    embeddings: _Embeddings, labels: _Labels, fraction: float, seed: int
-) -> tuple[list[Float64[np.ndarray, "_ width"]], list[Int[np.ndarray, " _"]], dict[str, int]]:
-    """Labelled frames of the seeded fraction of the videos that have any, and how many have none."""
+@dataclass
+class _Selection:
+    """Labelled, normalised frames of the selected training and all test videos."""
+
+    train: list[Float64[np.ndarray, "_ width"]]
+    train_classes: list[Int[np.ndarray, " _"]]
+    test: list[Float64[np.ndarray, "_ width"]]
+    test_classes: list[Int[np.ndarray, " _"]]
+    left_out: dict[str, int]
+
+    def num_unseen(self) -> int:
+        """Test frames whose class no training frame has."""
+        seen = np.unique(np.concatenate([*self.train_classes, np.empty(0, dtype=np.int64)]))
+        return sum(int((~np.isin(classes, seen)).sum()) for classes in self.test_classes)
+
+    def accuracy(self, predictions: Sequence[Int[np.ndarray, " _"]] | None) -> Result:
+        """Correct frames by all frames of each test video; undefined without predictions."""
+        if predictions is None:
+            nothing = np.zeros(len(self.test_classes))
+            return ratio_of_sums(nothing, nothing, self.left_out)
+        pairs = zip(predictions, self.test_classes, strict=True)
+        correct = np.array([(found == truth).sum() for found, truth in pairs], dtype=np.float64)
+        frames = np.array([len(truth) for truth in self.test_classes], dtype=np.float64)
+        return ratio_of_sums(correct, frames, self.left_out)
+
+
+def _select(
+    train_embeddings: _Embeddings,
+    train_labels: _Labels,
+    test_embeddings: _Embeddings,
+    test_labels: _Labels,
+    fraction: float,
+    seed: int,
+) -> _Selection:
+    """The seeded fraction of the labelled training videos, and the test videos."""
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be above 0 and at most 1, got {fraction:g}")
-    units, classes = labelled_frames(embeddings, labels)
+    units, classes = labelled_frames(train_embeddings, train_labels)
+    test, test_classes = labelled_frames(test_embeddings, test_labels)
+    _check_widths(train_embeddings, test_embeddings)
     labelled = [number for number, video in enumerate(classes) if len(video)]
     count = num_fitted(classes, fraction)
     chosen = np.sort(np.random.default_rng(seed).permutation(labelled)[:count])
-    left_out = {"train_videos_without_labels": len(units) - len(labelled)}
-    return [units[number] for number in chosen], [classes[number] for number in chosen], left_out
+    left_out = {
+        "train_videos_without_labels": len(units) - len(labelled),
+        "test_videos_without_labels": sum(len(video) == 0 for video in test_classes),
+    }
+    return _Selection([units[n] for n in chosen], [classes[n] for n in chosen], test, test_classes, left_out)
 
 
 def num_fitted(labels: _Labels, fraction: float) -> int:
-    """How many training videos a fraction of those with labels is, rounded up."""
+    """Number of training videos in a fraction of those with labels, rounded up."""
     labelled = sum(bool((video >= 0).any()) for video in labels)
-    # 0.07 x 100 is a little more than 7 in floating point, and is no eighth video.
+    # 0.07 x 100 is a little more than 7 in floating point, and must not select an eighth video.
     return math.ceil(fraction * labelled - 1e-9)
 
 
-def _accuracy(
-    predictions: Sequence[Int[np.ndarray, " _"]] | None,
-    classes: Sequence[Int[np.ndarray, " _"]],
-    left_out: dict[str, int],
-) -> RatioOfSums:
-    """Right frames by all frames of each test video; undefined where nothing could be predicted."""
-    if predictions is None:
-        nothing = np.zeros(len(classes))
-        return RatioOfSums(nothing, nothing, left_out)
-    pairs = zip(predictions, classes, strict=True)
-    right = np.array([(found == truth).sum() for found, truth in pairs], dtype=np.float64)
-    return RatioOfSums(right, np.array([len(truth) for truth in classes], dtype=np.float64), left_out)
-
-
-def _unseen(train_classes: list[Int[np.ndarray, " _"]], test_classes: list[Int[np.ndarray, " _"]]) -> int:
-    """Test frames whose class no training frame has."""
-    seen = np.unique(np.concatenate([*train_classes, np.empty(0, dtype=np.int64)]))
-    return sum(int((~np.isin(classes, seen)).sum()) for classes in test_classes)
-
-
 def _time_since(classes: Int[np.ndarray, " frames"], phase: int) -> Float64[np.ndarray, " frames"]:
-    """Frames since the last frame of a phase, negative before it, by the length of the video."""
+    """Frames since the last frame of a phase, over the length of the video."""
     return (np.arange(len(classes)) - np.flatnonzero(classes == phase)[-1]) / len(classes)
 
 

@@ -1,26 +1,27 @@
-"""From embeddings to metrics.json: every metric of a protocol, for the trained encoder and three controls.
+"""Evaluation protocols: all metrics for the trained encoder and three controls.
 
     trained     H of the trained encoder
     untrained   H of the same encoder before its training
-    positions   the sine-cosine code that is added to the frames, and nothing of the frames
-    chance      an independent random vector for every frame: no information at all, through the same protocol
+    positions   the sine-cosine positional encoding alone, without frame content
+    chance      an independent random vector for every frame
 
-The videos of each action (`label` of the manifest) are evaluated on their own, and the actions averaged plainly
+The videos of each action (`label` of the manifest) are evaluated separately, and the metrics averaged over actions
 (SPEC section 5). Intervals are percentile bootstraps over the test videos of each action.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from carl_ray.errors import UserError
 from carl_ray.evaluation.alignment import alignment_error
+from carl_ray.evaluation.bootstrap import Result, bootstrap, pair_mean, ratio_of_sums
 from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
 from carl_ray.evaluation.kendall import kendalls_tau
@@ -29,17 +30,15 @@ from carl_ray.evaluation.metrics import (
     LABEL_FRACTIONS,
     PHASE_METRICS,
     VARIANTS,
+    MetricEntry,
     Protocol,
 )
 from carl_ray.evaluation.probes import linear_probe, num_fitted, phase_classification, phase_progression
-from carl_ray.evaluation.results import Interval, PairMean, RatioOfSums, Result, bootstrap
 from carl_ray.evaluation.retrieval import average_precisions
 
 _NUM_DRAWS = 1000
 _LEVEL = 0.95
 _NEIGHBOURS = (5, 10, 15)
-
-_Frames = list[np.ndarray]
 
 
 def evaluate(
@@ -54,47 +53,77 @@ def evaluate(
 ) -> dict[str, Any]:
     """The document of metrics.json.
 
-    `document[variant][metric]` is {"value", "low", "high", "left_out"}, None where undefined, with the numbers
+    `document[variant][metric]` is {"value", "low", "high", "left_out"}: the interval, None where undefined, and counts
     of what was left out; `document["untrained"]` is None where the embeddings lack that control.
-    `document["actions"][label]` holds the same for each action. `fitted_videos` counts the training videos that each
-    share of the labels takes, by the suffix of the metrics' names: where two are equal, the videos are the same.
-    `videos_with_returning_phases` counts the test videos in which a phase comes back: where there is one, the metrics
-    of `NEEDS_ONE_ORDER` are not meaningful.
+    `document["actions"][label]` holds the same for each action. `fitted_videos` counts the training videos of each
+    label fraction, by the suffix of the metrics' names: equal counts mean equal videos.
+    `videos_with_returning_phases` counts the test videos in which a phase returns: if there are any, the metrics of
+    `NEEDS_ONE_ORDER` are not meaningful.
 
     Args:
-        train: Videos whose labels probes are fitted to; may be none where no test video has labels.
-        test: Videos that everything is measured on.
-        origin: Where the embeddings come from.
+        train: Videos that probes are fitted to; may be empty if no test video has labels.
+        test: Videos that are measured.
+        origin: Origin of the embeddings.
         protocol: Which metrics.
-        stride: Every how many frames tau, AP@K and the alignment error look at.
+        stride: Tau, AP@K and the alignment error use every `stride`-th frame.
         seed: Of label fractions, chance, the linear probe's order and the bootstrap.
-        on_progress: Called with (what is being done, steps done, steps in all).
+        on_progress: Called with (current step, number of steps done, number of steps).
 
     Raises:
         UserError: fewer than two test videos, no training video, a video in both, or widths that differ.
     """
     _check(train, test)
     actions = _group(train, test, by_label=protocol == "phases")
-    variants = [name for name in VARIANTS if name != "untrained" or _has_untrained(train, test)]
-    results: dict[str, dict[str, dict[str, Result]]] = {}
-    for number, (action, (train_videos, test_videos)) in enumerate(actions.items()):
-        results[action] = {}
-        for place, variant in enumerate(variants):
-            on_progress(f"{action}, {variant}", number * len(variants) + place, len(actions) * len(variants))
-            fitted, held = (_Embedded.of(part, variant, origin, seed) for part in (train_videos, test_videos))
-            if protocol == "phases":
-                results[action][variant] = _measure_phases(fitted, held, stride, seed)
-            else:
-                results[action][variant] = _measure_finegym(fitted, held, seed)
+    has_untrained = all(video.untrained is not None for video in [*train, *test])
+    variants = [name for name in VARIANTS if name != "untrained" or has_untrained]
+    results: dict[tuple[str, str], dict[str, Result]] = {}
+    for action, variant in (steps := list(itertools.product(actions, variants))):
+        on_progress(f"{action}, {variant}", len(results), len(steps))
+        fitted, held = (_embedded_by(variant, part, origin, seed) for part in actions[action])
+        results[action, variant] = (
+            _measure_phases(fitted, held, stride, seed)
+            if protocol == "phases"
+            else _measure_finegym(fitted, held, seed)
+        )
 
-    def summary(variant: str, names: Sequence[str]) -> dict[str, Any] | None:
-        if variant not in variants:
-            return None
+    def summaries(names: Iterable[str]) -> dict[str, dict[str, MetricEntry] | None]:
         return {
-            metric: _entry([results[name][variant][metric] for name in names], seed)
-            for metric in (PHASE_METRICS if protocol == "phases" else FINEGYM_METRICS)
+            variant: _summary([results[name, variant] for name in names], seed)
+            if variant in variants
+            else None
+            for variant in VARIANTS
         }
 
+    return _conditions(train, test, origin, protocol, stride, seed) | {
+        "fitted_videos": {
+            suffix: sum(
+                num_fitted([video.phases for video in videos], fraction) for videos, _ in actions.values()
+            )
+            for suffix, fraction in LABEL_FRACTIONS.items()
+        },
+        **summaries(actions),
+        "actions": {
+            action: {
+                "train_videos": len(fitted),
+                "test_videos": len(held),
+                "videos_with_returning_phases": sum(map(_has_returning_phase, held)),
+                "num_phases": _num_classes([*fitted, *held]),
+                **summaries([action]),
+            }
+            for action, (fitted, held) in actions.items()
+        },
+    }
+
+
+def _conditions(
+    train: Sequence[EmbeddedVideo],
+    test: Sequence[EmbeddedVideo],
+    origin: Origin,
+    protocol: Protocol,
+    stride: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The entries of metrics.json that say what was measured, and how."""
     return {
         "protocol": protocol,
         "stride": stride,
@@ -103,33 +132,18 @@ def evaluate(
         "origin": asdict(origin),
         "train": _extent(train),
         "test": _extent(test),
-        "fitted_videos": {
-            suffix: sum(num_fitted(_labels(videos), fraction) for videos, _ in actions.values())
-            for suffix, fraction in LABEL_FRACTIONS.items()
-        },
-        "videos_with_returning_phases": sum(map(_has_returning_phase, _labels(test))),
-        **{variant: summary(variant, list(actions)) for variant in VARIANTS},
-        "actions": {
-            action: {
-                "train_videos": len(actions[action][0]),
-                "test_videos": len(actions[action][1]),
-                "videos_with_returning_phases": sum(map(_has_returning_phase, _labels(actions[action][1]))),
-                "num_phases": _num_classes([*actions[action][0], *actions[action][1]]),
-                **{variant: summary(variant, [action]) for variant in VARIANTS},
-            }
-            for action in actions
-        },
+        "videos_with_returning_phases": sum(map(_has_returning_phase, test)),
     }
 
 
 def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> None:
-    if not train and any((labels >= 0).any() for labels in _labels(test)):
+    if not train and any((video.phases >= 0).any() for video in test):
         raise UserError("expected at least one training video to fit probes to, got none")
     if len(test) < 2:
         raise UserError(
             f"expected at least 2 test videos, got {len(test)}: tau, retrieval and alignment compare videos"
         )
-    # The same name alone may be two files, of two folders that were indexed apart.
+    # By URI as well: two folders that were indexed separately may use the same id for two files.
     both = {(v.video_id, v.uri) for v in train} & {(v.video_id, v.uri) for v in test}
     if both:
         raise UserError(
@@ -149,14 +163,13 @@ def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> Non
                 raise UserError(f"{name} of {video.video_id!r} are not finite: was the encoder's training?")
 
 
-def _has_untrained(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> bool:
-    return all(video.untrained is not None for video in [*train, *test])
-
-
 def _group(
     train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], *, by_label: bool
 ) -> dict[str, tuple[list[EmbeddedVideo], list[EmbeddedVideo]]]:
-    """Training and test videos by action, in the order of its name; videos without one are an action."""
+    """Training and test videos by action, sorted by name.
+
+    Videos without a label form one action.
+    """
 
     def name(video: EmbeddedVideo) -> str:
         return (video.label or "no label") if by_label else "all classes"
@@ -167,126 +180,118 @@ def _group(
     }
 
 
-@dataclass(frozen=True)
-class _Embedded:
-    """Videos as one variant embeds them."""
-
-    videos: Sequence[EmbeddedVideo]
-    embeddings: _Frames
-    labels: _Frames
-
-    @staticmethod
-    def of(videos: Sequence[EmbeddedVideo], variant: str, origin: Origin, seed: int) -> _Embedded:
-        lengths = [len(video) for video in videos]
-        match variant:
-            case "trained":
-                embeddings = [video.embeddings for video in videos]
-            case "untrained":
-                embeddings = [video.untrained for video in videos if video.untrained is not None]
-            case "positions":
-                embeddings = position_embeddings(
-                    lengths, num_frames=origin.num_frames, width=origin.position_width
-                )
-            case _:
-                width = videos[0].embeddings.shape[1] if videos else 1
-                embeddings = chance_embeddings(
-                    lengths, [video.video_id for video in videos], width=width, seed=seed
-                )
-        return _Embedded(videos, embeddings, _labels(videos))
+def _embedded_by(
+    variant: str, videos: Sequence[EmbeddedVideo], origin: Origin, seed: int
+) -> list[EmbeddedVideo]:
+    """The videos with the embeddings of a variant."""
+    lengths = [len(video) for video in videos]
+    match variant:
+        case "trained":
+            return list(videos)
+        case "untrained":
+            embeddings = [video.untrained for video in videos if video.untrained is not None]
+        case "positions":
+            embeddings = position_embeddings(
+                lengths, num_frames=origin.num_frames, width=origin.position_width
+            )
+        case _:
+            width = videos[0].embeddings.shape[1] if videos else 1
+            embeddings = chance_embeddings(lengths, [v.video_id for v in videos], width=width, seed=seed)
+    return [replace(video, embeddings=array) for video, array in zip(videos, embeddings, strict=True)]
 
 
-def _measure_phases(train: _Embedded, test: _Embedded, stride: int, seed: int) -> dict[str, Result]:
-    measured: dict[str, Result] = {}
-    if train.videos:
-        labelled = (train.embeddings, train.labels, test.embeddings, test.labels)
+def _arrays(videos: Sequence[EmbeddedVideo]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Embeddings and labels of each video."""
+    return [video.embeddings for video in videos], [video.phases for video in videos]
+
+
+def _measure_phases(
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
+) -> dict[str, Result]:
+    measured: dict[str, Result] = dict.fromkeys(PHASE_METRICS[:4], _unfitted(test))
+    embeddings, labels = _arrays(test)
+    if train:
+        labelled = (*_arrays(train), embeddings, labels)
         for suffix, fraction in LABEL_FRACTIONS.items():
             measured[f"phase_classification{suffix}"] = phase_classification(
                 *labelled, fraction=fraction, seed=seed
             )
-        classes = _num_classes([*train.videos, *test.videos])
-        measured["phase_progression"] = phase_progression(*labelled, num_phases=max(classes, 2))
-    else:
-        measured = dict.fromkeys(PHASE_METRICS[:4], _unfitted(test))
-    # Frames without a label take no part, but where a video has none at all every frame does.
-    kept = [
-        array[labels >= 0] if (labels >= 0).any() else array
-        for array, labels in zip(test.embeddings, test.labels, strict=True)
-    ]
+        classes = max(_num_classes([*train, *test]), 2)
+        measured["phase_progression"] = phase_progression(*labelled, num_phases=classes)
+    # Only labelled frames, but all frames of a video without any label.
+    kept = [x[y >= 0] if (y >= 0).any() else x for x, y in zip(embeddings, labels, strict=True)]
     measured["kendalls_tau"] = kendalls_tau(kept, stride=stride)
-    precisions = average_precisions(test.embeddings, test.labels, _NEIGHBOURS, stride=stride)
+    precisions = average_precisions(embeddings, labels, _NEIGHBOURS, stride=stride)
     measured |= {f"average_precision_at_{k}": precisions[k] for k in _NEIGHBOURS}
     measured["alignment_error"] = _alignment_error(test, stride)
     return measured
 
 
-def _unfitted(test: _Embedded) -> Result:
-    """What a probe without training videos says."""
-    nothing = np.zeros(len(test.videos))
-    return RatioOfSums(nothing, nothing, {"actions_without_training_videos": 1})
-
-
-def _measure_finegym(train: _Embedded, test: _Embedded, seed: int) -> dict[str, Result]:
-    if not train.videos:
+def _measure_finegym(
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], seed: int
+) -> dict[str, Result]:
+    if not train:
         return dict.fromkeys(FINEGYM_METRICS, _unfitted(test))
-    labelled = (train.embeddings, train.labels, test.embeddings, test.labels)
-    classes = _num_classes([*train.videos, *test.videos])
+    labelled = (*_arrays(train), *_arrays(test))
+    classes = _num_classes([*train, *test])
     return {
         f"linear_probe{suffix}": linear_probe(*labelled, num_classes=classes, fraction=fraction, seed=seed)
         for suffix, fraction in LABEL_FRACTIONS.items()
     }
 
 
-def _alignment_error(test: _Embedded, stride: int) -> Result:
-    """Among the videos whose true progress is known."""
-    embeddings, progress = [], []
-    for array, video in zip(test.embeddings, test.videos, strict=True):
-        if video.progress is not None:
-            embeddings.append(array)
-            progress.append(video.progress)
-    unknown = {"videos_without_progress": len(test.videos) - len(progress)}
-    if not progress:
-        return PairMean(np.full((len(test.videos), len(test.videos)), np.nan), unknown)
+def _unfitted(test: Sequence[EmbeddedVideo]) -> Result:
+    """The undefined result of a probe without training videos."""
+    nothing = np.zeros(len(test))
+    return ratio_of_sums(nothing, nothing, {"actions_without_training_videos": 1})
+
+
+def _alignment_error(test: Sequence[EmbeddedVideo], stride: int) -> Result:
+    """The alignment error of the videos whose true progress is known."""
+    known = [(video.embeddings, video.progress) for video in test if video.progress is not None]
+    unknown = {"videos_without_progress": len(test) - len(known)}
+    if not known:
+        return pair_mean(np.full((len(test), len(test)), np.nan), unknown)
+    embeddings, progress = zip(*known, strict=True)
     result = alignment_error(embeddings, progress, stride=stride)
     return replace(result, left_out=result.left_out | unknown)
 
 
-def _labels(videos: Sequence[EmbeddedVideo]) -> list[Int[np.ndarray, " frames"]]:
-    return [
-        np.full(len(video), -1, np.int32) if video.frame_labels is None else video.frame_labels
-        for video in videos
-    ]
-
-
-def _has_returning_phase(labels: Int[np.ndarray, " frames"]) -> bool:
-    """Whether a phase ends and begins again; frames without a label in between change nothing."""
-    phases = labels[labels >= 0]
+def _has_returning_phase(video: EmbeddedVideo) -> bool:
+    """Whether a phase ends and begins again, ignoring frames without a label."""
+    phases = video.phases[video.phases >= 0]
     begun = phases[np.flatnonzero(np.diff(phases, prepend=-1))]
     return len(begun) > len(np.unique(begun))
 
 
 def _num_classes(videos: Sequence[EmbeddedVideo]) -> int:
-    return 1 + max((int(labels.max(initial=-1)) for labels in _labels(videos)), default=-1)
+    return 1 + max((int(video.phases.max(initial=-1)) for video in videos), default=-1)
 
 
-def _entry(results: Sequence[Result], seed: int) -> dict[str, Any]:
+def _summary(results: Sequence[dict[str, Result]], seed: int) -> dict[str, MetricEntry]:
+    """The entry of each metric: its mean over the actions."""
+    return {metric: _entry([result[metric] for result in results], seed) for metric in results[0]}
+
+
+def _entry(results: Sequence[Result], seed: int) -> MetricEntry:
     left_out: dict[str, int] = {}
     for result in results:
         for name, count in result.left_out.items():
             left_out[name] = left_out.get(name, 0) + count
     if len(results) > 1:
-        # The mean is over the other actions; one with too few videos to vary costs the mean its interval.
+        # The mean is over the defined actions; one with too few videos to vary leaves it without an interval.
         defined = [result for result in results if not math.isnan(result.value)]
         left_out["undefined_actions"] = len(results) - len(defined)
         left_out["actions_without_interval"] = sum(not result.can_vary for result in defined)
-    interval: Interval = bootstrap(results, num_draws=_NUM_DRAWS, level=_LEVEL, seed=seed)
+    interval = bootstrap(results, num_draws=_NUM_DRAWS, level=_LEVEL, seed=seed)
     # JSON has no NaN.
-    values = {name: None if math.isnan(value) else value for name, value in asdict(interval).items()}
-    return {**values, "left_out": left_out}
+    value, low, high = (None if math.isnan(x) else x for x in (interval.value, interval.low, interval.high))
+    return {"value": value, "low": low, "high": high, "left_out": left_out}
 
 
 def _extent(videos: Sequence[EmbeddedVideo]) -> dict[str, int]:
     return {
         "videos": len(videos),
         "frames": sum(len(video) for video in videos),
-        "labelled_frames": sum(int((labels >= 0).sum()) for labels in _labels(videos)),
+        "labelled_frames": sum(int((video.phases >= 0).sum()) for video in videos),
     }

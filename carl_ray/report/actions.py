@@ -1,6 +1,6 @@
-"""All pictures of one action for the report: a pair of videos aligned, frames retrieved, a map of all frames.
+"""Pictures of one action for the report: alignment, retrieval, map of frames.
 
-Which videos and frames are shown follows from names and lengths alone, never from how well it went.
+Videos and frames are selected by name and length alone, never by result.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from carl_ray.data.decode import DecodeError
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.alignment import align_pair
 from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, nearest_frames, printable
 from carl_ray.report import figures
 from carl_ray.report.figures import Picture
-from carl_ray.report.neighbours import FoundFrame, found_frame, nearest_frames, printable
 from carl_ray.report.sheets import is_right, jpeg, thumbnails
 from carl_ray.report.video import Clip, aligned_video, partners, same_relative_position
 
@@ -25,7 +25,7 @@ _QUERY_PLACES = (1 / 6, 1 / 2, 5 / 6)
 _NUM_NEIGHBOURS = 5
 _MOST_MAP_FRAMES = 500
 _LEAST_MAP_FRAMES = 8
-_MOST_PAIR_FRAMES = 1500  # of a video in a similarity matrix; of longer ones every few frames
+_MOST_PAIR_FRAMES = 1500  # of a video in a similarity matrix; longer videos are strided
 _MOST_EMBEDDED_BYTES = 6 * 2**20
 
 
@@ -37,15 +37,7 @@ class Tile:
     picture: Picture | None
     """None where the file cannot be read."""
     verdict: str
-    """`right`, `wrong` or `unknown` phase."""
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A frame and those nearest to it."""
-
-    query: Tile
-    nearest: list[Tile]
+    """Whether its phase is that of the query: `right`, `wrong` or `unknown`."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +51,14 @@ class Pair:
     movie: str
     """Data URI, or the name of a file beside the page; empty where a file cannot be read."""
     failure: str
-    """Why there is no movie."""
+    """Reason why there is no movie."""
     differences: tuple[float, float] | None
     """Mean difference of true progress: aligned, and at the same relative position."""
 
 
 @dataclass
 class ActionPictures:
-    """All pictures of one action; what is missing stays empty."""
+    """All pictures of one action; empty where data are missing."""
 
     name: str
     colors: list[str]
@@ -74,7 +66,8 @@ class ActionPictures:
     num_videos: int
     has_unlabelled_frames: bool
     pair: Pair | None = None
-    sheets: list[Sheet] = field(default_factory=list)
+    sheets: list[list[Tile]] = field(default_factory=list)
+    """The query first, then the frames found, nearest first."""
     maps: dict[str, Picture] = field(default_factory=dict)
     """By encoder."""
     num_map_frames: int = 0
@@ -83,7 +76,7 @@ class ActionPictures:
 def draw_action(
     name: str, videos: Sequence[EmbeddedVideo], movie_name: str
 ) -> tuple[ActionPictures, bytes | None]:
-    """The pictures of an action's videos, and the movie where it is to be written beside the page."""
+    """The pictures of an action, and the movie if it is too large for the page."""
     labels = [video.frame_labels for video in videos if video.frame_labels is not None]
     num_phases = 1 + max((int(of_frames.max(initial=-1)) for of_frames in labels), default=-1)
     drawn = ActionPictures(
@@ -107,11 +100,8 @@ def _draw_pair(
     pair = (first, second)
     phases = [None if video.frame_labels is None else video.frame_labels[::step] for video in pair]
     seconds = [step / video.fps if video.fps else None for video in pair]
-    encoders = {"trained": [video.embeddings for video in pair]}
-    if first.untrained is not None and second.untrained is not None:
-        encoders["untrained"] = [first.untrained, second.untrained]
     paths, matrices = {}, {}
-    for encoder, embeddings in encoders.items():
+    for encoder, embeddings in _by_encoder(pair).items():
         seen = [frames[::step] for frames in embeddings]
         paths[encoder] = align_pair(seen[0], seen[1])
         matrices[encoder] = figures.similarity_matrix(
@@ -154,21 +144,21 @@ def _progress_differences(
     return aligned, unaligned
 
 
-def _draw_sheets(videos: Sequence[EmbeddedVideo]) -> list[Sheet]:
+def _draw_sheets(videos: Sequence[EmbeddedVideo]) -> list[list[Tile]]:
     """Three frames of the first video, and the nearest frames in the others."""
-    query, others = videos[0], videos[1:]
-    frames = np.arange(len(query))
-    if query.frame_labels is not None and (query.frame_labels >= 0).any():
-        frames = np.flatnonzero(query.frame_labels >= 0)
-    asked = [int(frames[int(place * len(frames))]) for place in _QUERY_PLACES]
+    first, others = videos[0], videos[1:]
+    frames = np.flatnonzero(first.phases >= 0)
+    if not len(frames):
+        frames = np.arange(len(first))
+    queries = [int(frames[int(place * len(frames))]) for place in _QUERY_PLACES]
     rows = [
-        (found_frame(query, frame), nearest_frames(query.embeddings[frame], others, _NUM_NEIGHBOURS))
-        for frame in asked
+        (found_frame(first, frame), nearest_frames(first.embeddings[frame], others, _NUM_NEIGHBOURS))
+        for frame in queries
     ]
-    pictures = thumbnails(item for asked_for, found in rows for item in (asked_for, *found))
+    pictures = thumbnails(item for query, found in rows for item in (query, *found))
 
-    def tile(asked_for: FoundFrame, item: FoundFrame) -> Tile:
-        right = is_right(asked_for, item)
+    def tile(query: FoundFrame, item: FoundFrame) -> Tile:
+        right = is_right(query, item)
         picture = pictures[item.uri, item.frame]
         return Tile(
             item,
@@ -176,29 +166,27 @@ def _draw_sheets(videos: Sequence[EmbeddedVideo]) -> list[Sheet]:
             "unknown" if right is None else "right" if right else "wrong",
         )
 
-    return [
-        Sheet(tile(asked_for, asked_for), [tile(asked_for, item) for item in found])
-        for asked_for, found in rows
-    ]
+    return [[tile(query, item) for item in (query, *found)] for query, found in rows]
 
 
 def _draw_maps(videos: Sequence[EmbeddedVideo], num_phases: int) -> tuple[dict[str, Picture], int]:
-    """A map for each encoder, and the number of frames in each; none where there are too few frames."""
+    """A map for each encoder, and its number of frames; none for few frames."""
     total = sum(len(video) for video in videos)
     if total < _LEAST_MAP_FRAMES:
         return {}, 0
     chosen = np.unique(np.linspace(0, total - 1, min(total, _MOST_MAP_FRAMES)).astype(np.int64))
+    phases = np.concatenate([video.phases for video in videos])[chosen]
+    maps = {
+        encoder: figures.frame_map(np.concatenate(embeddings)[chosen], phases, num_phases)
+        for encoder, embeddings in _by_encoder(videos).items()
+    }
+    return maps, len(chosen)
+
+
+def _by_encoder(videos: Sequence[EmbeddedVideo]) -> dict[str, list[Float[np.ndarray, "frames width"]]]:
+    """Embeddings of each video by encoder; "untrained" only if all have them."""
     encoders = {"trained": [video.embeddings for video in videos]}
     untrained = [video.untrained for video in videos if video.untrained is not None]
     if len(untrained) == len(videos):
         encoders["untrained"] = untrained
-    labels = [
-        np.full(len(video), -1, np.int32) if video.frame_labels is None else video.frame_labels
-        for video in videos
-    ]
-    phases = np.concatenate(labels)[chosen]
-    maps = {
-        encoder: figures.frame_map(np.concatenate(embeddings)[chosen], phases, num_phases)
-        for encoder, embeddings in encoders.items()
-    }
-    return maps, len(chosen)
+    return encoders

@@ -1,7 +1,7 @@
 """The report's figures: curves, similarity matrices, maps of frames.
 
-Each function returns a picture as bytes and depends on nothing but its arguments: Matplotlib draws without its
-global state. No text from data is drawn.
+Each function returns an encoded picture that depends on its arguments alone, drawn without Matplotlib's global state.
+No text from data is drawn.
 
 Legend: N frames of a first video, M of a second, D width of an embedding, K phases.
 """
@@ -42,10 +42,10 @@ STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
-"""Matplotlib's settings: no text is taken for a formula, and SVG has no random names."""
+"""Matplotlib's settings: no text is parsed as a formula, and ids in SVG are deterministic."""
 
-# Okabe and Ito's colours, which people with any kind of colour vision tell apart, without the yellow and the
-# black, which a white ground and axes swallow.
+# Okabe and Ito's palette for all kinds of colour vision, without yellow and black, which do not stand out from a white
+# background and from axes.
 PHASE_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 NO_PHASE_COLOR = "#C4C4C4"
 
@@ -64,9 +64,9 @@ class Picture:
 
 
 def phase_colors(num_phases: int) -> list[str]:
-    """A colour for each phase, hexadecimal: the same for the same phase in all figures.
+    """A colour for each phase, hexadecimal, the same in all figures.
 
-    Beyond the six colours that are told apart easily, a scale from dark to light.
+    More than six phases get a scale from dark to light.
     """
     if num_phases <= len(PHASE_COLORS):
         return list(PHASE_COLORS[:num_phases])
@@ -74,39 +74,39 @@ def phase_colors(num_phases: int) -> list[str]:
     return [matplotlib.colors.to_hex(color) for color in scale]
 
 
-def loss_curves(log: Sequence[Mapping[str, Any]], objective: str | None = None) -> Picture | None:
-    """Training and validation loss over the steps, from the lines of a run's metrics.jsonl, as SVG.
+def training_curves(log: Sequence[Mapping[str, Any]], objective: str | None = None) -> list[Picture]:
+    """Losses, and the learning rate, over the steps of a run, as SVG.
 
-    The axis names the objective where it is known. None where no line holds a loss. A value that was not finite
-    (null in the log) is a gap.
+    Args:
+        log: Lines of a run's metrics.jsonl. A value that was not finite (null there) is a gap.
+        objective: For the label of the losses' axis.
+
+    Returns:
+        A picture of the losses and one of the learning rate, each only if a line has such a value.
     """
-    train, validation = _series(log, "loss"), _series(log, "validation_loss")
-    if not len(train) and not len(validation):
-        return None
+    train, validation, rate = (_series(log, key) for key in ("loss", "validation_loss", "learning_rate"))
+    pictures = []
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.7, 2.8), layout="constrained")
-        axes = figure.subplots()
-        if len(train):
-            axes.plot(*train.T, color=PHASE_COLORS[0], linewidth=1.1, label="training videos")
-        if len(validation):
-            axes.plot(*validation.T, "o-", color=PHASE_COLORS[5], ms=3.5, lw=1.4, label="validation videos")
-        axes.set(xlabel="step", ylabel="loss" if objective is None else f"loss ({objective})")
-        axes.legend()
-        return _svg(figure)
-
-
-def learning_rate_curve(log: Sequence[Mapping[str, Any]]) -> Picture | None:
-    """Learning rate over the steps, as SVG; none where no line holds one."""
-    rate = _series(log, "learning_rate")
-    if not len(rate):
-        return None
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.0, 2.8), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(*rate.T, color=PHASE_COLORS[2], linewidth=1.4)
-        axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
-        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        return _svg(figure)
+        if len(train) or len(validation):
+            figure = Figure(figsize=(4.7, 2.8), layout="constrained")
+            axes = figure.subplots()
+            if len(train):
+                axes.plot(*train.T, color=PHASE_COLORS[0], linewidth=1.1, label="training videos")
+            if len(validation):
+                axes.plot(
+                    *validation.T, "o-", color=PHASE_COLORS[5], ms=3.5, lw=1.4, label="validation videos"
+                )
+            axes.set(xlabel="step", ylabel="loss" if objective is None else f"loss ({objective})")
+            axes.legend()
+            pictures.append(_svg(figure))
+        if len(rate):
+            figure = Figure(figsize=(4.0, 2.8), layout="constrained")
+            axes = figure.subplots()
+            axes.plot(*rate.T, color=PHASE_COLORS[2], linewidth=1.4)
+            axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+            axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+            pictures.append(_svg(figure))
+    return pictures
 
 
 def similarity_matrix(
@@ -118,19 +118,18 @@ def similarity_matrix(
     num_phases: int = 0,
     seconds_per_frame: tuple[float | None, float | None] = (None, None),
 ) -> Picture:
-    """Cosine similarities of the frames of two videos with their warping path (paper, figure 6), as PNG.
+    """Cosine similarities of the frames of two videos, with their path, as PNG.
 
-    For visibility, as in the paper, the similarities are stretched: black is the 2nd percentile of the
-    matrix, the brightest colour its largest value. Bands along the axes show the phases where they are
-    known, thin lines their boundaries.
+    As in the paper's figure 6, the similarities are stretched: black is the 2nd percentile of the matrix, the brightest
+    colour its maximum. Bands along the axes show the phases where they are known, thin lines their boundaries.
 
     Args:
         first: Embeddings, along the vertical axis.
         second: Embeddings, along the horizontal axis.
         path: Pairs of frames (of the first, of the second).
         phases: Phase of each frame, negative for none.
-        num_phases: How many there are; chooses the colours.
-        seconds_per_frame: For the axes; frames where one is not known.
+        num_phases: Number of phases, which selects the colours.
+        seconds_per_frame: For the axes; frames where it is None.
     """
     units = unit_frames([first, second])
     similarities = units[0] @ units[1].T
@@ -165,40 +164,37 @@ def similarity_matrix(
 def _draw_phases(
     axes: Axes, labels: Int[np.ndarray, " frames"], scale: float, colors: list[str], *, vertical: bool
 ) -> None:
-    """A band of the phases along an axis, just outside of it, and a line at each boundary."""
+    """A band of the phases along an axis, and a line at each boundary."""
+    fill, draw_line, transform = (
+        (axes.fill_betweenx, axes.axhline, axes.get_yaxis_transform())
+        if vertical
+        else (axes.fill_between, axes.axvline, axes.get_xaxis_transform())
+    )
     changes = np.flatnonzero(np.diff(labels)) + 1
     for start, stop in zip([0, *changes], [*changes, len(labels)], strict=True):
         color = colors[labels[start]] if labels[start] >= 0 else NO_PHASE_COLOR
         span = (start * scale, stop * scale)
-        if vertical:
-            axes.fill_betweenx(
-                span, 1.01, 1.045, color=color, lw=0, clip_on=False, transform=axes.get_yaxis_transform()
-            )
-        else:
-            axes.fill_between(
-                span, 1.01, 1.045, color=color, lw=0, clip_on=False, transform=axes.get_xaxis_transform()
-            )
-    draw = axes.axhline if vertical else axes.axvline
+        fill(span, 1.01, 1.045, color=color, lw=0, clip_on=False, transform=transform)
     for change in changes:
-        draw(change * scale, color="white", linewidth=0.5, alpha=0.7)
+        draw_line(change * scale, color="white", linewidth=0.5, alpha=0.7)
 
 
 def frame_map(
     embeddings: Float[np.ndarray, "N D"], phases: Int[np.ndarray, " N"], num_phases: int, *, seed: int = 0
 ) -> Picture:
-    """A flat map of frames, coloured by phase, as PNG.
+    """Two-dimensional map of frames by t-SNE, coloured by phase, as PNG.
 
-    L2-normalised embeddings, at most 50 principal components, then t-SNE, started from the first two of them,
-    so that the same input gives the same map.
+    The L2-normalised embeddings are reduced to at most 50 principal components; t-SNE is initialised with the first
+    two, so that the same input gives the same map.
 
     Args:
         embeddings: Of at least 4 frames.
-        phases: Of each frame, negative for none.
-        num_phases: How many there are; chooses the colours.
+        phases: Phase of each frame, negative for none.
+        num_phases: Number of phases, which selects the colours.
         seed: Of t-SNE.
     """
     colors = np.array([NO_PHASE_COLOR, *phase_colors(num_phases)])
-    # Frames without a phase first: they must not cover the others.
+    # Frames without a phase are drawn first, below the others.
     order = np.argsort(phases >= 0, kind="stable")
     points = _flat(embeddings, seed)[order]
     with matplotlib.rc_context(STYLE):
@@ -221,7 +217,7 @@ def frame_map(
 def _flat(embeddings: Float[np.ndarray, "N D"], seed: int) -> Float[np.ndarray, "N 2"]:
     (units,) = unit_frames([embeddings])
     if units.shape[1] < 2 or np.ptp(units, axis=0).max() < 1e-9:
-        return np.zeros((len(units), 2))  # all frames are the same one
+        return np.zeros((len(units), 2))  # all frames are equal
     components = PCA(min(50, *units.shape), svd_solver="full").fit_transform(units)
     start = components[:, :2] / np.std(components[:, 0]) * 1e-4
     perplexity = min(30.0, (len(units) - 1) / 3)
@@ -231,14 +227,14 @@ def _flat(embeddings: Float[np.ndarray, "N D"], seed: int) -> Float[np.ndarray, 
 
 
 def encoded_png(figure: Figure) -> Picture:
-    """The figure as PNG, sharp on dense screens."""
+    """The figure as PNG at 170 dots per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
     return Picture(buffer.getvalue(), "image/png")
 
 
 def _series(log: Iterable[Mapping[str, Any]], name: str) -> Float[np.ndarray, "lines 2"]:
-    """Steps and values of the lines that have a value of this name; NaN for null."""
+    """Steps and values of the lines that have this key; NaN for null."""
     pairs = [(line["step"], np.nan if line[name] is None else line[name]) for line in log if name in line]
     return np.array(pairs, dtype=np.float64).reshape(-1, 2)
 

@@ -1,7 +1,7 @@
-"""report.html: one file with the metrics and the pictures of an evaluation, to be opened from disk.
+"""report.html: one self-contained file with metrics and pictures.
 
-Whatever cannot be drawn (no labels, no second video of an action, a video file that is not there any more) is
-replaced by a sentence that says so. Text from data is escaped by the template.
+What cannot be drawn (no labels, no second video of an action, a missing video file) is replaced by a sentence. Text
+from data is escaped by the template.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from carl_ray import storage
 from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.report import figures, tables
 from carl_ray.report.actions import draw_action
-from carl_ray.report.neighbours import printable
 
 _MOST_ACTIONS = 4  # with pictures
 
@@ -31,17 +31,17 @@ def write_report(
     objective: str | None = None,
     today: datetime.date | None = None,
 ) -> None:
-    """Writes the page; the same input gives the same bytes, but for the date.
+    """Write the page, deterministically but for the date.
 
-    Movies too large to be embedded are written beside it as `aligned-1.mp4` and so on.
+    Movies too large to be embedded are written to the same folder as `aligned-1.mp4` and so on.
 
     Args:
         out_uri: The HTML file.
         metrics: The document of metrics.json (`carl_ray.evaluation.protocol.evaluate`).
-        test_videos: Those it was measured on; their files are read for the pictures.
-        log: Lines of the run's metrics.jsonl; none where there is no such log.
-        objective: Name of the run's objective; none where it is not known.
-        today: The date in the heading; the day it is, in UTC, where not given.
+        test_videos: The measured videos; their files are read for the pictures.
+        log: Lines of the run's metrics.jsonl; None where there is no log.
+        objective: Name of the run's objective; None where it is unknown.
+        today: The date in the heading; None: today in UTC.
 
     Raises:
         RunError: the store refuses, fails or is full.
@@ -50,7 +50,7 @@ def write_report(
     for video in sorted(test_videos, key=lambda video: video.video_id):
         if len(video):
             by_action.setdefault(video.label or "videos without a label", []).append(video)
-    # Actions with a pair first: they have all the pictures.
+    # Actions with at least two videos first, which have all the pictures.
     names = sorted(by_action, key=lambda name: (len(by_action[name]) < 2, name))[:_MOST_ACTIONS]
     actions = []
     for number, name in enumerate(names, start=1):
@@ -76,11 +76,7 @@ def write_report(
             for action, entry in metrics["actions"].items()
         },
         action_titles=[tables.title_of(name) for name in tables.action_metric_names(metrics)],
-        curves=[
-            curve
-            for curve in (figures.loss_curves(log or [], objective), figures.learning_rate_curve(log or []))
-            if curve is not None
-        ],
+        curves=figures.training_curves(log or [], objective),
         actions=actions,
         num_actions=len(by_action),
     )
@@ -88,7 +84,7 @@ def write_report(
 
 
 def template(name: str) -> Any:
-    """A template of this folder; what comes from data is escaped in it."""
+    """A template of this folder, with autoescaping."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

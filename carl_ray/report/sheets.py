@@ -1,4 +1,4 @@
-"""Retrieved frames to look at: small pictures of frames, and a sheet of them (paper, figure 7)."""
+"""Thumbnails of video frames, and a sheet of retrieved frames (paper, figure 7)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 
 from carl_ray.data.decode import DecodeError, read_frames
 from carl_ray.errors import RunError, UserError
+from carl_ray.evaluation.nearest_frames import FoundFrame, printable
 from carl_ray.report.figures import STYLE, Picture, encoded_png
-from carl_ray.report.neighbours import FoundFrame, printable
 
 RIGHT_COLOR, WRONG_COLOR, UNKNOWN_COLOR = "#0072B2", "#D55E00", "#888888"
 _THUMBNAIL_SIDE = 112
@@ -24,7 +24,7 @@ _COLUMNS = 5
 
 
 def thumbnails(items: Iterable[FoundFrame]) -> dict[tuple[str, int], np.ndarray | None]:
-    """Small pictures (height, width, 3) of frames by URI and frame; None where the file cannot be read."""
+    """Thumbnails (height, width, 3) by URI and frame; None if unreadable."""
     wanted: dict[str, set[int]] = {}
     for item in items:
         wanted.setdefault(item.uri, set()).add(item.frame)
@@ -39,39 +39,38 @@ def thumbnails(items: Iterable[FoundFrame]) -> dict[tuple[str, int], np.ndarray 
     return pictures
 
 
-def retrieval_sheet(
-    query: tuple[FoundFrame, UInt8[np.ndarray, "_ _ 3"] | None],
-    found: Sequence[tuple[FoundFrame, UInt8[np.ndarray, "_ _ 3"] | None]],
-) -> Picture:
-    """A frame and the frames nearest to it, each with its video and its time (paper, figure 7), as PNG.
+def retrieval_sheet(query: FoundFrame, found: Sequence[FoundFrame]) -> Picture:
+    """A query frame and the frames nearest to it (paper, figure 7), as PNG.
 
-    A frame of the query's label and phase has a blue border and a tick, another one an orange border and a
-    cross, a frame of unknown phase a grey border.
+    A frame with the query's label and phase has a blue border and a tick, one with another an orange border and a
+    cross, a frame of unknown phase a grey border. Frames whose file cannot be read any more are replaced by a text.
 
     Args:
-        query: The frame that was asked for and its picture; none where the file cannot be read.
-        found: Those found, the nearest first.
+        query: The query frame.
+        found: The frames found, nearest first.
     """
+    pictures = thumbnails([query, *found])
     columns = min(_COLUMNS, len(found))
     rows = 1 + -(-len(found) // columns)
     with matplotlib.rc_context({**STYLE, "font.size": 7.5}), warnings.catch_warnings():
-        # A name may have letters that the font lacks: a box in their place is all there is to say.
+        # A name may have letters that the font lacks, which are drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=(2.1 * columns, 2.5 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")
-        _draw_frame(grid[0, 0], *query, "query", "#222222")
-        for axes, (item, picture) in zip(grid[1:].flat, found, strict=False):
-            right = is_right(query[0], item)
+        _draw_frame(grid[0, 0], query, pictures[query.uri, query.frame], "query", "#222222")
+        for axes, item in zip(grid[1:].flat, found, strict=False):
+            right = is_right(query, item)
             color = UNKNOWN_COLOR if right is None else RIGHT_COLOR if right else WRONG_COLOR
             mark = "" if right is None else " ✓" if right else " ✗"
+            picture = pictures[item.uri, item.frame]
             _draw_frame(axes, item, picture, f"cosine {item.similarity:.3f}{mark}", color)
         return encoded_png(figure)
 
 
 def is_right(query: FoundFrame, found: FoundFrame) -> bool | None:
-    """Whether a found frame shows the query's phase of the same action; none where a phase is unknown."""
+    """Whether a frame has the query's label and phase; None if unknown."""
     if query.phase is None or found.phase is None:
         return None
     return (query.label, query.phase) == (found.label, found.phase)
@@ -97,7 +96,7 @@ def _draw_frame(
 
 
 def jpeg(frame: UInt8[np.ndarray, "_ _ 3"]) -> Picture:
-    """A frame as JPEG."""
+    """The frame encoded as JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=82)
     return Picture(buffer.getvalue(), "image/jpeg")

@@ -12,8 +12,8 @@ from typing import Any
 from scipy import stats
 
 from carl_ray.evaluation.metrics import LOWER_IS_BETTER
+from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.report import tables
-from carl_ray.report.neighbours import printable
 
 Summary = Mapping[str, Any]
 """`mean`, `low`, `high` and `values` by seed of one metric (`carl_ray.sweeps.sweep_document.sweep_document`)."""

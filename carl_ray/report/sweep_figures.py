@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import offset_copy
 
+from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.report import tables
 from carl_ray.report.figures import PHASE_COLORS, STYLE, Picture, encoded_png
-from carl_ray.report.neighbours import printable
 from carl_ray.report.sweep_comparisons import comparable_trials, value_text
 
 _MOST_NUMBERED = 16

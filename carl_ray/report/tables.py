@@ -1,19 +1,27 @@
-"""The document of metrics.json becomes rows of text: values, intervals, verdicts, the paper's numbers beside.
+"""Tables of metrics.json: values, intervals, verdicts, the paper's numbers.
 
-A verdict is given only where intervals do not overlap: the trained encoder is `better` (or `worse`) than a
-control when its whole interval lies on the better (worse) side of the control's. None is given where the value means
-nothing: an R² below 0, or metrics that need phases in one order where a phase comes back.
+`metric_rows` makes the rows; the terminal's table, the report's and those of `carl_ray.compare` show them.
+
+A verdict requires disjoint intervals: the trained encoder is `better` (or `worse`) than a control when its whole
+interval lies on the better (worse) side of the control's. There is none where the value is not meaningful: an R² below
+0, or a metric that needs phases in one order where a phase returns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from carl_ray.evaluation.metrics import LABEL_FRACTIONS, LOWER_IS_BETTER, NEEDS_ONE_ORDER, VARIANTS
+from carl_ray.evaluation.metrics import (
+    LABEL_FRACTIONS,
+    LOWER_IS_BETTER,
+    NEEDS_ONE_ORDER,
+    VARIANTS,
+    MetricEntry,
+)
 
 Verdict = Literal["better", "worse", "overlap", "unknown"]
 
@@ -35,9 +43,9 @@ _TITLES = {
 }
 _UNDEFINED = "undefined"
 _NO_SKILL = {"phase_progression": 0.0}
-"""Below this, the trained encoder is worse than a constant: no win over any control."""
+"""Value of a constant prediction: the trained encoder is not better than any control below it."""
 LEAST_SHOWN = {"phase_progression": -1.0}
-"""What is below is shown as "< −1": an R² of −300,000 says no more than that nothing was predicted."""
+"""Smaller values are shown as "< −1": an R² of −300,000 says no more than that the prediction failed."""
 _COLUMNS = {
     "videos_without_progress": "progress",
     "videos_without_labels": "frame_labels",
@@ -47,7 +55,7 @@ _COLUMNS = {
     "train_videos_without_phase": "frame_labels of training videos",
     "actions_without_training_videos": "training videos",
 }
-"""What of the manifest is missing where a metric that left out such things is undefined."""
+"""Missing data that an undefined metric names, by what it left out."""
 _BY_ACTION = (
     "phase_classification",
     "phase_progression",
@@ -60,10 +68,11 @@ _BY_ACTION = (
 
 @dataclass(frozen=True)
 class PaperNumbers:
-    """What the paper reports for a run: metric to the number as printed there."""
+    """The paper's numbers for a preset."""
 
     title: str
     numbers: Mapping[str, str]
+    """By metric, as printed in the paper."""
 
 
 _PENN_ACTION = PaperNumbers(
@@ -100,9 +109,9 @@ _PAPER = {
 
 
 def paper_numbers(preset: str) -> tuple[PaperNumbers, bool]:
-    """The paper's numbers for a preset, and whether they are of the data that the preset is for.
+    """The paper's numbers for a preset, and whether they are of its data.
 
-    The paper has none for the embedded videos (`demo`): PennAction's stand there, for orientation.
+    The paper has none for the embedded videos (`demo`), which get those of PennAction for orientation.
     """
     found = _PAPER.get(preset)
     return (_PENN_ACTION, False) if found is None else (found, True)
@@ -114,10 +123,10 @@ class Cell:
 
     value: str
     interval: str
-    """Low to high, or of what is undefined the column that is missing; empty where there is none."""
+    """Low to high; of an undefined value the missing column; empty where there is neither."""
     verdict: Verdict
-    """Of a control: how the trained encoder compares with it. Of the trained encoder: `better` where it is
-    better than every control that there is, otherwise `unknown`."""
+    """Of a control: how the trained encoder compares with it. Of the trained encoder: `better` where it is better than
+    every control, otherwise `unknown`."""
 
     def __str__(self) -> str:
         if not self.interval:
@@ -133,19 +142,19 @@ class Row:
 
     title: str
     cells: Mapping[str, Cell | None]
-    """By variant; none where the variant was not evaluated."""
+    """By variant; None where the variant was not evaluated."""
     paper: str
     note: str
-    """What to know before reading it; empty where there is nothing."""
+    """A caveat; empty where there is none."""
 
 
 def metric_rows(document: Mapping[str, Any], names: Sequence[str], preset: str | None = None) -> list[Row]:
-    """A row for each metric that the document has of those named.
+    """A row for each of the named metrics that the document has.
 
     Args:
         document: metrics.json, or the entry of one action in it.
         names: Metrics, in the order of the rows.
-        preset: Whose numbers of the paper stand beside; none where not given.
+        preset: Adds the paper's numbers for it; None: no such numbers.
     """
     numbers = {} if preset is None else paper_numbers(preset)[0].numbers
     rows = []
@@ -171,15 +180,41 @@ def metric_rows(document: Mapping[str, Any], names: Sequence[str], preset: str |
     return rows
 
 
+def metrics_text(document: Mapping[str, Any]) -> str:
+    """The terminal's table of a document of metrics.json."""
+    rows = [["", *VARIANTS, ""]]
+    for row in metric_rows(document, metric_names(document)):
+        cells = [row.cells[variant] for variant in VARIANTS]
+        rows.append([row.title, *("not embedded" if cell is None else str(cell) for cell in cells), row.note])
+    return text_table(rows)
+
+
+def text_table(rows: Sequence[Sequence[str]], *, right_aligned: Collection[int] = ()) -> str:
+    """Rows of cells as lines of text with aligned columns.
+
+    Args:
+        rows: Each with the same number of cells.
+        right_aligned: Columns whose cells end at the same place; the others begin there.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column in right_aligned else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
 def metric_names(document: Mapping[str, Any]) -> list[str]:
-    """The metrics to show of a document, in order; of label fractions that take the same videos the largest."""
+    """Metrics of a document in display order, without duplicate label fractions."""
     order = list(_TITLES)
     names = [name for name in document["trained"] if not _same_videos(document, name)]
     return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
 
 def _same_videos(document: Mapping[str, Any], name: str) -> str:
-    """The next larger share of the labels where it takes the same videos as a metric's own, otherwise nothing."""
+    """The next larger label fraction if it selects the same videos, else empty."""
     fitted = document.get("fitted_videos")
     for suffix, larger in pairwise(LABEL_FRACTIONS):
         if fitted and name in (f"phase_classification{suffix}", f"linear_probe{suffix}"):
@@ -199,14 +234,14 @@ def _note(name: str, document: Mapping[str, Any]) -> str:
 
 
 def action_metric_names(document: Mapping[str, Any]) -> list[str]:
-    """Those of `metric_names` that the table by action shows."""
+    """Metrics of the table by action, a subset of `metric_names`."""
     return [name for name in metric_names(document) if name in _BY_ACTION]
 
 
 def compare(
     trained: Mapping[str, Any], control: Mapping[str, Any], *, lower_is_better: bool = False
 ) -> Verdict:
-    """How the trained encoder compares with a control: two entries with `low` and `high`, None if undefined."""
+    """Verdict on two entries of a metric by their intervals."""
     ends = [trained["low"], trained["high"], control["low"], control["high"]]
     if any(end is None for end in ends):
         return "unknown"
@@ -217,7 +252,7 @@ def compare(
 
 
 def left_out_lines(document: Mapping[str, Any]) -> list[str]:
-    """A line for each thing that a metric left out, with how often; the counts of zero are dropped."""
+    """A line for each reason of omission and metric, with its count."""
     lines = []
     if document.get("not_embedded"):
         lines.append(f"All metrics: {document['not_embedded']:,} videos that could not be embedded")
@@ -245,18 +280,18 @@ def left_out_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def title_of(name: str, *, whole: bool = False) -> str:
-    """What a metric is called wherever it is shown; `whole` without its unit, as part of a sentence."""
+    """Display name of a metric; `whole`: without its unit, for use in a sentence."""
     title = _TITLES.get(name, name.replace("_", " "))
     return title.partition(" (")[0] if whole else title
 
 
-def _cell(name: str, entry: Mapping[str, Any], verdict: Verdict) -> Cell:
+def _cell(name: str, entry: MetricEntry, verdict: Verdict) -> Cell:
     if entry["value"] is None:
         column = next(
             (column for key, column in _COLUMNS.items() if entry.get("left_out", {}).get(key)), None
         )
         return Cell(_UNDEFINED, "" if column is None else f"no {column}", verdict)
-    value, low, high = (_text(name, entry[key]) for key in ("value", "low", "high"))
+    value, low, high = (_text(name, end) for end in (entry["value"], entry["low"], entry["high"]))
     has_interval = entry["low"] is not None and entry["high"] is not None
     return Cell(value, f"{low} to {high}" if has_interval else "", verdict)
 

@@ -2,8 +2,7 @@
 
     first, at its own pace │ second, the frame aligned with it │ second, the frame at the same relative position
 
-The third panel is what no alignment at all would show. All three stream: memory does not grow with the videos,
-only with the compressed result.
+The third panel shows the pair without alignment. All three stream: memory grows only with the compressed result.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _USUAL_RATE = 25.0
 
 @dataclass(frozen=True)
 class Clip:
-    """A video file to be shown."""
+    """A video file and its name in the picture."""
 
     name: str
     uri: str
@@ -45,10 +44,10 @@ class Clip:
 
 
 def partners(path: Int[np.ndarray, "steps 2"], num_frames: int) -> Int64[np.ndarray, " num_frames"]:
-    """The frame of the second video to show with each frame of the first: the middle of its partners.
+    """The frame of the second video to show with each frame of the first.
 
-    Frames that the path lacks (it may be one of every few frames) take a place between their neighbours'
-    partners. The result never decreases.
+    That is the middle one of its partners. Frames that the path lacks (it may be strided) are interpolated between
+    their neighbours. The result never decreases.
 
     Args:
         path: Pairs of frames, both columns non-decreasing, as `carl_ray.evaluation.alignment.align_pair`
@@ -62,19 +61,19 @@ def partners(path: Int[np.ndarray, "steps 2"], num_frames: int) -> Int64[np.ndar
 
 
 def same_relative_position(num_frames: int, other_frames: int) -> Int64[np.ndarray, " num_frames"]:
-    """The frame of another video as far through it, in parts of its length, as each frame of a first one."""
+    """The frame of another video at the relative position of each frame."""
     steps = np.arange(num_frames) / max(num_frames - 1, 1)
     return np.floor(steps * (other_frames - 1) + 0.5).astype(np.int64)
 
 
 def aligned_video(first: Clip, second: Clip, path: Int[np.ndarray, "steps 2"]) -> bytes:
-    """An MP4 file (H.264, yuv420p, index first) with the frames and the frame rate of the first video.
+    """Two aligned videos side by side, as MP4 (H.264, yuv420p, index first).
 
-    The same input gives the same bytes with the same libraries.
+    It has the frames and the frame rate of the first video, and is deterministic with the same libraries.
 
     Args:
-        first: Plays at its own pace.
-        second: Follows it.
+        first: Keeps its pace.
+        second: Follows the first.
         path: As for `partners`.
 
     Raises:
@@ -106,7 +105,7 @@ def aligned_video(first: Clip, second: Clip, path: Int[np.ndarray, "steps 2"]) -
 
 
 class _Panel:
-    """One of the pictures side by side, with a line for its name and one for the time."""
+    """One of the pictures side by side, below lines with its name and time."""
 
     def __init__(
         self,
@@ -118,7 +117,7 @@ class _Panel:
     ) -> None:
         scale = min(_HEIGHT / probe.height, _MOST_WIDTH / probe.width)
         self._short_side = max(1, round(min(probe.height, probe.width) * scale))
-        # Even numbers: yuv420p halves them.
+        # Even, since yuv420p halves the resolution of colours.
         self._width = max(_LEAST_WIDTH, round(probe.width * scale) // 2 * 2)
         self._source = source
         self._indices = indices
@@ -157,7 +156,7 @@ class _Panel:
             yield frame
 
     def _write(self, panel: UInt8[np.ndarray, "_ width 3"], top: int, text: str, gray: int) -> None:
-        """Draws one line of text into a panel."""
+        """Draw one line of text into a panel."""
         line = Image.new("L", (self._width, _LINE_HEIGHT), _BACKGROUND)
         ImageDraw.Draw(line).text((4, 1), text, fill=gray, font=self._font)
         panel[top : top + _LINE_HEIGHT] = np.asarray(line)[:, :, None]
@@ -173,9 +172,9 @@ def _side_by_side(panels: Sequence[_Panel]) -> Iterator[UInt8[np.ndarray, "heigh
 def _encode(pictures: Iterator[UInt8[np.ndarray, "height width 3"]], target: Path, fps: float) -> None:
     first = next(pictures)
     rate = Fraction(fps).limit_denominator(1001)
-    # The index is moved to the front by reading the file again: it must be one on disk.
+    # On disk, because faststart moves the index to the front by reading the file again.
     with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        # A fixed quantizer and one thread: x264 then gives equal bytes for equal frames.
+        # With a fixed quantizer and one thread, x264 is deterministic.
         stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "qp": "26"})
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"
@@ -191,14 +190,14 @@ def _source(uri: str) -> bytes | str:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Matplotlib brings it: letters of most alphabets, on any machine.
+    # Matplotlib's copy of DejaVu has letters of most alphabets and is on every machine.
     return ImageFont.truetype(
         str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
     )
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, its beginning cut off where it is wider than so many pixels: names differ at their ends."""
+    """The text, cut at its beginning to so many pixels: names differ at the end."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text

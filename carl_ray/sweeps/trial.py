@@ -15,8 +15,9 @@ from carl_ray import storage
 from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import RunError
 from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
+from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
-from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
+from carl_ray.evaluation.extraction import room_for_workers
 from carl_ray.evaluation.label_free import consistent_warping
 from carl_ray.evaluation.metrics import VARIANTS, protocol_of, stride_of
 from carl_ray.evaluation.protocol import evaluate
@@ -70,14 +71,12 @@ def _measure(sweep: Sweep, point: Point, seed: int, run: str, epoch: int) -> dic
     started = time.monotonic()
     embeddings = storage.join(run, "embeddings", f"step-{outcome.step:08d}")
     validation_split = config.data.validation_split
-    extract_embeddings(
+    room = room_for_workers(1, use_gpu=cluster.use_gpu)
+    embed_corpus(
         run,
         manifest,
         embeddings,
-        ExtractionSettings(
-            num_workers=min(cluster.max_workers, room_for_workers(1, use_gpu=cluster.use_gpu)),
-            use_gpu=cluster.use_gpu,
-        ),
+        EmbeddingSettings(num_workers=min(cluster.max_workers, room), use_gpu=cluster.use_gpu),
         splits=[config.data.train_split, validation_split] if sweep.labelled else [validation_split],
     )
     validation = read_embeddings(embeddings, split=validation_split)

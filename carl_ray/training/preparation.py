@@ -10,8 +10,6 @@ import math
 import os
 import sys
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +20,7 @@ import pyarrow.parquet as pq
 
 from carl_ray import config as configuration
 from carl_ray import storage
-from carl_ray.config import Config, ModelConfig
+from carl_ray.config import Config
 from carl_ray.data.manifest import (
     STREAM_COLUMNS,
     first_difference,
@@ -36,8 +34,9 @@ from carl_ray.data.plan import (
     training_plan,
     validation_plan,
 )
-from carl_ray.errors import RunError, UserError
+from carl_ray.errors import UserError
 from carl_ray.lease import refuse_if_held
+from carl_ray.model.pretrained import find_weights
 from carl_ray.training.checkpoint import (
     CONFIG,
     Checkpoint,
@@ -46,10 +45,6 @@ from carl_ray.training.checkpoint import (
     load_model,
     resume_command,
 )
-
-_IMAGENET_HOST = "https://download.pytorch.org"
-_SECONDS_TO_ANSWER = 10.0
-_OTHER_WEIGHTS = "--model.weights random, or --model.weights with the path or URI of a file that has them"
 
 VIDEOS = "videos.parquet"
 """The videos of a run, in its folder."""
@@ -96,47 +91,22 @@ def check_run(config: Config, run_dir: str, *, resume: bool = False, manifest: b
         _check_same_run(saved, config, run_dir)
 
 
-def check_weights(config: Config, *, init_from: bool = True, instead: str = _OTHER_WEIGHTS) -> None:
+def check_weights(config: Config) -> None:
     """Check that the weights that a run begins with are there and fit, by loading them.
 
-    Args:
-        config: The run.
-        init_from: Whether `model.init_from` replaces the weights of the backbone.
-        instead: What the command can do without them, for the message.
-
     Raises:
-        UserError, RunError: as `initial_weights` and `load_backbone_weights`; or the download is out of reach.
+        UserError, RunError: as `initial_weights`, `find_weights` and `load_backbone_weights`.
     """
     model = config.model
-    if init_from and model.init_from is not None:
+    if model.init_from is not None:
         initial_weights(config, model.init_from)
         return
     if model.weights == "random":
         return
-    # What can be found out without torch comes first.
-    if model.weights == "imagenet":
-        _find_imagenet(model, instead)
-    elif not storage.is_file(model.weights):
-        raise UserError(f"model.weights: {storage.public_uri(storage.absolute(model.weights))}: no such file")
+    find_weights(model)
     from carl_ray.model.backbone import build_backbone, load_backbone_weights
 
     load_backbone_weights(build_backbone(model), model)
-
-
-def _find_imagenet(model: ModelConfig, instead: str) -> None:
-    """Raises `RunError` where torchvision's weights are neither in torch's cache nor within reach."""
-    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
-    if any(Path(home, "hub", "checkpoints").expanduser().glob(f"{model.backbone}-*.pth")):
-        return
-    try:
-        urllib.request.urlopen(_IMAGENET_HOST, timeout=_SECONDS_TO_ANSWER).close()
-    except urllib.error.HTTPError:
-        return  # An answer of any kind.
-    except OSError as error:
-        raise RunError(
-            f"could not reach {_IMAGENET_HOST} for torchvision's ImageNet weights ({' '.join(str(error).split())}); "
-            f"use {instead}"
-        ) from None
 
 
 def read_videos(config: Config) -> tuple[Config, Videos]:

@@ -12,8 +12,8 @@ from benchmarks import paper
 from benchmarks.studies import runs
 from carl_ray.config import Config
 from carl_ray.datasets import embedded
+from carl_ray.evaluation.corpus import EmbeddingSettings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
-from carl_ray.evaluation.extraction import ExtractionSettings
 from carl_ray.training.trainer import TrainingResult
 
 
@@ -22,7 +22,7 @@ def trained(config: Config, run_dir: str, *, resume: bool) -> TrainingResult:
 
 
 def extracted(
-    run_dir: str, manifest: str, out: str, settings: ExtractionSettings, *, splits: list[str]
+    run_dir: str, manifest: str, out: str, settings: EmbeddingSettings, *, splits: list[str]
 ) -> None:
     """Embeddings of twelve made-up videos, others for each run."""
     rng = np.random.default_rng(len(run_dir) + sum(map(ord, run_dir)))
@@ -64,7 +64,7 @@ def test_a_table_is_run_once(
 ) -> None:
     # Training and embedding are tested elsewhere, and take long to start.
     monkeypatch.setattr(runs, "train", trained)
-    monkeypatch.setattr(runs, "extract_embeddings", extracted)
+    monkeypatch.setattr(runs, "embed_corpus", extracted)
     monkeypatch.setattr(embedded, "index_embedded", lambda: ("/nowhere/manifest.parquet", None, None))
     arguments = ["13", "--seeds", "1", "--epochs", "1", "--out", str(tmp_path / "study")]
     paper.main(arguments)

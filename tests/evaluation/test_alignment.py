@@ -64,14 +64,14 @@ def test_many_small_batches_give_the_same_errors(monkeypatch):
     embeddings, progress = videos(1, [9, 23, 16, 31, 8, 23])
     whole = alignment_error(embeddings, progress)
     monkeypatch.setattr(alignment, "_MOST_CELLS", 900)
-    np.testing.assert_allclose(alignment_error(embeddings, progress).values, whole.values, atol=1e-12)
+    np.testing.assert_allclose(alignment_error(embeddings, progress).statistics, whole.statistics, atol=1e-12)
 
 
 def test_the_order_of_the_videos_does_not_matter():
     embeddings, progress = videos(2, [9, 23, 16, 31, 12])
     order = [3, 0, 4, 2, 1]
-    whole = alignment_error(embeddings, progress).values
-    found = alignment_error([embeddings[i] for i in order], [progress[i] for i in order]).values
+    whole = alignment_error(embeddings, progress).statistics
+    found = alignment_error([embeddings[i] for i in order], [progress[i] for i in order]).statistics
     np.testing.assert_allclose(found, whole[np.ix_(order, order)], atol=1e-12)
 
 
@@ -113,8 +113,8 @@ def test_one_video_has_no_pairs():
 
 def test_single_frames_have_one_partner_each():
     found = alignment_error([np.ones((1, 2)), np.ones((4, 2))], [np.array([0.5]), np.arange(4) / 3])
-    assert found.values[0, 1] == pytest.approx(0)
-    assert found.values[1, 0] == pytest.approx((0.5 + 0.5 + 1 / 6 + 1 / 6) / 4)
+    assert found.statistics[0, 1] == pytest.approx(0)
+    assert found.statistics[1, 0] == pytest.approx((0.5 + 0.5 + 1 / 6 + 1 / 6) / 4)
 
 
 def test_paths_equal_a_slow_reference():

@@ -13,10 +13,11 @@ import pytest
 
 from carl_ray.data.manifest import LABEL_COLUMNS, SCHEMA
 from carl_ray.errors import UserError
+from carl_ray.evaluation.corpus import finished_videos
 from carl_ray.evaluation.embeddings import (
     EmbeddedVideo,
+    Embeddings,
     Origin,
-    finished_videos,
     iterate_embeddings,
     read_embeddings,
     read_origin,
@@ -194,3 +195,43 @@ def test_the_origin_is_plain_json(tmp_path: Path) -> None:
     write_part(str(tmp_path), [video("a")], ORIGIN, "float16")
     metadata = pq.read_schema(tmp_path / "part-00000.parquet").metadata
     assert set(asdict(ORIGIN)) == set(json.loads(metadata[b"carl_ray.origin"]))
+
+
+def test_embeddings_in_python(tmp_path: Path) -> None:
+    written = [video("b", 5, seed=1), video("a", 3, seed=2, fps=None, frame_labels=None, progress=None)]
+    write_part(str(tmp_path), written[:1], ORIGIN, "float32")
+    write_part(str(tmp_path), [*written[1:], written[0]], ORIGIN, "float32")
+    embeddings = Embeddings.open(str(tmp_path))
+    assert (len(embeddings), embeddings.origin) == (2, ORIGIN)
+    assert [v.video_id for v in embeddings] == [v.video_id for v in embeddings] == ["b", "a"]
+    same(embeddings.video("a"), written[1])
+    table = embeddings.to_pandas()
+    assert table["video_id"].tolist() == ["b"] * 5 + ["a"] * 3
+    assert table["frame"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert table["frame_label"].tolist() == [*written[0].frame_labels, -1, -1, -1]
+    assert table["seconds"].isna().tolist() == table["progress"].isna().tolist() == [False] * 5 + [True] * 3
+    np.testing.assert_array_equal(np.stack(table["embedding"])[:5], written[0].embeddings)
+    with pytest.raises(UserError, match="missing: no embeddings there"):
+        Embeddings.open(str(tmp_path / "missing"))
+
+
+def test_search_in_python(tmp_path: Path) -> None:
+    near, far, twin = np.eye(3, 4)[[1, 0]], np.eye(3, 4)[[2, 1]], np.eye(3, 4)
+    videos = [video("near", 2, embeddings=near), video("far", 2, embeddings=far * 2)]
+    videos += [video("query", 3, embeddings=twin), video("copy", 3, embeddings=twin, uri="/videos/query.mp4")]
+    write_part(str(tmp_path), videos, ORIGIN, "float32")
+    embeddings = Embeddings.open(str(tmp_path))
+    by_frame = embeddings.search(("query", 0))
+    assert [(hit.video_id, hit.frame, hit.similarity) for hit in by_frame] == [
+        ("near", 1, 1.0),
+        ("far", 0, 0.0),
+    ]
+    assert by_frame[0].seconds == pytest.approx(1 / 29.97)
+    by_vector = embeddings.search(np.array([0.0, 0.0, 5.0, 0.0]), k=2)
+    assert [(hit.video_id, hit.frame) for hit in by_vector] == [("copy", 2), ("far", 0)]
+    with pytest.raises(UserError, match=r"qery: neither the id of .* did you mean query\?"):
+        embeddings.search(("qery", 0))
+    with pytest.raises(UserError, match="'query' has 3 frames, expected 0 to 2, got 3"):
+        embeddings.search(("query", 3))
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        embeddings.search(("query", 0), 0)

@@ -15,14 +15,14 @@ import torch
 from carl_ray.data.child import BadVideoError
 from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.errors import RunError, UserError
-from carl_ray.evaluation import extraction
+from carl_ray.evaluation import corpus, extraction
+from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
 from carl_ray.evaluation.embeddings import read_embeddings, read_origin
-from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings
 from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
 from carl_ray.lease import hold
 from carl_ray.training.checkpoint import checkpoint_at, load_encoder
 
-SETTINGS = ExtractionSettings(num_workers=1, cpus_per_worker=2, precision="float32")
+SETTINGS = EmbeddingSettings(num_workers=1, cpus_per_worker=2, precision="float32")
 
 
 def row(path: Path, video_id: str, num_frames: int, **fields) -> dict:
@@ -57,7 +57,7 @@ def manifest(make_video, tmp_path) -> tuple[str, list[dict]]:
 
 @pytest.fixture
 def one_row_parts(monkeypatch) -> None:
-    monkeypatch.setattr(extraction, "_PART_BYTES", 1)
+    monkeypatch.setattr(corpus, "_PART_BYTES", 1)
 
 
 def test_every_video_once_and_only_what_is_missing(
@@ -66,7 +66,7 @@ def test_every_video_once_and_only_what_is_missing(
     """One of five videos hangs its decoder for a while: more than the run allows, but the others are embedded."""
     uri, rows = manifest
     out = str(tmp_path / "out")
-    first = extract_embeddings(str(tiny_run), uri, out, SETTINGS, splits=["test", "validation"])
+    first = embed_corpus(str(tiny_run), uri, out, SETTINGS, splits=["test", "validation"])
     assert (first.num_present, first.num_embedded, first.num_frames) == (0, 2, 25)
     parts = {path.name: path.read_bytes() for path in Path(out).iterdir()}
     assert sorted(parts) == ["part-00000.parquet", "part-00001.parquet"]
@@ -83,12 +83,12 @@ def test_every_video_once_and_only_what_is_missing(
             RunError, match=r"1 of 5 videos could not be embedded, more than .*; v2: the decoder took"
         ),
     ):
-        patched.setattr(extraction, "checkpoint_at", lambda uri: impatient)
-        extract_embeddings(str(tiny_run), uri, out, SETTINGS)
+        patched.setattr(corpus, "checkpoint_at", lambda uri: impatient)
+        embed_corpus(str(tiny_run), uri, out, SETTINGS)
     (line,) = [json.loads(line) for line in (tmp_path / "out" / "bad_videos.jsonl").read_text().splitlines()]
     assert line == {"video_id": "v2", "reason": "the decoder took longer than 2 s"}
     # A call that does not try it leaves it in the list.
-    assert extract_embeddings(str(tiny_run), uri, out, SETTINGS, splits=["test"]).num_present == 1
+    assert embed_corpus(str(tiny_run), uri, out, SETTINGS, splits=["test"]).num_present == 1
     assert "v2" in (tmp_path / "out" / "bad_videos.jsonl").read_text()
     assert all((Path(out) / name).read_bytes() == content for name, content in parts.items())
 
@@ -111,7 +111,7 @@ def test_every_video_once_and_only_what_is_missing(
     # The file is whole again: only it is missing.
     Path(rows[2]["uri"]).unlink()
     Path(rows[2]["uri"]).write_bytes(whole)
-    third = extract_embeddings(str(tiny_run), uri, out, SETTINGS)
+    third = embed_corpus(str(tiny_run), uri, out, SETTINGS)
     assert (third.num_present, third.num_embedded, third.bad_videos) == (4, 1, [])
     assert (tmp_path / "out" / "bad_videos.jsonl").read_text() == ""
     # Ray's C++ code has something to say about Ray Data's own actors, which is nobody's here.
@@ -157,13 +157,12 @@ def test_only_what_another_try_may_read_is_tried_again(monkeypatch) -> None:
                     yield [np.ones((num_frames, 8), np.float32)]
 
     monkeypatch.setattr(extraction, "_FIRST_RETRY_SECONDS", 0)
-    actor = object.__new__(extraction._EmbeddingActor)
-    actor._embedder, actor._retries = Embedder(), 2
     names = ["good", "bad", "killed", "down"]
-    rows = actor(pa.table({"video_index": range(4), "uri": names, "num_frames": [3] * 4})).to_pylist()
+    results = extraction.embed_with_retries(Embedder(), [(name, 3) for name in names], 2)
     assert tried == [names, ["killed", "down"], ["down"]]
-    assert [row["error"] for row in rows] == [None, "the decoder crashed (SIGSEGV)", None, "another time"]
-    assert [row["embeddings"] and len(row["embeddings"]) for row in rows] == [96, None, 96, None]
+    assert [isinstance(result, list) or str(result) for result in results] == [
+        True, "the decoder crashed (SIGSEGV)", True, "another time"
+    ]  # fmt: skip
 
 
 def test_what_was_computed_is_kept_when_the_driver_is_interrupted(
@@ -171,7 +170,7 @@ def test_what_was_computed_is_kept_when_the_driver_is_interrupted(
 ) -> None:
     uri, _ = manifest
     out = str(tmp_path / "out")
-    embedded = extraction._embedded_rows
+    embedded = extraction.embedded_rows
 
     def interrupted(*arguments):
         for number, result in enumerate(embedded(*arguments)):
@@ -179,38 +178,38 @@ def test_what_was_computed_is_kept_when_the_driver_is_interrupted(
                 raise KeyboardInterrupt
             yield result
 
-    monkeypatch.setattr(extraction, "_embedded_rows", interrupted)
+    monkeypatch.setattr(extraction, "embedded_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        extract_embeddings(str(tiny_run), uri, out, SETTINGS)
+        embed_corpus(str(tiny_run), uri, out, SETTINGS)
     assert len(read_embeddings(out)) == 2
     monkeypatch.undo()
-    assert extract_embeddings(str(tiny_run), uri, out, SETTINGS).num_present == 2
+    assert embed_corpus(str(tiny_run), uri, out, SETTINGS).num_present == 2
 
 
 def test_a_folder_that_another_process_writes_to_is_left_alone(tiny_run, manifest, tmp_path) -> None:
     uri, _ = manifest
     out = str(tmp_path / "out")
     with hold(out), pytest.raises(UserError, match=r"another process writes there: process \d+ on "):
-        extract_embeddings(str(tiny_run), uri, out, SETTINGS)
+        embed_corpus(str(tiny_run), uri, out, SETTINGS)
     assert not Path(out).exists()
 
 
 def test_where_nothing_is_missing_nothing_is_held(tiny_run, manifest, tmp_path, monkeypatch) -> None:
     out = str(tmp_path / "out")
-    monkeypatch.setattr(extraction, "missing_videos", lambda *given: (pa.table({"video_id": []}), 5))
+    monkeypatch.setattr(corpus, "finished_videos", lambda *given: {f"v{n}" for n in range(5)})
     with hold(out):
-        assert extract_embeddings(str(tiny_run), manifest[0], out, SETTINGS).num_present == 5
+        assert embed_corpus(str(tiny_run), manifest[0], out, SETTINGS).num_present == 5
 
 
 def test_mistakes_are_found_before_any_work(tiny_run, manifest, tmp_path) -> None:
     uri, _ = manifest
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match="it has no videos of the split nowhere"):
-        extract_embeddings(str(tiny_run), uri, out, SETTINGS, splits=["nowhere"])
+        embed_corpus(str(tiny_run), uri, out, SETTINGS, splits=["nowhere"])
     with pytest.raises(UserError, match="no manifest there"):
-        extract_embeddings(str(tiny_run), str(tmp_path / "none"), out, SETTINGS)
+        embed_corpus(str(tiny_run), str(tmp_path / "none"), out, SETTINGS)
     with pytest.raises(UserError, match="expected a run folder with a checkpoint"):
-        extract_embeddings(str(tmp_path), uri, out, SETTINGS)
+        embed_corpus(str(tmp_path), uri, out, SETTINGS)
     assert not Path(out).exists()
 
 
@@ -222,7 +221,7 @@ def test_what_a_cluster_of_this_machine_will_never_have_is_said(
     with monkeypatch.context() as patched:
         patched.delenv("RAY_ADDRESS")
         with pytest.raises(UserError, match="an actor needs 4096 CPUs, and this machine has not got them"):
-            extract_embeddings(str(tiny_run), uri, str(tmp_path / "out"), many)
-    monkeypatch.setattr(extraction, "_embedded_rows", lambda *arguments: (row for row in ()))
-    extract_embeddings(str(tiny_run), uri, str(tmp_path / "out"), many)
+            embed_corpus(str(tiny_run), uri, str(tmp_path / "out"), many)
+    monkeypatch.setattr(extraction, "embedded_rows", lambda *arguments: (row for row in ()))
+    embed_corpus(str(tiny_run), uri, str(tmp_path / "out"), many)
     assert "waiting for the cluster to grow: an actor needs 4096 CPUs on one node" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from carl_ray.data.guard import FrameReader
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation import inference
 from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
+from carl_ray.evaluation.inference import load_encoder as load_video_encoder
 from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
 from carl_ray.training.step import initial_model
 
@@ -76,6 +77,26 @@ def test_the_central_view_shows_the_middle_at_full_size(tiny_run, make_video, tm
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def test_one_video_in_python(embedder, tiny_run, make_video, tmp_path) -> None:
+    """By path, content and frames: normalised, and otherwise what the command writes."""
+    path = make_video(tmp_path / "a.mp4", 70, 40, 24)
+    encoder = load_video_encoder(str(tiny_run), device="cpu")
+    trained, _ = embedder.embed_file(str(path))
+    wanted = trained / np.linalg.norm(trained, axis=1, keepdims=True)
+    frames = read_frames(str(path), range(70), short_side=16)
+    for video in (path, str(path), path.read_bytes(), frames):
+        got = encoder.embed(video)
+        assert got.shape == (70, 8) and got.dtype == np.float32
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    central = load_video_encoder(encoder.checkpoint, device="cpu", view="central")
+    whole = read_frames(str(path), range(70))
+    np.testing.assert_allclose(central.embed(whole), central.embed(path), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="not a video that can be opened"):
+        encoder.embed(b"no video" * 99)
+    with pytest.raises(ValueError, match="expected frames"):
+        encoder.embed(np.zeros((2, 8, 8), np.uint8))
 
 
 def test_one_bad_video_does_not_harm_the_others(embedder, make_video, tmp_path, monkeypatch) -> None:
@@ -139,7 +160,7 @@ def test_decoding_threads_end_with_their_use(embedder, make_video, tmp_path, mon
 
 
 def test_memory_of_a_long_video_is_that_of_chunks(embedder, monkeypatch) -> None:
-    """No more decoded chunks are alive at any time than the queue and the encoders hold."""
+    """No more decoded chunks are alive at any time than the threads and the encoders hold."""
     alive, most = 0, 0
 
     class Chunk:
@@ -155,12 +176,11 @@ def test_memory_of_a_long_video_is_that_of_chunks(embedder, monkeypatch) -> None
         def to(self, device):
             return self
 
-    monkeypatch.setattr(inference, "_CHUNKS_AHEAD", 2)
     monkeypatch.setattr(embedder, "_views", lambda *video: (Chunk() for _ in range(100)))
     monkeypatch.setattr(inference, "normalize", lambda chunk: torch.zeros(2, 3, 16, 16))
     (result,) = embedder.embed([("", 200)])
     assert len(result[0]) == 200
-    assert most <= inference._CHUNKS_AHEAD + 4
+    assert most <= 6
 
 
 def test_the_default_run_is_the_newest_trained_demo(tiny_run, tmp_path, monkeypatch) -> None:

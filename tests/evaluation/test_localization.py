@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 
+import h5py
 import numpy as np
 import pytest
 from scipy.interpolate import interp1d
@@ -12,8 +13,6 @@ from scipy.interpolate import interp1d
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
 from carl_ray.evaluation.localization import ExportResult, export_features, resample, to_file, video_name
-
-h5py = pytest.importorskip("h5py")
 
 ORIGIN = Origin("checkpoint", "0" * 64, "demo", 10, 32, 64, "resized", False)
 
@@ -86,15 +85,9 @@ def _video(video_id, count, width=4, fill=None):
     return EmbeddedVideo(
         video_id=video_id,
         uri=f"/videos/{video_id}",
-        content_hash="0",
-        split=None,
-        label=None,
-        frame_labels=None,
-        progress=None,
         fps=25.0,
         timestamps=np.arange(count, dtype=np.float64),
         embeddings=values if fill is None else np.full_like(values, fill),
-        untrained=None,
     )
 
 
@@ -106,31 +99,29 @@ def embeddings(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("file_format", ["hdf5", "csv"])
-def test_one_file_a_video_and_only_what_is_missing(embeddings, tmp_path, file_format):
+def test_one_file_a_video_and_only_what_is_missing(embeddings, tmp_path):
     out = tmp_path / "out"
-    assert export_features(embeddings, str(out), file_format=file_format) == ExportResult(3, 0)
-    suffix = {"hdf5": ".h5", "csv": ".csv"}[file_format]
-    names = ["export.json", *(f"{name}{suffix}" for name in ("v_a", "v_b", "v_ç"))]
+    assert export_features(embeddings, str(out)) == ExportResult(3, 0)
+    names = ["export.json", *(f"{name}.h5" for name in ("v_a", "v_b", "v_ç"))]
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
     unit = _video("", 250).embeddings.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    content = (out / f"v_b{suffix}").read_bytes()
-    assert content == to_file(resample(unit, 100), "v_b", file_format)
+    content = (out / "v_b.h5").read_bytes()
+    assert content == to_file(resample(unit, 100), "v_b", "hdf5")
 
-    kept = (out / f"v_a{suffix}").stat().st_mtime_ns
-    (out / f"v_b{suffix}").write_bytes(content[: len(content) // 2])
-    (out / f"v_ç{suffix}").unlink()
-    assert export_features(embeddings, str(out), file_format=file_format) == ExportResult(2, 1)
-    assert (out / f"v_b{suffix}").read_bytes() == content
-    assert (out / f"v_a{suffix}").stat().st_mtime_ns == kept
+    kept = (out / "v_a.h5").stat().st_mtime_ns
+    (out / "v_b.h5").write_bytes(content[: len(content) // 2])
+    (out / "v_ç.h5").unlink()
+    assert export_features(embeddings, str(out)) == ExportResult(2, 1)
+    assert (out / "v_b.h5").read_bytes() == content
+    assert (out / "v_a.h5").stat().st_mtime_ns == kept
 
 
 def test_a_folder_of_something_else_is_refused(embeddings, tmp_path):
     out = str(tmp_path / "out")
     export_features(embeddings, out)
-    with pytest.raises(UserError, match="another length and format; name another --out"):
-        export_features(embeddings, out, length=50, file_format="csv")
+    with pytest.raises(UserError, match="another length; name another --out"):
+        export_features(embeddings, out, length=50)
     other = str(tmp_path / "other")
     write_part(other, [_video("v_a.mp4", 5)], Origin(**{**vars(ORIGIN), "step": 11}), "float32")
     with pytest.raises(UserError, match="another origin"):

@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
 from carl_ray.evaluation import probes
+from carl_ray.evaluation.bootstrap import r_squared_by_boundary
 from carl_ray.evaluation.probes import linear_probe, phase_classification, phase_progression
 
 METRICS = [
@@ -105,9 +106,9 @@ def test_classification_equals_a_slow_reference(phases):
     train, test = videos(0, 12, phases=phases, noise=1.5), videos(1, 400, phases=phases, noise=1.5)
     found = phase_classification(*train, *test)
     expected = slow_logistic_accuracy(train, test, phases)
-    assert found.numerators.tolist() == expected
+    assert found.statistics[0].tolist() == expected
     assert slow_logistic_accuracy(train, test, phases, strength=1.3) != expected
-    assert found.denominators.tolist() == [(labels >= 0).sum() for labels in test[1]]
+    assert found.statistics[1].tolist() == [(labels >= 0).sum() for labels in test[1]]
     assert 0.5 < found.value < 1
     assert set(found.left_out.values()) == {0}
 
@@ -139,9 +140,9 @@ def test_fractions_take_whole_videos_and_are_nested():
         chosen = sorted(order[:count])
         expected = phase_classification([train[0][i] for i in chosen], [train[1][i] for i in chosen], *test)
         found = phase_classification(*train, *test, fraction=fraction, seed=7)
-        assert found.numerators.tolist() == expected.numerators.tolist()
+        assert found.statistics[0].tolist() == expected.statistics[0].tolist()
     hundred = videos(2, 100, unlabelled=0)
-    assert len(probes._training_videos(*hundred, 0.07, 0)[0]) == 7
+    assert probes.num_fitted(hundred[1], 0.07) == 7
 
 
 def test_videos_without_labels_are_no_part_of_a_fraction():
@@ -149,7 +150,7 @@ def test_videos_without_labels_are_no_part_of_a_fraction():
     empty = [np.full_like(classes, -1) for classes in labels]
     found = phase_classification(embeddings * 2, labels + empty, *test, fraction=0.5, seed=1)
     expected = phase_classification(embeddings, labels, *test, fraction=0.5, seed=1)
-    assert found.numerators.tolist() == expected.numerators.tolist()
+    assert found.statistics[0].tolist() == expected.statistics[0].tolist()
     assert found.left_out["train_videos_without_labels"] == 8
 
 
@@ -157,7 +158,7 @@ def test_a_single_training_class_is_predicted():
     embeddings, labels = videos(0, 3, unlabelled=0)
     single = [np.full_like(classes, 2) for classes in labels]
     found = phase_classification(embeddings, single, embeddings, labels)
-    assert found.numerators.tolist() == [(classes == 2).sum() for classes in labels]
+    assert found.statistics[0].tolist() == [(classes == 2).sum() for classes in labels]
     assert found.left_out["test_frames_of_unseen_phases"] == sum((classes != 2).sum() for classes in labels)
 
 
@@ -173,7 +174,9 @@ def test_progression_equals_a_slow_reference():
     train, test = videos(0, 12), videos(1, 7)
     found = phase_progression(*train, *test, num_phases=4)
     expected = slow_progression(train, test, 4)
-    np.testing.assert_allclose(found.by_boundary(np.ones((1, 7), dtype=int))[0], expected, atol=1e-9)
+    np.testing.assert_allclose(
+        r_squared_by_boundary(found.statistics, np.ones((1, 7), dtype=int))[0], expected, atol=1e-9
+    )
     assert found.value == pytest.approx(np.mean(expected), abs=1e-9)
     assert found.left_out["undefined_boundaries"] == 0
 
@@ -233,7 +236,7 @@ def test_the_linear_probe_equals_a_slow_reference():
         ((frames @ weight[:-1] + weight[-1]).argmax(1) == classes).sum()
         for frames, classes in zip(*kept(*test), strict=True)
     ]
-    assert found.numerators.tolist() == expected
+    assert found.statistics[0].tolist() == expected
     learnt, bias = probes._linear_layer(*kept(*train), 5, 3)
     np.testing.assert_allclose(np.concatenate([learnt.T, bias[None]]), weight, rtol=1e-6)
 

@@ -17,11 +17,11 @@ from carl_ray.evaluation import (
     phase_classification,
     phase_progression,
 )
+from carl_ray.evaluation.bootstrap import bootstrap
 from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
 from carl_ray.evaluation.metrics import FINEGYM_METRICS, PHASE_METRICS, VARIANTS, protocol_of, stride_of
 from carl_ray.evaluation.protocol import evaluate
-from carl_ray.evaluation.results import bootstrap
 
 ORIGIN = Origin("/run/checkpoints/step-00000002", "ab", "demo", 2, 16, 8, "resized", True)
 PHASES = 3

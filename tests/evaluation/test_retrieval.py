@@ -30,7 +30,7 @@ def slow_precisions(embeddings, labels, k, stride=1):
 
 
 def values_of(result):
-    return np.where(result.denominators > 0, result.numerators, np.nan)
+    return np.where(result.statistics[1] > 0, result.statistics[0], np.nan)
 
 
 def videos(seed, lengths, width=8, phases=4):
@@ -101,7 +101,7 @@ def test_a_contested_last_place_is_shared():
     query = np.array([[1.0, 0.1]])
     others = np.array([[1.0, 0], [0, 1], [0, 1], [0, 2]])
     found = average_precision_at_k([query, others], [np.array([1]), np.array([1, 1, 0, 1])], 2)
-    assert found.numerators[0] == pytest.approx((1 + 2 / 3) / 2)
+    assert found.statistics[0][0] == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_random_embeddings_are_worth_the_base_rate():
@@ -114,9 +114,9 @@ def test_random_embeddings_are_worth_the_base_rate():
 def test_the_order_of_the_videos_does_not_matter():
     embeddings, labels = videos(3, [30, 25, 12, 40])
     order = [2, 0, 3, 1]
-    expected = average_precision_at_k(embeddings, labels, 10).numerators[order]
+    expected = average_precision_at_k(embeddings, labels, 10).statistics[0][order]
     found = average_precision_at_k([embeddings[i] for i in order], [labels[i] for i in order], 10)
-    np.testing.assert_allclose(found.numerators, expected, atol=1e-12)
+    np.testing.assert_allclose(found.statistics[0], expected, atol=1e-12)
 
 
 def test_frames_of_zeros_are_compared_by_distance():
@@ -149,7 +149,7 @@ def test_too_few_candidates_are_undefined():
     assert one.left_out == {"videos_without_labels": 0, "videos_without_candidates": 1}
     uneven = average_precision_at_k([embeddings[0], embeddings[1][:4]], [labels[0], labels[1][:4]], 5)
     assert uneven.left_out == {"videos_without_labels": 0, "videos_without_candidates": 1}
-    assert uneven.denominators.tolist() == [0, 1]
+    assert uneven.statistics[1].tolist() == [0, 1]
     assert average_precision_at_k(embeddings, labels, 20).value == 1
 
 

@@ -18,10 +18,9 @@ from carl_ray.report.figures import (
     NO_PHASE_COLOR,
     Picture,
     frame_map,
-    learning_rate_curve,
-    loss_curves,
     phase_colors,
     similarity_matrix,
+    training_curves,
 )
 
 LOG: list[dict[str, Any]] = [
@@ -57,13 +56,11 @@ def drawn_lines(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
 
 def test_curves_hold_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = drawn_lines(monkeypatch)
-    picture = loss_curves(LOG)
-    assert picture is not None and picture.mime == "image/svg+xml"
+    losses, rate = training_curves(LOG)
+    assert losses.mime == rate.mime == "image/svg+xml"
     np.testing.assert_array_equal(lines["training videos"], [[10, 20, 30], [6, np.nan, 4]])
     np.testing.assert_array_equal(lines["validation videos"], [[0, 30], [7, 5]])
-    ElementTree.fromstring(picture.content)
-
-    assert learning_rate_curve(LOG) is not None
+    ElementTree.fromstring(losses.content)
     np.testing.assert_array_equal(lines[""], [[10, 20, 30], [1e-3, 5e-4, 0]])
 
 
@@ -71,13 +68,13 @@ def test_the_axis_names_the_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     labels: list[str] = []
     monkeypatch.setattr(Axes, "set_ylabel", lambda axes, text, **options: labels.append(text))
     for objective in ("scl", "tcc", None):
-        loss_curves(LOG, objective)
+        training_curves(LOG[:1], objective)
     assert labels == ["loss (scl)", "loss (tcc)", "loss"]
 
 
 def test_no_curves_without_a_log() -> None:
-    assert loss_curves([]) is None
-    assert learning_rate_curve([{"step": 0, "validation_loss": 7.0}]) is None
+    assert training_curves([]) == []
+    assert len(training_curves([{"step": 0, "validation_loss": 7.0}])) == 1
 
 
 def test_equal_data_gives_equal_bytes() -> None:
@@ -85,13 +82,13 @@ def test_equal_data_gives_equal_bytes() -> None:
     frames, phases = rng.normal(size=(40, 8)), np.arange(40) // 10
     path = np.array([(i, i) for i in range(40)])
     for draw in (
-        lambda: loss_curves(LOG),
+        lambda: training_curves(LOG)[0],
         lambda: similarity_matrix(frames, frames, path),
         lambda: frame_map(frames, phases, 4),
     ):
         first, second = draw(), draw()
         assert first is not None and first == second
-    content = loss_curves(LOG)
+    content = training_curves(LOG)[0]
     assert content is not None and not re.search(rb"\d{4}-\d\d-\d\dT", content.content)
 
 

@@ -86,7 +86,6 @@ def video(
     return EmbeddedVideo(
         video_id=name,
         uri=uri,
-        content_hash="0",
         split="test",
         label=label,
         frame_labels=np.minimum(progress * 3, 2).astype(np.int32) if labelled else None,

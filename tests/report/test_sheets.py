@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carl_ray.report.neighbours import FoundFrame
+from carl_ray.evaluation.nearest_frames import FoundFrame
 from carl_ray.report.sheets import (
     RIGHT_COLOR,
     UNKNOWN_COLOR,
@@ -25,7 +25,6 @@ from carl_ray.report.sheets import (
 )
 
 QUERY = FoundFrame("query", "query.mp4", 3, 0.3, 1.0, "jump", 1)
-GRAY = np.full((20, 30, 3), 230, np.uint8)
 
 
 def has_color(content: bytes, color: str) -> bool:
@@ -43,7 +42,7 @@ def test_right_means_the_phase_of_the_same_action(
 ) -> None:
     found = replace(QUERY, label=label, phase=phase)
     assert is_right(QUERY, found) is expected
-    content = retrieval_sheet((QUERY, GRAY), [(found, GRAY)]).content
+    content = retrieval_sheet(QUERY, [found]).content
     colors = {True: RIGHT_COLOR, False: WRONG_COLOR, None: UNKNOWN_COLOR}
     assert [has_color(content, color) for color in colors.values()] == [key is expected for key in colors]
 
@@ -76,12 +75,8 @@ def test_thumbnails_are_the_frames(
 def test_any_name_is_drawn_as_it_is(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = retrieval_sheet(
-            (replace(QUERY, video_id=name), None), [(replace(QUERY, video_id=name), GRAY)]
-        )
-    assert picture == retrieval_sheet(
-        (replace(QUERY, video_id=name), None), [(replace(QUERY, video_id=name), GRAY)]
-    )
+        picture = retrieval_sheet(replace(QUERY, video_id=name), [replace(QUERY, video_id=name)])
+    assert picture == retrieval_sheet(replace(QUERY, video_id=name), [replace(QUERY, video_id=name)])
 
 
 def test_jpeg_holds_the_frame() -> None:

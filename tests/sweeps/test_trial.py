@@ -49,14 +49,14 @@ class Stage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.step, self.videos = 0, 4
         self.embedded: list[str] = []
-        for name in ("train", "extract_embeddings", "checkpoint_at", "room_for_workers"):
+        for name in ("train", "embed_corpus", "checkpoint_at", "room_for_workers"):
             monkeypatch.setattr(trials, name, getattr(self, name))
 
     def train(self, config: Any, run: str, *, resume: bool, until_epoch: int) -> TrainingResult:
         self.step = max(self.step, until_epoch * STEPS_OF_EPOCH)
         return TrainingResult(self.step == 6 * STEPS_OF_EPOCH, self.step, 6 * STEPS_OF_EPOCH, None)
 
-    def extract_embeddings(self, run: str, manifest: str, out: str, settings: Any, *, splits: Any) -> None:
+    def embed_corpus(self, run: str, manifest: str, out: str, settings: Any, *, splits: Any) -> None:
         self.embedded.append(out)
         rng = np.random.default_rng(0)
         videos = [

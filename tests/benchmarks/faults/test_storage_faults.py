@@ -380,7 +380,7 @@ def test_indexing_waits_for_the_store(
 def test_embeddings_in_a_store_that_fails_are_not_damaged(proxy: FaultProxy, folder: str) -> None:
     origin = Origin("c", "0", "p", 1, 8, 4, "centre", False)
     vectors = np.ones((3, 4), np.float32)
-    video = EmbeddedVideo("v", "u", "h", None, None, None, None, None, np.arange(3.0), vectors, None)
+    video = EmbeddedVideo(video_id="v", uri="u", timestamps=np.arange(3.0), embeddings=vectors)
     write_part(folder, [video], origin, "float32")
     for kind in ("slow_down", "truncate"):
         proxy.inject(Fault(kind, key=r"part-00000", times=2))

@@ -1,4 +1,4 @@
-"""`python -m carl_ray.retrieve`: the nearest frames of other videos, with their times."""
+"""`python -m carl_ray.search`: the nearest frames of other videos, with their times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from carl_ray import retrieve
+from carl_ray import search
 from carl_ray.evaluation import embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
 from carl_ray.evaluation.inference import VideoEmbedder
@@ -36,15 +36,11 @@ def embedded(name: str, uri: str, frames: np.ndarray, **known: Any) -> EmbeddedV
     video = EmbeddedVideo(
         video_id=name,
         uri=uri,
-        content_hash="0",
         split="test",
         label="jump",
-        frame_labels=None,
-        progress=None,
         fps=30.0,
         timestamps=np.arange(len(frames), dtype=np.float64),
         embeddings=frames.astype(np.float32),
-        untrained=None,
     )
     return replace(video, **known)
 
@@ -76,7 +72,7 @@ def rows(printed: str) -> list[list[str]]:
 def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Exit status and the one line of a command that fails."""
     with pytest.raises(SystemExit) as caught:
-        retrieve.main(arguments)
+        search.main(arguments)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "Traceback" not in error
     assert isinstance(caught.value.code, int)
@@ -84,28 +80,28 @@ def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
 
 
 def test_the_nearest_frame_of_each_other_video(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    retrieve.main(["query", "--frame", "1", "--embeddings", folder])
+    search.main(["query", "--frame", "1", "--embeddings", folder])
     assert rows(capsys.readouterr().out) == [
         ["video", "frame", "time", "cosine", "label", "phase"],
         ["query", "query", "1", "0.03", "s", "1.0000", "jump", "1"],
         ["1", "near", "2", "0.07", "s", "0.9962", "jump", "1"],
         ["2", "far", "1", "?", "0.5000", "kick"],
     ]
-    retrieve.main(["query", "--frame", "0", "--embeddings", folder, "--top", "1"])
+    search.main(["query", "--frame", "0", "--embeddings", folder, "--top", "1"])
     assert rows(capsys.readouterr().out)[2:] == [["1", "far", "0", "?", "1.0000", "kick"]]
 
 
 def test_without_a_frame_the_middle_of_the_labelled_ones(
     folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    retrieve.main(["near", "--embeddings", folder])
+    search.main(["near", "--embeddings", folder])
     assert rows(capsys.readouterr().out)[1][1:3] == ["near", "2"]
-    retrieve.main(["far", "--embeddings", folder])
+    search.main(["far", "--embeddings", folder])
     assert rows(capsys.readouterr().out)[1][1:3] == ["far", "1"]
 
 
 def test_a_picture(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    retrieve.main(["query", "--frame", "1", "--embeddings", folder, "--out", "sheet.png"])
+    search.main(["query", "--frame", "1", "--embeddings", folder, "--out", "sheet.png"])
     assert "picture: sheet.png" in capsys.readouterr().out
     # The files are not there: the sheet says so, and is there.
     with Image.open("sheet.png") as sheet:
@@ -115,8 +111,8 @@ def test_a_picture(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_embeddings_stream(
     folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive = 0
-    most = 0
+    alive = most = 0
+    iterate = embeddings.iterate_embeddings
 
     class Counted(EmbeddedVideo):
         def __del__(self) -> None:
@@ -125,14 +121,14 @@ def test_embeddings_stream(
 
     def counted(uri: str, *, split: str | None = None) -> Iterator[EmbeddedVideo]:
         nonlocal alive, most
-        for video in embeddings.iterate_embeddings(uri, split=split):
+        for video in iterate(uri, split=split):
             for number in range(20):
                 alive += 1
                 most = max(most, alive)
                 yield Counted(**{**vars(video), "video_id": f"{video.video_id}-{number}"})
 
-    monkeypatch.setattr(retrieve, "iterate_embeddings", counted)
-    retrieve.main(["far-19", "--frame", "0", "--embeddings", folder])
+    monkeypatch.setattr(embeddings, "iterate_embeddings", counted)
+    search.main(["far-19", "--frame", "0", "--embeddings", folder])
     assert len(rows(capsys.readouterr().out)) == 12
     # The query, and what the loops hold while the next one is read.
     assert most <= 4
@@ -196,7 +192,7 @@ def run(
 
 
 def test_without_arguments(run: tuple[Path, list[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
-    retrieve.main([])
+    search.main([])
     found = rows(capsys.readouterr().out)
     assert found[1][1:3] == ["video-1", "5"]
     assert sorted(row[1] for row in found[2:]) == ["video-0", "video-2"]
@@ -206,7 +202,7 @@ def test_a_file_is_embedded_as_the_others_were(
     run: tuple[Path, list[str], Any], make_video: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, files, embed = run
-    retrieve.main(["0.mp4", "--frame", "4", "--out", "sheet.png"])
+    search.main(["0.mp4", "--frame", "4", "--out", "sheet.png"])
     found = rows(capsys.readouterr().out)
     # The same file is among the embedded ones, under its id: it is no other video.
     assert sorted(row[1] for row in found[2:4]) == ["video-1", "video-2"]

@@ -1,21 +1,25 @@
-"""The frames of other videos that are nearest to a frame (paper, figure 7)."""
+"""Nearest-neighbour search of a frame in other videos (paper, figure 7)."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
-from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray import storage
 from carl_ray.evaluation.frames import unit_frames
+
+if TYPE_CHECKING:
+    from carl_ray.evaluation.embeddings import EmbeddedVideo
 
 
 @dataclass(frozen=True)
 class FoundFrame:
-    """A frame of a video, and how near it is to the one that was asked for."""
+    """A frame of a video and its cosine similarity to the query."""
 
     video_id: str
     uri: str
@@ -24,16 +28,16 @@ class FoundFrame:
     seconds: float | None
     """From the first frame, by the average frame rate; none where the rate is unknown."""
     similarity: float
-    """Cosine, from -1 to 1; of the frame that was asked for with itself 1."""
+    """Cosine, from -1 to 1; 1 for the query itself."""
     label: str | None
-    """Of the video."""
+    """Label of the video."""
     phase: int | None
     """Label of the frame; none where it has none."""
 
 
 def found_frame(video: EmbeddedVideo, frame: int, similarity: float = 1.0) -> FoundFrame:
-    """A frame of an embedded video, with what is known of it."""
-    phase = None if video.frame_labels is None else int(video.frame_labels[frame])
+    """A frame of an embedded video with its time, label and phase."""
+    phase = int(video.phases[frame])
     return FoundFrame(
         video_id=video.video_id,
         uri=video.uri,
@@ -41,30 +45,42 @@ def found_frame(video: EmbeddedVideo, frame: int, similarity: float = 1.0) -> Fo
         seconds=frame / video.fps if video.fps else None,
         similarity=similarity,
         label=video.label,
-        phase=None if phase is None or phase < 0 else phase,
+        phase=None if phase < 0 else phase,
     )
 
 
 def nearest_frames(
-    query: Float[np.ndarray, " width"], videos: Iterable[EmbeddedVideo], count: int
+    query: Float[np.ndarray, " width"],
+    videos: Iterable[EmbeddedVideo],
+    count: int,
+    *,
+    excluded: EmbeddedVideo | None = None,
 ) -> list[FoundFrame]:
-    """The nearest frame of each video, the nearest first, of the `count` videos where it is nearest.
+    """The nearest frame of each of the `count` nearest videos, nearest first.
 
-    One frame a video: its neighbours in time would otherwise fill the list. Only the best are kept while the
-    videos pass by. Equally near frames come by video id, then by frame.
+    At most one frame a video: its neighbours in time would otherwise fill the list. Memory does not grow with the
+    number of videos. Ties are ordered by video id, then by frame.
 
     Args:
         query: Embedding of a frame; normalised here, as are the videos'.
-        videos: Those to search; videos without frames are passed over.
-        count: How many to find; fewer where there are fewer videos.
+        videos: The videos to search; those without frames are skipped.
+        count: The most frames returned; fewer where there are fewer videos.
+        excluded: A video that is not searched, nor are others of its id or its file.
 
     Raises:
-        ValueError: an embedding is not finite, or of another width than the query.
+        ValueError: `count` is below 1, or an embedding is not finite, or of another width than the query.
     """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
     (unit,) = unit_frames([query[None]])
+    file = None if excluded is None else storage.resolve(excluded.uri)
     found: list[FoundFrame] = []
     for video in videos:
         if len(video) == 0:
+            continue
+        if excluded is not None and (
+            video.video_id == excluded.video_id or storage.resolve(video.uri) == file
+        ):
             continue
         try:
             _, frames = unit_frames([unit, video.embeddings])
@@ -79,7 +95,7 @@ def nearest_frames(
 
 
 def printable(text: str) -> str:
-    """The text with a question mark for whatever is no printable character: line ends, control codes."""
+    """Text with unprintable characters replaced by question marks."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

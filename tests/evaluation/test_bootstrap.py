@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from carl_ray.evaluation.results import MeanRSquared, PairMean, RatioOfSums, bootstrap
+from carl_ray.evaluation.bootstrap import bootstrap, mean_r_squared, pair_mean, ratio_of_sums
 
 
 def repeated(weights):
@@ -11,14 +11,14 @@ def repeated(weights):
 
 def ratio(seed=0, count=9):
     rng = np.random.default_rng(seed)
-    return RatioOfSums(rng.random(count), rng.integers(1, 9, count).astype(float))
+    return ratio_of_sums(rng.random(count), rng.integers(1, 9, count).astype(float))
 
 
-def pair_mean(seed=0, count=9, undefined=0.2):
+def random_pairs(seed=0, count=9, undefined=0.2):
     rng = np.random.default_rng(seed)
     values = np.where(rng.random((count, count)) < undefined, np.nan, rng.standard_normal((count, count)))
     np.fill_diagonal(values, np.nan)
-    return PairMean(values)
+    return pair_mean(values)
 
 
 def targets_and_predictions(seed=0, boundaries=3, count=9):
@@ -29,15 +29,19 @@ def targets_and_predictions(seed=0, boundaries=3, count=9):
     return frames
 
 
-def mean_r_squared(frames):
+def r_squared_of(frames):
     def statistic(function):
         return np.array([[function(video) for video in boundary] for boundary in frames])
 
-    return MeanRSquared(
-        counts=statistic(len).astype(float),
-        sums=statistic(lambda v: v[:, 0].sum()),
-        squares=statistic(lambda v: (v[:, 0] ** 2).sum()),
-        residual_squares=statistic(lambda v: ((v[:, 0] - v[:, 1]) ** 2).sum()),
+    return mean_r_squared(
+        np.stack(
+            [
+                statistic(len).astype(float),
+                statistic(lambda v: v[:, 0].sum()),
+                statistic(lambda v: (v[:, 0] ** 2).sum()),
+                statistic(lambda v: ((v[:, 0] - v[:, 1]) ** 2).sum()),
+            ]
+        )
     )
 
 
@@ -48,17 +52,17 @@ def draws(count, number=40, seed=5):
 def test_a_ratio_of_sums_is_that_of_the_videos_drawn():
     result = ratio()
     expected = [
-        result.numerators[chosen].sum() / result.denominators[chosen].sum()
+        result.statistics[0][chosen].sum() / result.statistics[1][chosen].sum()
         for chosen in map(repeated, draws(9))
     ]
     np.testing.assert_allclose(result.resampled(draws(9)), expected)
 
 
 def test_a_pair_mean_never_pairs_a_video_with_itself():
-    result = pair_mean()
+    result = random_pairs()
     expected = []
     for chosen in map(repeated, draws(9)):
-        pairs = [result.values[i, j] for i in chosen for j in chosen if i != j]
+        pairs = [result.statistics[i, j] for i in chosen for j in chosen if i != j]
         expected.append(np.nanmean(pairs))
     np.testing.assert_allclose(result.resampled(draws(9)), expected)
 
@@ -72,28 +76,28 @@ def test_mean_r_squared_is_that_of_the_frames_drawn():
             target, prediction = np.concatenate([boundary[video] for video in chosen]).T
             scores.append(1 - ((target - prediction) ** 2).sum() / ((target - target.mean()) ** 2).sum())
         expected.append(np.mean(scores))
-    np.testing.assert_allclose(mean_r_squared(frames).resampled(draws(9)), expected)
+    np.testing.assert_allclose(r_squared_of(frames).resampled(draws(9)), expected)
 
 
 def test_boundaries_without_frames_or_spread_are_no_part_of_the_mean():
     frames = targets_and_predictions()
-    expected = mean_r_squared(frames[:1]).value
+    expected = r_squared_of(frames[:1]).value
     empty = [np.zeros((0, 2))] * 9
     constant = [np.tile([[0.3, 0.1]], (4, 1))] * 9
-    assert mean_r_squared([frames[0], empty, constant]).value == pytest.approx(expected)
-    assert np.isnan(mean_r_squared([empty, constant]).value)
+    assert r_squared_of([frames[0], empty, constant]).value == pytest.approx(expected)
+    assert np.isnan(r_squared_of([empty, constant]).value)
 
 
-@pytest.mark.parametrize("result", [ratio(), pair_mean(), mean_r_squared(targets_and_predictions())])
+@pytest.mark.parametrize("result", [ratio(), random_pairs(), r_squared_of(targets_and_predictions())])
 def test_drawing_every_video_once_gives_the_value(result):
     assert result.resampled(np.ones((2, 9), dtype=int)) == pytest.approx([result.value] * 2)
     assert result.resampled(np.full((1, 9), 2))[0] == pytest.approx(result.value)
 
 
 def test_nothing_to_average_is_not_a_number():
-    assert np.isnan(RatioOfSums(np.zeros(3), np.zeros(3)).value)
-    assert np.isnan(PairMean(np.full((3, 3), np.nan)).value)
-    assert np.isnan(PairMean(np.array([[np.nan, 1], [1, np.nan]])).resampled(np.array([[2, 0]]))).all()
+    assert np.isnan(ratio_of_sums(np.zeros(3), np.zeros(3)).value)
+    assert np.isnan(pair_mean(np.full((3, 3), np.nan)).value)
+    assert np.isnan(pair_mean(np.array([[np.nan, 1], [1, np.nan]])).resampled(np.array([[2, 0]]))).all()
 
 
 def test_bootstrap_equals_a_loop_over_draws():
@@ -104,9 +108,9 @@ def test_bootstrap_equals_a_loop_over_draws():
     for _ in range(200):
         by_action = []
         for result, rng in zip(results, streams, strict=True):
-            count = len(result.numerators)
+            count = result.num_videos
             chosen = repeated(rng.multinomial(count - 1, np.full(count, 1 / count)))
-            by_action.append(result.numerators[chosen].sum() / result.denominators[chosen].sum())
+            by_action.append(result.statistics[0][chosen].sum() / result.statistics[1][chosen].sum())
         values.append(np.mean(by_action))
     assert found.value == pytest.approx(np.mean([result.value for result in results]))
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(values, [5, 95])))
@@ -116,7 +120,7 @@ def test_the_interval_covers_as_often_as_it_says():
     covered = 0
     for seed in range(300):
         sample = np.random.default_rng(seed).random(40)
-        interval = bootstrap([RatioOfSums(sample, np.ones(40))], num_draws=200, seed=seed)
+        interval = bootstrap([ratio_of_sums(sample, np.ones(40))], num_draws=200, seed=seed)
         covered += interval.low <= 0.5 <= interval.high
     assert 0.90 <= covered / 300 <= 0.98
 
@@ -127,13 +131,13 @@ def test_the_seed_alone_decides_the_draws():
 
 
 def test_actions_of_the_same_size_are_drawn_independently():
-    result = RatioOfSums(np.arange(20.0), np.ones(20))
+    result = ratio_of_sums(np.arange(20.0), np.ones(20))
     one, both = bootstrap([result]), bootstrap([result, result])
     assert (both.high - both.low) / (one.high - one.low) == pytest.approx(2**-0.5, abs=0.1)
 
 
 def test_an_undefined_action_is_left_out():
-    undefined = RatioOfSums(np.zeros(4), np.zeros(4))
+    undefined = ratio_of_sums(np.zeros(4), np.zeros(4))
     assert bootstrap([ratio(), undefined]) == bootstrap([ratio()])
     assert np.isnan([*vars(bootstrap([undefined])).values()]).all()
 
@@ -142,9 +146,9 @@ def test_an_undefined_action_is_left_out():
     "result",
     [
         ratio(count=1),
-        RatioOfSums(np.array([1.0, 0, 0]), np.array([2.0, 0, 0])),
-        pair_mean(count=2, undefined=0),
-        mean_r_squared([[np.random.default_rng(0).random((5, 2))]]),
+        ratio_of_sums(np.array([1.0, 0, 0]), np.array([2.0, 0, 0])),
+        random_pairs(count=2, undefined=0),
+        r_squared_of([[np.random.default_rng(0).random((5, 2))]]),
     ],
 )
 def test_too_few_videos_have_no_interval(result):
@@ -155,7 +159,7 @@ def test_too_few_videos_have_no_interval(result):
 
 
 def test_undefined_draws_are_ignored():
-    found = bootstrap([RatioOfSums(np.array([1.0, 1, 0, 0]), np.array([1.0, 1, 0, 0]))])
+    found = bootstrap([ratio_of_sums(np.array([1.0, 1, 0, 0]), np.array([1.0, 1, 0, 0]))])
     assert (found.value, found.low, found.high) == (1, 1, 1)
 
 

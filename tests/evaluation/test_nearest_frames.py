@@ -1,4 +1,4 @@
-"""`carl_ray.report.neighbours`: the nearest frame of each video, whatever the number of videos."""
+"""`carl_ray.evaluation.nearest_frames`: the nearest frame of each video, whatever the number of videos."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from carl_ray.evaluation.embeddings import EmbeddedVideo
-from carl_ray.report.neighbours import found_frame, nearest_frames, printable
+from carl_ray.evaluation.nearest_frames import found_frame, nearest_frames, printable
 
 
 def embedded(
@@ -15,15 +15,12 @@ def embedded(
     return EmbeddedVideo(
         video_id=name,
         uri=f"/videos/{name}",
-        content_hash="0",
         split="test",
         label="jump",
         frame_labels=None if labels is None else np.array(labels, np.int32),
-        progress=None,
         fps=fps,
         timestamps=np.arange(len(embeddings), dtype=np.float64),
         embeddings=embeddings.astype(np.float32),
-        untrained=None,
     )
 
 

@@ -1,0 +1,297 @@
+"""Embedding of all videos of a manifest into a folder of Parquet parts, resumable.
+
+The driver writes a part every few minutes, so that after any interruption only missing videos are embedded. Videos
+that could not be embedded are listed in bad_videos.jsonl beside the parts. torch and Ray are imported lazily: mistakes
+and complete folders are reported without them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from carl_ray import storage
+from carl_ray.data.manifest import LABEL_COLUMNS, attach_labels, read_manifest, write_table
+from carl_ray.errors import RunError, UserError
+from carl_ray.evaluation.embeddings import (
+    CropMode,
+    EmbeddedVideo,
+    Origin,
+    Precision,
+    list_parts,
+    read_part,
+    video_metadata,
+    write_part,
+)
+from carl_ray.lease import Lease, hold, refuse_if_held
+from carl_ray.progress import ProgressLine
+from carl_ray.training.checkpoint import Checkpoint, checkpoint_at
+from carl_ray.training.run_log import BAD_VIDEOS, read_log
+
+_PART_BYTES = 64 * 2**20
+_PART_SECONDS = 300.0
+_COLUMNS = ["video_id", "uri", "content_hash", "num_frames", "frame_step", "fps", *LABEL_COLUMNS]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingSettings:
+    """How embeddings are computed and written."""
+
+    num_workers: int | None = None
+    """Actors; None: as many as the cluster has room for."""
+    cpus_per_worker: int = 1
+    """CPUs reserved for each actor, and videos that it decodes side by side."""
+    use_gpu: bool = False
+    """One GPU for each actor."""
+    bf16: bool = False
+    """Matrix products in bfloat16."""
+    precision: Precision = "float16"
+    """Type of the vectors in the files."""
+    view: CropMode = "resized"
+    """How frames are cropped to the encoder's input."""
+    untrained: bool = True
+    """Also embed with the untrained encoder, the control of every evaluation."""
+
+
+@dataclass
+class EmbeddingResult:
+    """What a call of `embed_corpus` did."""
+
+    num_present: int
+    """Videos whose embeddings existed already."""
+    num_embedded: int = 0
+    num_frames: int = 0
+    """Frames of the videos embedded now."""
+    bad_videos: list[tuple[str, str]] = field(default_factory=list)
+    """(video id, reason) of those that could not be embedded."""
+    seconds: float = 0.0
+
+
+def embed_corpus(
+    run: str | Checkpoint,
+    manifest: str | None,
+    out: str,
+    settings: EmbeddingSettings | None = None,
+    *,
+    splits: Sequence[str] | None = None,
+) -> EmbeddingResult:
+    """Embed the videos of a manifest that a folder of embeddings lacks.
+
+    Uses the Ray cluster that this process is connected to, or connects as `carl_ray.session.connect`, but only where
+    videos are missing. Progress goes to standard error.
+
+    Args:
+        run: A checkpoint, or URI of one or of a run folder, whose latest is taken.
+        manifest: URI of the manifest; None: the embedded videos.
+        out: Folder of the embeddings, new or begun with the same checkpoint and view.
+        settings: How; None: the defaults.
+        splits: Only videos of these splits; those without one count as "train".
+
+    Raises:
+        UserError: checkpoint or manifest are missing or malformed, `out` holds other embeddings, or another process
+            writes there.
+        RunError: storage failed, or more videos than the run's `data.max_bad_fraction` could not be embedded.
+    """
+    settings = settings or EmbeddingSettings()
+    checkpoint = checkpoint_at(run) if isinstance(run, str) else run
+    if manifest is None:
+        from carl_ray.datasets.embedded import index_embedded
+        from carl_ray.session import connect
+
+        refuse_if_held(out)
+        with connect():
+            return embed_corpus(checkpoint, index_embedded()[0], out, settings, splits=splits)
+    origin = _origin(checkpoint, settings)
+    videos = _read_videos(manifest, splits)
+    missing = _missing(videos, out, origin)
+    if missing.num_rows == 0:
+        # Without the lease: another process may hold it, and this one may lack the right to write.
+        return EmbeddingResult(videos.num_rows)
+    refuse_if_held(out)
+    from carl_ray.evaluation import extraction
+    from carl_ray.session import connect
+
+    encoders = extraction.load_encoders(checkpoint, settings)
+    with connect(), hold(out) as (lease, _):
+        # Another writer may have finished since.
+        missing = _missing(videos, out, origin)
+        result = EmbeddingResult(videos.num_rows - missing.num_rows)
+        if missing.num_rows == 0:
+            return result
+        extraction.check_resources(settings)
+        rows = extraction.embedded_rows(encoders, checkpoint.config, missing, settings)
+        _write_rows(rows, missing, result, _PartWriter(out, origin, settings.precision, lease))
+    if len(result.bad_videos) > (most := checkpoint.config.data.max_bad_fraction) * videos.num_rows:
+        video_id, reason = result.bad_videos[0]
+        raise RunError(
+            f"{len(result.bad_videos)} of {videos.num_rows} videos could not be embedded, more than "
+            f"data.max_bad_fraction = {most:g} of the run allows; {video_id}: {reason}"
+        )
+    return result
+
+
+def _write_rows(
+    rows: Generator[tuple[int, list[np.ndarray] | str], None, None],
+    videos: pa.Table,
+    result: EmbeddingResult,
+    writer: _PartWriter,
+) -> None:
+    """Write and count what `extraction.embedded_rows` yields for the videos."""
+    bad_before = {line["video_id"]: line["reason"] for line in read_log(writer.folder, BAD_VIDEOS)}
+    started = time.monotonic()
+    progress = ProgressLine("embedded")
+    try:
+        with closing(rows):
+            for done, (index, embedded) in enumerate(rows, 1):
+                if isinstance(embedded, str):
+                    result.bad_videos.append((videos.column("video_id")[index].as_py(), embedded))
+                else:
+                    video = _embedded_video(videos, index, embedded)
+                    writer.add(video)
+                    result.num_embedded += 1
+                    result.num_frames += len(video)
+                frame_rate = result.num_frames / max(time.monotonic() - started, 1e-9)
+                progress(done, videos.num_rows, f"{frame_rate:.0f} frames/s")
+    finally:
+        # Also on errors and interrupts, so that nothing is computed twice.
+        writer.flush()
+        tried = set(videos.column("video_id").to_pylist())
+        _write_bad_videos(writer.folder, bad_before, tried, result.bad_videos)
+    result.seconds = time.monotonic() - started
+
+
+def _origin(checkpoint: Checkpoint, settings: EmbeddingSettings) -> Origin:
+    model = checkpoint.config.model
+    return Origin(
+        checkpoint=storage.public_uri(checkpoint.uri),
+        model_sha256=checkpoint.hashes["model.pt"],
+        preset=checkpoint.config.preset,
+        step=checkpoint.progress.step,
+        num_frames=model.num_frames,
+        position_width=model.width,
+        view=settings.view,
+        has_untrained=settings.untrained,
+    )
+
+
+def _read_videos(manifest: str, splits: Sequence[str] | None) -> pa.Table:
+    """Rows of the manifest in the splits; `UserError` where there are none."""
+    table = read_manifest(manifest, _COLUMNS)
+    if splits is not None:
+        table = table.filter(pc.is_in(table.column("split").fill_null("train"), pa.array(splits)))
+    if table.num_rows == 0:
+        where = f" of the split {' or '.join(splits)}" if splits else ""
+        raise UserError(f"{storage.public_uri(manifest)}: it has no videos{where}")
+    return table
+
+
+def _missing(videos: pa.Table, out: str, origin: Origin) -> pa.Table:
+    finished = finished_videos(out, origin, videos)
+    return videos.filter(
+        pa.array([video_id not in finished for video_id in videos.column("video_id").to_pylist()])
+    )
+
+
+def finished_videos(folder: str, origin: Origin, videos: pa.Table) -> set[str]:
+    """Ids of the videos that a folder of embeddings already holds.
+
+    None where the folder does not exist. Splits, labels and progress of the videos are updated from the manifest.
+
+    Args:
+        folder: URI of the folder.
+        origin: Expected origin of the embeddings.
+        videos: Rows of the manifest: `video_id`, `content_hash` and `LABEL_COLUMNS`.
+
+    Raises:
+        UserError: the folder holds embeddings of another origin, or of another file under the id of one of the
+            videos, or a part is malformed.
+        RunError: the store refuses or fails.
+    """
+    hashes = dict(
+        zip(*(videos.column(name).to_pylist() for name in ("video_id", "content_hash")), strict=True)
+    )
+    found: set[str] = set()
+    for part in list_parts(folder):
+        there, known = read_part(part, ["video_id", "content_hash", *LABEL_COLUMNS])
+        if there != origin:
+            different = [k for k, v in asdict(there).items() if asdict(origin)[k] != v]
+            raise UserError(
+                f"{storage.public_uri(folder)}: it holds embeddings of another origin (different: "
+                f"{', '.join(different)}); name another --out, or delete that folder"
+            )
+        for video_id, content_hash in zip(*(known.column(i).to_pylist() for i in (0, 1)), strict=True):
+            if hashes.get(video_id, content_hash) != content_hash:
+                raise UserError(
+                    f"{storage.public_uri(folder)}: its {video_id!r} is another file than the manifest's of that name; "
+                    "name another --out, or delete that folder"
+                )
+            found.add(video_id)
+        _update_labels(part, known, videos)
+    return found
+
+
+def _update_labels(part: str, known: pa.Table, videos: pa.Table) -> None:
+    """Rewrite a part whose videos have other labels in the manifest."""
+    listed = pc.is_in(known.column("video_id"), videos.column("video_id").combine_chunks())
+    if not pc.any(listed).as_py():
+        return
+    labels = pa.concat_tables(
+        [
+            videos.select(["video_id", *LABEL_COLUMNS]),
+            known.filter(pc.invert(listed)).select(["video_id", *LABEL_COLUMNS]),
+        ],
+        promote_options="permissive",
+    )
+    if not attach_labels(known, labels).equals(known):
+        write_table(attach_labels(read_part(part)[1], labels), part)
+
+
+def _embedded_video(videos: pa.Table, index: int, embedded: list[np.ndarray]) -> EmbeddedVideo:
+    frame_step = videos.column("frame_step")[index].as_py()
+    return EmbeddedVideo(
+        **video_metadata(videos, index),
+        timestamps=np.arange(len(embedded[0])) * frame_step,
+        embeddings=embedded[0],
+        untrained=embedded[1] if len(embedded) > 1 else None,
+    )
+
+
+def _write_bad_videos(
+    out: str, before: dict[str, str], tried: set[str], bad_videos: Sequence[tuple[str, str]]
+) -> None:
+    """Write the bad videos, keeping those of earlier calls not tried again."""
+    bad = {video_id: reason for video_id, reason in before.items() if video_id not in tried}
+    bad |= dict(bad_videos)
+    if bad or before:
+        lines = [json.dumps({"video_id": video_id, "reason": reason}) for video_id, reason in bad.items()]
+        storage.write_bytes(storage.join(out, BAD_VIDEOS), "".join(f"{line}\n" for line in lines).encode())
+
+
+class _PartWriter:
+    """Buffers videos and writes a part by size or age."""
+
+    def __init__(self, folder: str, origin: Origin, precision: Precision, lease: Lease) -> None:
+        self.folder = folder
+        self._origin, self._precision, self._lease = origin, precision, lease
+        self._videos: list[EmbeddedVideo] = []
+        self._bytes = 0
+        self._written = time.monotonic()
+
+    def add(self, video: EmbeddedVideo) -> None:
+        self._videos.append(video)
+        self._bytes += video.embeddings.nbytes
+        if self._bytes >= _PART_BYTES or time.monotonic() - self._written >= _PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._videos:
+            self._lease.check()
+            write_part(self.folder, self._videos, self._origin, self._precision)
+        self._videos, self._bytes, self._written = [], 0, time.monotonic()

@@ -1,0 +1,49 @@
+"""Availability check of pretrained backbone weights, without torch."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from carl_ray import storage
+from carl_ray.config import ModelConfig
+from carl_ray.errors import RunError, UserError
+
+_IMAGENET_HOST = "https://download.pytorch.org"
+_TIMEOUT_SECONDS = 10.0
+_OTHER_WEIGHTS = "--model.weights random, or --model.weights with the path or URI of a file that has them"
+
+
+def find_weights(model: ModelConfig, instead: str = _OTHER_WEIGHTS) -> None:
+    """Check that the pretrained weights of a backbone exist or can be downloaded.
+
+    Args:
+        model: Names the weights.
+        instead: What the command can do without them, for the message.
+
+    Raises:
+        UserError: the file is missing.
+        RunError: torchvision's weights are neither in torch's cache nor can be downloaded.
+    """
+    if model.weights == "random":
+        return
+    if model.weights != "imagenet":
+        if not storage.is_file(model.weights):
+            raise UserError(
+                f"model.weights: {storage.public_uri(storage.absolute(model.weights))}: no such file"
+            )
+        return
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
+    if any(Path(home, "hub", "checkpoints").expanduser().glob(f"{model.backbone}-*.pth")):
+        return
+    try:
+        urllib.request.urlopen(_IMAGENET_HOST, timeout=_TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # Any answer shows that the host is reachable.
+    except OSError as error:
+        raise RunError(
+            f"could not reach {_IMAGENET_HOST} for torchvision's ImageNet weights ({' '.join(str(error).split())}); "
+            f"use {instead}"
+        ) from None

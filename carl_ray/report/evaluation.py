@@ -1,0 +1,113 @@
+"""Evaluation of embeddings into metrics.json and report.html."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from carl_ray import storage
+from carl_ray.errors import UserError
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
+from carl_ray.evaluation.metrics import Protocol, protocol_of, stride_of
+from carl_ray.training.checkpoint import CHECKPOINTS, CONFIG
+from carl_ray.training.run_log import BAD_VIDEOS, read_log
+
+METRICS_FILE = "metrics.json"
+REPORT_FILE = "report.html"
+
+
+def evaluate_embeddings(
+    train: str,
+    test: str,
+    out: str,
+    *,
+    protocol: Protocol | None = None,
+    stride: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Evaluate embeddings; write `metrics.json` and `report.html`.
+
+    Args:
+        train: URI of the embeddings that probes are fitted to.
+        test: URI of the embeddings that are measured. Where it is `train`, the split of each video decides: "train"
+            (or none) and "test".
+        out: URI of the folder.
+        protocol: Which metrics; None: those of the paper for the preset.
+        stride: Every how many frames tau, AP@K and the alignment error look at; None: as in the paper.
+        seed: Of label fractions, chance and the bootstrap.
+
+    Returns:
+        The document of metrics.json: that of `evaluate`, and `not_embedded`, the number of videos that `embed` could
+        not read.
+
+    Raises:
+        UserError: these are not two sets of embeddings of one encoder, or as `evaluate`.
+        RunError: the store refuses or fails.
+    """
+    origin, train_videos, test_videos = _read(train, test)
+    # Lazy import: mistakes are reported before torch is loaded.
+    from carl_ray.evaluation.protocol import evaluate
+    from carl_ray.report.page import write_report
+
+    document = evaluate(
+        train_videos,
+        test_videos,
+        origin,
+        protocol=protocol or protocol_of(origin.preset),
+        stride=stride or stride_of(origin.preset),
+        seed=seed,
+        on_progress=_print_progress,
+    )
+    document["not_embedded"] = sum(len(read_log(uri, BAD_VIDEOS)) for uri in dict.fromkeys((train, test)))
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    storage.write_bytes(storage.join(out, METRICS_FILE), text.encode())
+    print("evaluated; now the report", file=sys.stderr, flush=True)
+    run_dir = _run_of(origin)
+    log = None if run_dir is None else read_log(run_dir) or None
+    write_report(
+        storage.join(out, REPORT_FILE), document, test_videos, log=log, objective=_objective(run_dir)
+    )
+    return document
+
+
+def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[EmbeddedVideo]]:
+    """Origin, training videos and test videos; errors as `evaluate_embeddings`."""
+    origin = read_origin(train)
+    same = test.rstrip("/") == train.rstrip("/")
+    if not same and read_origin(test) != origin:
+        raise UserError(
+            f"{storage.public_uri(test)}: embeddings of another encoder or view than those in "
+            f"{storage.public_uri(train)}"
+        )
+    train_videos = read_embeddings(train)
+    if same:
+        test_videos = [video for video in train_videos if video.split == "test"]
+        train_videos = [video for video in train_videos if video.split in (None, "train")]
+        if not test_videos:
+            raise UserError(
+                f"{storage.public_uri(test)}: no video of the split 'test' in it; put the videos into folders "
+                "train/ and test/ before indexing, or name two sets of embeddings"
+            )
+    else:
+        test_videos = read_embeddings(test)
+    return origin, train_videos, test_videos
+
+
+def _run_of(origin: Origin) -> str | None:
+    """The run folder that holds the checkpoint; None where it lies elsewhere."""
+    folder = storage.parent(origin.checkpoint)
+    run_dir = storage.parent(folder)
+    return run_dir if folder == storage.join(run_dir, CHECKPOINTS) else None
+
+
+def _objective(run_dir: str | None) -> str | None:
+    """Name of the run's objective; None where its config is missing."""
+    if run_dir is None or not storage.exists(uri := storage.join(run_dir, CONFIG)):
+        return None
+    # Not parsed as a Config, so that runs of other versions can be read.
+    return json.loads(storage.read_bytes(uri)).get("objective", {}).get("name")
+
+
+def _print_progress(what: str, done: int, total: int) -> None:
+    print(f"evaluating {what} ({done + 1} of {total})", file=sys.stderr, flush=True)
