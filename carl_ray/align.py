@@ -23,7 +23,7 @@ from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
-from carl_ray.training.preparation import check_weights
+from carl_ray.training.run_checks import starting_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +50,9 @@ def _run(options: argparse.Namespace) -> None:
 
     encoders = {"trained": load_encoder(checkpoint)}
     try:
-        check_weights(checkpoint.config, init_from=False, instead="the similarities of the trained one alone")
+        starting_weights(
+            checkpoint.config, init_from=False, instead="the similarities of the trained one alone"
+        )
         encoders["untrained"] = untrained_encoder(checkpoint.config)
     except (RunError, UserError) as error:
         print(f"warning: without the untrained encoder: {error}", file=sys.stderr, flush=True)

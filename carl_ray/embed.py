@@ -22,7 +22,7 @@ from carl_ray.lease import refuse_if_held
 from carl_ray.machine import bf16_slowdown, has_native_bf16
 from carl_ray.options import OptionParser, print_next
 from carl_ray.training.checkpoint import checkpoint_at, default_run
-from carl_ray.training.preparation import check_weights
+from carl_ray.training.run_checks import starting_weights
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace) -> None:
     manifest = options.manifest
     is_missing = manifest is None or missing_videos(manifest, options.split, out, origin)[0].num_rows
     if is_missing and not options.no_untrained:
-        check_weights(found.config, init_from=False, instead="--no-untrained, without the control")
+        starting_weights(found.config, init_from=False, instead="--no-untrained, without the control")
     from carl_ray.datasets.embedded import index_embedded
     from carl_ray.evaluation.extraction import ExtractionSettings, extract_embeddings, room_for_workers
     from carl_ray.session import connect
