@@ -57,7 +57,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     # Imported late, the light ones first: help and mistakes answer at once, before torch is imported and Ray starts.
-    from carl_ray.training.preparation import read_videos, refuse_secrets
+    from carl_ray.training.run_checks import refuse_secrets
+    from carl_ray.training.run_videos import read_videos
 
     # The table has the command.
     refuse_secrets({"--manifest": options.manifest, "--out": options.out})

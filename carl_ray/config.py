@@ -1,7 +1,9 @@
-"""Everything a run depends on, as frozen dataclasses that check themselves; JSON in and out.
+"""Config of a run: frozen, validated dataclasses, read from and written to JSON.
 
-A run is a function of its `Config`: presets (`carl_ray.presets`) are functions that return one, a run folder
-keeps its own as `config.json`. Unknown fields and values of the wrong type are errors.
+A run is a function of its `Config`: presets (`carl_ray.presets`) are functions that return one, and a run folder
+stores it as `config.json`. Unknown fields and values of the wrong type are errors.
+
+Over 400 lines: all options and their documentation, which `--help` prints, are in this file.
 """
 
 from __future__ import annotations
@@ -12,18 +14,18 @@ import reprlib
 from dataclasses import asdict
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from carl_ray.errors import UserError
 
-# Finite numbers only: JSON has no others, and config.json must give the same config back.
+# Finite numbers only: JSON has no others, and config.json must yield the same config.
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class DataConfig:
-    """Which videos, and how they are read."""
+    """Selection and decoding of the videos."""
 
     manifest: str | None = None
     """URI of the Parquet manifest, as `python -m carl_ray.index` writes; none: the embedded videos."""
@@ -38,10 +40,10 @@ class DataConfig:
     short_side: int = Field(default=256, ge=8)
     """Frames are resized while decoding so that their shorter side has this many pixels."""
     retries: int = Field(default=2, ge=0)
-    """How often reading a video is tried again where its storage fails, before training starts anew."""
+    """How often reading a video is retried where its storage fails, before the workers are restarted."""
     time_limit: float = Field(default=300.0, gt=0)
-    """Seconds that decoding one video may take, or a chunk of one that is embedded; then its decoder is killed, and
-    the video counts as bad."""
+    """Timeout in seconds of decoding one video, or one chunk of a video that is embedded; then the decoder is killed
+    and the video counts as bad."""
     train_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the training videos of each label that the run sees: whole videos, seeded (table 11)."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
@@ -120,9 +122,7 @@ class ModelConfig:
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "small"] = "resnet50"
     """Encoder of single frames: a torchvision ResNet, or `small`, six convolutions for runs on a CPU."""
     weights: str = "imagenet"
-    """`random`, `imagenet` (torchvision's), or the URI of a file."""
-    weights_format: Literal["torchvision", "byol", "moco", "simclr"] = "torchvision"
-    """How the tensors of a weights file are named."""
+    """`random`, `imagenet` (torchvision's), or the URI of a file: torchvision's, or of BYOL, MoCo v2 or SimCLR."""
     init_from: str | None = None
     """A run folder or a checkpoint whose encoder, and head where it has the same, this run begins with (fine-tuning);
     data, T and schedule are this run's own. The optimiser begins anew."""
@@ -131,9 +131,9 @@ class ModelConfig:
     pooling: Literal["max", "average"] = "max"
     """Spatial pooling of the backbone's last feature map."""
     temporal_encoder: Literal["transformer", "none", "c3d"] = "transformer"
-    """What mixes frames (table 5)."""
+    """Module that mixes information of frames (table 5)."""
     positions: Literal["sine_cosine", "none"] = "sine_cosine"
-    """What the Transformer is told of a frame's place; without it, it sees a set of frames."""
+    """Positional encoding added to the Transformer's input; `none`: it sees a set of frames."""
     hidden_width: int = Field(default=512, ge=1)
     """Width of the two fully connected layers before the Transformer."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -152,9 +152,16 @@ class ModelConfig:
     """Statistics over the frames of all workers, of each worker alone, or the stored ones."""
     chunk_frames: int = Field(default=1024, ge=1)
     """Frames that pass the frozen part of the backbone at a time: bounds memory, changes no result."""
-    compile: bool = False
-    """Compile the frozen part of the backbone (torch.compile; on a CPU it needs a C++ compiler): pays on GPUs, costs a
-    minute at the start."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed_fields(cls, values: Any) -> Any:
+        """Ignore the fields that configs of earlier versions have; they changed no result."""
+        if isinstance(values, dict):
+            return {
+                name: value for name, value in values.items() if name not in ("weights_format", "compile")
+            }
+        return values
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.num_heads):
@@ -167,7 +174,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class ObjectiveConfig:
-    """The training objective: the sequence contrastive loss (paper, section 3.4), or one to compare it with."""
+    """Training objective: SCL (paper, section 3.4), or one to compare it with."""
 
     name: Literal[
         "scl",
@@ -234,7 +241,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class TrainingConfig:
-    """How long, how many at a time, how exactly, how often something is written."""
+    """Length, batch size, precision and intervals of the training."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Every random draw of the run comes from this, the epoch, the video and the view."""
@@ -258,11 +265,11 @@ class TrainingConfig:
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class ClusterConfig:
-    """What the run takes of the Ray cluster, and where."""
+    """Resources of the Ray cluster that the run uses, and its error handling."""
 
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
-    """Training workers; `[min, max]` starts with what is there, grows when nodes join and goes on with fewer when
-    they leave, with the same batches and schedule."""
+    """Training workers; `[min, max]` is elastic: it starts with the workers that fit, grows when nodes join and
+    continues with fewer when they leave, with the same batches and schedule."""
     use_gpu: bool = False
     """One GPU for each training worker."""
     worker_cpus: float = Field(default=1.0, ge=0)
@@ -270,19 +277,19 @@ class ClusterConfig:
     decode_cpus: float = Field(default=1.0, gt=0)
     """CPUs reserved for each decoding task."""
     max_decode_tasks: int | None = Field(default=None, ge=1)
-    """At most this many decoding tasks at a time; none lets Ray Data decide from what is free."""
+    """Maximum of concurrent decoding tasks; none lets Ray Data decide from the free resources."""
     prefetch_steps: int = Field(default=2, ge=1)
-    """Steps whose frames each training worker holds ready."""
+    """Steps whose frames each training worker prefetches."""
     data_node_labels: dict[str, str] = Field(default_factory=dict)
     """Decoding runs only on nodes with these labels, as JSON: '{"role": "data"}'."""
     train_node_labels: dict[str, str] = Field(default_factory=dict)
     """Training workers run only on nodes with these labels, as JSON."""
     max_failures: int = Field(default=3, ge=-1)
-    """How often the training workers are started anew from the last checkpoint after a failure; -1 always."""
+    """How often the training workers are restarted from the last checkpoint after a failure; -1: always."""
     storage_seconds: float = Field(default=120.0, ge=0)
-    """How long the driver and the training workers try again where an object store fails, before that is a failure."""
+    """How long the driver and the training workers retry a failing object store before they fail."""
     grace_seconds: float = Field(default=30.0, gt=0)
-    """Within this time of SIGTERM or Ctrl-C the command ends, with a checkpoint if a step and its writing fit in."""
+    """The command ends within this time of SIGTERM or Ctrl-C, with a checkpoint if a step and its writing fit in."""
 
     def __post_init__(self) -> None:
         if self.min_workers > self.max_workers:
@@ -290,12 +297,12 @@ class ClusterConfig:
 
     @property
     def min_workers(self) -> int:
-        """Training goes on with as few workers as this."""
+        """Minimum number of training workers."""
         return self._range[0]
 
     @property
     def max_workers(self) -> int:
-        """Training never has more workers than this."""
+        """Maximum number of training workers."""
         return self._range[1]
 
     @property
@@ -306,12 +313,12 @@ class ClusterConfig:
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class Config:
-    """A whole run."""
+    """Config of a run."""
 
     preset: str
     """Name of the preset that it came from."""
     data: DataConfig = Field(default_factory=DataConfig)
-    """Which videos, and how they are read."""
+    """Selection and decoding of the videos."""
     views: ViewsConfig = Field(default_factory=ViewsConfig)
     """Temporal augmentation."""
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
@@ -327,7 +334,7 @@ class Config:
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     """Ray resources."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Of this package and of what it computes with, where a run was begun or went on; written by the run itself."""
+    """Versions of this package and its libraries, where the run was begun or resumed; written by the run."""
 
     def __post_init__(self) -> None:
         if self.objective.paired and self.training.global_batch_size % 2:
@@ -342,24 +349,22 @@ _HOW_DONE = (
     ("data", "retries"),
     ("data", "time_limit"),
     ("data", "max_bad_fraction"),
-    ("model", "compile"),
     ("training", "checkpoint_every_steps"),
     ("training", "keep_checkpoints"),
 )
-"""Besides the cluster, what says how a run is done and not what it computes: how hard it tries to read a video, when it
-gives up, how fast it is, what it keeps. What it logs when (and validates) is a part of what it leaves."""
+"""Fields besides the cluster section that change no result of a run. Logging and validation intervals are not among
+them: they decide which lines a run leaves."""
 
 
 def to_document(config: Config) -> dict[str, Any]:
-    """The config as plain dictionaries, lists and scalars, ready for JSON."""
+    """Convert a config to plain dictionaries, lists and scalars, ready for JSON."""
     return asdict(config)
 
 
 def what_is_computed(config: Config) -> dict[str, Any]:
-    """`to_document` without what makes no other run of it.
+    """The part of `to_document` that two runs must share to compute the same.
 
-    Left out are its cluster and versions; how reading is tried again, given up and forgiven; whether it is compiled;
-    when checkpoints are written and how many are kept.
+    Left out are cluster and versions; retries, time limit and bad-video budget; checkpoint interval and number.
     """
     document = to_document(config)
     del document["cluster"], document["versions"]
@@ -369,17 +374,20 @@ def what_is_computed(config: Config) -> dict[str, Any]:
 
 
 def digest(config: Config) -> str:
-    """A name of `what_is_computed`, 16 hexadecimal digits."""
-    text = json.dumps(what_is_computed(config), sort_keys=True)
+    """Hash of `what_is_computed`, 16 hexadecimal digits."""
+    document = what_is_computed(config)
+    # A removed field: folders named by older digests stay valid.
+    document["model"]["weights_format"] = "torchvision"
+    text = json.dumps(document, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def from_document(document: dict[str, Any], source: str) -> Config:
-    """The config that plain dictionaries describe.
+    """Read a config from plain dictionaries.
 
     Args:
-        document: What `to_document` returned; values may also be strings, as on a command line.
-        source: Where it came from, for the message.
+        document: As from `to_document`; values may also be strings, as on a command line.
+        source: Name of the source, for the message.
 
     Raises:
         UserError: an unknown field, or a value of the wrong type or out of its range.
@@ -391,12 +399,12 @@ def from_document(document: dict[str, Any], source: str) -> Config:
 
 
 def to_json(config: Config) -> str:
-    """The config as indented JSON text (`config.json` of a run folder)."""
+    """Write a config as indented JSON text (`config.json` of a run folder)."""
     return _ADAPTER.dump_json(config, indent=2).decode() + "\n"
 
 
 def from_json(text: str | bytes, source: str) -> Config:
-    """The config that `to_json` wrote; raises `UserError` where the text is not one."""
+    """Read a config from JSON text; raise `UserError` where it is invalid."""
     try:
         return _ADAPTER.validate_json(text)
     except ValidationError as error:
@@ -404,13 +412,13 @@ def from_json(text: str | bytes, source: str) -> Config:
 
 
 def _complaint(error: ValidationError) -> str:
-    """The first of the things that are wrong: which field, what was expected, what came."""
+    """Message of the first validation error: field, what was expected, what was given."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"]) or "document"
     match first["type"]:
         case "unexpected_keyword_argument":
             return f"{name}: unknown field"
-        case "value_error":  # Of a whole section: the message of its own check names the values.
+        case "value_error":  # Raised by a section's own check, whose message names the values.
             return f"{name}: {first['msg'].removeprefix('Value error, ')}"
         case "json_invalid" | "missing":
             return f"{name}: {first['msg']}"

@@ -1,4 +1,4 @@
-"""The ways a command can end badly, and the exit status of each."""
+"""Errors of commands, their exit statuses, and signal handling."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: printed as one line, exit status 2."""
+    """A mistake of the user's: printed as one line, exit status 2."""
 
 
 class RunError(Exception):
-    """A failure of the work itself (storage, disk, bad videos beyond the budget): one line, exit status 1."""
+    """A failure of the work (storage, disk, bad videos): one line, exit status 1."""
 
     status = 1
 
 
 class OutageError(RunError):
-    """An object store that failed for longer than it is tried again; later it may answer."""
+    """An object store that failed until the retries ended."""
 
 
 class InterruptedRunError(RunError):
-    """A run that ended because of a signal, after what it had to do: one line, exit status 128 + signal."""
+    """A run that a signal ended in order: one line, exit status 128 + signal."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -37,32 +37,32 @@ class InterruptedRunError(RunError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does."""
+    """Raised at SIGTERM, as KeyboardInterrupt is at SIGINT."""
 
 
 def signal_of(interruption: KeyboardInterrupt) -> signal.Signals:
-    """The signal that raised it."""
+    """The signal that an interruption was raised for."""
     return signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
 
 
 _INTERRUPTIONS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}
 _REPEAT_SECONDS = 1.0
-"""`timeout` signals its child, then its group: the second must not end what the first has begun to put in order."""
+"""Ignore a repeated signal for so long: `timeout` signals its child, then its group, and cleanup must not be cut."""
 _catching = 0
-"""How many `one_line_errors` are open."""
+"""Number of open `one_line_errors` contexts."""
 
 
 def handle_signals() -> None:
-    """Makes SIGINT and SIGTERM end this process in one line, with status 130 and 143, at any moment.
+    """End this process at SIGINT and SIGTERM with one line and status 130 and 143.
 
-    They raise `KeyboardInterrupt` and `Terminated` where `one_line_errors` catches them. Outside of it, and inside an
-    import, which may swallow an exception, the process ends at once.
+    Inside `one_line_errors` they raise `KeyboardInterrupt` and `Terminated`. Outside of it, and during an import, which
+    may swallow exceptions, the process exits at once.
     """
     process = os.getpid()
     moments: dict[int, float] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # A fork, which was told alone.
+        if os.getpid() != process:  # A forked child: default behaviour.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif not _catching or _is_importing(frame):
@@ -73,17 +73,17 @@ def handle_signals() -> None:
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     for number in _INTERRUPTIONS:
-        # Whoever starts a command in the background of a script has SIGINT ignored.
+        # Shells ignore SIGINT for background commands of scripts; keep it ignored.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handle)
 
 
 @contextmanager
 def own_sigterm() -> Iterator[None]:
-    """Keeps SIGTERM for this process, whatever the body, which starts Ray, starts and installs.
+    """Block SIGTERM in the processes that the body starts.
 
-    `timeout`, systemd and Slurm signal every process of a command, but the driver alone must hear it, to end the others
-    once a checkpoint is written: a signal that is blocked here is so in all that starts here. (Ray does so for SIGINT.)
+    `timeout`, systemd and Slurm signal the whole process group. Ray's processes, started in the body, must ignore that
+    until the driver has had a checkpoint written; they inherit the signal mask. (Ray blocks SIGINT itself.)
     """
     handler = signal.getsignal(signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -91,7 +91,7 @@ def own_sigterm() -> Iterator[None]:
         yield
     finally:
         if callable(handler) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Instead of Ray's.
+            signal.signal(signal.SIGTERM, handler)  # Ray has installed its own.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
@@ -104,22 +104,22 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _print_line(message: str) -> None:
-    # Names from data may hold what a terminal would obey.
+    # Names from data may hold terminal control characters.
     line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
     print(f"carl_ray: {line}", file=sys.stderr, flush=True)
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """Prints one line to standard error and leaves with an exit status."""
+    """Print one line to standard error and exit with a status."""
     _print_line(message)
     sys.exit(status)
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns the errors of a command into one line on standard error.
+    """Print the errors of a command as one line on standard error and exit.
 
-    `UserError` exits with status 2, `RunError` with 1, Ctrl-C with 130 and SIGTERM with 143.
+    The status is 2 for `UserError`, 1 for `RunError`, 130 for Ctrl-C and 143 for SIGTERM.
     """
     global _catching
     _catching += 1

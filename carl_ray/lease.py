@@ -1,16 +1,16 @@
-"""One writer a folder: claims with a heartbeat, on local disks and in object stores alike.
+"""Lease of a folder for one writer, with a heartbeat.
 
-pyarrow has no conditional write (S3's If-None-Match, Google Cloud's generation match), so none is used. Every writer
-has a claim of its own in `FOLDER/.writers/`: it lists the claims, writes its own, lists them again, and withdraws where
-it now sees another live one. Of two that claim together the later to write sees the other, so never both hold the
-folder; where both withdraw, each tries again after a random pause. This rests on listings that show all that was
-written before, as those of S3, Google Cloud Storage, Azure and local disks do; where a network file system caches them,
-the loser stops at its next heartbeat.
+pyarrow has no conditional write (S3's If-None-Match, Google Cloud's generation match), so each writer has a claim file
+of its own in `FOLDER/.writers/`: it lists the claims, writes its own, lists them again, and withdraws it if it now sees
+another live one. Of two concurrent writers the later one sees the other's claim, so never both hold the folder; if both
+withdraw, each retries after a random pause. This requires listings that are consistent with earlier writes, as those of
+S3, Google Cloud Storage, Azure and local disks are; where a network file system caches listings, the loser stops at its
+next heartbeat.
 
-A claim ends when its holder withdraws it, or at once where its process is gone from this machine; while that process
-runs here, it never does. That of another machine ends where whoever wants the folder has seen no heartbeat for
-`STALE_SECONDS` of its own: no two machines' clocks are compared. Whoever takes over deletes it; a holder that was only
-slow finds it gone at its next heartbeat and stops.
+A claim ends when it is withdrawn, or when its process on this machine has ended; while that process runs, it never
+does. The claim of another machine ends when the process that wants the folder has watched it for `STALE_SECONDS`
+without a heartbeat: clocks of two machines are not compared. The new holder deletes it; a holder that was only slow
+finds it missing at its next heartbeat and stops.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from carl_ray.errors import RunError, UserError
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 45.0
-"""A holder on another machine that was watched for so long without a heartbeat is taken for gone."""
+"""Time without a heartbeat after which a holder on another machine counts as gone."""
 
 _CLAIMS = ".writers"
 _LATE_SECONDS = 3 * HEARTBEAT_SECONDS
 _LONGEST_PAUSE = 2.0
-_LAST_SECONDS = 5.0
-"""For the withdrawal of a claim: where the store is down, a process that ends leaves it behind."""
+_WITHDRAWAL_SECONDS = 5.0
+"""Timeout of the withdrawal of a claim; if the store is down, the claim stays behind."""
 _CLAIM_NAME = re.compile(r"[0-9]+-\w+\.json")
 _Time = Annotated[float, Field(ge=0, lt=2**33)]
 _LOGGER = logging.getLogger(__name__)
 
 
 class LostError(RunError):
-    """Another process has taken the folder over: this one must not write there any more."""
+    """Another process has taken over the folder."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ class _Owner:
 
     host: str
     machine: str
-    """Boot and process namespace that the process id belongs to; empty where the system does not tell."""
+    """Boot id and process namespace of the process id; empty where the system has none."""
     pid: Annotated[int, Field(gt=0, lt=2**31)]
     pid_started: str
-    """Tells the process from a later one with the same id."""
+    """Start time of the process, which tells it from a later one with the same id."""
     since: _Time
     heartbeat: _Time
 
     @property
     def is_running(self) -> bool | None:
-        """Whether its process runs on this machine; none where it is another one's, or the system does not tell."""
+        """Whether its process runs on this machine; None if that is unknown."""
         if not self.machine or self.machine != _machine():
             return None
         return _is_running(self.pid, self.pid_started)
@@ -79,19 +79,19 @@ class _Owner:
         if not self.pid:
             return "an unknown process"
         age, silent = (timedelta(seconds=round(time.time() - t)) for t in (self.since, self.heartbeat))
-        return f"process {self.pid} on {self.host}, which holds it for {age}, last heard of {silent} ago"
+        return f"process {self.pid} on {self.host}, which holds it for {age}, last heartbeat {silent} ago"
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to write in a folder; may be sent to other processes, to check it there."""
+    """Exclusive right to write in a folder; can be sent to other processes."""
 
     folder: str
     name: str
-    """Of the claim; begins with a number, higher than those of the holders before."""
+    """File name of the claim; begins with a number higher than those of earlier holders."""
 
     def check(self) -> None:
-        """Raises `LostError` where another process has taken the folder over, or this lease was released."""
+        """Raise `LostError` if the lease was taken over or released."""
         names = _names(self.folder)
         if self.name not in names or _number(names[-1]) > _number(self.name):
             owners = [owner for name, owner in _claims(self.folder).items() if name != self.name]
@@ -102,18 +102,21 @@ class Lease:
 
 
 def refuse_if_held(folder: str, seen: Mapping[str, _Owner] | None = None) -> dict[str, _Owner]:
-    """The claims on a folder by name, all of them of owners that may be gone; writes nothing, and does not wait.
+    """Refuse a folder that another process holds; without writing or waiting.
 
     Args:
         folder: URI of the folder.
-        seen: Claims of an earlier call: an owner that has changed its claim since then is there.
+        seen: Claims of an earlier call: an owner that has changed its claim since then is alive.
+
+    Returns:
+        The claims by name, all of owners that may be gone.
 
     Raises:
-        UserError: another process holds the folder; names its owner.
+        UserError: another process holds the folder; the message names it.
     """
     claims = _claims(folder)
     for name, owner in claims.items():
-        # A guess by two clocks, which decides nothing but how long somebody waits.
+        # Compares two clocks, but decides only between an immediate refusal and a wait.
         is_recent = abs(time.time() - owner.heartbeat) < _LATE_SECONDS
         is_running = is_recent if owner.is_running is None else owner.is_running
         if is_running or (seen or {}).get(name, owner) != owner:
@@ -126,10 +129,10 @@ def refuse_if_held(folder: str, seen: Mapping[str, _Owner] | None = None) -> dic
 
 @contextmanager
 def hold(folder: str) -> Iterator[tuple[Lease, threading.Event]]:
-    """Holds a folder as its one writer while the body runs; gives the lease, and an event set once it is lost.
+    """Hold a folder as its only writer; yield the lease, and an event for its loss.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the folder.
         RunError: the store refuses or fails.
     """
     is_new = not storage.is_remote(folder) and not storage.exists(folder)
@@ -142,7 +145,7 @@ def hold(folder: str) -> Iterator[tuple[Lease, threading.Event]]:
             yield lease, lost
         finally:
             released.set()
-            thread.join(_LAST_SECONDS)
+            thread.join(_WITHDRAWAL_SECONDS)
     finally:
         if is_new:
             with suppress(OSError):  # Something was written.
@@ -151,7 +154,7 @@ def hold(folder: str) -> Iterator[tuple[Lease, threading.Event]]:
 
 def _claim(folder: str) -> Lease:
     seen: dict[str, _Owner] = {}
-    # Counted, not read from a clock: while the store is down, which may stop heartbeats too, nobody is watched.
+    # Counts reads, not time: while the store is down, which may stop heartbeats too, nothing is counted.
     watched: Counter[str] = Counter()
     while True:
         claims = refuse_if_held(folder, seen)
@@ -162,10 +165,10 @@ def _claim(folder: str) -> Lease:
             if owner.is_running is None and watched[name] * HEARTBEAT_SECONDS < STALE_SECONDS
         ]
         if late:
-            # Its machine may be gone: whatever starts commands anew need not try again.
+            # Waits instead of refusing: the owner's machine may be gone.
             if not watched:
                 _LOGGER.warning(
-                    "%s: held by %s; it is taken over where %s does not change within %.0f s",
+                    "%s: held by %s; it is taken over if %s does not change within %.0f s",
                     *(storage.public_uri(folder), claims[late[0]], f"{_CLAIMS}/{late[0]}", STALE_SECONDS),
                 )
             watched.update(late)
@@ -196,9 +199,9 @@ def _beat(lease: Lease, released: threading.Event, lost: threading.Event) -> Non
         except LostError:
             lost.set()
             break
-        except RunError as error:  # The store fails: so does all else that writes.
+        except RunError as error:  # The store fails, for other writes as well.
             _LOGGER.warning("no heartbeat: %s", error)
-    _withdraw(lease)  # Here, where no heartbeat can come after it.
+    _withdraw(lease)  # In this thread, so that no heartbeat follows it.
 
 
 def _withdraw(lease: Lease) -> None:
@@ -210,7 +213,7 @@ def _withdraw(lease: Lease) -> None:
 
 
 def _names(folder: str) -> list[str]:
-    """Of the claims, oldest first."""
+    """File names of the claims, oldest first."""
     return [n for n in storage.list_folder(storage.join(folder, _CLAIMS)) if _CLAIM_NAME.fullmatch(n)]
 
 
@@ -229,7 +232,7 @@ def _claims(folder: str) -> dict[str, _Owner]:
 def _owner(content: bytes) -> _Owner:
     try:
         return TypeAdapter(_Owner).validate_json(content)
-    except ValidationError:  # Somebody else's: it is watched as another machine's.
+    except ValidationError:  # Of another version: treated as another machine's.
         return _Owner("", "", 0, content.hex(), 0.0, 0.0)
 
 
@@ -254,13 +257,13 @@ def _is_running(pid: int, started: str) -> bool | None:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # Another user's, which may be hidden in /proc.
+        pass  # Another user's process, which /proc may hide.
     found = _started(pid)
     return None if found is None else found == started
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks, or "dead" for one not yet reaped; none where it is not told."""
+    """Start time of a process in kernel ticks, "dead" for a zombie, None if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

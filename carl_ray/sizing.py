@@ -1,34 +1,34 @@
-"""How many CPU nodes decode for how many GPUs: measures one video and one training step, and prints the plan.
+"""Plan a cluster: CPU nodes that decode for a number of GPUs.
 
     python -m carl_ray.sizing VIDEO penn_action --gpus 4 --videos 1163
     python -m carl_ray.sizing s3://bucket/videos/typical.mp4 penn_action --data.manifest s3://bucket/manifest.parquet
     python -m carl_ray.sizing VIDEO finegym99 --gpus 4 --step-seconds 0.9
     python -m carl_ray.sizing
 
-VIDEO should be as long and as large as most, and where the run will fetch it from. The step is measured on this
-machine's GPU with one worker's part of the batch. Where there is none it is measured on the CPU, whose rate is not
-the GPU's: name that with --step-seconds, as measured by this command on a GPU node, or from a run's metrics.jsonl,
-`step_seconds` / `training.log_every_steps`. Without VIDEO it is the demo with one of its own videos.
+VIDEO should be as long and as large as most, and stored where the run will read it. The step is measured on this
+machine's GPU with one worker's part of the batch. Without a GPU it is measured on the CPU, whose rate differs: give
+--step-seconds, as measured by this command on a GPU node, or from a run's metrics.jsonl, `step_seconds` /
+`training.log_every_steps`. Without VIDEO the demo is measured with one of its own videos.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from carl_ray import options, storage
+from carl_ray import options, presets, storage
 from carl_ray.config import Config
 from carl_ray.data.manifest import read_manifest
 from carl_ray.data.plan import training_plan
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.machine import machine_name
-from carl_ray.presets import PRESETS
 from carl_ray.progress import ProgressLine
-from carl_ray.training import sizing
-from carl_ray.training.sizing import DataNode, Rates, Timing
+from carl_ray.training import cluster_plan
+from carl_ray.training.cluster_plan import ClusterPlan
 
 if TYPE_CHECKING:
     from carl_ray.data.sample import ViewPair
@@ -56,7 +56,11 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Config]:
     )
     parser.add_argument("video", nargs="?", metavar="VIDEO", help="path or URI of a typical training video")
     parser.add_argument(
-        "preset", nargs="?", default="demo", metavar="PRESET", help=f"one of {', '.join(PRESETS)} [demo]"
+        "preset",
+        nargs="?",
+        default="demo",
+        metavar="PRESET",
+        help=f"one of {', '.join(presets.PRESETS)} [demo]",
     )
     parser.add_argument("--gpus", type=int, metavar="N", help="training workers [cluster.num_workers]")
     parser.add_argument(
@@ -83,14 +87,10 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Config]:
     parsed, unknown = parser.parse_known_args(arguments)
     others = ("gpus", "videos", "step-seconds", "node-cpus", "data-node-price", "help")
     options.check_known(unknown, others)
-    if parsed.preset not in PRESETS:
-        raise UserError(
-            f"unknown preset {parsed.preset!r}{options.nearest(parsed.preset, list(PRESETS))} "
-            f"(presets: {', '.join(PRESETS)})"
-        )
+    base = presets.preset(parsed.preset)
     known = options.field_names()
     overrides = {name: value for name, value in vars(parsed).items() if name in known}
-    config = options.overridden(PRESETS[parsed.preset](), overrides)
+    config = options.overridden(base, overrides)
     parsed.gpus = config.cluster.max_workers if parsed.gpus is None else parsed.gpus
     for name, least in (("gpus", 1), ("videos", 1), ("node-cpus", max(1, config.cluster.decode_cpus))):
         value = getattr(parsed, name.replace("-", "_"))
@@ -111,32 +111,33 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Config]:
 def _run(parsed: argparse.Namespace, config: Config) -> None:
     num_videos = _count_videos(parsed, config)
     video = parsed.video or _demo_video()
-    timing, pairs = _measure_video(video, config)
+    video_seconds, pairs = _measure_video(video, config)
     # Imported late: help and mistakes answer at once.
     import torch
 
-    share = sizing.share(config.training.global_batch_size, parsed.gpus)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    step, worker = None, _GPU
+    step_seconds, worker = None, _GPU
     if parsed.step_seconds is None:
         worker = _GPU if device.type == "cuda" else "CPU worker"
-        part = f"a step of {_count(share, 'video')} on the {device.type.upper()}"
-        step = sizing.measure_step(pairs, config, share, device, _STEP_TIMES, _progress(part))
-    rates = Rates(
-        video_seconds=timing.median,
+        share = cluster_plan.share(config.training.global_batch_size, parsed.gpus)
+        progress = _progress(f"a step of {_count(share, 'video')} on the {device.type.upper()}")
+        step_seconds = cluster_plan.measure_step(pairs, config, share, device, _STEP_TIMES, progress)
+    plan = ClusterPlan(
+        video_seconds=statistics.median(video_seconds),
         frames_per_video=int(pairs[0].frame_mask.sum()),
-        step_seconds=parsed.step_seconds if step is None else step.median,
+        step_seconds=parsed.step_seconds if step_seconds is None else statistics.median(step_seconds),
         batch_size=config.training.global_batch_size,
         num_workers=parsed.gpus,
+        node_cpus=parsed.node_cpus,
+        decode_cpus=config.cluster.decode_cpus,
     )
-    node = DataNode(parsed.node_cpus, config.cluster.decode_cpus)
-    print(f"\n{_measured_text(rates, node, timing, step, worker)}")
-    if step is not None and device.type == "cuda":
+    print(f"\n{_measured_text(plan, video_seconds, step_seconds, worker)}")
+    if step_seconds is not None and device.type == "cuda":
         peak = torch.cuda.max_memory_reserved(device)
         there = torch.cuda.get_device_properties(device).total_memory
         print(_line("GPU memory", f"{_gib(peak)} at the peak, of {_gib(there)}"))
-    print(f"\n{_nodes_text(rates, node, config, worker)}")
-    print(f"\n{_schedule_text(rates, node, config, num_videos, parsed.data_node_price)}")
+    print(f"\n{_nodes_text(plan, config, worker)}")
+    print(f"\n{_schedule_text(plan, config, num_videos, parsed.data_node_price)}")
     manifest = config.data.manifest or "manifest.parquet"
     if parsed.video is None:
         options.print_next("train", config.preset)
@@ -165,7 +166,7 @@ def _demo_video() -> str:
     return str(min((folder / "train").glob("*.mp4")))
 
 
-def _measure_video(video: str, config: Config) -> tuple[Timing, list[ViewPair]]:
+def _measure_video(video: str, config: Config) -> tuple[list[float], list[ViewPair]]:
     shown = storage.public_uri(video)
     if not storage.is_file(video):
         raise UserError(f"{shown}: expected a video: no such file")
@@ -178,9 +179,8 @@ def _measure_video(video: str, config: Config) -> tuple[Timing, list[ViewPair]]:
             f"{config.preset}: 2 views of {config.model.num_frames} frames, {config.augment.image_size} pixels",
             flush=True,
         )
-        return sizing.measure_video(
-            video, probe.num_frames, config, _VIDEO_TIMES, _progress("the video on one core")
-        )
+        progress = _progress("the video on one core")
+        return cluster_plan.measure_video(video, probe.num_frames, config, _VIDEO_TIMES, progress)
     except DecodeError as error:
         raise UserError(f"{shown}: expected a video: {error}") from None
 
@@ -190,48 +190,48 @@ def _progress(what: str) -> Callable[[float], None]:
     return lambda seconds: print(f"  {seconds:.2f} s", file=sys.stderr, flush=True)
 
 
-def _measured_text(rates: Rates, node: DataNode, timing: Timing, step: Timing | None, worker: str) -> str:
-    lines = [_line("measured on", machine_name(use_gpu=step is not None))]
+def _measured_text(
+    plan: ClusterPlan, video_seconds: list[float], step_seconds: list[float] | None, worker: str
+) -> str:
+    lines = [_line("measured on", machine_name(use_gpu=step_seconds is not None))]
     if worker != _GPU:
         lines.append(_line("", "without a GPU: its rate is another one, and --step-seconds names it"))
-    core, videos = sizing.frames_per_core(rates, node), sizing.share(rates.batch_size, rates.num_workers)
     lines += [
         _line(
             "a core makes ready",
-            f"{core:,.1f} frames/s: a video of {rates.frames_per_video} frames in {rates.video_seconds:.2f} s "
-            f"({_spread(timing)})",
+            f"{plan.frames_per_core:,.1f} frames/s: a video of {plan.frames_per_video} frames in "
+            f"{plan.video_seconds:.2f} s ({_spread(video_seconds)})",
         ),
         _line(
             f"a {worker} takes",
-            f"{sizing.frames_per_worker(rates):,.1f} frames/s: a step of {_count(videos, 'video')} in "
-            f"{rates.step_seconds:.2f} s ({'as given' if step is None else _spread(step)})",
+            f"{plan.frames_per_worker:,.1f} frames/s: a step of {_count(plan.share, 'video')} in "
+            f"{plan.step_seconds:.2f} s ({'as given' if step_seconds is None else _spread(step_seconds)})",
         ),
     ]
     return "\n".join(lines)
 
 
-def _spread(timing: Timing) -> str:
-    if len(timing.seconds) == 1:
+def _spread(seconds: list[float]) -> str:
+    if len(seconds) == 1:
         return "measured once"
-    return f"median of {len(timing.seconds)}, {min(timing.seconds):.2f} to {max(timing.seconds):.2f}"
+    return f"median of {len(seconds)}, {min(seconds):.2f} to {max(seconds):.2f}"
 
 
-def _nodes_text(rates: Rates, node: DataNode, config: Config, worker: str) -> str:
-    needed = sizing.nodes_needed(rates, node)
-    memory = sizing.memory_needed(config, rates.num_workers, node)
-    network = sizing.bytes_per_second(rates, config) * 8 / 1e9
-    most = math.ceil(sizing.HEADROOM * needed)
+def _nodes_text(plan: ClusterPlan, config: Config, worker: str) -> str:
+    needed, memory = plan.nodes_needed, plan.memory(config)
+    network = plan.bytes_per_second(config) * 8 / 1e9
     lines = [
-        _line(f"cores per {worker}", _short(sizing.cores_per_worker(rates, node))),
+        _line(f"cores per {worker}", _short(plan.cores_per_worker)),
         _line(
             "data nodes",
-            f"{_short(needed / rates.num_workers)} of {node.cpus} CPUs per {worker}; {math.ceil(needed)} for "
-            f"{_count(rates.num_workers, worker)}; as max_workers {most}, since spot nodes go",
+            f"{_short(needed / plan.num_workers)} of {plan.node_cpus} CPUs per {worker}; {math.ceil(needed)} for "
+            f"{_count(plan.num_workers, worker)}; as max_workers {math.ceil(cluster_plan.HEADROOM * needed)}, since "
+            "spot nodes go",
         ),
         _line(
             "a data node needs",
-            f"memory {_gib(memory.data_heap)} for {_count(node.tasks, 'task')}, object_store_memory "
-            f"{_gib(memory.data_store)} for {sizing.BLOCKS_A_TASK} blocks each; /dev/shm larger",
+            f"memory {_gib(memory.data_heap)} for {_count(plan.tasks_per_node, 'task')}, object_store_memory "
+            f"{_gib(memory.data_store)} for {cluster_plan.BLOCKS_PER_TASK} blocks each; /dev/shm larger",
         ),
         _line(
             f"a {worker} needs",
@@ -239,13 +239,9 @@ def _nodes_text(rates: Rates, node: DataNode, config: Config, worker: str) -> st
             f"network {network:.2f} Gbit/s",
         ),
     ]
-    tasks = math.ceil(needed * node.tasks)
-    if config.cluster.max_decode_tasks is not None and config.cluster.max_decode_tasks < tasks:
-        lines.append(
-            _line(
-                "too few tasks", f"cluster.max_decode_tasks is {config.cluster.max_decode_tasks}, not {tasks}"
-            )
-        )
+    tasks, most = math.ceil(needed * plan.tasks_per_node), config.cluster.max_decode_tasks
+    if most is not None and most < tasks:
+        lines.append(_line("too few tasks", f"cluster.max_decode_tasks is {most}, not {tasks}"))
     return "\n".join(lines)
 
 
@@ -261,20 +257,20 @@ def _short(value: float) -> str:
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
-def _schedule_text(rates: Rates, node: DataNode, config: Config, num_videos: int | None, price: float) -> str:
+def _schedule_text(plan: ClusterPlan, config: Config, num_videos: int | None, price: float) -> str:
     epochs = config.training.epochs
     if num_videos is None:
         steps = _STEPS_WITHOUT_VIDEOS
         title = f"{steps:,} steps (--videos N: all of the {_count(epochs, 'epoch')})"
     else:
-        steps = training_plan(0, num_videos, rates.batch_size, epochs).num_steps
+        steps = training_plan(0, num_videos, plan.batch_size, epochs).num_steps
         title = f"{_count(epochs, 'epoch')} of {_count(num_videos, 'video')}, {_count(steps, 'step')}"
     lines = [
         title,
         f"{'data nodes':>12}{'busy':>8}{'hours':>12}{'cost':>12}{'decoding':>11}",
     ]
-    for number in sizing.numbers_of_nodes(sizing.nodes_needed(rates, node)):
-        row = sizing.outcome(rates, node, number, steps, price)
+    for number in plan.nodes_to_compare:
+        row = plan.projection(number, steps, price)
         lines.append(
             f"{row.num_nodes:>12}{row.busy:>8.0%}{row.hours:>12,.2f}{row.cost:>12,.2f}{row.decoding_share:>11.0%}"
         )

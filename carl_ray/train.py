@@ -1,4 +1,4 @@
-"""Trains a frame-level video encoder, by default with the sequence contrastive loss.
+"""Train a frame-level video encoder, by default with the SCL loss.
 
     python -m carl_ray.train
     python -m carl_ray.train penn_action --data.manifest s3://bucket/manifest.parquet --run-dir s3://bucket/run
@@ -7,65 +7,33 @@
     python -m carl_ray.train --config best.json
 
 Without arguments it trains the demo on the embedded videos, on this machine's CPUs, evaluates it and writes a
-report. The same command with --resume goes on from the latest checkpoint of the run folder.
+report. The same command with --resume continues from the latest checkpoint of the run folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-import time
-from dataclasses import replace
 
 from carl_ray import config as configuration
-from carl_ray import options, storage
+from carl_ray import options, presets, storage
 from carl_ray.config import Config
-from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.machine import available_cores
-from carl_ray.presets import PRESETS
+from carl_ray.errors import UserError, one_line_errors
+from carl_ray.training.fit import FittedRun, fitted, new_run_dir
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; leaves with status 0 only when all steps are done."""
+    """Run the command; it exits with status 0 only when all steps are done."""
     with one_line_errors():
-        _run(sys.argv[1:] if arguments is None else arguments)
-
-
-def _run(arguments: list[str]) -> None:
-    parsed, overrides = _parse(arguments)
-    config, run_dir = _choose(parsed, overrides)
-    storage.set_patience(config.cluster.storage_seconds)
-    # Imported late, the light ones first: help and mistakes answer at once, before torch is imported and Ray starts.
-    from carl_ray.datasets.embedded import embedded_manifest, index_embedded
-    from carl_ray.training.preparation import check_run
-
-    # A resumed demo names the manifest that it was begun with.
-    embedded = config.preset == "demo" and config.data.manifest in (None, embedded_manifest())
-    check_run(config, run_dir, resume=parsed.resume, manifest=not embedded)
-    from carl_ray.session import connect
-    from carl_ray.training.checkpoint import how_to_go_on
-    from carl_ray.training.trainer import train
-
-    with connect(_local_cpus(config)):
-        if embedded:
-            manifest_uri, manifest, _ = index_embedded()
-            print(f"videos: {manifest.num_rows}, described in {manifest_uri}", flush=True)
-            config = replace(config, data=replace(config.data, manifest=manifest_uri))
-        print(f"run folder: {storage.public_uri(run_dir)}", flush=True)
-        started = time.monotonic()
-        outcome = train(config, run_dir, resume=parsed.resume)
-        if not outcome.finished:  # Whatever ended it, the news of it were lost.
-            raise RunError(f"ended before its last step; {how_to_go_on(run_dir, outcome.step or None)}")
-        _print_results(run_dir, outcome.num_steps, time.monotonic() - started)
-        if not embedded:
-            embeddings = storage.join(run_dir, "embeddings")
-            manifest_uri = config.data.manifest or ""
-            options.print_next(
-                "embed", "--checkpoint", run_dir, "--manifest", manifest_uri, "--out", embeddings
-            )
-        if embedded:
-            _evaluate(run_dir, manifest_uri)
+        parsed, overrides = _parse(sys.argv[1:] if arguments is None else arguments)
+        config, run_dir = _choose(parsed, overrides)
+        with fitted(config, run_dir, resume=parsed.resume) as run:
+            _print_results(run)
+            if run.is_embedded:
+                _evaluate(run)
+            else:
+                out = storage.join(run_dir, "embeddings")
+                options.print_next("embed", "--checkpoint", run_dir, "--manifest", run.manifest, "--out", out)
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -76,12 +44,12 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("preset", nargs="?", help=f"one of {', '.join(PRESETS)}; demo where none is named")
-    parser.add_argument("--run-dir", metavar="URI", help="folder for all that the run writes")
+    parser.add_argument("preset", nargs="?", help=f"one of {', '.join(presets.PRESETS)} [demo]")
+    parser.add_argument("--run-dir", metavar="URI", help="folder for everything that the run writes")
     parser.add_argument(
         "--config", metavar="URI", help="config.json of a run, or best.json of a sweep, to begin with"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
     options.add_config_options(parser)
     parsed, unknown = parser.parse_known_args(arguments)
     options.check_known(unknown, ("run-dir", "resume", "config", "help"))
@@ -90,11 +58,8 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 
 
 def _choose(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[Config, str]:
-    if parsed.preset is not None and parsed.preset not in PRESETS:
-        raise UserError(
-            f"unknown preset {storage.public_uri(parsed.preset)!r}{options.nearest(parsed.preset, list(PRESETS))} "
-            f"(presets: {', '.join(PRESETS)})"
-        )
+    """The run's config and folder."""
+    base = presets.preset(parsed.preset or "demo")
     if parsed.config is not None and (parsed.preset is not None or parsed.resume):
         other = "a preset" if parsed.preset is not None else "--resume"
         raise UserError(f"--config and {other} both say what the run is: expected one of them")
@@ -102,12 +67,9 @@ def _choose(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[Conf
         raise UserError("--resume needs --run-dir: which run?")
     if parsed.config is not None:
         base = configuration.from_json(storage.read_bytes(parsed.config), storage.public_uri(parsed.config))
-    else:
-        base = PRESETS[parsed.preset or "demo"]()
-    name = base.preset
-    run_dir = parsed.run_dir or str(storage.home() / "runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    run_dir = parsed.run_dir or new_run_dir(base.preset)
     if parsed.resume:
-        from carl_ray.training.preparation import saved_config
+        from carl_ray.training.run_checks import saved_config
 
         saved = saved_config(run_dir)
         if saved is None and parsed.preset is None:
@@ -123,43 +85,36 @@ def _choose(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[Conf
     return options.overridden(base, overrides), run_dir
 
 
-def _print_results(run_dir: str, num_steps: int, seconds: float) -> None:
+def _print_results(run: FittedRun) -> None:
     from carl_ray.training.run_log import METRICS, read_log
 
-    validation = [line["validation_loss"] for line in read_log(run_dir) if "validation_loss" in line]
-    print(f"{num_steps} steps done, this time in {seconds:.0f} s")
-    if validation:
-        first, last = (
-            "not finite" if loss is None else f"{loss:.4f}" for loss in (validation[0], validation[-1])
-        )
+    def uri(name: str) -> str:
+        return storage.public_uri(storage.join(run.run_dir, name))
+
+    losses = [line["validation_loss"] for line in read_log(run.run_dir) if "validation_loss" in line]
+    print(f"{run.num_steps} steps done, this time in {run.seconds:.0f} s")
+    if losses:
+        first, last = ("not finite" if loss is None else f"{loss:.4f}" for loss in (losses[0], losses[-1]))
         print(f"loss on validation videos: {first} at the start, {last} at the end")
-    shown = storage.public_uri(run_dir)
-    print(f"run folder:  {shown}")
-    print(f"log:         {storage.public_uri(storage.join(run_dir, METRICS))}")
-    print(f"checkpoints: {storage.public_uri(storage.join(run_dir, 'checkpoints'))}")
-    board = storage.shell_command("tensorboard", "--logdir", storage.join(run_dir, "events"))
+    print(f"run folder:  {storage.public_uri(run.run_dir)}")
+    print(f"log:         {uri(METRICS)}")
+    print(f"checkpoints: {uri('checkpoints')}")
+    board = storage.shell_command("tensorboard", "--logdir", storage.join(run.run_dir, "events"))
     print(f"TensorBoard: {board}")
 
 
-def _evaluate(run_dir: str, manifest_uri: str) -> None:
-    """Embeds the training and the test videos with the latest checkpoint and evaluates them in the run folder."""
+def _evaluate(run: FittedRun) -> None:
+    """Embed and evaluate the training and the test videos in the run folder."""
     from carl_ray.evaluation.corpus import embed_corpus
     from carl_ray.report.evaluation import METRICS_FILE, REPORT_FILE, evaluate_embeddings
     from carl_ray.report.tables import metrics_text
 
-    embeddings, out = storage.join(run_dir, "embeddings"), storage.join(run_dir, "evaluation")
-    embed_corpus(run_dir, manifest_uri, embeddings, splits=["train", "test"])
+    embeddings, out = (storage.join(run.run_dir, name) for name in ("embeddings", "evaluation"))
+    embed_corpus(run.run_dir, run.manifest, embeddings, splits=["train", "test"])
     print(metrics_text(evaluate_embeddings(embeddings, embeddings, out)))
     print(f"metrics:     {storage.public_uri(storage.join(out, METRICS_FILE))}")
     print(f"report:      {storage.public_uri(storage.join(out, REPORT_FILE))}")
     options.print_next("search", "--embeddings", embeddings, "--out", "sheet.png")
-
-
-def _local_cpus(config: Config) -> int:
-    """Logical CPUs of a cluster on this machine: what the run asks for where it has fewer; nobody else shares it."""
-    cluster = config.cluster
-    needed = math.ceil(cluster.min_workers * cluster.worker_cpus + cluster.decode_cpus)
-    return max(needed, available_cores())
 
 
 if __name__ == "__main__":

@@ -66,7 +66,6 @@ def test_a_run_without_versions_is_read_and_computes_the_same() -> None:
 def test_a_name_of_what_is_computed_and_not_of_how() -> None:
     how = [
         changed("data", retries=7, time_limit=1.0, max_bad_fraction=1.0),
-        changed("model", compile=True),
         changed("training", checkpoint_every_steps=3, keep_checkpoints=8),
         changed("cluster", num_workers=8),
     ]
@@ -77,6 +76,12 @@ def test_a_name_of_what_is_computed_and_not_of_how() -> None:
         changed("training", validate_every_steps=3),
     ]
     assert len({digest(CONFIG), *(digest(from_document(document, "here")) for document in what)}) == 4
+
+
+def test_fields_that_are_gone_are_ignored() -> None:
+    old = to_document(CONFIG)
+    old["model"] |= {"weights_format": "byol", "compile": True}
+    assert from_document(old, "here") == from_json(json.dumps(old), "here") == CONFIG
 
 
 def changed(section: str, **values: Any) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_a_second_writer_is_refused_and_told_whose_it_is(folder: str) -> None:
             UserError, match=rf"process {os.getpid()} on .*, which holds it for 0:00:0"
         ) as refused:
             refuse_if_held(folder)
-        assert "last heard of 0:00:0" in str(refused.value)
+        assert "last heartbeat 0:00:0" in str(refused.value)
         with pytest.raises(UserError, match="another process writes there"), hold(folder):
             pass
         assert claims(folder) == there == [held.name]
@@ -191,7 +191,7 @@ def test_a_claim_that_is_none_of_ours_goes_stale(
 def test_the_end_does_not_wait_for_a_store_that_is_down(
     tmp_path: Path, short_waits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_LAST_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "_WITHDRAWAL_SECONDS", 0.5)
     folder, up, asked = str(tmp_path / "run"), threading.Event(), threading.Event()
     check, delete = lease.Lease.check, storage.delete
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from carl_ray.config import Config, from_json, to_json
-from carl_ray.presets import PRESETS
+from carl_ray.errors import UserError
+from carl_ray.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -51,3 +52,11 @@ def test_demo_needs_neither_manifest_nor_downloaded_weights() -> None:
     assert config.data.manifest is None
     assert config.model.weights == "random"
     assert config.model.learnable == "all"
+
+
+def test_a_preset_by_its_name() -> None:
+    assert preset("pouring") == PRESETS["pouring"]()
+    with pytest.raises(
+        UserError, match=r"unknown preset 'pen_action'; did you mean penn_action\? \(presets: demo"
+    ):
+        preset("pen_action")

@@ -15,20 +15,22 @@ import pytest
 import torch
 import yaml
 
-from carl_ray import sizing as door
+from carl_ray import sizing
 from carl_ray.config import Config
 from carl_ray.data.decode import DecodeError
 from carl_ray.data.manifest import write_table
 from carl_ray.data.memory import load_task_bytes, pair_bytes
 from carl_ray.options import overridden
 from carl_ray.presets import PRESETS
-from carl_ray.training import sizing, step
-from carl_ray.training.sizing import DataNode, Rates, Timing
+from carl_ray.training import cluster_plan, step
+from carl_ray.training.cluster_plan import ClusterPlan
 
 ROOT = Path(__file__).parents[1]
 # 4 videos of 160 frames every half second on 2 GPUs; a core makes one ready in 4 s.
-RATES = Rates(video_seconds=4.0, frames_per_video=160, step_seconds=0.5, batch_size=4, num_workers=2)
-NODE = DataNode(cpus=16, decode_cpus=1.0)
+PLAN = ClusterPlan(
+    video_seconds=4.0, frames_per_video=160, step_seconds=0.5, batch_size=4, num_workers=2,
+    node_cpus=16, decode_cpus=1.0,
+)  # fmt: skip
 TINY = {
     "data.short_side": "20",
     "augment.image_size": "16",
@@ -55,81 +57,58 @@ def options_of(values: dict[str, str]) -> list[str]:
 
 
 def test_rates_and_nodes_of_an_example() -> None:
-    assert sizing.frames_per_core(RATES, NODE) == 40
-    assert sizing.frames_per_worker(RATES) == 640
+    assert (PLAN.frames_per_core, PLAN.frames_per_worker) == (40, 640)
     # 8 videos a second, each for 4 s in a task: 32 tasks, 16 for each GPU, 16 on a node.
-    assert sizing.cores_per_worker(RATES, NODE) == 16
-    assert sizing.nodes_needed(RATES, NODE) == 2
+    assert (PLAN.cores_per_worker, PLAN.nodes_needed) == (16, 2)
+    # The formula of the cluster's README.
+    assert pytest.approx(2 * PLAN.frames_per_worker / (16 * PLAN.frames_per_core)) == PLAN.nodes_needed
+    # Tasks that take two CPUs need twice the nodes; CPUs that do not fill a task are left over.
+    wide = replace(PLAN, decode_cpus=2.0)
+    assert (wide.tasks_per_node, wide.nodes_needed, wide.cores_per_worker) == (8, 4, 32)
+    assert replace(PLAN, node_cpus=15, decode_cpus=2.0).tasks_per_node == 7
+    # Nodes grow with GPUs and with faster steps.
+    assert replace(PLAN, step_seconds=0.25).nodes_needed == 4
+    doubled = replace(PLAN, batch_size=8, num_workers=4)
+    assert (doubled.nodes_needed, doubled.cores_per_worker) == (4, 16)
+    assert [replace(PLAN, num_workers=workers).share for workers in (1, 2, 3, 4)] == [4, 2, 2, 1]
+    assert [replace(PLAN, video_seconds=2 * n).nodes_to_compare for n in (0.07, 2, 7.2)] == [
+        [1],
+        [1, 2, 3],
+        [4, 8, 11],
+    ]
 
 
-def test_the_formula_of_the_readme_is_the_same() -> None:
-    by_hand = 2 * sizing.frames_per_worker(RATES) / (16 * sizing.frames_per_core(RATES, NODE))
-    assert sizing.nodes_needed(RATES, NODE) == pytest.approx(by_hand)
-
-
-def test_tasks_that_take_two_cpus_need_twice_the_nodes() -> None:
-    wide = DataNode(cpus=16, decode_cpus=2.0)
-    assert wide.tasks == 8
-    assert sizing.nodes_needed(RATES, wide) == 4
-    assert sizing.cores_per_worker(RATES, wide) == 32
-    # What does not fill a task is left over.
-    assert DataNode(cpus=15, decode_cpus=2.0).tasks == 7
-
-
-def test_nodes_grow_with_gpus_and_with_faster_steps() -> None:
-    assert sizing.nodes_needed(replace(RATES, step_seconds=0.25), NODE) == 4
-    doubled = replace(RATES, batch_size=8, num_workers=4)
-    assert sizing.nodes_needed(doubled, NODE) == 4
-    assert sizing.cores_per_worker(doubled, NODE) == sizing.cores_per_worker(RATES, NODE)
-
-
-def test_the_largest_share_of_a_step() -> None:
-    assert [sizing.share(4, workers) for workers in (1, 2, 3, 4)] == [4, 2, 2, 1]
-
-
-def test_outcomes() -> None:
-    enough = sizing.outcome(RATES, NODE, 2, 7200, 0.25)
+def test_projections() -> None:
+    enough = PLAN.projection(2, 7200, 0.25)
     assert (enough.busy, enough.hours) == (1, 1)
     # Two train nodes and two data nodes at a quarter of their price, for an hour.
     assert enough.cost == 2.5
     assert enough.decoding_share == pytest.approx(0.2)
-    half = sizing.outcome(RATES, NODE, 1, 7200, 0.25)
+    half = PLAN.projection(1, 7200, 0.25)
     assert (half.busy, half.hours, half.cost) == (0.5, 2, 4.5)
-    more = sizing.outcome(RATES, NODE, 3, 7200, 0.25)
+    more = PLAN.projection(3, 7200, 0.25)
     assert (more.busy, more.hours, more.cost) == (1, 1, 2.75)
 
 
-def test_numbers_of_nodes_to_compare() -> None:
-    assert sizing.numbers_of_nodes(0.07) == [1]
-    assert sizing.numbers_of_nodes(2) == [1, 2, 3]
-    assert sizing.numbers_of_nodes(7.2) == [4, 8, 11]
-
-
-def test_memory_is_that_of_the_blocks_and_of_the_tasks() -> None:
+def test_memory_and_network_are_those_of_the_blocks_and_of_the_tasks() -> None:
     config = PRESETS["finegym99"]()
-    block = pair_bytes(config)
-    memory = sizing.memory_needed(config, 2, NODE)
+    block, memory = pair_bytes(config), PLAN.memory(config)
     assert memory.data_heap == 16 * load_task_bytes(config)
     assert memory.data_store == 16 * 7 * block
-    # Two steps of two videos held ready, one in the making, one in use, each in 2**n bytes; 2 + 2 + 1 blocks on
-    # their way.
+    # Two steps of two videos prefetched, one in the making, one in use, each in 2**n bytes; 2 + 2 + 1 blocks in
+    # transfer.
     assert 4 * 2 * block < memory.train_heap < 2 * 4 * 2 * block
     assert memory.train_heap == 4 * 2**28
     assert memory.train_store == (5 + 2) * block
-
-
-def test_network_of_a_worker() -> None:
-    config = PRESETS["penn_action"]()
-    assert sizing.bytes_per_second(RATES, config) == 4 * pair_bytes(config)
+    assert PLAN.bytes_per_second(config) == 4 * block
 
 
 def test_the_cluster_files_have_nodes_of_the_default_size_and_room_for_the_longest_views() -> None:
     for cloud in ("aws", "gcp", "azure"):
         types = yaml.safe_load((ROOT / f"cluster/{cloud}.yaml").read_text())["available_node_types"]
         data, train = types["data"]["resources"], types["train"]["resources"]
-        assert data["CPU"] == door._NODE_CPUS
-        config = PRESETS["finegym99"]()
-        needed = sizing.memory_needed(config, 1, DataNode(data["CPU"], config.cluster.decode_cpus))
+        assert data["CPU"] == sizing._NODE_CPUS
+        needed = replace(PLAN, num_workers=1, node_cpus=data["CPU"]).memory(PRESETS["finegym99"]())
         assert needed.data_heap <= data["memory"]
         assert needed.data_store <= data["object_store_memory"]
         assert needed.train_store <= train["object_store_memory"]
@@ -142,28 +121,24 @@ def test_the_cluster_files_have_nodes_of_the_default_size_and_room_for_the_longe
 def test_the_first_time_does_not_count() -> None:
     seen: list[float] = []
     calls: list[int] = []
-    timing = sizing._timed(calls.append, 3, seen.append)
+    timing = cluster_plan._timed(calls.append, 3, seen.append)
     assert calls == [0, 1, 2, 3]
-    assert list(timing.seconds) == seen[1:]
+    assert list(timing) == seen[1:]
 
 
 def test_what_takes_long_is_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizing, "_ENOUGH_SECONDS", 0.0000001)
+    monkeypatch.setattr(cluster_plan, "_MAX_SECONDS", 0.0000001)
     calls: list[int] = []
-    timing = sizing._timed(calls.append, 3, lambda seconds: None)
+    timing = cluster_plan._timed(calls.append, 3, lambda seconds: None)
     assert calls == [0]
-    assert len(timing.seconds) == 1
-
-
-def test_the_median() -> None:
-    assert Timing((3.0, 1.0, 2.0)).median == 2
+    assert len(timing) == 1
 
 
 def test_a_video_is_measured_with_the_views_of_a_run(make_video: Callable[..., Path], tmp_path: Path) -> None:
     video = make_video(tmp_path / "video.mp4", 40)
     threads = torch.get_num_threads()
-    timing, pairs = sizing.measure_video(str(video), 40, tiny(), 2, lambda seconds: None)
-    assert len(timing.seconds) == 2
+    timing, pairs = cluster_plan.measure_video(str(video), 40, tiny(), 2, lambda seconds: None)
+    assert len(timing) == 2
     assert len(pairs) == 3
     assert pairs[0].frames.shape == (2, 6, 16, 16, 3)
     assert pairs[0].frame_mask.all()
@@ -175,7 +150,7 @@ def test_a_video_is_measured_with_the_views_of_a_run(make_video: Callable[..., P
 def test_what_is_no_video_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(DecodeError):
-        sizing.measure_video(str(tmp_path / "text.mp4"), 40, tiny(), 2, lambda seconds: None)
+        cluster_plan.measure_video(str(tmp_path / "text.mp4"), 40, tiny(), 2, lambda seconds: None)
 
 
 @pytest.mark.parametrize("objective", ["scl", "supervised", "tcc"])
@@ -184,7 +159,7 @@ def test_a_step_is_measured_with_a_workers_part(
 ) -> None:
     config = tiny(**{"objective.name": objective})
     video = make_video(tmp_path / "video.mp4", 40)
-    _, pairs = sizing.measure_video(str(video), 40, config, 1, lambda seconds: None)
+    _, pairs = cluster_plan.measure_video(str(video), 40, config, 1, lambda seconds: None)
     trained: list[int] = []
 
     class Watched(step.TrainingStep):  # type: ignore[misc, valid-type]
@@ -195,9 +170,9 @@ def test_a_step_is_measured_with_a_workers_part(
             return report
 
     monkeypatch.setattr(step, "TrainingStep", Watched)
-    timing = sizing.measure_step(pairs, config, 3, torch.device("cpu"), 2, lambda seconds: None)
+    timing = cluster_plan.measure_step(pairs, config, 3, torch.device("cpu"), 2, lambda seconds: None)
     assert trained == [3, 3, 3]
-    assert len(timing.seconds) == 2
+    assert len(timing) == 2
 
 
 # ----------------------------------------------------------------------------------------------- the command
@@ -209,7 +184,7 @@ def test_it_needs_no_ray() -> None:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    door.main([*arguments, *options_of(TINY)])
+    sizing.main([*arguments, *options_of(TINY)])
     return capsys.readouterr().out
 
 
@@ -238,7 +213,7 @@ def test_the_rate_of_a_gpu_that_is_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(step, "TrainingStep", None)  # nothing is trained
-    monkeypatch.setattr(sizing, "_timed", lambda action, times, on_done: (action(0), Timing((4.0,)))[1])
+    monkeypatch.setattr(cluster_plan, "_timed", lambda action, times, on_done: (action(0), [4.0])[1])
     video = make_video(tmp_path / "video.mp4", 40)
     manifest = str(tmp_path / "manifest.parquet")
     write_table(pa.table({"split": ["train", None, "test", "train"]}), manifest)
@@ -270,7 +245,7 @@ def test_without_a_number_of_videos_it_is_a_thousand_steps(
 def test_the_commands_in_words_are_understood() -> None:
     found = []
     for text in (
-        door.__doc__ or "",
+        sizing.__doc__ or "",
         (ROOT / "README.md").read_text(),
         (ROOT / "cluster/README.md").read_text(),
     ):
@@ -279,7 +254,7 @@ def test_the_commands_in_words_are_understood() -> None:
             r"^ *(?:ray job submit .*)?python -m carl_ray\.sizing\b(.*)", joined, re.MULTILINE
         ):
             words = ["0.5" if word == "S" else word for word in shlex.split(line)]
-            found.append(door._parse(words)[0].preset)
+            found.append(sizing._parse(words)[0].preset)
     assert len(found) > 6
     assert set(found) == {"penn_action", "finegym99", "demo"}
 
@@ -315,7 +290,7 @@ def test_a_mistake_is_one_line(
     (tmp_path / "text.mp4").write_text("words")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:
-        door.main(arguments)
+        sizing.main(arguments)
     assert left.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert expected in line

@@ -117,8 +117,7 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
         on_progress("the frozen part without folding")
         folded, plain = _frozen_seconds(step, batch, repeats)
         rows.append(("CNN, frozen part, not folded", f"{1000 * plain:,.1f}", "", _rate(real, plain), ""))
-        compiled = ", compiled" if config.model.compile else ""
-        notes.append(f"frozen part: folded{compiled} {plain / folded:.2f} times as fast as not folded")
+        notes.append(f"frozen part: folded {plain / folded:.2f} times as fast as not folded")
     on_progress("matrix products")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rate = matrix_rate(device, dtype)

@@ -22,7 +22,7 @@ from carl_ray.errors import RunError
 from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
 from carl_ray.evaluation.embeddings import read_embeddings, read_origin
 from carl_ray.evaluation.protocol import evaluate
-from carl_ray.training.preparation import read_videos
+from carl_ray.training.run_videos import read_videos
 from carl_ray.training.trainer import train
 
 METRICS = "metrics.json"

@@ -1,4 +1,4 @@
-"""Encoders of single frames, their frozen and learnable blocks, pretrained weights (sections 3.3 and 4.2)."""
+"""Backbones of single frames, frozen and learnable, with pretrained weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import math
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,10 @@ from carl_ray.storage import public_uri, read_bytes
 _RESNET_BLOCKS = (("conv1", "bn1", "relu", "maxpool"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 _SMALL_BLOCKS = (("conv1",), ("conv2",), (), ("conv3", "conv4"), ("conv5", "conv6"))
 _SMALL_CHANNELS_AND_STRIDES = ((16, 2), (32, 2), (32, 1), (64, 2), (64, 1), (128, 1))
+_STATE_KEYS = ("model", "state_dict")
+"""Entries of a checkpoint that hold its tensors: BYOL's; MoCo's and SimCLR's."""
+_ENCODER_PREFIXES = ("module.encoder_q.", "module.encoder.", "encoder.")
+"""Prefixes of the encoder's tensors in checkpoints of MoCo, BYOL and SimCLR."""
 
 
 class Backbone(nn.Module):
@@ -33,10 +37,9 @@ class Backbone(nn.Module):
     Frozen blocks have no gradient and use their stored statistics, also after `train()`; they pass at most
     `chunk_frames` frames at a time. State names are torchvision's for a ResNet (without `fc`).
 
-    Where batch norm has stored statistics and nothing needs a gradient, it is folded into the convolution
-    before it: in the frozen blocks always, in all of them in evaluation mode without gradient. That happens in
-    a copy, which is no part of the module's state and is made anew once one of the tensors has changed;
-    changes through `.data.copy_()` and the like, which torch does not count either, are not seen.
+    Where batch norm uses stored statistics and nothing needs a gradient, it is folded into the convolution before it:
+    always in the frozen blocks, and in all blocks in evaluation mode without gradient. The folded copy is a cache, made
+    anew once a tensor has changed; changes through `.data.copy_()` and the like are not detected.
 
     Attributes:
         channels: Channels of the feature maps that come out.
@@ -52,14 +55,12 @@ class Backbone(nn.Module):
         num_frozen: int,
         channels: int,
         chunk_frames: int,
-        compile_frozen: bool = False,
     ) -> None:
         super().__init__()
         self.channels = channels
         self.chunk_frames = chunk_frames
-        self._compile_frozen = compile_frozen
-        # Not registered: neither state nor parameters, and what moves the module leaves them alone.
-        self._folded: dict[str, _Folded] = {}
+        # Not registered as submodules: they are a cache, not state.
+        self._folded: dict[str, tuple[tuple[object, ...], nn.Module]] = {}
         for block in blocks:
             for name, module in block:
                 self.add_module(name, module)
@@ -70,16 +71,16 @@ class Backbone(nn.Module):
         self.train()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles take along: all but the folded blocks, which the copy makes when it needs them."""
+        """The state without the cache of folded blocks, for copies and pickles."""
         return {**self.__dict__, "_folded": {}}
 
     def train(self, mode: bool = True) -> Backbone:
-        """Sets the mode of the learnable blocks; the frozen ones stay in evaluation mode."""
+        """Set the mode of the learnable blocks; the frozen ones stay in evaluation mode."""
         super().train(mode)
         for name in self.frozen:
             self.get_submodule(name).eval()
         if mode:
-            self._folded.pop("learnable", None)  # outdated by the next step
+            self._folded.pop("learnable", None)  # The next step outdates it.
         return self
 
     def forward(self, frames: Float[Tensor, "N 3 height width"]) -> Float[Tensor, "N C h w"]:
@@ -88,91 +89,71 @@ class Backbone(nn.Module):
             return self.pass_learnable(self.pass_frozen(frames))
         return self._pass_folded(("frozen", "learnable"), frames)
 
-    # Not inference_mode: the learnable blocks save what comes out for their backward pass, which tensors made in
-    # inference mode refuse.
+    # Not inference_mode: the learnable blocks save the output for their backward pass.
     @torch.no_grad()
     def pass_frozen(self, frames: Float[Tensor, "N 3 height width"]) -> Tensor:
-        """What comes out of the frozen blocks, without gradient; the frames themselves where no block is frozen."""
+        """Output of the frozen blocks, without gradient; the frames if none is frozen."""
         return self._pass_folded(("frozen",), frames) if self.frozen else frames
 
     def pass_learnable(self, maps: Tensor) -> Float[Tensor, "N C h w"]:
-        """What the learnable blocks make of `pass_frozen`, batch norm as their mode wants it."""
+        """Output of the learnable blocks for the output of `pass_frozen`."""
         maps = _channels_last(maps)
         for name in self.learnable:
             maps = self.get_submodule(name)(maps)
         return maps
 
     def chunks(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """The frames as they pass where nothing needs a gradient: in as few, and as equal, chunks as can be."""
-        # Equal ones need less memory at once, and fewer sizes are compiled and tuned for.
+        """Split frames into the fewest, nearly equal chunks of at most `chunk_frames`."""
+        # Equal chunks need less memory at once, and cuDNN tunes for fewer sizes.
         return frames.chunk(max(1, math.ceil(len(frames) / self.chunk_frames)))
 
     def _pass_folded(self, parts: Sequence[str], frames: Tensor) -> Tensor:
         device = frames.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        # Looked up once for all chunks: whether the weights have changed takes a look at all of them.
+        # Once for all chunks: checking whether the weights have changed reads all of them.
         folded = [self._folded_part(part, dtype) for part in parts if getattr(self, part)]
         passed = []
-        # The weights have the type already, in which autocast would cast them for every chunk.
+        # The folded weights have the type already; autocast would cast them again for every chunk.
         with torch.autocast(device, enabled=False):
             for maps in self.chunks(frames):
                 if dtype is not None:
                     maps = maps.to(dtype)
                 for blocks in folded:
-                    # Sizes 0 and 1 are compiled apart from all others.
-                    maps = (blocks.plain if len(maps) < 2 else blocks.fastest)(_channels_last(maps))
+                    maps = blocks(_channels_last(maps))
                 passed.append(maps)
         return passed[0] if len(passed) == 1 else torch.cat(passed)
 
-    def _folded_part(self, part: str, dtype: torch.dtype | None) -> _Folded:
+    def _folded_part(self, part: str, dtype: torch.dtype | None) -> nn.Module:
         names: list[str] = getattr(self, part)
         modules = [self.get_submodule(name) for name in names]
         key = _fingerprint(modules, dtype)
-        folded = self._folded.get(part)
-        if folded is None or folded.key != key:
-            compiled = self._compile_frozen and part == "frozen"
-            folded = self._folded[part] = _Folded(key, *_fold(names, modules, dtype, compiled=compiled))
-        return folded
-
-
-@dataclass(frozen=True)
-class _Folded:
-    """Blocks with batch norm folded in, and what they were made of."""
-
-    key: tuple[object, ...]
-    plain: nn.Module
-    fastest: Callable[[Tensor], Tensor]
-    """`plain`, or what torch.compile made of it."""
+        if part not in self._folded or self._folded[part][0] != key:
+            self._folded[part] = key, _fold(names, modules, dtype)
+        return self._folded[part][1]
 
 
 def _fingerprint(modules: Sequence[nn.Module], dtype: torch.dtype | None) -> tuple[object, ...]:
-    """Differs once a tensor of the modules was written to, moved or replaced."""
+    """Key that changes once a tensor of the modules is written, moved or replaced."""
     tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     return dtype, *(
-        # Moving a module keeps its tensors' versions, writing keeps their places.
+        # Moving a module keeps its tensors' versions, writing keeps their addresses.
         (id(t), t.data_ptr(), t.device, t.dtype, None if t.is_inference() else t._version)
         for t in tensors
     )
 
 
-@torch.inference_mode(False)  # a copy made in it could not be used in training
+@torch.inference_mode(False)  # A copy made in inference mode could not be used in training.
 @torch.no_grad()
-def _fold(
-    names: Sequence[str], modules: Sequence[nn.Module], dtype: torch.dtype | None, *, compiled: bool
-) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """Copies of the modules, one after the other, with batch norm folded into the convolutions; then cast."""
+def _fold(names: Sequence[str], modules: Sequence[nn.Module], dtype: torch.dtype | None) -> nn.Module:
+    """Copies of the modules with batch norm folded into the convolutions, cast."""
     named = zip(names, (copy.deepcopy(module) for module in modules), strict=True)
-    plain = nn.Sequential(OrderedDict(named)).eval().requires_grad_(False)
-    _fold_children(plain)
-    if dtype is not None:
-        plain.to(dtype)
-    if not compiled:
-        return plain, plain
-    return plain, _dynamic_frames(torch.compile(plain))
+    folded = nn.Sequential(OrderedDict(named)).eval().requires_grad_(False)
+    _fold_children(folded)
+    return folded if dtype is None else folded.to(dtype)
 
 
 def _fold_children(module: nn.Module) -> None:
-    """Folds each batch norm into the convolution that stands before it, which is how these networks call them."""
+    """Fold each batch norm into the convolution registered before it."""
     before: tuple[str, nn.Module] | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, BatchNorm) and before is not None and isinstance(before[1], nn.Conv2d):
@@ -182,34 +163,24 @@ def _fold_children(module: nn.Module) -> None:
         before = name, child
 
 
-def _dynamic_frames(compiled: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Calls that compile once for any number of frames from two on: chunks differ in size."""
-
-    def call(maps: Tensor) -> Tensor:
-        torch._dynamo.mark_dynamic(maps, 0)
-        return compiled(maps)
-
-    return call
-
-
 def _channels_last(maps: Tensor) -> Tensor:
     # The layout in which convolutions are fastest, on CPUs and on GPUs.
     return maps.contiguous(memory_format=torch.channels_last)
 
 
 def build_backbone(model: ModelConfig) -> Backbone:
-    """The backbone that a config names, with random weights (`load_backbone_weights` brings others).
+    """Build the backbone that a config names, with random weights.
 
-    `small` has six 3 x 3 convolutions with batch norm and ReLU, from 16 to 128 channels; a side of 48 pixels
-    leaves 6. It halves the resolution twice before the third convolution, which costs half of what one
-    halving every second convolution does. Counted as the paper's blocks, conv1 and conv2 are blocks 1 and 2,
-    conv3 and conv4 block 4, conv5 and conv6 block 5.
+    `small` has six 3 x 3 convolutions with batch norm and ReLU, from 16 to 128 channels; it reduces 48 pixels to 6. It
+    halves the resolution twice before the third convolution, at half the cost of halving every second one.
+    Counted as the paper's blocks, conv1 and conv2 are blocks 1 and 2, conv3 and conv4 block 4, conv5 and conv6
+    block 5.
     """
     names: tuple[tuple[str, ...], ...]
     if model.backbone == "small":
         network, names, channels = _small_network(model.batch_norm), _SMALL_BLOCKS, 128
     else:
-        # Imported where it is needed: it takes as long as torch itself, and half of a run's processes do without.
+        # Imported lazily: it takes as long as torch itself, and half of a run's processes do not need it.
         import torchvision
 
         norm_layer = partial(BatchNorm, mode=model.batch_norm)
@@ -221,7 +192,6 @@ def build_backbone(model: ModelConfig) -> Backbone:
         num_frozen=num_frozen,
         channels=channels,
         chunk_frames=model.chunk_frames,
-        compile_frozen=model.compile,
     )
     return backbone.to(memory_format=torch.channels_last)
 
@@ -240,13 +210,13 @@ def _small_network(batch_norm: Mode) -> nn.Module:
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """How a backbone got its weights; `str()` is one line for the log.
+    """Source of a backbone's weights; `str()` is one line for the log.
 
     Attributes:
         source: `random`, `imagenet` or the URI, without secrets.
         matched: Tensors that were loaded.
         expected: Tensors that the backbone has (batch norm's counters aside).
-        unused: Tensors of the source that the backbone has no place for, such as its classifier.
+        unused: Tensors of the source that the backbone does not have, such as a classifier's.
     """
 
     source: str
@@ -264,26 +234,26 @@ class WeightsReport:
 
 
 def load_backbone_weights(backbone: nn.Module, model: ModelConfig) -> WeightsReport:
-    """Loads the weights that a config names into a backbone, and says how many tensors matched.
+    """Load the weights that a config names into a backbone, and report the matches.
 
     Args:
-        backbone: What `build_backbone(model)` returned, changed in place.
-        model: `weights` is `random` (nothing is changed), `imagenet` (torchvision's first ImageNet-1k
-            weights, downloaded) or the URI of a file whose tensors are named as `weights_format` says.
+        backbone: The return value of `build_backbone(model)`, changed in place.
+        model: `weights` is `random` (nothing is changed), `imagenet` (torchvision's first ImageNet-1k weights,
+            downloaded) or the URI of a torch file: torchvision's, or a checkpoint of BYOL, MoCo v2 or SimCLR, which
+            are recognised by the prefixes of their tensors.
 
     Raises:
         UserError: the file is missing, is no file of tensors, or does not cover the whole backbone.
         RunError: the download or the storage failed.
     """
-    expected = {k: v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
+    known = backbone.state_dict()
+    expected = {name: value for name, value in known.items() if not name.endswith("num_batches_tracked")}
     if model.weights == "random":
         return WeightsReport("random", 0, len(expected), 0)
     if model.weights == "imagenet":
-        source, layout = "torchvision's ImageNet weights", "torchvision"
-        tensors = _download_imagenet(model.backbone)
+        source, tensors = "torchvision's ImageNet weights", _download_imagenet(model.backbone)
     else:
-        source, layout = public_uri(model.weights), model.weights_format
-        tensors = _select(_read_checkpoint(model.weights), layout, source)
+        source, tensors = public_uri(model.weights), _encoder_tensors(_read_checkpoint(model.weights))
     missing = [name for name in expected if name not in tensors]
     misshapen = [name for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
     matched = len(expected) - len(missing) - len(misshapen)
@@ -298,10 +268,9 @@ def load_backbone_weights(backbone: nn.Module, model: ModelConfig) -> WeightsRep
             wanted, got = tuple(expected[name].shape), tuple(tensors[name].shape)
             reasons.append(f"{len(misshapen)} of another shape, such as {name}: expected {wanted}, got {got}")
         raise UserError(
-            f"{source}: read as {layout}, it covers {matched} of the {len(expected)} tensors of "
-            f"{model.backbone}: {'; '.join(reasons)}; check model.weights_format and model.backbone"
+            f"{source}: it covers {matched} of the {len(expected)} tensors of {model.backbone}: "
+            f"{'; '.join(reasons)}; check model.backbone, and that the file is of torchvision, BYOL, MoCo v2 or SimCLR"
         )
-    known = backbone.state_dict()
     backbone.load_state_dict({k: v for k, v in tensors.items() if k in known}, strict=False)
     return WeightsReport(source, matched, len(expected), sum(name not in known for name in tensors))
 
@@ -309,7 +278,7 @@ def load_backbone_weights(backbone: nn.Module, model: ModelConfig) -> WeightsRep
 def _download_imagenet(name: str) -> dict[str, Tensor]:
     import torchvision
 
-    # The first version: every ResNet has it, and the field started from it.
+    # The first version, which exists for every ResNet.
     weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
@@ -330,7 +299,7 @@ def _read_checkpoint(uri: str) -> Mapping[str, object]:
             f"{public_uri(uri)}: holds more than tensors, or is no torch file; save its tensors alone with "
             f"torch.save ({' '.join(str(error).split())[:200]})"
         ) from None
-    except Exception as error:  # Noise makes the reader fail in many ways.
+    except Exception as error:  # Other content makes torch.load fail in many ways.
         raise UserError(
             f"{public_uri(uri)}: expected a file written by torch.save ({' '.join(str(error).split())[:200]})"
         ) from None
@@ -339,39 +308,18 @@ def _read_checkpoint(uri: str) -> Mapping[str, object]:
     return document
 
 
-def _select(document: Mapping[str, object], layout: str, source: str) -> dict[str, Tensor]:
-    """The backbone's tensors of a checkpoint by their torchvision names, with its classifier if any."""
-    match layout:
-        case "torchvision":
-            return _tensors(document)
-        case "byol":
-            tensors = _tensors(_entry(document, "model", layout, source))
-            own = {k: v for k, v in tensors.items() if "encoder" in k and "encoder_k" not in k}
-            return {k.removeprefix("module.encoder."): v for k, v in own.items()}
-        case "moco":
-            return _under("module.encoder_q.", _tensors(_entry(document, "state_dict", layout, source)))
-        case "simclr":
-            return _under("encoder.", _tensors(_entry(document, "state_dict", layout, source)))
-        case _:
-            raise ValueError(f"expected torchvision, byol, moco or simclr, got {layout!r}")
-
-
-def _entry(document: Mapping[str, object], key: str, layout: str, source: str) -> Mapping[str, object]:
-    entry = document.get(key)
-    if not isinstance(entry, Mapping):
-        raise UserError(
-            f"{source}: a {layout} file has its tensors under {key!r}, this one has {_some(list(document))}; "
-            f"check model.weights_format"
-        )
-    return entry
-
-
-def _tensors(entry: Mapping[str, object]) -> dict[str, Tensor]:
-    return {name: value for name, value in entry.items() if isinstance(value, Tensor)}
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _encoder_tensors(document: Mapping[str, object]) -> dict[str, Tensor]:
+    """The backbone's tensors of a checkpoint by torchvision's names."""
+    for key in _STATE_KEYS:
+        nested = document.get(key)
+        if isinstance(nested, Mapping):
+            document = nested
+    tensors = {name: value for name, value in document.items() if isinstance(value, Tensor)}
+    for prefix in _ENCODER_PREFIXES:
+        found = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        if found:
+            return found
+    return tensors
 
 
 def _some(names: list[str]) -> str:

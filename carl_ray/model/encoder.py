@@ -2,8 +2,8 @@
 
 Legend: B videos, T positions of the padded batch, N real frames of the whole batch, D width of an embedding.
 
-Only real frames pass the convolutions, the fully connected layers and their batch norms; padding exists
-nowhere but in the Transformer, whose attention does not see it.
+Only real frames pass the convolutions, the fully connected layers and their batch norms; only the Transformer has
+padding, which its attention masks.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _WORD = 0xFFFFFFFF
 
 
 class FrameLevelVideoEncoder(nn.Module):
-    """FVE: one embedding for each frame of a video, computed with all its frames in view.
+    """Frame-level video encoder (FVE): an embedding of each frame in its context.
 
     Backbone for each frame, spatial pooling, two times (dropout, linear, batch norm, ReLU), linear, plus
-    sine-cosine positions, pre-norm Transformer, linear. Weights are random at first:
-    `carl_ray.model.backbone.load_backbone_weights(encoder.backbone, model)` brings pretrained ones.
+    sine-cosine positions, pre-norm Transformer, linear. Weights are random;
+    `carl_ray.model.backbone.load_backbone_weights(encoder.backbone, model)` loads pretrained ones.
 
     Args:
         model: Sizes and variants.
@@ -80,17 +80,16 @@ class FrameLevelVideoEncoder(nn.Module):
         *,
         sample_seeds: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Embeddings H of all frames, float32 (float64 for a float64 encoder), zeros where the mask is False.
+        """Compute embeddings H of all frames, float32 or better, zeros where the mask is False.
 
-        A batch without any real frame is allowed, for a worker that has no video in a step: it yields zeros,
-        and zero gradients for every learnable parameter.
+        A batch without any real frame, of a worker without videos in a step, yields zeros, and zero gradients for every
+        learnable parameter.
 
         Args:
             frames: Frames normalised by ImageNet's mean and deviation; padded ones may hold anything.
-            frame_mask: True where a frame is real. Masks of whole views, shorter views and any other pattern
-                are the same to the encoder.
-            sample_seeds: While training, dropout of a video is a pure function of its seed, whatever the
-                batch or the worker it is in; without seeds it is drawn from torch's generator.
+            frame_mask: True where a frame is real, in any pattern.
+            sample_seeds: In training mode, dropout of a video is a pure function of its seed, independent of batch and
+                worker; without seeds it is drawn from torch's generator.
         """
         batch, time = frame_mask.shape
         index = real_frame_index(frame_mask)
@@ -101,12 +100,12 @@ class FrameLevelVideoEncoder(nn.Module):
     def frame_features(
         self, chunks: Iterable[Float[Tensor, "chunk 3 height width"]]
     ) -> Iterator[Float[Tensor, "chunk C"]]:
-        """Pooled features of one video that comes in pieces: all that sees pixels, a piece at a time.
+        """Pooled features of one video in chunks of frames; see `embed_features`.
 
-        A video of any length needs the memory of a piece, and of the features. `embed_features` goes on.
+        Memory is that of a chunk, and of the features, whatever the length of the video.
 
         Args:
-            chunks: The normalised frames, in order. The pieces change no result but by rounding.
+            chunks: The normalised frames, in order. Chunk sizes change only rounding.
 
         Raises:
             ValueError: the encoder is in training mode, where batch norm ties the frames together.
@@ -120,7 +119,7 @@ class FrameLevelVideoEncoder(nn.Module):
             for part in parts:
                 yield self._pool(self.backbone(part))
             return
-        # The 3-D convolutions of a piece see the frames just before and after it, as they would in the whole.
+        # Each chunk is convolved with its halo: the frames just before and after it.
         halo = self.convolutions.halo
         before: Tensor | None = None
         waiting: Tensor | None = None
@@ -139,10 +138,10 @@ class FrameLevelVideoEncoder(nn.Module):
 
     @torch.no_grad()
     def embed_features(self, features: Float[Tensor, "T C"]) -> Float[Tensor, "T D"]:
-        """Embeddings H of all frames of one video, in one pass over the whole of it, as evaluation wants them.
+        """Compute embeddings H of all frames of one video, in one pass, for evaluation.
 
         Args:
-            features: All that `frame_features` gave.
+            features: All features from `frame_features`.
         """
         mask = torch.ones(1, len(features), dtype=torch.bool, device=features.device)
         return self._embed(features, real_frame_index(mask), mask, None)[0]
@@ -162,7 +161,7 @@ class FrameLevelVideoEncoder(nn.Module):
         frame_mask: Bool[Tensor, "B T"],
         sample_seeds: Int[Tensor, " B"] | None,
     ) -> Float[Tensor, "B T D"]:
-        """What follows the pooling."""
+        """Layers after the pooling."""
         batch, time = frame_mask.shape
         for number, layer in enumerate(self.hidden):
             features = layer(self._drop(features, number, index, time, sample_seeds))
@@ -185,7 +184,7 @@ class FrameLevelVideoEncoder(nn.Module):
             return self._pool(self.convolutions(self.backbone(frames), index, batch, time))
         if torch.is_grad_enabled() or self.training:
             return self._pool(self.backbone(frames))
-        # No statistics and no gradient tie the frames together: whole videos pass in bounded memory.
+        # In evaluation frames are independent: chunks bound the memory of whole videos.
         return torch.cat([self._pool(self.backbone(chunk)) for chunk in self.backbone.chunks(frames)])
 
     def _pool(self, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C"]:
@@ -208,7 +207,7 @@ class FrameLevelVideoEncoder(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """The projection Z of embeddings, used by the loss only: linear, batch norm, ReLU, linear (section 3.4).
+    """Projection Z of embeddings, for the loss (section 3.4).
 
     Args:
         model: Sizes.
@@ -237,17 +236,16 @@ class ProjectionHead(nn.Module):
 def dropout_mask(
     seeds: Int[Tensor, " N"], layer: int, positions: Int[Tensor, " N"], channels: int, probability: float
 ) -> Bool[Tensor, "N channels"]:
-    """Which activations stay: a pure function of (seed, layer, position, channel), the same on every device.
+    """Dropout mask (True: kept) as a hash of (seed, layer, position, channel).
 
-    A generator's draws depend on how many were drawn before and, on a GPU, on the shape; a hash of the place
-    does not.
+    Draws of a generator would depend on earlier draws and, on a GPU, on the shape.
 
     Args:
-        seeds: A frame's video and view; any 64-bit numbers.
+        seeds: Seed of each frame's video and view; any 64-bit numbers.
         layer: Number of the layer.
-        positions: A frame's place in the view.
+        positions: Position of each frame in the view.
         channels: Activations of a frame.
-        probability: Share that is dropped.
+        probability: Share of dropped activations.
     """
     key = _scramble((seeds & _WORD) + (layer + 1) * 0x9E3779B9)
     key = _scramble(key ^ ((seeds >> 32) & _WORD))
@@ -257,7 +255,7 @@ def dropout_mask(
 
 
 def _scramble(values: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """32-bit hashes (in int64) whose bits all depend on all of the lowest 32 bits of the values."""
+    """32-bit hashes (in int64) of the lowest 32 bits of the values."""
     # Two rounds of shift and multiply with the constants of MurmurHash3's finalizer.
     values = values & _WORD
     values = values ^ (values >> 16)

@@ -1,4 +1,4 @@
-"""Batch normalisation over the real frames of one worker, of all workers, or with stored statistics."""
+"""Batch normalisation over one worker, over all workers, or with stored statistics."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ Mode = Literal["synchronized", "local", "frozen"]
 
 
 class BatchNorm(_BatchNorm):
-    """Batch normalisation whose statistics come from where `mode` says; its state is that of torch's own.
+    """Batch normalisation with a choice of statistics; its state is torch's.
 
-    - `synchronized`: from the frames of all workers, however many each has (also none). Works wherever
-      `torch.distributed` does, on CPUs with gloo too, where `torch.nn.SyncBatchNorm` refuses. Every worker
-      must call it equally often; running statistics stay bit-equal on all of them.
-    - `local`: from the frames of this worker, as `torch.nn.BatchNorm2d`.
-    - `frozen`: always the stored ones.
+    - `synchronized`: statistics of the frames of all workers, of which each may have any number. Unlike
+      `torch.nn.SyncBatchNorm` it works on CPUs, with gloo. A collective call; running statistics stay bit-equal.
+    - `local`: statistics of the frames of this worker, as `torch.nn.BatchNorm2d`.
+    - `frozen`: always the stored statistics.
 
-    In evaluation mode all three use the stored statistics. So does a batch with fewer than two values a
-    channel, which has no variance; such a batch leaves the running statistics as they are. Statistics are
-    float32 or better whatever the type of the input.
+    In evaluation mode all three use the stored statistics. So does a batch with fewer than two values per channel: it
+    has no variance, and leaves the running statistics unchanged. Statistics are float32 or better.
 
     Args:
         num_features: Channels C.
@@ -47,9 +45,9 @@ class BatchNorm(_BatchNorm):
     def forward(
         self, input: Float[Tensor, "frames channels *space"]
     ) -> Float[Tensor, "frames channels *space"]:
-        """The normalised, scaled and shifted input; while training, the running statistics move along."""
-        # On a CPU also for a worker alone: torch's own sums in float32 are off by as much as 1e-5 there, which
-        # training blows up, so that one worker and two would soon have different losses.
+        """Normalise, scale and shift the input; in training mode, update the running statistics."""
+        # On a CPU also for a single worker: torch's float32 sums are off by up to 1e-5 there, which training
+        # amplifies, so that one worker and two would soon have different losses.
         if (
             self.training
             and self.mode == "synchronized"
@@ -75,13 +73,12 @@ class BatchNorm(_BatchNorm):
         )
 
     def extra_repr(self) -> str:
-        """Shown by `print(module)`."""
+        """Features and mode, for `print(module)`."""
         return f"{self.num_features}, mode={self.mode!r}"
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        # `rate` is 0 for a batch without a variance: a tensor, since reading the count would wait for the
-        # device.
+        # `rate` is 0 for a batch without a variance; a tensor, since reading the count would synchronise the GPU.
         enough = count >= 2
         rate = enough * self.update_rate
         unbiased = variance * (count / (count - 1).clamp(min=1))
@@ -91,11 +88,11 @@ class BatchNorm(_BatchNorm):
 
 
 class _SynchronizedBatchNorm(torch.autograd.Function):
-    """Training-mode batch norm over the frames of all workers: one collective forward, one backward.
+    """Batch norm over all workers: one collective call forward, one backward.
 
-    Each frame is summed up by itself, in float32, and frames are added in float64: the result hardly depends on
-    which worker has which frame. Workers' means and sums of squared deviations are combined as Chan et al. do,
-    which loses no digits where the mean is large against the deviation, as a sum of squares would.
+    Each frame is summed in float32, and frames are added in float64: the result hardly depends on the distribution of
+    the frames over the workers. Means and sums of squared deviations are combined as by Chan et al., which keeps its
+    precision where the mean is large against the deviation.
     """
 
     @staticmethod
@@ -126,7 +123,7 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
         mean = torch.where(enough, mean.to(dtype), stored_mean.to(dtype))
         variance = torch.where(enough, variance.to(dtype), stored_variance.to(dtype))
         output = functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
-        # What a value owes to its own part in the statistics; nothing where the stored ones were used.
+        # Gradient share through the statistics; 0 where the stored ones were used.
         share = torch.where(enough, 1 / total.clamp(min=1), 0)
         ctx.save_for_backward(x, weight, mean, variance, share)
         ctx.eps = eps
@@ -157,7 +154,7 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
 
 
 def _frame_statistics(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and sum of squared deviations of every frame and channel, (N, C) float64; values of each."""
+    """Mean and sum of squared deviations per frame and channel, float64; the count."""
     if x.dim() == 2:
         return x.double(), torch.zeros_like(x, dtype=torch.float64), 1
     count = x[0, 0].numel()

@@ -1,4 +1,4 @@
-"""What mixes the frames of a video: positions, a pre-norm Transformer, 3-D convolutions (section 3.3).
+"""Temporal modules: positions, Transformer, 3-D convolutions (section 3.3).
 
 Legend: B videos, T positions of the padded batch, N real frames of the whole batch, W width.
 """
@@ -25,12 +25,12 @@ def real_frame_index(frame_mask: Bool[Tensor, "B T"]) -> Int[Tensor, " N"]:
 def gather_real(padded: Tensor, index: Int[Tensor, " N"]) -> Tensor:
     """The real frames (N, ...) of a padded batch (B, T, ...), in the order of `index`."""
     flat = padded.flatten(0, 1)
-    # Whole views are the usual case, and a copy of their frames is large.
+    # The usual case of whole views needs no copy.
     return flat if len(index) == len(flat) else flat.index_select(0, index)
 
 
 def scatter_real(real: Tensor, index: Int[Tensor, " N"], batch: int, time: int) -> Tensor:
-    """The padded batch (B, T, ...) of real frames (N, ...): zeros where no real frame is."""
+    """Padded batch (B, T, ...) of real frames (N, ...), with zeros elsewhere."""
     flat = real.new_zeros(batch * time, *real.shape[1:])
     return flat.index_copy(0, index, real).unflatten(0, (batch, time))
 
@@ -38,9 +38,8 @@ def scatter_real(real: Tensor, index: Int[Tensor, " N"], batch: int, time: int) 
 def frame_positions(frame_mask: Bool[Tensor, "B T"], num_frames: int) -> Float[Tensor, "B T"]:
     """Positions of the frames on the scale that the encoder was trained with, float32.
 
-    A video of exactly `num_frames` real frames has positions 0, 1, 2, ...; at any other length they are
-    spread evenly over [0, num_frames - 1]. They depend on the real frames alone, never on the amount of
-    padding.
+    A video of `num_frames` real frames has positions 0, 1, 2, ...; at any other length they are spread evenly over
+    [0, num_frames - 1]. They are independent of padding.
 
     Args:
         frame_mask: True where a frame is real.
@@ -55,7 +54,7 @@ def frame_positions(frame_mask: Bool[Tensor, "B T"], num_frames: int) -> Float[T
 
 
 def sine_cosine_code(positions: Float[Tensor, "*batch"], width: int) -> Float[Tensor, "*batch W"]:
-    """Sines and cosines of positions at wavelengths from 2 pi to 20000 pi, interleaved, float32.
+    """Sines and cosines of positions, interleaved, wavelengths 2 pi to 20000 pi.
 
     Args:
         positions: Any real numbers.
@@ -76,8 +75,7 @@ class TransformerEncoder(nn.Module):
         feedforward_width: Width between the two linear layers that follow the attention.
 
     Shape:
-        (B, T, W) and the mask (B, T) to (B, T, W); what comes out at padded places is finite and means
-        nothing.
+        (B, T, W) and the mask (B, T) to (B, T, W); outputs at padded places are finite and meaningless.
     """
 
     def __init__(self, num_layers: int, width: int, num_heads: int, feedforward_width: int) -> None:
@@ -87,7 +85,7 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T W"], frame_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T W"]:
         """The frames after all layers and a final layer norm."""
-        # A softmax over no key at all is 0/0; what such a video yields is dropped later anyway.
+        # Avoids a softmax over no key, which is 0/0; outputs of such a video are dropped later.
         visible = frame_mask | ~frame_mask.any(1, keepdim=True)
         for layer in self.layers:
             x = layer(x, visible[:, None, None, :])
@@ -114,7 +112,7 @@ class _Layer(nn.Module):
 
 
 class TemporalConvolutions(nn.Module):
-    """Two 3-D convolutions over time, height and width, each with batch norm and ReLU (C3D of table 5).
+    """Two 3-D convolutions, each with batch norm and ReLU (C3D of table 5).
 
     Padded frames are zeros, as the convolutions' own padding is, and enter no statistics.
 
@@ -123,7 +121,7 @@ class TemporalConvolutions(nn.Module):
         batch_norm: Mode of the batch norm.
 
     Attributes:
-        halo: How many frames before and after a frame have a part in its feature map.
+        halo: Number of frames before and after a frame that influence its feature map.
     """
 
     def __init__(self, channels: int, batch_norm: Mode) -> None:
@@ -138,7 +136,7 @@ class TemporalConvolutions(nn.Module):
     def forward(
         self, maps: Float[Tensor, "N C h w"], index: Int[Tensor, " N"], batch: int, time: int
     ) -> Float[Tensor, "N out h w"]:
-        """Feature maps of the real frames, mixed over time; arguments as those of `scatter_real`."""
+        """Feature maps mixed over time; arguments as those of `scatter_real`."""
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             padded = scatter_real(maps, index, batch, time).transpose(1, 2)
             mixed = convolution(padded).transpose(1, 2)

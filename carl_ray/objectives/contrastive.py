@@ -1,28 +1,19 @@
-"""The contrastive baseline of SCL: the corresponding frame of the other view alone is positive (table 13).
+"""Contrastive baseline of SCL: one positive frame in the other view (table 13).
 
-Legend: B videos of this worker, T frames of a view, D width of a projection.
+The legend is that of `pairs`.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from carl_ray.objectives.scl import unit_vectors, weighted_cross_entropy
+from carl_ray.objectives.pairs import FramePairs, Terms
+from carl_ray.objectives.scl import weighted_cross_entropy
 
 
-def contrastive_terms(
-    z1: Float[Tensor, "B T1 D"],
-    z2: Float[Tensor, "B T2 D"],
-    s1: Float[Tensor, "B T1"],
-    s2: Float[Tensor, "B T2"],
-    mask1: Bool[Tensor, "B T1"],
-    mask2: Bool[Tensor, "B T2"],
-    *,
-    temperature: float,
-) -> tuple[Float[Tensor, " 2"], Int64[Tensor, " 2"]]:
-    """For each direction, the sum of the anchors' losses and the number of anchors (CARL, appendix A.4).
+def contrastive_terms(pairs: FramePairs, *, temperature: float) -> Terms:
+    """Sums of anchor losses and numbers of anchors, for each direction (appendix A.4).
 
     The loss of frame i of one view is the softmax cross-entropy of equation 1 with the whole weight on its
     corresponding frame; every other frame of the other view of the same video is a negative:
@@ -37,43 +28,27 @@ def contrastive_terms(
     their nearest frame 20 to 70 frames away at the median; for the other 6 it is at most 4 frames away.
 
     Frames that a mask leaves out are neither anchors nor candidates, whatever they hold. Computed
-    in float32 or better whatever the type of `z` or the autocast.
+    in float32 or better whatever the type of the projections or the autocast.
 
     Args:
-        z1: Projections of the frames of the first view; normalised here.
-        z2: Projections of the second view.
-        s1: Timestamps of the frames of the first view, in frames of the raw video.
-        s2: Timestamps of the second view.
-        mask1: True where a frame of the first view is real.
-        mask2: True where a frame of the second view is real.
+        pairs: Projections of the two views of each video; normalised here.
         temperature: tau.
 
     Returns:
-        Sums of losses, with gradient, and counts: first anchors of view 1, then of view 2.
+        Sums, with gradient, and counts: first anchors of view 1, then of view 2.
     """
-    dtype = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
-    with torch.autocast(z1.device.type, enabled=False):
-        logits = unit_vectors(z1.to(dtype), mask1) @ unit_vectors(z2.to(dtype), mask2).mT / temperature
-        distances = (s2.double()[:, None, :] - s1.double()[:, :, None]).abs()
-        first = _direction(logits, distances, mask1, mask2)
-        second = _direction(logits.mT, distances.mT, mask2, mask1)
-    return torch.stack([first[0], second[0]]), torch.stack([first[1], second[1]])
 
+    def direction(pairs: FramePairs, logits: Tensor) -> tuple[Tensor, Tensor]:
+        real = pairs.mask2[:, None, :]
+        valid = pairs.mask1 & real.any(-1)
+        distances = (pairs.s1.double()[:, :, None] - pairs.s2.double()[:, None, :]).abs()
+        distances = distances.masked_fill(~real, torch.inf)
+        nearest = (distances == distances.amin(-1, keepdim=True)) & real
+        weights = nearest.to(logits.dtype) / nearest.sum(-1, keepdim=True).clamp(min=1)
+        return weighted_cross_entropy(logits, weights, logits, real, valid), valid.sum()
 
-def _direction(
-    logits: Float[Tensor, "B Ta Tc"],
-    distances: Float[Tensor, "B Ta Tc"],
-    anchor_mask: Bool[Tensor, "B Ta"],
-    candidate_mask: Bool[Tensor, "B Tc"],
-) -> tuple[Float[Tensor, ""], Int64[Tensor, ""]]:
-    """Sum of the losses of the anchors, and their number.
-
-    `distances` is how far a candidate is from the anchor, in frames.
-    """
-    real = candidate_mask[:, None, :]
-    valid = anchor_mask & real.any(-1)
-
-    distances = distances.masked_fill(~real, torch.inf)
-    nearest = (distances == distances.amin(-1, keepdim=True)) & real
-    weights = nearest.to(logits.dtype) / nearest.sum(-1, keepdim=True).clamp(min=1)
-    return weighted_cross_entropy(logits, weights, logits, real, valid), valid.sum()
+    with torch.autocast(pairs.z1.device.type, enabled=False):
+        unit = pairs.unit()
+        logits = unit.z1 @ unit.z2.mT / temperature
+        (sum1, count1), (sum2, count2) = direction(unit, logits), direction(unit.exchanged(), logits.mT)
+    return torch.stack([sum1, sum2]), torch.stack([count1, count2])

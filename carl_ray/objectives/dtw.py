@@ -1,4 +1,4 @@
-"""Dynamic time warping of pairs of videos, batched and vectorised over anti-diagonals.
+"""Dynamic time warping of pairs, batched and vectorised over anti-diagonals.
 
 Legend: B pairs, N frames of the first video, M frames of the second, D = N + M - 1 anti-diagonals.
 
@@ -35,9 +35,10 @@ class DtwPath:
 def dynamic_time_warping(
     cost: Float[Tensor, "B N M"], mask1: Bool[Tensor, "B N"], mask2: Bool[Tensor, "B M"]
 ) -> DtwPath:
-    """The path of least total cost from the first to the last real frames, by steps (1, 0), (0, 1), (1, 1).
+    """Path of least cost from the first to the last real frames of each pair.
 
-    Of equally cheap ways to reach a cell, the diagonal step (1, 1) is taken first, then (1, 0), then (0, 1).
+    Paths have the steps (1, 0), (0, 1) and (1, 1). Of equally cheap ways to reach a cell,
+    (1, 1) is taken first, then (1, 0), then (0, 1).
     Computed without gradient, in float32 or better, on the device of `cost`; what padded cells hold does
     not matter. A cost of NaN gives a path of single steps that means nothing, but is one.
 
@@ -78,7 +79,7 @@ def dynamic_time_warping(
 def _accumulate(
     cost: Float[Tensor, "B N M"], length1: Tensor, length2: Tensor
 ) -> tuple[Int8[Tensor, "D B N"], Float[Tensor, " B"]]:
-    """The step by which the best path reaches each cell (i, d - i), and the cost of the whole path."""
+    """Step of the best path to each cell (i, d - i), and cost of the whole path."""
     batch, first, second = cost.shape
     device = cost.device
     dtype = torch.promote_types(cost.dtype, torch.float32)

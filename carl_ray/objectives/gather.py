@@ -1,4 +1,4 @@
-"""What the workers of a run hold, gathered on every one of them, with gradients that flow back.
+"""All-gather of rows over the workers, with gradients.
 
 Legend: own rows of this worker, L the largest number of rows of a worker, W workers, B videos of this worker,
 T frames of a view, D width of an embedding.
@@ -16,11 +16,10 @@ from torch.nn import functional
 
 
 def gather_rows(*tensors: Shaped[Tensor, "own ..."]) -> tuple[Shaped[Tensor, "all ..."], ...]:
-    """The rows of all workers, by rank, each worker's padded with zeros to the largest number of one.
+    """Gather the rows of all workers, by rank, padded with zeros.
 
-    A row of a floating-point tensor gets the sum of the gradients that all workers have for it. Every worker
-    must call this at the same time, with as many tensors of the same types and shapes but for the number of
-    rows, which may be 0; and where one back-propagates through a result, all must.
+    A row of a floating-point tensor gets the sum of its gradients on all workers. A collective call, forward and
+    backward: tensors must have the same types and shapes on all workers, except for the number of rows, which may be 0.
 
     Args:
         *tensors: Tensors of this worker, with the same number of rows.
@@ -37,7 +36,7 @@ def gather_rows(*tensors: Shaped[Tensor, "own ..."]) -> tuple[Shaped[Tensor, "al
         padded = functional.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, missing))
         if padded.is_floating_point():
             gathered.append(_AllGather.apply(padded))
-        elif padded.dtype == torch.bool:  # not every backend has these
+        elif padded.dtype == torch.bool:  # Not supported by every backend.
             gathered.append(torch.cat(_all_gather(padded.to(torch.uint8))).bool())
         else:
             gathered.append(torch.cat(_all_gather(padded)))
@@ -52,7 +51,7 @@ def _all_gather(tensor: Tensor) -> list[Tensor]:
 
 
 class _AllGather(torch.autograd.Function):
-    """Rows of all workers, by rank; the gradient of a row is the sum of what all workers have for it."""
+    """All-gather by rank; the gradient of a row is summed over the workers."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

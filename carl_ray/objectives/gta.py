@@ -1,4 +1,4 @@
-"""Global temporal alignment and cycle-consistency (Hadji, Derpanis and Jepson, CVPR 2021).
+"""Global temporal alignment and cycle-consistency (Hadji et al., CVPR 2021).
 
 Legend: P pairs of videos of one action, N and M frames of their videos, D width of an embedding.
 """
@@ -6,25 +6,18 @@ Legend: P pairs of videos of one action, N and M frames of their videos, D width
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from carl_ray.objectives.lav import REFERENCE_FRAMES
-from carl_ray.objectives.scl import unit_vectors
+from carl_ray.objectives.pairs import FramePairs, Terms, excluded
 from carl_ray.objectives.soft_dtw import accumulated_costs, path_costs
 
 
 def gta_terms(
-    u: Float[Tensor, "P N D"],
-    v: Float[Tensor, "P M D"],
-    mask_u: Bool[Tensor, "P N"],
-    mask_v: Bool[Tensor, "P M"],
-    *,
-    temperature: float = 0.1,
-    smoothing: float = 0.1,
-    cycle_weight: float = 0.5,
-) -> tuple[Float[Tensor, " 3"], Int[Tensor, " 3"]]:
-    """Two alignments and the cycles of pairs of videos: for each the sum of losses and the number of frames.
+    pairs: FramePairs, *, temperature: float = 0.1, smoothing: float = 0.1, cycle_weight: float = 0.5
+) -> Terms:
+    """Sums and numbers of frames of two alignments and of the cycles.
 
     With the cosines of the frames over the temperature as logits, a frame v_j is matched with the frames of u
     by probability, and the cost of a match is its negative logarithm (the paper's equation 8):
@@ -60,26 +53,21 @@ def gta_terms(
     whatever the type of the embeddings or the autocast.
 
     Args:
-        u: Embeddings of the first videos; normalised here.
-        v: Embeddings of the second videos.
-        mask_u: True where a frame of the first video is real: the real frames come first.
-        mask_v: True where a frame of the second video is real, likewise.
+        pairs: Embeddings of pairs of videos, u and v; normalised here. Their timestamps are not used.
         temperature: Of the matches.
         smoothing: gamma of the minimum, in nats.
         cycle_weight: Weight of the cycles beside the two alignments, as of views of 20 frames.
 
     Returns:
-        Sums, with gradient, and counts (int64): smoothDTW(u, v), smoothDTW(v, u), cycles. The frames are
+        Sums, with gradient, and counts: smoothDTW(u, v), smoothDTW(v, u), cycles. The frames are
         those of both videos, in each of the three. A pair of which one video has no real frame does not count.
 
     Raises:
         ValueError: `smoothing` is not positive.
     """
-    dtype = torch.promote_types(torch.promote_types(u.dtype, v.dtype), torch.float32)
-    with torch.autocast(u.device.type, enabled=False):
-        unit_u = unit_vectors(u.to(dtype), mask_u)
-        unit_v = unit_vectors(v.to(dtype), mask_v)
-        logits = unit_u @ unit_v.mT / temperature
+    with torch.autocast(pairs.z1.device.type, enabled=False):
+        u, v, _, _, mask_u, mask_v = pairs.unit()
+        logits = u @ v.mT / temperature
         # The recursion treats both videos alike: both directions run as one batch, in the layout of the first.
         costs = torch.cat([-_log_softmax(logits, mask_u), -_log_softmax(logits.mT, mask_v).mT])
         twice_u, twice_v = mask_u.repeat(2, 1), mask_v.repeat(2, 1)
@@ -90,8 +78,8 @@ def gta_terms(
         joint = _log_softmax(-table_u, mask_u) + _log_softmax(-table_v.mT, mask_v).mT
         # No sum of padded cells alone may be of -inf: its gradient would be NaN.
         joint = joint.where(mask_u[:, :, None] & mask_v[:, None], 0)
-        back_u = joint.masked_fill(_excluded(mask_v)[:, None], -torch.inf).logsumexp(2)
-        back_v = joint.masked_fill(_excluded(mask_u)[:, :, None], -torch.inf).logsumexp(1)
+        back_u = joint.masked_fill(excluded(mask_v)[:, None], -torch.inf).logsumexp(2)
+        back_v = joint.masked_fill(excluded(mask_u)[:, :, None], -torch.inf).logsumexp(1)
     paired = mask_u.any(1, keepdim=True) & mask_v.any(1, keepdim=True)
     cycles = -back_u.where(mask_u & paired, 0).sum(1) - back_v.where(mask_v & paired, 0).sum(1)
     lengths = (mask_u.sum(1) * mask_v.sum(1)).clamp(min=1)
@@ -102,9 +90,5 @@ def gta_terms(
 
 
 def _log_softmax(scores: Float[Tensor, "P A B"], mask: Bool[Tensor, "P A"]) -> Float[Tensor, "P A B"]:
-    """Logarithms of the probabilities of the real frames of the first axis, for each of the second."""
-    return scores.masked_fill(_excluded(mask)[:, :, None], -torch.inf).log_softmax(1)
-
-
-def _excluded(mask: Bool[Tensor, "P A"]) -> Bool[Tensor, "P A"]:
-    return ~mask & mask.any(1, keepdim=True)
+    """Log-probabilities of the first axis' real frames, for each of the second axis."""
+    return scores.masked_fill(excluded(mask)[:, :, None], -torch.inf).log_softmax(1)

@@ -1,4 +1,4 @@
-"""Learning by aligning videos in time: soft-DTW and a contrastive regulariser (Haresh et al., CVPR 2021).
+"""Learning by aligning videos: soft-DTW, regulariser (Haresh et al., CVPR 2021).
 
 Legend: P pairs of videos of one action, N and M frames of their videos, D width of an embedding.
 """
@@ -6,10 +6,10 @@ Legend: P pairs of videos of one action, N and M frames of their videos, D width
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from carl_ray.objectives.scl import unit_vectors
+from carl_ray.objectives.pairs import FramePairs, Terms
 from carl_ray.objectives.soft_dtw import soft_dtw
 
 REFERENCE_FRAMES = 20
@@ -17,19 +17,14 @@ REFERENCE_FRAMES = 20
 
 
 def lav_terms(
-    u: Float[Tensor, "P N D"],
-    v: Float[Tensor, "P M D"],
-    s_u: Float[Tensor, "P N"],
-    s_v: Float[Tensor, "P M"],
-    mask_u: Bool[Tensor, "P N"],
-    mask_v: Bool[Tensor, "P M"],
+    pairs: FramePairs,
     *,
     smoothing: float = 0.1,
     regularization: float = 1.0,
     margin: float = 2.0,
     window: float = 15.0,
-) -> tuple[Float[Tensor, " 3"], Int[Tensor, " 3"]]:
-    """Alignment, regulariser of u and regulariser of v: for each its sum and its number of frames.
+) -> Terms:
+    """Sums and numbers of frames of the alignment and of the two regularisers.
 
     The paper's loss of a pair is softDTW(u, v) + regularization * (C(u) + C(v)), with squared Euclidean
     distances d of unit embeddings, and with the contrastive inverse difference moment of a video
@@ -56,12 +51,7 @@ def lav_terms(
     whatever the type of the embeddings or the autocast.
 
     Args:
-        u: Embeddings of the frames of the first videos; normalised here.
-        v: Embeddings of the second videos.
-        s_u: Timestamps of the frames of the first videos, in frames of the raw video.
-        s_v: Timestamps of the second videos.
-        mask_u: True where a frame of the first video is real: the real frames come first.
-        mask_v: True where a frame of the second video is real, likewise.
+        pairs: Embeddings of pairs of videos, u and v; normalised here.
         smoothing: gamma of soft-DTW, in squared distances.
         regularization: alpha, the weight of the regulariser, as of views of 20 frames.
         margin: lambda: squared distance beyond which frames far apart in time are left alone. 2 means a
@@ -69,20 +59,17 @@ def lav_terms(
         window: sigma: frames at most so far apart, in frames of the raw video, are drawn together.
 
     Returns:
-        Sums, with gradient, and counts (int64). A pair of which one video has no real frame has no alignment;
+        Sums, with gradient, and counts. A pair of which one video has no real frame has no alignment;
         the other video still has its regulariser.
 
     Raises:
         ValueError: `smoothing` is not positive.
     """
-    dtype = torch.promote_types(torch.promote_types(u.dtype, v.dtype), torch.float32)
-    with torch.autocast(u.device.type, enabled=False):
-        unit_u = unit_vectors(u.to(dtype), mask_u)
-        unit_v = unit_vectors(v.to(dtype), mask_v)
-        cost = _squared_distances(unit_u, unit_v)
-        alignment = 2 * soft_dtw(cost, mask_u, mask_v, smoothing=smoothing).sum()
-        contrast_u = _contrast(unit_u, s_u, mask_u, margin, window)
-        contrast_v = _contrast(unit_v, s_v, mask_v, margin, window)
+    with torch.autocast(pairs.z1.device.type, enabled=False):
+        u, v, s_u, s_v, mask_u, mask_v = pairs.unit()
+        alignment = 2 * soft_dtw(_squared_distances(u, v), mask_u, mask_v, smoothing=smoothing).sum()
+        contrast_u = _contrast(u, s_u, mask_u, margin, window)
+        contrast_v = _contrast(v, s_v, mask_v, margin, window)
     paired = mask_u.any(1) & mask_v.any(1)
     frames = ((mask_u.sum(1) + mask_v.sum(1)) * paired).sum()
     sums = torch.stack([alignment, regularization * contrast_u, regularization * contrast_v])

@@ -1,19 +1,18 @@
-"""Sequence contrastive loss between two views of the same videos (section 3.4, equations 1 to 3).
+"""Sequence contrastive loss between two views (section 3.4, equations 1 to 3).
 
 Legend: B videos of this worker, T frames of a view, D width of a projection, M candidate frames.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from carl_ray.objectives.gather import gather_rows
+from carl_ray.objectives.pairs import FramePairs, Terms, both_directions, excluded
 
 Negatives = Literal["video", "batch", "global"]
 
@@ -30,43 +29,28 @@ def sequence_contrastive_loss(
     variance: float = 10.0,
     negatives: Negatives = "video",
 ) -> Float[Tensor, ""]:
-    """SCL = L1 + L2 at the paper's scale: each the mean over the valid anchors of the batch, 0 without any.
+    """SCL = L1 + L2: each the mean over the valid anchors of the batch, 0 without any.
 
-    Arguments are those of `sequence_contrastive_terms`, which serves means over the batches of several
-    workers.
+    Arguments are the fields of `FramePairs` and the options of `sequence_contrastive_terms`.
     """
+    pairs = FramePairs(z1, z2, s1, s2, mask1, mask2)
     sums, counts = sequence_contrastive_terms(
-        z1, z2, s1, s2, mask1, mask2, temperature=temperature, variance=variance, negatives=negatives
+        pairs, temperature=temperature, variance=variance, negatives=negatives
     )
     return (sums / counts.clamp(min=1)).sum()
 
 
 def sequence_contrastive_terms(
-    z1: Float[Tensor, "B T1 D"],
-    z2: Float[Tensor, "B T2 D"],
-    s1: Float[Tensor, "B T1"],
-    s2: Float[Tensor, "B T2"],
-    mask1: Bool[Tensor, "B T1"],
-    mask2: Bool[Tensor, "B T2"],
-    *,
-    temperature: float = 0.1,
-    variance: float = 10.0,
-    negatives: Negatives = "video",
-) -> tuple[Float[Tensor, " 2"], Int[Tensor, " 2"]]:
-    """For each direction, the sum of the anchors' losses (equation 1) and the number of valid anchors.
+    pairs: FramePairs, *, temperature: float = 0.1, variance: float = 10.0, negatives: Negatives = "video"
+) -> Terms:
+    """Sums of anchor losses (equation 1) and numbers of anchors, for each direction.
 
-    Frames that a mask leaves out are neither anchors nor candidates, whatever they hold. An anchor counts
-    however far the nearest frame of the other view is; only where the other view of its video has no real
-    frame at all is there nothing to compare it with. Computed in float32 or better whatever the type of `z`
-    or the autocast.
+    Frames that a mask leaves out are neither anchors nor candidates, whatever they hold. Every other frame is an
+    anchor, however far the nearest frame of the other view is, unless the other view of its video has no real frame.
+    Computed in float32 or better whatever the type of the projections or the autocast.
 
     Args:
-        z1: Projections of the frames of the first view; normalised here.
-        z2: Projections of the second view.
-        s1: Timestamps of the frames of the first view, in frames of the raw video.
-        s2: Timestamps of the second view.
-        mask1: True where a frame of the first view is real.
-        mask2: True where a frame of the second view is real.
+        pairs: Projections of the two views of each video; normalised here.
         temperature: tau of equation 1.
         variance: sigma squared of equation 2, in frames squared.
         negatives: Candidates: `video`, the other view of the same video; `batch`, the other views of all
@@ -75,19 +59,20 @@ def sequence_contrastive_terms(
             worker that a candidate came from).
 
     Returns:
-        Sums of losses, with gradient, and counts (int64): first anchors of view 1, then of view 2.
+        Sums, with gradient, and counts: first anchors of view 1, then of view 2.
     """
-    dtype = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
-    with torch.autocast(z1.device.type, enabled=False):
-        unit1 = unit_vectors(z1.to(dtype), mask1)
-        unit2 = unit_vectors(z2.to(dtype), mask2)
-        distances = (s1.double()[:, :, None] - s2.double()[:, None, :]).abs().to(dtype)
-        loss = partial(
-            gaussian_cross_entropy, temperature=temperature, variance=variance, negatives=negatives
+
+    def direction(pairs: FramePairs) -> tuple[Tensor, Tensor]:
+        distances = (pairs.s1.double()[:, :, None] - pairs.s2.double()[:, None, :]).abs().to(pairs.dtype)
+        return gaussian_cross_entropy(
+            *(pairs.z1, pairs.z2, distances, pairs.mask1, pairs.mask2),
+            temperature=temperature,
+            variance=variance,
+            negatives=negatives,
         )
-        first = loss(unit1, unit2, distances, mask1, mask2)
-        second = loss(unit2, unit1, distances.mT, mask2, mask1)
-    return torch.stack([first[0], second[0]]), torch.stack([first[1], second[1]])
+
+    with torch.autocast(pairs.z1.device.type, enabled=False):
+        return both_directions(direction, pairs.unit())
 
 
 def gaussian_cross_entropy(
@@ -101,9 +86,9 @@ def gaussian_cross_entropy(
     variance: float,
     negatives: Negatives = "video",
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Sum over the valid anchors of -sum_j w_ij log softmax_j(cos / tau), and their number (equations 1 and 2).
+    """Sum of -sum_j w_ij log softmax_j(cos / tau) over the anchors, and their number.
 
-    The caller sees to float32 or better outside of autocast.
+    Equations 1 and 2 of the paper. To be called outside of autocast, with float32 or better.
 
     Args:
         anchors: Unit vectors of the frames that are compared with candidates, finite throughout.
@@ -152,29 +137,19 @@ def weighted_cross_entropy(
         real: Which of these the softmax sees.
         valid: Which anchors count.
     """
-    normalizer = logits.masked_fill(_excluded(real), -torch.inf).logsumexp(-1)
+    normalizer = logits.masked_fill(excluded(real), -torch.inf).logsumexp(-1)
     # The weights sum to 1: the cross-entropy with its logarithm resolved.
     losses = normalizer - (weights * own).sum(-1)
     return losses.where(valid, 0).sum()
 
 
-def unit_vectors(z: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-    """Frames scaled to length 1; zeros where a mask leaves them out, whatever they hold, and where they are zero."""
-    return functional.normalize(z.where(mask[:, :, None], 0), dim=-1)
-
-
 def _target_weights(
     distances: Float[Tensor, "B Ta Tc"], candidate_mask: Bool[Tensor, "B Tc"], variance: float
 ) -> Float[Tensor, "B Ta Tc"]:
-    """Equation 2: w_ij, zero for masked candidates, each row summing to 1 however far its frames are."""
-    excluded = _excluded(candidate_mask[:, None, :])
+    """Equation 2: weights w_ij, zero for masked candidates; each row sums to 1."""
+    left_out = excluded(candidate_mask[:, None, :])
     # Relative to the nearest candidate, and as a product instead of a difference of squares: no row is 0/0,
     # none overflows, and float32 keeps the digits of distances in the thousands.
-    nearest = distances.masked_fill(excluded, torch.inf).amin(-1, keepdim=True)
+    nearest = distances.masked_fill(left_out, torch.inf).amin(-1, keepdim=True)
     exponents = -(distances - nearest) * (distances + nearest) / (2 * variance)
-    return exponents.masked_fill(excluded, -torch.inf).log_softmax(-1).exp()
-
-
-def _excluded(real: Bool[Tensor, "*rows M"]) -> Bool[Tensor, "*rows M"]:
-    """Candidates that a softmax leaves out; none in a row without a real one, which no valid anchor uses."""
-    return ~real & real.any(-1, keepdim=True)
+    return exponents.masked_fill(left_out, -torch.inf).log_softmax(-1).exp()

@@ -1,4 +1,4 @@
-"""Shuffle and Learn: is the middle one of three frames between the other two in time?
+"""Shuffle and Learn: is the middle one of three frames between the others in time?
 
 Source: Misra, Zitnick, Hebert, "Shuffle and Learn: Unsupervised Learning using Temporal Order Verification"
 (ECCV 2016).
@@ -54,7 +54,7 @@ def shuffle_and_learn_terms(
     *,
     num_tuples: int = 8,
 ) -> tuple[Float[Tensor, " 1"], Int64[Tensor, " 1"]]:
-    """Sum over the tuples of their loss, and the number of tuples (Misra et al., section 3).
+    """Sum of the losses of the tuples, and their number (Misra et al., section 3).
 
     Of each view with at least 5 real frames, N tuples of 5 different real frames a < b < c < d < e are drawn,
     each set of 5 equally likely. (b, c, d) is in order; (b, a, d) and (b, e, d), with the same outer frames,
@@ -103,7 +103,7 @@ def shuffle_and_learn_terms(
 def _draw_tuples(
     mask: Bool[Tensor, "V T"], seeds: Int64[Tensor, " V"], num_tuples: int
 ) -> Int64[Tensor, "V N 5"]:
-    """Ascending positions of 5 real frames for each tuple; zeros in views that have fewer."""
+    """Ascending positions of 5 real frames a tuple; zeros in views with fewer."""
     tuples = torch.zeros(len(mask), num_tuples, _TUPLE, dtype=torch.int64)
     # NumPy draws on the CPU: the same on every device, and a view's draws do not depend on the other views.
     for view, (real, seed) in enumerate(zip(mask.cpu(), seeds.tolist(), strict=True)):

@@ -1,4 +1,4 @@
-"""Differentiable dynamic time warping of pairs of videos, batched and vectorised over anti-diagonals.
+"""Differentiable dynamic time warping, batched and vectorised.
 
     r_ij = cost_ij + minimum(r_(i-1)(j-1), r_(i-1)j, r_i(j-1))
 
@@ -35,7 +35,7 @@ def soft_dtw(
     *,
     smoothing: float,
 ) -> Float[Tensor, " P"]:
-    """Soft-DTW of each pair: the soft minimum of the costs of all its warping paths (Cuturi and Blondel 2017).
+    """Soft-DTW: the soft minimum of the costs of all warping paths.
 
     A path leads from the first to the last real frames by steps (1, 0), (0, 1), (1, 1). The gradient with
     respect to a cost is the probability that a path goes through its cell, where a path has a probability in
@@ -67,7 +67,7 @@ def accumulated_costs(
     smoothing: float,
     minimum: Minimum,
 ) -> Float[Tensor, "P N M"]:
-    """The table r of the recursion above: smoothed costs of the paths from the first cell to each cell.
+    """Table r of the recursion: smoothed costs of the paths to each cell.
 
     Args:
         cost: Costs of partnership, of any sign.
@@ -94,7 +94,7 @@ def accumulated_costs(
 def path_costs(
     table: Float[Tensor, "P N M"], mask1: Bool[Tensor, "P N"], mask2: Bool[Tensor, "P M"]
 ) -> Float[Tensor, " P"]:
-    """Of each pair the entry of its accumulated costs at the last real frames; 0 where a video has none."""
+    """Accumulated cost at the last real frames of each pair; 0 without frames."""
     length1, length2 = mask1.sum(1), mask2.sum(1)
     if table.numel() == 0:
         return table.sum((1, 2))
@@ -109,7 +109,7 @@ def _first(mask: Bool[Tensor, "P N"]) -> Bool[Tensor, "P N"]:
 
 
 class _Accumulation(torch.autograd.Function):
-    """The table of the recursion, by scores -r / smoothing: a minimum of costs is a maximum of scores.
+    """Table of the recursion, computed on scores -r / smoothing.
 
     Row d + 2 of the table of scores is anti-diagonal d and column i + 1 is frame i: the first two rows and
     the first column lie outside and cannot be reached, but for (-1, -1), where all paths start.

@@ -1,4 +1,4 @@
-"""Supervised training of all layers by cross-entropy on frame labels (the supervised row of table 11).
+"""Supervised training by cross-entropy on frame labels (table 11).
 
 Legend: V views of this worker, T frames of a view, K classes.
 """
@@ -16,7 +16,7 @@ def frame_classification_terms(
     frame_labels: Int64[Tensor, "V T"],
     mask: Bool[Tensor, "V T"],
 ) -> tuple[Float[Tensor, " 1"], Int64[Tensor, " 1"]]:
-    """Sum of the cross-entropies of the labelled real frames, and their number (CARL, table 11).
+    """Sum of the cross-entropies of labelled real frames, and their number (table 11).
 
     Every labelled frame counts alike, whatever its class. Frames without label and frames that the mask
     leaves out change nothing, whatever they hold. Computed in float32 or better whatever the type of the

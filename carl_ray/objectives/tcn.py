@@ -1,4 +1,4 @@
-"""Time-Contrastive Networks on single views: n-pairs loss, positives within a window of time.
+"""Time-Contrastive Networks on single views: n-pairs loss within a time window.
 
 Sources: Sermanet et al., "Time-Contrastive Networks" (ICRA 2018), single-view; Sohn, "Improved Deep Metric
 Learning with Multi-class N-pair Loss Objective" (NIPS 2016).
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from carl_ray.objectives.scl import unit_vectors
+from carl_ray.objectives.pairs import unit_vectors
 
 
 def time_contrastive_terms(
@@ -24,7 +24,7 @@ def time_contrastive_terms(
     window: float,
     temperature: float,
 ) -> tuple[Float[Tensor, " 1"], Int64[Tensor, " 1"]]:
-    """Sum over the anchors of their mean n-pairs loss, and the number of anchors. Every view is on its own.
+    """Sum of the mean n-pairs losses of the anchors of each view, and their number.
 
     With f_ij = cos(h_i, h_j) / tau, positives P_i the frames with 0 < |s_i - s_j| <= window and negatives N_i
     those with |s_i - s_j| > window, an anchor's loss is the mean over its positives of Sohn's equation 6:

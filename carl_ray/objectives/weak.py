@@ -1,4 +1,4 @@
-"""Weakly supervised CARL: sequence contrast between videos of the same label, paired by dynamic time warping.
+"""Weakly supervised CARL: contrast of videos of one label, paired by DTW.
 
 Source: Chen et al., "Self-supervised and Weakly Supervised Contrastive Learning for Frame-wise Action
 Representations", which "builds more sample pairs among videos using video-level labels by dynamic time warping";
@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from carl_ray.objectives.dtw import dynamic_time_warping
-from carl_ray.objectives.scl import gaussian_cross_entropy, unit_vectors
+from carl_ray.objectives.pairs import FramePairs, Terms
+from carl_ray.objectives.scl import gaussian_cross_entropy
 
 
 @dataclass(frozen=True, eq=False)
 class Correspondence:
-    """Where the frames of P pairs of videos are in the other video of their pair, without gradient."""
+    """Pseudo-times and match costs of the frames of P pairs of videos; no gradient."""
 
     time_of_a: Float64[Tensor, "P N"]
     """Pseudo-time of each frame of a in b: the mean timestamp of its partners; 0 where it has none."""
@@ -35,27 +36,16 @@ class Correspondence:
 
 
 @torch.no_grad()
-def correspondence(
-    unit_a: Float[Tensor, "P N D"],
-    unit_b: Float[Tensor, "P M D"],
-    sa: Float[Tensor, "P N"],
-    sb: Float[Tensor, "P M"],
-    mask_a: Bool[Tensor, "P N"],
-    mask_b: Bool[Tensor, "P M"],
-) -> Correspondence:
-    """Partners of the frames of paired videos: dynamic time warping with the cosine distance as cost.
+def correspondence(pairs: FramePairs) -> Correspondence:
+    """Partners of the frames of paired videos, by DTW with the cosine distance.
 
     One path serves both directions. Every real frame has at least one partner, the first frames of the two
     videos are partners, and so are the last. What masked frames hold does not matter.
 
     Args:
-        unit_a: Unit vectors of the frames of the first videos, float32 or better; finite where masked.
-        unit_b: Unit vectors of the second videos.
-        sa: Timestamps of the first videos, in frames of the raw video.
-        sb: Timestamps of the second videos.
-        mask_a: True where a frame of a first video is real: the real frames come first.
-        mask_b: True where a frame of a second video is real, likewise.
+        pairs: Unit vectors of the frames, float32 or better, finite where masked.
     """
+    unit_a, unit_b, sa, sb, mask_a, mask_b = pairs
     # Rounding must not make a detour through a negative cost worth while where frames are alike.
     cost = (1 - unit_a @ unit_b.mT).clamp(0, 2)
     path = dynamic_time_warping(cost, mask_a, mask_b)
@@ -74,19 +64,14 @@ def correspondence(
 
 
 def weak_contrastive_terms(
-    za: Float[Tensor, "P N D"],
-    zb: Float[Tensor, "P M D"],
-    sa: Float[Tensor, "P N"],
-    sb: Float[Tensor, "P M"],
-    mask_a: Bool[Tensor, "P N"],
-    mask_b: Bool[Tensor, "P M"],
+    pairs: FramePairs,
     same_video: Bool[Tensor, " P"],
     *,
     temperature: float,
     variance: float,
     max_match_cost: float | None,
-) -> tuple[Float[Tensor, " 2"], Int[Tensor, " 2"]]:
-    """For each direction of the pairs, the sum of the anchors' losses and the number of valid anchors.
+) -> Terms:
+    """Sums of anchor losses and numbers of anchors, for each direction of the pairs.
 
     The loss of frame i of a is the cross-entropy of softmax_j(cos(za_i, zb_j) / tau) over the real frames j of
     b, with a Gaussian around the pseudo-time of i in b as its target, normalised over these frames; and the
@@ -105,39 +90,34 @@ def weak_contrastive_terms(
     or better whatever the type of `z` or the autocast.
 
     Args:
-        za: Embeddings or projections of the frames of the first videos; normalised here.
-        zb: Those of the second videos, each of the same label as the first of its pair.
-        sa: Timestamps of the first videos, in frames of the raw video.
-        sb: Timestamps of the second videos.
-        mask_a: True where a frame of a first video is real: the real frames come first.
-        mask_b: True where a frame of a second video is real, likewise.
+        pairs: Embeddings or projections of pairs (a, b) of videos of the same label; normalised here.
+        same_video: True for pairs of two views of one video.
         temperature: tau.
         variance: sigma squared, in frames squared.
-        same_video: True for pairs of two views of one video.
         max_match_cost: Frames whose mean cosine distance from their partners (0 to 2) is larger are no anchors. None
             keeps all.
 
     Returns:
-        Sums of losses, with gradient, and counts (int64): first anchors of a, then of b.
+        Sums of losses, with gradient, and counts: first anchors of a, then of b.
     """
-    dtype = torch.promote_types(torch.promote_types(za.dtype, zb.dtype), torch.float32)
-    with torch.autocast(za.device.type, enabled=False):
-        unit_a = unit_vectors(za.to(dtype), mask_a)
-        unit_b = unit_vectors(zb.to(dtype), mask_b)
-        found = correspondence(unit_a, unit_b, sa, sb, mask_a, mask_b)
-        same = same_video[:, None]
-        in_b = (
-            (sa.double().where(same, found.time_of_a)[:, :, None] - sb.double()[:, None, :]).abs().to(dtype)
-        )
-        in_a = (
-            (sb.double().where(same, found.time_of_b)[:, :, None] - sa.double()[:, None, :]).abs().to(dtype)
-        )
-        anchors_a, anchors_b = mask_a, mask_b
-        if max_match_cost is not None:
-            # A cost of NaN is not left out: the loss must show it.
-            anchors_a = mask_a & (same | ~(found.cost_of_a > max_match_cost))
-            anchors_b = mask_b & (same | ~(found.cost_of_b > max_match_cost))
+    with torch.autocast(pairs.z1.device.type, enabled=False):
+        pairs = pairs.unit()
+        found, same = correspondence(pairs), same_video[:, None]
         loss = partial(gaussian_cross_entropy, temperature=temperature, variance=variance)
-        of_a = loss(unit_a, unit_b, in_b, anchors_a, mask_b)
-        of_b = loss(unit_b, unit_a, in_a, anchors_b, mask_a)
+        of_a, of_b = (
+            loss(
+                *(side.z1, side.z2, _distances(time.where(~same, side.s1.double()), side.s2).to(pairs.dtype)),
+                # A cost of NaN is not left out: the loss must show it.
+                side.mask1 & (same | ~(cost > (torch.inf if max_match_cost is None else max_match_cost))),
+                side.mask2,
+            )
+            for side, time, cost in (
+                (pairs, found.time_of_a, found.cost_of_a),
+                (pairs.exchanged(), found.time_of_b, found.cost_of_b),
+            )
+        )
     return torch.stack([of_a[0], of_b[0]]), torch.stack([of_a[1], of_b[1]])
+
+
+def _distances(anchors: Float64[Tensor, "P N"], candidates: Float[Tensor, "P M"]) -> Float64[Tensor, "P N M"]:
+    return (anchors[:, :, None] - candidates.double()[:, None, :]).abs()

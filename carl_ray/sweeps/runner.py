@@ -106,7 +106,7 @@ def run_sweep(
     from carl_ray.sweeps.cluster_share import concurrent_trials, local_cpus, local_trials, share_cluster
     from carl_ray.sweeps.definition import define_sweep, save_definition
     from carl_ray.sweeps.tune_driver import chosen_points, run_trials
-    from carl_ray.training.preparation import check_shared
+    from carl_ray.training.cluster_checks import check_shared
 
     define = partial(define_sweep, space, base, seeds=seeds, num_rungs=num_rungs, metric=metric)
     sweep = None if embedded else define()
@@ -149,7 +149,8 @@ def _checked_config(base: Config, folder: str) -> Config:
         UserError: as training, before torch and Ray are imported.
     """
     from carl_ray.datasets.embedded import embedded_manifest
-    from carl_ray.training.preparation import check_weights, read_videos, refuse_secrets
+    from carl_ray.training.run_checks import refuse_secrets, starting_weights
+    from carl_ray.training.run_videos import read_videos
 
     manifest, weights, init_from = base.data.manifest, base.model.weights, base.model.init_from
     refuse_secrets({"--run-dir": folder, "data.manifest": manifest})
@@ -167,7 +168,7 @@ def _checked_config(base: Config, folder: str) -> Config:
         data=replace(base.data, manifest=storage.absolute(manifest or "")),
         model=replace(base.model, weights=weights, init_from=init_from),
     )
-    check_weights(base)
+    starting_weights(base)
     return base
 
 

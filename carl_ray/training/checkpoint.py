@@ -1,11 +1,11 @@
-"""All state of a run becomes a folder, and back.
+"""Checkpoints of a run: save, find the latest complete one, restore.
 
     RUN/checkpoints/step-00000500/  model.pt  optimizer.pt  state.json (the last: a folder without it is torn)
 
 `state.json` holds the position in the plan, the config, counters and the SHA-256 of the other files. A
-checkpoint that is torn or whose hash is wrong is passed over, with a warning, for the one before. Tensors are
-read with `weights_only=True`: a checkpoint is data, never code. torch is imported lazily: commands look for a
-checkpoint before anything heavy is loaded.
+checkpoint that is torn or whose hash is wrong is skipped, with a warning, for the one before. Tensors are read
+with `weights_only=True`: a checkpoint is data, never code. torch is imported lazily: commands look for a checkpoint
+before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 CONFIG = "config.json"
-"""The config of a run, in its folder."""
+"""File of a run folder with the run's config."""
 CHECKPOINTS = "checkpoints"
-"""Folder of a run that holds its checkpoints."""
+"""Folder of a run folder with its checkpoints."""
 
 _STATE = "state.json"
 _FILES = ("model.pt", "optimizer.pt")
 _ENCODER = "encoder."
-_NOT_IN_SHAPES = ("num_heads", "pooling", "positions", "temporal_encoder", "weights", "weights_format")
-"""Fields of `ModelConfig` that make another encoder, or another control, of tensors of the same shapes."""
+_NOT_IN_SHAPES = ("num_heads", "pooling", "positions", "temporal_encoder", "weights")
+"""Fields of `ModelConfig` that change the encoder, or the untrained control, but no shape of a tensor."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: what a resumed one must know besides tensors."""
+    """Position and counters of a run, which a resumed run continues."""
 
     step: int
-    """Steps done; the next one is this one."""
+    """Steps done, which is the number of the next one."""
     row: int
     """Rows of the plan consumed."""
     num_bad_rows: int
@@ -57,7 +57,7 @@ class Progress:
     seconds: float
     """Time spent training."""
     videos: str
-    """`videos_digest` of the training videos: the plan is an order of these and no others."""
+    """`videos_digest` of the training videos that the plan orders."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class Checkpoint:
 
 
 class DamagedError(RunError):
-    """A file of a checkpoint does not hold what was written; going on from an older checkpoint may help."""
+    """A file of a checkpoint is not as it was written."""
 
 
 def save_checkpoint(run_dir: str, step: TrainingStep, progress: Progress, keep: int) -> str:
-    """Writes a checkpoint, deletes old ones but `keep`, and returns its URI; called by one worker alone.
+    """Write a checkpoint, keep the newest `keep`, return its URI; on one worker alone.
 
     Old ones that cannot be deleted stay, with a warning.
 
@@ -98,7 +98,7 @@ def save_checkpoint(run_dir: str, step: TrainingStep, progress: Progress, keep: 
         "config": configuration.to_document(step.config),
         "hashes": {file_name: hashlib.sha256(content).hexdigest() for file_name, content in contents.items()},
     }
-    # Last, what makes it a checkpoint.
+    # Last: it marks the checkpoint as complete.
     contents[_STATE] = (json.dumps(state, indent=2) + "\n").encode()
     try:
         for file_name, content in contents.items():
@@ -114,22 +114,22 @@ def save_checkpoint(run_dir: str, step: TrainingStep, progress: Progress, keep: 
 
 
 def resume_command(run_dir: str) -> str:
-    """The command that goes on with a run, ready to paste."""
+    """The shell command that resumes a run."""
     return storage.shell_command("python", "-m", "carl_ray.train", "--run-dir", run_dir, "--resume")
 
 
 def how_to_go_on(run_dir: str, saved_step: int | None) -> str:
-    """What an interrupted run says last: where it goes on, and the command."""
-    place = "there is no checkpoint yet: begin again"
-    if saved_step is not None:
-        place = f"go on from step {saved_step}"
+    """End of an interrupted run's message: the step it resumes from, the command."""
+    place = (
+        "there is no checkpoint yet: begin again" if saved_step is None else f"go on from step {saved_step}"
+    )
     return f"{place} with: {resume_command(run_dir)}"
 
 
 def _discard_torn(uri: str) -> None:
-    """Removes what there is of a checkpoint that could not be written: a full disk needs the room."""
+    """Delete the parts of a checkpoint that could not be written, to free a full disk."""
     if storage.is_remote(uri):
-        return  # The store that has just failed; the next checkpoint tidies up.
+        return  # The store has just failed; the next checkpoint deletes it.
     with suppress(RunError):
         if not storage.exists(storage.join(uri, _STATE)):
             storage.delete(uri)
@@ -137,7 +137,7 @@ def _discard_torn(uri: str) -> None:
 
 def _delete_older(run_dir: str, name: str, keep: int) -> None:
     older = [old for old in _names(run_dir) if old < name]
-    # A torn folder is no checkpoint to fall back on: it goes, and does not count.
+    # Torn folders are deleted and do not count.
     complete = [old for old in older if storage.exists(storage.join(run_dir, CHECKPOINTS, old, _STATE))]
     for old in older:
         if old not in complete[: keep - 1]:
@@ -145,10 +145,10 @@ def _delete_older(run_dir: str, name: str, keep: int) -> None:
 
 
 def latest_checkpoint(run_dir: str) -> Checkpoint | None:
-    """The newest checkpoint of a run that is complete and whose tensors have the right hash, or none.
+    """The newest checkpoint that is complete and has the right hashes, or None.
 
     Raises:
-        RunError: storage refused or failed; that is no reason to go back to an older one.
+        RunError: storage refused or failed; this does not fall back to an older checkpoint.
     """
     for name in _names(run_dir):
         uri = storage.join(run_dir, CHECKPOINTS, name)
@@ -156,15 +156,14 @@ def latest_checkpoint(run_dir: str) -> Checkpoint | None:
             checkpoint = open_checkpoint(uri)
             for file_name in checkpoint.hashes:
                 _read_verified(checkpoint, file_name)
+            return checkpoint
         except (UserError, DamagedError) as error:
             _LOGGER.warning("passing over the checkpoint %s: %s", storage.public_uri(uri), error)
-            continue
-        return checkpoint
     return None
 
 
 def open_checkpoint(uri: str) -> Checkpoint:
-    """The checkpoint in a folder, its tensors not yet read.
+    """Read the state of the checkpoint in a folder, without its tensors.
 
     Raises:
         UserError: there is none, or it is torn.
@@ -176,7 +175,7 @@ def open_checkpoint(uri: str) -> Checkpoint:
             uri=uri,
             progress=Progress(**state["progress"]),
             config=configuration.from_document(state["config"], storage.public_uri(source)),
-            # These and no others: a name from the file could lead anywhere.
+            # Fixed names: one from the file could point outside the folder.
             hashes={name: state["hashes"][name] for name in _FILES},
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -202,10 +201,10 @@ def checkpoint_at(uri: str) -> Checkpoint:
 
 
 def default_run(instead: str) -> str:
-    """The newest run of the demo on this machine.
+    """Folder of the newest run of the demo on this machine.
 
     Args:
-        instead: Options of the command that say what to work on, for the message where there is none.
+        instead: Options of the command that name another run, for the error message.
 
     Raises:
         UserError: there is none.
@@ -220,7 +219,7 @@ def default_run(instead: str) -> str:
 
 
 def load_encoder(checkpoint: Checkpoint) -> FrameLevelVideoEncoder:
-    """The trained encoder of a checkpoint, in evaluation mode on the CPU; nothing else of it is read.
+    """Load the trained encoder of a checkpoint, in evaluation mode, on the CPU.
 
     Errors as `load_model`.
     """
@@ -232,81 +231,87 @@ def load_encoder(checkpoint: Checkpoint) -> FrameLevelVideoEncoder:
 
 
 def load_model(checkpoint: Checkpoint, model: TrainedModel) -> None:
-    """Copies a checkpoint's weights into a model.
+    """Copy a checkpoint's weights into a model.
 
     Raises:
         UserError: they do not fit the model.
         RunError: a file is damaged, or holds more than tensors.
     """
     tensors = _tensors(checkpoint)
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if expected != found:
-        wrong = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        )
-        name = wrong[0]
+    expected, found = _shapes(model.state_dict()), _shapes(tensors)
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
         raise UserError(
             f"{storage.public_uri(checkpoint.uri)}: does not fit the model: {len(wrong)} tensors differ, "
-            f"first {name}: expected shape {expected.get(name, 'none')}, got {found.get(name, 'none')}; "
-            "use the --model options it was trained with (its state.json has them)"
+            f"{_difference(wrong[0], expected, found)}; use the --model options it was trained with (its state.json "
+            "has them)"
         )
     model.load_state_dict(tensors)
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What a run that begins with the weights of another takes from it."""
+    """Pretrained tensors that a new run starts with."""
 
     tensors: dict[str, Tensor]
-    """By their names in `TrainedModel`: the whole encoder, and what fits of the head."""
+    """By their names in `TrainedModel`."""
     report: str
-    """One line: what was loaded, from where, and what begins anew."""
+    """One line for the log: the source, and how many tensors were loaded."""
 
 
 def initial_weights(config: Config, uri: str) -> InitialWeights:
-    """The weights that a run begins with, from the checkpoint or run folder of another.
+    """Read the encoder of another run, and what fits of its head, for fine-tuning.
 
-    Positions are computed, not learnt, so that T may differ.
+    T may differ, since positions are computed, not learnt.
+
+    Args:
+        config: The new run.
+        uri: Checkpoint or run folder of the other.
 
     Raises:
         UserError: there is no checkpoint, or its encoder is not this config's.
         RunError: a file is damaged, or holds more than tensors.
     """
     checkpoint = checkpoint_at(uri)
+    shown = storage.public_uri(checkpoint.uri)
     for name in _NOT_IN_SHAPES:
         theirs, ours = getattr(checkpoint.config.model, name), getattr(config.model, name)
         if theirs != ours:
             raise UserError(
-                f"model.init_from: {storage.public_uri(checkpoint.uri)}: its encoder is another: model.{name} is "
-                f"{theirs!r} there, here {ours!r}; use the --model options that it was trained with"
+                f"model.init_from: {shown}: its encoder is another: model.{name} is {theirs!r} there, here {ours!r}; "
+                "use the --model options that it was trained with"
             )
     from carl_ray.training.step import initial_model
 
-    found = _tensors(checkpoint)
-    expected = {name: tuple(value.shape) for name, value in initial_model(config).state_dict().items()}
-    fitting = {name: value for name, value in found.items() if expected.get(name) == tuple(value.shape)}
-    missing = sorted(name for name in expected if name.startswith(_ENCODER) and name not in fitting)
+    tensors = _tensors(checkpoint)
+    expected, found = _shapes(initial_model(config).state_dict()), _shapes(tensors)
+    fitting = {name: tensors[name] for name in expected if found.get(name) == expected[name]}
+    encoder = [name for name in expected if name.startswith(_ENCODER)]
+    missing = sorted(name for name in encoder if name not in fitting)
     if missing:
-        name = missing[0]
-        got = tuple(found[name].shape) if name in found else "none"
         raise UserError(
-            f"model.init_from: {storage.public_uri(checkpoint.uri)}: its encoder is another: {len(missing)} tensors "
-            f"do not fit, first {name}: expected shape {expected[name]}, got {got}; use the --model options that it "
-            "was trained with (its state.json has them)"
+            f"model.init_from: {shown}: its encoder is another: {len(missing)} tensors do not fit, "
+            f"{_difference(missing[0], expected, found)}; use the --model options that it was trained with (its "
+            "state.json has them)"
         )
-    head = [name for name in expected if not name.startswith(_ENCODER)]
-    kept = sum(name in fitting for name in head)
     return InitialWeights(
-        {name: value for name, value in fitting.items() if name in expected},
-        f"begins with {storage.public_uri(checkpoint.uri)} (step {checkpoint.progress.step}, T = "
-        f"{checkpoint.config.model.num_frames}): {len(expected) - len(head)} tensors of the encoder, {kept} of the "
-        f"{len(head)} of the head; the optimiser begins anew",
+        fitting,
+        f"begins with {shown} (step {checkpoint.progress.step}, T = {checkpoint.config.model.num_frames}): "
+        f"{len(encoder)} tensors of the encoder, {len(fitting) - len(encoder)} of the "
+        f"{len(expected) - len(encoder)} of the head; the optimiser begins anew",
     )
 
 
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def _difference(name: str, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> str:
+    return f"first {name}: expected shape {expected.get(name, 'none')}, got {found.get(name, 'none')}"
+
+
 def restore(checkpoint: Checkpoint, step: TrainingStep) -> None:
-    """Copies all tensors of a checkpoint into a training step: weights, optimiser, random state.
+    """Restore a training step from a checkpoint: weights, optimiser, random state.
 
     Errors as `load_model`.
     """
@@ -359,8 +364,8 @@ def _load(checkpoint: Checkpoint, file_name: str) -> dict[str, Any]:
     content = _read_verified(checkpoint, file_name)
     try:
         document = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # Bytes that torch did not write make its reader fail in any way.
-        # Its own message advises to let the file run code.
+    except Exception as error:  # Other content makes torch.load fail in many ways.
+        # Its own message advises to allow code.
         found = type(error).__name__
     else:
         if isinstance(document, dict):

@@ -1,4 +1,4 @@
-"""A run's news on their way to the driver, its wish to stop on the way back, and how long the driver waits."""
+"""Status of a run, sent by the workers to the driver, and the driver's wait."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ import ray
 from ray.exceptions import RayError
 
 _SECONDS_BETWEEN_LINES = 10.0
-_SECONDS_TO_ANSWER = 5.0
+_TIMEOUT_SECONDS = 5.0
+"""Of a call of the monitor, and of a connection to Ray's servers."""
+_PROBE_SECONDS = 2.0
+"""Interval of the connections to Ray's servers."""
 _REFUSED_SECONDS, _SILENT_SECONDS = 10.0, 40.0
-"""Ray's servers are taken for gone when they refuse connections, or are not reached, for so long."""
+"""Ray's servers count as gone after refusing connections, or timing out, for so long."""
 _SHARE_OF_GRACE = 0.7
-"""Of the time that a run has to end, for the checkpoint; the rest is for Ray's own end."""
-_LAST_SECONDS = 5.0
-"""Ray Train gets so long to end after its workers have."""
+"""Share of the grace period for the checkpoint; the rest is for Ray's shutdown."""
+_SHUTDOWN_SECONDS = 5.0
+"""Timeout for Ray Train to end after its workers have."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is."""
+    """Progress of a run."""
 
     step: int
     num_steps: int
@@ -37,71 +40,70 @@ class Status:
     validation_loss: float | None
     steps_per_second: float
     precision: str | None = None
-    """Type of the matrix products."""
+    """Type of the matrix products: bf16 or fp32."""
     saved_step: int | None = None
-    """Step of the last checkpoint; none where there is none yet."""
+    """Step of the last checkpoint; None before the first."""
     ended: bool = False
     """The workers have ended, after a checkpoint."""
     failure: str | None = None
-    """Why the run ended early, where trying again would not help."""
+    """Why the run ended early; restarting the workers would not help."""
 
     @property
     def finished(self) -> bool:
-        """Whether the run did its last step, and has ended."""
+        """Whether the run has ended after its last step."""
         return self.ended and self.step == self.num_steps
 
 
 _Shown = tuple[str, int]
-"""Of a monitor since its start, which has a name, the number of warnings that were shown."""
+"""Id of a monitor process, and the number of its warnings that were shown."""
 
 
-# Whatever kills it, neither the workers nor the driver shall notice.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class RunMonitor:
-    """Holds the latest status of a run; one small actor between the workers and the driver.
+    """Actor with the latest status of a run, its warnings, and the stop request.
 
-    One that was killed is started anew, and knows nothing until the next step.
+    It is restarted when it dies, and then knows nothing until the next step.
     """
 
     def __init__(self) -> None:
         self._status: Status | None = None
         self._stop = False
         self._warnings: list[str] = []
-        self._name = uuid.uuid4().hex
+        self._id = uuid.uuid4().hex
         self._num_logged = 0
 
     def update(self, status: Status) -> tuple[bool, list[str]]:
-        """Takes a status; returns whether the run should write a checkpoint and stop, and the warnings to log."""
+        """Set the status; return the stop request and the warnings to log."""
         self._status = status
         unlogged = self._warnings[self._num_logged :]
         self._num_logged = len(self._warnings)
         return self._stop, unlogged
 
     def warn(self, message: str) -> None:
-        """Takes a warning of a worker."""
+        """Add a warning of a worker."""
         self._warnings.append(message)
 
     def latest(self, shown: _Shown = ("", 0)) -> tuple[Status | None, list[str], _Shown]:
-        """The last status, or none before the first, the warnings that are not shown yet, and what then is."""
-        name, count = shown
-        new = self._warnings[count if name == self._name else 0 :]  # One that was started anew counts from 0.
-        return self._status, new, (self._name, len(self._warnings))
+        """The last status (None before the first), new warnings, and those shown then."""
+        monitor_id, count = shown
+        new = self._warnings[count if monitor_id == self._id else 0 :]
+        return self._status, new, (self._id, len(self._warnings))
 
     def request_stop(self) -> None:
-        """Asks the run to stop at its next step."""
+        """Have the run write a checkpoint and stop at its next step."""
         self._stop = True
 
 
 @dataclass
 class Ending:
-    """Why the driver waits no longer for a run."""
+    """Why the driver stopped waiting for a run."""
 
     status: Status | None = None
-    """The last one that came."""
+    """The last status received."""
     error: BaseException | None = None
-    """What Ray Train raised."""
+    """Exception of Ray Train."""
     signal: signal.Signals | None = None
-    """What the driver was sent."""
+    """Signal that the driver received."""
     head_gone: bool = False
     """Ray's servers do not answer."""
 
@@ -114,81 +116,76 @@ def wait_for_run(
     lost: threading.Event,
     grace_seconds: float,
 ) -> Ending:
-    """Runs Ray Train and shows its progress; no wait in it is without an end once something went wrong.
+    """Run Ray Train and show its progress, with a timeout on every wait after a failure.
 
-    Ray Train runs in a thread, so that its own answer to Ctrl-C, which leaves with status 0 and without a checkpoint,
-    is not installed, and so that the driver can leave it behind.
+    Ray Train runs in a thread, which keeps it from installing its own SIGINT handler (exit status 0, no checkpoint) and
+    lets the driver leave before it has ended.
 
     Args:
         fit: Runs the training.
         monitor: Handle of its `RunMonitor`.
-        stop: Once set, as by SIGINT and SIGTERM here, the run is asked for a checkpoint and to end.
-        lost: Once set, the run has no right to its folder any more: the driver leaves.
-        grace_seconds: After a signal the driver leaves in time for the process to end within so many seconds.
+        stop: Once set, as by SIGINT and SIGTERM here, the run is to write a checkpoint and end.
+        lost: Once set, another process has taken over the run folder: the driver leaves.
+        grace_seconds: After a signal the driver leaves in time for the process to end within this time.
     """
     ending, done = Ending(), threading.Event()
-    display, servers = _Display(), _servers()
+    display, servers = _Display(), _ServerProbe(_servers())
     shown: _Shown = ("", 0)
 
-    def work() -> None:
-        try:
-            fit()
-        except BaseException as error:
-            ending.error = error
-        finally:
-            done.set()
-
-    def news() -> Status | None:
+    def receive() -> Status | None:
         nonlocal shown
         status, warnings = None, []
-        with suppress(RayError):  # Also where the answer takes too long.
-            status, warnings, shown = ray.get(monitor.latest.remote(shown), timeout=_SECONDS_TO_ANSWER)
+        with suppress(RayError):  # Including a timeout.
+            status, warnings, shown = ray.get(monitor.latest.remote(shown), timeout=_TIMEOUT_SECONDS)
         display.show(status, warnings)
         return status
 
     asked_at = ended_at = math.inf
-    accepted_at = time.monotonic()
     with _signals(stop) as signals:
-        threading.Thread(target=work, name="Ray Train", daemon=True).start()
+        threading.Thread(target=_work, args=(fit, ending, done), name="Ray Train", daemon=True).start()
         while not done.wait(0.5) and not lost.is_set():
             now = time.monotonic()
-            failure = _connection_failure(servers)
-            if failure is None:
-                accepted_at = now
-            # Ray waits a minute for its control store, then ends the process with a line of its own.
-            patience = _REFUSED_SECONDS if isinstance(failure, ConnectionRefusedError) else _SILENT_SECONDS
-            ending.head_gone = now - accepted_at > patience
+            ending.head_gone = servers.are_gone(now)
             if ending.head_gone:
                 break
-            ending.status = news() or ending.status
+            ending.status = receive() or ending.status
             if ending.status is not None and ending.status.ended:
                 ended_at = min(ended_at, now)
             if stop.is_set():
-                # Each time: a monitor that was started anew has forgotten it.
+                # Repeated: a restarted monitor has lost the request.
                 monitor.request_stop.remote()
                 if asked_at == math.inf and ending.status is not None:
                     display.say("stopping at the next step, after a checkpoint")
                 asked_at = min(asked_at, now)
             if signals and (
-                ending.status is None  # No worker has begun: there is nothing to keep.
+                ending.status is None  # No worker has started: there is nothing to save.
                 or now - asked_at > _SHARE_OF_GRACE * grace_seconds
-                or now - ended_at > _LAST_SECONDS
-                # Ctrl-C again; `timeout` sends its signal twice at once.
+                or now - ended_at > _SHUTDOWN_SECONDS
+                # A second Ctrl-C; `timeout` sends its signal twice at once.
                 or any(number == signal.SIGINT and moment > signals[0][1] + 1 for number, moment in signals)
             ):
                 break
     ending.signal = signals[0][0] if signals else None
     if done.is_set():
-        last = news()
-        # None where the monitor was killed after the last news.
+        last = receive()
+        # None where the monitor was restarted after the last status.
         ending.status = last if ending.error is None else last or ending.status
     display.close()
     return ending
 
 
+def _work(fit: Callable[[], object], ending: Ending, done: threading.Event) -> None:
+    try:
+        fit()
+    except BaseException as error:
+        ending.error = error
+    finally:
+        done.set()
+
+
 @contextmanager
 def _signals(stop: threading.Event) -> Iterator[list[tuple[signal.Signals, float]]]:
-    """SIGINT and SIGTERM, with the time of each, which set an event while the body runs; in the main thread alone."""
+    """Record SIGINT and SIGTERM, and set an event; in the main thread alone."""
     received: list[tuple[signal.Signals, float]] = []
 
     def note(number: int, frame: object) -> None:
@@ -217,17 +214,30 @@ def _servers() -> list[tuple[str, int]]:
     ]
 
 
-def _connection_failure(servers: list[tuple[str, int]]) -> OSError | None:
-    try:
-        for server in servers:
-            socket.create_connection(server, timeout=_SECONDS_TO_ANSWER).close()
-    except OSError as error:
-        return error
-    return None
+class _ServerProbe:
+    """Detects that Ray's servers are gone, before Ray itself ends the process."""
+
+    def __init__(self, servers: list[tuple[str, int]]) -> None:
+        self._servers = servers
+        self._probed_at = self._accepted_at = time.monotonic()
+
+    def are_gone(self, now: float) -> bool:
+        """Whether the servers have refused connections, or timed out, for too long."""
+        if now - self._probed_at < _PROBE_SECONDS:
+            return False
+        self._probed_at = now
+        try:
+            for server in self._servers:
+                socket.create_connection(server, timeout=_TIMEOUT_SECONDS).close()
+        except OSError as error:
+            limit = _REFUSED_SECONDS if isinstance(error, ConnectionRefusedError) else _SILENT_SECONDS
+            return now - self._accepted_at > limit
+        self._accepted_at = now
+        return False
 
 
 class _Display:
-    """A run's progress: a line that changes on a terminal, elsewhere one now and then; warnings above it."""
+    """Progress on standard output: one updated line on a terminal, else some lines."""
 
     def __init__(self) -> None:
         self._shown: Status | None = None
@@ -235,7 +245,7 @@ class _Display:
         self._on_terminal = sys.stdout.isatty()
 
     def show(self, status: Status | None, warnings: list[str]) -> None:
-        """Prints what is new."""
+        """Print warnings, and the status if it has changed."""
         for warning in warnings:
             self.say(f"warning: {warning}", file=sys.stderr)
         if status is None or status == self._shown or status.failure is not None:
@@ -248,19 +258,19 @@ class _Display:
         self._shown = status
 
     def say(self, message: str, file: Any = None) -> None:
-        """Prints a line below the progress."""
+        """Print a line below the progress."""
         self.close()
         print(message, file=file, flush=True)
 
     def close(self) -> None:
-        """Ends the line of progress on a terminal."""
+        """End the progress line on a terminal."""
         if self._shown is not None and self._on_terminal:
             print(flush=True)
             self._shown = None
 
 
 def progress_line(status: Status) -> str:
-    """One line: steps, losses, rate, time left."""
+    """Format steps, precision, losses, rate and remaining time as one line."""
     parts = [f"step {status.step}/{status.num_steps}"]
     if status.precision is not None:
         parts.append(status.precision)

@@ -1,7 +1,7 @@
-"""From the stream of rows to one batch a step, made ahead of time in a thread. Free of Ray.
+"""Group a stream of rows by step, and prefetch in a thread. Free of Ray.
 
-A worker takes every row of its shard that belongs to a step, however many: on any number of workers the rows
-of a step are those that the plan says, and a worker may have none.
+A worker takes all rows of its shard that belong to a step, possibly none: together the workers have the rows of the
+plan, whatever their number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StepRows(Generic[T]):
-    """The rows of one step that fell on this worker."""
+    """The rows of one step on this worker."""
 
     step: int
     rows: list[T]
@@ -30,14 +30,14 @@ def rows_by_step(
     num_steps: int,
     rows_of_step: Callable[[int], int],
 ) -> Iterator[StepRows[T]]:
-    """Every step of [first_step, num_steps) once, in order, with its rows; a step may have none.
+    """Yield every step of [first_step, num_steps) once, in order, with its rows.
 
     Args:
-        rows: In ascending order of their steps; rows past `num_steps` only fill the stream's end.
+        rows: In ascending order of their steps; rows past `num_steps` are padding of the stream.
         step_of: The step of a row.
         first_step: First step.
         num_steps: End of the run.
-        rows_of_step: Rows of a step over all workers: once that many have come, none is waited for.
+        rows_of_step: Rows of a step over all workers; after that many a step is yielded at once.
     """
     iterator = iter(rows)
     pending: T | None = None
@@ -52,16 +52,16 @@ def rows_by_step(
                 pending = row
                 break
             found.append(row)
-            del row  # whoever has taken the rows decides how long they are kept
+            del row  # No reference here: the consumer decides how long rows live.
         yield StepRows(step, found)
 
 
 class Prefetch(Generic[T]):
-    """Iterates over something in a thread, a few items ahead; an error there is raised here.
+    """Iterator that is run ahead in a thread; its errors are raised in the consumer.
 
     Args:
-        items: What to iterate over.
-        depth: Items held ready.
+        items: The iterator.
+        depth: Items that are prefetched.
     """
 
     def __init__(self, items: Iterator[T], depth: int) -> None:
@@ -80,7 +80,7 @@ class Prefetch(Generic[T]):
             yield item
 
     def stop(self) -> None:
-        """Lets the thread end; what it holds is dropped."""
+        """End the thread and drop its items."""
         self._stopped.set()
 
     def _fill(self, items: Iterator[T]) -> None:
@@ -89,7 +89,7 @@ class Prefetch(Generic[T]):
                 if not self._put(item, None):
                     return
             self._put(None, None)
-        except BaseException as error:  # The thread's errors belong to the one who iterates.
+        except BaseException as error:  # Raised in the consumer.
             self._put(None, error)
 
     def _put(self, item: T | None, error: BaseException | None) -> bool:

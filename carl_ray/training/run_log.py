@@ -1,8 +1,9 @@
-"""The logs of a run: metrics.jsonl, bad_videos.jsonl, skipped_steps.jsonl, warnings.jsonl, TensorBoard events.
+"""Logs of a run in JSON lines, and TensorBoard events.
 
-Written by one worker. A local run folder is written directly; for object storage, where nothing can be
-appended, the files grow in a temporary folder and `sync` copies them whole. What a full disk does not take waits
-in memory: it is an error when `sync` or `close` cannot write it either.
+The files are metrics.jsonl, bad_videos.jsonl, skipped_steps.jsonl, warnings.jsonl and events/. One worker writes
+them. A local run folder is written directly; object storage has no append, so the files grow in a temporary folder and
+`sync` copies them whole. Lines that a full disk refuses are buffered; if `sync` or `close` cannot write them either,
+that is an error.
 """
 
 from __future__ import annotations
@@ -35,12 +36,11 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Appends to the logs of a run folder, from one step on.
+    """Writer of the logs of a run folder.
 
     Args:
         run_dir: URI of the run folder.
-        step: Steps already done; later lines, of an attempt that went on past its last checkpoint, are
-            dropped.
+        step: Steps already done; later lines, written after the last checkpoint of an earlier start, are dropped.
 
     Raises:
         RunError: the folder cannot be written to.
@@ -60,12 +60,12 @@ class RunLog:
             raise storage.storage_error(error, run_dir, "write") from None
         for name in (METRICS, BAD_VIDEOS, SKIPPED_STEPS, WARNINGS):
             uri = storage.join(run_dir, name)
-            # A run that begins anew writes its line of step 0 anew.
+            # A run that starts from the beginning writes its line of step 0 again.
             lines = read_log(run_dir, name) if step or name == WARNINGS else []
-            # What was warned of is true also of steps that are done again.
+            # Warnings are kept: they remain true when steps are repeated.
             kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step or name == WARNINGS]
             if kept or storage.exists(uri):
-                # Whole or not at all: a full disk must not cost the lines there are.
+                # Atomically: a full disk must not lose the existing lines.
                 storage.write_bytes(str(self._folder / name), "".join(kept).encode())
         self._files: dict[str, _GrowingFile] = {}
         # The rest of the name is the host's and the second's: a quick restart would write over the old file.
@@ -79,7 +79,7 @@ class RunLog:
         self._add(self._events, b"".join(_record(event, of_step) for event, of_step in first))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Adds one line to metrics.jsonl, null for what is not finite, and its numbers to the events."""
+        """Add one line to metrics.jsonl, null for non-finite numbers, and its events."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
@@ -90,22 +90,22 @@ class RunLog:
         )
 
     def write_bad_video(self, step: int, video_id: str, reason: str) -> None:
-        """Adds one line to bad_videos.jsonl."""
+        """Add one line to bad_videos.jsonl."""
         self._append(BAD_VIDEOS, {"step": step, "video_id": video_id, "reason": reason})
 
     def write_skipped_step(self, step: int, values: dict[str, Any]) -> None:
-        """Adds one line to skipped_steps.jsonl, null for what is not finite."""
+        """Add one line to skipped_steps.jsonl, null for non-finite numbers."""
         self._append(SKIPPED_STEPS, {"step": step, **_finite(values)})
 
     def write_warning(self, step: int, message: str) -> None:
-        """Adds one line to warnings.jsonl."""
+        """Add one line to warnings.jsonl."""
         self._append(WARNINGS, {"step": step, "time": time.time(), "warning": message})
 
     def sync(self) -> None:
-        """Makes all that was written so far visible in the run folder, and safe from a crash of the machine.
+        """Flush the logs to disk, and copy them to the run folder if it is remote.
 
         Raises:
-            RunError: a disk is full, or storage failed; the next call tries again.
+            RunError: a disk is full, or storage failed; the next call retries.
         """
         failures = []
         for file in self._files.values():
@@ -122,7 +122,7 @@ class RunLog:
                     storage.write_bytes(storage.join(self._run_dir, *names), path.read_bytes())
 
     def close(self) -> None:
-        """Makes everything visible and removes what was temporary. Errors as `sync`."""
+        """Sync and delete temporary files. Errors as `sync`."""
         try:
             self.sync()
         finally:
@@ -139,15 +139,15 @@ class RunLog:
 
 
 class _GrowingFile:
-    """A file of this machine that gets whole lines or records, at once where there is room, else later."""
+    """Local file that lines are appended to; lines that a full disk refuses are retried."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._waiting = b""
+        self._buffer = b""
 
     def add(self, content: bytes) -> None:
-        is_first = not self._waiting
-        self._waiting += content
+        is_first = not self._buffer
+        self._buffer += content
         try:
             self._write()
         except OSError as error:
@@ -164,24 +164,24 @@ class _GrowingFile:
             raise storage.storage_error(error, str(self._path), "write") from None
 
     def _write(self) -> None:
-        if not self._waiting:
+        if not self._buffer:
             return
         size = self._path.stat().st_size if self._path.exists() else 0
         try:
             with self._path.open("ab") as file:
-                file.write(self._waiting)
+                file.write(self._buffer)
         except OSError:
-            # A part of a line would spoil the next one, too.
+            # A partial line would corrupt the next one.
             with suppress(OSError):
                 os.truncate(self._path, size)
             raise
-        self._waiting = b""
+        self._buffer = b""
 
 
 def _record(event: Event, step: int) -> bytes:
-    """An event as TensorBoard reads it from a file.
+    """Encode an event as a record of a TensorBoard file.
 
-    tensorboardX's own writer is a thread that dies of a full disk; its `add_scalar` then never returns.
+    tensorboardX's writer is a thread that dies when the disk is full; its `add_scalar` then hangs.
     """
     from tensorboardX.record_writer import masked_crc32c
 
@@ -192,12 +192,12 @@ def _record(event: Event, step: int) -> bytes:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    # JSON has no NaN: other readers than Python's would stop at such a line.
+    # JSON has no NaN, and readers other than Python's reject it.
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def read_log(run_dir: str, name: str = METRICS) -> list[dict[str, Any]]:
-    """The lines of a log of a run folder, oldest first, but a torn last one; empty where it has none."""
+    """Read the lines of a log, oldest first, without a torn last line; empty if absent."""
     uri = storage.join(run_dir, name)
     if not storage.exists(uri):
         return []

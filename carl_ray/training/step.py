@@ -1,17 +1,19 @@
-"""The training step: a batch of view pairs becomes one update of the weights. Free of Ray.
+"""Training step: update the weights with a batch of view pairs. Free of Ray.
 
     Batch (uint8) ─ to device, normalise ▶ FVE ▶ head ▶ objective ─ backward ▶ clip ▶ all finite? ▶ Adam
 
-Losses are means over the *global* batch: every worker adds sums, counts are summed over the workers before
-the division, so the number of workers and how the videos fall on them change nothing but rounding.
+Losses are means over the *global* batch: sums and counts are added over the workers before the division, so the number
+of workers and the distribution of the videos over them change only rounding.
 
 Legend: B videos of this worker, T frames of a view, S pixels, D embedding width, W workers.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,9 +31,9 @@ from carl_ray.training.objective import PROJECTED, ObjectiveInputs, objective_te
 
 
 class TrainedModel(nn.Module):
-    """The encoder and the head that only the loss sees; the unit that is trained and checkpointed.
+    """Encoder and head of the loss, which are trained and checkpointed together.
 
-    The head is the projection, the classifier of frames, the classifier of orders, or none, as the objective wants.
+    The head is the projection, the classifier of frames, the classifier of orders, or none, depending on the objective.
     """
 
     def __init__(self, config: Config) -> None:
@@ -52,7 +54,7 @@ class TrainedModel(nn.Module):
         frame_mask: Bool[Tensor, "views T"],
         sample_seeds: Int64[Tensor, " views"],
     ) -> Float[Tensor, "views T width"]:
-        """What the objective sees of all views: projections Z, embeddings H, or logits of the frame classes."""
+        """Projections Z, embeddings H, or logits of the frame classes, of all views."""
         embeddings: Tensor = self.encoder(frames, frame_mask, sample_seeds=sample_seeds)
         if self.projection is not None:
             projections: Tensor = self.projection(embeddings, frame_mask)
@@ -64,17 +66,14 @@ class TrainedModel(nn.Module):
 
 
 def initial_model(config: Config) -> TrainedModel:
-    """The model as a run of this config begins, but for pretrained weights of the backbone: the same everywhere.
-
-    It depends on the config's seed alone, not on what the process drew earlier.
-    """
+    """Build the model with random weights that depend on the config's seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         return TrainedModel(config)
 
 
 def with_precision(config: Config, *, native_bf16: bool) -> Config:
-    """The config with a `training.precision` of `auto` decided."""
+    """Replace a `training.precision` of `auto` by bf16 or fp32."""
     if config.training.precision != "auto":
         return config
     return replace(config, training=replace(config.training, precision="bf16" if native_bf16 else "fp32"))
@@ -82,7 +81,7 @@ def with_precision(config: Config, *, native_bf16: bool) -> Config:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step did, the same on every worker."""
+    """Result of a step, the same on every worker."""
 
     loss: float
     """Mean over all valid anchors of the global batch, both directions summed."""
@@ -90,7 +89,7 @@ class StepReport:
     """Of the global batch, before clipping."""
     learning_rate: float
     applied: bool
-    """False where the loss or a gradient was not finite on some worker: then no worker changed its weights or
+    """False if the loss or a gradient was not finite on some worker: then no worker changed its weights or
     batch-norm statistics."""
     num_videos: int
     """Videos of the global batch that had frames."""
@@ -102,9 +101,9 @@ class TrainingStep:
     """Model, optimiser and objective of one worker.
 
     Args:
-        config: The run. A precision of `auto` is decided by this machine alone.
-        device: Where the worker computes.
-        num_steps: Length of the run, for the learning rate.
+        config: The run. A precision of `auto` is resolved for this machine.
+        device: Device of the worker.
+        num_steps: Steps of the run, for the learning rate.
     """
 
     def __init__(self, config: Config, device: torch.device, num_steps: int) -> None:
@@ -120,15 +119,19 @@ class TrainingStep:
         self.num_workers = dist.get_world_size() if dist.is_initialized() else 1
         self._forward: nn.Module = self.model
         if self.num_workers > 1:
-            # Buffers stay apart: batch norm's statistics are synchronised by its layers, or not at all.
-            self._forward = DistributedDataParallel(self.model, broadcast_buffers=False)
+            # Batch-norm layers synchronise their statistics themselves, or not at all.
+            # torch 2.14 deprecates `broadcast_buffers`; both names leave the buffers alone in the forward pass.
+            parameters = inspect.signature(DistributedDataParallel).parameters
+            name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+            options: dict[str, Any] = {name: False}
+            self._forward = DistributedDataParallel(self.model, **options)
 
     def learning_rate(self, step: int) -> float:
-        """Of a step: cosine decay to zero over the whole run, without restarts (paper, section 4.2)."""
+        """Learning rate of a step: one cosine decay to zero over the run (section 4.2)."""
         return 0.5 * self.config.optimizer.learning_rate * (1 + math.cos(math.pi * step / self.num_steps))
 
     def train(self, batch: Batch, step: int) -> StepReport:
-        """Trains on this worker's part of one global batch; all workers must call it for the same step."""
+        """Train on this worker's part of one global batch; a collective call."""
         self._forward.train()
         learning_rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
@@ -144,34 +147,34 @@ class TrainingStep:
         if self.num_workers > 1:
             dist.all_reduce(report)
         values = report.tolist()
-        # Agreed on: a worker that alone stepped, or alone did not, would train another model from here on.
+        # All workers must decide alike, or their models would diverge.
         applied = math.isfinite(values[0]) and values[3] == self.num_workers
         if applied:
             self.optimizer.step()
         else:
-            # Batch norm took the statistics in on the way forward, and a NaN there would stay for ever.
+            # The forward pass has updated them, and a NaN there would stay.
             for buffer, value in zip(statistics, before, strict=True):
                 buffer.copy_(value)
         return StepReport(values[0], norm.item(), learning_rate, applied, int(values[1]), int(values[2]))
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sums of anchor losses and numbers of anchors of each term, float64, of this worker's videos alone."""
+        """Sums of anchor losses and numbers of anchors, of this worker's videos, float64."""
         self.model.eval()
         sums, counts = self._terms(batch, self.model, self.config.objective.weak_weight)
         return sums.double(), counts.double()
 
     @torch.no_grad()
     def rows_not_finite(self, batch: Batch, step_rows: range) -> list[int]:
-        """Rows of the global batch whose own loss is not finite: the same list on every worker.
+        """Find the rows of the global batch whose own loss is not finite; collective.
 
-        The loss of each row by itself, or of each pair where the objective compares pairs, as validation computes it:
-        with stored statistics, so that one video does not spoil the others. A step can be skipped without any such
-        row: where a gradient overflowed, or the batch's own statistics. A collective call.
+        The loss is computed for each row, or for each pair where the objective compares pairs, in evaluation mode: with
+        stored statistics, videos do not affect each other. A step can be skipped without any such row: where a
+        gradient or the batch's own statistics overflowed.
 
         Args:
             batch: This worker's part.
-            step_rows: Rows of the plan that the global batch has.
+            step_rows: Plan rows of the global batch.
         """
         self.model.eval()
         views = self._views(batch, self.model)
@@ -182,7 +185,7 @@ class TrainingStep:
         nothing = replace(nothing, rows=nothing.rows - 1, frame_labels=nothing.frame_labels - 1)
         size = 2 if objective.paired else 1
         broken = torch.zeros(len(step_rows), dtype=torch.int64, device=self.device)
-        # One after the other on all workers alike: objectives that gather call collectives, for a pair may lie on two.
+        # On all workers in the same order: objectives on pairs call collectives.
         for start in range(0, len(step_rows), size):
             mine = (views.rows >= step_rows.start + start) & (views.rows < step_rows.start + start + size)
             own = replace(views, **{f.name: getattr(views, f.name)[mine] for f in fields(views)})
@@ -194,7 +197,7 @@ class TrainingStep:
         return [row for row, count in zip(step_rows, broken.tolist(), strict=True) if count]
 
     def weak_weight(self, step: int) -> float:
-        """Weight of the pairs of videos (weak_scl) at a step: grows linearly over the first part of the run."""
+        """Weight of the pairs of videos (weak_scl) at a step: a linear warm-up."""
         objective = self.config.objective
         warmup = objective.weak_warmup * self.num_steps
         return objective.weak_weight * (min(1.0, step / warmup) if warmup else 1.0)

@@ -1,7 +1,6 @@
 import pytest
 import torch
-import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 
 from carl_ray.config import ModelConfig
 from carl_ray.model.backbone import Backbone
@@ -266,58 +265,6 @@ def test_dropout_keeps_the_mean():
     dropped = encoder.train()._drop(ones, 0, index, 400, torch.tensor([3]))
     assert dropped.mean().item() == pytest.approx(1, abs=0.015)
     assert dropped.unique().tolist() == [0.0, pytest.approx(4 / 3)]
-
-
-# Videos of each of two workers, out of 3: the second time, one worker has none.
-SHARES = [[(0, 1), (1, 3)], [(0, 3), (3, 3)]]
-
-
-class _Both(nn.Module):
-    def __init__(self, encoder, head):
-        super().__init__()
-        self.encoder = encoder
-        self.head = head
-
-    def forward(self, x, mask, seeds):
-        return self.head(self.encoder(x, mask, sample_seeds=seeds), mask)
-
-
-def step(videos, workers=1):
-    """Projections, gradients and statistics of a step on some of three videos; the loss sums over all."""
-    model = _Both(*build(learnable="all"))
-    forward = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if workers > 1 else model
-    x, mask, seeds = frames(3, TIME)[videos], real(TIME, 4, 5)[videos], torch.tensor([3, 4, 5])[videos]
-    if not len(mask):  # A worker without a video feeds one without frames.
-        x, mask, seeds = frames(1, TIME), real(0), torch.tensor([0])
-    z = forward(x, mask, seeds)
-    # DistributedDataParallel takes the mean over the workers.
-    (z * torch.arange(128.0).cos()).sum().mul(workers).backward()
-    return {
-        "z": z.detach()[mask.any(1)],
-        "gradients": [parameter.grad for parameter in model.parameters()],
-        "buffers": list(model.buffers()),
-    }
-
-
-def _worker(rank, rendezvous, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
-    torch.save([step(slice(*bounds[rank]), workers=2) for bounds in SHARES], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_workers_equal_one_also_where_one_has_no_video(tmp_path):
-    multiprocessing.spawn(_worker, args=(f"file://{tmp_path}/rendezvous", str(tmp_path)), nprocs=2)
-    expected = step(slice(0, 3))
-    for first, second in zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True):
-        torch.testing.assert_close(torch.cat([first["z"], second["z"]]), expected["z"], rtol=1e-4, atol=1e-4)
-        for mine, theirs, one in zip(
-            first["gradients"], second["gradients"], expected["gradients"], strict=True
-        ):
-            assert torch.equal(mine, theirs)
-            assert (mine - one).norm() <= 1e-4 * one.norm() + 1e-3
-        assert all(torch.equal(a, b) for a, b in zip(first["buffers"], second["buffers"], strict=True))
-        torch.testing.assert_close(first["buffers"], expected["buffers"], rtol=1e-4, atol=1e-5)
 
 
 def test_folded_batch_norm_changes_the_loss_by_rounding_only(monkeypatch):

@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from carl_ray.objectives.gta import gta_terms
+from carl_ray.objectives import gta
+from carl_ray.objectives.pairs import FramePairs
+
+
+def gta_terms(u, v, mask_u, mask_v, **options):
+    times = [torch.full(mask.shape, torch.nan) for mask in (mask_u, mask_v)]
+    return gta.gta_terms(FramePairs(u, v, *times, mask_u, mask_v), **options)
 
 
 def softmax(values):
@@ -82,34 +88,6 @@ def test_equals_the_equations(options):
     assert sums.tolist() == pytest.approx(expected, rel=1e-10)
 
 
-def test_gradient():
-    u, v, *masks = batch()
-    u.requires_grad_()
-    v.requires_grad_()
-    options = {"temperature": 0.5, "smoothing": 0.3}
-    assert torch.autograd.gradcheck(lambda u, v: gta_terms(u, v, *masks, **options)[0], (u, v))
-
-
-def test_exchanging_the_videos_exchanges_the_alignments_and_keeps_the_cycles():
-    u, v, mask_u, mask_v = batch()
-    sums, counts = gta_terms(u, v, mask_u, mask_v)
-    back, back_counts = gta_terms(v, u, mask_v, mask_u)
-    torch.testing.assert_close(back, sums[torch.tensor([1, 0, 2])])
-    assert back_counts.tolist() == counts.tolist()
-    assert abs(sums[0] - sums[1]) > 0.1, "the two alignments must not be the same"
-
-
-def test_order_of_the_pairs_changes_nothing():
-    arguments = batch()
-    order = torch.tensor([2, 0, 1])
-    torch.testing.assert_close(gta_terms(*(part[order] for part in arguments)), gta_terms(*arguments))
-
-
-def test_scale_of_the_embeddings_changes_nothing():
-    u, v, *masks = batch()
-    torch.testing.assert_close(gta_terms(3 * u, 0.1 * v, *masks), gta_terms(u, v, *masks))
-
-
 def test_cycle_weight_is_a_weight():
     arguments = batch()
     once, five = (gta_terms(*arguments, cycle_weight=weight)[0] for weight in (1.0, 5.0))
@@ -133,34 +111,6 @@ def test_frames_that_all_look_alike_are_matched_by_chance():
     assert (sums[:2] / counts[:2]).tolist() == pytest.approx([math.log(6)] * 2)
 
 
-@pytest.mark.parametrize("garbage", [1e30, math.inf, math.nan])
-def test_masked_frames_have_no_influence(garbage):
-    u, v, mask_u, mask_v = batch()
-    expected, counts = gta_terms(u, v, mask_u, mask_v)
-    filled_u = u.masked_fill(~mask_u[:, :, None], garbage).requires_grad_()
-    filled_v = v.masked_fill(~mask_v[:, :, None], garbage).requires_grad_()
-    got, got_counts = gta_terms(filled_u, filled_v, mask_u, mask_v)
-    got.sum().backward()
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
-    assert got_counts.tolist() == counts.tolist()
-    for filled, mask in ((filled_u, mask_u), (filled_v, mask_v)):
-        assert not filled.grad[~mask].any()
-        assert filled.grad.isfinite().all()
-
-
-def test_computed_in_float32_in_bf16():
-    u, v, *masks = batch(dtype=torch.bfloat16)
-    u.requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        sums, _ = gta_terms(u, v, *masks)
-    sums.sum().backward()
-    assert sums.dtype == torch.float32
-    assert u.grad.isfinite().all()
-    assert u.grad.any()
-    expected, _ = slow_terms(u.detach().double(), v.double(), *masks)
-    assert sums.tolist() == pytest.approx(expected, rel=1e-4)
-
-
 def test_long_videos_in_float32():
     u, v, *_ = batch(pairs=3, first=120, second=100, width=16)
     masks = torch.ones(3, 120, dtype=torch.bool), torch.ones(3, 100, dtype=torch.bool)
@@ -172,41 +122,6 @@ def test_long_videos_in_float32():
     (sums / counts).sum().backward()
     torch.testing.assert_close(sums.double(), exact, rtol=1e-4, atol=0)
     assert (single.grad - u.grad).norm() < 0.02 * u.grad.norm()
-
-
-@pytest.mark.parametrize("empty", ["first", "second"])
-def test_a_pair_of_which_one_video_is_empty_does_not_count(empty):
-    u, v, mask_u, mask_v = batch()
-    rest, counts = gta_terms(u[1:], v[1:], mask_u[1:], mask_v[1:])
-    (mask_u if empty == "first" else mask_v)[0] = False
-    u.requires_grad_()
-    v.requires_grad_()
-    sums, got_counts = gta_terms(u, v, mask_u, mask_v)
-    sums.sum().backward()
-    torch.testing.assert_close(sums, rest)
-    assert got_counts.tolist() == counts.tolist()
-    for embeddings in (u, v):
-        assert not embeddings.grad[0].any()
-        assert embeddings.grad.isfinite().all()
-
-
-def test_a_batch_without_frames_is_zero_with_zero_gradient():
-    u, v, mask_u, mask_v = batch()
-    u.requires_grad_()
-    sums, counts = gta_terms(u, v, torch.zeros_like(mask_u), torch.zeros_like(mask_v))
-    sums.sum().backward()
-    assert sums.tolist() == [0, 0, 0]
-    assert counts.tolist() == [0, 0, 0]
-    assert not u.grad.any()
-
-
-def test_zero_embeddings_give_a_finite_gradient():
-    u, v, *masks = batch()
-    u = torch.zeros_like(u).requires_grad_()
-    sums, _ = gta_terms(u, v, *masks)
-    sums.sum().backward()
-    assert sums.isfinite().all()
-    assert u.grad.isfinite().all()
 
 
 def test_smoothing_must_be_positive():

@@ -4,9 +4,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch import multiprocessing
-from torch.nn.parallel import DistributedDataParallel
 
 from carl_ray.objectives.shuffle_and_learn import OrderHead, shuffle_and_learn_terms
 
@@ -187,35 +184,6 @@ def test_training_learns_the_order():
     assert sum(losses[-10:]) / 10 < 0.2
 
 
-def test_order_of_the_views_changes_nothing():
-    embeddings, mask, seeds = batch()
-    order = torch.tensor([2, 3, 1, 0])
-    torch.testing.assert_close(
-        shuffle_and_learn_terms(embeddings[order], mask[order], seeds[order], head()),
-        shuffle_and_learn_terms(embeddings, mask, seeds, head()),
-    )
-
-
-@pytest.mark.parametrize("garbage", [1e30, math.inf, math.nan])
-def test_masked_frames_have_no_influence(garbage):
-    embeddings, mask, seeds = batch()
-    clean = embeddings.clone().requires_grad_()
-    expected, counts = shuffle_and_learn_terms(clean, mask, seeds, head())
-    expected.sum().backward()
-    filled = embeddings.masked_fill(~mask[:, :, None], garbage).requires_grad_()
-    model = head()
-    got, got_counts = shuffle_and_learn_terms(filled, mask, seeds, model)
-    got.sum().backward()
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
-    assert torch.equal(got_counts, counts)
-    torch.testing.assert_close(filled.grad, clean.grad)
-    assert filled.grad[0].any()
-    assert not filled.grad[~mask].any()
-    # Too few frames for a tuple.
-    assert not filled.grad[2].any()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-
-
 @pytest.mark.parametrize("num_real", [0, 4])
 def test_views_with_too_few_frames_are_zero_with_zero_gradients(num_real):
     embeddings, mask, seeds = batch()
@@ -230,61 +198,3 @@ def test_views_with_too_few_frames_are_zero_with_zero_gradients(num_real):
     for parameter in model.parameters():
         assert parameter.grad is not None
         assert not parameter.grad.any()
-
-
-def test_bf16_under_autocast():
-    embeddings, mask, seeds = batch(torch.bfloat16)
-    embeddings.requires_grad_()
-    model = head(dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        sums, counts = shuffle_and_learn_terms(embeddings, mask, seeds, model)
-    sums.sum().backward()
-    exact, _ = shuffle_and_learn_terms(
-        embeddings.detach().double(), mask, seeds, head(dtype=torch.float32).double()
-    )
-    assert sums.dtype == torch.float32
-    assert counts.item() == 24
-    assert sums.item() == pytest.approx(exact.item(), rel=1e-5)
-    assert embeddings.grad.isfinite().all()
-    assert embeddings.grad.any()
-
-
-class Model(torch.nn.Module):
-    """The loss inside the module that is wrapped, behind an encoder."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = torch.nn.Linear(4, 4, dtype=torch.float64)
-        self.head = head()
-
-    def forward(self, frames, mask, seeds):
-        return shuffle_and_learn_terms(self.encoder(frames), mask, seeds, self.head)
-
-
-def initial_model():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        return Model()
-
-
-def _worker(rank, rendezvous, results):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
-    model = DistributedDataParallel(initial_model())
-    # One worker has nothing that counts.
-    views = [0, 1, 3] if rank == 0 else [2]
-    sums, counts = model(*(part[views] for part in batch()))
-    dist.all_reduce(counts)
-    (2 * sums / counts).sum().backward()
-    torch.save([parameter.grad for parameter in model.parameters()], f"{results}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_workers_one_without_tuples_equal_one(tmp_path):
-    multiprocessing.spawn(_worker, args=(f"file://{tmp_path}/rendezvous", str(tmp_path)), nprocs=2)
-    model = initial_model()
-    sums, counts = model(*batch())
-    (sums / counts).sum().backward()
-    for rank in range(2):
-        for got, parameter in zip(torch.load(tmp_path / f"{rank}.pt"), model.parameters(), strict=True):
-            torch.testing.assert_close(got, parameter.grad)

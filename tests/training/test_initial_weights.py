@@ -22,6 +22,7 @@ from carl_ray.training.checkpoint import (
     load_encoder,
     save_checkpoint,
 )
+from carl_ray.training.fit import fit
 from carl_ray.training.run_log import read_log
 from carl_ray.training.step import TrainingStep, initial_model
 
@@ -115,8 +116,6 @@ def test_an_encoder_of_other_shapes_is_refused(
         ("num_heads", 1),
         ("pooling", "average"),
         ("positions", "none"),
-        # The untrained control begins with what these two name.
-        ("weights_format", "byol"),
     ],
 )
 def test_an_encoder_that_computes_otherwise_is_refused(
@@ -192,3 +191,5 @@ def test_a_run_begins_with_them(
     for name, value in before.items():
         assert torch.equal(after[name], value), name
     assert [line["step"] for line in read_log(run) if "loss" in line] == [1]
+    # In Python; nothing is left to do.
+    assert fit(checkpoint.config, run, resume=True) == run

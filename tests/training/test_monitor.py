@@ -92,7 +92,7 @@ def test_a_second_ctrl_c_does_not_wait(handle: Handle) -> None:
 
 
 def test_workers_that_have_ended_are_enough(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor, "_LAST_SECONDS", 0.5)
+    monkeypatch.setattr(monitor, "_SHUTDOWN_SECONDS", 0.5)
     handle.status = status(3, saved_step=3, ended=True)
     later(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert wait(handle).signal == signal.SIGTERM

@@ -38,10 +38,10 @@ from carl_ray.data.scan import index_folder
 from carl_ray.datasets.choreography import ACTIONS, ChoreographyConfig, read_labels, render
 from carl_ray.errors import RunError, UserError
 from carl_ray.training import trainer
-from carl_ray.training.preparation import read_videos
+from carl_ray.training.reporter import WorkerSettings
 from carl_ray.training.run_log import BAD_VIDEOS, WARNINGS, read_log
+from carl_ray.training.run_videos import read_videos
 from carl_ray.training.trainer import TrainingResult, train
-from carl_ray.training.worker import WorkerSettings
 
 NUM_STEPS = 40
 CIRCUMSTANCES = {

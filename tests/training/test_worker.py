@@ -28,22 +28,17 @@ from carl_ray.data.plan import Plan, training_plan, validation_plan
 from carl_ray.data.sample import Batch, collate
 from carl_ray.errors import OutageError, RunError
 from carl_ray.lease import LostError
-from carl_ray.training import trainer, worker
+from carl_ray.training import process_group, trainer, worker
+from carl_ray.training import reporter as reporting
 from carl_ray.training.checkpoint import Checkpoint, Progress
 from carl_ray.training.monitor import RunMonitor, Status
-from carl_ray.training.preparation import find_checkpoint, saved_config
 from carl_ray.training.reader import Prefetch
+from carl_ray.training.reporter import Reporter, UnsavedError, WorkerSettings
+from carl_ray.training.run_checks import check_same_run, saved_config
 from carl_ray.training.run_log import SKIPPED_STEPS, WARNINGS, RunLog, read_log
 from carl_ray.training.step import StepReport, TrainingStep
-from carl_ray.training.worker import (
-    MAX_SKIPPED_IN_A_ROW,
-    AgreedError,
-    StepBatch,
-    UnsavedError,
-    WorkerSettings,
-    check_rows,
-    row_fingerprint,
-)
+from carl_ray.training.step_batches import AgreedError, StepBatch, check_rows, row_fingerprint
+from carl_ray.training.worker import MAX_SKIPPED_IN_A_ROW
 
 CPU = torch.device("cpu")
 CONFIG = Config(
@@ -122,7 +117,7 @@ def reporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(worker.ray, "get", lambda answer: answer)
     monkeypatch.setattr(worker.ray.train, "report", lambda metrics: None)
     monkeypatch.setattr(worker.ray, "wait", lambda refs, timeout: ([], refs))
-    return worker._Reporter(settings(tmp_path), RunLog(str(tmp_path), 0), None)
+    return Reporter(settings(tmp_path), RunLog(str(tmp_path), 0), None)
 
 
 def settings(run_dir: Path) -> WorkerSettings:
@@ -162,7 +157,7 @@ def test_the_precision_is_decided_once_and_written_down(
     assert saved_config(str(tmp_path)) == decided
     # What resumes it need not name it.
     again = replace(config, training=replace(config.training, precision="auto"))
-    assert find_checkpoint(again, None, str(tmp_path), resume=True) is None
+    check_same_run(decided, again, str(tmp_path))
     assert ("times as slowly" in caplog.text) == (expected == "bf16" and not native)
 
 
@@ -254,7 +249,7 @@ def test_an_agreed_failure_is_told_twice_and_costs_no_lines(
         ("no use", 4, 3)
     ]
     assert trainer._written_failure(given.failure_uri) == "no use"
-    assert not worker.is_training()
+    assert not process_group.is_training()
     assert batches._stopped.is_set()
     # A store that has just refused a checkpoint for long is asked for nothing more.
     error = UnsavedError("no room")
@@ -268,13 +263,13 @@ def test_an_agreed_failure_is_told_twice_and_costs_no_lines(
 def test_a_step_is_saved_once(reporter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     monkeypatch.setattr(
-        worker, "save_checkpoint", lambda run_dir, step, progress, keep: saved.append(progress.step)
+        reporting, "save_checkpoint", lambda run_dir, step, progress, keep: saved.append(progress.step)
     )
     step = TrainingStep(CONFIG, CPU, 20)
     for number in (0, 0, 3, 3, 4):
         reporter.checkpoint(step, progress(number))
     assert saved == [0, 3, 4]
-    resumed = worker._Reporter(settings(tmp_path), RunLog(str(tmp_path), 4), 4)
+    resumed = Reporter(settings(tmp_path), RunLog(str(tmp_path), 4), 4)
     resumed.checkpoint(step, progress(4))
     assert saved == [0, 3, 4]
 
@@ -287,7 +282,7 @@ def test_a_checkpoint_that_cannot_be_written(
     def save(*arguments: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(worker, "save_checkpoint", save)
+    monkeypatch.setattr(reporting, "save_checkpoint", save)
     step = TrainingStep(CONFIG, CPU, 20)
     # The store may come back: any worker's error but an agreed one has Ray Train start the workers anew.
     with pytest.raises(OutageError, match="could not write it"):
@@ -313,7 +308,7 @@ def test_a_starved_trainer_says_so_once(
 ) -> None:
     reporter.step(progress(1), report(), waited=9, computed=2, cpu=1.9)
     assert not caplog.messages
-    monkeypatch.setattr(worker.os, "getpriority", lambda which, who: 15)
+    monkeypatch.setattr(reporting.os, "getpriority", lambda which, who: 15)
     for number in (2, 3):
         reporter.step(progress(number), report(), waited=0, computed=20, cpu=2)
     (warning,) = caplog.messages
@@ -387,10 +382,10 @@ def test_validation_misses_no_video(tmp_path: Path, reporter: Any, monkeypatch: 
         batches.append(replace(data, fingerprint=row_fingerprint((row.row, row.epoch) for row in planned)))
     monkeypatch.setattr(worker.ray.train, "get_dataset_shard", lambda name: None)
     step = TrainingStep(CONFIG, CPU, 20)
-    monkeypatch.setattr(worker, "_batches", lambda *arguments: iter(batches))
+    monkeypatch.setattr(worker, "step_batches", lambda *arguments: iter(batches))
     loss = worker._validate(given, step, reporter, 7)
     assert loss is not None and math.isfinite(loss)
-    monkeypatch.setattr(worker, "_batches", lambda *arguments: iter(batches[1:]))
+    monkeypatch.setattr(worker, "step_batches", lambda *arguments: iter(batches[1:]))
     with pytest.raises(AgreedError, match=r"validation after step 7: the stream lost, .* of the 5 videos"):
         worker._validate(given, step, reporter, 7)
 

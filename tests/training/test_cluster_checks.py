@@ -1,8 +1,7 @@
-"""What is found out before a run: here, whether a local run folder is the same folder on every node."""
+"""`carl_ray.training.cluster_checks`: whether a local run folder is the same folder on every node."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import pyarrow as pa
 import pytest
 import ray
 
-from carl_ray.config import ClusterConfig, Config
 from carl_ray.errors import UserError
-from carl_ray.training import preparation
+from carl_ray.training import cluster_checks
 
 HEAD, DATA, TRAIN, GONE = (digit * 56 for digit in "abcd")  # Ray's names of nodes are hexadecimal
 
@@ -53,7 +51,7 @@ def test_a_local_run_folder_is_refused_where_a_node_does_not_see_it(
 ) -> None:
     cluster = connected(monkeypatch, Cluster({HEAD: True, DATA: False, TRAIN: True}))
     with pytest.raises(UserError) as refused:
-        preparation.check_shared(str(tmp_path / "run"))
+        cluster_checks.check_shared(str(tmp_path / "run"))
     message = str(refused.value)
     assert message.startswith(f"{tmp_path}/run is a folder of this machine, but the cluster has 3 nodes")
     assert "--run-dir must be in object storage" in message
@@ -63,20 +61,20 @@ def test_a_local_run_folder_is_refused_where_a_node_does_not_see_it(
 
 def test_a_folder_that_all_nodes_see_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = connected(monkeypatch, Cluster({HEAD: True, TRAIN: True}, dead=(GONE,)))
-    preparation.check_shared(str(tmp_path / "run"))
+    cluster_checks.check_shared(str(tmp_path / "run"))
     assert cluster.asked == [HEAD, TRAIN]
     assert not any(marker.exists() for marker in cluster.markers)
 
 
 def test_object_storage_needs_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = connected(monkeypatch, Cluster({HEAD: True, TRAIN: False}))
-    preparation.check_shared("s3://bucket/run")
+    cluster_checks.check_shared("s3://bucket/run")
     assert not cluster.asked
 
 
 def test_neither_does_a_cluster_of_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = connected(monkeypatch, Cluster({HEAD: True}, dead=(GONE,)))
-    preparation.check_shared(str(tmp_path / "run"))
+    cluster_checks.check_shared(str(tmp_path / "run"))
     assert not cluster.asked
     assert not list(tmp_path.iterdir())
 
@@ -87,27 +85,8 @@ def test_videos_of_one_machine_are_refused_on_a_cluster(
     (tmp_path / "a.mp4").touch()
     videos = pa.table({"uri": [str(tmp_path / "a.mp4")]})
     connected(monkeypatch, Cluster({HEAD: True, DATA: True}))
-    preparation.check_videos_shared(videos)
+    cluster_checks.check_videos_shared(videos)
     connected(monkeypatch, Cluster({HEAD: True, DATA: False}))
-    preparation.check_videos_shared(pa.table({"uri": ["s3://bucket/a.mp4"]}))
+    cluster_checks.check_videos_shared(pa.table({"uri": ["s3://bucket/a.mp4"]}))
     with pytest.raises(UserError, match=r"a\.mp4 is a video of this machine, but the cluster has 2 nodes"):
-        preparation.check_videos_shared(videos)
-
-
-def test_how_a_run_is_done_may_change_when_it_goes_on() -> None:
-    begun = Config(preset="test")
-    going_on = replace(
-        begun,
-        data=replace(begun.data, retries=5, time_limit=9.0, max_bad_fraction=0.5),
-        model=replace(begun.model, compile=True),
-        training=replace(begun.training, checkpoint_every_steps=7, keep_checkpoints=9),
-        cluster=ClusterConfig(num_workers=3),
-    )
-    preparation._check_same_run(begun, going_on, "/run")
-    other = replace(begun, training=replace(begun.training, log_every_steps=3))
-    with pytest.raises(
-        UserError, match=r"^/run was begun with training\.log_every_steps = 10, now 3: --resume"
-    ):
-        preparation._check_same_run(begun, other, "/run")
-    with pytest.raises(UserError, match="holds a run of preset test, not demo"):
-        preparation._check_same_run(begun, replace(begun, preset="demo"), "/run")
+        cluster_checks.check_videos_shared(videos)

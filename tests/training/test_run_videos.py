@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from carl_ray.config import Config, ObjectiveConfig
+from carl_ray.config import ClusterConfig, Config, ObjectiveConfig
 from carl_ray.data.manifest import SCHEMA, videos_digest, write_table
 from carl_ray.errors import UserError
 from carl_ray.training.checkpoint import Progress, checkpoint_at, save_checkpoint
-from carl_ray.training.preparation import VIDEOS, find_checkpoint, read_videos, record_videos
+from carl_ray.training.run_checks import check_same_run, find_checkpoint
+from carl_ray.training.run_videos import VIDEOS, read_videos, record_videos
 from carl_ray.training.step import TrainingStep
 
 
@@ -92,12 +93,12 @@ def test_a_manifest_that_changed_is_refused(
     write([r | change if r["video_id"] == "train/2.mp4" else r for r in ROWS], tmp_path)
     counted, videos = read_videos(config)
     if objective not in objectives:
-        assert find_checkpoint(counted, videos, str(tmp_path), resume=True) is not None
+        assert find_checkpoint(counted, videos, str(tmp_path)) is not None
         return
     with pytest.raises(
         UserError, match=rf"training: video 'train/2\.mp4': (frame 1: )?{said}\): .*--model\.init_from"
     ):
-        find_checkpoint(counted, videos, str(tmp_path), resume=True)
+        find_checkpoint(counted, videos, str(tmp_path))
 
 
 def test_other_rows_and_runs_without_a_record(tiny: Config, tmp_path: Path) -> None:
@@ -113,22 +114,22 @@ def test_other_rows_and_runs_without_a_record(tiny: Config, tmp_path: Path) -> N
     ):
         write(rows, tmp_path)
         with pytest.raises(UserError, match=said):
-            find_checkpoint(*read_videos(config), str(tmp_path), resume=True)
+            find_checkpoint(*read_videos(config), str(tmp_path))
     (tmp_path / VIDEOS).unlink()
     write(ROWS, tmp_path)
     with pytest.raises(UserError, match=r"videos\.parquet: expected the record .* --model\.init_from"):
-        find_checkpoint(*read_videos(config), str(tmp_path), resume=True)
+        find_checkpoint(*read_videos(config), str(tmp_path))
     # A run of before there were records: ids, order and frames alone are known of it.
     config = begun(tiny, ROWS, tmp_path)
     (tmp_path / VIDEOS).unlink()
     with pytest.raises(UserError, match="their ids, their order or their numbers of frames"):
         write(ROWS[1:], tmp_path)
-        find_checkpoint(*read_videos(config), str(tmp_path), resume=True)
+        find_checkpoint(*read_videos(config), str(tmp_path))
     write([r | {"uri": "/elsewhere.mp4"} for r in ROWS], tmp_path)
-    assert find_checkpoint(*read_videos(config), str(tmp_path), resume=True) is not None
+    assert find_checkpoint(*read_videos(config), str(tmp_path)) is not None
     pq.write_table(pa.table({"part": ["training"]}), tmp_path / VIDEOS)
     with pytest.raises(UserError, match="not the record of a run's videos"):
-        find_checkpoint(*read_videos(config), str(tmp_path), resume=True)
+        find_checkpoint(*read_videos(config), str(tmp_path))
 
 
 def test_classes_that_do_not_occur_are_said(
@@ -140,3 +141,21 @@ def test_classes_that_do_not_occur_are_said(
     read_videos(config)
     # Both actions have the labels 0, 1 and 40, and numbers of their own.
     assert "82 classes, of which 6 occur" in capsys.readouterr().out
+
+
+def test_how_a_run_is_done_may_change_when_it_goes_on() -> None:
+    begun = Config(preset="test")
+    going_on = replace(
+        begun,
+        data=replace(begun.data, retries=5, time_limit=9.0, max_bad_fraction=0.5),
+        training=replace(begun.training, checkpoint_every_steps=7, keep_checkpoints=9),
+        cluster=ClusterConfig(num_workers=3),
+    )
+    check_same_run(begun, going_on, "/run")
+    other = replace(begun, training=replace(begun.training, log_every_steps=3))
+    with pytest.raises(
+        UserError, match=r"^/run was begun with training\.log_every_steps = 10, now 3: --resume"
+    ):
+        check_same_run(begun, other, "/run")
+    with pytest.raises(UserError, match="holds a run of preset test, not demo"):
+        check_same_run(begun, replace(begun, preset="demo"), "/run")

@@ -1,0 +1,98 @@
+"""Train a run from start to end: check, connect to Ray, train. Imports Ray lazily."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from carl_ray import storage
+from carl_ray.config import Config
+from carl_ray.errors import RunError
+from carl_ray.machine import available_cores
+
+
+@dataclass(frozen=True)
+class FittedRun:
+    """A run that was trained to its last step."""
+
+    run_dir: str
+    """URI of the run folder."""
+    manifest: str
+    """URI of the manifest that it was trained on."""
+    is_embedded: bool
+    """Whether it was trained on the embedded videos."""
+    num_steps: int
+    seconds: float
+    """Wall time of the training in this call."""
+
+
+def fit(config: Config, run_dir: str | None = None, *, resume: bool = False) -> str:
+    """Train a run, on the cluster of `RAY_ADDRESS` or this machine; return its folder.
+
+    An existing connection to Ray is used and left open.
+
+    Args:
+        config: The run, such as `carl_ray.preset("demo")`. With `data.manifest` None and preset `demo` it is trained on
+            the embedded videos.
+        run_dir: Path or URI of the run folder; a new folder under `~/carl_ray/runs` where None.
+        resume: Continue from the folder's latest checkpoint, or begin where there is none.
+
+    Returns:
+        URI of the run folder, with `config.json`, `metrics.jsonl` and `checkpoints/`.
+
+    Raises:
+        UserError: a mistake in the config, the manifest or the folder; nothing is trained.
+        RunError: training failed or was interrupted; the message has the command that resumes it.
+    """
+    with fitted(config, run_dir or new_run_dir(config.preset), resume=resume) as run:
+        return run.run_dir
+
+
+@contextmanager
+def fitted(config: Config, run_dir: str, *, resume: bool) -> Iterator[FittedRun]:
+    """Train a run as `fit` does; the body runs while Ray is still connected."""
+    storage.set_patience(config.cluster.storage_seconds)
+    # In the order of their cost: mistakes are reported before torch is imported and Ray starts.
+    from carl_ray.datasets.embedded import embedded_manifest, index_embedded
+    from carl_ray.training.run_checks import check_folder, check_run
+
+    # A resumed demo names the manifest that it was begun with.
+    is_embedded = config.preset == "demo" and config.data.manifest in (None, embedded_manifest())
+    if is_embedded:
+        checked = None
+        check_folder(config, run_dir, resume=resume)
+    else:
+        checked = check_run(config, run_dir, resume=resume)
+    from carl_ray.session import connect
+    from carl_ray.training.checkpoint import how_to_go_on
+    from carl_ray.training.trainer import train_checked
+
+    with connect(_local_cpus(config)):
+        if checked is None:
+            uri, videos, _ = index_embedded()
+            print(f"videos: {videos.num_rows}, described in {uri}", flush=True)
+            config = replace(config, data=replace(config.data, manifest=uri))
+            checked = check_run(config, run_dir, resume=resume)
+        print(f"run folder: {storage.public_uri(run_dir)}", flush=True)
+        started = time.monotonic()
+        result = train_checked(checked)
+        if not result.finished:
+            raise RunError(f"ended before its last step; {how_to_go_on(run_dir, result.step or None)}")
+        seconds = time.monotonic() - started
+        manifest = checked.config.data.manifest or ""
+        yield FittedRun(checked.run_dir, manifest, is_embedded, result.num_steps, seconds)
+
+
+def new_run_dir(preset: str) -> str:
+    """Path of a new run folder of a preset on this machine."""
+    return str(storage.home() / "runs" / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def _local_cpus(config: Config) -> int:
+    """Logical CPUs of a Ray cluster on this machine: enough for the run's minimum."""
+    cluster = config.cluster
+    required = math.ceil(cluster.min_workers * cluster.worker_cpus + cluster.decode_cpus)
+    return max(required, available_cores())

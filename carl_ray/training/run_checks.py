@@ -1,0 +1,165 @@
+"""Checks of a run before Ray starts; its inputs are read once and handed on.
+
+Ray, torch and torchvision are imported lazily, so that mistakes are reported at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from carl_ray import config as configuration
+from carl_ray import storage
+from carl_ray.config import Config
+from carl_ray.errors import UserError
+from carl_ray.lease import refuse_if_held
+from carl_ray.model.pretrained import find_weights
+from carl_ray.training.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    InitialWeights,
+    initial_weights,
+    latest_checkpoint,
+    load_model,
+    resume_command,
+)
+from carl_ray.training.run_videos import Videos, check_same_videos, read_videos
+
+
+@dataclass(eq=False)
+class CheckedRun:
+    """A run whose inputs were read and found valid."""
+
+    config: Config
+    """As given, with the frame classes counted (`read_videos`)."""
+    run_dir: str
+    """Absolute URI of the run folder."""
+    resume: bool
+    saved: Config | None
+    """config.json of the run folder; None where it holds no run."""
+    checkpoint: Checkpoint | None
+    """Where the run continues; None: from the beginning."""
+    videos: Videos | None
+    weights: InitialWeights | None
+    """Pretrained tensors that a run from the beginning starts with; None: random ones."""
+
+    def take(self) -> tuple[Videos, InitialWeights | None]:
+        """Hand over videos and weights, once: the driver must not keep them in memory for the length of the run."""
+        videos, weights = self.videos, self.weights
+        assert videos is not None
+        self.videos = self.weights = None
+        return videos, weights
+
+
+def check_run(config: Config, run_dir: str, *, resume: bool = False) -> CheckedRun:
+    """Read the inputs of a run and check what needs no cluster, the cheapest first.
+
+    Args:
+        config: The run.
+        run_dir: URI of the run folder.
+        resume: Whether the folder may hold a run already.
+
+    Raises:
+        UserError: as `check_folder`; or the manifest, its labels or the weights are missing or do not fit.
+        RunError: weights could not be fetched, or storage failed.
+    """
+    saved = check_folder(config, run_dir, resume=resume)
+    config, videos = read_videos(config)
+    if saved is not None:
+        check_same_run(saved, config, run_dir)
+    checkpoint = find_checkpoint(config, videos, run_dir) if resume else None
+    weights = starting_weights(config) if checkpoint is None else None
+    return CheckedRun(config, storage.absolute(run_dir), resume, saved, checkpoint, videos, weights)
+
+
+def check_folder(config: Config, run_dir: str, *, resume: bool) -> Config | None:
+    """Check that a folder may take a run; return the config of the run in it, if any.
+
+    Raises:
+        UserError: a URI holds credentials, another process writes into the folder, or it holds a run already and
+            `resume` is false.
+    """
+    refuse_secrets(
+        {"--run-dir": run_dir, "data.manifest": config.data.manifest, "model.weights": config.model.weights}
+        | {"model.init_from": config.model.init_from}
+    )
+    refuse_if_held(run_dir)
+    saved = saved_config(run_dir)
+    if saved is not None and not resume:
+        raise UserError(
+            f"{storage.public_uri(run_dir)} already holds a run; another --run-dir starts anew, and this one goes on "
+            f"with: {resume_command(run_dir)}"
+        )
+    return saved
+
+
+def saved_config(run_dir: str) -> Config | None:
+    """The config of the run in a folder, or None where it holds no run."""
+    uri = storage.join(run_dir, CONFIG)
+    if not storage.exists(uri):
+        return None
+    return configuration.from_json(storage.read_bytes(uri), storage.public_uri(uri))
+
+
+def check_same_run(saved: Config, config: Config, run_dir: str) -> None:
+    """Raise `UserError` where a resumed run would compute something else."""
+    before, after = configuration.what_is_computed(saved), configuration.what_is_computed(config)
+    if config.training.precision == "auto":  # The run keeps the precision that it was begun with.
+        after["training"]["precision"] = saved.training.precision
+    for section, values in before.items():
+        if values == after[section]:
+            continue
+        if not isinstance(values, dict):
+            raise UserError(
+                f"{storage.public_uri(run_dir)} holds a run of preset {values}, not {after[section]}"
+            )
+        field = next(name for name in values if values[name] != after[section][name])
+        raise UserError(
+            f"{storage.public_uri(run_dir)} was begun with {section}.{field} = {values[field]!r}, now "
+            f"{after[section][field]!r}: --resume continues the same run; start another one for another setting"
+        )
+
+
+def find_checkpoint(config: Config, videos: Videos, run_dir: str) -> Checkpoint | None:
+    """The checkpoint that a run continues from, checked to fit; None without one.
+
+    Raises:
+        UserError: it is of other videos, or of another model.
+        RunError: the folder cannot be read.
+    """
+    checkpoint = latest_checkpoint(run_dir)
+    if checkpoint is not None:
+        check_same_videos(videos, checkpoint, run_dir)
+        from carl_ray.training.step import TrainedModel
+
+        load_model(checkpoint, TrainedModel(config))
+    return checkpoint
+
+
+def starting_weights(config: Config) -> InitialWeights | None:
+    """Read the pretrained tensors that a run starts with; None for random ones.
+
+    Raises:
+        UserError, RunError: as `initial_weights`, `find_weights` and `load_backbone_weights`.
+    """
+    model = config.model
+    if model.init_from is not None:
+        return initial_weights(config, model.init_from)
+    if model.weights == "random":
+        return None
+    find_weights(model)  # Needs no torch.
+    from carl_ray.model.backbone import build_backbone, load_backbone_weights
+
+    backbone = build_backbone(model)
+    report = str(load_backbone_weights(backbone, model))
+    tensors = {f"encoder.backbone.{name}": value for name, value in backbone.state_dict().items()}
+    return InitialWeights(tensors, report)
+
+
+def refuse_secrets(uris: dict[str, str | None]) -> None:
+    """Raise `UserError` for the first of these options whose URI holds credentials."""
+    for name, uri in uris.items():
+        if uri is not None and storage.has_secret(uri):
+            raise UserError(
+                f"{name}: expected a URI without credentials, since it is written into the run folder; put them into "
+                "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            )

@@ -1,0 +1,226 @@
+"""Videos of a run: read from its manifest, planned, recorded, compared."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from carl_ray import storage
+from carl_ray.config import Config
+from carl_ray.data.manifest import (
+    STREAM_COLUMNS,
+    first_difference,
+    read_manifest,
+    refuse_pickles,
+    videos_digest,
+    write_table,
+)
+from carl_ray.data.plan import Plan, training_plan, validation_plan
+from carl_ray.errors import UserError
+from carl_ray.training.checkpoint import Checkpoint
+
+VIDEOS = "videos.parquet"
+"""File of a run folder that records the run's videos."""
+_CONTENT = ["bytes", "content_hash"]
+_RECORDED = ["video_id", "num_frames", "frame_step", "label", "frame_labels", *_CONTENT, "uri"]
+
+
+@dataclass(frozen=True)
+class Videos:
+    """The videos of a run: the columns of the manifest that the stream needs."""
+
+    training: pa.Table
+    validation: pa.Table | None
+    record: pa.Table
+    """Everything that plans and samples depend on, with a column `part`: a resumed run must find the same."""
+
+
+def read_videos(config: Config) -> tuple[Config, Videos]:
+    """Read the training and validation videos of a run's manifest.
+
+    Returns:
+        The config, for objective `supervised` with `num_classes` counted, and the videos. Frame labels are numbered
+        over the whole data set: phase k of an action follows all phases of the actions before it.
+
+    Raises:
+        UserError: no manifest is named or there, no row belongs to the training split, or labels that the objective
+            needs are missing.
+    """
+    uri = config.data.manifest
+    if uri is None:
+        raise UserError(
+            f"preset {config.preset} needs videos: --data.manifest URI (`python -m carl_ray.index FOLDER --out URI` "
+            "makes a manifest)"
+        )
+    columns = [*STREAM_COLUMNS, *_CONTENT]
+    supervised = config.objective.name == "supervised"
+    if supervised or config.objective.paired or config.data.train_fraction < 1:
+        columns.append("label")
+    if supervised:
+        columns.append("frame_labels")
+    training = read_manifest(uri, columns, split=config.data.train_split)
+    if not training.num_rows:
+        found = read_manifest(uri, ["split"]).column("split").unique().to_pylist()
+        splits = sorted(split or "train" for split in found)
+        raise UserError(
+            f"{storage.public_uri(uri)}: no video with split {config.data.train_split!r}; "
+            f"it has {', '.join(splits) if splits else 'no rows at all'}"
+        )
+    training = _fraction(training, config.data.train_fraction, config.training.seed)
+    validation = read_manifest(uri, columns, split=config.data.validation_split)
+    validation = validation.slice(0, config.data.max_validation_videos)
+    record = pa.concat_tables(
+        table.select([name for name in _RECORDED if name in columns]).append_column(
+            "part", pa.array([part] * table.num_rows, pa.string()).dictionary_encode()
+        )
+        for part, table in (("training", training), ("validation", validation))
+    ).unify_dictionaries()
+    training, validation = (table.drop_columns(_CONTENT) for table in (training, validation))
+    if config.objective.paired and not training.column("label").drop_null():
+        raise UserError(
+            f"{storage.public_uri(uri)}: objective {config.objective.name} trains on pairs of videos of the same "
+            "label, but no training video has one"
+        )
+    if supervised:
+        offsets, num_classes = _class_offsets(pa.concat_tables([training, validation]))
+        if not num_classes:
+            raise UserError(
+                f"{storage.public_uri(uri)}: objective supervised needs frame labels, but no video has any"
+            )
+        training, validation = (_with_classes(table, offsets) for table in (training, validation))
+        flat = [pc.list_flatten(table.column("frame_labels")).to_numpy() for table in (training, validation)]
+        occurring = int((np.unique(np.concatenate(flat)) >= 0).sum())
+        if occurring < num_classes:
+            print(f"frame labels make {num_classes} classes, of which {occurring} occur", flush=True)
+        config = replace(config, objective=replace(config.objective, num_classes=num_classes))
+    return config, Videos(training, validation if validation.num_rows else None, record)
+
+
+def make_plans(config: Config, videos: Videos) -> tuple[Plan, Plan | None]:
+    """Order of the training videos over the run, and of the validation videos if any."""
+    seed, batch_size = config.training.seed, config.training.global_batch_size
+    training, validation = videos.training, videos.validation
+
+    def codes(table: pa.Table) -> np.ndarray | None:
+        return _label_codes(table) if config.objective.paired else None
+
+    plan = training_plan(seed, training.num_rows, batch_size, config.training.epochs, codes(training))
+    if validation is None:
+        return plan, None
+    return plan, validation_plan(seed, validation.num_rows, batch_size, codes(validation))
+
+
+def _fraction(videos: pa.Table, fraction: float, seed: int) -> pa.Table:
+    """The same share of the videos of each label, by a seeded draw, in file order."""
+    if fraction == 1:
+        return videos
+    codes = _label_codes(videos)
+    chosen = []
+    for label in np.unique(codes):
+        (places,) = np.nonzero(codes == label)
+        # Without the tolerance, rounding would make 0.07 x 100 eight videos.
+        count = math.ceil(fraction * len(places) - 1e-9)
+        chosen.append(np.random.default_rng([seed, len(places)]).permutation(places)[:count])
+    return videos.take(pa.array(np.sort(np.concatenate(chosen))))
+
+
+def _label_codes(videos: pa.Table) -> np.ndarray:
+    """A number for each label, int32; -1 for videos without one."""
+    codes = videos.column("label").combine_chunks().dictionary_encode().indices
+    return codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+
+
+def _class_offsets(videos: pa.Table) -> tuple[dict[str | None, int], int]:
+    """Offset of the frame labels of each action by its name, and number of classes.
+
+    All offsets are 0 where no two actions share a frame label: these number the classes of the whole data set already.
+    """
+    found: dict[str | None, set[int]] = {}
+    for label, frame_labels in _labels(videos):
+        found.setdefault(label, set()).update(k for k in frame_labels or [] if k >= 0)
+    num_phases = {label: 1 + max(classes, default=-1) for label, classes in found.items()}
+    if sum(map(len, found.values())) == len(set().union(*found.values())):
+        return dict.fromkeys(num_phases, 0), max(num_phases.values(), default=0)
+    offsets, total = {}, 0
+    for label in sorted(num_phases, key=lambda label: label or ""):
+        offsets[label] = total
+        total += num_phases[label]
+    return offsets, total
+
+
+def _with_classes(videos: pa.Table, offsets: dict[str | None, int]) -> pa.Table:
+    """The videos with their frame labels as classes of the whole data set."""
+    classes = [
+        None if labels is None else [k if k < 0 else offsets[label] + k for k in labels]
+        for label, labels in _labels(videos)
+    ]
+    index = videos.schema.get_field_index("frame_labels")
+    return videos.set_column(index, videos.schema.field(index), pa.array(classes, pa.list_(pa.int32())))
+
+
+def _labels(videos: pa.Table) -> list[tuple[str | None, list[int] | None]]:
+    """Label and frame labels of each video."""
+    columns = (videos.column(name).to_pylist() for name in ("label", "frame_labels"))
+    return list(zip(*columns, strict=True))
+
+
+def record_videos(videos: Videos, run_dir: str) -> None:
+    """Write the record of a run's videos into its folder."""
+    write_table(videos.record, storage.join(run_dir, VIDEOS))
+
+
+def check_same_videos(videos: Videos, checkpoint: Checkpoint, run_dir: str) -> None:
+    """Raise `UserError` where the videos are not those of the run's checkpoint."""
+    difference = _difference(videos, checkpoint, run_dir)
+    if difference is None and checkpoint.progress.videos != videos_digest(videos.training):
+        difference = "their ids, their order or their numbers of frames"
+    if difference is not None:
+        raise UserError(
+            f"{storage.public_uri(run_dir)} was begun with other videos than the manifest has now ({difference}): "
+            "its steps would be others; restore that manifest, or start another run, which --model.init_from "
+            "begins with this one's weights"
+        )
+
+
+def _difference(videos: Videos, checkpoint: Checkpoint, run_dir: str) -> str | None:
+    """First difference from the run's record of its videos; None also without one."""
+    uri = storage.join(run_dir, VIDEOS)
+    if not storage.exists(uri):
+        if checkpoint.config.versions:  # Package versions and this record were introduced together.
+            raise UserError(
+                f"{storage.public_uri(uri)}: expected the record of the run's videos, found none, so that nothing "
+                "tells whether they are the same; restore it, or start another run, which --model.init_from begins "
+                "with this one's weights"
+            )
+        return None
+    try:
+        before = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+        refuse_pickles(before.schema)
+        for part in ("training", "validation"):
+            old, new = (
+                table.filter(pc.equal(table.column("part"), part)) for table in (before, videos.record)
+            )
+            if found := first_difference(old, new):
+                return f"{part}: {found}"
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise UserError(f"{storage.public_uri(uri)}: not the record of a run's videos ({error})") from None
+    return None
+
+
+def warn_short_videos(videos: pa.Table, num_frames: int) -> None:
+    """Print to standard error how many videos are shorter than T frames."""
+    lengths = videos.column("num_frames").to_numpy()
+    short = int((lengths < num_frames).sum())
+    if short:
+        print(
+            f"warning: {short} of {len(lengths)} training videos are shorter than T = {num_frames} frames (longest "
+            f"{int(lengths.max())}); their views are padded",
+            file=sys.stderr,
+            flush=True,
+        )

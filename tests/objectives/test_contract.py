@@ -1,0 +1,252 @@
+"""What every objective promises, whatever it computes: padding, gradients, precision, and sums over workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from carl_ray.objectives.contrastive import contrastive_terms
+from carl_ray.objectives.gta import gta_terms
+from carl_ray.objectives.lav import lav_terms
+from carl_ray.objectives.pairs import FramePairs
+from carl_ray.objectives.scl import sequence_contrastive_terms
+from carl_ray.objectives.shuffle_and_learn import OrderHead, shuffle_and_learn_terms
+from carl_ray.objectives.supervised import frame_classification_terms
+from carl_ray.objectives.tcc import cycle_consistency_terms
+from carl_ray.objectives.tcn import time_contrastive_terms
+from carl_ray.objectives.weak import weak_contrastive_terms
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Padded sequences of frames: the views of one side of the pairs, or of all."""
+
+    z: Tensor
+    s: Tensor
+    mask: Tensor
+    labels: Tensor
+    seeds: Tensor
+
+    def take(self, rows: Any) -> Frames:
+        return Frames(**{name: value[rows] for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Case:
+    """An objective, the same for all: sums and counts of sequences (of pairs: two sides)."""
+
+    terms: Callable[..., tuple[Tensor, Tensor]]
+    sides: int = 2
+    exchanged: tuple[int, ...] = (1, 0)
+    """Order of the terms once the two sides are exchanged."""
+    smooth: dict[str, float] = field(default_factory=lambda: {"temperature": 0.5})
+    """Options with which finite differences are exact enough."""
+    cosines: bool = True
+    per_worker: bool = True
+    """The terms of a batch are the sums of those of its parts."""
+
+    def __call__(self, *sides: Frames, **options: Any) -> tuple[Tensor, Tensor]:
+        return self.terms(*sides, **options)
+
+
+def pairs(a: Frames, b: Frames) -> FramePairs:
+    return FramePairs(a.z, b.z, a.s, b.s, a.mask, b.mask)
+
+
+def pair(function: Callable[..., Any], **fixed: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+    return lambda a, b, **options: function(pairs(a, b), **(fixed | options))
+
+
+def weak(a: Frames, b: Frames, **options: Any) -> tuple[Tensor, Tensor]:
+    settings = {"temperature": 0.1, "variance": 10.0, "max_match_cost": None} | options
+    other = torch.zeros(len(a.z), dtype=torch.bool)
+    return weak_contrastive_terms(pairs(a, b), other, **settings)
+
+
+def tcn(a: Frames, **options: Any) -> tuple[Tensor, Tensor]:
+    return time_contrastive_terms(a.z, a.s, a.mask, **({"window": 9.0, "temperature": 0.1} | options))
+
+
+def order(a: Frames, **options: Any) -> tuple[Tensor, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        head = OrderHead(4).to(torch.promote_types(a.z.dtype, torch.float32))
+    return shuffle_and_learn_terms(a.z, a.mask, a.seeds, head)
+
+
+def supervised(a: Frames, **options: Any) -> tuple[Tensor, Tensor]:
+    return frame_classification_terms(a.z, a.labels, a.mask)
+
+
+CASES = {
+    "scl": Case(pair(sequence_contrastive_terms)),
+    "scl batch": Case(pair(sequence_contrastive_terms, negatives="batch"), per_worker=False),
+    "scl global": Case(pair(sequence_contrastive_terms, negatives="global"), per_worker=False),
+    "contrastive": Case(pair(contrastive_terms, temperature=0.1)),
+    "tcc regression": Case(pair(cycle_consistency_terms, loss="regression"), cosines=False),
+    "tcc classification": Case(pair(cycle_consistency_terms, loss="classification"), cosines=False),
+    "lav": Case(pair(lav_terms), exchanged=(0, 2, 1), smooth={"smoothing": 0.3}),
+    "gta": Case(pair(gta_terms), exchanged=(1, 0, 2), smooth={"temperature": 0.5, "smoothing": 0.3}),
+    "weak": Case(weak),
+    "tcn": Case(tcn, sides=1),
+    "shuffle and learn": Case(order, sides=1, cosines=False),
+    "supervised": Case(supervised, sides=1, cosines=False),
+}
+every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+PAIRED = {name: case for name, case in CASES.items() if case.sides == 2}
+
+
+def batch(case: Case, dtype: torch.dtype = torch.float64) -> list[Frames]:
+    """Three sequences a side, of which two are padded."""
+    rng = torch.Generator().manual_seed(0)
+    sides = []
+    for time, lengths in ((7, (7, 5, 7)), (6, (6, 3, 1)))[: case.sides]:
+        sides.append(
+            Frames(
+                z=torch.randn(3, time, 4, generator=rng, dtype=torch.float64).to(dtype),
+                s=torch.rand(3, time, generator=rng, dtype=torch.float64).mul(60).sort(1).values,
+                mask=torch.arange(time) < torch.tensor(lengths)[:, None],
+                labels=torch.randint(0, 4, (3, time), generator=rng),
+                seeds=torch.randint(-(2**40), 2**40, (3,), generator=rng),
+            )
+        )
+    return sides
+
+
+def gradients(case: Case, sides: list[Frames]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    leaves = [side.z.detach().clone().requires_grad_() for side in sides]
+    sums, counts = case(*(replace(side, z=leaf) for side, leaf in zip(sides, leaves, strict=True)))
+    with torch.autograd.set_detect_anomaly(True):  # No NaN on the way back either.
+        sums.sum().backward()
+    return sums, counts, [leaf.grad for leaf in leaves]
+
+
+def filled(side: Frames, garbage: float) -> Frames:
+    """The frames with padding that holds garbage."""
+    z = side.z.masked_fill(~side.mask[:, :, None], garbage)
+    return replace(
+        side, z=z, s=side.s.masked_fill(~side.mask, garbage), labels=side.labels.where(side.mask, 99)
+    )
+
+
+@every
+def test_gradient(case: Case) -> None:
+    sides = batch(case)
+
+    def sums(*z: Tensor) -> Tensor:
+        return case(*(replace(side, z=each) for side, each in zip(sides, z, strict=True)), **case.smooth)[0]
+
+    assert torch.autograd.gradcheck(sums, [side.z.requires_grad_() for side in sides])
+
+
+@pytest.mark.parametrize("case", PAIRED.values(), ids=PAIRED)
+def test_exchanging_the_sides_exchanges_the_terms(case: Case) -> None:
+    first, second = batch(case)
+    sums, counts = case(first, second)
+    got, got_counts = case(second, first)
+    torch.testing.assert_close(got, sums[list(case.exchanged)])
+    assert torch.equal(got_counts, counts[list(case.exchanged)])
+
+
+@every
+def test_order_of_the_sequences_changes_nothing(case: Case) -> None:
+    sides = batch(case)
+    torch.testing.assert_close(case(*(side.take([2, 0, 1]) for side in sides)), case(*sides))
+
+
+@every
+@pytest.mark.parametrize("parts", [([0], [1, 2]), ([0], [1], [2]), ([0, 1, 2], [])], ids=str)
+def test_terms_are_sums_over_the_workers(case: Case, parts: tuple[list[int], ...]) -> None:
+    if not case.per_worker:
+        pytest.skip("its candidates are the other videos of the worker")
+    sides = batch(case)
+    sums, counts = case(*sides)
+    found = [case(*(side.take(rows) for side in sides)) for rows in parts]
+    torch.testing.assert_close(torch.stack([part for part, _ in found]).sum(0), sums)
+    assert torch.equal(torch.stack([part for _, part in found]).sum(0), counts)
+
+
+@every
+def test_only_directions_and_differences_of_times_matter(case: Case) -> None:
+    sides = batch(case)
+    moved = [replace(side, s=side.s + 5000, z=3 * side.z if case.cosines else side.z) for side in sides]
+    torch.testing.assert_close(case(*moved), case(*sides))
+
+
+@every
+@pytest.mark.parametrize("garbage", [1e30, math.inf, math.nan])
+def test_padding_has_no_influence(case: Case, garbage: float) -> None:
+    sides = batch(case)
+    expected, counts, clean = gradients(case, sides)
+    sums, got_counts, got = gradients(case, [filled(side, garbage) for side in sides])
+    torch.testing.assert_close(sums, expected, rtol=1e-12, atol=0)
+    assert torch.equal(got_counts, counts)
+    for side, gradient, other in zip(sides, got, clean, strict=True):
+        torch.testing.assert_close(gradient, other)
+        assert not gradient[~side.mask].any()
+    longer = []
+    for side in sides:
+        more = {
+            name: functional.pad(getattr(side, name).double(), (0, 3)) for name in ("s", "labels", "mask")
+        }
+        mask, labels = more["mask"].bool(), more["labels"].long()
+        longer.append(Frames(functional.pad(side.z, (0, 0, 0, 3)), more["s"], mask, labels, side.seeds))
+    torch.testing.assert_close(case(*longer), (expected.detach(), counts))
+
+
+@every
+@pytest.mark.parametrize("garbage", [0.0, math.nan])
+@pytest.mark.parametrize("empty", [(0,), (1,), (0, 1)], ids=["first", "second", "both"])
+def test_a_sequence_without_frames_contributes_nothing(
+    case: Case, empty: tuple[int, ...], garbage: float
+) -> None:
+    sides = batch(case)
+    if max(empty) >= len(sides) or (case is CASES["lav"] and len(empty) == 1):
+        pytest.skip("one side alone; or the other side keeps its regulariser")
+    rest, counts = case(*(side.take([1, 2]) for side in sides))
+    for number in empty:
+        mask = sides[number].mask.clone()
+        mask[0] = False
+        sides[number] = filled(replace(sides[number], mask=mask), garbage)
+    sums, got_counts, found = gradients(case, sides)
+    if case.per_worker or len(empty) == 2:
+        torch.testing.assert_close(sums, rest)
+    assert torch.equal(got_counts, counts)
+    for gradient in found:
+        assert gradient.isfinite().all()
+        assert case.per_worker is False or not gradient[0].any()
+
+
+@every
+def test_a_batch_without_frames_is_zero_with_zero_gradient(case: Case) -> None:
+    sides = [filled(replace(side, mask=torch.zeros_like(side.mask)), math.nan) for side in batch(case)]
+    sums, counts, found = gradients(case, sides)
+    assert not sums.any() and not counts.any()
+    assert all(gradient is not None and not gradient.any() for gradient in found)
+
+
+@every
+def test_zero_embeddings_have_finite_gradients(case: Case) -> None:
+    first, *others = batch(case)
+    sums, _, found = gradients(case, [replace(first, z=torch.zeros_like(first.z)), *others])
+    assert sums.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in found)
+
+
+@every
+def test_bf16_is_computed_in_float32(case: Case) -> None:
+    sides = batch(case, torch.bfloat16)
+    exact, counts = case(*(replace(side, z=side.z.double()) for side in sides))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sums, got_counts, found = gradients(case, sides)
+    assert (sums.dtype, got_counts.dtype) == (torch.float32, torch.int64)
+    assert torch.equal(got_counts, counts) and counts.any()
+    torch.testing.assert_close(sums.double(), exact, rtol=1e-4, atol=0)
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in found)
