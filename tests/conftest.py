@@ -20,6 +20,8 @@ from typing import Any
 
 # Before whoever reads it is imported: several processes share the cores, and threads that wait for each other spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Background jobs of a shell ignore SIGINT, and the commands that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import av
 import numpy as np
@@ -31,7 +33,7 @@ _WITHOUT_RAY = 2
 
 
 class _OneOfTwoForRay(LoadScopeScheduling):
-    """One test process has all files that use Ray, one cluster at a time; the other has the rest."""
+    """One test process has all files that use Ray, one cluster at a time; the others have the rest."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]

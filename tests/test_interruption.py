@@ -88,7 +88,10 @@ def test_an_interrupted_import_is_one_line(command: str, number: signal.Signals,
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "importing\n"
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     line = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}[number]
     assert (process.returncode, errors) == (128 + number, f"carl_ray: {line}\n")
 

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 _SCRIPT = """
 import sys
 from carl_ray.data.scan import index_folder
@@ -93,6 +95,7 @@ def outer_addresses() -> list[tuple[socket.AddressFamily, str]]:
     return sorted(set(found))
 
 
+@pytest.mark.slow
 def test_nobody_outside_reaches_a_cluster_of_our_own(tmp_path: Path, make_video: Callable[..., Path]) -> None:
     addresses = outer_addresses()
     assert addresses, "this test needs an address that is not of the loopback interface"

@@ -197,6 +197,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes]
     raise AssertionError(log.read_text())
 
 
+@pytest.mark.slow
 def test_a_failing_trial_does_not_stop_the_others(
     manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

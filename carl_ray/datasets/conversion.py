@@ -19,7 +19,7 @@ from carl_ray import storage
 from carl_ray.data.manifest import SCHEMA, attach_labels, write_table
 from carl_ray.datasets.motion_jpeg import mux_motion_jpeg
 from carl_ray.errors import RunError, UserError
-from carl_ray.options import OptionParser, print_next
+from carl_ray.options import OptionParser, print_next, program
 
 FRAMES_PER_SECOND = 25
 """Nominal frame rate where a data set states none, as in the files shared by CARL's authors.
@@ -184,7 +184,7 @@ def converter_parser(
         out: Help text of --out.
     """
     parser = OptionParser(
-        prog=f"python -m carl_ray.datasets.{module}",
+        prog=program(f"datasets.{module}"),
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -57,13 +57,17 @@ def fitted(config: Config, run_dir: str, *, resume: bool) -> Iterator[FittedRun]
     storage.set_patience(config.cluster.storage_seconds)
     # In the order of their cost: mistakes are reported before torch is imported and Ray starts.
     from carl_ray.datasets.embedded import embedded_manifest, index_embedded
-    from carl_ray.training.run_checks import check_folder, check_run
+    from carl_ray.training.run_checks import check_folder, check_run, check_same_run, starting_weights
 
     # A resumed demo names the manifest that it was begun with.
     is_embedded = config.preset == "demo" and config.data.manifest in (None, embedded_manifest())
     if is_embedded:
-        checked = None
-        check_folder(config, run_dir, resume=resume)
+        # The videos are indexed on Ray.
+        checked, saved = None, check_folder(config, run_dir, resume=resume)
+        if saved is None:
+            starting_weights(config)
+        else:
+            check_same_run(saved, config, run_dir)
     else:
         checked = check_run(config, run_dir, resume=resume)
     from carl_ray.session import connect

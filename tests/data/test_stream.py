@@ -322,6 +322,7 @@ def stream_on_changed_ray(
     return rows, warnings, len(waits), during == {before}
 
 
+@pytest.mark.slow
 def test_a_ray_that_is_not_as_expected_streams_without_our_scheduling(
     videos: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +362,7 @@ def test_a_ray_that_does_not_number_attempts_is_a_warning(
     assert capsys.readouterr().err.count("warning: Ray") == 1
 
 
+@pytest.mark.slow
 def test_a_task_whose_process_always_dies_is_not_tried_forever(videos: pa.Table) -> None:
     def die(planned: pa.Table, manifest: ray.ObjectRef, config: Config) -> pa.Table:
         os.kill(os.getpid(), signal.SIGKILL)

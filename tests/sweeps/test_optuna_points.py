@@ -91,6 +91,7 @@ def _worth(config: dict[str, Any]) -> None:
     tune.report({"epoch": 17, METRIC: 1 / point["views.max_crop_ratio"], "trial": ""})
 
 
+@pytest.mark.slow
 def test_tune_takes_its_points_and_tells_it_what_came_of_them(ray_session: None, tmp_path: Path) -> None:
     of = sweep(SMALL)
     searcher = OptunaPoints(of, [default_point(SMALL, of.base)], [], seed=0)

@@ -161,6 +161,7 @@ def test_the_first_step_sees_them(tiny_run: Path, pretrained: Config) -> None:
     assert first_loss(pretrained, begin=False) != first_loss(pretrained, begin=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_run_begins_with_them(
     tiny_run: Path, tmp_path: Path, make_video: Callable[..., Path], capsys: pytest.CaptureFixture[str]

@@ -132,6 +132,7 @@ def labelled(config: Config, folder: Path, objective: ObjectiveConfig) -> Config
     )
 
 
+@pytest.mark.slow
 def test_pairs_of_videos_train_on_two_workers(config: Config, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     # Six videos of four actions: two pairs, and two that are alone.
@@ -312,6 +313,7 @@ def test_a_dead_controller_and_a_dead_monitor_leave_a_reason(
         train(config, str(tmp_path / "monitor"))
 
 
+@pytest.mark.slow
 def test_an_outage_at_a_checkpoint_starts_the_workers_anew(
     undisturbed: Path,
     config: Config,

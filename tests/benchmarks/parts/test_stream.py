@@ -100,6 +100,7 @@ def test_without_samples_nothing_is_said_of_spilling(monkeypatch: pytest.MonkeyP
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_both_ways_are_compared(videos: list[Video]) -> None:
     said: list[str] = []
