@@ -20,8 +20,6 @@ from typing import Any
 
 # Before whoever reads it is imported: several processes share the cores, and threads that wait for each other spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Background jobs of a shell ignore SIGINT, and the commands that tests start would inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import av
 import numpy as np
@@ -43,6 +41,11 @@ class _OneOfTwoForRay(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """What deals the tests out to processes (`-n`)."""
     return _OneOfTwoForRay(config, log)
+
+
+def pytest_configure() -> None:
+    """Background jobs of a shell ignore SIGINT, which the commands that tests start would inherit."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
