@@ -17,7 +17,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-_SECONDS_BETWEEN_LINES = 10.0
+from carl_ray.progress import StatusLine, duration
+
 _TIMEOUT_SECONDS = 5.0
 """Of a call of the monitor, and of a connection to Ray's servers."""
 _PROBE_SECONDS = 2.0
@@ -237,25 +238,19 @@ class _ServerProbe:
 
 
 class _Display:
-    """Progress on standard output: one updated line on a terminal, else some lines."""
+    """Progress on standard output, with warnings above it."""
 
     def __init__(self) -> None:
         self._shown: Status | None = None
-        self._printed_at = -math.inf
-        self._on_terminal = sys.stdout.isatty()
+        self._line = StatusLine(sys.stdout)
 
     def show(self, status: Status | None, warnings: list[str]) -> None:
         """Print warnings, and the status if it has changed."""
         for warning in warnings:
             self.say(f"warning: {warning}", file=sys.stderr)
-        if status is None or status == self._shown or status.failure is not None:
-            return
-        if self._on_terminal:
-            print(f"\r\x1b[K{progress_line(status)}", end="", flush=True)
-        elif time.monotonic() - self._printed_at >= _SECONDS_BETWEEN_LINES or self._shown is None:
-            print(progress_line(status), flush=True)
-            self._printed_at = time.monotonic()
-        self._shown = status
+        if status is not None and status != self._shown and status.failure is None and self._line.is_due:
+            self._line.show(progress_line(status))
+            self._shown = status
 
     def say(self, message: str, file: Any = None) -> None:
         """Print a line below the progress."""
@@ -264,9 +259,7 @@ class _Display:
 
     def close(self) -> None:
         """End the progress line on a terminal."""
-        if self._shown is not None and self._on_terminal:
-            print(flush=True)
-            self._shown = None
+        self._line.close()
 
 
 def progress_line(status: Status) -> str:
@@ -279,7 +272,6 @@ def progress_line(status: Status) -> str:
     if status.validation_loss is not None:
         parts.append(f"validation {status.validation_loss:.4f}")
     if status.steps_per_second > 0:
-        left = int((status.num_steps - status.step) / status.steps_per_second)
         parts.append(f"{status.steps_per_second:.2f} steps/s")
-        parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
+        parts.append(f"{duration((status.num_steps - status.step) / status.steps_per_second)} left")
     return "  ".join(parts)
