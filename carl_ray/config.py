@@ -36,7 +36,7 @@ class DataConfig:
     max_validation_videos: int = Field(default=64, ge=0)
     """At most this many validation videos, the first of the split; 0 computes no validation loss."""
     decoder: Literal["pyav", "decord"] = "pyav"
-    """Library that decodes; see the README for how they were compared."""
+    """Library that decodes; docs/benchmarks.md compares them."""
     short_side: int = Field(default=256, ge=8)
     """Frames are resized while decoding so that their shorter side has this many pixels."""
     retries: int = Field(default=2, ge=0)

@@ -104,8 +104,11 @@ def _run(options: argparse.Namespace) -> None:
     if result.bad_videos:
         print(f"not readable:    {len(result.bad_videos)}, listed in bad_videos.jsonl beside the embeddings")
     print(f"embeddings:      {storage.public_uri(out)}")
-    results = storage.join(storage.parent(storage.absolute(out)), "evaluation")
-    print_next("evaluate", "--train", out, "--test", out, "--out", results)
+    if result.has_test_videos:
+        results = storage.join(storage.parent(storage.absolute(out)), "evaluation")
+        print_next("evaluate", "--train", out, "--test", out, "--out", results)
+    else:
+        print_next("search", "--embeddings", out, "--out", "sheet.png")
 
 
 if __name__ == "__main__":

@@ -54,8 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(_summary(manifest, rejects, out))
         if manifest.num_rows == 0:
             raise RunError(f"none of {rejects.num_rows} videos can be decoded; reasons in {rejects_uri(out)}")
-        preset = "demo" if options.folder is None else "penn_action"
-        print_next("train", preset, "--data.manifest", out)
+        print_next("train", "demo", "--data.manifest", out)
 
 
 def _summary(manifest: pa.Table, rejects: pa.Table, out: str) -> str:

@@ -76,7 +76,7 @@ def number(
     expected = f"expected a {'whole ' if kind is int else ''}number{''.join(words)}"
 
     def parse(text: str) -> _Number:
-        with suppress(ValueError):
+        with suppress(ValueError, OverflowError):
             value = kind(text)
             is_high = (at_least is None or value >= at_least) and (above is None or value > above)
             if is_high and math.isfinite(value) and (at_most is None or value <= at_most):

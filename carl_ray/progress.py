@@ -80,7 +80,7 @@ class ProgressLine:
         parts = [f"{self._verb} {done:,}{f'/{total:,}' if total else ''} {self._unit}"]
         parts += [note] if note else []
         parts.append(f"{rate:.1f}/s")
-        if total and not last:
+        if total and done and not last:
             parts.append(f"{duration((total - done) / rate)} left")
         self._line.show(", ".join(parts), last=last)
 

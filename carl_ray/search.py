@@ -16,7 +16,7 @@ from typing import cast
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.embeddings import CropMode, EmbeddedVideo, Embeddings
+from carl_ray.evaluation.embeddings import CropMode, EmbeddedVideo, Embeddings, NotEmbeddedError
 from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, printable
 from carl_ray.options import OptionParser, print_next
 from carl_ray.report.tables import text_table
@@ -97,7 +97,7 @@ def _query_video(query: str | None, embeddings: Embeddings, checkpoint_uri: str)
         return first
     try:
         return embeddings.video(query)
-    except UserError:
+    except NotEmbeddedError:
         if not storage.exists(query):
             raise
     return _embed(query, embeddings, checkpoint_uri)

@@ -25,7 +25,7 @@ def main(videos: str, out: str, epochs: int = 70) -> None:
         data=replace(config.data, manifest=manifest),
         training=replace(config.training, epochs=epochs),
     )
-    carl_ray.fit(config, run)
+    carl_ray.fit(config, run, resume=True)  # Called again, it continues.
     carl_ray.embed_corpus(run, manifest, embeddings_uri)
 
     embeddings = carl_ray.Embeddings.open(embeddings_uri)

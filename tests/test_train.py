@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
 
+import carl_ray
 from carl_ray import embed, evaluate, storage, train
 from carl_ray.config import Config, ModelConfig
 from carl_ray.data.manifest import SCHEMA, read_manifest, videos_digest, write_table
@@ -272,6 +274,9 @@ def test_the_demo_ends_with_metrics_and_a_report(
     shutil.rmtree(run / "evaluation")
     train.main(["--resume", "--run-dir", str(run)])
     assert json.loads((run / "evaluation" / "metrics.json").read_text()) == document
+    demo = carl_ray.preset("demo")
+    again = replace(demo, training=replace(demo.training, epochs=1))
+    assert carl_ray.fit(again, str(run), resume=True) == str(run)
 
     # The command without arguments goes on with that run.
     embed.main([])

@@ -1,6 +1,6 @@
 """How much faster Kendall's tau and AP@K are than plain loops, at PennAction's size, and whether they are equal.
 
-The loops are what a reader of SPEC section 5 writes first: `scipy.spatial.distance.cdist` and
+The loops are what a reader of the definitions writes first: `scipy.spatial.distance.cdist` and
 `scipy.stats.kendalltau` for each ordered pair of videos; `cdist` and `numpy.argpartition` for each query video
 against all others.
 """

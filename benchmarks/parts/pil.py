@@ -1,6 +1,6 @@
 """The augmentation as users write it with Pillow, frame by frame: what `carl_ray.data.augment` is measured against.
 
-The operations are SPEC's list (paper, section 3.2), with the parameters that `draw_parameters` drew: crop, resize,
+The operations are those of the paper, section 3.2, with the parameters that `draw_parameters` drew: crop, resize,
 flip, brightness, contrast, saturation and hue in the drawn order, greyscale, Gaussian blur; then float32 with
 ImageNet's mean and deviation taken out. Pillow's own blur is three box filters, and fast; with torchvision's
 transforms, which most training code applies to Pillow's images, it is a convolution, and takes seven times as long.

@@ -132,8 +132,8 @@ def limit_retries(task: str) -> None:
         )
     elif (attempt := attempt_number()) > _MAX_TASK_RETRIES:
         raise RunError(
-            f"the process that decodes died {attempt} times at {task}: too little memory on its node, or nodes that "
-            "go too often"
+            f"the process that decodes {task} died {attempt} times: too little memory on its node, or nodes that go "
+            "too often"
         )
 
 

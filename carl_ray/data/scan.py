@@ -374,7 +374,10 @@ def _probe_all(
     from carl_ray.data.coordinator import limit_retries
 
     def probe(row: dict[str, Any]) -> dict[str, Any]:
-        limit_retries(row["uri"])
+        try:
+            limit_retries("it, or another file of the same task,")
+        except RunError as error:  # Rejected for now: the next scan has smaller tasks for what is left.
+            return {"number": row["number"], "outcome": json.dumps({"reason": f"{_UNREAD}: {error}"})}
         return _probe_file(row, filesystem=filesystem, verify=verify)
 
     table = pa.Table.from_pylist([{**file, "number": number} for number, file in enumerate(files)])

@@ -1,4 +1,4 @@
-"""Metrics of SPEC section 5 on lists of arrays, one array for each video.
+"""Metrics of the paper (section 4) on lists of arrays, one array for each video.
 
 Imported lazily, because torch, SciPy and scikit-learn would delay every command's --help.
 """

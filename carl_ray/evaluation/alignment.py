@@ -1,4 +1,4 @@
-"""Alignment by dynamic time warping, and its error (SPEC section 5).
+"""Alignment by dynamic time warping, and its error (paper, section 4).
 
 Unlike Kendall's tau, the alignment error is not won by positions alone on videos with idle time before and after the
 action.

@@ -144,7 +144,7 @@ def bootstrap(
     videos to vary (`can_vary`): an interval of zero width would claim certainty.
 
     Args:
-        results: One, or one for each action (SPEC section 5: PennAction is evaluated by action).
+        results: One, or one for each action (PennAction is evaluated by action).
         num_draws: Bootstrap samples.
         level: Share of the draws inside the interval.
         seed: The same seed and numbers of videos give the same draws, whatever the metric.

@@ -1,4 +1,4 @@
-"""Control embeddings without learning (SPEC section 5).
+"""Control embeddings without learning (paper, section 4).
 
 The third control, the untrained encoder, is in `carl_ray.evaluation.inference`.
 """

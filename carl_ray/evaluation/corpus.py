@@ -31,6 +31,7 @@ from carl_ray.evaluation.embeddings import (
     write_part,
 )
 from carl_ray.lease import Lease, hold, refuse_if_held
+from carl_ray.model.pretrained import find_weights
 from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import Checkpoint, checkpoint_at
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
@@ -66,6 +67,8 @@ class EmbeddingResult:
 
     num_present: int
     """Videos whose embeddings existed already."""
+    has_test_videos: bool
+    """Whether there are videos of the split `test`, which `evaluate` measures on."""
     num_embedded: int = 0
     num_frames: int = 0
     """Frames of the videos embedded now."""
@@ -105,15 +108,18 @@ def embed_corpus(
         from carl_ray.datasets.embedded import index_embedded
         from carl_ray.session import connect
 
+        _check_control(checkpoint, settings)
         refuse_if_held(out)
         with connect():
             return embed_corpus(checkpoint, index_embedded()[0], out, settings, splits=splits)
     origin = _origin(checkpoint, settings)
     videos = _read_videos(manifest, splits)
+    has_test = "test" in pc.unique(videos.column("split")).to_pylist()
     missing = _missing(videos, out, origin)
     if missing.num_rows == 0:
         # Without the lease: another process may hold it, and this one may lack the right to write.
-        return EmbeddingResult(videos.num_rows)
+        return EmbeddingResult(videos.num_rows, has_test)
+    _check_control(checkpoint, settings)
     refuse_if_held(out)
     from carl_ray.evaluation import extraction
     from carl_ray.session import connect
@@ -122,7 +128,7 @@ def embed_corpus(
     with connect(), hold(out) as (lease, _):
         # Another writer may have finished since.
         missing = _missing(videos, out, origin)
-        result = EmbeddingResult(videos.num_rows - missing.num_rows)
+        result = EmbeddingResult(videos.num_rows - missing.num_rows, has_test)
         if missing.num_rows == 0:
             return result
         extraction.check_resources(settings)
@@ -190,6 +196,12 @@ def _read_videos(manifest: str, splits: Sequence[str] | None) -> pa.Table:
         where = f" of the split {' or '.join(splits)}" if splits else ""
         raise UserError(f"{storage.public_uri(manifest)}: it has no videos{where}")
     return table
+
+
+def _check_control(checkpoint: Checkpoint, settings: EmbeddingSettings) -> None:
+    """Check that the untrained encoder's pretrained weights exist, before torch and Ray are imported."""
+    if settings.untrained:
+        find_weights(checkpoint.config.model, "--no-untrained, without the control")
 
 
 def _missing(videos: pa.Table, out: str, origin: Origin) -> pa.Table:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["float16", "float32"]
 CropMode = Literal["resized", "central"]
-"""`resized`: shorter side resized to the encoder's size, then the central square (SPEC 7). `central`: the central
+"""`resized`: shorter side resized to the encoder's size, then the central square. `central`: the central
 square at full resolution, as in the released code's FineGym tests."""
 
 _ORIGIN = b"carl_ray.origin"
@@ -208,6 +208,10 @@ def read_origin(uri: str) -> Origin:
     return origins[0]
 
 
+class NotEmbeddedError(UserError):
+    """A video that is not among the embedded ones."""
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """The embedded videos of a folder or of one of its parts.
@@ -245,14 +249,14 @@ class Embeddings:
         """The video of an id.
 
         Raises:
-            UserError: no embedded video has this id.
+            NotEmbeddedError: no embedded video has this id.
         """
         known = []
         for video in self:
             if video.video_id == video_id:
                 return video
             known.append(video.video_id)
-        raise UserError(
+        raise NotEmbeddedError(
             f"{storage.public_uri(video_id)}: neither the id of one of the {len(known)} videos in "
             f"{storage.public_uri(self.uri)} nor a file{nearest(video_id, known, files=True)}"
         )

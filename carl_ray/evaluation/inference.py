@@ -78,14 +78,17 @@ class VideoEncoder:
                 encoder's input, the result differs a little from that of the file, which is scaled while it is decoded.
 
         Raises:
-            UserError: it is not there, or is no video that can be decoded.
+            UserError: it is not there, or is no video that can be decoded; or the encoder's output is not finite.
             RunError: its storage fails, or its decoder was killed from outside.
         """
         if isinstance(video, np.ndarray):
             (embedded,) = self._embedder.embed_frames(video)
         else:
             (embedded,) = self._embedder.embed_file(str(video) if isinstance(video, Path) else video)
-        return unit_frames([embedded])[0].astype(np.float32)
+        try:
+            return unit_frames([embedded])[0].astype(np.float32)
+        except ValueError as error:
+            raise UserError(f"the encoder of {storage.public_uri(self.checkpoint.uri)}: {error}") from None
 
 
 def load_encoder(

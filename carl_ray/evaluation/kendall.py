@@ -1,4 +1,4 @@
-"""Kendall's tau (SPEC section 5): temporal order of nearest neighbours.
+"""Kendall's tau (paper, section 4): temporal order of nearest neighbours.
 
 It says little alone: positions without any content come near 1 on trimmed videos of a single cycle.
 """

@@ -118,7 +118,7 @@ def export_features(
 ) -> ExportResult:
     """Write resampled, normalised embeddings of each video; keep existing files.
 
-    The frames are normalised, as for all evaluation (SPEC section 2), and then resampled.
+    The frames are normalised, as for all evaluation, and then resampled.
 
     Args:
         embeddings_uri: Folder or part of embeddings.

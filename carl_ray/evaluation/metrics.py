@@ -47,6 +47,6 @@ def protocol_of(preset: str) -> Protocol:
 
 
 def stride_of(preset: str) -> int:
-    """Stride of tau, AP@K and alignment error by preset (SPEC section 5)."""
+    """Stride of tau, AP@K and alignment error by preset (paper, section 4)."""
     penn_action = {"penn_action": 2, "kinetics400": 2, "kinetics400_to_penn_action": 2}
     return {**penn_action, "pouring": 5}.get(preset, 1)

@@ -1,4 +1,4 @@
-"""Linear models on frozen embeddings (SPEC section 5).
+"""Linear models on frozen embeddings (paper, section 4).
 
 Phase classification, phase progression, and FineGym's linear probe.
 

@@ -6,7 +6,7 @@
     chance      an independent random vector for every frame
 
 The videos of each action (`label` of the manifest) are evaluated separately, and the metrics averaged over actions
-(SPEC section 5). Intervals are percentile bootstraps over the test videos of each action.
+(paper, section 4). Intervals are percentile bootstraps over the test videos of each action.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fine-grained retrieval, AP@K (SPEC section 5)."""
+"""Fine-grained retrieval, AP@K (paper, section 4)."""
 
 from __future__ import annotations
 

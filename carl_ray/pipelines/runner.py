@@ -83,9 +83,12 @@ class PipelineJobs:
             Id of the job.
 
         Raises:
-            UserError: the pipeline is running with other commands.
+            UserError: the pipeline, or one of its stages, is running with other commands.
         """
-        job = self.latest().get(PIPELINE_JOB)
+        latest = self.latest()
+        job = latest.pop(PIPELINE_JOB, None)
+        for stage, running in latest.items():
+            self._refuse_other_command(stage, running)
         if job is None or job.status.is_terminal():
             job_id = self._next_id(PIPELINE_JOB, job)
             command = [python, "-m", "carl_ray.jobs", "run", "--job-id", job_id]
@@ -123,11 +126,7 @@ class PipelineJobs:
         command = [sys.executable, "-m", *self._plan.commands[stage]]
         job = self.latest().get(stage)
         if job is not None and not job.status.is_terminal():
-            if job.entrypoint != shlex.join(command):
-                raise UserError(
-                    f"job {job.submission_id} runs stage {stage} with another command: {job.entrypoint}; stop it "
-                    "first, or name another --folder"
-                )
+            self._refuse_other_command(stage, job)
             print(f"{place}: waiting for job {job.submission_id}, which is running", flush=True)
             job = self.print_output(job.submission_id or "")
             if job.status == JobStatus.SUCCEEDED:
@@ -149,6 +148,16 @@ class PipelineJobs:
             f"stage {stage} failed {_MAX_ATTEMPTS} times, at last as job {job_id}: {reason}; submitting the pipeline "
             "again continues it"
         )
+
+    def _refuse_other_command(self, stage: str, job: JobDetails) -> None:
+        """Raise `UserError` where the job of a stage is running with another command, by whatever interpreter."""
+        if not job.status.is_terminal() and not job.entrypoint.endswith(
+            f" -m {shlex.join(self._plan.commands[stage])}"
+        ):
+            raise UserError(
+                f"job {job.submission_id} runs stage {stage} with another command: {job.entrypoint}; stop it first, or "
+                "name another --folder"
+            )
 
     def stop(self) -> list[str]:
         """Stop the jobs of the pipeline and wait for their end: training writes a checkpoint before it ends.

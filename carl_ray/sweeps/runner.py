@@ -98,18 +98,19 @@ def run_sweep(
     num_rungs = num_rungs or (1 if search == "grid" else 2)
     base = _checked_config(trial_config(full, trial_epochs), folder)
     embedded = full.data.manifest is None
-    # Lazy imports: the errors above are reported before torch and Ray are imported.
+    # Lazy imports, the light ones first: mistakes are reported before torch and Ray are imported.
+    from carl_ray.sweeps.definition import define_sweep, save_definition
+
+    define = partial(define_sweep, space, base, seeds=seeds, num_rungs=num_rungs, metric=metric)
+    sweep = None if embedded else define()
     import ray
 
     from carl_ray.datasets.embedded import index_embedded
     from carl_ray.session import connect
     from carl_ray.sweeps.cluster_share import concurrent_trials, local_cpus, local_trials, share_cluster
-    from carl_ray.sweeps.definition import define_sweep, save_definition
     from carl_ray.sweeps.tune_driver import chosen_points, run_trials
     from carl_ray.training.cluster_checks import check_shared
 
-    define = partial(define_sweep, space, base, seeds=seeds, num_rungs=num_rungs, metric=metric)
-    sweep = None if embedded else define()
     joined = os.environ.get("RAY_ADDRESS", "local") != "local"
     wanted = max_concurrent or (None if joined else local_trials(base.cluster))
     refuse_if_held(folder)

@@ -63,6 +63,7 @@ def fitted(config: Config, run_dir: str, *, resume: bool) -> Iterator[FittedRun]
     is_embedded = config.preset == "demo" and config.data.manifest in (None, embedded_manifest())
     if is_embedded:
         # The videos are indexed on Ray.
+        config = replace(config, data=replace(config.data, manifest=embedded_manifest()))
         checked, saved = None, check_folder(config, run_dir, resume=resume)
         if saved is None:
             starting_weights(config)

@@ -60,7 +60,7 @@ def test_frames_of_the_papers_own_preset() -> None:
 
 
 def test_the_papers_numbers() -> None:
-    """SPEC section 6, once more by hand."""
+    """The tables, once more by hand."""
     paper = {
         (n, row.name): list(row.paper.values())
         for n, table in TABLES.items()

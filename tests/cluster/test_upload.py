@@ -12,7 +12,7 @@ from ray._private.runtime_env.packaging import create_package
 from carl_ray.data.scan import VIDEO_SUFFIXES
 
 ROOT = Path(__file__).parents[2]
-SENT = ("carl_ray", "tuning", "cluster", "pyproject.toml", "README.md")
+SENT = ("carl_ray", "tuning", "cluster", "pyproject.toml", "README.md", "LICENSE")
 LEFT = [
     ".git/objects/pack",
     ".venv/lib/python3.12/site-packages/torch/__init__.py",

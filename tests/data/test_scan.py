@@ -12,7 +12,6 @@ import sys
 
 import pyarrow as pa
 import pytest
-import ray
 from pyarrow import fs
 
 from carl_ray.data import scan
@@ -332,7 +331,7 @@ def test_labels_are_joined(make_video, ray_session, tmp_path):
         build_manifest(str(tmp_path / "videos"), out, labels.slice(1))
 
 
-def test_a_worker_that_always_dies_ends_the_scan(make_video, ray_session, tmp_path):
+def test_files_whose_worker_always_dies_are_rejects(make_video, ray_session, tmp_path):
     make_video(tmp_path / "videos" / "a.mp4", 5)
 
     def die(*arguments, **options):
@@ -340,7 +339,9 @@ def test_a_worker_that_always_dies_ends_the_scan(make_video, ray_session, tmp_pa
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(scan, "_probe_file", die)
-        with pytest.raises(
-            ray.exceptions.RayError, match=r"the process that decodes died 4 times at \S+a\.mp4"
-        ):
-            index_folder(str(tmp_path / "videos"), str(tmp_path / "m.parquet"))
+        manifest, rejects = index_folder(str(tmp_path / "videos"), str(tmp_path / "m.parquet"))
+    assert manifest.num_rows == 0
+    (reason,) = rejects.column("reason").to_pylist()
+    assert "the process that decodes it, or another file of the same task, died 4 times" in reason
+    manifest, rejects = index_folder(str(tmp_path / "videos"), str(tmp_path / "m.parquet"))
+    assert (manifest.num_rows, rejects.num_rows) == (1, 0)

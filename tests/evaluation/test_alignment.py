@@ -6,7 +6,7 @@ from carl_ray.evaluation.alignment import align_pair, alignment_error
 
 
 def slow_path(a, b):
-    """The warping path of two videos, from SPEC section 5, a cell at a time."""
+    """The warping path of two videos, by its definition, a cell at a time."""
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
     best = {}
     for i in range(len(a)):

@@ -13,7 +13,7 @@ def normalized(video):
 
 
 def slow_taus(embeddings, stride=1):
-    """SPEC section 5, one ordered pair at a time."""
+    """The definition, one ordered pair at a time."""
     units = [normalized(video[::stride]) for video in embeddings]
     taus = np.full((len(units), len(units)), np.nan)
     for a, first in enumerate(units):

@@ -83,7 +83,7 @@ def slow_progression(train, test, phases):
 
 
 def slow_linear_layer(frames, classes, num_classes, seed):
-    """FineGym's protocol of SPEC section 5 in NumPy."""
+    """FineGym's protocol in NumPy."""
     weight = np.zeros((frames[0].shape[1] + 1, num_classes))
     velocity = np.zeros_like(weight)
     rng = np.random.default_rng(seed)

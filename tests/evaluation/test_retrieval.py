@@ -6,7 +6,7 @@ from carl_ray.evaluation.retrieval import average_precision_at_k, average_precis
 
 
 def slow_precisions(embeddings, labels, k, stride=1):
-    """SPEC section 5, one query frame at a time; by video, NaN where undefined."""
+    """The definition, one query frame at a time; by video, NaN where undefined."""
     kept = []
     for video, classes in zip(embeddings, labels, strict=True):
         video = video[classes >= 0][::stride].astype(np.float64)

@@ -260,8 +260,11 @@ def test_changed_commands_are_refused(plan: Plan, other: Plan) -> None:
     (name,) = ids(plan, "one-a1")
     cluster = always(JobStatus.SUCCEEDED, 0)
     cluster.infos[name] = Info(name, "python -m my.one 1")
-    with pytest.raises(UserError, match=r"runs stage one with another command: .* my.one 1; stop it first"):
-        run(cluster, other)
+    for act in (run, lambda cluster, plan: PipelineJobs(cluster, plan).submit("python", {})):
+        with pytest.raises(
+            UserError, match=r"runs stage one with another command: .* my.one 1; stop it first"
+        ):
+            act(cluster, other)
     plan.mark_done("one", 1.0)
     with pytest.raises(UserError, match=r"stage one was done as `my.one 1`, and is now `my.one 2`"):
         run(cluster, other)
