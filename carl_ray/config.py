@@ -28,7 +28,7 @@ class DataConfig:
     """Selection and decoding of the videos."""
 
     manifest: str | None = None
-    """URI of the Parquet manifest, as `python -m carl_ray.index` writes; none: the embedded videos."""
+    """URI of the Parquet manifest, as `python -m carl_ray.index` writes; none: the rendered videos of the demo."""
     train_split: str = "train"
     """Only rows of the manifest with this `split` are trained on; rows without a split count as "train"."""
     validation_split: str = "validation"

@@ -6,7 +6,7 @@
 
 The temporal encoder sees each video whole. Besides the trained encoder's embeddings, those of the same encoder before
 its training are written, the control of every evaluation. Called again, it embeds only missing videos. Without
-arguments it takes the newest demo run and the embedded videos.
+arguments it takes the newest demo run and the rendered videos of the demo.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python -m carl_ray.index s3://bucket/videos --out s3://bucket/manifest.parquet --verify
     python -m carl_ray.index
 
-Without arguments the embedded videos are rendered (once) and indexed with their labels. Indexing again reads
+Without arguments the rendered videos of the demo are made (once) and indexed with their labels. Indexing again reads
 only new and changed files, and continues an interrupted scan. Videos that cannot be decoded go to
 `MANIFEST.rejects.parquet`, with the reason.
 """

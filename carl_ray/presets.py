@@ -28,7 +28,7 @@ from carl_ray.errors import UserError
 
 
 def demo() -> Config:
-    """A small encoder on the embedded videos, from scratch: minutes on two CPU cores.
+    """A small encoder on the rendered videos of the demo, from scratch: minutes on two CPU cores.
 
     Everything is small (frames of 48 pixels, T = 32, six convolutions, all of them learnable), and the colour
     augmentation is half as strong as the paper's, without blur: it has less than a thousand steps. A crop is

@@ -9,7 +9,8 @@ r"""Sweep training parameters with Ray Tune and choose by metrics on validation 
 SPACE is one of loss (tau, sigma squared), temporal (alpha, beta, sampling), frames (T), paper (the rows of the paper's
 tables 9, 10 and 11) and all. Every trial trains as `python -m carl_ray.train` does, embeds the training and
 validation videos, and is measured; the loss is no score, since these parameters change its scale. The same command
-continues an interrupted sweep; no run is trained twice. Without arguments it sweeps `loss` on the embedded videos.
+continues an interrupted sweep; no run is trained twice. Without arguments it sweeps `loss` on the
+rendered videos of the demo.
 """
 
 from __future__ import annotations

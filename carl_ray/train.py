@@ -6,7 +6,7 @@
     python -m carl_ray.train … --run-dir s3://bucket/run --resume
     python -m carl_ray.train --config best.json
 
-Without arguments it trains the demo on the embedded videos, on this machine's CPUs, evaluates it and writes a
+Without arguments it renders the videos of the demo, trains on them on this machine's CPUs, evaluates and writes a
 report. The same command with --resume continues from the latest checkpoint of the run folder.
 """
 

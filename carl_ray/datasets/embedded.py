@@ -11,12 +11,12 @@ from carl_ray.progress import ProgressLine
 
 
 def embedded_manifest() -> str:
-    """Default path of the manifest of the embedded videos; the file need not exist yet."""
+    """Default path of the manifest of the rendered videos of the demo; the file need not exist yet."""
     return str(choreography.default_folder(choreography.ChoreographyConfig()) / "manifest.parquet")
 
 
 def index_embedded(out: str | None = None, *, verify: bool = False) -> tuple[str, pa.Table, pa.Table]:
-    """Index the embedded videos: URI of the manifest, the manifest, and its rejects. Ray must have been started.
+    """Index the rendered videos of the demo on Ray: URI of the manifest, manifest, rejects.
 
     Args:
         out: Where to write the manifest; None: beside the videos.

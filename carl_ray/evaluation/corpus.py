@@ -92,7 +92,7 @@ def embed_corpus(
 
     Args:
         run: A checkpoint, or URI of one or of a run folder, whose latest is taken.
-        manifest: URI of the manifest; None: the embedded videos.
+        manifest: URI of the manifest; None: the rendered videos of the demo.
         out: Folder of the embeddings, new or begun with the same checkpoint and view.
         settings: How; None: the defaults.
         splits: Only videos of these splits; those without one count as "train".

@@ -53,7 +53,7 @@ def evaluate(embeddings: str, out: str) -> list[str]:
 def demo(folder: str, videos: str = "", train_options: str = "") -> Stages:
     """Index videos, train the demo preset, embed and evaluate.
 
-    The embedded videos are written to the disk of the head: for a cluster of one machine, or a CARL_RAY_HOME that all
+    The rendered videos are written to the disk of the head: for a cluster of one machine, or a CARL_RAY_HOME that all
     nodes share.
 
     Args:

@@ -111,7 +111,7 @@ _PAPER = {
 def paper_numbers(preset: str) -> tuple[PaperNumbers, bool]:
     """The paper's numbers for a preset, and whether they are of its data.
 
-    The paper has none for the embedded videos (`demo`), which get those of PennAction for orientation.
+    The paper has none for the rendered videos of the demo (`demo`), which get those of PennAction for orientation.
     """
     found = _PAPER.get(preset)
     return (_PENN_ACTION, False) if found is None else (found, True)

@@ -72,7 +72,7 @@ def run_sweep(
 
     Args:
         space: What it varies.
-        full: The config of a full run; without a manifest the preset demo uses the embedded videos.
+        full: The config of a full run; without a manifest the preset demo uses the rendered videos of the demo.
         folder: URI of the sweep's folder, new or of the same sweep.
         trial_epochs: Epochs of a trial; none: a quarter of the full run's.
         search: How points are chosen; none: as a grid where the space lists them, otherwise random.

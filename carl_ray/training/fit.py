@@ -23,7 +23,7 @@ class FittedRun:
     manifest: str
     """URI of the manifest that it was trained on."""
     is_embedded: bool
-    """Whether it was trained on the embedded videos."""
+    """Whether it was trained on the rendered videos of the demo."""
     num_steps: int
     seconds: float
     """Wall time of the training in this call."""
@@ -36,7 +36,7 @@ def fit(config: Config, run_dir: str | None = None, *, resume: bool = False) -> 
 
     Args:
         config: The run, such as `carl_ray.preset("demo")`. With `data.manifest` None and preset `demo` it is trained on
-            the embedded videos.
+            the rendered videos of the demo.
         run_dir: Path or URI of the run folder; a new folder under `~/carl_ray/runs` where None.
         resume: Continue from the folder's latest checkpoint, or begin where there is none.
 
