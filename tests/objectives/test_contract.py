@@ -101,6 +101,14 @@ CASES = {
 }
 every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 PAIRED = {name: case for name, case in CASES.items() if case.sides == 2}
+# Not where candidates are the other videos of the worker.
+PER_WORKER = {name: case for name, case in CASES.items() if case.per_worker}
+# Sides without frames: of LAV both, since each side has a regulariser of its own.
+EMPTY = [
+    pytest.param(case, empty, id=f"{name}-{empty}")
+    for name, case in CASES.items()
+    for empty in ([(0,)] if case.sides == 1 else [(0, 1)] if name == "lav" else [(0,), (1,), (0, 1)])
+]
 
 
 def batch(case: Case, dtype: torch.dtype = torch.float64) -> list[Frames]:
@@ -161,11 +169,9 @@ def test_order_of_the_sequences_changes_nothing(case: Case) -> None:
     torch.testing.assert_close(case(*(side.take([2, 0, 1]) for side in sides)), case(*sides))
 
 
-@every
+@pytest.mark.parametrize("case", PER_WORKER.values(), ids=PER_WORKER)
 @pytest.mark.parametrize("parts", [([0], [1, 2]), ([0], [1], [2]), ([0, 1, 2], [])], ids=str)
 def test_terms_are_sums_over_the_workers(case: Case, parts: tuple[list[int], ...]) -> None:
-    if not case.per_worker:
-        pytest.skip("its candidates are the other videos of the worker")
     sides = batch(case)
     sums, counts = case(*sides)
     found = [case(*(side.take(rows) for side in sides)) for rows in parts]
@@ -201,15 +207,12 @@ def test_padding_has_no_influence(case: Case, garbage: float) -> None:
     torch.testing.assert_close(case(*longer), (expected.detach(), counts))
 
 
-@every
 @pytest.mark.parametrize("garbage", [0.0, math.nan])
-@pytest.mark.parametrize("empty", [(0,), (1,), (0, 1)], ids=["first", "second", "both"])
+@pytest.mark.parametrize(("case", "empty"), EMPTY)
 def test_a_sequence_without_frames_contributes_nothing(
     case: Case, empty: tuple[int, ...], garbage: float
 ) -> None:
     sides = batch(case)
-    if max(empty) >= len(sides) or (case is CASES["lav"] and len(empty) == 1):
-        pytest.skip("one side alone; or the other side keeps its regulariser")
     rest, counts = case(*(side.take([1, 2]) for side in sides))
     for number in empty:
         mask = sides[number].mask.clone()

@@ -259,12 +259,7 @@ def test_frames_in_another_order_are_left_out_by_the_gate():
     za = embed(truth).repeat(2, 1, 1).requires_grad_()
     zb = torch.stack([embed(sb[0]), embed(sb[0].roll(30))])
     arguments = (za, zb, sa.repeat(2, 1), sb.repeat(2, 1), mask_a, mask_b)
-    found = correspondence(
-        *(unit_vectors(z.detach(), m) for z, m in ((za, mask_a), (zb, mask_b))),
-        *arguments[2:4],
-        mask_a,
-        mask_b,
-    )
+    found = correspondence(FramePairs(za.detach(), zb.detach(), *arguments[2:]).unit())
     assert found.cost_of_a[0].max() < 0.05
     # Of the second pair a path can follow one of the two parts; frames of the other have partners unlike them.
     kept = found.cost_of_a[1] <= 0.05
