@@ -51,7 +51,7 @@ def test_embedding_one_video(tiny_run: Path, videos: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_own_videos(videos: Path, tmp_path: Path) -> None:
+def test_own_videos(videos: Path, tmp_path: Path, ray_session: None) -> None:
     printed = run("own_videos.py", videos, "out", 1, cwd=tmp_path)
     assert "nearest to frame 20 of a.mp4:" in printed
     assert printed.splitlines()[-1].split()[1] == "b.mp4,"
