@@ -251,7 +251,7 @@ def test_the_commands_in_words_are_understood() -> None:
     ):
         joined = text.replace("\\\n", " ")
         for line in re.findall(
-            r"^ *(?:ray job submit .*)?python -m carl_ray\.sizing\b(.*)", joined, re.MULTILINE
+            r"^ *(?:ray job submit .*)?(?:python -m carl_ray\.|carl-ray )sizing\b(.*)", joined, re.MULTILINE
         ):
             words = ["0.5" if word == "S" else word for word in shlex.split(line)]
             found.append(sizing._parse(words)[0].preset)

@@ -62,13 +62,13 @@ def fitted(config: Config, run_dir: str, *, resume: bool) -> Iterator[FittedRun]
     # A resumed demo names the manifest that it was begun with.
     is_embedded = config.preset == "demo" and config.data.manifest in (None, embedded_manifest())
     if is_embedded:
-        # The videos are indexed on Ray.
-        config = replace(config, data=replace(config.data, manifest=embedded_manifest()))
+        # The videos are indexed on Ray; until then the manifest is taken to be that of the run.
         checked, saved = None, check_folder(config, run_dir, resume=resume)
         if saved is None:
             starting_weights(config)
         else:
-            check_same_run(saved, config, run_dir)
+            data = replace(config.data, manifest=saved.data.manifest)
+            check_same_run(saved, replace(config, data=data), run_dir)
     else:
         checked = check_run(config, run_dir, resume=resume)
     from carl_ray.session import connect
