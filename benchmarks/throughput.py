@@ -1,4 +1,4 @@
-"""How fast each part of a run is on this machine: one report, for the README and for yours.
+"""How fast each part of a run is on this machine: one report, for docs/benchmarks.md and for yours.
 
     python -m benchmarks.throughput FOLDER
     python -m benchmarks.throughput

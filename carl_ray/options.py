@@ -115,7 +115,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def print_next(command: str, *words: str) -> None:
-    """Prints the command that usually comes next, as the last line of another one, to be pasted."""
+    """Print the usual next command, ready to paste, as the last line of a command."""
     print(f"next: {storage.shell_command(*program(command).split(), *words)}", flush=True)
 
 

@@ -58,7 +58,7 @@ def demo(folder: str, videos: str = "", train_options: str = "") -> Stages:
 
     Args:
         folder: of all output
-        videos: folder of videos, with train and test in it; the embedded ones where none is named
+        videos: folder of videos, with train and test in it; the rendered ones of the demo where none is named
         train_options: of the training, such as --training.epochs 3
     """
     manifest, run = join(folder, "manifest.parquet"), join(folder, "train")
