@@ -28,13 +28,20 @@ from xdist.scheduler import LoadScopeScheduling
 
 _ROWS, _COLUMNS = 3, 4  # blocks of the barcode, one bit each
 _WITHOUT_RAY = 2
+_LONGEST = ("test_trainer.py", "test_kills_end_to_end.py", "test_pipeline_on_cluster.py")
+"""Files of slow tests, the longest first."""
 
 
 class _OneOfTwoForRay(LoadScopeScheduling):
-    """One test process has all files that use Ray, one cluster at a time; the others have the rest."""
+    """One test process has all files that use Ray, one cluster at a time; the others have the rest.
+
+    Slow tests are dealt out by file, and each process has a cluster: they wait more than they compute.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if _only_slow(self.config):
+            return file
         return "ray" if _ray_order(self.config.rootpath / file) < _WITHOUT_RAY else file
 
 
@@ -48,15 +55,22 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ray's part takes longest: it begins first."""
-    items.sort(key=lambda item: _ray_order(item.path))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Ray's part takes longest: it begins first; of the slow tests the longest files."""
+    if _only_slow(config):
+        items.sort(key=lambda item: (*_LONGEST, item.path.name).index(item.path.name))
+    else:
+        items.sort(key=lambda item: _ray_order(item.path))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """The rest makes way for Ray's part, whose many processes are the longer way to the end."""
-    if _ray_order(item.path) == _WITHOUT_RAY:
+    if _ray_order(item.path) == _WITHOUT_RAY and not _only_slow(item.config):
         os.setpriority(os.PRIO_PROCESS, 0, 10)
+
+
+def _only_slow(config: pytest.Config) -> bool:
+    return bool(config.option.markexpr == "slow")
 
 
 @cache

@@ -6,11 +6,12 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,11 @@ def training(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            arguments, env=environment, stdout=output, stderr=output, start_new_session=True
+            arguments,
+            env=environment | {"TMPDIR": "/tmp"},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         yield process
@@ -188,11 +193,84 @@ def files(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
+def processes(ancestor: int) -> dict[int, str]:
+    """Command lines, by id, of a process and all that descend from it."""
+    parents, found = {}, {ancestor: ""}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    while more := {child: "" for child, parent in parents.items() if parent in found and child not in found}:
+        found |= more
+    for process in found:
+        with suppress(OSError):
+            found[process] = (
+                Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            )
+    return found
+
+
+def listeners(names: dict[int, str]) -> dict[int, set[str]]:
+    """Ports that the processes listen on, each with the names of who does."""
+    owners: dict[str, str] = {}
+    for process, name in names.items():
+        for descriptor in Path(f"/proc/{process}/fd").glob("*"):
+            with suppress(OSError):
+                owners[str(descriptor.readlink())] = name
+    ports: dict[int, set[str]] = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and (name := owners.get(f"socket:[{fields[9]}]")):
+                ports.setdefault(int(fields[1].rpartition(":")[2], 16), set()).add(name)
+    return ports
+
+
+def outer_addresses() -> list[tuple[socket.AddressFamily, str]]:
+    """Addresses of this machine by which others reach it."""
+    found = []
+    for line in Path("/proc/net/fib_trie").read_text().split("Local:")[-1].splitlines():
+        if line.strip().startswith("|--") or line.strip().startswith("+--"):
+            address = line.split()[1].partition("/")[0]
+        elif "host LOCAL" in line and not address.startswith("127."):
+            found.append((socket.AF_INET, address))
+    found += [
+        (socket.AF_INET6, socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])))
+        for line in Path("/proc/net/if_inet6").read_text().splitlines()
+        if line.split()[3] == "00"  # global: no loopback, no link
+    ]
+    return sorted(set(found))
+
+
+def check_nothing_is_open(driver: int) -> Path:
+    """A command's own cluster: no port for others, no priority below the driver's; the folder of its private files."""
+    addresses = outer_addresses()
+    assert addresses, "this test needs an address that is not of the loopback interface"
+    names = processes(driver)
+    ports = listeners(names)
+    told = "\n".join(f"{port} {sorted(who)}" for port, who in ports.items())
+    for part in ("gcs_server", "raylet", "dashboard.py", "DashboardAgent", "RayTrainWorker"):
+        assert any(part in name for who in ports.values() for name in who), told
+    for port, who in ports.items():
+        for family, address in addresses:
+            with socket.socket(family) as client:
+                client.settimeout(5)
+                assert client.connect_ex((address, port)) != 0, f"{address} takes port {port} of {who}"
+    workers = [process for process, name in names.items() if "RayTrainWorker" in name]
+    assert {os.getpriority(os.PRIO_PROCESS, worker) for worker in workers} == {
+        os.getpriority(os.PRIO_PROCESS, driver)
+    }
+    given = re.search(r"--temp-dir=(\S+)", " ".join(names.values()))
+    assert given is not None
+    private = Path(given[1]).parent
+    assert private.stat().st_mode & 0o777 == 0o700
+    return private
+
+
 @pytest.mark.slow
 def test_a_run_on_a_cluster_of_its_own(
     tmp_path: Path, make_video: Callable[..., Path], ray_session: None
 ) -> None:
-    """Two writers, SIGTERM to the group, the printed command, Ctrl-C to the group, a head that dies."""
+    """Open ports, two writers, SIGTERM to the group, the printed command, a head that dies."""
     from carl_ray.data.scan import index_folder
 
     for number in range(4):
@@ -213,11 +291,13 @@ def test_a_run_on_a_cluster_of_its_own(
             second.stderr,
         )
         assert files(run / "ray").keys() == records
+        private = check_nothing_is_open(process.pid)
         # As `timeout`, systemd and Slurm do.
         asked = time.monotonic()
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(timeout=60) == 143, log.read_text()
         assert time.monotonic() - asked < 30
+    assert not private.exists(), "the session's files are left"
     lines = log.read_text().splitlines()
     last = re.fullmatch(
         r"carl_ray: stopped at step (\d+) of 40000 by SIGTERM; go on from step \1 with: python (.*)",
