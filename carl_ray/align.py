@@ -41,8 +41,8 @@ def _run(options: argparse.Namespace) -> None:
     checkpoint = checkpoint_at(options.checkpoint or default_run("--checkpoint"))
     # Lazy import: mistakes are reported before torch is loaded.
     from carl_ray.data.decode import DecodeError
-    from carl_ray.evaluation.alignment import align_pair
     from carl_ray.evaluation.inference import VideoEmbedder, default_device, untrained_encoder
+    from carl_ray.evaluation.warping import align_pair
     from carl_ray.report.video import Clip, aligned_video
 
     encoders = {"trained": load_encoder(checkpoint)}
@@ -126,8 +126,8 @@ def _pairs(uris: list[str], path: np.ndarray) -> bytes:
 
 def _similarities(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     """Mean cosine similarities of partners: aligned, and at equal positions."""
-    from carl_ray.evaluation.alignment import align_pair
     from carl_ray.evaluation.frames import unit_frames
+    from carl_ray.evaluation.warping import align_pair
     from carl_ray.report.video import partners, same_relative_position
 
     units = unit_frames([first, second])

@@ -16,9 +16,10 @@ from typing import Any
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.metrics import VARIANTS
+from carl_ray.evaluation.controls import VARIANTS
 from carl_ray.options import OptionParser
-from carl_ray.report.tables import metric_rows, paper_numbers
+from carl_ray.paper import paper_numbers
+from carl_ray.report.tables import metric_rows
 
 
 def main(arguments: list[str] | None = None) -> None:

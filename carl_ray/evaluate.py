@@ -10,12 +10,11 @@ Writes metrics.json and report.html. Where --train and --test are the same, prob
 from __future__ import annotations
 
 import argparse
-import typing
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.metrics import Protocol
 from carl_ray.options import OptionParser, print_next
+from carl_ray.paper import PROTOCOLS
 from carl_ray.training.checkpoint import default_run
 
 
@@ -52,7 +51,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="FOLDER", help="for metrics.json and report.html")
     parser.add_argument(
         "--protocol",
-        choices=typing.get_args(Protocol),
+        choices=tuple(PROTOCOLS),
         help="phases: classification, progression, tau, AP@K, alignment error; finegym: linear probe; "
         "none: that of the preset",
     )

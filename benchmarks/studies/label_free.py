@@ -233,9 +233,9 @@ def _labelled(videos: Sequence[EmbeddedVideo]) -> tuple[list[np.ndarray], list[n
 
 def _measured(run: str, folder: str, videos: Sequence[EmbeddedVideo]) -> Encoder:
     # Imported late: help and mistakes on the command line answer at once.
+    from carl_ray.evaluation.classification import phase_classification
     from carl_ray.evaluation.kendall import kendalls_tau
     from carl_ray.evaluation.label_free import consistent_warping
-    from carl_ray.evaluation.probes import phase_classification
 
     # Not as a config: runs of other versions of it are read, too.
     config = json.loads(storage.read_bytes(storage.join(run, "config.json")))

@@ -10,7 +10,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from carl_ray.evaluation.metrics import LOWER_IS_BETTER, VARIANTS
+from carl_ray.evaluation.controls import VARIANTS
+from carl_ray.evaluation.tasks import metric_of
 from carl_ray.sweeps.paper_tables import Table
 
 _CONTROLS = VARIANTS[1:]
@@ -115,7 +116,7 @@ def _ordering(row: Mapping[str, Any], reference: Mapping[str, Any], metric: str)
     both numbers and they differ, else None. `reproduced` is None without the paper's word or with fewer than three
     seeds, True where all seeds agree with it, False where not.
     """
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = 1 if metric_of(metric).higher_is_better else -1
     pairs = zip(reference["metrics"][metric]["values"], row["metrics"][metric]["values"], strict=True)
     differences = [sign * (a - b) for a, b in pairs if a is not None and b is not None]
     better, worse = (sum(way * difference > 0 for difference in differences) for way in (1, -1))

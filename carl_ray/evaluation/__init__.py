@@ -10,9 +10,9 @@ _MODULES = {
     "alignment_error": "alignment",
     "average_precision_at_k": "retrieval",
     "kendalls_tau": "kendall",
-    "linear_probe": "probes",
-    "phase_classification": "probes",
-    "phase_progression": "probes",
+    "linear_probe": "frame_classes",
+    "phase_classification": "classification",
+    "phase_progression": "progression",
 }
 __all__ = list(_MODULES)
 

@@ -1,24 +1,24 @@
-"""Alignment by dynamic time warping, and its error (paper, section 4).
+"""Alignment error: difference of true progress between aligned frames (paper, section 4).
 
-Unlike Kendall's tau, the alignment error is not won by positions alone on videos with idle time before and after the
-action.
+Unlike Kendall's tau, it is not won by positions alone on videos with idle time before and after the action.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float64, Int, Int64
+from jaxtyping import Float
 
 from carl_ray.evaluation.bootstrap import Result, pair_mean
 from carl_ray.evaluation.frames import unit_frames
-from carl_ray.objectives.dtw import dynamic_time_warping
+from carl_ray.evaluation.task import Metric, Task
 
-# Cells of a batch of padded cost matrices, float64: bounds memory to some hundred megabytes.
-_MOST_CELLS = 1 << 21
+if TYPE_CHECKING:
+    from carl_ray.evaluation.embeddings import EmbeddedVideo
 
 
 def alignment_error(
@@ -46,6 +46,8 @@ def alignment_error(
         ValueError: as `unit_frames`; also other numbers of videos or frames in `progress`, or values of it
             that are not finite.
     """
+    from carl_ray.evaluation.warping import partner_values
+
     if len(progress) != len(embeddings):
         raise ValueError(f"progress: expected that of {len(embeddings)} videos, got {len(progress)}")
     for number, (video, truth) in enumerate(zip(embeddings, progress, strict=True)):
@@ -66,88 +68,33 @@ def alignment_error(
     return pair_mean(errors, {"undefined_pairs": count - int((~np.isnan(errors)).sum())})
 
 
-def align_pair(
-    first: Float[np.ndarray, "N width"], second: Float[np.ndarray, "M width"]
-) -> Int64[np.ndarray, "steps 2"]:
-    """The warping path of two whole videos, with cosine distance as cost.
-
-    Time and memory grow with N * M: two videos of 6,000 frames take seconds and less than 2 GB.
-
-    Args:
-        first: Embeddings of the frames of a video; normalised here.
-        second: Those of the other video.
-
-    Returns:
-        Pairs of frame indices; each step is (1, 1), (1, 0) or (0, 1).
-
-    Raises:
-        ValueError: as `unit_frames`, or a video has no frames.
-    """
-    unit1, unit2 = (torch.from_numpy(frames) for frames in unit_frames([first, second]))
-    if len(unit1) == 0 or len(unit2) == 0:
-        raise ValueError(f"expected videos with frames, got {len(unit1)} and {len(unit2)} frames")
-    mask1, mask2 = (torch.ones(1, len(frames), dtype=torch.bool) for frames in (unit1, unit2))
-    cost = 1 - unit1 @ unit2.mT
-    return dynamic_time_warping(cost[None], mask1, mask2).cells[0].nonzero().numpy()
+def _run(
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
+) -> dict[str, Result]:
+    known = [(video.embeddings, video.progress) for video in test if video.progress is not None]
+    if known:
+        embeddings, progress = zip(*known, strict=True)
+        result = alignment_error(embeddings, progress, stride=stride)
+    else:  # in this action, but not in others
+        result = pair_mean(np.full((len(test), len(test)), np.nan))
+    unknown = {"videos_without_progress": len(test) - len(known)}
+    return {"alignment_error": replace(result, left_out=result.left_out | unknown)}
 
 
-def partner_values(
-    units: Sequence[Float64[np.ndarray, "_ width"]],
-    values: Sequence[Float64[np.ndarray, " _"]],
-    pairs: Iterable[tuple[int, int]],
-    *,
-    tie_cost: float = 0.0,
-) -> Iterator[tuple[int, int, Float64[np.ndarray, " frames"]]]:
-    """Align pairs of videos and average a quantity over the partners of each frame.
-
-    Args:
-        units: Normalised embeddings of each video.
-        values: The quantity, at each frame of each video.
-        pairs: Pairs of videos with frames, each in one order.
-        tie_cost: Added to the cost of a cell for each unit that the values of its two frames differ.
-
-    Yields:
-        Both orders of each pair as a, b, and for each frame of a the mean value of its partners in b.
-    """
-    lengths = np.array([len(frames) for frames in units])
-    for batch in _batches(lengths, np.array([*pairs], dtype=np.int64).reshape(-1, 2)):
-        first, second = batch.T
-        unit1, value1, mask1 = _padded(units, values, first)
-        unit2, value2, mask2 = _padded(units, values, second)
-        cost = 1 - unit1 @ unit2.mT + tie_cost * (value1[:, :, None] - value2[:, None, :]).abs()
-        cells = dynamic_time_warping(cost, mask1, mask2).cells.double()
-        partners1 = (cells @ value2[:, :, None])[:, :, 0] / cells.sum(2).clamp(min=1)
-        partners2 = (cells.mT @ value1[:, :, None])[:, :, 0] / cells.sum(1).clamp(min=1)
-        for place, (a, b) in enumerate(batch.tolist()):
-            yield a, b, partners1[place, : lengths[a]].numpy()
-            yield b, a, partners2[place, : lengths[b]].numpy()
-
-
-def _batches(
-    lengths: Int[np.ndarray, " videos"], pairs: Int[np.ndarray, "pairs 2"]
-) -> Iterator[Int[np.ndarray, "batch 2"]]:
-    """The pairs, longer video first, in batches of similar and bounded size."""
-    pairs = np.where((lengths[pairs[:, :1]] < lengths[pairs[:, 1:]]), pairs[:, ::-1], pairs)
-    pairs = pairs[np.lexsort(lengths[pairs].T[::-1])]
-    start = widest = 0
-    for stop, (longer, shorter) in enumerate(lengths[pairs].tolist()):
-        widest = max(widest, shorter)
-        if stop > start and (stop + 1 - start) * longer * widest > _MOST_CELLS:
-            yield pairs[start:stop]
-            start, widest = stop, shorter
-    if start < len(pairs):
-        yield pairs[start:]
-
-
-def _padded(
-    units: Sequence[np.ndarray], values: Sequence[np.ndarray], videos: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Embeddings, values and mask of some videos, padded with zeros."""
-    lengths = torch.tensor([len(units[video]) for video in videos])
-    padded, value = (
-        torch.nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(array[video]) for video in videos], batch_first=True
-        )
-        for array in (units, values)
-    )
-    return padded, value, torch.arange(padded.shape[1]) < lengths[:, None]
+TASK = Task(
+    name="alignment_error",
+    needs=("progress",),
+    metrics=(
+        Metric(
+            name="alignment_error",
+            title="alignment error (lower is better)",
+            meaning="mean difference of true progress between a frame and its partners in another video, as a share of "
+            "the action; positions alone do not win it where videos have idle time before and after the action",
+            higher_is_better=False,
+            needs_one_order=True,
+            decides=True,
+            by_action=True,
+        ),
+    ),
+    run=_run,
+)

@@ -113,6 +113,11 @@ def mean_r_squared(statistics: Float[np.ndarray, "4 B N"], left_out: dict[str, i
     return Result(statistics, combine, can_vary, left_out or {})
 
 
+def fixed_value(value: float, num_videos: int) -> Result:
+    """A number of all videos together, which has no interval."""
+    return Result(np.empty(num_videos), lambda _, weights: np.full(len(weights), value), can_vary=False)
+
+
 def r_squared_by_boundary(
     statistics: Float[np.ndarray, "4 B N"], weights: Int[np.ndarray, "draws N"]
 ) -> Float[np.ndarray, "draws B"]:
@@ -144,7 +149,7 @@ def bootstrap(
     videos to vary (`can_vary`): an interval of zero width would claim certainty.
 
     Args:
-        results: One, or one for each action (PennAction is evaluated by action).
+        results: One, or one for each action.
         num_draws: Bootstrap samples.
         level: Share of the draws inside the interval.
         seed: The same seed and numbers of videos give the same draws, whatever the metric.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Precision = Literal["float16", "float32"]
 CropMode = Literal["resized", "central"]
 """`resized`: shorter side resized to the encoder's size, then the central square. `central`: the central
-square at full resolution, as in the released code's FineGym tests."""
+square at full resolution, as the released code tests one of its data sets."""
 
 _ORIGIN = b"carl_ray.origin"
 _PREFIX, _SUFFIX = "part-", ".parquet"

@@ -6,12 +6,17 @@ It says little alone: positions without any content come near 1 on trimmed video
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
 from carl_ray.evaluation.bootstrap import Result, pair_mean
 from carl_ray.evaluation.frames import MOST_SIMILARITIES, ZERO_SIMILARITY, rounding_gap, unit_frames
+from carl_ray.evaluation.task import Metric, Task, arrays
+
+if TYPE_CHECKING:
+    from carl_ray.evaluation.embeddings import EmbeddedVideo
 
 # Signs of (pair of frames, video) that are held at a time. Sums of fewer than 2**24 signs are exact in float32.
 _MOST_SIGNS = 1 << 22
@@ -26,7 +31,7 @@ def kendalls_tau(embeddings: Sequence[Float[np.ndarray, "_ width"]], *, stride: 
 
     Args:
         embeddings: One array a video; normalised here.
-        stride: Only every `stride`-th frame is used (paper: 2 on PennAction, 5 on Pouring).
+        stride: Only every `stride`-th frame is used.
 
     Returns:
         Taus by ordered pair (`pair_mean`). `left_out`: `undefined_pairs`.
@@ -85,3 +90,27 @@ def _tau_b(neighbors: Float32[np.ndarray, "frames videos"]) -> Float64[np.ndarra
         begin = end
     untied[untied == 0] = np.nan
     return signed / np.sqrt(pairs_before[length] * untied)
+
+
+def _run(
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
+) -> dict[str, Result]:
+    # Only labelled frames, but all frames of a video without any label.
+    kept = [x[y >= 0] if (y >= 0).any() else x for x, y in zip(*arrays(test), strict=True)]
+    return {"kendalls_tau": kendalls_tau(kept, stride=stride)}
+
+
+TASK = Task(
+    name="kendalls_tau",
+    metrics=(
+        Metric(
+            name="kendalls_tau",
+            title="Kendall's tau",
+            meaning="whether the nearest frames in another video come in the same order; it says little by itself, "
+            "because positions alone come near 1: time runs forward in every video",
+            needs_one_order=True,
+            by_action=True,
+        ),
+    ),
+    run=_run,
+)

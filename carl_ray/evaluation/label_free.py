@@ -14,7 +14,7 @@ departs as the videos do, and both ways lead to the same frame.
 
 The converse does not hold: whatever keeps time in each video, such as the number of the frame in videos of different
 lengths or a clock that is bent at random for each video, departs consistently and can score as high as true progress,
-or higher (docs/label_free.md). No score of embeddings alone can tell these apart. So the score compares encoders that
+or higher (docs/results.md). No score of embeddings alone can tell these apart. So the score compares encoders that
 may be assumed to have learnt what is in the frames; it does not prove that one has.
 """
 
@@ -22,12 +22,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from carl_ray.evaluation.alignment import partner_values
+from carl_ray.evaluation.bootstrap import Result, fixed_value
 from carl_ray.evaluation.frames import MOST_SIMILARITIES, unit_frames
+from carl_ray.evaluation.task import Metric, Task, arrays
+
+if TYPE_CHECKING:
+    from carl_ray.evaluation.embeddings import EmbeddedVideo
 
 # Videos that each video is aligned with: the most similar ones, as a warping path between different actions means
 # nothing. Two are the fewest with a detour.
@@ -68,6 +73,8 @@ def consistent_warping(embeddings: Sequence[Float[np.ndarray, "_ width"]], *, st
     Raises:
         ValueError: as `unit_frames`.
     """
+    from carl_ray.evaluation.warping import partner_values
+
     units = [frames for frames in unit_frames(embeddings, stride=stride) if len(frames)]
     if len(units) < 3:
         return 0.0
@@ -109,3 +116,25 @@ def _most_alike(units: list[Float64[np.ndarray, "_ width"]], count: int) -> Int[
         )
     np.fill_diagonal(likeness, -np.inf)
     return np.argsort(-likeness, axis=1, kind="stable")[:, :count]
+
+
+def _run(
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
+) -> dict[str, Result]:
+    return {"label_free": fixed_value(consistent_warping(arrays(test)[0], stride=stride), len(test))}
+
+
+TASK = Task(
+    name="label_free",
+    pooled=True,
+    metrics=(
+        Metric(
+            name="label_free",
+            title="score without labels",
+            meaning="how far alignments of videos depart consistently from equal relative time; positions, noise and "
+            "constants give about 0. It compares encoders and does not prove that one has learnt the action",
+            needs_one_order=True,
+        ),
+    ),
+    run=_run,
+)

@@ -1,44 +1,33 @@
-"""Evaluation protocols: all metrics for the trained encoder and three controls.
-
-    trained     H of the trained encoder
-    untrained   H of the same encoder before its training
-    positions   the sine-cosine positional encoding alone, without frame content
-    chance      an independent random vector for every frame
+"""Evaluation of embeddings: every task on the trained encoder and on every control.
 
 The videos of each action (`label` of the manifest) are evaluated separately, and the metrics averaged over actions
-(paper, section 4). Intervals are percentile bootstraps over the test videos of each action.
+(paper, section 4); pooled tasks see all videos at once. Intervals are percentile bootstraps over the test videos of
+each action.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from carl_ray.errors import UserError
-from carl_ray.evaluation.alignment import alignment_error
-from carl_ray.evaluation.bootstrap import Result, bootstrap, pair_mean, ratio_of_sums
-from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
+from carl_ray.evaluation.bootstrap import Result, bootstrap, ratio_of_sums
+from carl_ray.evaluation.controls import VARIANTS, embedded_by
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
-from carl_ray.evaluation.kendall import kendalls_tau
-from carl_ray.evaluation.metrics import (
-    FINEGYM_METRICS,
-    LABEL_FRACTIONS,
-    PHASE_METRICS,
-    VARIANTS,
-    MetricEntry,
-    Protocol,
-)
-from carl_ray.evaluation.probes import linear_probe, num_fitted, phase_classification, phase_progression
-from carl_ray.evaluation.retrieval import average_precisions
+from carl_ray.evaluation.probes import LABEL_FRACTIONS, count_classes, num_fitted
+from carl_ray.evaluation.task import MetricEntry, Task
+from carl_ray.evaluation.tasks import TASKS
 
 _NUM_DRAWS = 1000
 _LEVEL = 0.95
-_NEIGHBOURS = (5, 10, 15)
+_ALL = "all classes"
+"""The group of pooled tasks."""
+NO_LABEL = "no label"
+"""The action of videos without a label."""
 
 
 def evaluate(
@@ -46,86 +35,93 @@ def evaluate(
     test: Sequence[EmbeddedVideo],
     origin: Origin,
     *,
-    protocol: Protocol,
-    stride: int,
+    tasks: Sequence[str | Task],
+    stride: int = 1,
     seed: int = 0,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """The document of metrics.json.
 
     `document[variant][metric]` is {"value", "low", "high", "left_out"}: the interval, None where undefined, and counts
-    of what was left out; `document["untrained"]` is None where the embeddings lack that control.
+    of what was left out; `document["untrained"]` is None where the embeddings lack that control. `metrics` describes the
+    metrics (`Metric`); tasks that did not run are in `not_run`, with the `Need` that all videos lack.
     `document["actions"][label]` holds the same for each action. `fitted_videos` counts the training videos of each
     label fraction, by the suffix of the metrics' names: equal counts mean equal videos.
-    `videos_with_returning_phases` counts the test videos in which a phase returns: if there are any, the metrics of
-    `NEEDS_ONE_ORDER` are not meaningful.
+    `videos_with_returning_phases` counts the test videos in which a phase returns: if there are any, metrics that need
+    one order of phases are not meaningful.
 
     Args:
-        train: Videos that probes are fitted to; may be empty if no test video has labels.
+        train: Videos that probes are fitted to; may be empty.
         test: Videos that are measured.
         origin: Origin of the embeddings.
-        protocol: Which metrics.
+        tasks: Tasks, those of `carl_ray.evaluation.tasks` also by name.
         stride: Tau, AP@K and the alignment error use every `stride`-th frame.
         seed: Of label fractions, chance, the linear probe's order and the bootstrap.
         on_progress: Called with (current step, number of steps done, number of steps).
 
     Raises:
-        UserError: fewer than two test videos, no training video, a video in both, or widths that differ.
+        UserError: fewer than two test videos, a video in both, or widths that differ.
     """
     _check(train, test)
-    actions = _group(train, test, by_label=protocol == "phases")
-    has_untrained = all(video.untrained is not None for video in [*train, *test])
-    variants = [name for name in VARIANTS if name != "untrained" or has_untrained]
+    wanted = [TASKS[task] if isinstance(task, str) else task for task in tasks]
+    not_run = {task.name: need for task in wanted if (need := task.missing(train, test)) is not None}
+    groups = {False: _by_action(train, test), True: {_ALL: (list(train), list(test))}}
+    chosen = {
+        pooled: [task for task in wanted if task.name not in not_run and task.pooled == pooled]
+        for pooled in groups
+    }
+    steps = [
+        (name, variant, pooled)
+        for pooled in groups
+        if chosen[pooled]
+        for name in groups[pooled]
+        for variant in VARIANTS
+    ]
     results: dict[tuple[str, str], dict[str, Result]] = {}
-    for action, variant in (steps := list(itertools.product(actions, variants))):
-        on_progress(f"{action}, {variant}", len(results), len(steps))
-        fitted, held = (_embedded_by(variant, part, origin, seed) for part in actions[action])
-        results[action, variant] = (
-            _measure_phases(fitted, held, stride, seed)
-            if protocol == "phases"
-            else _measure_finegym(fitted, held, seed)
-        )
+    for done, (name, variant, pooled) in enumerate(steps):
+        on_progress(f"{name}, {variant}", done, len(steps))
+        fitted, held = (embedded_by(variant, side, origin, seed) for side in groups[pooled][name])
+        if fitted is not None and held is not None:
+            results[name, variant] = _measure(chosen[pooled], fitted, held, stride, seed)
 
     def summaries(names: Iterable[str]) -> dict[str, dict[str, MetricEntry] | None]:
-        return {
-            variant: _summary([results[name, variant] for name in names], seed)
-            if variant in variants
-            else None
-            for variant in VARIANTS
-        }
+        return {variant: _summary([results.get((n, variant)) for n in names], seed) for variant in VARIANTS}
 
-    return _conditions(train, test, origin, protocol, stride, seed) | {
+    shown = groups[not chosen[False]]
+    measured = [name for pooled in groups if chosen[pooled] for name in groups[pooled]]
+    return _conditions(train, test, origin, stride, seed) | {
+        "metrics": {
+            metric.name: asdict(metric)
+            for pooled in groups
+            for task in chosen[pooled]
+            for metric in task.metrics
+        },
+        "not_run": not_run,
         "fitted_videos": {
             suffix: sum(
-                num_fitted([video.phases for video in videos], fraction) for videos, _ in actions.values()
+                num_fitted([video.phases for video in fitted], fraction) for fitted, _ in shown.values()
             )
             for suffix, fraction in LABEL_FRACTIONS.items()
         },
-        **summaries(actions),
+        **summaries(measured),
         "actions": {
-            action: {
+            name: {
                 "train_videos": len(fitted),
                 "test_videos": len(held),
                 "videos_with_returning_phases": sum(map(_has_returning_phase, held)),
-                "num_phases": _num_classes([*fitted, *held]),
-                **summaries([action]),
+                "num_phases": count_classes([*fitted, *held]),
+                **summaries([name]),
             }
-            for action, (fitted, held) in actions.items()
+            for name, (fitted, held) in shown.items()
         },
     }
 
 
 def _conditions(
-    train: Sequence[EmbeddedVideo],
-    test: Sequence[EmbeddedVideo],
-    origin: Origin,
-    protocol: Protocol,
-    stride: int,
-    seed: int,
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], origin: Origin, stride: int, seed: int
 ) -> dict[str, Any]:
     """The entries of metrics.json that say what was measured, and how."""
     return {
-        "protocol": protocol,
         "stride": stride,
         "seed": seed,
         "bootstrap": {"draws": _NUM_DRAWS, "level": _LEVEL, "unit": "test video"},
@@ -137,8 +133,6 @@ def _conditions(
 
 
 def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> None:
-    if not train and any((video.phases >= 0).any() for video in test):
-        raise UserError("expected at least one training video to fit probes to, got none")
     if len(test) < 2:
         raise UserError(
             f"expected at least 2 test videos, got {len(test)}: tau, retrieval and alignment compare videos"
@@ -147,7 +141,7 @@ def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> Non
     both = {(v.video_id, v.uri) for v in train} & {(v.video_id, v.uri) for v in test}
     if both:
         raise UserError(
-            f"{len(both)} videos are in the training and in the test embeddings, {min(both)[0]!r} among them: "
+            f"{len(both)} of the videos are in the training and in the test embeddings, {min(both)[0]!r} among them: "
             "evaluation needs disjoint sets"
         )
     first = test[0]
@@ -163,98 +157,37 @@ def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> Non
                 raise UserError(f"{name} of {video.video_id!r} are not finite: was the encoder's training?")
 
 
-def _group(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], *, by_label: bool
+def _by_action(
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]
 ) -> dict[str, tuple[list[EmbeddedVideo], list[EmbeddedVideo]]]:
-    """Training and test videos by action, sorted by name.
-
-    Videos without a label form one action.
-    """
-
-    def name(video: EmbeddedVideo) -> str:
-        return (video.label or "no label") if by_label else "all classes"
-
+    """Training and test videos by action, sorted by name; those without a label form one action."""
+    names = sorted({video.label or NO_LABEL for video in test})
     return {
-        action: ([v for v in train if name(v) == action], [v for v in test if name(v) == action])
-        for action in sorted({name(video) for video in test})
+        name: (
+            [video for video in train if (video.label or NO_LABEL) == name],
+            [video for video in test if (video.label or NO_LABEL) == name],
+        )
+        for name in names
     }
 
 
-def _embedded_by(
-    variant: str, videos: Sequence[EmbeddedVideo], origin: Origin, seed: int
-) -> list[EmbeddedVideo]:
-    """The videos with the embeddings of a variant."""
-    lengths = [len(video) for video in videos]
-    match variant:
-        case "trained":
-            return list(videos)
-        case "untrained":
-            embeddings = [video.untrained for video in videos if video.untrained is not None]
-        case "positions":
-            embeddings = position_embeddings(
-                lengths, num_frames=origin.num_frames, width=origin.position_width
-            )
-        case _:
-            width = videos[0].embeddings.shape[1] if videos else 1
-            embeddings = chance_embeddings(lengths, [v.video_id for v in videos], width=width, seed=seed)
-    return [replace(video, embeddings=array) for video, array in zip(videos, embeddings, strict=True)]
-
-
-def _arrays(videos: Sequence[EmbeddedVideo]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Embeddings and labels of each video."""
-    return [video.embeddings for video in videos], [video.phases for video in videos]
-
-
-def _measure_phases(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
+def _measure(
+    tasks: Sequence[Task],
+    train: Sequence[EmbeddedVideo],
+    test: Sequence[EmbeddedVideo],
+    stride: int,
+    seed: int,
 ) -> dict[str, Result]:
-    measured: dict[str, Result] = dict.fromkeys(PHASE_METRICS[:4], _unfitted(test))
-    embeddings, labels = _arrays(test)
-    if train:
-        labelled = (*_arrays(train), embeddings, labels)
-        for suffix, fraction in LABEL_FRACTIONS.items():
-            measured[f"phase_classification{suffix}"] = phase_classification(
-                *labelled, fraction=fraction, seed=seed
-            )
-        classes = max(_num_classes([*train, *test]), 2)
-        measured["phase_progression"] = phase_progression(*labelled, num_phases=classes)
-    # Only labelled frames, but all frames of a video without any label.
-    kept = [x[y >= 0] if (y >= 0).any() else x for x, y in zip(embeddings, labels, strict=True)]
-    measured["kendalls_tau"] = kendalls_tau(kept, stride=stride)
-    precisions = average_precisions(embeddings, labels, _NEIGHBOURS, stride=stride)
-    measured |= {f"average_precision_at_{k}": precisions[k] for k in _NEIGHBOURS}
-    measured["alignment_error"] = _alignment_error(test, stride)
-    return measured
-
-
-def _measure_finegym(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], seed: int
-) -> dict[str, Result]:
-    if not train:
-        return dict.fromkeys(FINEGYM_METRICS, _unfitted(test))
-    labelled = (*_arrays(train), *_arrays(test))
-    classes = _num_classes([*train, *test])
-    return {
-        f"linear_probe{suffix}": linear_probe(*labelled, num_classes=classes, fraction=fraction, seed=seed)
-        for suffix, fraction in LABEL_FRACTIONS.items()
-    }
-
-
-def _unfitted(test: Sequence[EmbeddedVideo]) -> Result:
-    """The undefined result of a probe without training videos."""
+    """Results of the tasks; undefined where an action lacks the training videos that others have."""
     nothing = np.zeros(len(test))
-    return ratio_of_sums(nothing, nothing, {"actions_without_training_videos": 1})
-
-
-def _alignment_error(test: Sequence[EmbeddedVideo], stride: int) -> Result:
-    """The alignment error of the videos whose true progress is known."""
-    known = [(video.embeddings, video.progress) for video in test if video.progress is not None]
-    unknown = {"videos_without_progress": len(test) - len(known)}
-    if not known:
-        return pair_mean(np.full((len(test), len(test)), np.nan), unknown)
-    embeddings, progress = zip(*known, strict=True)
-    result = alignment_error(embeddings, progress, stride=stride)
-    return replace(result, left_out=result.left_out | unknown)
+    unfitted = ratio_of_sums(nothing, nothing, {"actions_without_training_videos": 1})
+    measured: dict[str, Result] = {}
+    for task in tasks:
+        if "training videos" in task.needs and not train:
+            measured |= {metric.name: unfitted for metric in task.metrics}
+        else:
+            measured |= task.run(train, test, stride, seed)
+    return measured
 
 
 def _has_returning_phase(video: EmbeddedVideo) -> bool:
@@ -264,13 +197,13 @@ def _has_returning_phase(video: EmbeddedVideo) -> bool:
     return len(begun) > len(np.unique(begun))
 
 
-def _num_classes(videos: Sequence[EmbeddedVideo]) -> int:
-    return 1 + max((int(video.phases.max(initial=-1)) for video in videos), default=-1)
-
-
-def _summary(results: Sequence[dict[str, Result]], seed: int) -> dict[str, MetricEntry]:
-    """The entry of each metric: its mean over the actions."""
-    return {metric: _entry([result[metric] for result in results], seed) for metric in results[0]}
+def _summary(results: Sequence[dict[str, Result] | None], seed: int) -> dict[str, MetricEntry] | None:
+    """The entry of each metric, its mean over the groups that have it; None where a group was not measured."""
+    found = [result for result in results if result is not None]
+    if len(found) < len(results):
+        return None
+    names = dict.fromkeys(name for result in found for name in result)
+    return {name: _entry([result[name] for result in found if name in result], seed) for name in names}
 
 
 def _entry(results: Sequence[Result], seed: int) -> MetricEntry:

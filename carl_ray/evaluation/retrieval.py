@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Float64, Int
 
 from carl_ray.evaluation.bootstrap import Result, ratio_of_sums
 from carl_ray.evaluation.frames import MOST_SIMILARITIES, ZERO_SIMILARITY, labelled_frames, rounding_gap
+from carl_ray.evaluation.task import Metric, Task, arrays
 
+if TYPE_CHECKING:
+    from carl_ray.evaluation.embeddings import EmbeddedVideo
+
+_NEIGHBOURS = (5, 10, 15)
 # Further neighbours that are searched for ties at the K-th distance before all frames are sorted.
 _TIED = 48
 
@@ -83,6 +88,8 @@ def _precisions(
 
     Meaningless, but finite, where there are fewer than K candidates.
     """
+    import torch
+
     precisions = np.zeros((len(ks), len(frames)))
     gap = rounding_gap(frames.shape[1])
     zeros = ~frames.any(axis=1)
@@ -122,3 +129,27 @@ def _shared_places(
         places = k - nearer.sum(1)
         precision[:] = ((nearer & same).sum(1) + places * (candidates & same).sum(1) / candidates.sum(1)) / k
     return precisions
+
+
+def _run(
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
+) -> dict[str, Result]:
+    precisions = average_precisions(*arrays(test), _NEIGHBOURS, stride=stride)
+    return {f"average_precision_at_{k}": precisions[k] for k in _NEIGHBOURS}
+
+
+TASK = Task(
+    name="retrieval",
+    needs=("frame labels",),
+    metrics=tuple(
+        Metric(
+            name=f"average_precision_at_{k}",
+            title=f"AP@{k} (%)",
+            meaning=f"share of the {k} nearest frames of other videos that are in the phase of the query frame",
+            decides=k == 5,
+            by_action=k == 5,
+        )
+        for k in _NEIGHBOURS
+    ),
+    run=_run,
+)

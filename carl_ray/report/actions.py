@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 
 from carl_ray.data.decode import DecodeError
 from carl_ray.errors import RunError, UserError
-from carl_ray.evaluation.alignment import align_pair
 from carl_ray.evaluation.embeddings import EmbeddedVideo
 from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, nearest_frames, printable
+from carl_ray.evaluation.warping import align_pair
 from carl_ray.report import figures
 from carl_ray.report.figures import Picture
 from carl_ray.report.sheets import is_right, jpeg, thumbnails

@@ -9,7 +9,7 @@ from typing import Any
 from carl_ray import storage
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
-from carl_ray.evaluation.metrics import Protocol, protocol_of, stride_of
+from carl_ray.paper import PROTOCOLS, protocol_of, stride_of
 from carl_ray.training.checkpoint import CHECKPOINTS, CONFIG
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
@@ -22,7 +22,7 @@ def evaluate_embeddings(
     test: str,
     out: str,
     *,
-    protocol: Protocol | None = None,
+    protocol: str | None = None,
     stride: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -33,13 +33,14 @@ def evaluate_embeddings(
         test: URI of the embeddings that are measured. Where it is `train`, the split of each video decides: "train"
             (or none) and "test".
         out: URI of the folder.
-        protocol: Which metrics; None: those of the paper for the preset.
+        protocol: Which tasks, one of `carl_ray.paper.PROTOCOLS`; None: those of the paper for the preset. Where no
+            test video has frame labels, the score without labels is added.
         stride: Every how many frames tau, AP@K and the alignment error look at; None: as in the paper.
         seed: Of label fractions, chance and the bootstrap.
 
     Returns:
-        The document of metrics.json: that of `evaluate`, and `not_embedded`, the number of videos that `embed` could
-        not read.
+        The document of metrics.json: that of `evaluate`, `protocol`, and `not_embedded`, the number of videos that
+        `embed` could not read.
 
     Raises:
         UserError: these are not two sets of embeddings of one encoder, or as `evaluate`.
@@ -50,11 +51,13 @@ def evaluate_embeddings(
     from carl_ray.evaluation.protocol import evaluate
     from carl_ray.report.page import write_report
 
-    document = evaluate(
+    protocol = protocol or protocol_of(origin.preset)
+    is_labelled = any((video.phases >= 0).any() for video in test_videos)
+    document = {"protocol": protocol} | evaluate(
         train_videos,
         test_videos,
         origin,
-        protocol=protocol or protocol_of(origin.preset),
+        tasks=PROTOCOLS[protocol] if is_labelled else (*PROTOCOLS[protocol], "label_free"),
         stride=stride or stride_of(origin.preset),
         seed=seed,
         on_progress=_print_progress,

@@ -59,7 +59,6 @@ def write_report(
         actions.append(pictures)
         if movie is not None:
             storage.write_bytes(storage.join(storage.parent(out_uri), movie_name), movie)
-    numbers, same_data = tables.paper_numbers(metrics["origin"]["preset"])
     page = template("page.html.jinja").render(
         metrics=metrics,
         origin=metrics["origin"],
@@ -67,9 +66,9 @@ def write_report(
         date=(today or datetime.datetime.now(datetime.UTC).date()).isoformat(),
         level=f"{100 * metrics['bootstrap']['level']:g} %",
         variants=["trained", *(control for control in tables.CONTROLS if metrics.get(control) is not None)],
-        rows=tables.metric_rows(metrics, tables.metric_names(metrics), metrics["origin"]["preset"]),
-        paper=numbers,
-        same_data=same_data,
+        rows=tables.metric_rows(metrics, tables.metric_names(metrics)),
+        summary=tables.summary(metrics),
+        not_run=tables.not_run_lines(metrics),
         left_out=tables.left_out_lines(metrics),
         action_rows={
             action: tables.metric_rows(entry, tables.action_metric_names(metrics))

@@ -11,8 +11,8 @@ from typing import Any
 
 from scipy import stats
 
-from carl_ray.evaluation.metrics import LOWER_IS_BETTER
 from carl_ray.evaluation.nearest_frames import printable
+from carl_ray.evaluation.tasks import metric_of
 from carl_ray.report import tables
 
 Summary = Mapping[str, Any]
@@ -164,7 +164,7 @@ def comparison_rows(document: Mapping[str, Any]) -> list[ComparisonRow]:
     for name in tables.metric_names({"trained": metrics}):
         verdict = ""
         if name in of_base and base is not best:
-            lower = name in LOWER_IS_BETTER
+            lower = not metric_of(name).higher_is_better
             verdict = difference(metrics[name], of_base[name], lower_is_better=lower).verdict
         ours, theirs = (_cell_text(name, found.get(name)) for found in (metrics, of_base))
         rows.append(ComparisonRow(tables.title_of(name), ours, theirs, verdict))
@@ -214,7 +214,7 @@ def paper_findings(table: Mapping[str, Any], document: Mapping[str, Any]) -> lis
     trials = {trial["id"]: trial for trial in document["trials"]}
     findings = []
     for metric in table["metrics"]:
-        sign = -1 if metric in LOWER_IS_BETTER else 1
+        sign = 1 if metric_of(metric).higher_is_better else -1
         rows = [row for row in table["rows"] if metric in row["paper"]]
         paper = {row["name"]: sign * float(row["paper"][metric]) for row in rows}
         found = {row["name"]: _trained(document, trials.get(row["trial"])).get(metric) for row in rows}

@@ -1,120 +1,41 @@
-"""Tables of metrics.json: values, intervals, verdicts, the paper's numbers.
+"""Tables of metrics.json: values, intervals, verdicts, and what they come to in words.
 
 `metric_rows` makes the rows; the terminal's table, the report's and those of `carl_ray.compare` show them.
 
 A verdict requires disjoint intervals: the trained encoder is `better` (or `worse`) than a control when its whole
-interval lies on the better (worse) side of the control's. There is none where the value is not meaningful: an R² below
-0, or a metric that needs phases in one order where a phase returns.
+interval lies on the better (worse) side of the control's, and the two values are shown differently. There is none
+where the value is not meaningful: an R² below 0, or a metric that needs phases in one order where a phase returns.
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from carl_ray.evaluation.metrics import (
-    LABEL_FRACTIONS,
-    LOWER_IS_BETTER,
-    NEEDS_ONE_ORDER,
-    VARIANTS,
-    MetricEntry,
-)
+from carl_ray.evaluation.controls import CONTROLS as _CONTROLS
+from carl_ray.evaluation.controls import VARIANTS
+from carl_ray.evaluation.probes import LABEL_FRACTIONS
+from carl_ray.evaluation.task import Metric, MetricEntry
+from carl_ray.evaluation.tasks import METRICS, TASKS, metric_of
 
 Verdict = Literal["better", "worse", "overlap", "unknown"]
 
-CONTROLS = VARIANTS[1:]
+CONTROLS = tuple(_CONTROLS)
 
-_TITLES = {
-    "phase_classification": "phase classification (%)",
-    "phase_classification_50": "phase classification, 50 % of the labels (%)",
-    "phase_classification_10": "phase classification, 10 % of the labels (%)",
-    "linear_probe": "linear probe (%)",
-    "linear_probe_50": "linear probe, 50 % of the labels (%)",
-    "linear_probe_10": "linear probe, 10 % of the labels (%)",
-    "phase_progression": "phase progression (R²)",
-    "kendalls_tau": "Kendall's tau",
-    "average_precision_at_5": "AP@5 (%)",
-    "average_precision_at_10": "AP@10 (%)",
-    "average_precision_at_15": "AP@15 (%)",
-    "alignment_error": "alignment error (lower is better)",
-}
 _UNDEFINED = "undefined"
-_NO_SKILL = {"phase_progression": 0.0}
-"""Value of a constant prediction: the trained encoder is not better than any control below it."""
-LEAST_SHOWN = {"phase_progression": -1.0}
-"""Smaller values are shown as "< −1": an R² of −300,000 says no more than that the prediction failed."""
 _COLUMNS = {
     "videos_without_progress": "progress",
-    "videos_without_labels": "frame_labels",
-    "test_videos_without_labels": "frame_labels of test videos",
-    "train_videos_without_labels": "frame_labels of training videos",
-    "test_videos_without_phase": "frame_labels of test videos",
-    "train_videos_without_phase": "frame_labels of training videos",
+    "videos_without_labels": "frame labels",
+    "test_videos_without_labels": "frame labels of test videos",
+    "train_videos_without_labels": "frame labels of training videos",
+    "test_videos_without_phase": "frame labels of test videos",
+    "train_videos_without_phase": "frame labels of training videos",
     "actions_without_training_videos": "training videos",
 }
 """Missing data that an undefined metric names, by what it left out."""
-_BY_ACTION = (
-    "phase_classification",
-    "phase_progression",
-    "kendalls_tau",
-    "average_precision_at_5",
-    "alignment_error",
-    "linear_probe",
-)
-
-
-@dataclass(frozen=True)
-class PaperNumbers:
-    """The paper's numbers for a preset."""
-
-    title: str
-    numbers: Mapping[str, str]
-    """By metric, as printed in the paper."""
-
-
-_PENN_ACTION = PaperNumbers(
-    "CARL on PennAction (tables 1 and 2)",
-    {
-        "phase_classification": "93.07",
-        "phase_progression": "0.918",
-        "kendalls_tau": "0.985",
-        "average_precision_at_5": "92.28",
-        "average_precision_at_10": "92.10",
-        "average_precision_at_15": "91.82",
-    },
-)
-_PAPER = {
-    "penn_action": _PENN_ACTION,
-    "pouring": PaperNumbers(
-        "CARL on Pouring (table 4)",
-        {"phase_classification": "93.73", "phase_progression": "0.935", "kendalls_tau": "0.992"},
-    ),
-    "finegym99": PaperNumbers(
-        "CARL on FineGym99 (tables 3 and 11)",
-        {"linear_probe": "41.75", "linear_probe_50": "39.89", "linear_probe_10": "33.53"},
-    ),
-    "finegym288": PaperNumbers("CARL on FineGym288 (table 3)", {"linear_probe": "35.23"}),
-    "kinetics400": PaperNumbers(
-        "CARL, Kinetics-400 → PennAction, no tuning (table 14)",
-        {"phase_classification": "91.9", "phase_progression": "0.903", "kendalls_tau": "0.949"},
-    ),
-    "kinetics400_to_penn_action": PaperNumbers(
-        "CARL, Kinetics-400 → PennAction, tuned (table 14)",
-        {"phase_classification": "93.9", "phase_progression": "0.908", "kendalls_tau": "0.977"},
-    ),
-}
-
-
-def paper_numbers(preset: str) -> tuple[PaperNumbers, bool]:
-    """The paper's numbers for a preset, and whether they are of its data.
-
-    The paper has none for the rendered videos of the demo (`demo`), which get those of PennAction for orientation.
-    """
-    found = _PAPER.get(preset)
-    return (_PENN_ACTION, False) if found is None else (found, True)
 
 
 @dataclass(frozen=True)
@@ -123,7 +44,7 @@ class Cell:
 
     value: str
     interval: str
-    """Low to high; of an undefined value the missing column; empty where there is neither."""
+    """Low to high; of an undefined value what is missing; empty where there is neither."""
     verdict: Verdict
     """Of a control: how the trained encoder compares with it. Of the trained encoder: `better` where it is better than
     every control, otherwise `unknown`."""
@@ -140,53 +61,104 @@ class Cell:
 class Row:
     """One metric of all variants."""
 
-    title: str
+    metric: Metric
     cells: Mapping[str, Cell | None]
     """By variant; None where the variant was not evaluated."""
-    paper: str
     note: str
     """A caveat; empty where there is none."""
 
+    @property
+    def title(self) -> str:
+        """The metric's display name."""
+        return self.metric.title
 
-def metric_rows(document: Mapping[str, Any], names: Sequence[str], preset: str | None = None) -> list[Row]:
+
+def metric_rows(document: Mapping[str, Any], names: Sequence[str]) -> list[Row]:
     """A row for each of the named metrics that the document has.
 
     Args:
         document: metrics.json, or the entry of one action in it.
         names: Metrics, in the order of the rows.
-        preset: Adds the paper's numbers for it; None: no such numbers.
     """
-    numbers = {} if preset is None else paper_numbers(preset)[0].numbers
     rows = []
     for name in names:
         if name not in document["trained"]:
             continue
+        metric = metric_of(name, document)
         entries: dict[str, Any] = {variant: (document.get(variant) or {}).get(name) for variant in VARIANTS}
-        note = _note(name, document)
+        note = _note(metric, document)
         verdicts: dict[str, Verdict] = {
-            control: "unknown"
-            if note
-            else compare(entries["trained"], entries[control], lower_is_better=name in LOWER_IS_BETTER)
+            control: "unknown" if note else _verdict(metric, entries["trained"], entries[control])
             for control in CONTROLS
             if entries[control] is not None
         }
         best = bool(verdicts) and all(verdict == "better" for verdict in verdicts.values())
         verdicts["trained"] = "better" if best else "unknown"
         cells = {
-            variant: None if entry is None else _cell(name, entry, verdicts[variant])
+            variant: None if entry is None else _cell(metric, entry, verdicts[variant])
             for variant, entry in entries.items()
         }
-        rows.append(Row(title_of(name), cells, numbers.get(name, ""), note))
+        rows.append(Row(metric, cells, note))
     return rows
 
 
-def metrics_text(document: Mapping[str, Any]) -> str:
-    """The terminal's table of a document of metrics.json."""
-    rows = [["", *VARIANTS, ""]]
+def summary(document: Mapping[str, Any]) -> str:
+    """One sentence: whether training was worth it, against the best control.
+
+    It rests on the first metric that may decide (`Metric.decides`), is meaningful here and has a control.
+    """
     for row in metric_rows(document, metric_names(document)):
-        cells = [row.cells[variant] for variant in VARIANTS]
-        rows.append([row.title, *("not embedded" if cell is None else str(cell) for cell in cells), row.note])
-    return text_table(rows)
+        name, controls = (
+            row.metric.name,
+            [c for c in CONTROLS if (document.get(c) or {}).get(row.metric.name)],
+        )
+        values = {variant: document[variant][name]["value"] for variant in ("trained", *controls)}
+        defined = {variant: value for variant, value in values.items() if value is not None}
+        if not row.metric.decides or row.note or "trained" not in defined or len(defined) < 2:
+            continue
+        best = (max if row.metric.higher_is_better else min)(
+            (control for control in controls if control in defined), key=lambda control: defined[control]
+        )
+        cell = row.cells[best]
+        assert cell is not None
+        unit = " %" if row.metric.is_share else ""
+        numbers = (
+            f"{row.metric.words} is {_text(row.metric, defined['trained'])}{unit} with the trained encoder and "
+            f"{_text(row.metric, defined[best])}{unit} with the best control ({best})"
+        )
+        match cell.verdict:
+            case "better":
+                return f"Training was worth it: {numbers}, and the intervals do not overlap."
+            case "worse":
+                return f"Training was not worth it: {numbers}, and the intervals do not overlap."
+            case "overlap":
+                return f"These videos do not show that training was worth it: {numbers}, a difference within chance."
+        return f"Too few test videos to say whether training was worth it: {numbers}."
+    score = {variant: (document.get(variant) or {}).get("label_free") for variant in VARIANTS}
+    numbers = ", ".join(f"{entry['value']:.3f} {variant}" for variant, entry in score.items() if entry)
+    said = "Whether training was worth it cannot be said without frame labels; label a few videos to find out"
+    return f"{said}. The score without labels, higher is better: {numbers}." if numbers else f"{said}."
+
+
+def metrics_text(document: Mapping[str, Any]) -> str:
+    """The terminal's table of a document of metrics.json, and what it comes to."""
+    shown = [variant for variant in VARIANTS if document.get(variant) is not None]
+    rows = [["", *shown, ""]]
+    for row in metric_rows(document, metric_names(document)):
+        rows.append([row.title, *(str(row.cells[variant]) for variant in shown), row.note])
+    if "untrained" not in shown:
+        rows.append(["untrained: not embedded", *[""] * len(shown), ""])
+    return "\n".join(
+        [text_table(rows), *not_run_lines(document), *document.get("warnings", []), summary(document)]
+    )
+
+
+def not_run_lines(document: Mapping[str, Any]) -> list[str]:
+    """A sentence on the tasks that lack each need."""
+    by_need: dict[str, list[str]] = {}
+    for task, need in document.get("not_run", {}).items():
+        by_need.setdefault(need, []).append(TASKS[task].metrics[0].words if task in TASKS else task)
+    return [f"Not measured without {need}: {', '.join(words)}." for need, words in by_need.items()]
 
 
 def text_table(rows: Sequence[Sequence[str]], *, right_aligned: Collection[int] = ()) -> str:
@@ -208,7 +180,7 @@ def text_table(rows: Sequence[Sequence[str]], *, right_aligned: Collection[int] 
 
 def metric_names(document: Mapping[str, Any]) -> list[str]:
     """Metrics of a document in display order, without duplicate label fractions."""
-    order = list(_TITLES)
+    order = list(METRICS)
     names = [name for name in document["trained"] if not _same_videos(document, name)]
     return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
@@ -217,25 +189,25 @@ def _same_videos(document: Mapping[str, Any], name: str) -> str:
     """The next larger label fraction if it selects the same videos, else empty."""
     fitted = document.get("fitted_videos")
     for suffix, larger in pairwise(LABEL_FRACTIONS):
-        if fitted and name in (f"phase_classification{suffix}", f"linear_probe{suffix}"):
+        if fitted and suffix and name.endswith(suffix) and name.removesuffix(suffix) in METRICS:
             return f"{100 * LABEL_FRACTIONS[larger]:g} %" if fitted[suffix] == fitted[larger] else ""
     return ""
 
 
-def _note(name: str, document: Mapping[str, Any]) -> str:
-    returning, value = document.get("videos_with_returning_phases"), document["trained"][name]["value"]
+def _note(metric: Metric, document: Mapping[str, Any]) -> str:
+    returning, value = document.get("videos_with_returning_phases"), document["trained"][metric.name]["value"]
     if value is None:
         return ""
-    if name in NEEDS_ONE_ORDER and returning:
+    if metric.needs_one_order and returning:
         return f"not meaningful: a phase comes back in {returning:,} of the test videos"
-    if value < _NO_SKILL.get(name, -math.inf):
+    if metric.no_skill is not None and value < metric.no_skill:
         return "below 0: worse than predicting the mean"
     return ""
 
 
 def action_metric_names(document: Mapping[str, Any]) -> list[str]:
     """Metrics of the table by action, a subset of `metric_names`."""
-    return [name for name in metric_names(document) if name in _BY_ACTION]
+    return [name for name in metric_names(document) if metric_of(name, document).by_action]
 
 
 def compare(
@@ -251,13 +223,20 @@ def compare(
     return "better" if above != lower_is_better else "worse"
 
 
+def _verdict(metric: Metric, trained: MetricEntry, control: MetricEntry) -> Verdict:
+    """Verdict on two entries of a metric; `overlap` where both are shown as the same number."""
+    found = compare(trained, control, lower_is_better=not metric.higher_is_better)
+    same = _text(metric, trained["value"]) == _text(metric, control["value"])
+    return "overlap" if same and found in ("better", "worse") else found
+
+
 def left_out_lines(document: Mapping[str, Any]) -> list[str]:
     """A line for each reason of omission and metric, with its count."""
     lines = []
     if document.get("not_embedded"):
-        lines.append(f"All metrics: {document['not_embedded']:,} videos that could not be embedded")
+        lines.append(f"All metrics: {counted(document['not_embedded'], 'videos')} that could not be embedded")
     lines += [
-        f"{title_of(name, whole=True)}: no row of its own, for it takes the same videos as {share}"
+        f"{metric_of(name, document).words}: no row of its own, for it takes the same videos as {share}"
         for name in document["trained"]
         if (share := _same_videos(document, name))
     ]
@@ -269,38 +248,45 @@ def left_out_lines(document: Mapping[str, Any]) -> list[str]:
         for reason, by_variant in counts.items():
             if not any(by_variant.values()):
                 continue
-            different = len(set(by_variant.values())) > 1
-            text = (
-                ", ".join(f"{count:,} ({variant})" for variant, count in by_variant.items())
-                if different
-                else f"{next(iter(by_variant.values())):,}"
-            )
-            lines.append(f"{title_of(name, whole=True)}: {text} {reason.replace('_', ' ')}")
+            if len(set(by_variant.values())) > 1:
+                shown = ", ".join(f"{count:,} ({variant})" for variant, count in by_variant.items())
+                text = f"{shown} {reason.replace('_', ' ')}"
+            else:
+                text = counted(next(iter(by_variant.values())), reason.replace("_", " "))
+            lines.append(f"{metric_of(name, document).words}: {text}")
     return lines
+
+
+def counted(count: int, plural: str) -> str:
+    """A number and its noun: "1 test video", "1,234 videos without labels"."""
+    singular = re.sub(r"(boundar)ies\b|(video|frame|pair|action)s\b", _singular, plural, count=1)
+    return f"{count:,} {singular if count == 1 else plural}"
+
+
+def _singular(match: re.Match[str]) -> str:
+    return f"{match[1]}y" if match[1] else match[2]
 
 
 def title_of(name: str, *, whole: bool = False) -> str:
     """Display name of a metric; `whole`: without its unit, for use in a sentence."""
-    title = _TITLES.get(name, name.replace("_", " "))
-    return title.partition(" (")[0] if whole else title
+    metric = metric_of(name)
+    return metric.words if whole else metric.title
 
 
-def _cell(name: str, entry: MetricEntry, verdict: Verdict) -> Cell:
+def _cell(metric: Metric, entry: MetricEntry, verdict: Verdict) -> Cell:
     if entry["value"] is None:
         column = next(
             (column for key, column in _COLUMNS.items() if entry.get("left_out", {}).get(key)), None
         )
         return Cell(_UNDEFINED, "" if column is None else f"no {column}", verdict)
-    value, low, high = (_text(name, end) for end in (entry["value"], entry["low"], entry["high"]))
+    value, low, high = (_text(metric, end) for end in (entry["value"], entry["low"], entry["high"]))
     has_interval = entry["low"] is not None and entry["high"] is not None
     return Cell(value, f"{low} to {high}" if has_interval else "", verdict)
 
 
-def _text(name: str, value: float | None) -> str:
+def _text(metric: Metric, value: float | None) -> str:
     if value is None:
         return ""
-    least = LEAST_SHOWN.get(name)
-    if least is not None and value < least:
-        return f"< {least:g}".replace("-", "−")
-    text = f"{100 * value:.1f}" if "(%)" in title_of(name) else f"{value:.3f}"
-    return text.replace("-", "−")
+    if metric.least_shown is not None and value < metric.least_shown:
+        return f"< {metric.least_shown:g}".replace("-", "−")
+    return (f"{100 * value:.1f}" if metric.is_share else f"{value:.3f}").replace("-", "−")

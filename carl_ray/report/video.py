@@ -50,7 +50,7 @@ def partners(path: Int[np.ndarray, "steps 2"], num_frames: int) -> Int64[np.ndar
     their neighbours. The result never decreases.
 
     Args:
-        path: Pairs of frames, both columns non-decreasing, as `carl_ray.evaluation.alignment.align_pair`
+        path: Pairs of frames, both columns non-decreasing, as `carl_ray.evaluation.warping.align_pair`
             returns them.
         num_frames: Frames of the first video.
     """

@@ -20,7 +20,8 @@ from carl_ray import options, storage
 from carl_ray.config import Config
 from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import UserError
-from carl_ray.evaluation.metrics import FINEGYM_METRICS, LOWER_IS_BETTER, PHASE_METRICS, protocol_of
+from carl_ray.evaluation.tasks import metric_names, metric_of
+from carl_ray.paper import PROTOCOLS, protocol_of
 from carl_ray.sweeps.space import Point, Space, changed_values, point_config
 
 LABEL_FREE = "label_free"
@@ -57,7 +58,7 @@ class Sweep:
     @property
     def higher_is_better(self) -> bool:
         """The direction of `metric`."""
-        return self.metric not in LOWER_IS_BETTER
+        return metric_of(self.metric).higher_is_better
 
     @property
     def mode(self) -> str:
@@ -128,7 +129,7 @@ def define_sweep(space: Space, base: Config, *, seeds: int, num_rungs: int, metr
     labelled = _has_labels(videos[split]) and _has_labels(videos[train_split])
     if metric is None:
         metric = default_metric(base.preset) if labelled else LABEL_FREE
-    known = [*(FINEGYM_METRICS if protocol_of(base.preset) == "finegym" else PHASE_METRICS), LABEL_FREE]
+    known = [*metric_names(PROTOCOLS[protocol_of(base.preset)]), LABEL_FREE]
     if metric not in known:
         raise UserError(
             f"--metric: unknown metric {metric!r}{options.nearest(metric, known)} ({', '.join(known)})"

@@ -15,7 +15,8 @@ from scipy import stats
 
 from carl_ray import storage
 from carl_ray.errors import UserError
-from carl_ray.evaluation.metrics import VARIANTS, protocol_of
+from carl_ray.evaluation.controls import VARIANTS
+from carl_ray.paper import protocol_of
 from carl_ray.sweeps.definition import LABEL_FREE, Sweep, default_metric, trial_id, write_document
 from carl_ray.sweeps.paper_tables import Table
 from carl_ray.sweeps.space import LogRange, Point, default_point

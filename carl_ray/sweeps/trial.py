@@ -14,13 +14,11 @@ import numpy as np
 from carl_ray import storage
 from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import RunError
-from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
 from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
-from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
+from carl_ray.evaluation.embeddings import EmbeddedVideo, read_embeddings, read_origin
 from carl_ray.evaluation.extraction import room_for_workers
-from carl_ray.evaluation.label_free import consistent_warping
-from carl_ray.evaluation.metrics import VARIANTS, protocol_of, stride_of
 from carl_ray.evaluation.protocol import evaluate
+from carl_ray.paper import PROTOCOLS, protocol_of, stride_of
 from carl_ray.sweeps.definition import LABEL_FREE, Sweep, trial_id, write_document
 from carl_ray.sweeps.space import Point
 from carl_ray.sweeps.trial_records import measured, measured_uri, run_dir, trial_folder, was_promoted
@@ -47,7 +45,11 @@ def run_trial(sweep: Sweep, folder: str, point: Point, report: Callable[[int, fl
         for seed in sweep.training_seeds:
             run = run_dir(folder, trial, seed)
             found.append(measured(run, epoch) or _measure(sweep, point, seed, run, epoch))
-        scores = [document["trained"][sweep.metric]["value"] for document in found if document is not None]
+        scores = [
+            document["trained"].get(sweep.metric, {}).get("value")
+            for document in found
+            if document is not None
+        ]
         if None in scores:
             raise RunError(
                 f"{storage.public_uri(trial_folder(folder, trial))}: {sweep.metric} is undefined on the validation "
@@ -81,19 +83,14 @@ def _measure(sweep: Sweep, point: Point, seed: int, run: str, epoch: int) -> dic
     )
     validation = read_embeddings(embeddings, split=validation_split)
     _check_complete(validation, manifest, validation_split)
-    origin = read_origin(embeddings)
-    document: dict[str, Any] = {"origin": vars(origin), **{variant: {} for variant in VARIANTS}}
-    if sweep.labelled:
-        document = evaluate(
-            read_embeddings(embeddings, split=config.data.train_split),
-            validation,
-            origin,
-            protocol=protocol_of(config.preset),
-            stride=stride_of(config.preset),
-        )
-    for variant, score in _label_free(validation, origin, stride_of(config.preset)).items():
-        if document[variant] is not None:
-            document[variant][LABEL_FREE] = {"value": score, "low": None, "high": None, "left_out": {}}
+    # Probes need labels; the score without labels is measured in any case, to be compared with the others.
+    document = evaluate(
+        read_embeddings(embeddings, split=config.data.train_split) if sweep.labelled else [],
+        validation,
+        read_origin(embeddings),
+        tasks=[*(PROTOCOLS[protocol_of(config.preset)] if sweep.labelled else ()), LABEL_FREE],
+        stride=stride_of(config.preset),
+    )
     document["training_seconds"] = checkpoint_at(run).progress.seconds
     document["measuring_seconds"] = time.monotonic() - started
     write_document(measured_uri(run, epoch), document)
@@ -113,16 +110,3 @@ def _check_complete(videos: Sequence[EmbeddedVideo], manifest: str, split: str) 
             f"{missing[0]!r}: trials must be measured on the same videos; leave those that cannot be read out of the "
             "manifest and begin another sweep, or call again if they can be read now"
         )
-
-
-def _label_free(videos: Sequence[EmbeddedVideo], origin: Origin, stride: int) -> dict[str, float]:
-    """The score without labels of the trained encoder and of the controls, by variant."""
-    lengths = [len(video) for video in videos]
-    width = videos[0].embeddings.shape[1]
-    variants = {
-        "trained": [video.embeddings for video in videos],
-        "untrained": [video.untrained for video in videos if video.untrained is not None],
-        "positions": position_embeddings(lengths, num_frames=origin.num_frames, width=origin.position_width),
-        "chance": chance_embeddings(lengths, [video.video_id for video in videos], width=width, seed=0),
-    }
-    return {name: consistent_warping(embeddings, stride=stride) for name, embeddings in variants.items()}

@@ -9,7 +9,8 @@ import pytest
 from benchmarks.paper_tables import TABLES
 from benchmarks.studies.runs import row_config
 from carl_ray.config import digest
-from carl_ray.evaluation.metrics import PHASE_METRICS
+from carl_ray.evaluation.tasks import metric_names
+from carl_ray.paper import PROTOCOLS
 from carl_ray.presets import PRESETS
 from carl_ray.sweeps.paper_tables import frames_table
 
@@ -19,13 +20,13 @@ def test_rows_are_configs_of_their_own(name: str) -> None:
     table = TABLES[name]
     names = [row.name for row in table.rows]
     assert len(set(names)) == len(names) and table.reference in names
-    assert set(table.metrics) <= set(PHASE_METRICS)
+    assert set(table.metrics) <= set(metric_names(PROTOCOLS["phases"]))
     base = PRESETS["demo"]()
     configs = []
     for row in table.rows:
         config = row_config(base, dict(row.options), 7)
         assert config.training.seed == 7
-        assert set(row.paper) <= set(PHASE_METRICS)
+        assert set(row.paper) <= set(metric_names(PROTOCOLS["phases"]))
         configs.append(config)
     assert len({digest(config) for config in configs}) == len(configs)
     # An order can be the paper's only against a row that the paper has, in the columns that it has.

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from carl_ray.evaluation import alignment
-from carl_ray.evaluation.alignment import align_pair, alignment_error
+from carl_ray.evaluation import warping
+from carl_ray.evaluation.alignment import alignment_error
+from carl_ray.evaluation.warping import align_pair
 
 
 def slow_path(a, b):
@@ -63,7 +64,7 @@ def test_equals_a_slow_reference(stride):
 def test_many_small_batches_give_the_same_errors(monkeypatch):
     embeddings, progress = videos(1, [9, 23, 16, 31, 8, 23])
     whole = alignment_error(embeddings, progress)
-    monkeypatch.setattr(alignment, "_MOST_CELLS", 900)
+    monkeypatch.setattr(warping, "_MOST_CELLS", 900)
     np.testing.assert_allclose(alignment_error(embeddings, progress).statistics, whole.statistics, atol=1e-12)
 
 

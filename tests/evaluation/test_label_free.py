@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from carl_ray.evaluation import alignment, label_free
+from carl_ray.evaluation import label_free, warping
 from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
 from carl_ray.evaluation.kendall import kendalls_tau
 from carl_ray.evaluation.label_free import consistent_warping
@@ -100,7 +100,7 @@ def test_equals_a_slow_reference(lengths):
 def test_small_batches_give_the_same(monkeypatch):
     videos = walks(3, [30, 41, 12, 25, 18, 33])
     expected = consistent_warping(videos)
-    monkeypatch.setattr(alignment, "_MOST_CELLS", 500)
+    monkeypatch.setattr(warping, "_MOST_CELLS", 500)
     monkeypatch.setattr(label_free, "MOST_SIMILARITIES", 700)
     assert consistent_warping(videos) == pytest.approx(expected, abs=1e-12)
 

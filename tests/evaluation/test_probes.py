@@ -6,9 +6,10 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
-from carl_ray.evaluation import probes
+from carl_ray.evaluation import classification, linear_probe, phase_classification, phase_progression
 from carl_ray.evaluation.bootstrap import r_squared_by_boundary
-from carl_ray.evaluation.probes import linear_probe, phase_classification, phase_progression
+from carl_ray.evaluation.frame_classes import _linear_layer
+from carl_ray.evaluation.probes import num_fitted, select
 
 METRICS = [
     phase_classification,
@@ -83,7 +84,7 @@ def slow_progression(train, test, phases):
 
 
 def slow_linear_layer(frames, classes, num_classes, seed):
-    """FineGym's protocol in NumPy."""
+    """The linear probe in NumPy."""
     weight = np.zeros((frames[0].shape[1] + 1, num_classes))
     velocity = np.zeros_like(weight)
     rng = np.random.default_rng(seed)
@@ -142,7 +143,7 @@ def test_fractions_take_whole_videos_and_are_nested():
         found = phase_classification(*train, *test, fraction=fraction, seed=7)
         assert found.statistics[0].tolist() == expected.statistics[0].tolist()
     hundred = videos(2, 100, unlabelled=0)
-    assert probes.num_fitted(hundred[1], 0.07) == 7
+    assert num_fitted(hundred[1], 0.07) == 7
 
 
 def test_videos_without_labels_are_no_part_of_a_fraction():
@@ -164,7 +165,7 @@ def test_a_single_training_class_is_predicted():
 
 def test_fits_that_do_not_converge_are_counted_and_warn_nobody(monkeypatch):
     train, test = videos(0, 12), videos(1, 7)
-    monkeypatch.setattr(probes, "_MOST_ITERATIONS", 1)
+    monkeypatch.setattr(classification, "_MOST_ITERATIONS", 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         assert phase_classification(*train, *test).left_out["not_converged"] == 1
@@ -237,7 +238,7 @@ def test_the_linear_probe_equals_a_slow_reference():
         for frames, classes in zip(*kept(*test), strict=True)
     ]
     assert found.statistics[0].tolist() == expected
-    learnt, bias = probes._linear_layer(*kept(*train), 5, 3)
+    learnt, bias = _linear_layer(select(*train, *test, 1.0, 3), 5, 3)
     np.testing.assert_allclose(np.concatenate([learnt.T, bias[None]]), weight, rtol=1e-6)
 
 

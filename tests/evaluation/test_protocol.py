@@ -17,14 +17,18 @@ from carl_ray.evaluation import (
     phase_classification,
     phase_progression,
 )
-from carl_ray.evaluation.bootstrap import bootstrap
-from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
+from carl_ray.evaluation.bootstrap import bootstrap, ratio_of_sums
+from carl_ray.evaluation.controls import VARIANTS, chance_embeddings, position_embeddings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
-from carl_ray.evaluation.metrics import FINEGYM_METRICS, PHASE_METRICS, VARIANTS, protocol_of, stride_of
 from carl_ray.evaluation.protocol import evaluate
+from carl_ray.evaluation.task import Metric, Task
+from carl_ray.evaluation.tasks import TASKS, metric_names
+from carl_ray.paper import PROTOCOLS
 
 ORIGIN = Origin("/run/checkpoints/step-00000002", "ab", "demo", 2, 16, 8, "resized", True)
 PHASES = 3
+PHASE_TASKS = PROTOCOLS["phases"]
+PHASE_METRICS = set(metric_names(PHASE_TASKS))
 
 
 def make_video(number: int, action: str, **fields) -> EmbeddedVideo:
@@ -64,7 +68,7 @@ def test() -> list[EmbeddedVideo]:
 
 @pytest.fixture(scope="module")
 def document(train, test) -> dict:
-    return evaluate(train, test, ORIGIN, protocol="phases", stride=2)
+    return evaluate(train, test, ORIGIN, tasks=PHASE_TASKS, stride=2)
 
 
 def test_every_metric_stands_with_every_control(document) -> None:
@@ -72,7 +76,7 @@ def test_every_metric_stands_with_every_control(document) -> None:
     assert set(VARIANTS) <= set(document)
     for part in (document, *document["actions"].values()):
         for variant in VARIANTS:
-            assert tuple(part[variant]) == PHASE_METRICS
+            assert set(part[variant]) == PHASE_METRICS
             for entry in part[variant].values():
                 assert set(entry) == {"value", "low", "high", "left_out"}
                 assert entry["low"] <= entry["value"] <= entry["high"]
@@ -135,7 +139,7 @@ def test_controls_are_the_metrics_of_their_own_arrays(document, train, test) -> 
 
 def test_actions_that_a_mean_leaves_out_are_counted(train, test) -> None:
     few = [v for v in test if v.label == "kick"] + [v for v in test if v.label == "lift"][:1]
-    document = evaluate(train, few, ORIGIN, protocol="phases", stride=4)
+    document = evaluate(train, few, ORIGIN, tasks=PHASE_TASKS, stride=4)
     for metric, undefined, without in (
         ("kendalls_tau", 1, 0), ("alignment_error", 1, 0), ("phase_classification", 0, 1),
     ):  # fmt: skip
@@ -156,7 +160,7 @@ def test_what_knows_the_progress_beats_all_controls(document) -> None:
 
 
 def test_order_and_repetition_change_nothing(document, train, test) -> None:
-    again = evaluate(train, test, ORIGIN, protocol="phases", stride=2)
+    again = evaluate(train, test, ORIGIN, tasks=PHASE_TASKS, stride=2)
     assert again == document
 
 
@@ -168,7 +172,7 @@ def test_phases_that_come_back_are_counted(train, test) -> None:
         for number, labels in enumerate((gap, back, back))
     ]
     videos = [replace(v, embeddings=v.embeddings[:5], untrained=v.untrained[:5]) for v in videos]
-    found = evaluate(train, [*test, *videos], ORIGIN, protocol="phases", stride=1)
+    found = evaluate(train, [*test, *videos], ORIGIN, tasks=PHASE_TASKS, stride=1)
     assert found["videos_with_returning_phases"] == 2
     counts = {name: action["videos_with_returning_phases"] for name, action in found["actions"].items()}
     assert counts == {"kick": 0, "lift": 2}
@@ -176,18 +180,53 @@ def test_phases_that_come_back_are_counted(train, test) -> None:
     assert found["fitted_videos"] == {"_10": 2, "_50": 10, "": 20}
 
 
-def test_without_any_label_the_label_free_metrics_run(train, test) -> None:
+def test_tasks_without_what_they_need_do_not_run_and_are_named(train, test) -> None:
     def bare(videos):
         return [replace(v, label=None, frame_labels=None, progress=None) for v in videos]
 
-    document = evaluate(bare(train), bare(test), ORIGIN, protocol="phases", stride=1)
+    document = evaluate(bare(train), bare(test), ORIGIN, tasks=[*PHASE_TASKS, "label_free"])
     assert set(document["actions"]) == {"no label"}
-    for metric, entry in document["trained"].items():
-        assert (entry["value"] is None) == (metric != "kendalls_tau"), metric
-    assert document["trained"]["alignment_error"]["left_out"]["videos_without_progress"] == 12
+    assert set(document["trained"]) == set(document["metrics"]) == {"kendalls_tau", "label_free"}
     assert document["trained"]["kendalls_tau"]["low"] is not None
-    alone = evaluate([], bare(test), ORIGIN, protocol="phases", stride=1)
+    assert document["not_run"] == {
+        "phase_classification": "frame labels",
+        "phase_progression": "frame labels",
+        "retrieval": "frame labels",
+        "alignment_error": "progress",
+    }
+    alone = evaluate([], bare(test), ORIGIN, tasks=PHASE_TASKS)
     assert alone["trained"]["kendalls_tau"] == document["trained"]["kendalls_tau"]
+    unfitted = evaluate([], test, ORIGIN, tasks=["phase_classification", "retrieval"])
+    assert unfitted["not_run"] == {"phase_classification": "training videos"}
+    assert "average_precision_at_5" in unfitted["trained"]
+
+
+def test_a_task_of_ones_own(train, test) -> None:
+    """A metric from outside gets the controls, the interval, and its description in the document."""
+    metric = Metric(name="brightness", title="brightness (%)", meaning="how bright", higher_is_better=False)
+
+    def run(train, test, stride, seed):
+        means = np.array([video.embeddings[::stride, 0].mean() for video in test], np.float64)
+        return {"brightness": ratio_of_sums(means, np.ones(len(test)))}
+
+    for pooled in (False, True):
+        task = Task(name="brightness", metrics=(metric,), run=run, pooled=pooled)
+        document = evaluate(train, test, ORIGIN, tasks=[task, "kendalls_tau"], stride=3)
+        assert set(document["trained"]) == {"brightness", "kendalls_tau"}
+        assert ("brightness" in document["actions"]["kick"]["trained"]) is not pooled
+        assert document["metrics"]["brightness"] == vars(metric)
+        entry = document["trained"]["brightness"]
+        expected = np.mean([video.embeddings[::3, 0].mean(dtype=float) for video in test])
+        assert entry["low"] < entry["value"] < entry["high"]
+        assert entry["value"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_task_gives_the_metrics_that_it_names(train, test) -> None:
+    for name, task in TASKS.items():
+        assert task.name == name and task.metrics
+        assert all(metric.meaning for metric in task.metrics)
+        assert task.missing(train, test) is None
+        assert set(task.run(train[::2], test[::2], 2, 0)) == {metric.name for metric in task.metrics}
 
 
 def test_without_the_untrained_control(train, test, document) -> None:
@@ -196,7 +235,7 @@ def test_without_the_untrained_control(train, test, document) -> None:
     def bare(videos):
         return [replace(v, untrained=None) for v in videos]
 
-    document = evaluate(bare(train), bare(test), ORIGIN, protocol="phases", stride=2)
+    document = evaluate(bare(train), bare(test), ORIGIN, tasks=PHASE_TASKS, stride=2)
     assert document["untrained"] is None
     assert document["actions"]["kick"]["untrained"] is None
     for variant in ("trained", "positions", "chance"):
@@ -204,7 +243,7 @@ def test_without_the_untrained_control(train, test, document) -> None:
 
 
 def test_an_action_of_the_test_videos_alone_is_told_not_hidden(train, test) -> None:
-    document = evaluate([v for v in train if v.label == "kick"], test, ORIGIN, protocol="phases", stride=4)
+    document = evaluate([v for v in train if v.label == "kick"], test, ORIGIN, tasks=PHASE_TASKS, stride=4)
     lift = document["actions"]["lift"]
     assert lift["train_videos"] == 0
     assert lift["trained"]["phase_classification"]["value"] is None
@@ -213,21 +252,21 @@ def test_an_action_of_the_test_videos_alone_is_told_not_hidden(train, test) -> N
     assert whole == document["actions"]["kick"]["trained"]["phase_classification"]["value"]
 
 
-def test_finegym_probes_all_videos_together(train, test) -> None:
+def test_pooled_tasks_see_all_videos_together(train, test) -> None:
     def blurred(videos):
         rng = np.random.default_rng(1)
         return [replace(v, embeddings=v.embeddings + 1.2 * rng.standard_normal((len(v), 4))) for v in videos]
 
     train, test = blurred(train), blurred(test)
-    document = evaluate(train, test, ORIGIN, protocol="finegym", stride=1)
-    assert tuple(document["trained"]) == FINEGYM_METRICS
+    document = evaluate(train, test, ORIGIN, tasks=["linear_probe"])
+    assert set(document["trained"]) == set(metric_names(["linear_probe"]))
     assert set(document["actions"]) == {"all classes"}
     x, u = ([v.embeddings for v in part] for part in (train, test))
     y, w = ([v.frame_labels for v in part] for part in (train, test))
     for name, fraction in (("linear_probe_10", 0.1), ("linear_probe_50", 0.5), ("linear_probe", 1.0)):
         expected = linear_probe(x, y, u, w, num_classes=PHASES, fraction=fraction).value
         assert document["trained"][name]["value"] == pytest.approx(expected)
-    values = [document["trained"][name]["value"] for name in FINEGYM_METRICS]
+    values = [document["trained"][name]["value"] for name in metric_names(["linear_probe"])]
     assert len(set(values)) >= 2, "the shares of labels must differ here, or nothing was shown"
 
 
@@ -236,25 +275,14 @@ def test_bad_input_is_one_clear_line(train, test) -> None:
     broken = replace(test[3], embeddings=np.full((len(test[3]), 4), np.nan, np.float32))
     moved = replace(train[1], uri="/elsewhere.mp4")
     for fit, held, message in (
-        ([], test, "expected at least one training video"),
         (train, test[:1], "expected at least 2 test videos, got 1"),
         (train, [*test[:3], wide], r"different widths: 5 of 'lift/101', 4 of 'kick/100'"),
         (train, [*test[:3], broken], r"embeddings of 'lift/101' are not finite"),
         (
             train,
             [*test, moved, train[0]],
-            "1 videos are in the training and in the test embeddings, 'kick/0'",
+            "1 of the videos are in the training and in the test embeddings, 'kick/0'",
         ),
     ):
         with pytest.raises(UserError, match=message):
-            evaluate(fit, held, ORIGIN, protocol="phases", stride=1)
-
-
-def test_protocols_and_strides_of_the_paper() -> None:
-    strides = {"penn_action": 2, "kinetics400": 2, "kinetics400_to_penn_action": 2, "pouring": 5, "demo": 1}
-    assert {name: stride_of(name) for name in strides} == strides
-    assert [protocol_of(name) for name in ("penn_action", "finegym99", "finegym288")] == [
-        "phases",
-        "finegym",
-        "finegym",
-    ]
+            evaluate(fit, held, ORIGIN, tasks=PHASE_TASKS, stride=1)

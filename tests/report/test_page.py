@@ -178,14 +178,12 @@ def test_the_numbers_are_the_documents(whole: tuple[bytes, dict[str, Any]]) -> N
         "average_precision_at_15": "AP@15 (%)",
         "alignment_error": "alignment error (lower is better)",
     }
-    paper = {"phase_classification": "93.07", "kendalls_tau": "0.985", "alignment_error": "–"}
     for name, title in titles.items():
         factor, digits = (100, 1) if "(%)" in title else (1, 3)
         for place, variant in enumerate(("trained", "untrained", "positions", "chance")):
             entry = metrics[variant][name]
             value, low, high = (f"{factor * entry[key]:.{digits}f}" for key in ("value", "low", "high"))
             assert shown[title][place].startswith(f"{value} {low} to {high}"), (name, variant)
-        assert shown[title][4] == paper.get(name, shown[title][4])
     for action in ("jump", "kick"):
         row = shown[f"{action} 8 test videos, 3 phases"]
         for place, name in enumerate(("phase_classification", "phase_progression", "kendalls_tau")):
@@ -312,17 +310,8 @@ def test_long_videos_are_aligned_by_every_few_frames(
     assert any(tag == "video" for tag, _ in page.tags)
 
 
-def test_the_demo_says_that_the_papers_data_differ(videos: list[EmbeddedVideo], tmp_path: Path) -> None:
+def test_pooled_tasks(videos: list[EmbeddedVideo], tmp_path: Path) -> None:
     metrics = metrics_of(videos[:3])
-    metrics["origin"]["preset"] = "demo"
-    page = Page(written(tmp_path, videos[:3], metrics))
-    assert "paper, other data" in page.text
-    assert "its numbers are of another data set" in page.text
-
-
-def test_finegym(videos: list[EmbeddedVideo], tmp_path: Path) -> None:
-    metrics = metrics_of(videos[:3]) | {"protocol": "finegym"}
-    metrics["origin"]["preset"] = "finegym99"
     for variant in ("trained", "untrained", "positions", "chance"):
         metrics[variant] = {
             name: {"value": 0.4175, "low": 0.4, "high": 0.43, "left_out": {}}
@@ -331,6 +320,5 @@ def test_finegym(videos: list[EmbeddedVideo], tmp_path: Path) -> None:
     metrics["actions"] = {"all classes": {**metrics["actions"]["jump"], "trained": metrics["trained"]}}
     page = Page(written(tmp_path, videos[:3], metrics))
     rows = {row[0]: row[1:] for row in page.cells}
-    assert rows["linear probe (%)"][-1] == "41.75"
-    assert rows["linear probe, 10 % of the labels (%)"][-1] == "33.53"
+    assert rows["linear probe (%)"][0].startswith("41.8")
     assert "Kendall" not in page.text

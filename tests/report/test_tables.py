@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from carl_ray.presets import PRESETS
 from carl_ray.report.tables import (
     action_metric_names,
     compare,
     left_out_lines,
     metric_names,
     metric_rows,
-    paper_numbers,
+    metrics_text,
+    summary,
 )
 
 
@@ -54,7 +54,6 @@ def test_rows_hold_the_numbers() -> None:
             chance=entry(None, None, None),
         ),
         ["phase_classification"],
-        "penn_action",
     )
     cells = {name: cell for name, cell in row.cells.items() if cell is not None}
     assert {name: (cell.value, cell.interval, cell.verdict) for name, cell in cells.items()} == {
@@ -63,7 +62,7 @@ def test_rows_hold_the_numbers() -> None:
         "positions": ("30.0", "20.0 to 40.0", "better"),
         "chance": ("undefined", "", "unknown"),
     }
-    assert (row.title, row.paper) == ("phase classification (%)", "93.07")
+    assert row.title == "phase classification (%)"
 
 
 def test_only_the_alignment_error_is_better_when_lower() -> None:
@@ -147,8 +146,8 @@ def test_metrics_that_need_one_order_are_no_win_where_a_phase_comes_back() -> No
     ("left_out", "shown"),
     [
         ({"videos_without_progress": 3, "undefined_pairs": 2}, "undefined (no progress)"),
-        ({"test_videos_without_labels": 3}, "undefined (no frame_labels of test videos)"),
-        ({"train_videos_without_labels": 3}, "undefined (no frame_labels of training videos)"),
+        ({"test_videos_without_labels": 3}, "undefined (no frame labels of test videos)"),
+        ({"train_videos_without_labels": 3}, "undefined (no frame labels of training videos)"),
         ({"undefined_pairs": 3}, "undefined"),
     ],
 )
@@ -177,6 +176,7 @@ def test_what_was_left_out() -> None:
         "trained": {
             "kendalls_tau": entry(1, 1, 1, undefined_pairs=4, nothing=0),
             "phase_classification_10": entry(1, 1, 1, videos_without_labels=1234),
+            "alignment_error": entry(1, 1, 1, undefined_pairs=1),
         },
         "untrained": None,
         "positions": {
@@ -188,11 +188,64 @@ def test_what_was_left_out() -> None:
     assert left_out_lines(metrics) == [
         "phase classification, 10 % of the labels: 1,234 videos without labels",
         "Kendall's tau: 4 (trained), 0 (positions) undefined pairs",
+        "alignment error: 1 undefined pair",
     ]
 
 
-@pytest.mark.parametrize("preset", [*PRESETS, "of another version"])
-def test_every_preset_has_the_papers_numbers(preset: str) -> None:
-    numbers, same_data = paper_numbers(preset)
-    assert same_data is (preset in PRESETS and preset != "demo")
-    assert numbers.numbers
+def test_equal_numbers_are_no_win() -> None:
+    """Intervals apart by less than what is shown, such as R² 1.000 beside 1.000."""
+    metrics = document(
+        "phase_progression",
+        trained=entry(0.9999, 0.9998, 0.99995),
+        untrained=entry(0.9996, 0.9995, 0.9997),
+        positions=entry(0.5, 0.4, 0.6),
+    )
+    (row,) = metric_rows(metrics, ["phase_progression"])
+    verdicts = {name: cell.verdict for name, cell in row.cells.items() if cell is not None}
+    assert verdicts == {"trained": "unknown", "untrained": "overlap", "positions": "better"}
+
+
+@pytest.mark.parametrize(
+    ("untrained", "said"),
+    [
+        (
+            (0.5, 0.4, 0.6),
+            "Training was worth it: phase classification is 70.0 % with the trained encoder and 60.0 %",
+        ),
+        (
+            (0.66, 0.6, 0.72),
+            "These videos do not show that training was worth it: phase classification is 70.0 %",
+        ),
+        (
+            (0.9, 0.85, 0.95),
+            "Training was not worth it: phase classification is 70.0 % with the trained encoder and",
+        ),
+        (
+            (0.9, None, None),
+            "Too few test videos to say whether training was worth it: phase classification is 70.0",
+        ),
+    ],
+)
+def test_the_summary_is_of_the_best_control(untrained: tuple[Any, ...], said: str) -> None:
+    metrics = {
+        "trained": {"kendalls_tau": entry(1, 1, 1), "phase_classification": entry(0.7, 0.68, 0.75)},
+        "untrained": {"kendalls_tau": entry(0, 0, 0), "phase_classification": entry(*untrained)},
+        "positions": {"kendalls_tau": entry(0, 0, 0), "phase_classification": entry(0.6, 0.55, 0.65)},
+    }
+    found = summary(metrics)
+    assert found.startswith(said)
+    assert f"the best control ({'untrained' if untrained[0] > 0.6 else 'positions'})" in found
+    assert metrics_text(metrics).splitlines()[-1] == found
+
+
+def test_the_summary_without_labels_claims_nothing() -> None:
+    metrics: dict[str, Any] = {
+        variant: {"kendalls_tau": entry(value, value, value), "label_free": entry(value, None, None)}
+        for variant, value in (("trained", 0.9), ("positions", 0.01))
+    }
+    metrics["not_run"] = {"retrieval": "frame labels", "phase_classification": "frame labels"}
+    text = metrics_text(metrics)
+    assert "Not measured without frame labels: AP@5, phase classification." in text
+    assert text.endswith("The score without labels, higher is better: 0.900 trained, 0.010 positions.")
+    assert "cannot be said without frame labels" in text
+    assert summary({"trained": {}}).endswith("label a few videos to find out.")

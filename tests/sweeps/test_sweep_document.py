@@ -14,9 +14,10 @@ import pytest
 
 from carl_ray import storage
 from carl_ray.config import Config
-from carl_ray.evaluation.metrics import FINEGYM_METRICS, PHASE_METRICS, VARIANTS
+from carl_ray.evaluation.controls import VARIANTS
+from carl_ray.evaluation.tasks import METRICS
 from carl_ray.presets import demo, finegym99
-from carl_ray.sweeps.definition import LABEL_FREE, Sweep, trial_id
+from carl_ray.sweeps.definition import Sweep, trial_id
 from carl_ray.sweeps.paper_tables import TABLE_9
 from carl_ray.sweeps.space import Choices, LogRange, Space
 from carl_ray.sweeps.sweep_document import sweep_document, write_results
@@ -52,8 +53,7 @@ def write_measured(
     for variant in VARIANTS:
         mean = value if variant == "trained" else value / 2 if controls is None else controls
         document[variant] = {
-            metric: {"value": mean, "low": mean - 0.1, "high": mean + 0.1}
-            for metric in (*PHASE_METRICS, *FINEGYM_METRICS, LABEL_FREE)
+            metric: {"value": mean, "low": mean - 0.1, "high": mean + 0.1} for metric in METRICS
         }
     document |= {"training_seconds": 10.0 * epoch, "measuring_seconds": 1.0}
     uri = storage.join(run_dir(str(folder), trial_id(of, point), seed), "measured", f"epoch-{epoch:08d}.json")

@@ -1,0 +1,92 @@
+"""Evaluation tasks and the metrics that they compute; imports nothing heavy.
+
+A task is one file of this package: its metric, a function of arrays, and a `Task` that names what the metric needs and
+says to people what it means. `carl_ray.evaluation.tasks` lists them. torch, SciPy and scikit-learn are imported where a
+task runs, because commands and sweeps list the metrics before they load these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from carl_ray.evaluation.bootstrap import Result
+    from carl_ray.evaluation.embeddings import EmbeddedVideo
+
+Need = Literal["training videos", "frame labels", "progress"]
+"""What a task cannot do without: videos to fit a probe to, frame labels or true progress of a test video."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number that a task computes, and how people should read it."""
+
+    name: str
+    """Its key in metrics.json."""
+    title: str
+    """Display name; ends in "(%)" where the value is a share."""
+    meaning: str
+    """What it measures, as a sentence for people."""
+    higher_is_better: bool = True
+    needs_one_order: bool = False
+    """Whether it is meaningful only if no phase of a video returns."""
+    decides: bool = False
+    """Whether the report's verdict on training may rest on it: positions alone do not win it by construction."""
+    by_action: bool = False
+    """Whether the report's table by action has it."""
+    no_skill: float | None = None
+    """Value of a constant prediction: nothing below it is better than anything."""
+    least_shown: float | None = None
+    """Smaller values are shown as "< -1": an R² of -300,000 says no more than that the prediction failed."""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is shown in percent."""
+        return self.title.endswith("(%)")
+
+    @property
+    def words(self) -> str:
+        """The title without its unit, for use in a sentence."""
+        return self.title.partition(" (")[0]
+
+
+class MetricEntry(TypedDict):
+    """A metric of a variant in metrics.json; None where undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    left_out: dict[str, int]
+    """Numbers of what was undefined or missing, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One evaluation of embeddings: `run` gives a `Result` for each of the metrics."""
+
+    name: str
+    metrics: tuple[Metric, ...]
+    run: Callable[[Sequence[EmbeddedVideo], Sequence[EmbeddedVideo], int, int], Mapping[str, Result]]
+    """(training videos, test videos, stride, seed) to the result of each metric by name. The videos are those of one
+    action, with the embeddings of the encoder or of a control; all training videos may lack labels."""
+    needs: tuple[Need, ...] = ()
+    pooled: bool = False
+    """Whether it runs on the videos of all actions together, and not on each action for a mean over actions."""
+
+    def missing(self, train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> Need | None:
+        """The first of its needs that these videos do not meet; None where it can run."""
+        met: dict[Need, bool] = {
+            "training videos": bool(train),
+            "frame labels": any(bool((video.phases >= 0).any()) for video in test),
+            "progress": any(video.progress is not None for video in test),
+        }
+        return next((need for need in self.needs if not met[need]), None)
+
+
+def arrays(videos: Sequence[EmbeddedVideo]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Embeddings and frame labels of each video."""
+    return [video.embeddings for video in videos], [video.phases for video in videos]
