@@ -43,8 +43,8 @@ def evaluate(
     """The document of metrics.json.
 
     `document[variant][metric]` is {"value", "low", "high", "left_out"}: the interval, None where undefined, and counts
-    of what was left out; `document["untrained"]` is None where the embeddings lack that control. `metrics` describes the
-    metrics (`Metric`); tasks that did not run are in `not_run`, with the `Need` that all videos lack.
+    of what was left out; `document["untrained"]` is None where the embeddings lack that control. `metrics` describes
+    the metrics (`Metric`); tasks that did not run are in `not_run`, with the `Need` that all videos lack.
     `document["actions"][label]` holds the same for each action. `fitted_videos` counts the training videos of each
     label fraction, by the suffix of the metrics' names: equal counts mean equal videos.
     `videos_with_returning_phases` counts the test videos in which a phase returns: if there are any, metrics that need

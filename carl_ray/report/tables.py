@@ -142,12 +142,10 @@ def summary(document: Mapping[str, Any]) -> str:
 
 def metrics_text(document: Mapping[str, Any]) -> str:
     """The terminal's table of a document of metrics.json, and what it comes to."""
-    shown = [variant for variant in VARIANTS if document.get(variant) is not None]
-    rows = [["", *shown, ""]]
+    rows = [["", *VARIANTS, ""]]
     for row in metric_rows(document, metric_names(document)):
-        rows.append([row.title, *(str(row.cells[variant]) for variant in shown), row.note])
-    if "untrained" not in shown:
-        rows.append(["untrained: not embedded", *[""] * len(shown), ""])
+        cells = [row.cells[variant] for variant in VARIANTS]
+        rows.append([row.title, *("not embedded" if cell is None else str(cell) for cell in cells), row.note])
     return "\n".join(
         [text_table(rows), *not_run_lines(document), *document.get("warnings", []), summary(document)]
     )
