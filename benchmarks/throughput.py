@@ -86,17 +86,13 @@ def _parse(arguments: list[str]) -> tuple[Path | None, list[str], Config]:
         metavar="PART,…",
         help=f"some of {', '.join(PARTS)} [{','.join(DEFAULT_PARTS)}]",
     )
-    options.add_config_options(parser)
-    parsed, unknown = parser.parse_known_args(arguments)
-    options.check_known(unknown, ("parts", "help"))
+    parsed, overrides = options.parse_with_config(parser, arguments)
     parts = [part.strip() for part in parsed.parts.split(",")]
     for part in parts:
         if part not in PARTS:
             raise UserError(
                 f"--parts: unknown part {part!r}{options.nearest(part, PARTS)} (parts: {', '.join(PARTS)})"
             )
-    known = options.field_names()
-    overrides = {name: value for name, value in vars(parsed).items() if name in known}
     config = options.overridden(pouring(), {"model.weights": "random"} | overrides)
     folder = None if parsed.folder is None else Path(parsed.folder)
     if folder is not None and not folder.is_dir():

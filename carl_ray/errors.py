@@ -109,6 +109,18 @@ def _print_line(message: str) -> None:
     print(f"carl_ray: {line}", file=sys.stderr, flush=True)
 
 
+def note(message: str) -> None:
+    """Print a line to standard error, as beside the results of a command."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def last_line(error: object) -> str:
+    """The last line of a text, or of an exception's, that is not empty; without any the exception's class."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    nothing = type(error).__name__ if isinstance(error, BaseException) else ""
+    return lines[-1] if lines else nothing
+
+
 def fail(message: str, status: int) -> NoReturn:
     """Print one line to standard error and exit with a status."""
     _print_line(message)

@@ -55,11 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="python -m carl_ray.jobs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    raw: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = OptionParser(prog="python -m carl_ray.jobs", description=__doc__, **raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("submit", "start a pipeline, or continue it"),
@@ -67,57 +64,46 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         ("logs", "print its output, with that of its stages"),
         ("stop", "stop it; training writes a checkpoint first"),
     ):
-        command = commands.add_parser(
-            name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=text, description=text, **raw)
+        add = command.add_argument
+        add("pipeline", metavar="PIPELINE", help=f"{', '.join(SHIPPED)}, or FILE.py:FUNCTION")
+        folder: Any = {"type": uri_without_credentials, "metavar": "URI"}
+        add("--folder", required=True, **folder, help="for all that the pipeline writes")
+        dashboard = "of the cluster's dashboard, as RAY_API_SERVER_ADDRESS; none: this machine"
+        add("--address", metavar="URL", help=dashboard)
+        if name == "logs":
+            add("--stage", metavar="NAME", help="the output of the last attempt at it alone")
+            add("--follow", action="store_true", help="until the job ends")
+        if name != "submit":
+            continue
+        add(
+            "--set",
+            action="append",
+            default=[],
+            type=name_and_value,
+            metavar="NAME=VALUE",
+            help="a parameter of the pipeline; repeatedly. Paths from the root: jobs run in a folder of their own",
         )
-        command.add_argument(
-            "pipeline", metavar="PIPELINE", help=f"{', '.join(SHIPPED)}, or FILE.py:FUNCTION"
+        add("--wait", action="store_true", help="print the output until the pipeline ends")
+        sent = "checkout that is sent to the cluster, without data [.]"
+        add("--working-dir", metavar="FOLDER", default=".", help=sent)
+        add("--installed", action="store_true", help="send nothing: the cluster's nodes have carl_ray")
+        add(
+            "--runtime-env-json",
+            type=json_object,
+            default={},
+            metavar="JSON",
+            help="more of Ray's runtime environment, such as env_vars, for all jobs; who may use the cluster can read "
+            "it",
         )
-        command.add_argument(
-            "--folder",
-            required=True,
-            type=uri_without_credentials,
-            metavar="URI",
-            help="for all that the pipeline writes",
+        add(
+            "--python",
+            metavar="PATH",
+            default="python",
+            help="interpreter on the head of the cluster [python]",
         )
-        command.add_argument(
-            "--address", metavar="URL", help="of the cluster's dashboard, as RAY_API_SERVER_ADDRESS; none: this machine"
-        )  # fmt: skip
-        if name == "submit":
-            _add_submit_options(command)
-        elif name == "logs":
-            command.add_argument("--stage", metavar="NAME", help="the output of the last attempt at it alone")
-            command.add_argument("--follow", action="store_true", help="until the job ends")
+        command.epilog = "\n\n".join(f"{name}: {inspect.getdoc(found)}" for name, found in SHIPPED.items())
     return parser.parse_args(arguments)
-
-
-def _add_submit_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        type=name_and_value,
-        metavar="NAME=VALUE",
-        help="a parameter of the pipeline; repeatedly. Paths from the root: jobs run in a folder of their own",
-    )
-    command.add_argument("--wait", action="store_true", help="print the output until the pipeline ends")
-    command.add_argument(
-        "--working-dir", metavar="FOLDER", default=".", help="checkout that is sent to the cluster, without data [.]"
-    )  # fmt: skip
-    command.add_argument(
-        "--installed", action="store_true", help="send nothing: the cluster's nodes have carl_ray"
-    )
-    command.add_argument(
-        "--runtime-env-json",
-        type=json_object,
-        default={},
-        metavar="JSON",
-        help="more of Ray's runtime environment, such as env_vars, for all jobs; who may use the cluster can read it",
-    )
-    command.add_argument(
-        "--python", metavar="PATH", default="python", help="interpreter on the head of the cluster [python]"
-    )
-    command.epilog = "\n\n".join(f"{name}: {inspect.getdoc(pipeline)}" for name, pipeline in SHIPPED.items())
 
 
 def _run(options: argparse.Namespace) -> None:

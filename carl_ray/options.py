@@ -165,15 +165,28 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def check_known(unknown: Sequence[str], others: Sequence[str]) -> None:
-    """Raise `UserError`, with the nearest name, for the first option that is neither a field nor one of the others."""
+def parse_with_config(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Parse the options of a command and those of the config's fields.
+
+    Returns:
+        The parsed arguments; texts of the config fields that are given, by dotted name.
+
+    Raises:
+        UserError: an option is unknown; the message has the nearest name.
+    """
+    add_config_options(parser)
+    parsed, unknown = parser.parse_known_args(arguments)
     for argument in unknown:
         if argument.startswith("-"):
             option = argument.split("=")[0].lstrip("-")
-            known = [*field_names(), *others]
-            raise UserError(f"unknown option --{option}{nearest(option, known)}")
+            own = (string.lstrip("-") for action in parser._actions for string in action.option_strings[-1:])
+            raise UserError(f"unknown option --{option}{nearest(option, [*field_names(), *own])}")
     if unknown:
         raise UserError(f"unexpected argument {storage.public_uri(unknown[0])!r}")
+    fields = field_names()
+    return parsed, {name: value for name, value in vars(parsed).items() if name in fields}
 
 
 def overridden(config: Config, values: dict[str, str]) -> Config:

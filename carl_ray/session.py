@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -20,9 +19,10 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import ray
+from pyarrow import fs
 
 from carl_ray import storage
-from carl_ray.errors import RunError, own_sigterm
+from carl_ray.errors import RunError, last_line, note, own_sigterm
 from carl_ray.machine import available_cores
 
 # One per process: Ray's client reads it once.
@@ -74,8 +74,7 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
         try:
             yield
         except ray.exceptions.RayError as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise RunError(f"Ray failed: {lines[-1] if lines else type(error).__name__}") from None
+            raise RunError(f"Ray failed: {last_line(error)}") from None
     except RunError as error:
         # Where Ray is the cause, only its logs may hold the reason.
         is_kept = not is_started or type(error.__context__).__module__.startswith("ray")
@@ -111,11 +110,9 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None) -> Non
         with own_sigterm(), reaching(address) if address else _node_settings():
             ray.init(**options, logging_level=logging.WARNING, log_to_driver=False)
     except Exception as error:  # Ray raises a plain Exception for a node that does not start in time.
-        where = (
-            f"the Ray cluster at {storage.public_uri(address)}"
-            if address
-            else "a Ray cluster on this machine"
-        )
+        where = "a Ray cluster on this machine"
+        if address:
+            where = f"the Ray cluster at {storage.public_uri(address)}"
         reason = str(error)
         if isinstance(error, ray.exceptions.AuthenticationError):
             reason = (
@@ -152,11 +149,9 @@ def reaching(address: str) -> Iterator[None]:
             raise ConnectionError(f"nothing answers at {parts.hostname}:{port} ({reason})") from None
 
     def give_up() -> None:
-        print(
+        note(
             f"carl_ray: {storage.public_uri(address)} did not answer as a Ray cluster does within "
-            f"{_ANSWER_SECONDS:.0f} s: is it the head's address, and Ray's version there {ray.__version__}?",
-            file=sys.stderr,
-            flush=True,
+            f"{_ANSWER_SECONDS:.0f} s: is it the head's address, and Ray's version there {ray.__version__}?"
         )
         os._exit(1)  # Ray waits in C++, where no exception reaches it.
 
@@ -200,11 +195,15 @@ def _node_settings() -> Iterator[None]:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER, services.get_node = may_cluster, get_node
     if not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
-        print(
-            f"warning: Ray {ray.__version__} listens on all interfaces of this machine, its metrics without a token",
-            file=sys.stderr,
-            flush=True,
-        )
+        warning = "listens on all interfaces of this machine, its metrics without a token"
+        note(f"warning: Ray {ray.__version__} {warning}")
+
+
+def records_storage(uri: str) -> dict[str, Any]:
+    """Arguments of Ray Train's and Ray Tune's `RunConfig` that keep their records in a folder."""
+    filesystem, path = storage.resolve(uri)
+    is_local = isinstance(filesystem, fs.LocalFileSystem)
+    return {"storage_path": path, "storage_filesystem": None if is_local else filesystem}
 
 
 def quiet_data() -> None:

@@ -24,7 +24,7 @@ from carl_ray import options, presets, storage
 from carl_ray.config import Config
 from carl_ray.data.manifest import read_manifest
 from carl_ray.data.plan import training_plan
-from carl_ray.errors import UserError, one_line_errors
+from carl_ray.errors import UserError, note, one_line_errors
 from carl_ray.machine import machine_name
 from carl_ray.progress import ProgressLine
 from carl_ray.training import cluster_plan
@@ -37,7 +37,6 @@ _VIDEO_TIMES, _STEP_TIMES = 9, 3
 _NODE_CPUS = 16
 _DATA_NODE_PRICE = 0.25
 _STEPS_WITHOUT_VIDEOS = 1000
-_GPU = "GPU"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,52 +53,41 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Config]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("video", nargs="?", metavar="VIDEO", help="path or URI of a typical training video")
-    parser.add_argument(
+    count, positive = options.number(int, at_least=1), options.number(float, above=0)
+    add = parser.add_argument
+    add("video", nargs="?", metavar="VIDEO", help="path or URI of a typical training video")
+    add(
         "preset",
         nargs="?",
         default="demo",
         metavar="PRESET",
         help=f"one of {', '.join(presets.PRESETS)} [demo]",
     )
-    parser.add_argument("--gpus", type=int, metavar="N", help="training workers [cluster.num_workers]")
-    parser.add_argument(
-        "--videos", type=int, metavar="N", help="videos of an epoch [training videos of data.manifest]"
-    )
-    parser.add_argument(
-        "--step-seconds", type=float, metavar="S", help="of a step, where the GPU is not in this machine"
-    )
-    parser.add_argument(
+    add("--gpus", type=count, metavar="N", help="training workers [cluster.num_workers]")
+    add("--videos", type=count, metavar="N", help="videos of an epoch [training videos of data.manifest]")
+    add("--step-seconds", type=positive, metavar="S", help="of a step, where the GPU is not in this machine")
+    add(
         "--node-cpus",
-        type=int,
+        type=count,
         default=_NODE_CPUS,
         metavar="N",
         help=f"of a data node [{_NODE_CPUS}, as in cluster/]",
     )
-    parser.add_argument(
+    add(
         "--data-node-price",
-        type=float,
+        type=positive,
         default=_DATA_NODE_PRICE,
         metavar="P",
         help=f"of a data node, where a train node of one GPU costs 1 [{_DATA_NODE_PRICE}; a guess, look it up]",
     )
-    options.add_config_options(parser)
-    parsed, unknown = parser.parse_known_args(arguments)
-    others = ("gpus", "videos", "step-seconds", "node-cpus", "data-node-price", "help")
-    options.check_known(unknown, others)
-    base = presets.preset(parsed.preset)
-    known = options.field_names()
-    overrides = {name: value for name, value in vars(parsed).items() if name in known}
-    config = options.overridden(base, overrides)
-    parsed.gpus = config.cluster.max_workers if parsed.gpus is None else parsed.gpus
-    for name, least in (("gpus", 1), ("videos", 1), ("node-cpus", max(1, config.cluster.decode_cpus))):
-        value = getattr(parsed, name.replace("-", "_"))
-        if value is not None and value < least:
-            raise UserError(f"--{name}: expected at least {least:g}, got {value}")
-    for name in ("step-seconds", "data-node-price"):
-        value = getattr(parsed, name.replace("-", "_"))
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{name}: expected more than 0, got {value:g}")
+    parsed, overrides = options.parse_with_config(parser, arguments)
+    config = options.overridden(presets.preset(parsed.preset), overrides)
+    parsed.gpus = parsed.gpus or config.cluster.max_workers
+    if parsed.node_cpus < config.cluster.decode_cpus:
+        raise UserError(
+            f"--node-cpus: expected at least {config.cluster.decode_cpus:g}, got {parsed.node_cpus}: a decoding task "
+            "needs so many"
+        )
     if parsed.gpus > config.training.global_batch_size:
         raise UserError(
             f"--gpus {parsed.gpus}: a step has {config.training.global_batch_size} videos, so some GPUs would have "
@@ -116,9 +104,9 @@ def _run(parsed: argparse.Namespace, config: Config) -> None:
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    step_seconds, worker = None, _GPU
+    step_seconds, worker = None, "GPU"
     if parsed.step_seconds is None:
-        worker = _GPU if device.type == "cuda" else "CPU worker"
+        worker = "GPU" if device.type == "cuda" else "CPU worker"
         share = cluster_plan.share(config.training.global_batch_size, parsed.gpus)
         progress = _progress(f"a step of {_count(share, 'video')} on the {device.type.upper()}")
         step_seconds = cluster_plan.measure_step(pairs, config, share, device, _STEP_TIMES, progress)
@@ -131,12 +119,27 @@ def _run(parsed: argparse.Namespace, config: Config) -> None:
         node_cpus=parsed.node_cpus,
         decode_cpus=config.cluster.decode_cpus,
     )
-    print(f"\n{_measured_text(plan, video_seconds, step_seconds, worker)}")
-    if step_seconds is not None and device.type == "cuda":
+    lines = [
+        ("measured on", machine_name(use_gpu=step_seconds is not None)),
+        (
+            "a core makes ready",
+            f"{plan.frames_per_core:,.1f} frames/s: a video of {plan.frames_per_video} frames in "
+            f"{plan.video_seconds:.2f} s ({_spread(video_seconds)})",
+        ),
+        (
+            f"a {worker} takes",
+            f"{plan.frames_per_worker:,.1f} frames/s: a step of {_count(plan.share, 'video')} in "
+            f"{plan.step_seconds:.2f} s ({'as given' if step_seconds is None else _spread(step_seconds)})",
+        ),
+    ]
+    if worker != "GPU":
+        lines.insert(1, ("", "without a GPU: its rate is another one, and --step-seconds names it"))
+    elif step_seconds is not None:
         peak = torch.cuda.max_memory_reserved(device)
         there = torch.cuda.get_device_properties(device).total_memory
-        print(_line("GPU memory", f"{_gib(peak)} at the peak, of {_gib(there)}"))
-    print(f"\n{_nodes_text(plan, config, worker)}")
+        lines.append(("GPU memory", f"{_gib(peak)} at the peak, of {_gib(there)}"))
+    for part in (lines, _nodes(plan, config, worker)):
+        print("\n" + "\n".join(f"{label:<22}{text}" for label, text in part))
     print(f"\n{_schedule_text(plan, config, num_videos, parsed.data_node_price)}")
     manifest = config.data.manifest or "manifest.parquet"
     if parsed.video is None:
@@ -186,29 +189,8 @@ def _measure_video(video: str, config: Config) -> tuple[list[float], list[ViewPa
 
 
 def _progress(what: str) -> Callable[[float], None]:
-    print(f"measuring {what}", file=sys.stderr, flush=True)
-    return lambda seconds: print(f"  {seconds:.2f} s", file=sys.stderr, flush=True)
-
-
-def _measured_text(
-    plan: ClusterPlan, video_seconds: list[float], step_seconds: list[float] | None, worker: str
-) -> str:
-    lines = [_line("measured on", machine_name(use_gpu=step_seconds is not None))]
-    if worker != _GPU:
-        lines.append(_line("", "without a GPU: its rate is another one, and --step-seconds names it"))
-    lines += [
-        _line(
-            "a core makes ready",
-            f"{plan.frames_per_core:,.1f} frames/s: a video of {plan.frames_per_video} frames in "
-            f"{plan.video_seconds:.2f} s ({_spread(video_seconds)})",
-        ),
-        _line(
-            f"a {worker} takes",
-            f"{plan.frames_per_worker:,.1f} frames/s: a step of {_count(plan.share, 'video')} in "
-            f"{plan.step_seconds:.2f} s ({'as given' if step_seconds is None else _spread(step_seconds)})",
-        ),
-    ]
-    return "\n".join(lines)
+    note(f"measuring {what}")
+    return lambda seconds: note(f"  {seconds:.2f} s")
 
 
 def _spread(seconds: list[float]) -> str:
@@ -217,23 +199,24 @@ def _spread(seconds: list[float]) -> str:
     return f"median of {len(seconds)}, {min(seconds):.2f} to {max(seconds):.2f}"
 
 
-def _nodes_text(plan: ClusterPlan, config: Config, worker: str) -> str:
+def _nodes(plan: ClusterPlan, config: Config, worker: str) -> list[tuple[str, str]]:
+    """Lines, as label and text, about the nodes that keep the workers busy and what they need."""
     needed, memory = plan.nodes_needed, plan.memory(config)
     network = plan.bytes_per_second(config) * 8 / 1e9
     lines = [
-        _line(f"cores per {worker}", _short(plan.cores_per_worker)),
-        _line(
+        (f"cores per {worker}", _short(plan.cores_per_worker)),
+        (
             "data nodes",
             f"{_short(needed / plan.num_workers)} of {plan.node_cpus} CPUs per {worker}; {math.ceil(needed)} for "
             f"{_count(plan.num_workers, worker)}; as max_workers {math.ceil(cluster_plan.HEADROOM * needed)}, since "
             "spot nodes go",
         ),
-        _line(
+        (
             "a data node needs",
             f"memory {_gib(memory.data_heap)} for {_count(plan.tasks_per_node, 'task')}, object_store_memory "
             f"{_gib(memory.data_store)} for {cluster_plan.BLOCKS_PER_TASK} blocks each; /dev/shm larger",
         ),
-        _line(
+        (
             f"a {worker} needs",
             f"object_store_memory {_gib(memory.train_store)}, memory {_gib(memory.train_heap)} for steps held ready, "
             f"network {network:.2f} Gbit/s",
@@ -241,12 +224,8 @@ def _nodes_text(plan: ClusterPlan, config: Config, worker: str) -> str:
     ]
     tasks, most = math.ceil(needed * plan.tasks_per_node), config.cluster.max_decode_tasks
     if most is not None and most < tasks:
-        lines.append(_line("too few tasks", f"cluster.max_decode_tasks is {most}, not {tasks}"))
-    return "\n".join(lines)
-
-
-def _line(label: str, text: str) -> str:
-    return f"{label:<22}{text}"
+        lines.append(("too few tasks", f"cluster.max_decode_tasks is {most}, not {tasks}"))
+    return lines
 
 
 def _gib(size: float) -> str:
@@ -265,19 +244,14 @@ def _schedule_text(plan: ClusterPlan, config: Config, num_videos: int | None, pr
     else:
         steps = training_plan(0, num_videos, plan.batch_size, epochs).num_steps
         title = f"{_count(epochs, 'epoch')} of {_count(num_videos, 'video')}, {_count(steps, 'step')}"
-    lines = [
-        title,
-        f"{'data nodes':>12}{'busy':>8}{'hours':>12}{'cost':>12}{'decoding':>11}",
-    ]
+    lines = [title, f"{'data nodes':>12}{'busy':>8}{'hours':>12}{'cost':>12}{'decoding':>11}"]
     for number in plan.nodes_to_compare:
         row = plan.projection(number, steps, price)
         lines.append(
             f"{row.num_nodes:>12}{row.busy:>8.0%}{row.hours:>12,.2f}{row.cost:>12,.2f}{row.decoding_share:>11.0%}"
         )
-    lines.append(
-        f"cost: 1 is an hour of a train node of one GPU, {price:g} one of a data node (--data-node-price); no head"
-    )
-    return "\n".join(lines)
+    note = f"{price:g} one of a data node (--data-node-price); no head"
+    return "\n".join([*lines, f"cost: 1 is an hour of a train node of one GPU, {note}"])
 
 
 def _count(number: int, name: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 from carl_ray import options, storage
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.presets import PRESETS
+from carl_ray.presets import PRESETS, preset
 from carl_ray.sweeps.runner import run_sweep
 from carl_ray.sweeps.spaces import SPACES
 
@@ -37,7 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
         print_results(run_sweep(folder=folder, **keywords), storage.absolute(folder))
 
 
-def _parser() -> options.OptionParser:
+def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """The sweep's folder and the keyword arguments of `run_sweep`."""
     parser = options.OptionParser(
         prog="python -m carl_ray.sweep",
         usage="%(prog)s [SPACE] [--preset NAME] [--run-dir URI] [--num-trials N] [--section.field VALUE …]",
@@ -45,11 +46,9 @@ def _parser() -> options.OptionParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "space", nargs="?", default="loss", metavar="SPACE", help=f"one of {', '.join(SPACES)}"
-    )
     add = parser.add_argument
-    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    number: dict[str, Any] = {"type": options.number(int, at_least=1), "metavar": "N"}
+    add("space", nargs="?", default="loss", metavar="SPACE", help=f"one of {', '.join(SPACES)}")
     add("--preset", default="demo", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
     add("--run-dir", metavar="URI", help="folder of the sweep, new or begun by the same command")
     add(
@@ -86,46 +85,27 @@ def _parser() -> options.OptionParser:
         help="the score: a metric of metrics.json, or label_free (default phase_classification; linear_probe for "
         "FineGym; label_free where no frame has a label)",
     )
-    add("--search-seed", **number, default=0, help="of the random points (default 0)")
+    add("--search-seed", type=int, metavar="N", default=0, help="of the random points (default 0)")
     add("--address", metavar="ADDRESS", help="of a Ray cluster; RAY_ADDRESS does the same")
-    options.add_config_options(parser)
-    return parser
-
-
-def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """The sweep's folder and the keyword arguments of `run_sweep`."""
-    parser = _parser()
-    parsed, unknown = parser.parse_known_args(arguments)
-    options.check_known(
-        unknown, [a.option_strings[-1].lstrip("-") for a in parser._actions if a.option_strings]
-    )
-    for name, known in (("space", SPACES), ("preset", PRESETS)):
-        value = getattr(parsed, name)
-        if value not in known:
-            raise UserError(
-                f"unknown {name} {value!r}{options.nearest(value, list(known))} ({', '.join(known)})"
-            )
-    for name in ("num_trials", "max_concurrent", "seeds", "rungs"):
-        if getattr(parsed, name) is not None and getattr(parsed, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(parsed, name)}")
+    parsed, overrides = options.parse_with_config(parser, arguments)
+    if parsed.space not in SPACES:
+        hint = options.nearest(parsed.space, list(SPACES))
+        raise UserError(f"unknown space {parsed.space!r}{hint} ({', '.join(SPACES)})")
     if parsed.address is not None:
         os.environ["RAY_ADDRESS"] = parsed.address
-    overrides = {name: value for name, value in vars(parsed).items() if name in options.field_names()}
-    preset = PRESETS[parsed.preset]()
-    base = options.overridden(preset, overrides)
+    its_preset = preset(parsed.preset)
+    base = options.overridden(its_preset, overrides)
     folder = parsed.run_dir or str(storage.home() / "sweeps" / f"{parsed.space}-{parsed.preset}")
     return folder, {
         "space": SPACES[parsed.space](base),
-        "full": replace(base, training=replace(base.training, epochs=preset.training.epochs)),
+        "full": replace(base, training=replace(base.training, epochs=its_preset.training.epochs)),
         "trial_epochs": base.training.epochs if "training.epochs" in overrides else None,
-        "search": parsed.search,
-        "num_trials": parsed.num_trials,
-        "search_seed": parsed.search_seed,
-        "max_concurrent": parsed.max_concurrent,
-        "seeds": parsed.seeds,
         "num_rungs": parsed.rungs,
-        "metric": parsed.metric,
         "command": f"{options.program('sweep')} {shlex.join(arguments)}".strip(),
+        **{
+            name: getattr(parsed, name)
+            for name in ("search", "num_trials", "search_seed", "max_concurrent", "seeds", "metric")
+        },
     }
 
 
@@ -135,15 +115,13 @@ def print_results(document: dict[str, Any], folder: str) -> None:
     Raises:
         RunError: trials failed, or none is done.
     """
-    from carl_ray.sweeps.sweep_document import best_trial
-
-    trials, best = document["trials"], best_trial(document)
+    trials, label_free = document["trials"], document["label_free"]
+    best = next((trial for trial in trials if trial["id"] == document["best"]), None)
     if best is not None:
         score = best["score"]
         values = ", ".join(f"{name} {value}" for name, value in best["values"].items())
-        print(f"best:         {values}: {document['metric']} {score['mean']:.4f}", end="")
-        print(f" [{score['low']:.4f}, {score['high']:.4f}]" if score["low"] is not None else "")
-    label_free = document["label_free"]
+        interval = "" if score["low"] is None else f" [{score['low']:.4f}, {score['high']:.4f}]"
+        print(f"best:         {values}: {document['metric']} {score['mean']:.4f}{interval}")
     if label_free is not None and label_free["rank_correlation"] is not None:
         print(
             f"label_free:   rank correlation with {label_free['against']} {label_free['rank_correlation']:.2f} "

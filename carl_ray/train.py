@@ -50,11 +50,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         "--config", metavar="URI", help="config.json of a run, or best.json of a sweep, to begin with"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
-    options.add_config_options(parser)
-    parsed, unknown = parser.parse_known_args(arguments)
-    options.check_known(unknown, ("run-dir", "resume", "config", "help"))
-    known = options.field_names()
-    return parsed, {name: value for name, value in vars(parsed).items() if name in known}
+    return options.parse_with_config(parser, arguments)
 
 
 def _choose(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[Config, str]:

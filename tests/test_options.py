@@ -13,13 +13,13 @@ from carl_ray.errors import UserError
 from carl_ray.options import (
     OptionParser,
     add_config_options,
-    check_known,
     field_names,
     json_object,
     name_and_value,
     nearest,
     number,
     overridden,
+    parse_with_config,
     uri_without_credentials,
 )
 
@@ -29,10 +29,9 @@ CONFIG = Config(preset="test", model=ModelConfig(backbone="small", weights="rand
 def parse(*arguments: str) -> Config:
     """Parse as a command does."""
     parser = OptionParser(prog="command", allow_abbrev=False)
-    add_config_options(parser)
-    parsed, unknown = parser.parse_known_args(list(arguments))
-    check_known(unknown, ["run-dir"])
-    return overridden(CONFIG, vars(parsed))
+    parser.add_argument("--run-dir")
+    _, overrides = parse_with_config(parser, arguments)
+    return overridden(CONFIG, overrides)
 
 
 def test_every_field_of_every_section_is_an_option_with_a_description() -> None:

@@ -26,10 +26,10 @@ from carl_ray.data.scan import index_folder
 from carl_ray.errors import one_line_errors
 from carl_ray.lease import hold
 from carl_ray.sweeps.definition import define_sweep
+from carl_ray.sweeps.results import sweep_document
 from carl_ray.sweeps.runner import default_num_trials, trial_config
 from carl_ray.sweeps.space import Choices, Space
 from carl_ray.sweeps.spaces import SPACES
-from carl_ray.sweeps.sweep_document import sweep_document
 from carl_ray.sweeps.tune_driver import chosen_points, run_trials
 from carl_ray.training.run_log import read_log
 
@@ -109,7 +109,7 @@ def configuration_of_demo() -> Config:
         (["los"], "unknown space 'los'; did you mean loss?"),
         (["loss", "--preset", "demonstration"], "unknown preset 'demonstration'"),
         (["loss", "--num-trial", "4"], "unknown option --num-trial; did you mean num-trials?"),
-        (["loss", "--num-trials", "0"], "--num-trials: expected at least 1, got 0"),
+        (["loss", "--num-trials", "0"], "--num-trials: expected a whole number of at least 1, got '0'"),
         (["loss", "--search", "best"], "argument --search: invalid choice: 'best'"),
         (["loss", "--preset", "penn_action"], "preset penn_action needs videos"),
         (
@@ -206,7 +206,7 @@ def test_a_failing_trial_does_not_stop_the_others(
     space = Space("heads", {"model.num_heads": Choices((3, 2))})
     sweep = define_sweep(space, base, seeds=1, num_rungs=1, metric=None)
     chosen = chosen_points(sweep, "grid", None, 0)
-    run_trials(sweep, str(tmp_path), chosen, search="grid", max_concurrent=2)
+    run_trials(sweep, str(tmp_path), chosen, 2, max_concurrent=2)
     document = sweep_document(sweep, str(tmp_path), {})
     by_heads = {trial["values"]["model.num_heads"]: trial for trial in document["trials"]}
     assert by_heads[3]["status"] == "failed" and "width must be a multiple" in by_heads[3]["reason"]

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 import time
 from functools import cache
 from operator import attrgetter
@@ -27,7 +26,7 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
-from carl_ray.errors import RunError
+from carl_ray.errors import RunError, note
 
 try:
     from ray.data._internal.execution import streaming_executor_state as scheduling
@@ -109,11 +108,9 @@ def supports_endless_streams() -> bool:
 
 @cache
 def _warn(difference: str, consequence: str) -> None:
-    print(
+    note(
         f"warning: Ray {ray.__version__} is not as this version of carl_ray knows it ({difference}), so {consequence}; "
         "install the Ray of pyproject.toml for long runs",
-        file=sys.stderr,
-        flush=True,
     )
 
 

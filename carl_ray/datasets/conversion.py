@@ -7,7 +7,8 @@ labels a video. Everything that it skips or corrects is counted with the reason.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypedDict
 from urllib.parse import quote, unquote
@@ -79,6 +80,14 @@ class Conversion:
         """Count a video that is skipped."""
         self.left_out.setdefault(reason, []).append(video)
 
+    @contextmanager
+    def counting(self, video: str) -> Iterator[None]:
+        """Skip and count a video for which the body raises `LeftOut`."""
+        try:
+            yield
+        except LeftOut as reason:
+            self.leave_out(video, str(reason))
+
 
 def fit_labels(
     labels: Sequence[int], frame_numbers: Sequence[int], num_frames: int, num_phases: int
@@ -121,13 +130,8 @@ def check_file_name(name: str) -> None:
 
     Unsafe are separators, leading dots, control characters and more bytes than file systems allow.
     """
-    if (
-        not name
-        or name.startswith(".")
-        or "/" in name
-        or not name.isprintable()
-        or len(name.encode()) > _MAX_NAME_BYTES
-    ):
+    is_whole = name.isprintable() and 0 < len(name.encode()) <= _MAX_NAME_BYTES
+    if not is_whole or name.startswith(".") or "/" in name:
         raise LeftOut("its name cannot be that of a file")
 
 
@@ -209,10 +213,13 @@ def index_videos(folder: str, index: str) -> tuple[pa.Table, dict[str, str]]:
 
     with connect():
         manifest, rejects = index_folder(folder, index)
-    is_remote = storage.is_remote(folder)
-    root = storage.public_uri(folder).partition("?")[0] if is_remote else storage.resolve(folder)[1]
-    uris = (uri.removeprefix(root.rstrip("/") + "/") for uri in rejects.column("uri").to_pylist())
-    ids = [unquote(uri.partition("?")[0]) if is_remote else uri for uri in uris]
+    rejected = rejects.column("uri").to_pylist()
+    if storage.is_remote(folder):
+        root = storage.public_uri(folder).partition("?")[0].rstrip("/")
+        ids = [unquote(uri.partition("?")[0].removeprefix(f"{root}/")) for uri in rejected]
+    else:
+        root = storage.absolute(folder).rstrip("/")
+        ids = [uri.removeprefix(f"{root}/") for uri in rejected]
     return manifest, dict(zip(ids, rejects.column("reason").to_pylist(), strict=True))
 
 
@@ -232,9 +239,10 @@ def write_manifest(
         RunError: a converted video cannot be decoded or is gone, or has another number of frames than labels.
     """
     labels = conversion.labels
-    ids = labels.column("video_id")
-    indexed = indexed.filter(pc.is_in(indexed.column("video_id"), value_set=ids))
-    for video_id in sorted(set(ids.to_pylist()) - set(indexed.column("video_id").to_pylist())):
+    indexed = indexed.filter(pc.is_in(indexed.column("video_id"), value_set=labels.column("video_id")))
+    missing = set(labels.column("video_id").to_pylist()) - set(indexed.column("video_id").to_pylist())
+    if missing:
+        video_id = min(missing)
         reason = rejects.get(video_id, "it is gone")
         raise RunError(f"{video_id}: the video cannot be read ({reason}); delete it and convert again")
     try:

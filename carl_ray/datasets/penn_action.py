@@ -42,7 +42,6 @@ files or differ in size. Mended and counted: labels that are off by one or of an
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -86,20 +85,8 @@ _LAYOUT = "expected what Penn_Action.tar.gz unpacks to, frames/0001/000001.jpg �
 _LABEL_LAYOUT = f"expected {_LABEL_FOLDER}/train/ACTION/0001.npy … and {_LABEL_FOLDER}/val/ACTION/0002.npy …"
 
 
-class _Annotation(NamedTuple):
-    """The fields of a .mat file that are used."""
-
-    action: str
-    split: str
-    num_frames: int
-
-
-class _PhaseLabels(NamedTuple):
-    """A file of phase labels, with the action and split that its folders name."""
-
-    path: Path
-    action: str
-    split: str
+_PhaseFile = tuple[Path, str, str]
+"""A file of phase labels, with the action and split that its folders name."""
 
 
 def convert(
@@ -128,22 +115,12 @@ def convert(
         phase_labels = next((folder for folder in candidates if folder.is_dir()), None)
     phases = None if phase_labels is None else _list_phase_labels(phase_labels)
     names = sorted(folders.keys() | annotations.keys() | (phases or {}).keys())
-    folder = VideoFolder(out)
-    conversion = Conversion(PUBLISHED)
+    folder, conversion = VideoFolder(out), Conversion(PUBLISHED)
     for done, name in enumerate(names, 1):
+        found = None if phases is None else phases.get(name, [])
         try:
-            if name not in annotations:
-                raise LeftOut("no .mat file")
-            annotation = _read_annotation(annotations[name])
-            if annotation.action not in NUM_PHASES:
-                raise LeftOut(f"{annotation.action} is not among the 13 actions")
-            frames = _list_frames(folders[name]) if name in folders else {}
-            if not frames:
-                raise LeftOut("no frames")
-            found = None if phases is None else phases.get(name, [])
-            _convert_video(name, annotation, frames, found, folder, conversion)
-        except LeftOut as reason:
-            conversion.leave_out(name, str(reason))
+            with conversion.counting(name):
+                _convert_video(name, annotations.get(name), folders.get(name), found, folder, conversion)
         except OSError as error:
             raise storage.storage_error(error, str(error.filename or raw), "read") from None
         on_video(done, len(names))
@@ -152,28 +129,33 @@ def convert(
 
 def _convert_video(
     name: str,
-    annotation: _Annotation,
-    frames: dict[int, Path],
-    phases: list[_PhaseLabels] | None,
+    annotation: Path | None,
+    frame_folder: Path | None,
+    phases: list[_PhaseFile] | None,
     folder: VideoFolder,
     conversion: Conversion,
 ) -> None:
     """Write one video and add its row; `phases` is None if there are no phase labels at all."""
-    action, split, num_frames = annotation
-    frame_labels, notes = None, list[str]()
+    if annotation is None:
+        raise LeftOut("no .mat file")
+    action, split_of_mat, num_frames = _read_annotation(annotation)
+    if action not in NUM_PHASES:
+        raise LeftOut(f"{action} is not among the 13 actions")
+    frames = {} if frame_folder is None else _list_frames(frame_folder)
+    if not frames:
+        raise LeftOut("no frames")
+    split, frame_labels, notes = split_of_mat, None, list[str]()
     if phases is not None:
-        if not phases:
-            raise LeftOut("no phase labels")
-        if len(phases) > 1:
-            raise LeftOut("more than one file of phase labels")
-        path, labelled_action, split = phases[0]
+        if len(phases) != 1:
+            raise LeftOut("more than one file of phase labels" if phases else "no phase labels")
+        ((path, labelled_action, split),) = phases
         if labelled_action != action:
             raise LeftOut("its phase labels are in the folder of another action")
         # Frames are numbered from 1, or from 0 in copies that were extracted anew.
         first = min(1, *frames)
         numbers = [number - first for number in frames]
         frame_labels, notes = fit_labels(_read_phase_labels(path), numbers, num_frames, NUM_PHASES[action])
-    if split != annotation.split:
+    if split != split_of_mat:
         notes.append("the split of the phase labels is not that of the .mat file; the former counts")
     if num_frames != len(frames):
         notes.append("`nframes` is not the number of frames")
@@ -194,16 +176,16 @@ def _find(folder: Path, pattern: str, layout: str) -> list[Path]:
     return found
 
 
-def _list_phase_labels(folder: Path) -> dict[str, list[_PhaseLabels]]:
+def _list_phase_labels(folder: Path) -> dict[str, list[_PhaseFile]]:
     """Find the files of phase labels, by the name of the video; each should have one.
 
     Raises:
         UserError: the folder has another layout, or no files.
     """
-    found: dict[str, list[_PhaseLabels]] = {}
+    found: dict[str, list[_PhaseFile]] = {}
     for folder_name, split in _SPLITS.items():
         for path in _find(folder, f"{folder_name}/*/*.npy", _LABEL_LAYOUT):
-            found.setdefault(path.stem, []).append(_PhaseLabels(path, _action(path.parent.name), split))
+            found.setdefault(path.stem, []).append((path, _action(path.parent.name), split))
     return found
 
 
@@ -223,8 +205,8 @@ def _action(name: str) -> str:
     return _OTHER_NAMES.get(name, name)
 
 
-def _read_annotation(path: Path) -> _Annotation:
-    """Read the used fields of a .mat file (MATLAB 5).
+def _read_annotation(path: Path) -> tuple[str, str, int]:
+    """Read action, split and number of frames of a .mat file (MATLAB 5).
 
     Raises:
         LeftOut: the file cannot be read or lacks a field.
@@ -232,14 +214,11 @@ def _read_annotation(path: Path) -> _Annotation:
     # Lazy import: --help and usage errors do not need it.
     from scipy.io import loadmat
 
+    names = ("action", "train", "nframes")
     try:
-        fields = loadmat(path, variable_names=["action", "train", "nframes"])
-        action, train, num_frames = (
-            np.asarray(fields[name]).reshape(-1)[0] for name in ("action", "train", "nframes")
-        )
-        if int(train) not in (1, -1):
-            raise ValueError(f"train is {train}")
-        return _Annotation(_action(str(action)), "train" if int(train) == 1 else "test", int(num_frames))
+        fields = loadmat(path, variable_names=names)
+        action, train, num_frames = (np.asarray(fields[name]).reshape(-1)[0] for name in names)
+        return _action(str(action)), {1: "train", -1: "test"}[int(train)], int(num_frames)
     except Exception:  # scipy raises whatever a damaged file leads it to
         raise LeftOut("its .mat file cannot be read") from None
 
@@ -272,12 +251,9 @@ def main(arguments: list[str] | None = None) -> None:
             help=f"folder with train/ and val/; default: {_LABEL_FOLDER} in or beside RAW",
         )
         options = parser.parse_args(arguments)
-        conversion = convert(
-            Path(options.raw),
-            options.out,
-            phase_labels=options.phase_labels,
-            on_video=ProgressLine("converted"),
-        )
+        on_video = ProgressLine("converted")
+        raw, phase_labels = Path(options.raw), options.phase_labels
+        conversion = convert(raw, options.out, phase_labels=phase_labels, on_video=on_video)
         publish(conversion, options.raw, options.out, "penn_action")
 
 

@@ -65,24 +65,22 @@ def convert(raw: Path, out: str, *, on_video: OnVideo = lambda done, total: None
         RunError: the storage refuses, fails or is full.
     """
     shards = _shards(raw)
-    folder = VideoFolder(out)
-    conversion = Conversion(PUBLISHED)
+    folder, conversion = VideoFolder(out), Conversion(PUBLISHED)
     seen: set[str] = set()
-    done = 0
-    for split, path in shards:
-        for number, example in enumerate(read_sequence_examples(path)):
-            shown = f"{path.name}:{number}"
-            try:
-                name = _name(example)
-                shown = f"{split}/{name}"
-                if shown in seen:
+    examples = (
+        (split, f"{path.name}:{number}", example)
+        for split, path in shards
+        for number, example in enumerate(read_sequence_examples(path))
+    )
+    for done, (split, place, example) in enumerate(examples, 1):
+        with conversion.counting(place):
+            video = f"{split}/{_name(example)}"
+            with conversion.counting(video):
+                if video in seen:
                     raise LeftOut("another record of its split has the same name")
-                seen.add(shown)
-                _convert_record(example, f"{shown}.mp4", split, folder, conversion)
-            except LeftOut as reason:
-                conversion.leave_out(shown, str(reason))
-            done += 1
-            on_video(done, 0)
+                seen.add(video)
+                _convert_record(example, f"{video}.mp4", split, folder, conversion)
+        on_video(done, 0)
     return conversion
 
 
@@ -114,10 +112,8 @@ def _shards(raw: Path) -> list[tuple[str, Path]]:
 
 def _name(example: SequenceExample) -> str:
     value = next(iter(example.context.get("name", [])), b"")
-    try:
-        name = value.decode() if isinstance(value, bytes) else ""
-    except UnicodeDecodeError:
-        name = ""
+    # What is no UTF-8 becomes unprintable, which no file name may be.
+    name = value.decode(errors="surrogateescape") if isinstance(value, bytes) else ""
     check_file_name(name)
     return name
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from carl_ray import storage
-from carl_ray.errors import RunError, UserError
+from carl_ray.errors import RunError, UserError, last_line, note
 from carl_ray.pipelines.plan import PIPELINE_JOB, Plan, check_runtime_env
 
 _POLL_SECONDS = 2.0
@@ -241,15 +241,11 @@ def failure_reason(job: JobDetails) -> str:
     if job.status != JobStatus.FAILED:
         return ""
     status = "" if job.driver_exit_code is None else f" (exit status {job.driver_exit_code})"
-    return _last_line(job.message or "") + status
+    return last_line(job.message or "") + status
 
 
 def _attempt(job_id: str) -> int:
     return int(job_id.rpartition("-a")[2])
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def _retry(call: Callable[[], _T]) -> _T:
@@ -262,12 +258,12 @@ def _retry(call: Callable[[], _T]) -> _T:
         # Of requests' an OSError, of Ray's a RuntimeError with the status of the answer in its text.
         except (OSError, RuntimeError) as error:
             is_transient = isinstance(error, OSError) or "status code 5" in str(error)
-            failure = RunError(f"the Ray cluster: {_last_line(str(error))}")
+            failure = RunError(f"the Ray cluster: {last_line(error)}")
         except RunError as error:  # Of storage.
             is_transient, failure = True, error
         if not is_transient or time.monotonic() > deadline:
             raise failure from None
         if not is_reported:
-            print(f"no answer, retrying: {failure}", file=sys.stderr, flush=True)
+            note(f"no answer, retrying: {failure}")
             is_reported = True
         time.sleep(_POLL_SECONDS)

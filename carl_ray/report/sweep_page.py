@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import statistics
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from scipy import stats
+
 from carl_ray import storage
+from carl_ray.evaluation.controls import VARIANTS
+from carl_ray.evaluation.nearest_frames import printable
+from carl_ray.evaluation.tasks import metric_of
+from carl_ray.progress import duration
 from carl_ray.report import tables
 from carl_ray.report.page import template
-from carl_ray.report.sweep_comparisons import (
-    batches_differ,
-    comparison_rows,
-    label_free_line,
-    paper_findings,
-    paper_rows,
-    score_cells,
-    value_text,
-    verdict_lines,
-)
 from carl_ray.report.sweep_figures import epoch_plot, parameter_plots
+
+Summary = Mapping[str, Any]
+"""`mean`, `low`, `high` and `values` by seed of one metric (`carl_ray.sweeps.results.sweep_document`)."""
+Rows = list[list[str]]
+"""A table as texts, its header first."""
 
 _STATUSES = ("done", "stopped", "unfinished", "failed")
 """In the order of the table."""
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """A trial as a row of the page's table."""
-
-    number: int
-    """From 1, in the order of the table."""
-    trial: Mapping[str, Any]
-    """Its entry in the document."""
-    is_best: bool
-    values: tuple[str, ...]
-    """Of the parameters."""
-    cells: Mapping[str, tables.Cell | None]
-    """The score, by variant."""
-    duration: str
 
 
 def write_sweep_page(out_uri: str, document: Mapping[str, Any]) -> None:
@@ -46,41 +33,35 @@ def write_sweep_page(out_uri: str, document: Mapping[str, Any]) -> None:
 
     Args:
         out_uri: The HTML file.
-        document: The sweep's document (`carl_ray.sweeps.sweep_document.sweep_document`). A value missing in a trial is
-            the parameter's default.
+        document: The sweep's document (`carl_ray.sweeps.results.sweep_document`). A value missing in a trial is the
+            parameter's default.
 
     Raises:
         RunError: the storage refuses, fails or is full.
     """
-    rows = trial_rows(document)
-    numbers = {row.trial["id"]: row.number for row in rows}
-    statuses = {status: sum(row.trial["status"] == status for row in rows) for status in _STATUSES}
+    numbers = {trial["id"]: number for number, trial in enumerate(ordered_trials(document), start=1)}
+    counts = Counter(trial["status"] for trial in document["trials"])
     page = template("sweep.html.jinja").render(
         document=document,
-        rows=rows,
-        statuses={status: count for status, count in statuses.items() if count},
-        total=duration_text(sum(row.trial["seconds"] or 0.0 for row in rows)),
+        statuses=[f"{counts[status]} {status}" for status in _STATUSES if counts[status]],
+        total=duration(sum(trial["seconds"] or 0.0 for trial in document["trials"])),
         metric=tables.title_of(document["metric"]),
-        controls=[name for name in tables.CONTROLS if any(row.cells[name] is not None for row in rows)],
-        batches_differ=batches_differ(document),
         verdict=verdict_lines(document),
         comparison=comparison_rows(document),
+        trials=trial_rows(document),
         plots=parameter_plots(document, numbers),
         curves=epoch_plot(document, numbers),
         papers=[
             (table, paper_rows(table, document), paper_findings(table, document))
             for table in document["tables"]
         ],
-        titles={
-            metric: tables.title_of(metric) for table in document["tables"] for metric in table["metrics"]
-        },
         label_free=label_free_line(document),
     )
     storage.write_bytes(out_uri, page.encode())
 
 
-def trial_rows(document: Mapping[str, Any]) -> list[TrialRow]:
-    """The trials as rows: finished ones by score, then stopped, unfinished and failed ones by epochs."""
+def ordered_trials(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The trials: finished ones by score, then stopped, unfinished and failed ones by epochs."""
     sign = 1 if document["higher_is_better"] else -1
 
     def order(trial: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -88,32 +69,222 @@ def trial_rows(document: Mapping[str, Any]) -> list[TrialRow]:
         epochs = 0 if trial["status"] == "done" else trial["epochs"] or 0
         return (_STATUSES.index(trial["status"]), -epochs, mean is None, -sign * (mean or 0.0), trial["id"])
 
-    rows = []
-    for number, trial in enumerate(sorted(document["trials"], key=order), start=1):
+    return sorted(document["trials"], key=order)
+
+
+def trial_rows(document: Mapping[str, Any]) -> Rows:
+    """A row for each trial, in the order of `ordered_trials`."""
+    parameters, metric = document["parameters"], document["metric"]
+    best, _ = _best_and_base(document)
+    header = ["Trial", tables.title_of(metric), *tables.CONTROLS, "against the best", "Status", *parameters]
+    rows = [[*header, "Epochs", "Batch size", "Steps", "Time", "Checkpoint", "Id"]]
+    for number, trial in enumerate(ordered_trials(document), start=1):
         metrics = trial["metrics"] or {}
+        summaries = [trial["score"], *(metrics.get(control, {}).get(metric) for control in tables.CONTROLS)]
+        score, *controls = (_cell(metric, summary) for summary in summaries)
+        if trial["score"] is not None and trial["status"] != "done":
+            score += f", at epoch {trial['epochs']}"
         rows.append(
-            TrialRow(
-                number=number,
-                trial=trial,
-                is_best=trial["id"] == document["best"],
-                values=tuple(
-                    value_text(trial["values"].get(name, parameter["default"]))
-                    for name, parameter in document["parameters"].items()
-                ),
-                cells=score_cells(
-                    document["metric"],
-                    trial["score"],
-                    {name: metrics.get(name) or {} for name in tables.CONTROLS},
-                ),
-                duration="–" if trial["seconds"] is None else duration_text(trial["seconds"]),
-            )
+            [
+                f"{number}{' (best)' if trial is best else ''}{' (base)' if trial['is_default'] else ''}",
+                *(score, *controls),
+                "" if trial is best else _versus(document, trial, best),
+                f"{trial['status']}{': ' + trial['reason'] if trial['reason'] else ''}",
+                *(value_text(trial["values"].get(name, parameters[name]["default"])) for name in parameters),
+                *(value_text(trial[name]) for name in ("epochs", "batch_size", "steps")),
+                "–" if trial["seconds"] is None else duration(trial["seconds"]),
+                trial["checkpoint"] or "–",
+                trial["id"],
+            ]
         )
     return rows
 
 
-def duration_text(seconds: float) -> str:
-    """Seconds in the two largest units that fit."""
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+def comparison_rows(document: Mapping[str, Any]) -> Rows:
+    """Parameters and metrics of the best trial beside the base's; empty without a best trial."""
+    best, base = _best_and_base(document)
+    if best is None:
+        return []
+    rows = [["", "best", "base", "best against base"]]
+    for name, parameter in document["parameters"].items():
+        ours, theirs = best["values"].get(name, parameter["default"]), parameter["default"]
+        rows.append([name, value_text(ours), value_text(theirs), "" if ours == theirs else "differs"])
+    metrics, of_base = _trained(document, best), _trained(document, base)
+    for name in tables.metric_names({"trained": metrics}):
+        verdict = ""
+        if name in of_base and base is not best:
+            verdict = _verdict_text(difference(name, metrics[name], of_base[name])[0])
+        cells = (_cell(name, metrics[name]), _cell(name, of_base.get(name)))
+        rows.append([tables.title_of(name), *cells, verdict])
+    return rows
+
+
+def difference(metric: str, first: Summary, second: Summary) -> tuple[tables.Verdict, Summary | None]:
+    """Compare two summaries of a metric by paired seeds, or by intervals if they share fewer than two seeds.
+
+    Returns:
+        Verdict on the first against the second (`overlap`: indistinguishable); first minus second over the seeds with
+        its 95 % interval (Student's t), None where intervals are compared.
+    """
+    is_lower_better = not metric_of(metric).higher_is_better
+    ours, theirs = first["values"], second["values"]
+    if len(ours) != len(theirs) or len(ours) < 2 or None in (*ours, *theirs):
+        return tables.compare(first, second, lower_is_better=is_lower_better), None
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    mean = statistics.fmean(differences)
+    spread = float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
+    summary = {"mean": mean, "low": mean - spread, "high": mean + spread, "values": differences}
+    if abs(mean) <= spread:
+        return "overlap", summary
+    return ("better" if (mean > 0) != is_lower_better else "worse"), summary
+
+
+def verdict_lines(document: Mapping[str, Any]) -> list[str]:
+    """Sentences on the best trial against the base config, and on trials that failed or are unfinished."""
+    trials, metric = document["trials"], document["metric"]
+    best, base = _best_and_base(document)
+    if not trials:
+        lines = ["The sweep has no trial yet."]
+    elif best is None:
+        lines = ["No trial is done with a defined score, so there is no best one."]
+    elif base is best:
+        lines = ["The base has the best score."]
+    elif metric not in (of_base := _trained(document, base)) or of_base[metric]["mean"] is None:
+        why = "is not in the sweep" if base is None else f"has no score to compare ({base['status']})"
+        lines = [f"Unknown whether the best trial is better than the base: the base {why}."]
+    else:
+        verdict, summary = difference(metric, best["score"], of_base[metric])
+        relation = {
+            "better": "The best trial is better than the base",
+            "unknown": "Unknown whether the best trial is better than the base (an interval is missing)",
+        }.get(verdict, "The best trial and the base cannot be distinguished")
+        how = ", by intervals over the validation videos"
+        if summary is not None:
+            sign = 1 if document["higher_is_better"] else -1
+            won = sum(sign * value > 0 for value in summary["values"])
+            how = (
+                f": paired difference {_cell(metric, summary)}, ahead with {won} of {document['seeds']} seeds"
+            )
+        lines = [f"{relation}{how}."]
+    if _batches_differ(document):
+        lines.append(
+            "Trials with more frames a view have smaller batches, so that memory stays constant, and more steps an "
+            "epoch: the effects of T, batch size and number of updates are not separated here."
+        )
+    counts = Counter(trial["status"] for trial in trials)
+    if counts["failed"]:
+        lines.append(f"Failed trials: {counts['failed']:,}; the table gives the reasons.")
+    if counts["unfinished"]:
+        lines.append(f"Unfinished trials: {counts['unfinished']:,}; the same command continues them.")
+    return lines
+
+
+def paper_rows(table: Mapping[str, Any], document: Mapping[str, Any]) -> Rows:
+    """A table of the paper with the sweep's numbers beside it; only finished trials have some."""
+    trials = {trial["id"]: trial for trial in document["trials"]}
+    rows = [["Row", *map(tables.title_of, table["metrics"])]]
+    for row in table["rows"]:
+        trial = trials.get(row["trial"])
+        found = _trained(document, trial)
+        state = "" if found else f" ({'not in the sweep' if trial is None else trial['status']})"
+        cells = [_cell(metric, found.get(metric)) for metric in table["metrics"]]
+        papers = [row["paper"].get(metric) for metric in table["metrics"]]
+        shown = [
+            cell + (f" paper {paper}" if paper else "") for cell, paper in zip(cells, papers, strict=True)
+        ]
+        rows.append([row["name"] + state, *shown])
+    return rows
+
+
+def paper_findings(table: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
+    """For each metric the paper reports: its best row, the sweep's, and Spearman's rank correlation of the rows."""
+    trials = {trial["id"]: trial for trial in document["trials"]}
+    findings = []
+    for metric in table["metrics"]:
+        sign = 1 if metric_of(metric).higher_is_better else -1
+        rows = [row for row in table["rows"] if metric in row["paper"]]
+        paper = {row["name"]: sign * float(row["paper"][metric]) for row in rows}
+        found = {row["name"]: _trained(document, trials.get(row["trial"])).get(metric) for row in rows}
+        ours = {name: summary for name, summary in found.items() if summary and summary["mean"] is not None}
+        if not paper:
+            continue
+        papers_best = [name for name in paper if paper[name] == max(paper.values())]
+        said = f"{tables.title_of(metric, whole=True)}: best row of the paper {' and '.join(papers_best)}"
+        if len(ours) < 2:
+            findings.append(f"{said}; too few rows here ({len(ours)}) to compare.")
+            continue
+        means = {name: sign * summary["mean"] for name, summary in ours.items()}
+        best = max(means, key=lambda name: (means[name], name in papers_best))
+        rival = max(ours.keys() & set(papers_best), key=lambda name: means[name], default=best)
+        said += f", of this sweep {best}"
+        if best not in papers_best and rival != best:
+            verdict, _ = difference(metric, ours[best], ours[rival])
+            said += f" ({'' if verdict in ('better', 'worse') else 'not '}distinguishable)"
+        columns = [paper[name] for name in ours], list(means.values())
+        correlation = "undefined"
+        if len(ours) > 2 and all(len(set(column)) > 1 for column in columns):
+            correlation = f"{stats.spearmanr(*columns).statistic:.2f}".replace("-", "−")
+        findings.append(f"{said}. Rank correlation with the paper over {len(ours)} rows: {correlation}.")
+    return findings
+
+
+def label_free_line(document: Mapping[str, Any]) -> str:
+    """How the score without labels ranks the finished trials compared with the labelled metric."""
+    found = document["label_free"]
+    if found is None:
+        return "The score without labels was not compared with a labelled metric."
+    said = f"Rank correlation of the score without labels with {tables.title_of(found['against'], whole=True)} over "
+    if found["rank_correlation"] is None:
+        return f"{said}{found['num_trials']} trials: none (at least {found['least_trials']} with different scores)."
+    value = f"{found['rank_correlation']:.2f}".replace("-", "−")
+    return f"{said}{found['num_trials']} trials: {value} (1: the same order, 0: none)."
+
+
+def value_text(value: Any) -> str:
+    """A value as text: numbers with up to six digits, no control characters; a dash for none."""
+    if value is None or isinstance(value, str):
+        return "–" if value is None else printable(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:.6g}".replace("-", "−")
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _batches_differ(document: Mapping[str, Any]) -> bool:
+    """Whether trials have different batch sizes (T changes the batch at constant memory)."""
+    return len({trial["batch_size"] for trial in document["trials"]} - {None}) > 1
+
+
+def _best_and_base(document: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """The best finished trial, and that of the base config; None where there is none."""
+    trials = document["trials"]
+    best = next((trial for trial in trials if trial["id"] == document["best"]), None)
+    return best, next((trial for trial in trials if trial["is_default"]), None)
+
+
+def _trained(document: Mapping[str, Any], trial: Mapping[str, Any] | None) -> dict[str, Summary]:
+    """The metrics of a finished trial's trained encoder; empty for any other trial."""
+    if trial is None or trial["status"] != "done" or trial["score"] is None:
+        return {}
+    return {document["metric"]: trial["score"], **((trial["metrics"] or {}).get("trained") or {})}
+
+
+def _versus(document: Mapping[str, Any], trial: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:
+    """How a finished trial's score compares with the best one's."""
+    score = _trained(document, trial).get(document["metric"])
+    if best is None or score is None or score["mean"] is None:
+        return ""
+    return _verdict_text(difference(document["metric"], score, best["score"])[0])
+
+
+def _verdict_text(verdict: tables.Verdict) -> str:
+    texts = {"better": "▲ better", "worse": "▼ worse", "overlap": "≈ not distinguishable"}
+    return texts.get(verdict, "unknown")
+
+
+def _cell(metric: str, summary: Summary | None) -> str:
+    """A summary as text, "92.0 [91.0, 93.0]"."""
+    if summary is None:
+        return "–"
+    entry = {"value": summary["mean"], "low": summary["low"], "high": summary["high"]}
+    (row,) = tables.metric_rows({VARIANTS[0]: {metric: entry}}, [metric])
+    return str(row.cells[VARIANTS[0]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from carl_ray.config import ClusterConfig, Config
+from carl_ray.errors import note
 from carl_ray.machine import available_cores
 
 _LOCAL_TRIALS = 2
@@ -47,31 +47,21 @@ def concurrent_trials(cluster: ClusterConfig, trials: int, *, grow: bool, warn: 
         grow: Whether to wait for an autoscaler where they do not fit.
         warn: Whether to say that they do not fit.
     """
+    need = f"{trials} trials at a time need more than the cluster has"
     room = room_for_trials(cluster, ray.nodes())
     if room < trials and grow:
-        print(
-            f"waiting up to {_SECONDS_TO_GROW / 60:g} minutes for the cluster to grow: {trials} trials at a time need "
-            "more than it has",
-            file=sys.stderr,
-            flush=True,
-        )
+        note(f"waiting up to {_SECONDS_TO_GROW / 60:g} minutes for the cluster to grow: {need}")
         wait_for_room(cluster, trials, _SECONDS_TO_GROW)
         room = room_for_trials(cluster, ray.nodes())
     if room < trials and warn:
-        print(
-            f"warning: {trials} trials at a time need more than the cluster has: {room} at a time",
-            file=sys.stderr,
-            flush=True,
-        )
+        note(f"warning: {need}: {room} at a time")
     return min(trials, room)
 
 
 def room_for_trials(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]]) -> int:
     """How many trials can train and decode at the same time, at least 1; `nodes` as `ray.nodes()` lists them."""
-    trials = 1
-    while (tasks := _decode_tasks(cluster, nodes, (trials + 1) * cluster.max_workers)) is not None:
-        if tasks < (trials + 1) * (cluster.max_decode_tasks or 1):
-            break
+    trials, least = 1, cluster.max_decode_tasks or 1
+    while (_decode_tasks(cluster, nodes, (trials + 1) * cluster.max_workers) or 0) >= (trials + 1) * least:
         trials += 1
     return trials
 
@@ -86,10 +76,8 @@ def wait_for_room(cluster: ClusterConfig, trials: int, seconds: float) -> None:
     bundles = [(worker, cluster.train_node_labels)] * workers
     bundles += [({"CPU": cluster.decode_cpus}, cluster.data_node_labels)] * tasks
     # Ray refuses empty bundles.
-    wanted = [(resources, dict(labels)) for resources, labels in bundles if any(resources.values())]
-    group = placement_group(
-        [resources for resources, _ in wanted], bundle_label_selector=[labels for _, labels in wanted]
-    )
+    resources, labels = zip(*(bundle for bundle in bundles if any(bundle[0].values())), strict=True)
+    group = placement_group(list(resources), bundle_label_selector=list(map(dict, labels)))
     try:
         group.wait(seconds)
     finally:
@@ -125,11 +113,9 @@ def _decode_tasks(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], nu
     for node, can_decode in sorted(zip(alive, decodes, strict=True), key=lambda pair: pair[1]):
         cpus, here = node["Resources"].get("CPU", 0.0), 0
         if _has(node, cluster.train_node_labels):
-            here = left
-            if cluster.worker_cpus:
-                here = min(here, _times(cluster.worker_cpus, cpus))
-            if cluster.use_gpu:
-                here = min(here, int(node["Resources"].get("GPU", 0)))
+            by_cpu = _times(cluster.worker_cpus, cpus) if cluster.worker_cpus else left
+            by_gpu = int(node["Resources"].get("GPU", 0)) if cluster.use_gpu else left
+            here = min(left, by_cpu, by_gpu)
         left -= here
         if can_decode:
             tasks += _times(cluster.decode_cpus, cpus - here * cluster.worker_cpus)

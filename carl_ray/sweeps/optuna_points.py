@@ -59,14 +59,15 @@ class OptunaPoints(OptunaSearch):
         for point, (epoch, score) in ended:
             self._taken.add(self._name(point))
             is_done = epoch == sweep.rungs[-1]
-            past = optuna.trial.create_trial(
-                state=TrialState.COMPLETE if is_done else TrialState.PRUNED,
-                params=self._all_values(point),
-                distributions=self._space,
-                value=score if is_done else None,
-                intermediate_values={epoch: score},
+            self._ot_study.add_trial(
+                optuna.trial.create_trial(
+                    state=TrialState.COMPLETE if is_done else TrialState.PRUNED,
+                    params=self._all_values(point),
+                    distributions=self._space,
+                    value=score if is_done else None,
+                    intermediate_values={epoch: score},
+                )
             )
-            self._ot_study.add_trial(past)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """A point that no trial has had yet."""

@@ -7,7 +7,7 @@
     space = Space("depth", {"model.num_layers": Choices((1, 2, 3))})
     document = run_sweep(space, presets.demo(), "sweeps/depth", num_trials=3)
 
-In the folder: sweep.json (the definition), trials/ (`carl_ray.sweeps.trial_records`), ray/ (Tune's records, with
+In the folder: sweep.json (the definition), trials/ (`carl_ray.sweeps.trials`), ray/ (Tune's records, with
 TensorBoard's HParams), results.json, .csv and .parquet, sweep.html and best.json, the config of the best trial at full
 length.
 """
@@ -87,7 +87,7 @@ def run_sweep(
         command: The command line, for the page.
 
     Returns:
-        The sweep's document (`carl_ray.sweeps.sweep_document.sweep_document`).
+        The sweep's document (`carl_ray.sweeps.results.sweep_document`).
 
     Raises:
         UserError: the arguments, the videos or the folder do not fit.
@@ -126,18 +126,12 @@ def run_sweep(
             print(f"TensorBoard:  {storage.shell_command('tensorboard', '--logdir', folder)}", flush=True)
             try:
                 most = num_trials or len(chosen)
-                trials = min(wanted or most, most)
                 grow = max_concurrent is not None and "RAY_ADDRESS" in os.environ
+                trials = min(wanted or most, most)
                 trials = concurrent_trials(base.cluster, trials, grow=grow, warn=wanted is not None)
-                run_trials(
-                    replace(sweep, base=share_cluster(sweep.base, trials, ray.nodes())),
-                    folder,
-                    chosen,
-                    search=search,
-                    num_trials=num_trials,
-                    search_seed=search_seed,
-                    max_concurrent=trials,
-                )
+                sharing = replace(sweep, base=share_cluster(sweep.base, trials, ray.nodes()))
+                seed = search_seed if search == "optuna" else None
+                run_trials(sharing, folder, chosen, most, max_concurrent=trials, optuna_seed=seed)
             finally:
                 document = _write_results(sweep, folder, {"search": search, "command": command}, full)
     return document
@@ -153,22 +147,19 @@ def _checked_config(base: Config, folder: str) -> Config:
     from carl_ray.training.run_checks import refuse_secrets, starting_weights
     from carl_ray.training.run_videos import read_videos
 
-    manifest, weights, init_from = base.data.manifest, base.model.weights, base.model.init_from
-    refuse_secrets({"--run-dir": folder, "data.manifest": manifest})
-    refuse_secrets({"model.weights": weights, "model.init_from": init_from})
+    data, model = base.data, base.model
+    refuse_secrets({"--run-dir": folder, "data.manifest": data.manifest})
+    refuse_secrets({"model.weights": model.weights, "model.init_from": model.init_from})
+    manifest = data.manifest
     if base.preset == "demo" and manifest is None:
         manifest = embedded_manifest()
     else:
         read_videos(base)
-    if weights not in ("random", "imagenet"):
-        weights = storage.absolute(weights)
-    if init_from is not None:
-        init_from = storage.absolute(init_from)
-    base = replace(
-        base,
-        data=replace(base.data, manifest=storage.absolute(manifest or "")),
-        model=replace(base.model, weights=weights, init_from=init_from),
-    )
+    if model.weights not in ("random", "imagenet"):
+        model = replace(model, weights=storage.absolute(model.weights))
+    if model.init_from is not None:
+        model = replace(model, init_from=storage.absolute(model.init_from))
+    base = replace(base, data=replace(data, manifest=storage.absolute(manifest or "")), model=model)
     starting_weights(base)
     return base
 
@@ -176,18 +167,19 @@ def _checked_config(base: Config, folder: str) -> Config:
 def _write_results(sweep: Sweep, folder: str, about: Mapping[str, str], full: Config) -> dict[str, Any]:
     """Write tables, page and the best config of the trials so far."""
     from carl_ray.report.sweep_page import write_sweep_page
-    from carl_ray.sweeps.sweep_document import best_trial, sweep_document, write_results
+    from carl_ray.sweeps.results import sweep_document, write_results
 
     machine = machine_name(use_gpu=sweep.base.cluster.use_gpu)
     document = sweep_document(sweep, folder, {**about, "date": time.strftime("%Y-%m-%d"), "machine": machine})
     write_results(folder, document)
     write_sweep_page(storage.join(folder, "sweep.html"), document)
-    best = best_trial(document)
-    if best is not None:
-        config = sweep.run_config(best["values"], full.training.seed)
-        length = {name: getattr(full.training, name) for name in ("epochs", "checkpoint_every_steps")}
-        manifest = None if full.data.manifest is None else config.data.manifest
-        data = replace(config.data, manifest=manifest, max_validation_videos=full.data.max_validation_videos)
-        config = replace(config, data=data, training=replace(config.training, **length))
-        storage.write_bytes(storage.join(folder, "best.json"), configuration.to_json(config).encode())
+    for trial in document["trials"]:
+        if trial["id"] == document["best"]:
+            config = sweep.run_config(trial["values"], full.training.seed)
+            length = {name: getattr(full.training, name) for name in ("epochs", "checkpoint_every_steps")}
+            data = replace(config.data, max_validation_videos=full.data.max_validation_videos)
+            if full.data.manifest is None:
+                data = replace(data, manifest=None)
+            config = replace(config, data=data, training=replace(config.training, **length))
+            storage.write_bytes(storage.join(folder, "best.json"), configuration.to_json(config).encode())
     return document

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from carl_ray import storage
 from carl_ray.config import Config
-from carl_ray.errors import UserError
+from carl_ray.errors import UserError, note
 
 _SHARED = "object storage (s3://…, gs://…) or on a file system that all nodes share"
 
@@ -72,7 +71,7 @@ def explain_resources(config: Config) -> None:
         lacking.append(f"{cluster.min_workers} GPUs (it has {there.get('GPU', 0):g})")
     if not cluster.use_gpu and there.get("GPU", 0) >= 1:
         text = f"the cluster has {there['GPU']:g} GPUs and this run uses none: --cluster.use_gpu true"
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        note(f"warning: {text}")
     if not lacking:
         return
     if not os.environ.get("RAY_ADDRESS"):
@@ -80,9 +79,7 @@ def explain_resources(config: Config) -> None:
             f"training and decoding need {' and '.join(lacking)}, and a Ray cluster of this machine alone cannot grow: "
             "lower --cluster.num_workers, set --cluster.use_gpu false, or name a cluster in RAY_ADDRESS"
         )
-    print(
+    note(
         f"waiting for the cluster to grow: training and decoding need {' and '.join(lacking)}; where no node "
-        "will join, stop and lower --cluster.num_workers or --cluster.worker_cpus",
-        file=sys.stderr,
-        flush=True,
+        "will join, stop and lower --cluster.num_workers or --cluster.worker_cpus"
     )

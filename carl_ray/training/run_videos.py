@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +21,7 @@ from carl_ray.data.manifest import (
     write_table,
 )
 from carl_ray.data.plan import Plan, training_plan, validation_plan
-from carl_ray.errors import UserError
+from carl_ray.errors import UserError, note
 from carl_ray.training.checkpoint import Checkpoint
 
 VIDEOS = "videos.parquet"
@@ -218,9 +217,7 @@ def warn_short_videos(videos: pa.Table, num_frames: int) -> None:
     lengths = videos.column("num_frames").to_numpy()
     short = int((lengths < num_frames).sum())
     if short:
-        print(
+        note(
             f"warning: {short} of {len(lengths)} training videos are shorter than T = {num_frames} frames (longest "
-            f"{int(lengths.max())}); their views are padded",
-            file=sys.stderr,
-            flush=True,
+            f"{int(lengths.max())}); their views are padded"
         )

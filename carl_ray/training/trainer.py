@@ -10,7 +10,6 @@ import json
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -19,7 +18,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.train
-from pyarrow import fs
 from ray.data import Dataset
 from ray.exceptions import RayError
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -28,14 +26,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from carl_ray import config as configuration
 from carl_ray import storage
-from carl_ray.config import ClusterConfig, Config
+from carl_ray.config import Config
 from carl_ray.data.coordinator import supports_endless_streams
 from carl_ray.data.manifest import videos_digest
 from carl_ray.data.stream import execution_options, stream_views
-from carl_ray.errors import InterruptedRunError, RunError, UserError
+from carl_ray.errors import InterruptedRunError, RunError, UserError, last_line, note
 from carl_ray.lease import Lease, hold
 from carl_ray.machine import major_differences, software_versions
-from carl_ray.training.checkpoint import CONFIG, Checkpoint, how_to_go_on, latest_checkpoint
+from carl_ray.session import records_storage
+from carl_ray.training.checkpoint import CONFIG, how_to_go_on, latest_checkpoint
 from carl_ray.training.cluster_checks import check_shared, check_videos_shared, explain_resources
 from carl_ray.training.monitor import Ending, RunMonitor, wait_for_run
 from carl_ray.training.process_group import TerminationTorchConfig
@@ -114,7 +113,10 @@ def _train(
     saved_step = None if run.checkpoint is None else run.checkpoint.progress.step
     first_step = saved_step or 0
     if run.checkpoint is not None:
-        _warn_of_versions(run.checkpoint)
+        differences = major_differences(run.checkpoint.config.versions, software_versions())
+        if differences:
+            why = "since it goes on with other software than its checkpoint"
+            note(f"warning: the numbers of this run may change, {why}: {', '.join(differences)}")
     if run.resume:
         place = (
             "from the beginning: there is no checkpoint" if saved_step is None else f"from step {saved_step}"
@@ -164,19 +166,30 @@ def _train(
 
 def _trainer(settings: WorkerSettings, videos: Videos, start: str) -> TorchTrainer:
     """Ray Train's trainer of one start of a run."""
-    config = settings.config
-    if config.cluster.min_workers < config.cluster.max_workers:
+    config, cluster = settings.config, settings.config.cluster
+    if cluster.min_workers < cluster.max_workers:
         # For capacity that Ray counted and that is gone; the cluster's own value is for nodes that have yet to boot.
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_SECONDS)
     trainer: Any = TorchTrainer  # its annotation admits dict configs only
+    scaling: Any = ScalingConfig  # typed as an earlier version of the class
     return trainer(
         train_worker,
         train_loop_config=settings,
         datasets=_datasets(settings, videos),
         dataset_config=DataConfig(execution_options=execution_options(config)),
         torch_config=TerminationTorchConfig(),
-        scaling_config=_scaling_config(config.cluster),
-        run_config=_run_config(config, settings.run_dir, start),
+        scaling_config=scaling(
+            num_workers=cluster.num_workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker={"CPU": cluster.worker_cpus} | ({"GPU": 1} if cluster.use_gpu else {}),
+            label_selector=dict(cluster.train_node_labels) or None,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
+        run_config=RunConfig(
+            name=start,
+            **records_storage(storage.join(settings.run_dir, _RECORDS)),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+        ),
     )
 
 
@@ -211,12 +224,6 @@ def _result(ending: Ending, settings: WorkerSettings, saved_step: int | None) ->
     return TrainingResult(status.finished, status.step, status.num_steps, status.validation_loss)
 
 
-def _warn_of_versions(checkpoint: Checkpoint) -> None:
-    if differences := major_differences(checkpoint.config.versions, software_versions()):
-        text = "the numbers of this run may change, since it goes on with other software than its checkpoint"
-        print(f"warning: {text}: {', '.join(differences)}", file=sys.stderr, flush=True)
-
-
 def _datasets(settings: WorkerSettings, videos: Videos) -> dict[str, Any]:
     """Functions that make the datasets; Ray Train calls them at each (re)start."""
     config, run_dir = settings.config, settings.run_dir
@@ -236,26 +243,6 @@ def _datasets(settings: WorkerSettings, videos: Videos) -> dict[str, Any]:
     return datasets
 
 
-def _scaling_config(cluster: ClusterConfig) -> ScalingConfig:
-    return ScalingConfig(  # type: ignore[call-arg]  # Typed as an earlier version of the class.
-        num_workers=cluster.num_workers,  # type: ignore[arg-type]
-        use_gpu=cluster.use_gpu,
-        resources_per_worker={"CPU": cluster.worker_cpus} | ({"GPU": 1} if cluster.use_gpu else {}),
-        label_selector=dict(cluster.train_node_labels) or None,
-        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-    )
-
-
-def _run_config(config: Config, run_dir: str, start: str) -> RunConfig:
-    filesystem, path = storage.resolve(storage.join(run_dir, _RECORDS))
-    return RunConfig(
-        name=start,
-        storage_path=path,
-        storage_filesystem=None if isinstance(filesystem, fs.LocalFileSystem) else filesystem,
-        failure_config=FailureConfig(max_failures=config.cluster.max_failures),
-    )
-
-
 def _written_failure(uri: str) -> str | None:
     """The failure that the workers agreed on, if they wrote one."""
     return json.loads(storage.read_bytes(uri))["failure"] if storage.exists(uri) else None
@@ -264,7 +251,6 @@ def _written_failure(uri: str) -> str | None:
 def _root_cause(error: TrainingFailedError | RayError) -> str:
     failures = list(getattr(error, "worker_failures", {}).values())
     cause: BaseException = failures[0] if failures else getattr(error, "controller_failure", error)
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     # The error of a decoding task is above the last line, which is Ray Data's.
-    own = [line for line in lines if line.startswith("carl_ray.errors.")]
-    return (own or lines or [type(cause).__name__])[-1]
+    own = [line.strip() for line in str(cause).splitlines() if line.strip().startswith("carl_ray.errors.")]
+    return own[-1] if own else last_line(cause)

@@ -19,16 +19,9 @@ from carl_ray.evaluation.tasks import METRICS
 from carl_ray.presets import demo, finegym99
 from carl_ray.sweeps.definition import Sweep, trial_id
 from carl_ray.sweeps.paper_tables import TABLE_9
+from carl_ray.sweeps.results import sweep_document, write_results
 from carl_ray.sweeps.space import Choices, LogRange, Space
-from carl_ray.sweeps.sweep_document import sweep_document, write_results
-from carl_ray.sweeps.trial_records import (
-    has_ended,
-    read_outcome,
-    run_dir,
-    score_at,
-    write_outcome,
-    write_point,
-)
+from carl_ray.sweeps.trials import begin_trial, read_outcome, run_dir, score_at, write_outcome
 
 SPACE = Space(
     "test",
@@ -60,10 +53,10 @@ def write_measured(
     storage.write_bytes(uri, json.dumps(document).encode())
 
 
-def begin(folder: Path, of: Sweep, point: Any, status: str | None, reason: str | None = None) -> None:
-    write_point(str(folder), of, point)
+def begin(folder: Path, of: Sweep, point: Any, status: str | None = None, reason: str = "") -> None:
+    begin_trial(str(folder), of, point)
     if status is not None:
-        write_outcome(str(folder), trial_id(of, point), status, reason, "1")  # type: ignore[arg-type]
+        write_outcome(str(folder), trial_id(of, point), status, reason)  # type: ignore[arg-type]
 
 
 def test_a_document_holds_every_trial(tmp_path: Path) -> None:
@@ -78,11 +71,11 @@ def test_a_document_holds_every_trial(tmp_path: Path) -> None:
                     write_measured(tmp_path, of, point, seed, epoch, score - (0.1 if epoch == 2 else 0.0))
     for seed in range(2):
         write_measured(tmp_path, of, behind, seed, 2, 0.95)
-    begin(tmp_path, of, default, "done")
-    begin(tmp_path, of, good, "done")
+    begin(tmp_path, of, default)
+    begin(tmp_path, of, good)
     begin(tmp_path, of, behind, "stopped", "behind")
     begin(tmp_path, of, unfit, "failed", "does not fit")
-    begin(tmp_path, of, running, None)
+    begin(tmp_path, of, running)
     document = sweep_document(of, str(tmp_path), {"search": "random"})
     by_status = {trial["status"]: trial for trial in document["trials"]}
     assert len(document["trials"]) == 5
@@ -114,7 +107,7 @@ def test_one_seed_has_the_interval_over_videos(tmp_path: Path) -> None:
     of = sweep(seeds=1)
     write_measured(tmp_path, of, {}, 0, 2, 0.5)
     write_measured(tmp_path, of, {}, 0, 6, 0.6)
-    begin(tmp_path, of, {}, "done")
+    begin(tmp_path, of, {})
     (trial,) = sweep_document(of, str(tmp_path), {})["trials"]
     assert (trial["score"]["low"], trial["score"]["high"]) == (pytest.approx(0.5), pytest.approx(0.7))
 
@@ -124,7 +117,7 @@ def test_the_best_error_is_the_lowest(tmp_path: Path) -> None:
     for temperature, error in ((0.1, 0.04), (0.2, 0.02), (0.3, 0.03)):
         point = {"objective.temperature": temperature}
         write_measured(tmp_path, of, point, 0, 6, error)
-        begin(tmp_path, of, point, "done")
+        begin(tmp_path, of, point)
     document = sweep_document(of, str(tmp_path), {})
     assert document["best"] == trial_id(of, {"objective.temperature": 0.2})
 
@@ -144,7 +137,7 @@ def test_the_score_without_labels_is_held_against_the_labelled_one(
     for number in range(num_trials):
         point = {"objective.temperature": 0.1 + number / 10}
         write_measured(tmp_path, of, point, 0, 6, 0.5 + number / 20)
-        begin(tmp_path, of, point, "done")
+        begin(tmp_path, of, point)
     found = sweep_document(of, str(tmp_path), {})["label_free"]
     assert (found["against"], found["num_trials"]) == (against, num_trials)
     assert found["rank_correlation"] == (None if expected is None else pytest.approx(expected))
@@ -154,7 +147,7 @@ def test_intervals_stay_within_the_metric_and_controls_keep_theirs(tmp_path: Pat
     of = sweep()
     for seed, score in enumerate((0.9, 0.99)):
         write_measured(tmp_path, of, {}, seed, 6, score, controls=0.6)
-    begin(tmp_path, of, {}, "done")
+    begin(tmp_path, of, {})
     (trial,) = sweep_document(of, str(tmp_path), {})["trials"]
     # Student's t alone says 0.945 +- 0.57.
     assert (trial["score"]["low"], trial["score"]["high"]) == (
@@ -168,19 +161,30 @@ def test_intervals_stay_within_the_metric_and_controls_keep_theirs(tmp_path: Pat
 
 def test_what_is_damaged_is_missing(tmp_path: Path) -> None:
     of = sweep(seeds=1)
+    name, trial = trial_id(of, {}), tmp_path / "trials" / trial_id(of, {})
     for epoch in (2, 6):
         write_measured(tmp_path, of, {}, 0, epoch, 0.7)
-    begin(tmp_path, of, {}, "done")
-    name = trial_id(of, {})
-    assert has_ended(of, str(tmp_path), name)
-    trial = tmp_path / "trials" / name
+    begin(tmp_path, of, {})
+    assert read_outcome(of, str(tmp_path), name) == ("done", None)
     (trial / "seed-0" / "measured" / "epoch-00000006.json").write_text('{"trained": {"phase')
-    assert not has_ended(of, str(tmp_path), name)
+    assert read_outcome(of, str(tmp_path), name) == ("unfinished", None)
     assert sweep_document(of, str(tmp_path), {})["trials"][0]["epochs"] == 2
+    write_outcome(str(tmp_path), name, "stopped", "behind")
+    assert read_outcome(of, str(tmp_path), name) == ("stopped", "behind")
+    (trial / "seed-0" / "measured" / "epoch-00000002.json").unlink()
+    assert read_outcome(of, str(tmp_path), name)[0] == "unfinished"  # nothing to compare is left
     (trial / "outcome.json").write_text("")
-    assert read_outcome(str(tmp_path), name)["status"] == "unfinished"
+    assert read_outcome(of, str(tmp_path), name)[0] == "unfinished"
     (trial / "point.json").write_text("{")
     assert sweep_document(of, str(tmp_path), {})["trials"] == []
+
+
+def test_a_trial_that_begins_again_has_not_failed(tmp_path: Path) -> None:
+    of = sweep()
+    begin(tmp_path, of, {}, "failed", "a reason")
+    assert read_outcome(of, str(tmp_path), trial_id(of, {})) == ("failed", "a reason")
+    begin(tmp_path, of, {})
+    assert read_outcome(of, str(tmp_path), trial_id(of, {})) == ("unfinished", None)
 
 
 def test_seeds_count_from_the_configs(tmp_path: Path) -> None:
@@ -197,7 +201,6 @@ def test_an_empty_folder(tmp_path: Path) -> None:
     assert (document["trials"], document["best"], document["label_free"]) == ([], None, None)
     write_results(str(tmp_path), document)
     assert pq.read_table(tmp_path / "results.parquet").num_rows == 0
-    assert read_outcome(str(tmp_path), "none")["status"] == "unfinished"
 
 
 def test_tables_read_back(tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ def test_tables_read_back(tmp_path: Path) -> None:
         point = {"objective.temperature": temperature}
         for epoch in (2, 6):
             write_measured(tmp_path, of, point, 0, epoch, 0.6 + temperature)
-        begin(tmp_path, of, point, "done")
+        begin(tmp_path, of, point)
     begin(tmp_path, of, {"objective.temperature": 7}, "failed", '=cmd, "quoted"\nand a line')
     document = sweep_document(of, str(tmp_path), {})
     write_results(str(tmp_path), document)

@@ -17,11 +17,10 @@ from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.errors import RunError
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
 from carl_ray.presets import demo
-from carl_ray.sweeps import trial as trials
+from carl_ray.sweeps import trials
 from carl_ray.sweeps.definition import Sweep, trial_id
 from carl_ray.sweeps.space import LogRange, Space
-from carl_ray.sweeps.trial import run_trial
-from carl_ray.sweeps.trial_records import measured, run_dir
+from carl_ray.sweeps.trials import measured, run_dir, run_trial
 from carl_ray.training.trainer import TrainingResult
 
 SPACE = Space("test", {"objective.temperature": LogRange(0.03, 1.0, (0.1,))})

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
+import pandas as pd
 from scipy import stats
 
 from carl_ray import storage
@@ -20,7 +17,7 @@ from carl_ray.paper import protocol_of
 from carl_ray.sweeps.definition import LABEL_FREE, Sweep, default_metric, trial_id, write_document
 from carl_ray.sweeps.paper_tables import Table
 from carl_ray.sweeps.space import LogRange, Point, default_point
-from carl_ray.sweeps.trial_records import begun_points, measured, read_outcome, run_dir
+from carl_ray.sweeps.trials import begun_points, measured, read_outcome, run_dir
 
 _LEVEL = 0.95
 _LEAST_RANKED = 5
@@ -50,12 +47,8 @@ def sweep_document(sweep: Sweep, folder: str, about: Mapping[str, str]) -> dict[
         about: Further entries: command, date, machine, search.
     """
     base_values = default_point(sweep.space, sweep.base)
-    default = trial_id(sweep, base_values)
-    trials = [
-        {**_trial(sweep, folder, trial, point), "is_default": trial == default}
-        for trial, point in begun_points(folder).items()
-    ]
-    done = [trial for trial in trials if trial["status"] == "done" and trial["score"] is not None]
+    trials = [_trial(sweep, folder, trial, point) for trial, point in begun_points(folder).items()]
+    done = [trial for trial in trials if trial["status"] == "done"]
     sign = 1 if sweep.higher_is_better else -1
     best = max(done, key=lambda trial: sign * trial["score"]["mean"], default=None)
     return {
@@ -80,51 +73,51 @@ def sweep_document(sweep: Sweep, folder: str, about: Mapping[str, str]) -> dict[
 
 
 def _trial(sweep: Sweep, folder: str, trial: str, point: Point) -> dict[str, Any]:
-    metric = sweep.metric
-    rungs: list[tuple[int, list[dict[str, Any]]]] = []
+    """The entry of a trial."""
+    rungs: dict[int, list[dict[str, Any]]] = {}
     for epoch in sweep.rungs:
         found = [measured(run_dir(folder, trial, seed), epoch) for seed in sweep.training_seeds]
-        rungs.append((epoch, [document for document in found if document is not None]))
-    complete = [(epoch, documents) for epoch, documents in rungs if len(documents) == sweep.seeds]
-    epochs, last = complete[-1] if complete else (0, [])
+        rungs[epoch] = [document for document in found if document is not None]
+    scores = {
+        epoch: _summary(
+            sweep.metric, [document["trained"].get(sweep.metric, {"value": None}) for document in documents]
+        )
+        for epoch, documents in rungs.items()
+        if len(documents) == sweep.seeds
+    }
+    epochs = max(scores, default=0)
+    last = rungs.get(epochs, [])
     try:
         batch_size = sweep.run_config(point, sweep.base.training.seed).training.global_batch_size
     except UserError:
         batch_size = None
-    outcome = read_outcome(folder, trial)
+    metrics = {
+        variant: {name: _summary(name, [found[variant][name] for found in last]) for name in last[0][variant]}
+        for variant in VARIANTS
+        if last and last[0][variant] is not None
+    }
+    status, reason = read_outcome(sweep, folder, trial)
+    base_values = default_point(sweep.space, sweep.base)
     return {
         "id": trial,
-        "status": outcome["status"],
-        "reason": outcome["reason"],
-        "values": {**default_point(sweep.space, sweep.base), **point},
+        "status": status,
+        "reason": reason,
+        "values": {**base_values, **point},
+        "is_default": trial == trial_id(sweep, base_values),
         "batch_size": batch_size,
         "epochs": epochs,
         "steps": last[0]["origin"]["step"] if last else None,
         "seconds": sum(document["training_seconds"] for document in last)
-        + sum(document["measuring_seconds"] for _, documents in rungs for document in documents),
+        + sum(document["measuring_seconds"] for documents in rungs.values() for document in documents),
         "checkpoint": last[0]["origin"]["checkpoint"] if last else None,
-        "score": _summary(metric, [document["trained"][metric] for document in last]) if last else None,
-        "rungs": [
-            {
-                "epoch": epoch,
-                "score": _summary(metric, [found["trained"][metric] for found in documents])["mean"],
-            }
-            for epoch, documents in complete
-        ],
-        "metrics": {
-            variant: {
-                name: _summary(name, [document[variant][name] for document in last])
-                for name in last[0][variant]
-            }
-            for variant in VARIANTS
-            if last[0][variant] is not None
-        }
-        if last
-        else None,
+        "score": scores.get(epochs),
+        "rungs": [{"epoch": epoch, "score": score["mean"]} for epoch, score in scores.items()],
+        "metrics": metrics or None,
     }
 
 
 def _summary(metric: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean, interval and values of a metric over the seeds."""
     values = [entry["value"] for entry in entries]
     if None in values:
         return {"mean": None, "low": None, "high": None, "values": values}
@@ -141,21 +134,15 @@ def _summary(metric: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any
 def _label_free(sweep: Sweep, done: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Spearman's rank correlation of the trials' mean score without labels with their labelled one."""
     against = default_metric(sweep.base.preset)
-    pairs = [
-        (trained[LABEL_FREE]["mean"], trained[against]["mean"])
-        for trained in (trial["metrics"]["trained"] for trial in done)
-        if against in trained and trained[against]["mean"] is not None
-    ]
-    if not pairs:
+    scores = [{name: entry["mean"] for name, entry in trial["metrics"]["trained"].items()} for trial in done]
+    pairs = pd.DataFrame(scores, columns=[LABEL_FREE, against]).dropna()
+    if pairs.empty:
         return None
-    columns = list(zip(*pairs, strict=True))
-    correlation = None
-    if len(pairs) >= _LEAST_RANKED and all(len(set(column)) > 1 for column in columns):
-        correlation = float(stats.spearmanr(*columns).statistic)
+    is_ranked = len(pairs) >= _LEAST_RANKED and pairs.nunique().min() > 1
     return {
         "name": LABEL_FREE,
         "against": against,
-        "rank_correlation": correlation,
+        "rank_correlation": float(stats.spearmanr(pairs).statistic) if is_ranked else None,
         "num_trials": len(pairs),
         "least_trials": _LEAST_RANKED,
     }
@@ -181,22 +168,15 @@ def _paper_table(sweep: Sweep, name: str, table: Table) -> dict[str, Any]:
     }
 
 
-def best_trial(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The best trial of a sweep's document; none where none is done."""
-    return next((trial for trial in document["trials"] if trial["id"] == document["best"]), None)
-
-
 def write_results(folder: str, document: Mapping[str, Any]) -> None:
     """Write a sweep's document as results.json, and its trials as results.csv and results.parquet."""
     write_document(storage.join(folder, "results.json"), document)
-    rows = trial_table(document)
-    for name, write in (("results.csv", pyarrow.csv.write_csv), ("results.parquet", pq.write_table)):
-        buffer = io.BytesIO()
-        write(rows, buffer)
-        storage.write_bytes(storage.join(folder, name), buffer.getvalue())
+    table = trial_table(document)
+    storage.write_bytes(storage.join(folder, "results.csv"), table.to_csv(index=False).encode())
+    storage.write_bytes(storage.join(folder, "results.parquet"), table.to_parquet(index=False))
 
 
-def trial_table(document: Mapping[str, Any]) -> pa.Table:
+def trial_table(document: Mapping[str, Any]) -> pd.DataFrame:
     """The trials of a sweep's document, a row each: config, score, metrics with controls, time, checkpoint."""
     rows = []
     for trial in document["trials"]:
@@ -209,11 +189,7 @@ def trial_table(document: Mapping[str, Any]) -> pa.Table:
         for variant, metrics in (trial["metrics"] or {}).items():
             row |= {f"{variant}.{name}": entry["mean"] for name, entry in metrics.items()}
         rows.append(row)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
-
-
-def _column(values: list[Any]) -> pa.Array:
-    """An Arrow column; text where any value is text, floats where any is a float."""
-    kind = next((kind for kind in (str, float) if any(isinstance(value, kind) for value in values)), None)
-    return pa.array([value if value is None or kind is None else kind(value) for value in values])
+    table = pd.DataFrame(rows).convert_dtypes(convert_floating=False)
+    # Parquet has no columns of mixed types: text where any value is text.
+    mixed = [name for name in table.select_dtypes("object") if table[name].notna().any()]
+    return table.astype(dict.fromkeys(mixed, "string"))
