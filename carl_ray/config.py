@@ -10,14 +10,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import reprlib
 from dataclasses import asdict
-from typing import Any, Literal
+from importlib.metadata import entry_points
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from carl_ray.errors import UserError
+
+CLIP_BACKBONES = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
+"""Backbones of clips."""
+BACKBONES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "small", "efficientnet_lite0"),
+    *CLIP_BACKBONES,
+)
+"""Values of `model.backbone`, besides `timm:NAME`, `module:Class` and entry points."""
+BACKBONE_GROUP = "carl_ray.backbones"
+"""Group of entry points of other packages whose names are values of `model.backbone`."""
+LEARNABLE_NAMES = {"none": "0", "block5": "1", "block4+5": "2"}
+"""Values of `model.learnable` by the number of last stages that they mean."""
+PRETRAINED = ("imagenet", "pretrained")
+"""Values of `model.weights` for what the backbone's own library or package offers."""
 
 # Finite numbers only: JSON has no others, and config.json must yield the same config.
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -113,21 +138,44 @@ class AugmentConfig:
             raise ValueError(f"crop_area is a part of the frame, at most 1, got {self.crop_area[1]:g}")
 
 
+def _known_backbone(name: str) -> str:
+    """Check the name of a backbone; whether timm has it, or a class can be imported, is not known here."""
+    if name in BACKBONES or re.fullmatch(r"timm:\S+|[\w.]+:[\w.]+", name):
+        return name
+    known = (*BACKBONES, *sorted(entry_points(group=BACKBONE_GROUP).names))
+    if name not in known:
+        raise ValueError(
+            f"expected one of {', '.join(map(repr, known))}, 'timm:NAME' or 'module:Class', got {name!r}"
+        )
+    return name
+
+
+def _known_learnable(value: object) -> str:
+    text = str(value)
+    if text not in ("all", *LEARNABLE_NAMES) and not re.fullmatch(r"[1-9]\d*", text):
+        names = ", ".join(map(repr, ("all", *LEARNABLE_NAMES)))
+        raise ValueError(f"expected one of {names}, or a number of stages from 1, got {value!r}")
+    return text
+
+
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class ModelConfig:
     """The frame-level video encoder and the projection (paper, sections 3.3 and 3.4)."""
 
     num_frames: int = Field(default=240, ge=2)
     """T: frames of a view; positions of any other length are spread over [0, T - 1]."""
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "small"] = "resnet50"
-    """Encoder of single frames: a torchvision ResNet, or `small`, six convolutions for runs on a CPU."""
+    backbone: Annotated[str, AfterValidator(_known_backbone)] = "resnet50"
+    """Encoder of single frames: a torchvision ResNet; `efficientnet_lite0`; `small`, six convolutions for runs on a
+    CPU; `timm:NAME`; or a class of your own, `module:Class`. docs/guide.md compares them."""
     weights: str = "imagenet"
-    """`random`, `imagenet` (torchvision's), or the URI of a file: torchvision's, or of BYOL, MoCo v2 or SimCLR."""
+    """`random`; `pretrained` or `imagenet` (torchvision's, timm's, or those of a package); or the URI of a file:
+    torchvision's or timm's, or of BYOL, MoCo v2 or SimCLR."""
     init_from: str | None = None
     """A run folder or a checkpoint whose encoder, and head where it has the same, this run begins with (fine-tuning);
     data, T and schedule are this run's own. The optimiser begins anew."""
-    learnable: Literal["none", "block5", "block4+5", "all"] = "block5"
-    """Which blocks of the backbone train (table 7); the others stay frozen with their stored statistics."""
+    learnable: Annotated[str, BeforeValidator(_known_learnable)] = "block5"
+    """What of the backbone trains: `none`, `all`, or the number of its last stages, which `block5` (1) and `block4+5`
+    (2) name for a ResNet (table 7); the others stay frozen with their stored statistics."""
     pooling: Literal["max", "average"] = "max"
     """Spatial pooling of the backbone's last feature map."""
     temporal_encoder: Literal["transformer", "none", "c3d"] = "transformer"
@@ -168,8 +216,11 @@ class ModelConfig:
             raise ValueError(
                 f"width must be a multiple of 2 x num_heads, got {self.width} and {self.num_heads}"
             )
-        if self.backbone == "small" and self.weights != "random":
-            raise ValueError("backbone `small` has no pretrained weights: set model.weights to random")
+        is_own = self.backbone not in BACKBONES and not self.backbone.startswith("timm:")
+        if (self.backbone == "small" and self.weights != "random") or (is_own and self.weights in PRETRAINED):
+            raise ValueError(
+                f"backbone `{self.backbone}` has no pretrained weights: set model.weights to random"
+            )
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

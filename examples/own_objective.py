@@ -17,6 +17,7 @@ import carl_ray
 from carl_ray.data import augment
 from carl_ray.data.decode import probe_video, read_frames
 from carl_ray.data.views import sample_views
+from carl_ray.model import features
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 
 
@@ -28,7 +29,7 @@ def read_views(path: str, config: carl_ray.Config, rng: np.random.Generator) -> 
         frames = read_frames(path, view.frame_indices, short_side=config.data.short_side)
         drawn = augment.draw_parameters(config.augment, *frames.shape[1:3], rng)
         frames = augment.apply_geometry(frames, drawn, config.augment.image_size)
-        pixels.append(augment.normalize(augment.apply_color(frames, drawn)))
+        pixels.append(features.normalize(augment.apply_color(frames, drawn)))
     times = torch.from_numpy(np.stack([view.frame_indices for view in views])).float()
     return torch.stack(pixels), times, torch.from_numpy(np.stack([view.frame_mask for view in views]))
 

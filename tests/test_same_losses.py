@@ -101,6 +101,7 @@ class PlainBackbone(torch.nn.Module):
     def __init__(self, backbone: torch.nn.Module) -> None:
         super().__init__()
         self.backbone = backbone.to(memory_format=torch.contiguous_format)
+        self.mean, self.std, self.pool = backbone.mean, backbone.std, backbone.pool
 
     def chunks(self, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (frames,)

@@ -40,7 +40,8 @@ from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.evaluation import embeddings, localization
 from carl_ray.evaluation.embeddings import Origin, read_embeddings
 from carl_ray.evaluation.localization import export_features
-from carl_ray.model.backbone import load_backbone_weights
+from carl_ray.model.backbone import build_backbone
+from carl_ray.model.weights import load_backbone_weights
 from carl_ray.pipelines import runner
 from carl_ray.pipelines.plan import check_runtime_env
 from carl_ray.pipelines.runner import read_plan
@@ -115,8 +116,7 @@ def test_weights_of_a_backbone_run_no_code(tmp_path: Path, mark: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(torch_file(mark))
     model = ModelConfig(backbone="resnet18", weights=str(tmp_path / "weights.pth"))
     with pytest.raises(UserError, match=r"weights\.pth"):
-        # What the file is to be loaded into is not looked at before.
-        load_backbone_weights(torch.nn.Linear(1, 1), model)
+        load_backbone_weights(build_backbone(model), model)
     assert not mark.exists()
 
 

@@ -24,12 +24,13 @@ from torch import Tensor
 
 from benchmarks.parts.table import Table
 from carl_ray.config import Config
-from carl_ray.data.augment import center_view, normalize
+from carl_ray.data.augment import center_view
 from carl_ray.data.decode import iterate_frames, probe_video
 from carl_ray.errors import UserError
 from carl_ray.evaluation.inference import VideoEmbedder
 from carl_ray.machine import machine_name
 from carl_ray.model.encoder import FrameLevelVideoEncoder
+from carl_ray.model.features import normalize
 from carl_ray.training.step import initial_model
 
 _CPU_FRAMES, _GPU_FRAMES = 32, 256

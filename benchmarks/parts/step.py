@@ -23,11 +23,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.parts.table import Table
 from carl_ray.config import Config, ModelConfig
-from carl_ray.data.augment import AugmentParameters, draw_parameters, normalize
+from carl_ray.data.augment import AugmentParameters, draw_parameters
 from carl_ray.data.memory import frame_shape
 from carl_ray.data.sample import Batch, frames_on_device
 from carl_ray.machine import machine_name
 from carl_ray.model.backbone import Backbone, build_backbone
+from carl_ray.model.features import normalize
 from carl_ray.training.step import TrainingStep
 
 STAGES = (

@@ -28,8 +28,6 @@ from torch.nn import functional
 
 from carl_ray.config import AugmentConfig
 
-_MEAN = (0.485, 0.456, 0.406)
-_DEVIATION = (0.229, 0.224, 0.225)
 # Luma of ITU-R 601 as torchvision rounds it.
 _LUMA = (0.2989, 0.587, 0.114)
 # The cross product with the direction of grey.
@@ -221,20 +219,6 @@ def apply_color(
     if parameters.blur_sigma > 0:
         _blur(source, parameters.blur_sigma, output)
     return frames.copy_(output) if in_place and not direct else output
-
-
-def normalize(frames: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch 3 height width"]:
-    """Normalise by ImageNet's mean and deviation, float32, channel axis before rows.
-
-    The memory layout stays channels last: `torch.channels_last` where there is one batch dimension.
-    """
-    deviation = torch.tensor(_DEVIATION, device=frames.device)
-    scale = 1 / (255 * deviation)
-    shift = -torch.tensor(_MEAN, device=frames.device) / deviation
-    # One row of pixels as one dimension: over a last dimension of 3 alone, a CPU cannot vectorise.
-    width = frames.shape[-2]
-    rows = frames.flatten(-2).to(torch.float32).mul_(scale.repeat(width)).add_(shift.repeat(width))
-    return rows.unflatten(-1, (width, 3)).movedim(-1, -3)
 
 
 def _check_frames(frames: np.ndarray | Tensor) -> None:

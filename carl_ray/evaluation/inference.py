@@ -19,14 +19,15 @@ from torch import Tensor
 
 from carl_ray import storage
 from carl_ray.config import Config
-from carl_ray.data.augment import center_view, normalize
+from carl_ray.data.augment import center_view
 from carl_ray.data.guard import BadVideoError, FrameReader
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import CropMode
 from carl_ray.evaluation.frames import unit_frames
-from carl_ray.model.backbone import load_backbone_weights
 from carl_ray.model.encoder import FrameLevelVideoEncoder
+from carl_ray.model.features import normalize
 from carl_ray.model.pretrained import find_weights
+from carl_ray.model.weights import load_backbone_weights
 from carl_ray.training.checkpoint import Checkpoint, checkpoint_at
 from carl_ray.training.checkpoint import load_encoder as trained_encoder
 from carl_ray.training.step import initial_model
@@ -263,7 +264,8 @@ class VideoEmbedder:
 
     def _features(self, views: Iterator[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Pooled features of each chunk, of each encoder."""
-        chunks = (normalize(view.to(self._device)) for view in views)
+        backbone = self._encoders[0].backbone
+        chunks = (normalize(view.to(self._device), backbone.mean, backbone.std) for view in views)
         # The encoders take turns, chunk by chunk, so that no copy of the frames is kept longer.
         copies = itertools.tee(chunks, len(self._encoders))
         streams = [encoder.frame_features(copy) for encoder, copy in zip(self._encoders, copies, strict=True)]

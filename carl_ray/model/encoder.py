@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from carl_ray.config import ModelConfig
+from carl_ray.errors import UserError
 from carl_ray.model.backbone import build_backbone
 from carl_ray.model.normalization import BatchNorm
 from carl_ray.model.temporal import (
@@ -38,7 +39,7 @@ class FrameLevelVideoEncoder(nn.Module):
 
     Backbone for each frame, spatial pooling, two times (dropout, linear, batch norm, ReLU), linear, plus
     sine-cosine positions, pre-norm Transformer, linear. Weights are random;
-    `carl_ray.model.backbone.load_backbone_weights(encoder.backbone, model)` loads pretrained ones.
+    `carl_ray.model.weights.load_backbone_weights(encoder.backbone, model)` loads pretrained ones.
 
     Args:
         model: Sizes and variants.
@@ -51,6 +52,11 @@ class FrameLevelVideoEncoder(nn.Module):
         self.pooling = model.pooling
         self.positions = model.positions
         self.backbone = build_backbone(model)
+        if self.backbone.kind != "frame":
+            raise UserError(
+                f"model.backbone: {model.backbone} sees clips, and this encoder single frames: "
+                "carl_ray.model.features.frozen_features embeds clips"
+            )
         channels = self.backbone.channels
         self.convolutions: TemporalConvolutions | None = None
         if model.temporal_encoder == "c3d":
@@ -86,7 +92,7 @@ class FrameLevelVideoEncoder(nn.Module):
         learnable parameter.
 
         Args:
-            frames: Frames normalised by ImageNet's mean and deviation; padded ones may hold anything.
+            frames: Frames normalised by the backbone's mean and deviation; padded ones may hold anything.
             frame_mask: True where a frame is real, in any pattern.
             sample_seeds: In training mode, dropout of a video is a pure function of its seed, independent of batch and
                 worker; without seeds it is drawn from torch's generator.
@@ -188,7 +194,7 @@ class FrameLevelVideoEncoder(nn.Module):
         return torch.cat([self._pool(self.backbone(chunk)) for chunk in self.backbone.chunks(frames)])
 
     def _pool(self, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C"]:
-        return maps.amax((2, 3)) if self.pooling == "max" else maps.mean((2, 3))
+        return self.backbone.pool(maps, self.pooling)
 
     def _drop(
         self,

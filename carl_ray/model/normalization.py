@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -28,6 +28,7 @@ class BatchNorm(_BatchNorm):
     Args:
         num_features: Channels C.
         mode: See above.
+        activation: Applied to the output; timm's layers of batch norm have one.
 
     Shape:
         input: (N, C) or (N, C, *space), N >= 0; output: the same.
@@ -37,15 +38,22 @@ class BatchNorm(_BatchNorm):
     running_var: Tensor
     num_batches_tracked: Tensor
 
-    def __init__(self, num_features: int, mode: Mode = "synchronized") -> None:
+    def __init__(
+        self, num_features: int, mode: Mode = "synchronized", activation: nn.Module | None = None
+    ) -> None:
         super().__init__(num_features)
         self.mode: Mode = mode
+        self.activation = activation
         self.update_rate = 0.1
 
     def forward(
         self, input: Float[Tensor, "frames channels *space"]
     ) -> Float[Tensor, "frames channels *space"]:
         """Normalise, scale and shift the input; in training mode, update the running statistics."""
+        output = self._normalise(input)
+        return output if self.activation is None else self.activation(output)
+
+    def _normalise(self, input: Tensor) -> Tensor:
         # On a CPU also for a single worker: torch's float32 sums are off by up to 1e-5 there, which training
         # amplifies, so that one worker and two would soon have different losses.
         if (
@@ -85,6 +93,22 @@ class BatchNorm(_BatchNorm):
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate.to(self.running_mean.dtype))
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate.to(self.running_var.dtype))
         self.num_batches_tracked.add_(enough.to(self.num_batches_tracked.dtype))
+
+
+def own_batch_norm(module: nn.Module, mode: Mode) -> None:
+    """Replace every batch norm inside a module, and timm's with an activation, by `BatchNorm`, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, BatchNorm) or not (
+            isinstance(child, _BatchNorm) and child.affine and child.track_running_stats
+        ):
+            own_batch_norm(child, mode)
+            continue
+        after = [part for part in child.children() if not isinstance(part, nn.Identity)]
+        own = BatchNorm(child.num_features, mode, nn.Sequential(*after) if after else None)
+        own.load_state_dict(child.state_dict())
+        own.eps = child.eps
+        own.update_rate = own.update_rate if child.momentum is None else child.momentum
+        setattr(module, name, own)
 
 
 class _SynchronizedBatchNorm(torch.autograd.Function):

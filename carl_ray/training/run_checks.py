@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from carl_ray import config as configuration
 from carl_ray import storage
-from carl_ray.config import Config
+from carl_ray.config import BACKBONES, CLIP_BACKBONES, Config
 from carl_ray.errors import UserError
 from carl_ray.lease import refuse_if_held
 from carl_ray.model.pretrained import find_weights
@@ -145,14 +145,39 @@ def starting_weights(config: Config) -> InitialWeights | None:
     if model.init_from is not None:
         return initial_weights(config, model.init_from)
     if model.weights == "random":
+        _try_backbone(config)
         return None
     find_weights(model)  # Needs no torch.
-    from carl_ray.model.backbone import build_backbone, load_backbone_weights
+    _try_backbone(config)
+    from carl_ray.model.backbone import build_backbone
+    from carl_ray.model.weights import load_backbone_weights
 
     backbone = build_backbone(model)
     report = str(load_backbone_weights(backbone, model))
     tensors = {f"encoder.backbone.{name}": value for name, value in backbone.state_dict().items()}
     return InitialWeights(tensors, report)
+
+
+def _try_backbone(config: Config) -> None:
+    """Raise `UserError` where a backbone that others made does not fit the encoder or the size of the frames."""
+    model, size = config.model, config.augment.image_size
+    if model.backbone in set(BACKBONES) - set(CLIP_BACKBONES) and not model.learnable.isdecimal():
+        return
+    import torch
+
+    from carl_ray.model.encoder import FrameLevelVideoEncoder
+
+    try:
+        encoder = FrameLevelVideoEncoder(model).eval()
+        with torch.no_grad():
+            encoder(torch.zeros(1, 2, 3, size, size), torch.ones(1, 2, dtype=torch.bool))
+    except UserError:
+        raise
+    except Exception as error:  # A network of others may raise anything.
+        raise UserError(
+            f"model.backbone: {model.backbone} fails on frames of {size} pixels (augment.image_size): "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def refuse_secrets(uris: dict[str, str | None]) -> None:

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from carl_ray.config import Config
-from carl_ray.data.augment import normalize
 from carl_ray.data.sample import Batch, frames_on_device
 from carl_ray.machine import has_native_bf16
 from carl_ray.model.encoder import FrameLevelVideoEncoder, ProjectionHead
+from carl_ray.model.features import normalize
 from carl_ray.objectives.shuffle_and_learn import OrderHead
 from carl_ray.training.objective import PROJECTED, ObjectiveInputs, objective_terms
 
@@ -235,4 +235,5 @@ class TrainingStep:
     def _prepare(self, batch: Batch) -> tuple[Float[Tensor, "views T 3 S S"], Bool[Tensor, "views T"]]:
         frames = frames_on_device(batch, self.config, self.device)
         mask = batch.frame_mask.to(self.device)
-        return normalize(frames.flatten(0, 1)), mask.flatten(0, 1)
+        backbone = self.model.encoder.backbone
+        return normalize(frames.flatten(0, 1), backbone.mean, backbone.std), mask.flatten(0, 1)

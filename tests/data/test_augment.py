@@ -17,7 +17,6 @@ from carl_ray.data.augment import (
     apply_geometry,
     center_view,
     draw_parameters,
-    normalize,
 )
 from carl_ray.data.randomness import sample_generator
 
@@ -472,23 +471,3 @@ def test_no_frames_give_no_frames():
     none = torch.zeros(0, 40, 40, 3, dtype=torch.uint8)
     assert apply_geometry(none, IDENTITY, 16).shape == (0, 16, 16, 3)
     assert apply_color(none, parameters(jitter=True, blur_sigma=1.0)).shape == (0, 40, 40, 3)
-
-
-# ---- normalisation
-
-
-@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
-def test_normalize_is_torchvisions(batch):
-    frames = random_frames(*batch, 16, 20, 3)
-    ours = normalize(frames)
-    assert ours.shape == (*batch, 3, 16, 20) and ours.dtype == torch.float32
-    theirs = functional.normalize(
-        functional.to_dtype(frames.movedim(-1, -3), torch.float32, scale=True),
-        mean=[0.485, 0.456, 0.406],
-        std=[0.229, 0.224, 0.225],
-    )
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-
-
-def test_normalized_frames_are_channels_last_in_memory():
-    assert normalize(random_frames(2, 16, 16, 3)).is_contiguous(memory_format=torch.channels_last)

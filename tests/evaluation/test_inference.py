@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from carl_ray.data.augment import center_view, normalize
+from carl_ray.data.augment import center_view
 from carl_ray.data.decode import read_frames
 from carl_ray.data.guard import FrameReader
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation import inference
 from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
 from carl_ray.evaluation.inference import load_encoder as load_video_encoder
+from carl_ray.model.features import normalize
 from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
 from carl_ray.training.step import initial_model
 
@@ -177,7 +178,7 @@ def test_memory_of_a_long_video_is_that_of_chunks(embedder, monkeypatch) -> None
             return self
 
     monkeypatch.setattr(embedder, "_views", lambda *video: (Chunk() for _ in range(100)))
-    monkeypatch.setattr(inference, "normalize", lambda chunk: torch.zeros(2, 3, 16, 16))
+    monkeypatch.setattr(inference, "normalize", lambda chunk, *_: torch.zeros(2, 3, 16, 16))
     (result,) = embedder.embed([("", 200)])
     assert len(result[0]) == 200
     assert most <= 6

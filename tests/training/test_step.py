@@ -23,7 +23,6 @@ from carl_ray.config import (
     OptimizerConfig,
     TrainingConfig,
 )
-from carl_ray.data.augment import normalize
 from carl_ray.data.sample import (
     NUM_COLOR_VALUES,
     Batch,
@@ -33,6 +32,7 @@ from carl_ray.data.sample import (
     make_view_pair,
     view_seeds,
 )
+from carl_ray.model.features import normalize
 from carl_ray.model.normalization import BatchNorm
 from carl_ray.objectives.scl import sequence_contrastive_loss
 from carl_ray.training.step import StepReport, TrainingStep

@@ -1,0 +1,171 @@
+"""The contract of every backbone, and the errors of those that are none."""
+
+import copy
+import json
+from importlib.metadata import EntryPoint, EntryPoints
+
+import pytest
+import torch
+from torch import nn
+
+from carl_ray.config import CLIP_BACKBONES, Config, ModelConfig, from_json, to_json
+from carl_ray.errors import UserError
+from carl_ray.model import networks
+from carl_ray.model.backbone import build_backbone
+from carl_ray.model.encoder import FrameLevelVideoEncoder
+from carl_ray.model.normalization import BatchNorm
+
+HERE = "tests.model.test_networks"
+
+
+class OwnNetwork(nn.Module):
+    """Convolutions of a user's own, with a batch norm of torch, and a branch that takes what no batch norm may."""
+
+    kind, channels, mean, std, input_size = "frame", 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 32
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.first = nn.Conv2d(3, 8, 3, stride=4)
+        self.second, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, frames):
+        maps = self.first(frames * self.scale)
+        return maps + self.norm(torch.relu(self.second(maps)))
+
+    def stages(self):
+        return [self.first, nn.ModuleList([self.second, self.norm])]
+
+
+class Lacking(nn.Module):
+    kind, channels = "frame", 8
+
+
+NAMES = [
+    *("resnet18", "small", "efficientnet_lite0", *CLIP_BACKBONES, f"{HERE}:OwnNetwork"),
+    *("timm:test_vit", "timm:test_resnet", "timm:test_convnext"),
+]
+SWIN = "timm:swin_tiny_patch4_window7_224"  # Its maps have the channels last.
+SIZES = {"timm:test_vit": 64, SWIN: 224}
+
+
+def build(name, **fields):
+    """The backbone with statistics as after training, and two inputs of the size that it takes."""
+    torch.manual_seed(0)
+    fields = {"learnable": "1", "batch_norm": "local"} | fields
+    backbone = build_backbone(ModelConfig(backbone=name, weights="random", **fields))
+    for module in backbone.modules():
+        if isinstance(module, BatchNorm):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 2.0)
+    size = SIZES.get(name, 32)
+    return backbone, torch.randn(2, 3, *([8] if backbone.kind == "clip" else []), size, size)
+
+
+def plain(backbone, pixels):
+    """What its modules compute, nothing folded."""
+    for name in backbone.frozen + backbone.learnable:
+        pixels = backbone.get_submodule(name)(pixels)
+    return pixels
+
+
+@pytest.mark.parametrize("name", [*NAMES, SWIN])
+def test_shapes_and_folding(name):
+    backbone, pixels = build(name)
+    backbone.eval()
+    assert len(backbone.mean) == len(backbone.std) == 3 and backbone.input_size >= 32
+    with torch.no_grad():
+        maps, exact = backbone(pixels), plain(copy.deepcopy(backbone), pixels)
+        assert torch.equal(maps, backbone(pixels))
+        torch.testing.assert_close(maps, exact, rtol=1e-3, atol=1e-4 * float(exact.abs().max()))
+        for pooling in ("max", "average"):
+            assert backbone.pool(maps, pooling).shape == (2, backbone.channels)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert backbone.pool(backbone(pixels), "max").isfinite().all()
+        folded = backbone._folded["learnable" if backbone.learnable else "frozen"][1]
+    left = [m for m in folded.modules() if isinstance(m, BatchNorm)]
+    assert len(left) == (name == f"{HERE}:OwnNetwork"), "its batch norm follows no convolution"
+    assert all(isinstance(m, BatchNorm) for m in backbone.modules() if "BatchNorm" in type(m).__name__)
+
+
+@pytest.mark.parametrize("learnable", ["none", "1", "2", "all"])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_what_is_learnable_alone(name, learnable):
+    backbone, pixels = build(name, learnable=learnable)
+    stages = networks.build_network(name, "local").stages()
+    counts = [sum(p.numel() for p in stage.parameters() if p.requires_grad) for stage in stages]
+    statistics = {
+        key: value.clone() for key, value in backbone.named_buffers() if key.endswith("running_mean")
+    }
+    with torch.no_grad() if learnable == "none" else torch.enable_grad():
+        pooled = backbone.train().pool(backbone(pixels), "average")
+    if learnable != "none":
+        (pooled.square().sum() + pooled.sum()).backward()
+    reached = {key for key, p in backbone.named_parameters() if p.grad is not None}
+    assert reached == {key for key, p in backbone.named_parameters() if p.requires_grad}
+    num_learnt = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+    if learnable == "all":
+        unused = {"timm:test_convnext": {"network.model.head.norm.weight", "network.model.head.norm.bias"}}
+        assert {key for key, _ in backbone.named_parameters()} - reached == unused.get(name, set())
+    else:
+        assert num_learnt == sum(counts[len(counts) - int("0" if learnable == "none" else learnable) :])
+    trained = {key.rpartition(".")[0] for key in reached}
+    moved = {
+        k.rpartition(".")[0] for k, v in statistics.items() if not torch.equal(v, backbone.get_buffer(k))
+    }
+    assert moved == {key.rpartition(".")[0] for key in statistics} & trained
+
+
+def test_a_transformer_pools_as_its_classifier():
+    backbone, pixels = build("timm:test_vit")
+    with torch.no_grad():
+        tokens = backbone.eval()(pixels)
+        assert backbone.pool(tokens, "max").equal(backbone.network.model(pixels))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:resnet5000", "timm has no model 'resnet5000'; similar: resnet"),
+        ("no_such_module:Class", r"could not import no_such_module:Class \(.*PYTHONPATH"),
+        (f"{HERE}:NoClass", "could not import .*NoClass"),
+        ("os:getcwd", "os:getcwd: expected a class of torch modules"),
+        (f"{HERE}:Lacking", "Lacking lacks mean, std, input_size, stages; carl_ray"),
+    ],
+)
+def test_what_is_no_backbone(name, message):
+    with pytest.raises(UserError, match=message):
+        build(name)
+
+
+def test_more_stages_than_there_are():
+    with pytest.raises(UserError, match="at most the 5 stages of resnet18, got 6"):
+        build("resnet18", learnable="6")
+
+
+def test_frames_have_no_encoder_of_clips():
+    with pytest.raises(UserError, match="r3d_18 sees clips"):
+        FrameLevelVideoEncoder(ModelConfig(backbone="r3d_18", weights="random"))
+
+
+def test_an_entry_point(monkeypatch):
+    found = EntryPoints([EntryPoint("theirs", f"{HERE}:OwnNetwork", "carl_ray.backbones")])
+    monkeypatch.setattr("carl_ray.config.entry_points", lambda group: found.select(group=group))
+    monkeypatch.setattr("carl_ray.model.networks.entry_points", lambda group: found.select(group=group))
+    assert build("theirs")[0].channels == 8
+    with pytest.raises(ValueError, match=r"'s3d', 'theirs', 'timm:NAME' or 'module:Class', got 'their'"):
+        ModelConfig(backbone="their", weights="random")
+
+
+def test_learnable_may_be_a_number():
+    document = json.loads(to_json(Config(preset="test")))
+    document["model"]["learnable"] = 3
+    assert from_json(json.dumps(document), "here").model.learnable == "3"
+    with pytest.raises(UserError, match=r"model\.learnable: expected one of 'all', .* got 0"):
+        from_json(json.dumps(document | {"model": {"learnable": 0}}), "here")
+
+
+def test_one_stage_of_a_timm_model_is_not_its_normalisation_alone():
+    backbone, _ = build("timm:test_vit")
+    names = {key.split(".")[2] for key, p in backbone.named_parameters() if p.requires_grad}
+    assert names == {"blocks", "norm"}
