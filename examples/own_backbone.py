@@ -1,58 +1,41 @@
-"""Train with a backbone of your own, here torchvision's MobileNetV3, in plain PyTorch.
+"""Train with a backbone of your own, here torchvision's MobileNetV3, on a folder of videos.
 
-    python examples/own_backbone.py VIDEOS [STEPS]
+    python examples/own_backbone.py VIDEOS OUT [EPOCHS]
 
-docs/contributing.md says how to turn a module into a backbone of `carl-ray train`.
+In a shell: PYTHONPATH=examples carl-ray train --model.backbone own_backbone:MobileNet --model.weights random
 """
 
-import itertools
 import sys
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
-import torch
 import torchvision
-from own_objective import read_views
-from torch import nn
+from torch import Tensor, nn
 
 import carl_ray
-from carl_ray.model.backbone import Backbone
-from carl_ray.model.encoder import FrameLevelVideoEncoder, ProjectionHead
-from carl_ray.objectives.scl import sequence_contrastive_loss
 
 
-def mobilenet(num_frozen: int = 0) -> Backbone:
-    """MobileNetV3-Small in five blocks, of which the first `num_frozen` do not train; 576 channels.
+class MobileNet(nn.Module):
+    """MobileNetV3-Small; `weights="DEFAULT"` would download torchvision's for ImageNet."""
 
-    `weights="IMAGENET1K_V1"` instead of None downloads torchvision's ImageNet weights.
-    """
-    features = torchvision.models.mobilenet_v3_small(weights=None).features
-    starts = (0, 1, 2, 4, 9, 13)
-    blocks = tuple(
-        tuple((f"layer{number}", features[number]) for number in range(*ends))
-        for ends in itertools.pairwise(starts)
-    )
-    return Backbone(blocks, num_frozen=num_frozen, channels=576, chunk_frames=1024)
+    kind, channels, input_size = "frame", 576, 224
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours that its weights expect
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torchvision.models.mobilenet_v3_small(weights=None).features
 
-def main(folder: str, num_steps: int = 100) -> None:
-    """Train with the sequence contrastive loss for some steps and save the encoder's weights as encoder.pt."""
-    config, rng = carl_ray.preset("demo"), np.random.default_rng(0)
-    paths = sorted(Path(folder).rglob("*.mp4"))
-    encoder, head = FrameLevelVideoEncoder(config.model), ProjectionHead(config.model)
-    encoder.backbone = mobilenet()
-    encoder.hidden[0][0] = nn.Linear(encoder.backbone.channels, config.model.hidden_width, bias=False)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=1e-3)
-    for step in range(num_steps):
-        pixels, times, mask = read_views(str(paths[step % len(paths)]), config, rng)
-        z = head(encoder(pixels, mask), mask)
-        loss = sequence_contrastive_loss(z[:1], z[1:], times[:1], times[1:], mask[:1], mask[1:])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        print(f"step {step + 1}/{num_steps}  loss {loss.item():.4f}")
-    torch.save(encoder.state_dict(), "encoder.pt")
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.features(frames)  # (N, 3, H, W) to (N, 576, h, w)
+
+    def stages(self) -> list[nn.Module]:
+        # The units of --model.learnable: 3 would train the last three.
+        return list(self.features)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    config, (videos, out, *epochs) = carl_ray.preset("demo"), sys.argv[1:]
+    model = replace(config.model, backbone="own_backbone:MobileNet", weights="random", learnable="all")
+    training = replace(config.training, epochs=int(*epochs or [70]))
+    carl_ray.build_manifest(videos, f"{out}.parquet")
+    data = replace(config.data, manifest=f"{out}.parquet")
+    print(carl_ray.fit(replace(config, data=data, model=model, training=training), out))

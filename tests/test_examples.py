@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import carl_ray
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -36,9 +38,9 @@ def test_every_example_is_tested_and_short() -> None:
         assert len(path.read_text().splitlines()) <= 60, path
 
 
-@pytest.mark.parametrize("name", ["own_objective.py", "own_backbone.py"])
-def test_training_in_plain_torch(name: str, videos: Path, tmp_path: Path) -> None:
-    losses = [float(line.split()[-1]) for line in run(name, videos, 3, cwd=tmp_path).splitlines()]
+def test_training_in_plain_torch(videos: Path, tmp_path: Path) -> None:
+    printed = run("own_objective.py", videos, 3, cwd=tmp_path)
+    losses = [float(line.split()[-1]) for line in printed.splitlines()]
     assert len(losses) == 3 and np.isfinite(losses).all()
     assert (tmp_path / "encoder.pt").stat().st_size > 0
 
@@ -48,6 +50,17 @@ def test_embedding_one_video(tiny_run: Path, videos: Path, tmp_path: Path) -> No
     assert printed.startswith("40 frames x 8; ")
     embeddings = np.load(tmp_path / "a.npy")
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_own_backbone(
+    videos: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = run("own_backbone.py", videos, "run", 2, cwd=tmp_path)
+    assert printed.splitlines()[-1] == str(tmp_path / "run")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    embedded = carl_ray.load_encoder(str(tmp_path / "run")).embed(videos / "a.mp4")
+    assert embedded.shape[0] == 40 and np.isfinite(embedded).all()
 
 
 @pytest.mark.slow
