@@ -345,3 +345,18 @@ def test_files_whose_worker_always_dies_are_rejects(make_video, ray_session, tmp
     assert "the process that decodes it, or another file of the same task, died 4 times" in reason
     manifest, rejects = index_folder(str(tmp_path / "videos"), str(tmp_path / "m.parquet"))
     assert (manifest.num_rows, rejects.num_rows) == (1, 0)
+
+
+def test_times_of_frames_are_kept_where_the_rate_does_not_give_them(make_video, tmp_path):
+    pts = [0, 1, 3, 4, 9, 10]
+    for suffix, options, expected in (
+        ("mp4", {"pts": pts}, [k / 30 for k in pts]),
+        ("mkv", {"pts": pts}, [round(k / 30, 3) for k in pts]),
+        ("mp4", {}, None),
+        ("mkv", {}, None),  # rounded to milliseconds
+        ("avi", {}, None),
+    ):
+        content = make_video(tmp_path / f"v.{suffix}", 6, **options).read_bytes()
+        assert probe_guarded(io.BytesIO(content), len(content), verify=False)["frame_times"] == pytest.approx(
+            expected, abs=1e-6
+        )
