@@ -13,7 +13,7 @@ only new and changed files, and continues an interrupted scan. Videos that canno
 Labels are joined by the column `video` (id, file name or relative path): CSV, TSV or Parquet with the columns
 video,start,end,label (seconds; or start_frame,end_frame), video,time,event, video,frame,label, or one row a video with
 label, split and any other columns; or exports of ELAN and BORIS. With --update they are joined to a manifest that is
-there, without reading the videos again.
+there, without reading the videos again, also after a mistake in the labels.
 """
 
 from __future__ import annotations
@@ -36,43 +36,7 @@ _MOST_FOLDERS = 6
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     with one_line_errors():
-        parser = OptionParser(
-            prog="python -m carl_ray.index",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parser.add_argument("folder", nargs="?", metavar="FOLDER", help="path or URI of the videos")
-        parser.add_argument(
-            "--out", metavar="MANIFEST", help="path or URI of the manifest, new or to be continued"
-        )
-        parser.add_argument(
-            "--verify", action="store_true", help="decode every frame; count what really decodes"
-        )
-        parser.add_argument("--update", metavar="MANIFEST", help="a manifest to which labels are joined")
-        parser.add_argument(
-            "--labels", action="append", metavar="FILE", help="labels to join; may be given repeatedly"
-        )
-        parser.add_argument(
-            "--label-from",
-            type=_level,
-            metavar="LEVEL",
-            help="the label of a video is its `folder`, or that of this level of its path, from 1",
-        )
-        parser.add_argument(
-            "--split-by",
-            metavar="COLUMN",
-            help="split into train and test with all videos of one value, such as one person, on one side; "
-            "a column of the labels, `folder` or `video`",
-        )
-        parser.add_argument(
-            "--test-fraction",
-            type=number(float, above=0),
-            default=0.3,
-            metavar="SHARE",
-            help="of the videos for --split-by [0.3]",
-        )
-        parser.add_argument("--seed", type=int, default=0, metavar="N", help="of --split-by [0]")
-        options = parser.parse_args(arguments)
+        options = _parse(arguments)
         labels = _labels(options)
         if options.update is not None and labels is not None:
             from carl_ray.data.labels import label_manifest
@@ -101,6 +65,30 @@ def main(arguments: list[str] | None = None) -> None:
         print_next("train", "demo", "--data.manifest", out)
 
 
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = OptionParser(
+        prog="python -m carl_ray.index",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="path or URI of the videos")
+    parser.add_argument(
+        "--out", metavar="MANIFEST", help="path or URI of the manifest, new or to be continued"
+    )
+    parser.add_argument("--verify", action="store_true", help="decode every frame; count what really decodes")
+    add = parser.add_argument
+    add("--update", metavar="MANIFEST", help="a manifest that labels are joined to")
+    add("--labels", action="append", metavar="FILE", help="labels to join; may be given repeatedly")
+    by_level = "the label of a video is its `folder`, or that of this level of its path, from 1"
+    add("--label-from", type=_level, metavar="LEVEL", help=by_level)
+    by_column = "split into train and test, all videos of a value of this column (or `folder`) on one side"
+    add("--split-by", metavar="COLUMN", help=by_column)
+    share, share_help = number(float, above=0), "of the videos for --split-by [0.3]"
+    add("--test-fraction", type=share, default=0.3, metavar="SHARE", help=share_help)
+    add("--seed", type=int, default=0, metavar="N", help="of --split-by [0]")
+    return parser.parse_args(arguments)
+
+
 def _level(text: str) -> str:
     if text != "folder" and not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"expected folder, or the level of a folder from 1, got {text!r}")
@@ -111,25 +99,23 @@ def _labels(options: argparse.Namespace) -> LabelOptions | None:
     """The labels of the command line; None where there are none."""
     from carl_ray.data.labels import LabelOptions
 
-    names = ("labels", "label_from", "split_by")
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
-    if options.update is not None and (options.folder is not None or options.out is not None):
-        raise UserError("--update takes a manifest that is there: neither FOLDER nor --out")
-    if options.update is not None and not given:
-        raise UserError("--update joins labels: name --labels FILE, --label-from LEVEL or --split-by COLUMN")
-    if given and options.update is options.folder is None:
-        raise UserError(f"{given[0]} needs videos: name FOLDER and --out, or --update MANIFEST")
-    return (
-        LabelOptions(
-            files=tuple(options.labels or ()),
-            label_from=options.label_from,
-            split_by=options.split_by,
-            test_fraction=options.test_fraction,
-            seed=options.seed,
-        )
-        if given
-        else None
+    given = LabelOptions(
+        label_from=options.label_from,
+        files=tuple(options.labels or ()),
+        split_by=options.split_by,
+        test_fraction=options.test_fraction,
+        seed=options.seed,
     )
+    has_labels = bool(given.files or given.label_from or given.split_by)
+    if options.update is not None and (not has_labels or options.folder or options.out or options.verify):
+        raise UserError(
+            "--update joins labels to a manifest that is there: it takes --labels, --label-from or --split-by, and "
+            "neither FOLDER nor --out nor --verify"
+        )
+    if has_labels and options.update is options.folder is None:
+        raise UserError("labels need videos: name FOLDER and --out, or --update MANIFEST")
+    given.content  # noqa: B018 - mistakes before Ray starts
+    return given if has_labels else None
 
 
 def _summary(manifest: pa.Table, rejects: pa.Table | None, out: str) -> str:

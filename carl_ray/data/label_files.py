@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,8 +58,11 @@ _NO_TIER = re.compile(r"begin time|end time|duration|file path|file name|partici
 """Columns of an ELAN export that are no tier."""
 _MEDIA = re.compile(r"#(file://)?(?P<path>.+?) -- offset: (?P<offset>-?\d+)")
 """Line of an ELAN export that names the video, and the milliseconds left out at its start."""
+_ELAN = ("video", "start", "end", "label")
 _MOST_LINES_BEFORE = 60
 """Lines before the header, in which BORIS describes the observation."""
+_Row = tuple[str, list[str]]
+"""Where a row is, and its cells."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,10 @@ def read_label_file(uri: str) -> LabelFile:
     if not storage.is_file(uri):
         raise UserError(f"{shown}: no such file of labels")
     content = storage.read_bytes(uri)
-    name = storage.resolve(uri)[1].rpartition("/")[2]
+    is_parquet = content.startswith(b"PAR1")
     try:
-        is_parquet = content.startswith(b"PAR1")
         cells = _parquet_cells(content) if is_parquet else _text_cells(content)
-        return _recognise(name, cells, -1 if is_parquet else 1)
+        return _recognise(storage.resolve(uri)[1].rpartition("/")[2], cells, -1 if is_parquet else 1)
     except (pa.ArrowException, csv.Error, ValueError) as error:
         raise UserError(f"{shown}: not a file of labels ({' '.join(str(error).split())})") from None
 
@@ -135,105 +136,89 @@ def _text_cells(content: bytes) -> list[list[str]]:
 
 
 def _recognise(name: str, cells: list[list[str]], first: int) -> LabelFile:
-    """The form of the cells of a file whose first row has this number."""
+    """The content of a file whose first row has this number."""
     media = next((m for row in cells for cell in row[:1] if (m := _MEDIA.match(cell))), None)
-    video = media["path"] if media else name.rpartition(".")[0] or name
+    of_file = media["path"] if media else name.rpartition(".")[0] or name
     rows = [
         (f"{name}, row {number}", [cell.strip() for cell in row])
         for number, row in enumerate(cells, first)
         if any(cell.strip() for cell in row) and not row[0].startswith("#")
     ]
-    for place, (_, row) in enumerate(rows[:_MOST_LINES_BEFORE]):
-        header, below = [cell.lower() for cell in row], rows[place + 1 :]
+    header, places, form, below = _below_header(rows)
+    if form is None:
+        elan = [_elan_row(row, of_file, int(media["offset"]) if media else 0) for _, row in rows]
+        below = [(place, row) for (place, _), row in zip(rows, elan, strict=True) if row]
+        if not rows or len(below) < len(rows):
+            got = ", ".join(rows[0][1])[:200] if rows else "an empty file"
+            raise ValueError(f"{_EXPECTED}; got {got}")
+        header, form, places = [*_ELAN], "intervals", {column: place for place, column in enumerate(_ELAN)}
+    notes = [] if "video" in places else [f"no column video: the labels are those of {of_file}"]
+    unused = [cell for place, cell in enumerate(header) if cell and place not in places.values()]
+    if unused:
+        notes.append(f"columns not used: {', '.join(unused)}")
+    label_rows = []
+    for place, row in below:
+        if len(row) > len(header):
+            raise ValueError(f"{place} has {len(row)} cells, the header {len(header)}")
+        values = {column: "".join(row[at : at + 1]) for column, at in places.items()}
+        label_rows.append(LabelRow(place, values.pop("video", of_file), values))
+    if "kind" in places:
+        return _of_boris(name, label_rows, notes)
+    return LabelFile(name, form, tuple(column for column in places if column != "video"), label_rows, notes)
+
+
+def _below_header(rows: list[_Row]) -> tuple[list[str], dict[str, int], Form | None, list[_Row]]:
+    """Header, place of each column of the form, form, and rows below; no form where there is no header."""
+    for number, (_, row) in enumerate(rows[:_MOST_LINES_BEFORE]):
+        header, below = [cell.lower() for cell in row], rows[number + 1 :]
         if any(cell.startswith("begin time - ") for cell in header) and "annotation" not in header:
             tiers = [place for place, cell in enumerate(header) if not _NO_TIER.match(cell)]
             below = [(where, [*row, row[t]]) for where, row in below for t in tiers if row[t : t + 1] > [""]]
             header = ["" if place in tiers else cell for place, cell in enumerate(header)] + ["label"]
-        found = _found(header, below)
-        # The lines of BORIS before the header begin with "Observation id".
-        is_boris = found.keys() == {"video"} and header[found["video"]] == "observation id"
-        for form, columns in [] if is_boris else _FORMS:
+        found: dict[str, int] = {}
+        for column, names in _COLUMNS.items():
+            places = [header.index(name) for name in names.split("|") if name in header]
+            filled = [p for p in places if any(row[p : p + 1] not in ([], [""], ["NA"]) for _, row in below)]
+            if places:
+                found[column] = (filled or places)[0]
+        # BORIS has "Observation id" in a line before the header as well.
+        for form, columns in _FORMS if len(found) > 1 or "observation id" not in header else []:
+            if form == "videos" and "video" in found:
+                others = {
+                    cell: place for place, cell in enumerate(header) if cell and place != found["video"]
+                }
+                return header, {"video": found["video"], **others}, form, below
             if found.keys() >= {*columns}:
-                return _of_header(name, video, form, columns, header, found, below)
-    elan = [_elan_row(row, video, int(media["offset"]) if media else 0) for _, row in rows]
-    known = [LabelRow(where, *row) for (where, _), row in zip(rows, elan, strict=True) if row]
-    if not rows or len(known) < len(rows):
-        got = ", ".join(rows[0][1])[:200] if rows else "an empty file"
-        raise ValueError(f"{_EXPECTED}; got {got}")
-    return LabelFile(name, "intervals", ("start", "end", "label"), known, ["an export of ELAN"])
-
-
-def _found(header: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> dict[str, int]:
-    """Place of each column of `_COLUMNS` that is there."""
-    found = {}
-    for column, names in _COLUMNS.items():
-        places = [header.index(name) for name in names.split("|") if name in header]
-        filled = (p for p in places if any(row[p : p + 1] not in ([], [""], ["NA"]) for _, row in rows))
-        if places:
-            found[column] = next(filled, places[0])
-    return found
-
-
-def _of_header(
-    name: str,
-    video: str,
-    form: Form,
-    columns: tuple[str, ...],
-    header: list[str],
-    found: dict[str, int],
-    below: list[tuple[str, list[str]]],
-) -> LabelFile:
-    notes = []
-    if form == "videos":
-        places = {column: place for place, column in enumerate(header) if column and place != found["video"]}
-    else:
-        places = {column: found[column] for column in ("kind", *columns) if column in found}
-        used = {*places.values(), found.get("video", -1)}
-        if unused := [column for place, column in enumerate(header) if column and place not in used]:
-            notes.append(f"columns not used: {', '.join(unused)}")
-    if "video" not in found:
-        notes.append(f"no column video: the labels are those of {video}")
-    rows = []
-    for where, row in below:
-        if len(row) > len(header):
-            raise ValueError(f"{where} has {len(row)} cells, the header {len(header)}")
-        row += [""] * (len(header) - len(row))
-        cells = {column: row[place] for column, place in places.items()}
-        rows.append(LabelRow(where, row[found["video"]] if "video" in found else video, cells))
-    if "kind" in places:
-        return _of_boris(name, rows, notes)
-    return LabelFile(name, form, tuple(places), rows, notes)
+                used = {column: found[column] for column in ("video", "kind", *columns) if column in found}
+                return header, used, form, below
+    return [], {}, None, []
 
 
 def _of_boris(name: str, rows: list[LabelRow], notes: list[str]) -> LabelFile:
     """States (START and STOP, or rows with both times) are intervals; points alone are events."""
-    points = [row for row in rows if row.cells["kind"] == "POINT"]
-    if len(points) == len(rows):
+    states = [row for row in rows if row.cells["kind"] != "POINT"]
+    if not states:
         for row in rows:
             row.cells.update(event=row.cells["label"], time=row.cells.get("start") or row.cells["time"])
         return LabelFile(name, "events", ("time", "event"), rows, notes)
-    if points:
-        notes.append(f"{len(points)} point events of BORIS not used: its states are the phases")
+    if len(states) < len(rows):
+        notes.append(f"{len(rows) - len(states)} point events of BORIS not used: its states are the phases")
     begun: dict[tuple[str, str], LabelRow] = {}
     intervals = []
-    for row in (row for row in rows if row.cells["kind"] != "POINT"):
-        key, time, is_stop = (
-            (row.video, row.cells["label"]),
-            row.cells.get("time", ""),
-            row.cells["kind"] == "STOP",
-        )
+    for row in states:
+        key, is_stop = (row.video, row.cells["label"]), row.cells["kind"] == "STOP"
         if is_stop and (first := begun.pop(key, None)):
-            first.cells["end"] = time
+            first.cells["end"] = row.cells["time"]
             continue
         if "time" in row.cells:
-            row.cells.update(start="" if is_stop else time, end=time if is_stop else "")
+            row.cells.update({"start": "", "end": "", "end" if is_stop else "start": row.cells["time"]})
             begun[key] = row
         intervals.append(row)
     return LabelFile(name, "intervals", ("start", "end", "label"), intervals, notes)
 
 
-def _elan_row(row: list[str], video: str, offset: int) -> tuple[str, dict[str, str]] | None:
-    """Video and cells of a row of an ELAN export without header; None for another row.
+def _elan_row(row: list[str], of_file: str, offset: int) -> list[str] | None:
+    """Cells of the columns `_ELAN` of a row of an ELAN export without header; None for another row.
 
     Such a row is tier, participant, then begin, end and duration in one to four formats each, the annotation and, in
     exports of several files, their paths.
@@ -244,7 +229,6 @@ def _elan_row(row: list[str], video: str, offset: int) -> tuple[str, dict[str, s
             continue
         begin, end, duration = (seconds(t) / (1 if ":" in t or "." in t else 1000) for t in times)
         if abs(end - begin - duration) < 0.002:
-            paths = filter(None, row[3 + 3 * formats :])
-            cells = {"start": str(begin + offset / 1000), "end": str(end + offset / 1000)}
-            return next(paths, video), {**cells, "label": row[2 + 3 * formats]}
+            video = next(filter(None, row[3 + 3 * formats :]), of_file)
+            return [video, str(begin + offset / 1000), str(end + offset / 1000), row[2 + 3 * formats]]
     return None

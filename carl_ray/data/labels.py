@@ -14,6 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -47,7 +48,8 @@ class LabelOptions:
     seed: int = 0
     """Of `split_by`."""
 
-    def read(self) -> list[LabelFile]:
+    @cached_property
+    def content(self) -> list[LabelFile]:
         """The content of the files; errors as `read_label_file`."""
         return [read_label_file(uri) for uri in self.files]
 
@@ -60,14 +62,7 @@ def label_manifest(uri: str, options: LabelOptions) -> pa.Table:
     Raises:
         UserError: there is no manifest, no such file, or something does not fit; all bad rows are listed.
     """
-    try:
-        table, notes = join_labels(read_manifest(uri), options)
-    except UserError as error:
-        message, *rows = error.args
-        if not rows:
-            raise
-        again = "`carl_ray.index --update MANIFEST …` joins labels without reading the videos again"
-        raise UserError(f"{storage.public_uri(uri)}: {message}; {again}", *rows) from None
+    table, notes = join_labels(read_manifest(uri), options)
     write_table(table, uri)
     for note in notes:
         print(note, file=sys.stderr, flush=True)
@@ -84,7 +79,7 @@ def join_labels(table: pa.Table, options: LabelOptions) -> tuple[pa.Table, list[
     Raises:
         UserError: as `label_manifest`.
     """
-    files = options.read()
+    files = options.content
     join = _Join(table)
     if options.label_from is not None:
         join.label_from(options.label_from)
@@ -362,20 +357,18 @@ class _Join:
 
     def result(self) -> pa.Table:
         """The table with all labels."""
-        frame_labels = [self._phases.get(row) for row in range(len(self._ids))]
         table = self._table
-        for name, values in {
-            **self._columns,
-            "frame_labels": frame_labels,
-            "phase_names": self._phase_names,
-        }.items():
-            known = table.schema.field(name) if name in table.column_names else pa.field(name, pa.string())
+        phases = [self._phases.get(row) for row in range(len(self._ids))]
+        columns = {**self._columns, "frame_labels": phases, "phase_names": self._phase_names}
+        for name, values in columns.items():
+            place = table.schema.get_field_index(name)
+            known = pa.field(name, pa.string()) if place < 0 else table.schema.field(place)
             of_table = SCHEMA.field(name) if name in SCHEMA.names else known
-            column = pa.array(values, of_table.type)
-            if name in table.column_names:
-                table = table.set_column(table.column_names.index(name), of_table, column)
-            else:
-                table = table.append_column(of_table, column)
+            if place >= 0:
+                table = table.remove_column(place)
+            table = table.add_column(
+                place % (table.num_columns + 1), of_table, pa.array(values, of_table.type)
+            )
         return table
 
 

@@ -102,12 +102,12 @@ def build_manifest(
     is also a file of labels (CSV, TSV, Parquet) or what `carl_ray.data.labels.label_manifest` takes. What they do not
     fit is a `UserError`; the manifest without them is there then.
     """
+    options = LabelOptions(files=(labels,)) if isinstance(labels, str) else labels
+    if isinstance(options, LabelOptions):
+        options.content  # noqa: B018 - mistakes before the scan
     # Lazily: the child processes import this module too, and must start quickly.
     from carl_ray.session import connect
 
-    options = LabelOptions(files=(labels,)) if isinstance(labels, str) else labels
-    if isinstance(options, LabelOptions):
-        options.read()
     with connect():
         if not isinstance(options, LabelOptions):
             return index_folder(folder, out, options, verify=verify)

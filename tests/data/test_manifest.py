@@ -184,7 +184,7 @@ def test_all_contradictions_are_listed_at_once(tmp_path: Path) -> None:
             assert re.search(said, str(caught.value)), said
     assert read_manifest(uri, check=False).num_rows == 8
     # Mended in the same place, it is read.
-    write_table(table(row("short", num_frames=60, frame_labels=None, progress=None)), uri)
+    write_table(table(row("short", num_frames=60, frame_times=None, frame_labels=None, progress=None)), uri)
     assert read_manifest(uri).num_rows == 1
     many = [row("same") for _ in range(20)]
     write_table(table(*many), uri)
