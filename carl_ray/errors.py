@@ -8,14 +8,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 
 class UserError(Exception):
-    """A mistake of the user's: printed as one line, exit status 2."""
+    """A mistake of the user's: printed as one line, exit status 2.
+
+    Further arguments, such as the bad rows of a file, are printed on lines of their own below it.
+    """
+
+    def __str__(self) -> str:
+        return "\n  ".join(map(str, self.args))
 
 
 class RunError(Exception):
@@ -103,10 +109,10 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-def _print_line(message: str) -> None:
+def _print_line(message: str, before: str = "carl_ray: ") -> None:
     # Names from data may hold terminal control characters.
     line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
-    print(f"carl_ray: {line}", file=sys.stderr, flush=True)
+    print(f"{before}{line}", file=sys.stderr, flush=True)
 
 
 def note(message: str) -> None:
@@ -121,9 +127,11 @@ def last_line(error: object) -> str:
     return lines[-1] if lines else nothing
 
 
-def fail(message: str, status: int) -> NoReturn:
-    """Print one line to standard error and exit with a status."""
+def fail(message: str, status: int, details: Iterable[str] = ()) -> NoReturn:
+    """Print one line to standard error, the details below it, and exit with a status."""
     _print_line(message)
+    for detail in details:
+        _print_line(detail, "  ")
     sys.exit(status)
 
 
@@ -138,7 +146,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        fail(str(error), 2)
+        message, *details = map(str, error.args)
+        fail(message, 2, details)
     except RunError as error:
         fail(str(error), error.status)
     except KeyboardInterrupt as interruption:

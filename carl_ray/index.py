@@ -2,40 +2,48 @@
 
     python -m carl_ray.index FOLDER --out MANIFEST
     python -m carl_ray.index s3://bucket/videos --out s3://bucket/manifest.parquet --verify
+    python -m carl_ray.index FOLDER --out MANIFEST --labels labels.csv --split-by person --test-fraction 0.3
+    python -m carl_ray.index --update MANIFEST --labels labels.csv
     python -m carl_ray.index
 
 Without arguments the rendered videos of the demo are made (once) and indexed with their labels. Indexing again reads
 only new and changed files, and continues an interrupted scan. Videos that cannot be decoded go to
 `MANIFEST.rejects.parquet`, with the reason.
+
+Labels are joined by the column `video` (id, file name or relative path): CSV, TSV or Parquet with the columns
+video,start,end,label (seconds; or start_frame,end_frame), video,time,event, video,frame,label, or one row a video with
+label, split and any other columns; or exports of ELAN and BORIS. With --update they are joined to a manifest that is
+there, without reading the videos again, also after a mistake in the labels.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import OptionParser, print_next
+from carl_ray.options import OptionParser, number, print_next
+
+if TYPE_CHECKING:
+    from carl_ray.data.labels import LabelOptions
+
+_MOST_FOLDERS = 6
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     with one_line_errors():
-        parser = OptionParser(
-            prog="python -m carl_ray.index",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parser.add_argument("folder", nargs="?", metavar="FOLDER", help="path or URI of the videos")
-        parser.add_argument(
-            "--out", metavar="MANIFEST", help="path or URI of the manifest, new or to be continued"
-        )
-        parser.add_argument(
-            "--verify", action="store_true", help="decode every frame; count what really decodes"
-        )
-        options = parser.parse_args(arguments)
+        options = _parse(arguments)
+        labels = _labels(options)
+        if options.update is not None and labels is not None:
+            from carl_ray.data.labels import label_manifest
+
+            print(_summary(label_manifest(options.update, labels), None, options.update))
+            print_next("train", "demo", "--data.manifest", options.update)
+            return
         if options.folder is not None and options.out is None:
             raise UserError("--out is missing: where to write the manifest, such as --out manifest.parquet")
         if options.folder is not None and not storage.exists(options.folder):
@@ -50,14 +58,68 @@ def main(arguments: list[str] | None = None) -> None:
                 out, manifest, rejects = index_embedded(options.out, verify=options.verify)
         else:
             out = options.out
-            manifest, rejects = build_manifest(options.folder, out, verify=options.verify)
+            manifest, rejects = build_manifest(options.folder, out, labels, verify=options.verify)
         print(_summary(manifest, rejects, out))
         if manifest.num_rows == 0:
             raise RunError(f"none of {rejects.num_rows} videos can be decoded; reasons in {rejects_uri(out)}")
         print_next("train", "demo", "--data.manifest", out)
 
 
-def _summary(manifest: pa.Table, rejects: pa.Table, out: str) -> str:
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = OptionParser(
+        prog="python -m carl_ray.index",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="path or URI of the videos")
+    parser.add_argument(
+        "--out", metavar="MANIFEST", help="path or URI of the manifest, new or to be continued"
+    )
+    parser.add_argument("--verify", action="store_true", help="decode every frame; count what really decodes")
+    add = parser.add_argument
+    add("--update", metavar="MANIFEST", help="a manifest that labels are joined to")
+    add("--labels", action="append", metavar="FILE", help="labels to join; may be given repeatedly")
+    by_level = "the label of a video is its `folder`, or that of this level of its path, from 1"
+    add("--label-from", type=_level, metavar="LEVEL", help=by_level)
+    by_column = "split into train and test, all videos of a value of this column (or `folder`) on one side"
+    add("--split-by", metavar="COLUMN", help=by_column)
+    share, share_help = number(float, above=0), "of the videos for --split-by [0.3]"
+    add("--test-fraction", type=share, default=0.3, metavar="SHARE", help=share_help)
+    add("--seed", type=int, default=0, metavar="N", help="of --split-by [0]")
+    return parser.parse_args(arguments)
+
+
+def _level(text: str) -> str:
+    if text != "folder" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected folder, or the level of a folder from 1, got {text!r}")
+    return text
+
+
+def _labels(options: argparse.Namespace) -> LabelOptions | None:
+    """The labels of the command line; None where there are none."""
+    from carl_ray.data.labels import LabelOptions
+
+    given = LabelOptions(
+        label_from=options.label_from,
+        files=tuple(options.labels or ()),
+        split_by=options.split_by,
+        test_fraction=options.test_fraction,
+        seed=options.seed,
+    )
+    has_labels = bool(given.files or given.label_from or given.split_by)
+    if options.update is not None and (not has_labels or options.folder or options.out or options.verify):
+        raise UserError(
+            "--update joins labels to a manifest that is there: it takes --labels, --label-from or --split-by, and "
+            "neither FOLDER nor --out nor --verify"
+        )
+    if has_labels and options.update is options.folder is None:
+        raise UserError("labels need videos: name FOLDER and --out, or --update MANIFEST")
+    given.content  # noqa: B018 - mistakes before Ray starts
+    return given if has_labels else None
+
+
+def _summary(manifest: pa.Table, rejects: pa.Table | None, out: str) -> str:
+    from carl_ray.data.labels import folders_like_labels
     from carl_ray.data.scan import count_reasons, rejects_uri
 
     videos = manifest.select(["video_id", "split", "num_frames", "duration"]).to_pylist()
@@ -76,10 +138,16 @@ def _summary(manifest: pa.Table, rejects: pa.Table, out: str) -> str:
         if slash and video["split"] not in (None, folder)
     }
     lines.append("; ".join([", ".join(counts), *sorted(renamed)]))
-    lines.append(f"rejected: {rejects.num_rows}")
-    lines += [f"  {count:>6} x {reason} ({uri})" for reason, count, uri in count_reasons(rejects)]
+    folders = folders_like_labels(manifest.column("video_id").to_pylist())
+    if folders and not manifest.column("label").drop_null():
+        names = ", ".join(folders[:_MOST_FOLDERS]) + (" …" if len(folders) > _MOST_FOLDERS else "")
+        lines.append(f"the folders {names} look like labels: --label-from folder makes them so")
+    if rejects is not None:
+        lines.append(f"rejected: {rejects.num_rows}")
+        lines += [f"  {count:>6} x {reason} ({uri})" for reason, count, uri in count_reasons(rejects)]
     lines.append(f"manifest: {storage.public_uri(out)}")
-    lines.append(f"rejects:  {storage.public_uri(rejects_uri(out))}")
+    if rejects is not None:
+        lines.append(f"rejects:  {storage.public_uri(rejects_uri(out))}")
     # File names are untrusted: replace control characters, which a terminal would obey.
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 

@@ -164,7 +164,7 @@ def _columns(item: FoundFrame) -> list[str]:
         "?" if item.seconds is None else f"{item.seconds:.2f} s",
         f"{item.similarity:.4f}",
         printable(item.label or ""),
-        "" if item.phase is None else str(item.phase),
+        printable(item.phase_name or "").removeprefix("phase "),
     ]
 
 

@@ -10,7 +10,7 @@ pixels are left as they are stored. `carl_ray.data.seeking` reaches distant fram
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ import av.container
 import av.video
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 
 from carl_ray.data.decord_reader import read_with_decord
 from carl_ray.data.seeking import WORTH_A_SEEK, read_by_seeking
@@ -63,6 +63,8 @@ class VideoProbe:
     """Every frame was decoded."""
     doubtful: bool
     """The packets determine neither the number of frames nor their times."""
+    frame_times: Float64[np.ndarray, " frames"] = field(compare=False)
+    """Seconds from the first frame to each; index / `fps` where the file does not say."""
 
 
 def read_frames(
@@ -266,7 +268,7 @@ def probe_video(source: bytes | str, *, verify: bool | None = None) -> VideoProb
             timestamps: Sequence[int | None] = [first.pts, *(frame.pts for frame in frames)]
         else:
             timestamps = sorted(pts for pts, *_ in packets if pts is not None)
-        fps, duration = _timing(container, stream, timestamps, longest_pause)
+        fps, duration, frame_times = _timing(container, stream, timestamps, longest_pause)
         return VideoProbe(
             num_frames=len(timestamps) if verified else len(packets),
             fps=fps,
@@ -277,6 +279,7 @@ def probe_video(source: bytes | str, *, verify: bool | None = None) -> VideoProb
             codec=stream.codec_context.name,
             verified=verified,
             doubtful=doubtful,
+            frame_times=frame_times,
         )
 
 
@@ -304,12 +307,13 @@ def _timing(
     stream: av.video.VideoStream,
     timestamps: Sequence[int | None],
     longest_pause: float,
-) -> tuple[float | None, float | None]:
-    """Frames a second and seconds, from the frames' timestamps without their jumps.
+) -> tuple[float | None, float | None, Float64[np.ndarray, " frames"]]:
+    """Frames a second, seconds and time of each frame, from the timestamps without their jumps.
 
     The container's rate is kept where these agree with it to 5 %: it has 29.97, they are often rounded.
     """
     rate = float(stream.average_rate) if stream.average_rate else None
+    even = np.arange(len(timestamps)) / (rate or 1)
     pts = np.array([pts for pts in timestamps if pts is not None], np.float64)
     steps = np.diff(pts)
     if (steps <= 0).sum() > 0.1 * len(steps):
@@ -319,7 +323,11 @@ def _timing(
         steps[_jumps(steps, longest_pause)] = np.median(steps[steps > 0])
         measured = float(1 / (steps.mean() * stream.time_base))
         close = (r for r in (rate, float(stream.guessed_rate or 0)) if r and abs(r / measured - 1) <= 0.05)
-        return next(close, measured), len(timestamps) / measured
+        fps = next(close, measured)
+        if len(pts) < len(timestamps):
+            return fps, len(timestamps) / measured, np.arange(len(timestamps)) / fps
+        times = np.cumsum([0.0, *steps]) * float(stream.time_base)
+        return fps, len(timestamps) / measured, times
     if stream.duration and stream.time_base:
-        return rate, float(stream.duration * stream.time_base)
-    return rate, container.duration / av.time_base if container.duration else None
+        return rate, float(stream.duration * stream.time_base), even
+    return rate, container.duration / av.time_base if container.duration else None, even

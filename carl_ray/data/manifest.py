@@ -4,9 +4,9 @@ The columns from `split` on may be null; a frame label of -1 means "no label".
 
 `read_manifest` validates the whole table and cleans it. Errors, all reported at once: values of another type, null
 where one is required, a `video_id` twice, `frame_labels` or `progress` whose number is not that of the video's
-frames, frame labels below -1 or far beyond the number of classes, progress outside 0 to 1, a `frame_step` that is
-not positive and finite. Cleaned: blanks around ids, splits and labels (an empty one is null), upper case in `train`,
-`validation` and `test`, null or NaN among frame labels (-1) or progress (null for that video).
+frames, frame labels below -1, far beyond the number of classes or without a name, progress outside 0 to 1, a
+`frame_step` that is not positive and finite. Cleaned: blanks around ids, splits and labels (an empty one is null),
+upper case in `train`, `validation` and `test`, null or NaN among frame labels (-1) or progress (null for that video).
 """
 
 from __future__ import annotations
@@ -40,20 +40,37 @@ SCHEMA = pa.schema(
         pa.field("content_hash", pa.string(), nullable=False),  # BLAKE2b-128 of the file, hex
         pa.field("verified", pa.bool_(), nullable=False),  # every frame was decoded once
         pa.field("frame_step", pa.float64(), nullable=False),  # timestamp of frame i is i * frame_step
+        pa.field("frame_times", pa.list_(pa.float64())),  # seconds from frame 0; null: frame i is at i / fps
         pa.field("split", pa.string()),  # null counts as "train"
         pa.field("label", pa.string()),  # of the video
         pa.field("frame_labels", pa.list_(pa.int32())),  # num_frames of them
+        pa.field("phase_names", pa.list_(pa.string())),  # name k is that of frame label k; null: no names
         pa.field("progress", pa.list_(pa.float32())),  # true share of the action done, of each frame
     ]
 )
+
+VIDEO_SUFFIXES = frozenset(
+    {".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
+    | {".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv"}
+)
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Names of first-level folders that determine the split, in lower case."""
 
 _SPLITS = ("train", "validation", "test")
 _MOST_UNUSED_CLASSES = 1000
 _NUM_SHOWN = 5
 _COUNT_AGAIN = "`carl_ray.index … --verify` counts the frames again"
 
-LABEL_COLUMNS = ["split", "label", "frame_labels", "progress"]
+LABEL_COLUMNS = ["split", "label", "frame_labels", "phase_names", "progress"]
 """Columns that people and converters add, and a scan leaves null."""
+
+_MAY_LACK = [*LABEL_COLUMNS, "frame_times"]
+"""Columns that a file may lack: they are null then."""
 
 
 class StreamVideo(TypedDict):
@@ -112,7 +129,7 @@ def read_manifest(
         refuse_pickles(schema)
         wanted = {*SCHEMA.names, *(columns or schema.names)}
         names = [name for name in schema.names if name in wanted]
-        missing = [n for n in columns or SCHEMA.names if n not in schema.names and n not in LABEL_COLUMNS]
+        missing = [n for n in columns or SCHEMA.names if n not in schema.names and n not in _MAY_LACK]
         if missing:
             raise ValueError(f"it has no column {', '.join(missing)}")
         table = storage.persistently(
@@ -122,7 +139,7 @@ def read_manifest(
         raise UserError(f"{shown}: not a manifest ({' '.join(str(error).split())})") from None
     except OSError as error:
         raise storage.storage_error(error, uri, "read") from None
-    for name in LABEL_COLUMNS:
+    for name in _MAY_LACK:
         if name not in names:
             table = table.append_column(name, pa.nulls(len(table)))
     cleaned, problems = _clean_columns(table)
@@ -176,6 +193,8 @@ def _clean_list(lists: pa.Array, type_: pa.DataType) -> pa.Array:
     unknown = pc.is_null(values, nan_is_null=pa.types.is_floating(values.type))
     if not pc.any(unknown).as_py():
         return lists.cast(type_)
+    if pa.types.is_string(type_.value_type):
+        raise pa.ArrowInvalid("a name is null")
     absent = lists.is_null()
     if pa.types.is_integer(type_.value_type):
         values = pc.if_else(unknown, -1, values)
@@ -256,6 +275,7 @@ def _contradictions(columns: dict[str, pa.ChunkedArray]) -> list[str]:
         *_refusal(columns, no_step, "has frame_step {}", "expected a finite number above 0", steps),
     ]
     for name, lists, lowest, highest, meaning in (
+        ("frame_times", columns["frame_times"], 0, np.inf, "they are seconds from the first frame on"),
         ("frame_labels", labels, -1, np.inf, "classes count from 0, and -1 is no label"),
         ("progress", progress, 0, 1, "it is the share of the action that is done, from 0 to 1"),
     ):
@@ -269,6 +289,11 @@ def _contradictions(columns: dict[str, pa.ChunkedArray]) -> list[str]:
         rows, firsts = np.unique(pc.list_parent_indices(lists).to_numpy()[outside], return_index=True)
         found = dict(zip(rows.tolist(), values[outside[firsts]], strict=True))
         problems += _refusal(columns, rows, f"has {name} {{:g}}", meaning, found)
+    num_names = pc.list_value_length(columns["phase_names"]).to_numpy(zero_copy_only=False)
+    parents = pc.list_parent_indices(labels).to_numpy()
+    nameless = np.unique(parents[pc.list_flatten(labels).to_numpy() >= num_names[parents]])
+    what = "has frame labels beyond its {:g} phase_names"
+    problems += _refusal(columns, nameless, what, "name each phase, or none (null)", num_names)
     occurring = pc.unique(pc.list_flatten(labels)).to_numpy()
     occurring = occurring[occurring >= 0]
     highest = int(occurring.max(initial=-1))

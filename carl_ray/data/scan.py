@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypedDict, TypeVar, get_type_hints
 from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
@@ -29,6 +30,7 @@ from carl_ray.data.child import (
     KILLED,
     MEMORY,
     TOO_SLOW,
+    Array,
     BadVideoError,
     Child,
     KilledError,
@@ -36,21 +38,18 @@ from carl_ray.data.child import (
     open_channel,
 )
 from carl_ray.data.decode import VideoProbe, probe_video
-from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, attach_labels, read_manifest, write_table
+from carl_ray.data.labels import LabelOptions, label_manifest
+from carl_ray.data.manifest import (
+    REJECTS_SCHEMA,
+    SCHEMA,
+    SPLITS,
+    VIDEO_SUFFIXES,
+    attach_labels,
+    read_manifest,
+    write_table,
+)
 from carl_ray.errors import RunError, UserError
 from carl_ray.progress import ProgressLine
-
-VIDEO_SUFFIXES = frozenset(
-    {".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
-    | {".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv"}
-)
-
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""Names of first-level folders that determine the split, in lower case."""
 
 PROBING_FAILED = "probing failed"
 """Prefix of the reject reason of a file whose probing raised an unexpected exception."""
@@ -66,6 +65,7 @@ _BYTES_PER_SECOND = 1_000_000
 _PIXELS_PER_SECOND = 5_000_000
 _MAX_SECONDS = 7 * 86_400  # the number of pixels comes from the decoder and is not trusted
 
+_EVEN_SECONDS = 0.002  # containers round times to milliseconds: the frame rate alone gives such times as well
 _SAME = ""  # source of a request: the content of the previous one
 _CHUNK = 8 << 20  # bytes
 # Seconds between two saves, at least, and as a multiple of the duration of the last one.
@@ -94,17 +94,25 @@ class Reject(ListedVideo):
 
 
 def build_manifest(
-    folder: str, out: str, labels: pa.Table | None = None, *, verify: bool = False
+    folder: str, out: str, labels: pa.Table | str | LabelOptions | None = None, *, verify: bool = False
 ) -> tuple[pa.Table, pa.Table]:
     """Index a folder of videos; start Ray unless it is running.
 
-    Arguments, result (the manifest and its rejects) and errors are those of `index_folder`.
+    Arguments, result (the manifest and its rejects) and errors are those of `index_folder`; besides a table, `labels`
+    is also a file of labels (CSV, TSV, Parquet) or what `carl_ray.data.labels.label_manifest` takes. What they do not
+    fit is a `UserError`; the manifest without them is there then.
     """
+    options = LabelOptions(files=(labels,)) if isinstance(labels, str) else labels
+    if isinstance(options, LabelOptions):
+        options.content  # noqa: B018 - mistakes before the scan
     # Lazily: the child processes import this module too, and must start quickly.
     from carl_ray.session import connect
 
     with connect():
-        return index_folder(folder, out, labels, verify=verify)
+        if not isinstance(options, LabelOptions):
+            return index_folder(folder, out, options, verify=verify)
+        _, rejects = index_folder(folder, out, verify=verify)
+    return label_manifest(out, options), rejects
 
 
 def index_folder(
@@ -112,7 +120,7 @@ def index_folder(
 ) -> tuple[pa.Table, pa.Table]:
     """Write the manifest and the rejects of a folder; return both, sorted by URI.
 
-    They have the schemas `SCHEMA` and `REJECTS_SCHEMA`.
+    They have the schemas `SCHEMA` (and the columns that labels have added) and `REJECTS_SCHEMA`.
 
     Videos are the files with one of `VIDEO_SUFFIXES`, each real path once; such a file that cannot be read is a
     reject. The `video_id` is the path inside the folder. The split is that of the first-level folder where `SPLITS`
@@ -160,7 +168,7 @@ def index_folder(
     def save() -> tuple[pa.Table, pa.Table]:
         """Write both tables so far; a video not read yet keeps its earlier row."""
         old = kept + [rows_of[uri]["row"] for uri in sorted(unread & rows_of.keys())]
-        new = pa.Table.from_pylist(rows, schema=SCHEMA)
+        new = pa.Table.from_pylist(rows, schema=known.schema)
         manifest = pa.concat_tables([known.take(pa.array(old, pa.int64())), new]).sort_by("uri")
         rejected = pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA).sort_by("uri")
         write_table(rejected, rejects_uri(out))
@@ -228,7 +236,9 @@ def _read_earlier(folder_uri: str, out: str) -> tuple[pa.Table, pa.Table]:
     """
     known, rejects = SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table()
     if storage.exists(out):
-        known = read_manifest(out, SCHEMA.names, check=False)
+        known = read_manifest(out, check=False)
+        added = [name for name in known.column_names if name not in SCHEMA.names]
+        known = known.select([*SCHEMA.names, *added])
         inside = _without_query(folder_uri).rstrip("/") + "/"
         if known.num_rows and not any(uri.startswith(inside) for uri in known.column("uri").to_pylist()):
             raise UserError(
@@ -260,7 +270,9 @@ def _added_columns(earlier: dict[str, Any], row: dict[str, Any]) -> dict[str, An
     """Values of an earlier row of the same content that do not come from the file."""
     if earlier["content_hash"] != row["content_hash"]:
         return {}
-    names = ["frame_step", "split", "label"]
+    names = [
+        n for n in earlier if n not in SCHEMA.names or n in ("frame_step", "split", "label", "phase_names")
+    ]
     # Not by the earlier number of frames, which may have been counted wrong.
     names += [n for n in ("frame_labels", "progress") if len(earlier[n] or []) == row["num_frames"]]
     return {name: earlier[name] for name in names}
@@ -428,7 +440,7 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
             raise OSError("its size has changed since the folder was listed")
 
     def probe(source: str | tuple[int, Iterator[bytes]], seconds: float, verify: bool) -> dict[str, Any]:
-        fields = get_type_hints(VideoProbe)
+        fields = get_type_hints(VideoProbe) | {"frame_times": Array("<f8", (range(1, 2**31),))}
         (probed,) = _child.ask(source, {"verify": verify}, fields, seconds=seconds, memory=2 * size + MEMORY)
         if min(probed["num_frames"], probed["width"], probed["height"]) < 1:
             raise BadVideoError(f"the decoder sent no valid answer ({probed})")
@@ -444,7 +456,11 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
         return {"reason": str(error)}
     except RunError as error:  # the child stopped or did not start: retry
         raise OSError(str(error)) from None
-    return {**probed, "content_hash": digest.hexdigest()}
+    if probed["num_frames"] != len(times := probed["frame_times"]):
+        return {"reason": f"the decoder sent no valid answer ({len(times)} times)"}
+    is_even = not probed["fps"] or np.abs(times - np.arange(len(times)) / probed["fps"]).max() < _EVEN_SECONDS
+    frame_times = None if is_even else times.round(6).tolist()
+    return {**probed, "frame_times": frame_times, "content_hash": digest.hexdigest()}
 
 
 def answer_probes() -> None:

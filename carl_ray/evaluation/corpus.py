@@ -38,7 +38,16 @@ from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
 _PART_BYTES = 64 * 2**20
 _PART_SECONDS = 300.0
-_COLUMNS = ["video_id", "uri", "content_hash", "num_frames", "frame_step", "fps", *LABEL_COLUMNS]
+_COLUMNS = [
+    "video_id",
+    "uri",
+    "content_hash",
+    "num_frames",
+    "frame_step",
+    "fps",
+    "frame_times",
+    *LABEL_COLUMNS,
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,9 +275,10 @@ def _update_labels(part: str, known: pa.Table, videos: pa.Table) -> None:
 
 
 def _embedded_video(videos: pa.Table, index: int, embedded: list[np.ndarray]) -> EmbeddedVideo:
-    frame_step = videos.column("frame_step")[index].as_py()
+    frame_step, frame_times = (videos.column(name)[index].as_py() for name in ("frame_step", "frame_times"))
     return EmbeddedVideo(
         **video_metadata(videos, index),
+        frame_times=None if frame_times is None else np.array(frame_times),
         timestamps=np.arange(len(embedded[0])) * frame_step,
         embeddings=embedded[0],
         untrained=embedded[1] if len(embedded) > 1 else None,

@@ -4,9 +4,11 @@
 
     embeddings, untrained   H of every frame, by the trained encoder and by the same encoder before its training
     timestamps              of every frame: its number times the manifest's `frame_step`
-    seconds                 of every frame: its number by the average frame rate; null where that is unknown; the
-                            column is missing in parts of earlier versions, which can still be read
-    video_id, uri, content_hash, split, label, frame_labels, progress, fps   as in the manifest
+    seconds                 of every frame, from the first one: the manifest's `frame_times`, or its number by the
+                            average frame rate; null where that is unknown
+    video_id, uri, content_hash, split, label, frame_labels, phase_names, progress, fps   as in the manifest
+
+Parts of earlier versions lack `seconds` and `phase_names`, and can still be read.
 
 Parts are written atomically, so every part that exists is complete. The schema metadata of each part holds its
 `Origin` as JSON: parts of different encoders are never mixed.
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 
 from carl_ray import storage
 from carl_ray.data.manifest import LABEL_COLUMNS, clean_labels, refuse_pickles, write_table
@@ -85,10 +87,14 @@ class EmbeddedVideo:
     label: str | None = None
     frame_labels: Int[np.ndarray, " frames"] | None = None
     """int32; -1 for frames without one."""
+    phase_names: list[str] | None = None
+    """Name of each frame label; None where they have none."""
     progress: Float[np.ndarray, " frames"] | None = None
     """float32: true completed share of the action, 0 to 1."""
     fps: float | None = None
     """Average frame rate, frames per second."""
+    frame_times: Float64[np.ndarray, " frames"] | None = None
+    """Seconds from the first frame to each; None where they are index / `fps`."""
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -101,7 +107,22 @@ class EmbeddedVideo:
     @property
     def seconds(self) -> Float[np.ndarray, " frames"] | None:
         """float64: seconds since the first frame; None where the rate is unknown."""
+        if self.frame_times is not None:
+            return self.frame_times
         return np.arange(len(self)) / self.fps if self.fps else None
+
+    def phase_name(self, phase: int) -> str | None:
+        """Name of a frame label, `phase 2` where they have no names; None for -1."""
+        if phase < 0:
+            return None
+        return f"phase {phase}" if self.phase_names is None else self.phase_names[phase]
+
+
+def phase_names(videos: Sequence[EmbeddedVideo], num_phases: int) -> list[str]:
+    """Names of the phases of videos of one action."""
+    named = next((video for video in videos if video.phase_names is not None), None)
+    names = [f"phase {phase}" for phase in range(num_phases)] if named is None else named.phase_names or []
+    return [*names, *(f"phase {phase}" for phase in range(len(names), num_phases))][:num_phases]
 
 
 def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, precision: Precision) -> None:
@@ -146,9 +167,18 @@ def read_part(uri: str, columns: Sequence[str] | None = None) -> tuple[Origin, p
     """
     origin, file = _open(uri)
     try:
-        return origin, file.read(columns)
+        return origin, _with_labels(file.read(columns))
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _unreadable(uri, error) from None
+
+
+def _with_labels(table: pa.Table) -> pa.Table:
+    """The table with the columns that parts of earlier versions lack."""
+    if "progress" in table.column_names and "phase_names" not in table.column_names:
+        table = table.append_column(
+            MANIFEST_SCHEMA.field("phase_names"), pa.nulls(len(table), pa.list_(pa.string()))
+        )
+    return table
 
 
 def iterate_embeddings(uri: str, *, split: str | None = None) -> Iterator[EmbeddedVideo]:
@@ -167,7 +197,7 @@ def iterate_embeddings(uri: str, *, split: str | None = None) -> Iterator[Embedd
         _, file = _open(part)
         try:
             for read in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
-                batch = clean_labels(pa.Table.from_batches([read]))
+                batch = clean_labels(_with_labels(pa.Table.from_batches([read])))
                 for row in range(batch.num_rows):
                     video = _video(batch, row, part)
                     if video.video_id in seen or split not in (None, video.split or "train"):
@@ -293,8 +323,8 @@ class Embeddings:
         """A data frame with one row for each frame, all embeddings in memory.
 
         Columns: `video_id`, `split`, `label`, `frame` (index in the video), `timestamp`, `seconds` (NaN where the
-        frame rate is unknown), `frame_label` (-1 where there is none), `progress` (NaN where unknown) and `embedding`
-        (float32 array (D,), not normalised).
+        frame rate is unknown), `frame_label` (-1 where there is none), `phase` (its name), `progress` (NaN where
+        unknown) and `embedding` (float32 array (D,), not normalised).
         """
         import pandas as pd
 
@@ -309,6 +339,7 @@ class Embeddings:
                         "timestamp": video.timestamps,
                         "seconds": np.nan if video.seconds is None else video.seconds,
                         "frame_label": video.phases,
+                        "phase": [video.phase_name(phase) for phase in video.phases.tolist()],
                         "progress": np.nan if video.progress is None else video.progress,
                         "embedding": list(video.embeddings),
                     }
@@ -376,7 +407,10 @@ def _video(batch: pa.Table, row: int, uri: str) -> EmbeddedVideo:
 
     embeddings = vectors("embeddings")
     fields = video_metadata(batch, row) | {"timestamps": _array(batch, "timestamps", row, np.float64)}
-    for name in ("timestamps", "frame_labels", "progress"):
+    seconds = _array(batch, "seconds", row, np.float64) if "seconds" in batch.column_names else None
+    is_even = seconds is None or np.array_equal(seconds, np.arange(len(seconds)) / (fields["fps"] or 1))
+    fields["frame_times"] = None if is_even else seconds
+    for name in ("timestamps", "frame_times", "frame_labels", "progress"):
         if fields[name] is not None and len(fields[name]) != len(embeddings):
             raise UserError(
                 f"{storage.public_uri(uri)}: {fields['video_id']} has {len(embeddings)} embeddings, but "
@@ -391,7 +425,7 @@ def _video(batch: pa.Table, row: int, uri: str) -> EmbeddedVideo:
 
 def video_metadata(table: pa.Table, row: int) -> dict[str, Any]:
     """Fields of an `EmbeddedVideo` that are columns of manifests and of parts."""
-    scalars = ("video_id", "uri", "content_hash", "split", "label", "fps")
+    scalars = ("video_id", "uri", "content_hash", "split", "label", "phase_names", "fps")
     return {name: table.column(name)[row].as_py() for name in scalars} | {
         "frame_labels": _array(table, "frame_labels", row, np.int32),
         "progress": _array(table, "progress", row, np.float32),

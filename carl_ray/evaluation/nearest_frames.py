@@ -26,26 +26,29 @@ class FoundFrame:
     frame: int
     """Index in the video."""
     seconds: float | None
-    """From the first frame, by the average frame rate; none where the rate is unknown."""
+    """From the first frame; none where the frame rate is unknown."""
     similarity: float
     """Cosine, from -1 to 1; 1 for the query itself."""
     label: str | None
     """Label of the video."""
     phase: int | None
     """Label of the frame; none where it has none."""
+    phase_name: str | None = None
+    """Its name; none where the frame has no label."""
 
 
 def found_frame(video: EmbeddedVideo, frame: int, similarity: float = 1.0) -> FoundFrame:
     """A frame of an embedded video with its time, label and phase."""
-    phase = int(video.phases[frame])
+    phase, seconds = int(video.phases[frame]), video.seconds
     return FoundFrame(
         video_id=video.video_id,
         uri=video.uri,
         frame=frame,
-        seconds=frame / video.fps if video.fps else None,
+        seconds=None if seconds is None else float(seconds[frame]),
         similarity=similarity,
         label=video.label,
         phase=None if phase < 0 else phase,
+        phase_name=video.phase_name(phase),
     )
 
 

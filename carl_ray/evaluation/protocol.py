@@ -17,7 +17,7 @@ import numpy as np
 from carl_ray.errors import UserError
 from carl_ray.evaluation.bootstrap import Result, bootstrap, ratio_of_sums
 from carl_ray.evaluation.controls import VARIANTS, embedded_by
-from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, phase_names
 from carl_ray.evaluation.probes import LABEL_FRACTIONS, count_classes, num_fitted
 from carl_ray.evaluation.task import MetricEntry, Task
 from carl_ray.evaluation.tasks import TASKS
@@ -110,6 +110,7 @@ def evaluate(
                 "test_videos": len(held),
                 "videos_with_returning_phases": sum(map(_has_returning_phase, held)),
                 "num_phases": count_classes([*fitted, *held]),
+                "phase_names": phase_names([*fitted, *held], count_classes([*fitted, *held])),
                 **summaries([name]),
             }
             for name, (fitted, held) in shown.items()

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from carl_ray.data.decode import DecodeError
 from carl_ray.errors import RunError, UserError
-from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.embeddings import EmbeddedVideo, phase_names
 from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, nearest_frames, printable
 from carl_ray.evaluation.warping import align_pair
 from carl_ray.report import figures
@@ -63,6 +63,7 @@ class ActionPictures:
     name: str
     colors: list[str]
     """Of the phases."""
+    phase_names: list[str]
     num_videos: int
     has_unlabelled_frames: bool
     pair: Pair | None = None
@@ -82,6 +83,7 @@ def draw_action(
     drawn = ActionPictures(
         name=name,
         colors=figures.phase_colors(num_phases),
+        phase_names=phase_names(videos, num_phases),
         num_videos=len(videos),
         has_unlabelled_frames=any(bool((of_frames < 0).any()) for of_frames in labels),
     )

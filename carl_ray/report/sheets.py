@@ -89,7 +89,7 @@ def _draw_frame(
     else:
         axes.imshow(picture)
     time = f"frame {item.frame}" if item.seconds is None else f"{item.seconds:.2f} s"
-    phase = "" if item.phase is None else f"  phase {item.phase}"
+    phase = "" if item.phase_name is None else f"  {printable(item.phase_name)}"
     name = printable(item.video_id)
     name = name if len(name) <= 28 else "…" + name[-27:]
     axes.set_title(f"{name}\n{time}{phase}\n{remark}", loc="left")

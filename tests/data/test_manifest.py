@@ -36,9 +36,11 @@ def row(video_id: str = "a", **values: Any) -> dict[str, Any]:
         "content_hash": "00",
         "verified": True,
         "frame_step": 1.0,
+        "frame_times": [0.0, 0.03, 0.1],
         "split": None,
         "label": None,
         "frame_labels": [0, 1, -1],
+        "phase_names": ["up", "down", "rest"],
         "progress": [0.0, 0.5, 1.0],
     } | values
 
@@ -154,13 +156,14 @@ def test_a_damaged_file_is_one_line_or_unharmed(tmp_path: Path) -> None:
 def test_all_contradictions_are_listed_at_once(tmp_path: Path) -> None:
     uri = str(tmp_path / "m.parquet")
     wrong = [
-        row("short", num_frames=60, frame_labels=[1] * 59, progress=None),
+        row("short", num_frames=60, frame_times=None, frame_labels=[1] * 59, progress=None),
         row("long", frame_labels=None, progress=[0.5] * 4),
         row("twice"),
         row("twice"),
         row("none", num_frames=0, frame_labels=[], progress=[]),
         row("still", frame_step=float("nan")),
-        row("absurd", frame_labels=[0, 1, 1_000_000]),
+        row("absurd", frame_labels=[0, 1, 1_000_000], phase_names=None),
+        row("nameless", frame_labels=[0, 1, 3], frame_times=[0.0, 0.1]),
     ]
     write_table(table(*wrong), uri)
     for columns, split in ((None, None), (["video_id"], "test")):
@@ -174,12 +177,14 @@ def test_all_contradictions_are_listed_at_once(tmp_path: Path) -> None:
             r"row 3 \('twice'\) has the video_id of row 2: give each",
             r"row 4 \('none'\) has 0 frames",
             r"row 5 \('still'\) has frame_step nan",
-            r"up to 1000000, which makes 1000001 classes of which 3 occur",
+            r"row 7 \('nameless'\) has 2 frame_times for 3 frames",
+            r"row 7 \('nameless'\) has frame labels beyond its 3 phase_names",
+            r"up to 1000000, which makes 1000001 classes of which 4 occur",
         ):
             assert re.search(said, str(caught.value)), said
-    assert read_manifest(uri, check=False).num_rows == 7
+    assert read_manifest(uri, check=False).num_rows == 8
     # Mended in the same place, it is read.
-    write_table(table(row("short", num_frames=60, frame_labels=None, progress=None)), uri)
+    write_table(table(row("short", num_frames=60, frame_times=None, frame_labels=None, progress=None)), uri)
     assert read_manifest(uri).num_rows == 1
     many = [row("same") for _ in range(20)]
     write_table(table(*many), uri)

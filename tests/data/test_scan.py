@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import fs
 
 from carl_ray.data import scan
 from carl_ray.data.child import Child
+from carl_ray.data.labels import LabelOptions, label_manifest
 from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, write_table
 from carl_ray.data.scan import build_manifest, index_folder, probe_guarded, rejects_uri
 from carl_ray.errors import RunError, UserError
@@ -321,6 +323,45 @@ def test_command_line_errors_are_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_files_of_labels_are_joined_to_real_times(make_video, ray_session, tmp_path, capsys):
+    steps = np.random.default_rng(0).integers(1, 4, 29)
+    times = {"cinema.mp4": np.arange(30) / 24, "ntsc.mp4": np.arange(30) * 1001 / 30000}
+    times["variable.mp4"] = np.cumsum([0, *steps]) / 30
+    folder = tmp_path / "videos" / "lift"
+    make_video(folder / "cinema.mp4", 30, fps=24)
+    make_video(folder / "ntsc.mp4", 30, fps=30000, pts=[1001 * k for k in range(30)])
+    make_video(folder / "variable.mp4", 30, pts=np.cumsum([0, *steps]).tolist())
+    spans = [(3, 11, "up"), (11, 29, "down")]
+    by_second, by_frame = ["video,start,end,label"], ["video,frame,label"]
+    for name, at in times.items():
+        by_second += [f"{name},{at[start]:.3f},{at[end]:.3f},{phase}" for start, end, phase in spans]
+        by_frame += [f"{name},{k},{phase}" for start, end, phase in spans for k in range(start, end)]
+    for name, lines in (("seconds", by_second), ("frames", by_frame)):
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+        manifest, _ = build_manifest(
+            str(tmp_path / "videos"), str(tmp_path / f"{name}.parquet"), str(tmp_path / f"{name}.csv")
+        )
+        assert manifest.column("frame_labels").to_pylist() == [[-1] * 3 + [0] * 8 + [1] * 18 + [-1]] * 3
+        assert manifest.equals(read_manifest(str(tmp_path / f"{name}.parquet")))
+    assert (
+        "seconds.csv: intervals (video, start, end, label), 6 rows for 3 of 3 videos"
+        in capsys.readouterr().err
+    )
+    # Indexed again, labels and columns of one's own stay, also where a file is read again.
+    (tmp_path / "who.csv").write_text("video,person\nntsc,ann\n")
+    out = str(tmp_path / "frames.parquet")
+    label_manifest(out, LabelOptions(files=(str(tmp_path / "who.csv"),)))
+    os.utime(folder / "ntsc.mp4", ns=(1, 1))
+    again, _ = index_folder(str(tmp_path / "videos"), out)
+    assert again.column("person").to_pylist() == [None, "ann", None]
+    assert again.column("phase_names").to_pylist() == [["up", "down"]] * 3
+    # A mistake in the labels leaves the scan.
+    (tmp_path / "bad.csv").write_text("video,person\nnone,ann\n")
+    with pytest.raises(UserError, match="no video 'none'"):
+        build_manifest(str(tmp_path / "videos"), str(tmp_path / "m.parquet"), str(tmp_path / "bad.csv"))
+    assert read_manifest(str(tmp_path / "m.parquet")).num_rows == 3
+
+
 def test_labels_are_joined(make_video, ray_session, tmp_path):
     make_video(tmp_path / "videos" / "a.mp4", 5)
     out = str(tmp_path / "m.parquet")
@@ -345,3 +386,18 @@ def test_files_whose_worker_always_dies_are_rejects(make_video, ray_session, tmp
     assert "the process that decodes it, or another file of the same task, died 4 times" in reason
     manifest, rejects = index_folder(str(tmp_path / "videos"), str(tmp_path / "m.parquet"))
     assert (manifest.num_rows, rejects.num_rows) == (1, 0)
+
+
+def test_times_of_frames_are_kept_where_the_rate_does_not_give_them(make_video, tmp_path):
+    pts = [0, 1, 3, 4, 9, 10]
+    for suffix, options, expected in (
+        ("mp4", {"pts": pts}, [k / 30 for k in pts]),
+        ("mkv", {"pts": pts}, [round(k / 30, 3) for k in pts]),
+        ("mp4", {}, None),
+        ("mkv", {}, None),  # rounded to milliseconds
+        ("avi", {}, None),
+    ):
+        content = make_video(tmp_path / f"v.{suffix}", 6, **options).read_bytes()
+        assert probe_guarded(io.BytesIO(content), len(content), verify=False)["frame_times"] == pytest.approx(
+            expected, abs=1e-6
+        )

@@ -160,6 +160,33 @@ def test_labels_follow_the_manifest(tmp_path: Path) -> None:
         assert after.frame_labels is not None and after.frame_labels.tolist() == [4] * 5
         same(replace(before, split="validation", label=None, frame_labels=after.frame_labels), after)
     assert read_origin(str(tmp_path)) == ORIGIN
+    named = listed(first[0], first[2], frame_labels=[0, 1, 1, 0, -1], phase_names=["up", "down"])
+    finished_videos(str(tmp_path), ORIGIN, named)
+    a, b, c = read_embeddings(str(tmp_path))
+    assert (a.phase_name(1), c.phase_names, b.phase_name(1), a.phase_name(-1)) == (
+        "down",
+        ["up", "down"],
+        "phase 1",
+        None,
+    )
+    assert Embeddings.open(str(tmp_path)).search(("b", 0))[0].phase_name in ("up", "down", None)
+
+
+def test_parts_of_earlier_versions(tmp_path: Path) -> None:
+    uri = str(tmp_path / "part-00000.parquet")
+    write_part(str(tmp_path), [video("a")], ORIGIN, "float32")
+    pq.write_table(pq.read_table(uri).drop_columns(["phase_names", "seconds"]), uri)
+    (read,) = read_embeddings(str(tmp_path))
+    same(video("a"), read)
+    finished_videos(str(tmp_path), ORIGIN, listed(video("a"), phase_names=["x", "y", "z"]))
+    assert read_embeddings(str(tmp_path))[0].phase_names == ["x", "y", "z"]
+
+
+def test_times_at_a_variable_rate(tmp_path: Path) -> None:
+    times = np.array([0, 0.1, 0.15, 0.3, 0.5])
+    write_part(str(tmp_path), [video("a", frame_times=times)], ORIGIN, "float32")
+    (read,) = read_embeddings(str(tmp_path))
+    assert read.seconds is not None and read.seconds.tolist() == times.tolist()
 
 
 def test_what_is_no_file_of_embeddings(tmp_path: Path) -> None:

@@ -1,0 +1,435 @@
+"""Labels of one's own in a manifest: joined from files and folders; splits by a column.
+
+Phases are named: `phase_names` of a row are those of its action (`label`), numbered in the order in which they first
+occur in its videos; whole numbers instead of names stay as they are. A frame belongs to the interval that holds the
+middle of its time on the screen, so that times rounded by less than half a frame give the same frames. Whatever does
+not fit is listed, and nothing is joined then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int32
+
+from carl_ray import storage
+from carl_ray.data.label_files import LabelFile, LabelRow, read_label_file, seconds
+from carl_ray.data.manifest import SCHEMA, SPLITS, VIDEO_SUFFIXES, read_manifest, write_table
+from carl_ray.errors import UserError
+from carl_ray.options import nearest
+
+_PAST_SECONDS = 0.1
+"""A time this far behind the last frame is the end of the video: its sound is often a little longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """Labels to join to a manifest, in this order."""
+
+    label_from: str | None = None
+    """Folder that is the label of its videos: `folder`, the one that a video is in, or the number of its level."""
+    files: tuple[str, ...] = ()
+    """URIs of files of labels (`carl_ray.data.label_files`)."""
+    split_by: str | None = None
+    """Column whose values keep their videos on one side, or `folder` or `video`; None: no new split."""
+    test_fraction: float = 0.3
+    """Share of the videos in the split `test` that `split_by` makes, as near as the values allow."""
+    seed: int = 0
+    """Of `split_by`."""
+
+    @cached_property
+    def content(self) -> list[LabelFile]:
+        """The content of the files; errors as `read_label_file`."""
+        return [read_label_file(uri) for uri in self.files]
+
+
+def label_manifest(uri: str, options: LabelOptions) -> pa.Table:
+    """Join labels to a manifest, write and return it; say on standard error what was joined.
+
+    Labels of videos that the files do not name, and columns that they do not have, stay.
+
+    Raises:
+        UserError: there is no manifest, no such file, or something does not fit; all bad rows are listed.
+    """
+    table, notes = join_labels(read_manifest(uri), options)
+    write_table(table, uri)
+    for note in notes:
+        print(note, file=sys.stderr, flush=True)
+    return table
+
+
+def join_labels(table: pa.Table, options: LabelOptions) -> tuple[pa.Table, list[str]]:
+    """The table with labels joined, and what the terminal says about them.
+
+    Args:
+        table: A manifest, or its columns `video_id`, `uri`, `num_frames`, `fps`, `frame_times` and those of labels.
+        options: Which labels.
+
+    Raises:
+        UserError: as `label_manifest`.
+    """
+    files = options.content
+    join = _Join(table)
+    if options.label_from is not None:
+        join.label_from(options.label_from)
+    for file in files:
+        join.add(file)
+    join.number_phases()
+    if options.split_by is not None:
+        join.split_by(options.split_by, options.test_fraction, options.seed)
+    join.check_splits()
+    if (count := len(join.problems)) > 0:
+        wrong = f"{count:,} {'is' if count == 1 else 'are'} wrong"
+        raise UserError(f"the labels do not fit the videos, {wrong}; nothing was joined", *join.problems)
+    return join.result(), join.notes
+
+
+def label_of_folder(video_id: str, level: str = "folder") -> str | None:
+    """Name of a folder of a video's path: of a level from 1, or the last one that is no split's."""
+    folders = video_id.split("/")[:-1]
+    if level != "folder":
+        return folders[int(level) - 1] if int(level) <= len(folders) else None
+    return next((name for name in reversed(folders) if name.strip().lower() not in SPLITS), None)
+
+
+def folders_like_labels(video_ids: Iterable[str]) -> list[str]:
+    """Names of the folders if they look like labels: two or more, each of several videos."""
+    videos = [label_of_folder(video_id) for video_id in video_ids]
+    names = sorted({name for name in videos if name is not None})
+    return names if len(names) > 1 and None not in videos and all(videos.count(n) > 1 for n in names) else []
+
+
+class _VideoNames:
+    """Videos by id, file name and relative path, and by these without a suffix."""
+
+    def __init__(self, ids: list[str], uris: list[str]) -> None:
+        self._ids = {video_id: row for row, video_id in enumerate(ids)}
+        self._rows: dict[str, set[int]] = defaultdict(set)
+        for row, (video_id, uri) in enumerate(zip(ids, uris, strict=True)):
+            path = unquote(urlsplit(uri).path) if storage.is_remote(uri) else uri
+            for parts in (video_id.split("/"), path.split("/")):
+                for name in ("/".join(parts[start:]) for start in range(len(parts))):
+                    self._rows[name].add(row)
+                    self._rows[name.rpartition(".")[0] or name].add(row)
+
+    def row(self, name: str) -> int:
+        """Row of the video of this name; `ValueError` where none or several have it."""
+        if name in self._ids:
+            return self._ids[name]
+        path = name.replace("\\", "/").removeprefix("file://")
+        is_absolute = path.startswith("/") or path[1:2] == ":"
+        path = re.sub(r"^(\.\.?/)+", "", path)
+        # Exports have the paths of whoever labelled: what they end with counts.
+        parts = path.split("/")
+        ends = ["/".join(parts[start:]) for start in range(len(parts) if is_absolute else 1)]
+        _, dot, suffix = parts[-1].rpartition(".")
+        if dot and f".{suffix.lower()}" not in VIDEO_SUFFIXES:
+            ends += [end.removesuffix(dot + suffix) for end in ends]
+        found = next((self._rows[end] for end in ends if end in self._rows), set())
+        if not found:
+            raise ValueError(f"no video {name!r}{nearest(path, [*self._ids], files=True)}")
+        if len(found) > 1:
+            candidates = ", ".join(video_id for video_id, row in self._ids.items() if row in found)
+            raise ValueError(f"{name!r} may be any of {candidates}: name the id")
+        return min(found)
+
+
+class _Clock:
+    """Frames of a video by number and by seconds."""
+
+    def __init__(self, num_frames: int, fps: float | None, frame_times: list[float] | None) -> None:
+        self.num_frames = num_frames
+        last = 1 / (fps or 1)
+        starts = [*frame_times, frame_times[-1] + last] if frame_times else np.arange(num_frames + 1) * last
+        self._starts = np.asarray(starts) if fps else None
+
+    def boundary(self, text: str, column: str) -> int:
+        """Number of the first frame whose middle is not before a time, or the number of a frame.
+
+        From 0 to `num_frames`; `ValueError` says what is wrong with the text.
+        """
+        is_frame = "frame" in column
+        if not text:
+            raise ValueError(f"no {column}")
+        try:
+            value = float(text) if is_frame else seconds(text)
+        except ValueError:
+            value = np.nan
+        if not value >= 0 or (is_frame and value % 1):
+            raise ValueError(f"{column} {text!r}: expected {'a frame, from 0 on' if is_frame else 'seconds'}")
+        if is_frame:
+            if value > self.num_frames - (column != "end_frame"):
+                raise ValueError(
+                    f"{column} {text} is past the end: the frames are 0 to {self.num_frames - 1}"
+                )
+            return int(value)
+        if self._starts is None:
+            raise ValueError("the frame rate of the video is unknown: name frames")
+        if value > self._starts[-1] + _PAST_SECONDS:
+            raise ValueError(f"{column} {text} is past the end of the video, {self._starts[-1]:.3f} s")
+        return int(np.searchsorted((self._starts[:-1] + self._starts[1:]) / 2, value))
+
+
+class _Join:
+    """Labels of the videos of a table while files are joined to it."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self._table = table
+        self._ids: list[str] = table.column("video_id").to_pylist()
+        self._names = _VideoNames(self._ids, table.column("uri").to_pylist())
+        self._rows = table.select(["num_frames", "fps", "frame_times"]).to_pylist()
+        added = [name for name in table.column_names if name not in SCHEMA.names]
+        self._columns: dict[str, list[Any]] = {
+            name: table.column(name).to_pylist() for name in ("split", "label", *added)
+        }
+        # The phase of each frame as its place in the vocabulary, -1 for none; of the videos with frame labels.
+        self._vocabulary: dict[str, int] = {}
+        self._phases: dict[int, Int32[np.ndarray, " _"]] = {}
+        for row, known in enumerate(table.select(["frame_labels", "phase_names"]).to_pylist()):
+            if (labels := known["frame_labels"]) is not None:
+                found, places = np.unique(np.array(labels, np.int32), return_inverse=True)
+                names = known["phase_names"]
+                codes = [-1 if k < 0 else self._code(names[k] if names else str(k)) for k in found.tolist()]
+                self._phases[row] = np.array(codes, np.int32)[places]
+        self._phase_names: list[list[str] | None] = [None] * len(self._ids)
+        self._places: dict[
+            tuple[int, str | None], str
+        ] = {}  # of the first row by video and phase; None: its label
+        self._files: dict[int, str] = {}  # of the phases by video
+
+    def _code(self, name: str) -> int:
+        return self._vocabulary.setdefault(name, len(self._vocabulary))
+
+    def label_from(self, level: str) -> None:
+        """Take the labels of the videos from their paths."""
+        labels = [label_of_folder(video_id, level) for video_id in self._ids]
+        lacking = [video_id for video_id, label in zip(self._ids, labels, strict=True) if label is None]
+        self.problems += [f"{video_id}: it has no folder for --label-from {level}" for video_id in lacking]
+        self.notes.append(f"labels from folders: {', '.join(sorted({*filter(None, labels)}))}")
+        self._columns["label"] = labels
+
+    def add(self, file: LabelFile) -> None:
+        """Join a file; what does not fit goes to the problems."""
+        by_video: dict[int, list[LabelRow]] = defaultdict(list)
+        found: dict[str, int | str] = {}
+        for row in file.rows:
+            if row.video not in found:
+                try:
+                    found[row.video] = self._names.row(row.video)
+                except ValueError as error:
+                    found[row.video] = str(error)
+            if isinstance(video := found[row.video], str):
+                self.problems.append(f"{row.place}: {video}")
+            else:
+                by_video[video].append(row)
+        counts = f"{len(file.rows):,} rows for {len(by_video):,} of {len(self._ids):,} videos"
+        self.notes.append(f"{file.name}: {file.form} ({', '.join(('video', *file.columns))}), {counts}")
+        self.notes += [f"{file.name}: {note}" for note in file.notes]
+        (self._add_columns if file.form == "videos" else self._add_phases)(file, by_video)
+
+    def _add_columns(self, file: LabelFile, by_video: dict[int, list[LabelRow]]) -> None:
+        own = [column for column in file.columns if column in SCHEMA.names and column not in self._columns]
+        if own:
+            self.notes.append(f"{file.name}: not used, for the manifest has them: {', '.join(own)}")
+        for column in (column for column in file.columns if column not in own):
+            values = self._columns.setdefault(column, [None] * len(self._ids))
+            for video, (row, *_) in by_video.items():
+                cell = row.cells[column]
+                values[video] = (SPLITS.get(cell.lower(), cell) if column == "split" else cell) or None
+        for video, (row, *others) in by_video.items():
+            self._places[video, None] = row.place
+            self.problems += [f"{other.place}: {row.place} is about the same video" for other in others]
+
+    def _add_phases(self, file: LabelFile, by_video: dict[int, list[LabelRow]]) -> None:
+        of_videos = [(self._rows[video]["num_frames"], rows) for video, rows in by_video.items()]
+        is_inclusive = "end_frame" in file.columns and _is_inclusive(of_videos)
+        if is_inclusive:
+            self.notes.append(f"{file.name}: end_frame is the last frame of its interval")
+        num_outside = 0
+        for video, rows in by_video.items():
+            if (other := self._files.setdefault(video, file.name)) != file.name:
+                self.problems.append(f"{file.name}: the phases of {self._ids[video]} are in {other} already")
+            clock = _Clock(**self._rows[video])
+            owner = np.full(clock.num_frames, -1, np.int32)
+            owners: list[LabelRow] = []
+            codes: list[int] = []
+            for start, end, phase, row in _spans(file.form, rows, clock, is_inclusive, self.problems):
+                if (taken := owner[start:end].max(initial=-1)) >= 0:
+                    self.problems.append(f"{row.place}: overlaps {owners[taken].place}")
+                owner[start:end] = len(owners)
+                owners.append(row)
+                codes.append(self._code(phase))
+                self._places.setdefault((video, phase), row.place)
+            self._phases[video] = np.array([*codes, -1], np.int32)[owner]
+            num_outside += int((owner < 0).sum())
+        if num_outside:
+            of = sum(num_frames for num_frames, _ in of_videos)
+            self.notes.append(
+                f"{file.name}: {num_outside:,} of the {of:,} frames of its videos are in no phase"
+            )
+
+    def number_phases(self) -> None:
+        """Number the phases of each action from 0, in the order in which they first occur."""
+        vocabulary = [*self._vocabulary]
+        for action, rows in _places_of(self._columns["label"]).items():
+            first: dict[int, list[float]] = defaultdict(list)
+            for phases in (self._phases[row] for row in rows if row in self._phases):
+                for code, place in zip(*np.unique(phases, return_index=True), strict=True):
+                    first[int(code)].append(place / len(phases))
+            first.pop(-1, None)
+            order = sorted(first, key=lambda code: (np.mean(first[code]), vocabulary[code]))
+            names = [vocabulary[code] for code in order]
+            are_numbers = all(re.fullmatch(r"\d{1,9}", name) for name in names)
+            numbers = np.full(len(vocabulary) + 1, -1, np.int32)
+            numbers[order] = [int(name) for name in names] if are_numbers else range(len(names))
+            for row in (row for row in rows if row in self._phases):
+                self._phases[row] = numbers[self._phases[row]]
+                self._phase_names[row] = None if are_numbers else names
+            if self._files and not are_numbers:
+                of = f" of {action}" if action else ""
+                self.notes.append(f"phases{of}: {', '.join(f'{k} {name}' for k, name in enumerate(names))}")
+
+    def split_by(self, column: str, fraction: float, seed: int) -> None:
+        """Split the videos into "train" and "test", those of one value on one side."""
+        folders = [video_id.rpartition("/")[0] for video_id in self._ids]
+        known: dict[str, list[Any]] = {**self._columns, "video": self._ids, "folder": folders}
+        if column not in known:
+            raise UserError(f"--split-by {column}: no such column; there are {', '.join(known)}")
+        groups = _places_of(known[column])
+        self.problems += [f"{self._ids[row]}: it has no {column} to split by" for row in groups.pop(None, [])]
+        if len(groups) < 2:
+            raise UserError(
+                f"--split-by {column}: {len(groups)} value of it for all videos, two splits need two"
+            )
+        drawn = sorted(groups, key=lambda name: hashlib.blake2b(f"{seed}:{name}".encode()).digest())
+        test: set[str | None] = set()
+        count, wanted = 0, fraction * len(self._ids)
+        for name in drawn:
+            if count + len(groups[name]) / 2 <= wanted and len(test) < len(groups) - 1:
+                test.add(name)
+                count += len(groups[name])
+        test = test or {min(drawn, key=lambda name: len(groups[name]))}
+        self._columns["split"] = ["test" if value in test else "train" for value in known[column]]
+        num_test = self._columns["split"].count("test")
+        self.notes.append(
+            f"split by {column} (seed {seed}): {len(self._ids) - num_test} videos of {len(groups) - len(test)} to "
+            f"train on, {num_test} of {len(test)} to test"
+        )
+
+    def check_splits(self) -> None:
+        """List labels and phases that a test video has, but no training video."""
+        of_split = _places_of([split or "train" for split in self._columns["split"]])
+        remedy = "is only in test videos: label a training video so too, or split otherwise"
+        labels = self._columns["label"]
+        trained = {labels[row] for row in of_split.get("train", [])} - {None}
+        phases: dict[str | None, set[str]] = defaultdict(set)
+        for row in of_split.get("train", []):
+            phases[labels[row]] |= self._phases_in(row)
+        for row in of_split.get("test", []):
+            place = self._places.get((row, None))
+            if place and trained and labels[row] not in (None, *trained):
+                self.problems.append(f"{place}: the label {labels[row]!r} {remedy}")
+            new = self._phases_in(row) - phases[labels[row]] if phases[labels[row]] else set()
+            self.problems += [
+                f"{self._places[row, name]}: the phase {name!r} {remedy}"
+                for name in sorted(new)
+                if (row, name) in self._places
+            ]
+
+    def _phases_in(self, row: int) -> set[str]:
+        """Names of the phases of a video."""
+        names = self._phase_names[row]
+        found = np.unique(self._phases.get(row, np.array([], np.int32))).tolist()
+        return {names[k] if names else str(k) for k in found if k >= 0}
+
+    def result(self) -> pa.Table:
+        """The table with all labels."""
+        table = self._table
+        phases = [self._phases.get(row) for row in range(len(self._ids))]
+        columns = {**self._columns, "frame_labels": phases, "phase_names": self._phase_names}
+        for name, values in columns.items():
+            place = table.schema.get_field_index(name)
+            known = pa.field(name, pa.string()) if place < 0 else table.schema.field(place)
+            of_table = SCHEMA.field(name) if name in SCHEMA.names else known
+            if place >= 0:
+                table = table.remove_column(place)
+            table = table.add_column(
+                place % (table.num_columns + 1), of_table, pa.array(values, of_table.type)
+            )
+        return table
+
+
+def _places_of(values: Sequence[Any]) -> dict[Any, list[int]]:
+    """Places of each value, by first occurrence."""
+    places: dict[Any, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(value, []).append(place)
+    return places
+
+
+def _is_inclusive(videos: Iterable[tuple[int, list[LabelRow]]]) -> bool:
+    """Whether `end_frame` is the last frame of its interval, in videos with their numbers of frames.
+
+    So it is where an interval begins one frame after another's, and none where another's ends or behind the last frame.
+    """
+    touching = following = False
+    for num_frames, rows in videos:
+        try:
+            spans = sorted((int(row.cells["start_frame"]), int(row.cells["end_frame"])) for row in rows)
+        except ValueError:
+            continue
+        touching |= spans[-1][1] == num_frames
+        following |= any(start == end for start, end in spans)
+        for (_, end), (start, _) in pairwise(spans):
+            touching |= end == start
+            following |= end + 1 == start
+    return following and not touching
+
+
+def _spans(
+    form: str, rows: list[LabelRow], clock: _Clock, is_inclusive: bool, problems: list[str]
+) -> Iterator[tuple[int, int, str, LabelRow]]:
+    """First frame, frame after the last, phase and row of all labelled spans of a video."""
+    columns = ("start", "end", "start_frame", "end_frame", "time", "frame")
+    times = [column for column in columns if column in rows[0].cells]
+    kind = "event" if form == "events" else "label"
+    events: list[tuple[int, LabelRow]] = []
+    for row in rows:
+        phase = row.cells[kind]
+        try:
+            start, *ends = (clock.boundary(row.cells[column], column) for column in times)
+            if form == "frames":
+                if phase not in ("", "-1"):
+                    start = min(start, clock.num_frames - 1)
+                    yield start, start + 1, phase, row
+            elif not phase:
+                raise ValueError(f"no {kind}")
+            elif form == "events":
+                events.append((start, row))
+            elif (end := ends[0] + is_inclusive) > start:
+                yield start, end, phase, row
+            else:
+                what = "ends before it starts" if end < start else "holds the middle of no frame"
+                raise ValueError(f"{phase!r} {what} ({' to '.join(row.cells[column] for column in times)})")
+        except ValueError as error:
+            problems.append(f"{row.place}: {error}")
+    events.sort(key=lambda event: event[0])
+    if len(events) == 1:
+        problems.append(f"{events[0][1].place}: the only event of its video: a phase lies between two")
+    for (start, row), (end, after) in pairwise(events):
+        if start == end:
+            problems.append(f"{after.place}: no frame lies between this event and that of {row.place}")
+        yield start, end, f"{row.cells['event']} to {after.cells['event']}", row
