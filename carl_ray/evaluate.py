@@ -4,7 +4,8 @@
     python -m carl_ray.evaluate
 
 Writes metrics.json and report.html. Where --train and --test are the same, probes are fitted to the videos of the split
-"train" (or of no split), and those of the split "test" are measured. Without arguments it takes the newest demo run.
+"train" (or of no split), and those of the split "test" are measured; without such videos those of "validation", or all,
+and a warning says so. Without arguments it takes the newest demo run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.options import OptionParser, print_next
+from carl_ray.options import OptionParser, number, print_next
 from carl_ray.paper import PROTOCOLS
 from carl_ray.training.checkpoint import default_run
 
@@ -23,20 +24,17 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         options = _parse(arguments)
         # Lazy import: --help must not load torch.
-        from carl_ray.report.evaluation import METRICS_FILE, REPORT_FILE, evaluate_embeddings
-        from carl_ray.report.tables import metrics_text
+        from carl_ray.report.evaluation import print_evaluation
 
-        document = evaluate_embeddings(
+        print_evaluation(
             options.train,
             options.test,
             options.out,
             protocol=options.protocol,
             stride=options.stride,
             seed=options.seed,
+            title=options.title,
         )
-        print(metrics_text(document))
-        print(f"metrics: {storage.public_uri(storage.join(options.out, METRICS_FILE))}")
-        print(f"report:  {storage.public_uri(storage.join(options.out, REPORT_FILE))}")
         print_next("search", "--embeddings", options.test, "--out", "sheet.png")
 
 
@@ -57,13 +55,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--stride",
-        type=int,
+        type=number(int, at_least=1),
         metavar="N",
         help="tau, AP@K and alignment error look at every Nth frame; none: the paper's for the preset",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of label fractions, chance and the bootstrap"
     )
+    parser.add_argument("--title", metavar="TEXT", help="of the report; none: preset and steps")
     options = parser.parse_args(arguments)
     named = [name for name in ("train", "test", "out") if getattr(options, name) is not None]
     if not named:
@@ -73,8 +72,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     elif len(named) < 3:
         missing = [f"--{name}" for name in ("train", "test", "out") if name not in named]
         raise UserError(f"{' and '.join(missing)} missing: --train, --test and --out go together")
-    if options.stride is not None and options.stride < 1:
-        raise UserError(f"--stride: expected at least 1, got {options.stride}")
     return options
 
 

@@ -1,10 +1,14 @@
-"""Export embeddings as features for temporal action localisation with G-TAD.
+"""Export embeddings for other tools: a table of frames, or features for temporal action localisation with G-TAD.
 
+    python -m carl_ray.export --embeddings EMBEDDINGS --out frames.parquet
     python -m carl_ray.export --embeddings EMBEDDINGS --out FOLDER
     python -m carl_ray.export --embeddings EMBEDDINGS --out FOLDER --format csv
     python -m carl_ray.export
 
-Writes `<video name>.h5` for each video, with the data set `<video name>`, 100 snippets x width, float32, as the
+A name that ends in .parquet, .csv or .npz gets a table with one row a frame: video, frame, time_s, label (name of the
+phase), and e0, e1, … (float32, not normalised); in .npz the arrays of that name, with `embeddings` (frames, width).
+
+A folder gets `<video name>.h5` for each video, with the data set `<video name>`, 100 snippets x width, float32, as the
 ActivityNet code of G-TAD reads with `--feature_path FOLDER/ --feat_dim WIDTH`; with `--format csv`,
 `<video name>.csv` as BSN and BMN read. The video name is the last part of the video id without its suffix. Called
 again, it writes only missing files. Without arguments it takes the newest demo run.
@@ -13,53 +17,109 @@ again, it writes only missing files. Without arguments it takes the newest demo 
 from __future__ import annotations
 
 import argparse
+import io
 import typing
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
+from carl_ray.evaluation.embeddings import Embeddings
 from carl_ray.evaluation.localization import Format, export_features
-from carl_ray.options import OptionParser, print_next
+from carl_ray.options import OptionParser, number, print_next
 from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import default_run
+
+_TABLES = ("parquet", "csv", "npz")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit status 0 only when all files are written."""
     with one_line_errors():
-        parser = OptionParser(
-            prog="python -m carl_ray.export",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parser.add_argument(
-            "--embeddings", metavar="URI", help="folder that `python -m carl_ray.embed` wrote"
-        )
-        parser.add_argument("--out", metavar="FOLDER", help="path or URI for the files")
-        parser.add_argument(
-            "--length", type=int, default=100, metavar="N", help="snippets a video (default 100)"
-        )
-        parser.add_argument(
-            "--format", choices=typing.get_args(Format), default="hdf5", help="of the files (default hdf5)"
-        )
-        options = parser.parse_args(arguments)
-        embeddings, out = options.embeddings, options.out
-        if embeddings is None and out is None:
-            run = default_run("--embeddings and --out")
-            embeddings, out = storage.join(run, "embeddings"), storage.join(run, "localization")
-        elif embeddings is None or out is None:
-            missing = "--embeddings" if embeddings is None else "--out"
-            raise UserError(f"{missing} missing: --embeddings and --out go together")
-        result = export_features(
-            embeddings,
-            out,
-            length=options.length,
-            file_format=options.format,
-            on_video=ProgressLine("exported"),
-        )
-        print(f"videos written: {result.num_written}")
-        print(f"there before:   {result.num_kept}")
-        print(f"features:       {storage.public_uri(out)}")
+        embeddings, out, file_format, length = _parse(arguments)
+        if out.rpartition(".")[2] == file_format:
+            num_frames = _export_table(embeddings, out, file_format)
+            print(f"frames:   {num_frames:,}")
+            print(f"table:    {storage.public_uri(out)}")
+        else:
+            progress = ProgressLine("exported")
+            result = export_features(
+                embeddings, out, length=length, file_format=file_format, on_video=progress
+            )
+            print(f"videos written: {result.num_written}")
+            print(f"there before:   {result.num_kept}")
+            print(f"features:       {storage.public_uri(out)}")
         print_next("search", "--embeddings", embeddings, "--out", "sheet.png")
+
+
+def _parse(arguments: list[str] | None) -> tuple[str, str, typing.Any, int]:
+    """Embeddings, output, format and length; the format is a suffix of the output where that is a table."""
+    parser = OptionParser(
+        prog="python -m carl_ray.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--embeddings", metavar="URI", help="folder that `python -m carl_ray.embed` wrote")
+    parser.add_argument(
+        "--out", metavar="URI", help="a table (.parquet, .csv, .npz), or a folder for the files"
+    )
+    parser.add_argument(
+        "--length",
+        type=number(int, at_least=1),
+        default=100,
+        metavar="N",
+        help="snippets a video in the files of a folder (default 100)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=dict.fromkeys((*typing.get_args(Format), *_TABLES)),
+        help="none: the suffix of --out, hdf5 for a folder",
+    )
+    options = parser.parse_args(arguments)
+    embeddings, out = options.embeddings, options.out
+    if embeddings is None and out is None:
+        run = default_run("--embeddings and --out")
+        embeddings, out = storage.join(run, "embeddings"), storage.join(run, "localization")
+    elif embeddings is None or out is None:
+        missing = "--embeddings" if embeddings is None else "--out"
+        raise UserError(f"{missing} missing: --embeddings and --out go together")
+    suffix = out.rpartition(".")[2]
+    file_format = options.format or (suffix if suffix in _TABLES else "hdf5")
+    if suffix != file_format and (suffix in _TABLES or file_format in ("parquet", "npz")):
+        raise UserError(f"--format {file_format}: expected --out to end in .{file_format}, got {out!r}")
+    return embeddings, out, file_format, options.length
+
+
+def _export_table(embeddings: str, out: str, file_format: str) -> int:
+    """Write one row a frame; return the number of frames."""
+    import numpy as np
+    import pyarrow as pa
+    from pyarrow import csv
+
+    from carl_ray.data.manifest import write_table
+
+    frames = Embeddings.open(embeddings).to_pandas()
+    values = np.stack(frames["embedding"].to_list())
+    columns: dict[str, typing.Any] = {
+        "video": frames["video_id"],
+        "frame": frames["frame"],
+        "time_s": frames["seconds"],
+        "label": frames["phase"],
+    }
+    if file_format == "npz":
+        content = io.BytesIO()
+        texts = {name: columns[name].fillna("").to_numpy(str) for name in ("video", "label")}
+        numbers = {name: columns[name].to_numpy() for name in ("frame", "time_s")}
+        np.savez_compressed(content, allow_pickle=False, **texts, **numbers, embeddings=values)
+        storage.write_bytes(out, content.getvalue())
+        return len(frames)
+    columns["label"] = pa.array(columns["label"], pa.string())
+    table = pa.table({**columns, **{f"e{i}": column for i, column in enumerate(values.T)}})
+    if file_format == "parquet":
+        write_table(table, out)
+    else:
+        sink = pa.BufferOutputStream()
+        csv.write_csv(table, sink)
+        storage.write_bytes(out, sink.getvalue().to_pybytes())
+    return len(frames)
 
 
 if __name__ == "__main__":

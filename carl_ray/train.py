@@ -7,7 +7,7 @@
     python -m carl_ray.train --config best.json
 
 Without arguments it renders the videos of the demo, trains on them on this machine's CPUs, evaluates and writes a
-report. The same command with --resume continues from the latest checkpoint of the run folder.
+report; --title ends any run so. The same command with --resume continues from the latest checkpoint of the run folder.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from carl_ray.config import Config
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.training.fit import FittedRun, fitted, new_run_dir
 
+_WITH_REPORT = ("demo", "laptop")
+"""Presets of small data, whose runs always end with a report."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; it exits with status 0 only when all steps are done."""
@@ -29,8 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
         config, run_dir = _choose(parsed, overrides)
         with fitted(config, run_dir, resume=parsed.resume) as run:
             _print_results(run)
-            if run.is_embedded:
-                _evaluate(run)
+            if parsed.title is not None or config.preset in _WITH_REPORT:
+                _evaluate(run, parsed.title)
             else:
                 out = storage.join(run_dir, "embeddings")
                 options.print_next("embed", "--checkpoint", run_dir, "--manifest", run.manifest, "--out", out)
@@ -50,6 +53,11 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         "--config", metavar="URI", help="config.json of a run, or best.json of a sweep, to begin with"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
+    parser.add_argument(
+        "--title",
+        metavar="TEXT",
+        help="end with a report of this title; those of demo and laptop have it anyway",
+    )
     return options.parse_with_config(parser, arguments)
 
 
@@ -99,17 +107,19 @@ def _print_results(run: FittedRun) -> None:
     print(f"TensorBoard: {board}")
 
 
-def _evaluate(run: FittedRun) -> None:
-    """Embed and evaluate the training and the test videos in the run folder."""
+def _evaluate(run: FittedRun, title: str | None) -> None:
+    """Embed and evaluate the videos in the run folder; without test videos, as far as that is possible."""
+    from carl_ray.data.manifest import read_manifest
     from carl_ray.evaluation.corpus import embed_corpus
-    from carl_ray.report.evaluation import METRICS_FILE, REPORT_FILE, evaluate_embeddings
-    from carl_ray.report.tables import metrics_text
+    from carl_ray.report.evaluation import print_evaluation
 
     embeddings, out = (storage.join(run.run_dir, name) for name in ("embeddings", "evaluation"))
-    embed_corpus(run.run_dir, run.manifest, embeddings, splits=["train", "test"])
-    print(metrics_text(evaluate_embeddings(embeddings, embeddings, out)))
-    print(f"metrics:     {storage.public_uri(storage.join(out, METRICS_FILE))}")
-    print(f"report:      {storage.public_uri(storage.join(out, REPORT_FILE))}")
+    has_test = "test" in read_manifest(run.manifest, ["split"]).column("split").to_pylist()
+    embed_corpus(run.run_dir, run.manifest, embeddings, splits=["train", "test"] if has_test else None)
+    try:
+        print_evaluation(embeddings, embeddings, out, title=title)
+    except UserError as error:  # The run is trained, but there are too few videos to compare.
+        print(f"no report: {error}")
     options.print_next("search", "--embeddings", embeddings, "--out", "sheet.png")
 
 

@@ -81,7 +81,7 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
         # One name in the terminal, in the report and in README.
         assert escape(title_of(metric)) in page
         assert title_of(metric, whole=True).partition(",")[0].partition("@")[0] in readme
-    assert f"report:  {out}/report.html" in printed
+    assert f"report:      {out}/report.html" in printed
     assert shlex.split(printed.splitlines()[-1])[:4] == ["next:", "python", "-m", "carl_ray.search"]
     assert "<html" in (out / "report.html").read_text()
 
@@ -94,6 +94,24 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
     assert again["trained"] == document["trained"]
     evaluate.main([*map(str, arguments), "--protocol", "finegym", "--stride", "1"])
     assert "linear_probe" in json.loads((apart / "metrics.json").read_text())["trained"]
+
+
+@pytest.mark.parametrize(("validation", "measured"), [(3, 3), (1, 5)])
+def test_without_test_videos_what_is_possible_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], validation: int, measured: int
+) -> None:
+    folder = str(tmp_path / "embeddings")
+    copies = [replace(found, content_hash="same") for found in videos("train", 4)]
+    write_part(folder, copies + videos("validation", validation), ORIGIN, "float16")
+    evaluate.main(["--train", folder, "--test", folder, "--out", str(tmp_path), "--title", "My <videos>"])
+    document = json.loads((tmp_path / "metrics.json").read_text())
+    (warning,) = document["warnings"]
+    assert warning.startswith("There are no videos of the split test, so ")
+    assert warning in capsys.readouterr().out
+    assert document["test"]["videos"] == measured
+    assert ("phase_classification" in document["trained"]) is (validation > 1)
+    page = (tmp_path / "report.html").read_text()
+    assert warning in page and "<h1>My &lt;videos&gt;</h1>" in page
 
 
 def test_what_means_nothing_is_no_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +180,7 @@ def test_mistakes_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     both = ("--train", good, "--test", good, "--out", out)
     assert "expected at least 2 test videos, got 1" in failure(capsys, evaluate, *both)
     assert "--test and --out missing" in failure(capsys, evaluate, "--train", good)
-    assert "--stride: expected at least 1, got 0" in failure(capsys, evaluate, *both, "--stride", 0)
+    assert "expected a whole number of at least 1, got '0'" in failure(capsys, evaluate, *both, "--stride", 0)
 
 
 def test_mistakes_of_embed(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

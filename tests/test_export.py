@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from carl_ray import export
@@ -17,6 +18,8 @@ def embeddings(tmp_path) -> str:
         uri="/v_a.mp4",
         timestamps=np.arange(12.0),
         embeddings=np.eye(12, 3, dtype=np.float32) + 1,
+        frame_labels=np.repeat([-1, 0, 1], 4).astype(np.int32),
+        fps=4.0,
     )
     origin = Origin("checkpoint", "0" * 64, "demo", 10, 32, 64, "resized", False)
     write_part(str(tmp_path / "embeddings"), [video], origin, "float16")
@@ -43,6 +46,11 @@ def test_files_are_written_and_counted(embeddings, tmp_path, capsys):
         (["--embeddings", "{embeddings}"], "--out missing"),
         (["--embeddings", "{folder}/nothing", "--out", "{folder}/out"], "no embeddings there"),
         (["--embeddings", "{embeddings}", "--out", "{folder}/out", "--length", "0"], "--length"),
+        (["--embeddings", "{embeddings}", "--out", "{folder}/out.csv", "--format", "npz"], "to end in .npz"),
+        (
+            ["--embeddings", "{embeddings}", "--out", "{folder}/out", "--format", "parquet"],
+            "to end in .parquet",
+        ),
         ([], "no trained demo there"),
     ],
 )
@@ -60,6 +68,25 @@ def test_csv_files(embeddings, tmp_path):
     export.main(arguments)
     written = (tmp_path / "out" / "v_a.csv").read_text()
     assert written.splitlines()[0] == "f0,f1,f2" and len(written.splitlines()) == 101
-    (tmp_path / "out" / "v_a.csv").write_text(written[:100])
-    export.main(arguments)
-    assert (tmp_path / "out" / "v_a.csv").read_text() == written
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "npz"])
+def test_a_table_of_frames(embeddings, tmp_path, capsys, suffix):
+    out = tmp_path / f"frames.{suffix}"
+    export.main(["--embeddings", embeddings, "--out", str(out)])
+    assert "frames:   12" in capsys.readouterr().out
+    values = np.eye(12, 3, dtype=np.float32) + 1
+    if suffix == "npz":
+        with np.load(out, allow_pickle=False) as found:
+            assert found["video"].tolist() == ["v_a.mp4"] * 12
+            assert found["label"].tolist() == [""] * 4 + ["phase 0"] * 4 + ["phase 1"] * 4
+            np.testing.assert_array_equal(found["embeddings"], values)
+            np.testing.assert_array_equal(found["time_s"], np.arange(12) / 4)
+        return
+    found = pd.read_parquet(out) if suffix == "parquet" else pd.read_csv(out)
+    assert list(found.columns) == ["video", "frame", "time_s", "label", "e0", "e1", "e2"]
+    assert found["label"].fillna("").tolist() == [""] * 4 + ["phase 0"] * 4 + ["phase 1"] * 4
+    np.testing.assert_array_equal(found[["e0", "e1", "e2"]].to_numpy(np.float32), values)
+    assert found["frame"].tolist() == list(range(12)) and found["time_s"].tolist() == [
+        i / 4 for i in range(12)
+    ]

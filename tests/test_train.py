@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -24,9 +25,11 @@ from carl_ray.config import Config, ModelConfig
 from carl_ray.data.manifest import SCHEMA, read_manifest, videos_digest, write_table
 from carl_ray.data.scan import index_folder
 from carl_ray.datasets import choreography
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
 from carl_ray.lease import hold
 from carl_ray.presets import PRESETS
 from carl_ray.training.checkpoint import Progress, save_checkpoint
+from carl_ray.training.fit import FittedRun
 from carl_ray.training.step import TrainingStep
 
 
@@ -243,6 +246,44 @@ def test_resuming_with_other_videos_is_refused(
     status, line = failure(capsys, *arguments)
     assert status == 2
     assert "was begun with other videos than the manifest has now" in line
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(3, "There are no videos of the split test, so all 3 videos"), (1, "no report:")]
+)
+def test_a_run_without_test_videos_ends_with_what_is_possible(
+    count: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = [
+        EmbeddedVideo(
+            video_id=f"{number}.mp4",
+            uri=f"/nowhere/{number}.mp4",
+            timestamps=np.arange(20.0),
+            embeddings=np.random.default_rng(number).standard_normal((20, 4)).astype(np.float32),
+        )
+        for number in range(count)
+    ]
+    origin = Origin(
+        str(tmp_path / "checkpoints" / "step-00000002"), "ab", "laptop", 2, 8, 4, "resized", False
+    )
+
+    def embed_corpus(run: str, manifest: str, out: str, *, splits: list[str] | None) -> None:
+        assert splits is None
+        write_part(out, videos, origin, "float32")
+
+    monkeypatch.setattr("carl_ray.evaluation.corpus.embed_corpus", embed_corpus)
+    manifest = str(tmp_path / "videos.parquet")
+    numbers = {"num_frames": 20, "width": 64, "height": 48, "rotation": 0, "bytes": 1, "frame_step": 1.0}
+    rows = [
+        {"video_id": video.video_id, "uri": video.uri, "content_hash": "", "verified": True, **numbers}
+        for video in videos
+    ]
+    write_table(pa.Table.from_pylist(rows, SCHEMA), manifest)
+    train._evaluate(FittedRun(str(tmp_path), manifest, False, 2, 1.0), "My videos")
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert (tmp_path / "evaluation" / "report.html").exists() is (count > 1)
+    assert printed.splitlines()[-1].startswith("next: ")
 
 
 @pytest.mark.slow

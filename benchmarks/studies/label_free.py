@@ -188,14 +188,14 @@ def control_scores(videos: Sequence[EmbeddedVideo], origin: Origin, seed: int = 
         origin: Where their embeddings come from.
         seed: Of everything random.
     """
-    from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
+    from carl_ray.evaluation.controls import chance, positions
     from carl_ray.evaluation.label_free import consistent_warping
 
     lengths, rng = [len(video) for video in videos], np.random.default_rng(seed)
     times = [np.linspace(0, 1, length) for length in lengths]
     codes: dict[str, Sequence[np.ndarray]] = {
-        "positions": position_embeddings(lengths, num_frames=origin.num_frames, width=origin.position_width),
-        "chance": chance_embeddings(lengths, [video.video_id for video in videos], width=128, seed=seed),
+        "positions": positions(videos, origin),
+        "chance": chance(videos, origin, seed),
         "number of the frame": clock_codes([np.arange(length) / max(lengths) for length in lengths]),
     }
     for most in (1.5, 3.0, 6.0):

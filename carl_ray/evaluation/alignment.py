@@ -8,17 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from carl_ray.evaluation.bootstrap import Result, pair_mean
 from carl_ray.evaluation.frames import unit_frames
-from carl_ray.evaluation.task import Metric, Task
-
-if TYPE_CHECKING:
-    from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.task import Metric, Task, Videos
 
 
 def alignment_error(
@@ -68,16 +64,14 @@ def alignment_error(
     return pair_mean(errors, {"undefined_pairs": count - int((~np.isnan(errors)).sum())})
 
 
-def _run(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
-) -> dict[str, Result]:
-    known = [(video.embeddings, video.progress) for video in test if video.progress is not None]
+def _run(videos: Videos) -> dict[str, Result]:
+    known = [(video.embeddings, video.progress) for video in videos.test if video.progress is not None]
     if known:
         embeddings, progress = zip(*known, strict=True)
-        result = alignment_error(embeddings, progress, stride=stride)
+        result = alignment_error(embeddings, progress, stride=videos.stride)
     else:  # in this action, but not in others
-        result = pair_mean(np.full((len(test), len(test)), np.nan))
-    unknown = {"videos_without_progress": len(test) - len(known)}
+        result = pair_mean(np.full((len(videos.test), len(videos.test)), np.nan))
+    unknown = {"videos_without_progress": len(videos.test) - len(known)}
     return {"alignment_error": replace(result, left_out=result.left_out | unknown)}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -127,16 +128,12 @@ def r_squared_by_boundary(
     return 1 - _quotient(residual_squares, np.where(total > _NO_SPREAD * squares, total, 0))
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A metric with its confidence interval."""
+class Interval(NamedTuple):
+    """A metric with its confidence interval; NaN where undefined."""
 
     value: float
-    """The metric; NaN where undefined."""
     low: float
-    """Lower end; NaN where there is no interval."""
     high: float
-    """Upper end; NaN where there is no interval."""
 
 
 def bootstrap(
@@ -153,16 +150,7 @@ def bootstrap(
         num_draws: Bootstrap samples.
         level: Share of the draws inside the interval.
         seed: The same seed and numbers of videos give the same draws, whatever the metric.
-
-    Raises:
-        ValueError: no result, `num_draws` below 1, or a level outside (0, 1).
     """
-    if not results:
-        raise ValueError("bootstrap needs at least one result, got none")
-    if num_draws < 1:
-        raise ValueError(f"num_draws must be at least 1, got {num_draws}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level:g}")
     generators = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(len(results))]
     defined = [
         (result, generator)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Int
 
 from carl_ray.evaluation.bootstrap import Result
 from carl_ray.evaluation.frames import unit_frames
-from carl_ray.evaluation.probes import LABEL_FRACTIONS, Embeddings, Labels, ProbeFrames, select
-from carl_ray.evaluation.task import Metric, Task, arrays
-
-if TYPE_CHECKING:
-    from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.probes import (
+    LABEL_FRACTIONS,
+    Embeddings,
+    Labels,
+    ProbeFrames,
+    accuracy_metrics,
+    select,
+)
+from carl_ray.evaluation.task import Task, Videos
 
 _MOST_ITERATIONS = 10_000
 _TOLERANCE = 1e-8
@@ -57,21 +60,13 @@ def phase_classification(
     return data.accuracy(_fitted(data) if data.train else None)
 
 
-def predicted_phases(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]
-) -> list[Int[np.ndarray, " frames"]]:
-    """The phase that the classifier of `phase_classification` predicts for every frame, labelled or not.
+def predicted_phases(videos: Videos) -> list[Int[np.ndarray, " frames"]]:
+    """The phase that the classifier predicts for every frame of each test video, labelled or not.
 
-    Args:
-        train: Training videos of one action, some with labels.
-        test: Test videos of it.
-
-    Returns:
-        One array for each test video.
+    Some training video must have labels.
     """
-    data = select(*arrays(train), *arrays(test), fraction=1.0, seed=0)
-    predict = _fitted(data)
-    return [predict(frames) for frames in unit_frames(arrays(test)[0])]
+    predict = _fitted(select(*videos.arrays))
+    return [predict(frames) for frames in unit_frames(videos.test_arrays[0])]
 
 
 def _fitted(data: ProbeFrames) -> Callable[[np.ndarray], np.ndarray]:
@@ -93,38 +88,22 @@ def _fitted(data: ProbeFrames) -> Callable[[np.ndarray], np.ndarray]:
     return lambda video: model.predict(video) if len(video) else classes[:0]
 
 
-def _run(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
-) -> dict[str, Result]:
-    labelled = (*arrays(train), *arrays(test))
+def _run(videos: Videos) -> dict[str, Result]:
     return {
-        f"phase_classification{suffix}": phase_classification(*labelled, fraction=fraction, seed=seed)
+        f"phase_classification{suffix}": phase_classification(
+            *videos.arrays, fraction=fraction, seed=videos.seed
+        )
         for suffix, fraction in LABEL_FRACTIONS.items()
     }
 
 
-_MEANING = "share of the test frames whose phase a linear classifier reads from the embedding"
 TASK = Task(
     name="phase_classification",
-    needs=("training videos", "frame labels"),
-    metrics=(
-        Metric(
-            name="phase_classification",
-            title="phase classification (%)",
-            meaning=_MEANING,
-            decides=True,
-            by_action=True,
-        ),
-        Metric(
-            name="phase_classification_50",
-            title="phase classification, 50 % of the labels (%)",
-            meaning=f"{_MEANING}, fitted to half of the labelled training videos",
-        ),
-        Metric(
-            name="phase_classification_10",
-            title="phase classification, 10 % of the labels (%)",
-            meaning=f"{_MEANING}, fitted to a tenth of the labelled training videos",
-        ),
+    needs=("frame labels", "training videos"),
+    metrics=accuracy_metrics(
+        "phase_classification",
+        "share of the test frames whose phase a linear classifier reads from the embedding, having seen the labels of "
+        "training videos",
     ),
     run=_run,
 )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import numpy as np
 from jaxtyping import Float64
 
@@ -14,14 +11,10 @@ from carl_ray.evaluation.probes import (
     Embeddings,
     Labels,
     ProbeFrames,
-    check_range,
-    count_classes,
+    accuracy_metrics,
     select,
 )
-from carl_ray.evaluation.task import Metric, Task, arrays
-
-if TYPE_CHECKING:
-    from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.task import Task, Videos
 
 _LEARNING_RATE = 50.0
 _MOMENTUM = 0.9
@@ -51,8 +44,7 @@ def linear_probe(
     `test_frames_of_unseen_classes` instead of the last two.
     """
     data = select(train_embeddings, train_labels, test_embeddings, test_labels, fraction, seed)
-    check_range("training", data.train_classes, num_classes)
-    check_range("test", data.test_classes, num_classes)
+    data.check_classes(num_classes)
     data.left_out["test_frames_of_unseen_classes"] = data.num_unseen()
     if not data.train:
         return data.accuracy(None)
@@ -90,38 +82,22 @@ def _linear_layer(
     return weight.detach().numpy(), bias.detach().numpy()
 
 
-def _run(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
-) -> dict[str, Result]:
-    labelled = (*arrays(train), *arrays(test))
-    num_classes = count_classes([*train, *test])
+def _run(videos: Videos) -> dict[str, Result]:
     return {
         f"linear_probe{suffix}": linear_probe(
-            *labelled, num_classes=num_classes, fraction=fraction, seed=seed
+            *videos.arrays, num_classes=videos.num_classes, fraction=fraction, seed=videos.seed
         )
         for suffix, fraction in LABEL_FRACTIONS.items()
     }
 
 
-_MEANING = (
-    "share of the test frames whose class, among those of all videos, a linear layer reads from the embedding"
-)
 TASK = Task(
     name="linear_probe",
-    needs=("training videos", "frame labels"),
+    needs=("frame labels", "training videos"),
     pooled=True,
-    metrics=(
-        Metric(name="linear_probe", title="linear probe (%)", meaning=_MEANING, decides=True, by_action=True),
-        Metric(
-            name="linear_probe_50",
-            title="linear probe, 50 % of the labels (%)",
-            meaning=f"{_MEANING}, fitted to half of the labelled training videos",
-        ),
-        Metric(
-            name="linear_probe_10",
-            title="linear probe, 10 % of the labels (%)",
-            meaning=f"{_MEANING}, fitted to a tenth of the labelled training videos",
-        ),
+    metrics=accuracy_metrics(
+        "linear_probe",
+        "share of the test frames whose class, among those of all videos, a linear layer reads from the embedding",
     ),
     run=_run,
 )

@@ -6,17 +6,13 @@ It says little alone: positions without any content come near 1 on trimmed video
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
 from carl_ray.evaluation.bootstrap import Result, pair_mean
 from carl_ray.evaluation.frames import MOST_SIMILARITIES, ZERO_SIMILARITY, rounding_gap, unit_frames
-from carl_ray.evaluation.task import Metric, Task, arrays
-
-if TYPE_CHECKING:
-    from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.task import Metric, Task, Videos
 
 # Signs of (pair of frames, video) that are held at a time. Sums of fewer than 2**24 signs are exact in float32.
 _MOST_SIGNS = 1 << 22
@@ -92,12 +88,10 @@ def _tau_b(neighbors: Float32[np.ndarray, "frames videos"]) -> Float64[np.ndarra
     return signed / np.sqrt(pairs_before[length] * untied)
 
 
-def _run(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
-) -> dict[str, Result]:
+def _run(videos: Videos) -> dict[str, Result]:
     # Only labelled frames, but all frames of a video without any label.
-    kept = [x[y >= 0] if (y >= 0).any() else x for x, y in zip(*arrays(test), strict=True)]
-    return {"kendalls_tau": kendalls_tau(kept, stride=stride)}
+    kept = [x[y >= 0] if (y >= 0).any() else x for x, y in zip(*videos.test_arrays, strict=True)]
+    return {"kendalls_tau": kendalls_tau(kept, stride=videos.stride)}
 
 
 TASK = Task(

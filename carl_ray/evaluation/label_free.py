@@ -22,17 +22,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from carl_ray.evaluation.bootstrap import Result, fixed_value
 from carl_ray.evaluation.frames import MOST_SIMILARITIES, unit_frames
-from carl_ray.evaluation.task import Metric, Task, arrays
-
-if TYPE_CHECKING:
-    from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.task import Metric, Task, Videos
 
 # Videos that each video is aligned with: the most similar ones, as a warping path between different actions means
 # nothing. Two are the fewest with a detour.
@@ -118,10 +114,9 @@ def _most_alike(units: list[Float64[np.ndarray, "_ width"]], count: int) -> Int[
     return np.argsort(-likeness, axis=1, kind="stable")[:, :count]
 
 
-def _run(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
-) -> dict[str, Result]:
-    return {"label_free": fixed_value(consistent_warping(arrays(test)[0], stride=stride), len(test))}
+def _run(videos: Videos) -> dict[str, Result]:
+    score = consistent_warping(videos.test_arrays[0], stride=videos.stride)
+    return {"label_free": fixed_value(score, len(videos.test))}
 
 
 TASK = Task(

@@ -152,8 +152,8 @@ def export_features(
         file_name = f"{name}{SUFFIXES[file_format]}"
         # The name comes from data: in a URI, the part after a `?` would name another endpoint.
         uri = storage.join(out, quote(file_name) if storage.is_remote(out) else file_name)
-        shape = (length, video.embeddings.shape[1])
-        if file_name not in present or _shape(storage.read_bytes(uri), name, file_format) != shape:
+        # Files are written atomically: each that is there is whole.
+        if file_name not in present:
             try:
                 frames = unit_frames([video.embeddings])[0]
                 content = to_file(resample(frames, length), name, file_format)
@@ -183,18 +183,3 @@ def _check_settings(out: str, settings: dict[str, object]) -> None:
             f"{storage.public_uri(out)}: it holds files of another {' and '.join(different)}; name another "
             "--out, or delete that folder"
         )
-
-
-def _shape(content: bytes, name: str, file_format: Format) -> tuple[int, ...] | None:
-    """(length, width) of an exported file; None where it is damaged or something else."""
-    if file_format == "csv":
-        lines = content.decode(errors="replace").splitlines()
-        widths = {line.count(",") + 1 for line in lines}
-        return (len(lines) - 1, *widths) if len(widths) == 1 else None
-    import h5py
-
-    try:
-        with h5py.File(io.BytesIO(content), "r") as file:
-            return tuple(file[name].shape)
-    except (OSError, KeyError, AttributeError):
-        return None

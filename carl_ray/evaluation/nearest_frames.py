@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,30 +77,28 @@ def nearest_frames(
         raise ValueError(f"count must be at least 1, got {count}")
     (unit,) = unit_frames([query[None]])
     file = None if excluded is None else storage.resolve(excluded.uri)
-    found: list[FoundFrame] = []
-    for video in videos:
-        if len(video) == 0:
-            continue
-        if excluded is not None and (
-            video.video_id == excluded.video_id or storage.resolve(video.uri) == file
-        ):
-            continue
-        try:
-            _, frames = unit_frames([unit, video.embeddings])
-        except ValueError as error:
-            raise ValueError(f"{video.video_id}: {error}") from None
-        similarities = frames @ unit[0]
-        best = int(np.argmax(similarities))
-        found.append(found_frame(video, best, float(similarities[best])))
-        if len(found) > 2 * count:
-            found = _first(found, count)
-    return _first(found, count)
+
+    def best_frames() -> Iterator[FoundFrame]:
+        for video in videos:
+            if len(video) == 0:
+                continue
+            if excluded is not None and (
+                video.video_id == excluded.video_id or storage.resolve(video.uri) == file
+            ):
+                continue
+            try:
+                _, frames = unit_frames([unit, video.embeddings])
+            except ValueError as error:
+                raise ValueError(f"{video.video_id}: {error}") from None
+            similarities = frames @ unit[0]
+            best = int(np.argmax(similarities))
+            yield found_frame(video, best, float(similarities[best]))
+
+    return heapq.nsmallest(
+        count, best_frames(), key=lambda found: (-found.similarity, found.video_id, found.frame)
+    )
 
 
 def printable(text: str) -> str:
     """Text with unprintable characters replaced by question marks."""
     return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _first(found: list[FoundFrame], count: int) -> list[FoundFrame]:
-    return heapq.nsmallest(count, found, key=lambda item: (-item.similarity, item.video_id, item.frame))

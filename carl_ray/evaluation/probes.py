@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from carl_ray.evaluation.bootstrap import Result, ratio_of_sums
 from carl_ray.evaluation.frames import labelled_frames
-
-if TYPE_CHECKING:
-    from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.task import Metric
 
 Embeddings = Sequence[Float[np.ndarray, "_ width"]]
 Labels = Sequence[Int[np.ndarray, " _"]]
@@ -38,6 +35,15 @@ class ProbeFrames:
         seen = np.unique(np.concatenate([*self.train_classes, np.empty(0, dtype=np.int64)]))
         return sum(int((~np.isin(classes, seen)).sum()) for classes in self.test_classes)
 
+    def check_classes(self, count: int) -> None:
+        """Raise ValueError where a label is not below `count`."""
+        for name, videos in (("training", self.train_classes), ("test", self.test_classes)):
+            for number, classes in enumerate(videos):
+                if len(classes) and classes.max() >= count:
+                    raise ValueError(
+                        f"{name} labels of video {number}: expected less than {count}, got {classes.max()}"
+                    )
+
     def accuracy(
         self, predict: Callable[[Float64[np.ndarray, "_ width"]], Int[np.ndarray, " _"]] | None
     ) -> Result:
@@ -55,8 +61,8 @@ def select(
     train_labels: Labels,
     test_embeddings: Embeddings,
     test_labels: Labels,
-    fraction: float,
-    seed: int,
+    fraction: float = 1.0,
+    seed: int = 0,
 ) -> ProbeFrames:
     """The seeded fraction of the labelled training videos, and the test videos.
 
@@ -67,7 +73,10 @@ def select(
         raise ValueError(f"fraction must be above 0 and at most 1, got {fraction:g}")
     units, classes = labelled_frames(train_embeddings, train_labels)
     test, test_classes = labelled_frames(test_embeddings, test_labels)
-    check_widths(train_embeddings, test_embeddings)
+    if units[0].shape[1] != test[0].shape[1]:
+        raise ValueError(
+            f"test embeddings: expected width {units[0].shape[1]} as in training, got {test[0].shape[1]}"
+        )
     labelled = [number for number, video in enumerate(classes) if len(video)]
     count = num_fitted(classes, fraction)
     chosen = np.sort(np.random.default_rng(seed).permutation(labelled)[:count])
@@ -85,22 +94,16 @@ def num_fitted(labels: Labels, fraction: float) -> int:
     return math.ceil(fraction * labelled - 1e-9)
 
 
-def count_classes(videos: Sequence[EmbeddedVideo]) -> int:
-    """Number of classes up to the largest frame label; 0 without labels."""
-    return 1 + max((int(video.phases.max(initial=-1)) for video in videos), default=-1)
-
-
-def check_widths(train_embeddings: Embeddings, test_embeddings: Embeddings) -> None:
-    """Raise ValueError where training and test embeddings have different widths."""
-    trained, tested = train_embeddings[0].shape[1], test_embeddings[0].shape[1]
-    if trained != tested:
-        raise ValueError(f"test embeddings: expected width {trained} as in training, got {tested}")
-
-
-def check_range(name: str, videos: list[Int[np.ndarray, " _"]], count: int) -> None:
-    """Raise ValueError where a label is not below `count`."""
-    for number, classes in enumerate(videos):
-        if len(classes) and classes.max() >= count:
-            raise ValueError(
-                f"{name} labels of video {number}: expected less than {count}, got {classes.max()}"
-            )
+def accuracy_metrics(name: str, meaning: str) -> tuple[Metric, ...]:
+    """The accuracy of a probe with all labels, and with each fraction of them."""
+    words = name.replace("_", " ")
+    return tuple(
+        Metric(
+            name=f"{name}{suffix}",
+            title=f"{words}, {100 * fraction:g} % of the labels (%)" if suffix else f"{words} (%)",
+            meaning=meaning,
+            decides=not suffix,
+            by_action=not suffix,
+        )
+        for suffix, fraction in reversed(LABEL_FRACTIONS.items())
+    )

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import numpy as np
 from jaxtyping import Float64, Int
 
 from carl_ray.evaluation.bootstrap import Result, mean_r_squared, r_squared_by_boundary
-from carl_ray.evaluation.frames import labelled_frames
-from carl_ray.evaluation.probes import Embeddings, Labels, check_range, check_widths, count_classes
-from carl_ray.evaluation.task import Metric, Task, arrays
-
-if TYPE_CHECKING:
-    from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.probes import Embeddings, Labels, select
+from carl_ray.evaluation.task import Metric, Task, Videos
 
 
 def phase_progression(
@@ -45,28 +38,25 @@ def phase_progression(
         `undefined_boundaries`: no training or test video has the phase, or the targets have no spread.
 
     Raises:
-        ValueError: as `labelled_frames`, widths of training and test that differ, fewer than two phases, or
-            a label of `num_phases` or more.
+        ValueError: as `select`, fewer than two phases, or a label of `num_phases` or more.
     """
     from sklearn.linear_model import LinearRegression
 
     if num_phases < 2:
         raise ValueError(f"num_phases must be at least 2 for a boundary, got {num_phases}")
-    train, train_classes = labelled_frames(train_embeddings, train_labels)
-    test, test_classes = labelled_frames(test_embeddings, test_labels)
-    check_widths(train_embeddings, test_embeddings)
-    check_range("training", train_classes, num_phases)
-    check_range("test", test_classes, num_phases)
+    data = select(train_embeddings, train_labels, test_embeddings, test_labels)
+    data.check_classes(num_phases)
+    test, test_classes = data.test, data.test_classes
     statistics = np.zeros((4, num_phases - 1, len(test)))
     left_out = {"train_videos_without_phase": 0, "test_videos_without_phase": 0}
     for boundary in range(num_phases - 1):
         fitted = [
             (frames, _time_since(classes, boundary))
-            for frames, classes in zip(train, train_classes, strict=True)
+            for frames, classes in zip(data.train, data.train_classes, strict=True)
             if (classes == boundary).any()
         ]
         tested = [number for number, classes in enumerate(test_classes) if (classes == boundary).any()]
-        left_out["train_videos_without_phase"] += len(train) - len(fitted)
+        left_out["train_videos_without_phase"] += len(train_embeddings) - len(fitted)
         left_out["test_videos_without_phase"] += len(test) - len(tested)
         if not fitted:
             continue
@@ -86,16 +76,13 @@ def _time_since(classes: Int[np.ndarray, " frames"], phase: int) -> Float64[np.n
     return (np.arange(len(classes)) - np.flatnonzero(classes == phase)[-1]) / len(classes)
 
 
-def _run(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
-) -> dict[str, Result]:
-    phases = max(count_classes([*train, *test]), 2)
-    return {"phase_progression": phase_progression(*arrays(train), *arrays(test), num_phases=phases)}
+def _run(videos: Videos) -> dict[str, Result]:
+    return {"phase_progression": phase_progression(*videos.arrays, num_phases=max(videos.num_classes, 2))}
 
 
 TASK = Task(
     name="phase_progression",
-    needs=("training videos", "frame labels"),
+    needs=("frame labels", "training videos"),
     metrics=(
         Metric(
             name="phase_progression",

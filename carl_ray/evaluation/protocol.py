@@ -18,8 +18,8 @@ from carl_ray.errors import UserError
 from carl_ray.evaluation.bootstrap import Result, bootstrap, ratio_of_sums
 from carl_ray.evaluation.controls import VARIANTS, embedded_by
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, phase_names
-from carl_ray.evaluation.probes import LABEL_FRACTIONS, count_classes, num_fitted
-from carl_ray.evaluation.task import MetricEntry, Task
+from carl_ray.evaluation.probes import LABEL_FRACTIONS, num_fitted
+from carl_ray.evaluation.task import MetricEntry, Task, Videos
 from carl_ray.evaluation.tasks import TASKS
 
 _NUM_DRAWS = 1000
@@ -65,7 +65,7 @@ def evaluate(
     _check(train, test)
     wanted = [TASKS[task] if isinstance(task, str) else task for task in tasks]
     not_run = {task.name: need for task in wanted if (need := task.missing(train, test)) is not None}
-    groups = {False: _by_action(train, test), True: {_ALL: (list(train), list(test))}}
+    groups = {False: by_action(train, test), True: {_ALL: (list(train), list(test))}}
     chosen = {
         pooled: [task for task in wanted if task.name not in not_run and task.pooled == pooled]
         for pooled in groups
@@ -82,7 +82,7 @@ def evaluate(
         on_progress(f"{name}, {variant}", done, len(steps))
         fitted, held = (embedded_by(variant, side, origin, seed) for side in groups[pooled][name])
         if fitted is not None and held is not None:
-            results[name, variant] = _measure(chosen[pooled], fitted, held, stride, seed)
+            results[name, variant] = _measure(chosen[pooled], Videos(fitted, held, stride, seed))
 
     def summaries(names: Iterable[str]) -> dict[str, dict[str, MetricEntry] | None]:
         return {variant: _summary([results.get((n, variant)) for n in names], seed) for variant in VARIANTS}
@@ -109,8 +109,8 @@ def evaluate(
                 "train_videos": len(fitted),
                 "test_videos": len(held),
                 "videos_with_returning_phases": sum(map(_has_returning_phase, held)),
-                "num_phases": count_classes([*fitted, *held]),
-                "phase_names": phase_names([*fitted, *held], count_classes([*fitted, *held])),
+                "num_phases": Videos(fitted, held).num_classes,
+                "phase_names": phase_names([*fitted, *held], Videos(fitted, held).num_classes),
                 **summaries([name]),
             }
             for name, (fitted, held) in shown.items()
@@ -158,7 +158,7 @@ def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> Non
                 raise UserError(f"{name} of {video.video_id!r} are not finite: was the encoder's training?")
 
 
-def _by_action(
+def by_action(
     train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]
 ) -> dict[str, tuple[list[EmbeddedVideo], list[EmbeddedVideo]]]:
     """Training and test videos by action, sorted by name; those without a label form one action."""
@@ -172,22 +172,16 @@ def _by_action(
     }
 
 
-def _measure(
-    tasks: Sequence[Task],
-    train: Sequence[EmbeddedVideo],
-    test: Sequence[EmbeddedVideo],
-    stride: int,
-    seed: int,
-) -> dict[str, Result]:
+def _measure(tasks: Sequence[Task], videos: Videos) -> dict[str, Result]:
     """Results of the tasks; undefined where an action lacks the training videos that others have."""
-    nothing = np.zeros(len(test))
+    nothing = np.zeros(len(videos.test))
     unfitted = ratio_of_sums(nothing, nothing, {"actions_without_training_videos": 1})
     measured: dict[str, Result] = {}
     for task in tasks:
-        if "training videos" in task.needs and not train:
+        if "training videos" in task.needs and not videos.train:
             measured |= {metric.name: unfitted for metric in task.metrics}
         else:
-            measured |= task.run(train, test, stride, seed)
+            measured |= task.run(videos)
     return measured
 
 

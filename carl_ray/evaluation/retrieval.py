@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
 from carl_ray.evaluation.bootstrap import Result, ratio_of_sums
 from carl_ray.evaluation.frames import MOST_SIMILARITIES, ZERO_SIMILARITY, labelled_frames, rounding_gap
-from carl_ray.evaluation.task import Metric, Task, arrays
-
-if TYPE_CHECKING:
-    from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.task import Metric, Task, Videos
 
 _NEIGHBOURS = (5, 10, 15)
 # Further neighbours that are searched for ties at the K-th distance before all frames are sorted.
@@ -131,10 +127,8 @@ def _shared_places(
     return precisions
 
 
-def _run(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
-) -> dict[str, Result]:
-    precisions = average_precisions(*arrays(test), _NEIGHBOURS, stride=stride)
+def _run(videos: Videos) -> dict[str, Result]:
+    precisions = average_precisions(*videos.test_arrays, _NEIGHBOURS, stride=videos.stride)
     return {f"average_precision_at_{k}": precisions[k] for k in _NEIGHBOURS}
 
 

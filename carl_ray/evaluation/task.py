@@ -64,15 +64,43 @@ class MetricEntry(TypedDict):
     """Numbers of what was undefined or missing, by name."""
 
 
+@dataclass(frozen=True)
+class Videos:
+    """What a task runs on: the videos of one action, with the embeddings of the encoder or of a control."""
+
+    train: Sequence[EmbeddedVideo]
+    """To fit probes to; all may lack labels."""
+    test: Sequence[EmbeddedVideo]
+    """To measure."""
+    stride: int = 1
+    """Comparisons of frames use every `stride`-th frame."""
+    seed: int = 0
+
+    @property
+    def test_arrays(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Embeddings and frame labels of each test video."""
+        return [video.embeddings for video in self.test], [video.phases for video in self.test]
+
+    @property
+    def arrays(self) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+        """Embeddings and frame labels of each training video, then those of each test video."""
+        train = [video.embeddings for video in self.train], [video.phases for video in self.train]
+        return *train, *self.test_arrays
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes up to the largest frame label; 0 without labels."""
+        return 1 + max((int(video.phases.max(initial=-1)) for video in [*self.train, *self.test]), default=-1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One evaluation of embeddings: `run` gives a `Result` for each of the metrics."""
+    """One evaluation of embeddings."""
 
     name: str
     metrics: tuple[Metric, ...]
-    run: Callable[[Sequence[EmbeddedVideo], Sequence[EmbeddedVideo], int, int], Mapping[str, Result]]
-    """(training videos, test videos, stride, seed) to the result of each metric by name. The videos are those of one
-    action, with the embeddings of the encoder or of a control; all training videos may lack labels."""
+    run: Callable[[Videos], Mapping[str, Result]]
+    """The result of each metric, by name."""
     needs: tuple[Need, ...] = ()
     pooled: bool = False
     """Whether it runs on the videos of all actions together, and not on each action for a mean over actions."""
@@ -85,8 +113,3 @@ class Task:
             "progress": any(video.progress is not None for video in test),
         }
         return next((need for need in self.needs if not met[need]), None)
-
-
-def arrays(videos: Sequence[EmbeddedVideo]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Embeddings and frame labels of each video."""
-    return [video.embeddings for video in videos], [video.phases for video in videos]

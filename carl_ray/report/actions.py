@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Int
 
+from carl_ray import storage
 from carl_ray.data.decode import DecodeError
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import EmbeddedVideo, phase_names
@@ -23,6 +24,7 @@ from carl_ray.report.video import Clip, aligned_video, partners, same_relative_p
 
 _QUERY_PLACES = (1 / 6, 1 / 2, 5 / 6)
 _NUM_NEIGHBOURS = 5
+_TILE_SIDE = 224  # of a tile's picture, enlarged by a click
 _MOST_MAP_FRAMES = 500
 _LEAST_MAP_FRAMES = 8
 _MOST_PAIR_FRAMES = 1500  # of a video in a similarity matrix; longer videos are strided
@@ -61,9 +63,8 @@ class ActionPictures:
     """All pictures of one action; empty where data are missing."""
 
     name: str
-    colors: list[str]
-    """Of the phases."""
-    phase_names: list[str]
+    phases: dict[str, str]
+    """Colour of each phase, by its name."""
     num_videos: int
     has_unlabelled_frames: bool
     pair: Pair | None = None
@@ -74,30 +75,28 @@ class ActionPictures:
     num_map_frames: int = 0
 
 
-def draw_action(
-    name: str, videos: Sequence[EmbeddedVideo], movie_name: str
-) -> tuple[ActionPictures, bytes | None]:
-    """The pictures of an action, and the movie if it is too large for the page."""
-    labels = [video.frame_labels for video in videos if video.frame_labels is not None]
-    num_phases = 1 + max((int(of_frames.max(initial=-1)) for of_frames in labels), default=-1)
+def draw_action(name: str, videos: Sequence[EmbeddedVideo], folder: str, movie_name: str) -> ActionPictures:
+    """The pictures of an action; a movie that is too large for the page is written to the folder, by its name."""
+    classes = np.concatenate(
+        [video.phases for video in videos if video.frame_labels is not None] or [np.array([-1])]
+    )
+    num_phases = 1 + int(classes.max(initial=-1))
     drawn = ActionPictures(
         name=name,
-        colors=figures.phase_colors(num_phases),
-        phase_names=phase_names(videos, num_phases),
+        phases=dict(zip(phase_names(videos, num_phases), figures.phase_colors(num_phases), strict=True)),
         num_videos=len(videos),
-        has_unlabelled_frames=any(bool((of_frames < 0).any()) for of_frames in labels),
+        has_unlabelled_frames=bool((classes < 0).any()),
     )
-    beside = None
     if len(videos) > 1:
-        drawn.pair, beside = _draw_pair(videos[0], videos[1], num_phases, movie_name)
+        drawn.pair = _draw_pair(videos[0], videos[1], num_phases, folder, movie_name)
         drawn.sheets = _draw_sheets(videos)
     drawn.maps, drawn.num_map_frames = _draw_maps(videos, num_phases)
-    return drawn, beside
+    return drawn
 
 
 def _draw_pair(
-    first: EmbeddedVideo, second: EmbeddedVideo, num_phases: int, movie_name: str
-) -> tuple[Pair, bytes | None]:
+    first: EmbeddedVideo, second: EmbeddedVideo, num_phases: int, folder: str, movie_name: str
+) -> Pair:
     step = -(-max(len(first), len(second)) // _MOST_PAIR_FRAMES)
     pair = (first, second)
     phases = [None if video.frame_labels is None else video.frame_labels[::step] for video in pair]
@@ -115,25 +114,18 @@ def _draw_pair(
             seconds_per_frame=(seconds[0], seconds[1]),
         )
     path = paths["trained"] * step
-    movie, failure, beside = "", "", None
+    movie, failure = "", ""
     try:
         clips = [Clip(printable(video.video_id), video.uri, len(video)) for video in pair]
         content = aligned_video(clips[0], clips[1], path)
     except (DecodeError, UserError, RunError) as error:
         failure = str(error)
     else:
-        if len(content) <= _MOST_EMBEDDED_BYTES:
-            movie = Picture(content, "video/mp4").data_uri
-        else:
-            movie, beside = movie_name, content
-    return Pair(
-        first=first.video_id,
-        second=second.video_id,
-        matrices=matrices,
-        movie=movie,
-        failure=failure,
-        differences=_progress_differences(first, second, path),
-    ), beside
+        movie = Picture(content, "video/mp4").data_uri
+        if len(content) > _MOST_EMBEDDED_BYTES:
+            storage.write_bytes(storage.join(folder, movie_name), content)
+            movie = movie_name
+    return Pair(first.video_id, second.video_id, matrices, movie, failure, _progress_differences(*pair, path))
 
 
 def _progress_differences(
@@ -157,18 +149,19 @@ def _draw_sheets(videos: Sequence[EmbeddedVideo]) -> list[list[Tile]]:
         (found_frame(first, frame), nearest_frames(first.embeddings[frame], others, _NUM_NEIGHBOURS))
         for frame in queries
     ]
-    pictures = thumbnails(item for query, found in rows for item in (query, *found))
-
-    def tile(query: FoundFrame, item: FoundFrame) -> Tile:
-        right = is_right(query, item)
-        picture = pictures[item.uri, item.frame]
-        return Tile(
-            item,
-            None if picture is None else jpeg(picture),
-            "unknown" if right is None else "right" if right else "wrong",
-        )
-
-    return [[tile(query, item) for item in (query, *found)] for query, found in rows]
+    pictures = thumbnails((item for query, found in rows for item in (query, *found)), _TILE_SIDE)
+    verdicts = {None: "unknown", True: "right", False: "wrong"}
+    return [
+        [
+            Tile(
+                found=item,
+                picture=None if (picture := pictures[item.uri, item.frame]) is None else jpeg(picture),
+                verdict=verdicts[is_right(query, item)],
+            )
+            for item in (query, *found)
+        ]
+        for query, found in rows
+    ]
 
 
 def _draw_maps(videos: Sequence[EmbeddedVideo], num_phases: int) -> tuple[dict[str, Picture], int]:

@@ -25,29 +25,33 @@ def evaluate_embeddings(
     protocol: str | None = None,
     stride: int | None = None,
     seed: int = 0,
+    title: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate embeddings; write `metrics.json` and `report.html`.
 
     Args:
         train: URI of the embeddings that probes are fitted to.
         test: URI of the embeddings that are measured. Where it is `train`, the split of each video decides: "train"
-            (or none) and "test".
+            (or none) and "test". Without videos of the split "test" those of "validation" are measured, or all videos,
+            and a warning says so.
         out: URI of the folder.
         protocol: Which tasks, one of `carl_ray.paper.PROTOCOLS`; None: those of the paper for the preset. Where no
             test video has frame labels, the score without labels is added.
         stride: Every how many frames tau, AP@K and the alignment error look at; None: as in the paper.
         seed: Of label fractions, chance and the bootstrap.
+        title: Of the report; None: preset and steps.
 
     Returns:
-        The document of metrics.json: that of `evaluate`, `protocol`, and `not_embedded`, the number of videos that
-        `embed` could not read.
+        The document of metrics.json: that of `evaluate`, `protocol`, `warnings` (sentences), and `not_embedded`, the
+        number of videos that `embed` could not read.
 
     Raises:
         UserError: these are not two sets of embeddings of one encoder, or as `evaluate`.
         RunError: the store refuses or fails.
     """
-    origin, train_videos, test_videos = _read(train, test)
+    origin, train_videos, test_videos, warnings = _read(train, test)
     # Lazy import: mistakes are reported before torch is loaded.
+    from carl_ray.evaluation.overlap import overlap_warnings
     from carl_ray.evaluation.protocol import evaluate
     from carl_ray.report.page import write_report
 
@@ -63,38 +67,58 @@ def evaluate_embeddings(
         on_progress=_print_progress,
     )
     document["not_embedded"] = sum(len(read_log(uri, BAD_VIDEOS)) for uri in dict.fromkeys((train, test)))
+    document["warnings"] = [*warnings, *overlap_warnings(train_videos, test_videos)]
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     storage.write_bytes(storage.join(out, METRICS_FILE), text.encode())
     print("evaluated; now the report", file=sys.stderr, flush=True)
     run_dir = _run_of(origin)
-    log = None if run_dir is None else read_log(run_dir) or None
     write_report(
-        storage.join(out, REPORT_FILE), document, test_videos, log=log, objective=_objective(run_dir)
+        storage.join(out, REPORT_FILE),
+        document,
+        train_videos,
+        test_videos,
+        log=None if run_dir is None else read_log(run_dir) or None,
+        objective=_objective(run_dir),
+        title=title,
     )
     return document
 
 
-def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[EmbeddedVideo]]:
-    """Origin, training videos and test videos; errors as `evaluate_embeddings`."""
+def print_evaluation(train: str, test: str, out: str, **options: Any) -> None:
+    """Evaluate embeddings as `evaluate_embeddings`, and print the table and where the files are."""
+    from carl_ray.report.tables import metrics_text
+
+    print(metrics_text(evaluate_embeddings(train, test, out, **options)))
+    print(f"metrics:     {storage.public_uri(storage.join(out, METRICS_FILE))}")
+    print(f"report:      {storage.public_uri(storage.join(out, REPORT_FILE))}")
+
+
+def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[EmbeddedVideo], list[str]]:
+    """Origin, training videos, test videos and warnings; errors as `evaluate_embeddings`."""
     origin = read_origin(train)
-    same = test.rstrip("/") == train.rstrip("/")
-    if not same and read_origin(test) != origin:
-        raise UserError(
-            f"{storage.public_uri(test)}: embeddings of another encoder or view than those in "
-            f"{storage.public_uri(train)}"
-        )
-    train_videos = read_embeddings(train)
-    if same:
-        test_videos = [video for video in train_videos if video.split == "test"]
-        train_videos = [video for video in train_videos if video.split in (None, "train")]
-        if not test_videos:
+    if test.rstrip("/") != train.rstrip("/"):
+        if read_origin(test) != origin:
             raise UserError(
-                f"{storage.public_uri(test)}: no video of the split 'test' in it; put the videos into folders "
-                "train/ and test/ before indexing, or name two sets of embeddings"
+                f"{storage.public_uri(test)}: embeddings of another encoder or view than those in "
+                f"{storage.public_uri(train)}"
             )
-    else:
-        test_videos = read_embeddings(test)
-    return origin, train_videos, test_videos
+        return origin, read_embeddings(train), read_embeddings(test), []
+    videos = read_embeddings(train)
+    splits = {
+        split: [video for video in videos if (video.split or "train") == split]
+        for split in ("train", "validation", "test")
+    }
+    if splits["test"]:
+        return origin, splits["train"], splits["test"], []
+    without = "There are no videos of the split test, so"
+    advice = (
+        "Index the videos in folders train/ and test/ for a measurement on videos that training has not seen."
+    )
+    if len(splits["validation"]) > 1:
+        measured = f"{without} the {len(splits['validation'])} validation videos were measured. {advice}"
+        return origin, splits["train"], splits["validation"], [measured]
+    measured = f"{without} all {len(videos)} videos were measured, those of the training among them. {advice}"
+    return origin, [], videos, [measured]
 
 
 def _run_of(origin: Origin) -> str | None:

@@ -14,21 +14,26 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from carl_ray import storage
+from carl_ray.evaluation.controls import CONTROLS
 from carl_ray.evaluation.embeddings import EmbeddedVideo
 from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.report import figures, tables
 from carl_ray.report.actions import draw_action
+from carl_ray.report.timelines import legends, timelines
 
 _MOST_ACTIONS = 4  # with pictures
+_MOST_TIMELINES = 24
 
 
 def write_report(
     out_uri: str,
     metrics: Mapping[str, Any],
+    train_videos: Sequence[EmbeddedVideo],
     test_videos: Sequence[EmbeddedVideo],
     *,
     log: Sequence[Mapping[str, Any]] | None,
     objective: str | None = None,
+    title: str | None = None,
     today: datetime.date | None = None,
 ) -> None:
     """Write the page, deterministically but for the date.
@@ -38,9 +43,11 @@ def write_report(
     Args:
         out_uri: The HTML file.
         metrics: The document of metrics.json (`carl_ray.evaluation.protocol.evaluate`).
+        train_videos: Videos that the classifier of the timelines is fitted to.
         test_videos: The measured videos; their files are read for the pictures.
         log: Lines of the run's metrics.jsonl; None where there is no log.
         objective: Name of the run's objective; None where it is unknown.
+        title: Title of the page; None: preset and steps.
         today: The date in the heading; None: today in UTC.
 
     Raises:
@@ -52,22 +59,25 @@ def write_report(
             by_action.setdefault(video.label or "videos without a label", []).append(video)
     # Actions with at least two videos first, which have all the pictures.
     names = sorted(by_action, key=lambda name: (len(by_action[name]) < 2, name))[:_MOST_ACTIONS]
-    actions = []
-    for number, name in enumerate(names, start=1):
-        movie_name = f"aligned-{number}.mp4"
-        pictures, movie = draw_action(name, by_action[name], movie_name)
-        actions.append(pictures)
-        if movie is not None:
-            storage.write_bytes(storage.join(storage.parent(out_uri), movie_name), movie)
+    folder = storage.parent(out_uri)
+    actions = [
+        draw_action(name, by_action[name], folder, f"aligned-{number}.mp4")
+        for number, name in enumerate(names, 1)
+    ]
+    # Where the classifier was fitted for the table, it is fitted again for the timelines.
+    lines = timelines(train_videos, test_videos) if "phase_classification" in metrics["trained"] else []
+    origin = metrics["origin"]
     page = template("page.html.jinja").render(
         metrics=metrics,
-        origin=metrics["origin"],
+        title=title or f"CARL, preset {origin['preset']}, after {tables.counted(origin['step'], 'steps')}",
+        origin=origin,
         objective=objective,
         date=(today or datetime.datetime.now(datetime.UTC).date()).isoformat(),
         level=f"{100 * metrics['bootstrap']['level']:g} %",
-        variants=["trained", *(control for control in tables.CONTROLS if metrics.get(control) is not None)],
+        controls={name: CONTROLS[name].meaning for name in CONTROLS if metrics.get(name) is not None},
         rows=tables.metric_rows(metrics, tables.metric_names(metrics)),
         summary=tables.summary(metrics),
+        warnings=metrics.get("warnings", []),
         not_run=tables.not_run_lines(metrics),
         left_out=tables.left_out_lines(metrics),
         action_rows={
@@ -78,6 +88,9 @@ def write_report(
         curves=figures.training_curves(log or [], objective),
         actions=actions,
         num_actions=len(by_action),
+        timelines=lines[:_MOST_TIMELINES],
+        num_timelines=len(lines),
+        legends=legends(lines),
     )
     storage.write_bytes(out_uri, page.encode())
 
@@ -91,5 +104,5 @@ def template(name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["printable"] = printable
+    environment.filters |= {"printable": printable, "counted": tables.counted}
     return environment.get_template(name)

@@ -23,8 +23,10 @@ _THUMBNAIL_SIDE = 112
 _COLUMNS = 5
 
 
-def thumbnails(items: Iterable[FoundFrame]) -> dict[tuple[str, int], np.ndarray | None]:
-    """Thumbnails (height, width, 3) by URI and frame; None if unreadable."""
+def thumbnails(
+    items: Iterable[FoundFrame], side: int = _THUMBNAIL_SIDE
+) -> dict[tuple[str, int], np.ndarray | None]:
+    """Thumbnails (height, width, 3) with a shorter side of `side`, by URI and frame; None if unreadable."""
     wanted: dict[str, set[int]] = {}
     for item in items:
         wanted.setdefault(item.uri, set()).add(item.frame)
@@ -32,7 +34,7 @@ def thumbnails(items: Iterable[FoundFrame]) -> dict[tuple[str, int], np.ndarray 
     for uri, frames in wanted.items():
         indices = sorted(frames)
         try:
-            read: Iterable[np.ndarray | None] = read_frames(uri, indices, short_side=_THUMBNAIL_SIDE)
+            read: Iterable[np.ndarray | None] = read_frames(uri, indices, short_side=side)
         except (DecodeError, UserError, RunError):
             read = [None] * len(indices)
         pictures |= {(uri, index): picture for index, picture in zip(indices, read, strict=True)}

@@ -105,39 +105,47 @@ def metric_rows(document: Mapping[str, Any], names: Sequence[str]) -> list[Row]:
 def summary(document: Mapping[str, Any]) -> str:
     """One sentence: whether training was worth it, against the best control.
 
-    It rests on the first metric that may decide (`Metric.decides`), is meaningful here and has a control.
+    It rests on the metrics that may decide (`Metric.decides`), are meaningful here and have a control: on the first
+    one that is better than its best control, unless another is worse.
     """
+    found: dict[Verdict, list[tuple[str, str]]] = {}
     for row in metric_rows(document, metric_names(document)):
-        name, controls = (
-            row.metric.name,
-            [c for c in CONTROLS if (document.get(c) or {}).get(row.metric.name)],
-        )
-        values = {variant: document[variant][name]["value"] for variant in ("trained", *controls)}
-        defined = {variant: value for variant, value in values.items() if value is not None}
-        if not row.metric.decides or row.note or "trained" not in defined or len(defined) < 2:
+        entries = {variant: (document.get(variant) or {}).get(row.metric.name) for variant in VARIANTS}
+        values = {
+            name: entry["value"] for name, entry in entries.items() if entry and entry["value"] is not None
+        }
+        if not row.metric.decides or row.note or "trained" not in values or len(values) < 2:
             continue
-        best = (max if row.metric.higher_is_better else min)(
-            (control for control in controls if control in defined), key=lambda control: defined[control]
-        )
+        trained = values.pop("trained")
+        best = (max if row.metric.higher_is_better else min)(values, key=values.__getitem__)
         cell = row.cells[best]
         assert cell is not None
         unit = " %" if row.metric.is_share else ""
         numbers = (
-            f"{row.metric.words} is {_text(row.metric, defined['trained'])}{unit} with the trained encoder and "
-            f"{_text(row.metric, defined[best])}{unit} with the best control ({best})"
+            f"{row.metric.words} is {_text(row.metric, trained)}{unit} with the encoder and "
+            f"{_text(row.metric, values[best])}{unit} with the best control ({best})"
         )
-        match cell.verdict:
-            case "better":
-                return f"Training was worth it: {numbers}, and the intervals do not overlap."
-            case "worse":
-                return f"Training was not worth it: {numbers}, and the intervals do not overlap."
-            case "overlap":
-                return f"These videos do not show that training was worth it: {numbers}, a difference within chance."
-        return f"Too few test videos to say whether training was worth it: {numbers}."
-    score = {variant: (document.get(variant) or {}).get("label_free") for variant in VARIANTS}
-    numbers = ", ".join(f"{entry['value']:.3f} {variant}" for variant, entry in score.items() if entry)
+        found.setdefault(cell.verdict, []).append((row.metric.words, numbers))
+    others = ", ".join(words for words, _ in found.get("overlap", []))
+    if document.get("origin", {}).get("step") == 0 and found:
+        return f"Without training: {next(iter(found.values()))[0][1]}."
+    if "worse" in found:
+        return f"Training was not worth it: {found['worse'][0][1]}, and the intervals do not overlap."
+    if "better" in found:
+        rest = f"; {others} shows no difference" if others else ""
+        return f"Training was worth it: {found['better'][0][1]}, and the intervals do not overlap{rest}."
+    if "overlap" in found:
+        return (
+            f"These videos do not show that training was worth it: {found['overlap'][0][1]}, within chance."
+        )
+    if found:
+        return f"Too few test videos to say whether training was worth it: {found['unknown'][0][1]}."
+    entries = {variant: (document.get(variant) or {}).get("label_free") for variant in VARIANTS}
+    score = ", ".join(
+        f"{_text(METRICS['label_free'], e['value'])} {name}" for name, e in entries.items() if e
+    )
     said = "Whether training was worth it cannot be said without frame labels; label a few videos to find out"
-    return f"{said}. The score without labels, higher is better: {numbers}." if numbers else f"{said}."
+    return f"{said}. The score without labels, higher is better: {score}." if score else f"{said}."
 
 
 def metrics_text(document: Mapping[str, Any]) -> str:
@@ -232,7 +240,7 @@ def left_out_lines(document: Mapping[str, Any]) -> list[str]:
     """A line for each reason of omission and metric, with its count."""
     lines = []
     if document.get("not_embedded"):
-        lines.append(f"All metrics: {counted(document['not_embedded'], 'videos')} that could not be embedded")
+        lines.append(f"All metrics: {counted(document['not_embedded'], 'videos that could not be embedded')}")
     lines += [
         f"{metric_of(name, document).words}: no row of its own, for it takes the same videos as {share}"
         for name in document["trained"]
@@ -257,7 +265,7 @@ def left_out_lines(document: Mapping[str, Any]) -> list[str]:
 
 def counted(count: int, plural: str) -> str:
     """A number and its noun: "1 test video", "1,234 videos without labels"."""
-    singular = re.sub(r"(boundar)ies\b|(video|frame|pair|action)s\b", _singular, plural, count=1)
+    singular = re.sub(r"(boundar)ies\b|(video|frame|pair|action|step|phase)s\b", _singular, plural, count=1)
     return f"{count:,} {singular if count == 1 else plural}"
 
 

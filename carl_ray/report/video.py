@@ -27,7 +27,6 @@ _HEIGHT = 240  # of the pictures, pixels
 _MOST_WIDTH = 400  # of one picture; wider ones get bars above and below
 _LEAST_WIDTH = 200  # of one panel: room for the text
 _TEXT_HEIGHT = 52
-_LINE_HEIGHT = 22
 _GAP = 4
 _CHUNK_FRAMES = 16
 _BACKGROUND = 24
@@ -81,18 +80,16 @@ def aligned_video(first: Clip, second: Clip, path: Int[np.ndarray, "steps 2"]) -
         UserError: a remote video is not there.
         RunError: the store refuses or fails, or there is no room for the temporary file.
     """
-    sources = [_source(clip.uri) for clip in (first, second)]
+    # A remote file is fetched once for all panels.
+    sources = [
+        storage.read_bytes(clip.uri) if storage.is_remote(clip.uri) else clip.uri for clip in (first, second)
+    ]
     probes = [probe_video(source) for source in sources]
+    unaligned = same_relative_position(first.num_frames, second.num_frames)
     shown = [
-        _Panel(first, sources[0], probes[0], np.arange(first.num_frames), ""),
-        _Panel(second, sources[1], probes[1], partners(path, first.num_frames), "aligned"),
-        _Panel(
-            second,
-            sources[1],
-            probes[1],
-            same_relative_position(first.num_frames, second.num_frames),
-            "not aligned",
-        ),
+        _panel(first.name, sources[0], probes[0], np.arange(first.num_frames), ""),
+        _panel(second.name, sources[1], probes[1], partners(path, first.num_frames), "aligned"),
+        _panel(second.name, sources[1], probes[1], unaligned, "not aligned"),
     ]
     try:
         with tempfile.TemporaryDirectory(prefix="carl_ray-video-") as folder:
@@ -104,69 +101,38 @@ def aligned_video(first: Clip, second: Clip, path: Int[np.ndarray, "steps 2"]) -
         raise storage.storage_error(failure, tempfile.gettempdir(), "write a video into") from None
 
 
-class _Panel:
-    """One of the pictures side by side, below lines with its name and time."""
-
-    def __init__(
-        self,
-        clip: Clip,
-        source: bytes | str,
-        probe: VideoProbe,
-        indices: Int[np.ndarray, " shown"],
-        remark: str,
-    ) -> None:
-        scale = min(_HEIGHT / probe.height, _MOST_WIDTH / probe.width)
-        self._short_side = max(1, round(min(probe.height, probe.width) * scale))
-        # Even, since yuv420p halves the resolution of colours.
-        self._width = max(_LEAST_WIDTH, round(probe.width * scale) // 2 * 2)
-        self._source = source
-        self._indices = indices
-        self._fps = probe.fps
-        self._remark = remark
-        self._font = _font(16)
-        self._head = np.full((_TEXT_HEIGHT, self._width, 3), _BACKGROUND, np.uint8)
-        self._write(self._head, 4, _shortened(clip.name, self._font, self._width - 8), 255)
-
-    def pictures(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-        """The panel at each of its indices."""
-        for index, frame in zip(self._indices.tolist(), self._frames(), strict=True):
-            panel = np.full((_TEXT_HEIGHT + _HEIGHT, self._width, 3), _BACKGROUND, np.uint8)
-            panel[:_TEXT_HEIGHT] = self._head
-            time = f"frame {index}" if self._fps is None else f"{index / self._fps:.2f} s"
-            self._write(panel, 28, f"{time}  {self._remark}".rstrip(), 190)
-            height, width = min(frame.shape[0], _HEIGHT), min(frame.shape[1], self._width)
-            top, left = _TEXT_HEIGHT + (_HEIGHT - height) // 2, (self._width - width) // 2
-            panel[top : top + height, left : left + width] = frame[:height, :width]
-            yield panel
-
-    def _frames(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-        chunks = iterate_frames(
-            self._source,
-            int(self._indices[-1]) + 1,
-            chunk_frames=_CHUNK_FRAMES,
-            short_side=self._short_side,
-        )
-        frames = (frame for chunk in chunks for frame in chunk)
-        at, frame = -1, None
-        for index in self._indices.tolist():
-            while at < index:
-                frame = next(frames)
-                at += 1
-            assert frame is not None
-            yield frame
-
-    def _write(self, panel: UInt8[np.ndarray, "_ width 3"], top: int, text: str, gray: int) -> None:
-        """Draw one line of text into a panel."""
-        line = Image.new("L", (self._width, _LINE_HEIGHT), _BACKGROUND)
-        ImageDraw.Draw(line).text((4, 1), text, fill=gray, font=self._font)
-        panel[top : top + _LINE_HEIGHT] = np.asarray(line)[:, :, None]
+def _panel(
+    name: str, source: bytes | str, probe: VideoProbe, indices: Int[np.ndarray, " shown"], remark: str
+) -> Iterator[Image.Image]:
+    """A picture for each of the non-decreasing indices: the frame below its video's name and its time."""
+    scale = min(_HEIGHT / probe.height, _MOST_WIDTH / probe.width)
+    # Even, since yuv420p halves the resolution of colours.
+    width = max(_LEAST_WIDTH, round(probe.width * scale) // 2 * 2)
+    # Matplotlib's copy of DejaVu has letters of most alphabets and is on every machine.
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 16)
+    empty = Image.new("RGB", (width, _TEXT_HEIGHT + _HEIGHT), (_BACKGROUND,) * 3)
+    ImageDraw.Draw(empty).text((4, 5), _shortened(name, font, width - 8), "white", font)
+    short_side = max(1, round(min(probe.height, probe.width) * scale))
+    chunks = iterate_frames(source, int(indices[-1]) + 1, chunk_frames=_CHUNK_FRAMES, short_side=short_side)
+    frames = (frame for chunk in chunks for frame in chunk)
+    at, picture = -1, empty
+    for index in indices.tolist():
+        while at < index:
+            picture = Image.fromarray(next(frames))
+            at += 1
+        panel = empty.copy()
+        time = f"frame {index}" if probe.fps is None else f"{index / probe.fps:.2f} s"
+        ImageDraw.Draw(panel).text((4, 29), f"{time}  {remark}", (190,) * 3, font)
+        # Rounding may have made a frame one pixel too large.
+        left, top = (width - picture.width) // 2, max(0, (_HEIGHT - picture.height) // 2)
+        panel.paste(picture, (left, _TEXT_HEIGHT + top))
+        yield panel
 
 
-def _side_by_side(panels: Sequence[_Panel]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+def _side_by_side(panels: Sequence[Iterator[Image.Image]]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
     gap = np.full((_TEXT_HEIGHT + _HEIGHT, _GAP, 3), _BACKGROUND, np.uint8)
-    for pictures in zip(*(panel.pictures() for panel in panels), strict=True):
-        spaced = [piece for picture in pictures for piece in (gap, picture)]
-        yield np.concatenate(spaced[1:], axis=1)
+    for first, second, third in zip(*panels, strict=True):
+        yield np.concatenate([first, gap, second, gap, third], axis=1)
 
 
 def _encode(pictures: Iterator[UInt8[np.ndarray, "height width 3"]], target: Path, fps: float) -> None:
@@ -182,18 +148,6 @@ def _encode(pictures: Iterator[UInt8[np.ndarray, "height width 3"]], target: Pat
         for picture in itertools.chain([first], pictures):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
-
-
-def _source(uri: str) -> bytes | str:
-    """A remote file's content, fetched once for all panels; a local file's path."""
-    return storage.read_bytes(uri) if storage.is_remote(uri) else uri
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Matplotlib's copy of DejaVu has letters of most alphabets and is on every machine.
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
-    )
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -139,7 +139,7 @@ def test_actions_of_the_same_size_are_drawn_independently():
 def test_an_undefined_action_is_left_out():
     undefined = ratio_of_sums(np.zeros(4), np.zeros(4))
     assert bootstrap([ratio(), undefined]) == bootstrap([ratio()])
-    assert np.isnan([*vars(bootstrap([undefined])).values()]).all()
+    assert np.isnan(bootstrap([undefined])).all()
 
 
 @pytest.mark.parametrize(
@@ -161,12 +161,3 @@ def test_too_few_videos_have_no_interval(result):
 def test_undefined_draws_are_ignored():
     found = bootstrap([ratio_of_sums(np.array([1.0, 1, 0, 0]), np.array([1.0, 1, 0, 0]))])
     assert (found.value, found.low, found.high) == (1, 1, 1)
-
-
-def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="at least one result, got none"):
-        bootstrap([])
-    with pytest.raises(ValueError, match="num_draws must be at least 1, got 0"):
-        bootstrap([ratio()], num_draws=0)
-    with pytest.raises(ValueError, match="level must be between 0 and 1, got 95"):
-        bootstrap([ratio()], level=95.0)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from carl_ray.evaluation import label_free, warping
-from carl_ray.evaluation.controls import chance_embeddings, position_embeddings
+from carl_ray.evaluation.controls import CONTROLS
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
 from carl_ray.evaluation.kendall import kendalls_tau
 from carl_ray.evaluation.label_free import consistent_warping
 
@@ -24,6 +25,16 @@ TIMINGS = [(60, 0, 20), (70, 25, 0), (55, 10, 10), (80, 5, 35), (64, 20, 4), (75
 
 
 LENGTHS = [timing[0] for timing in TIMINGS]
+
+
+def control(name, seed=0):
+    videos = [
+        EmbeddedVideo(
+            video_id=f"{i}.mp4", uri="", timestamps=np.arange(n) * 1.0, embeddings=np.zeros((n, 128))
+        )
+        for i, n in enumerate(LENGTHS)
+    ]
+    return CONTROLS[name].embed(videos, Origin("", "", "demo", 0, 32, 128, "resized", True), seed)
 
 
 def on_a_curve(clocks):
@@ -106,9 +117,8 @@ def test_small_batches_give_the_same(monkeypatch):
 
 
 def test_an_encoder_that_sees_the_action_wins_over_the_controls():
-    positions = position_embeddings(LENGTHS, num_frames=32, width=128)
-    names = [f"{number}.mp4" for number in range(len(LENGTHS))]
-    chance = [chance_embeddings(LENGTHS, names, width=128, seed=seed) for seed in range(5)]
+    positions = control("positions")
+    chance = [control("chance", seed) for seed in range(5)]
     assert kendalls_tau(positions).value > kendalls_tau(seen()).value
     assert consistent_warping(positions) == pytest.approx(0, abs=0.002)
     assert [consistent_warping(videos) for videos in chance] == pytest.approx([0] * 5, abs=0.015)
@@ -118,7 +128,7 @@ def test_an_encoder_that_sees_the_action_wins_over_the_controls():
 def test_it_falls_with_noise_and_with_less_of_the_action():
     noisy = [consistent_warping(seen(noise)) for noise in (0, 0.7, 1.4, 2.8)]
     assert sorted(noisy, reverse=True) == noisy
-    positions = position_embeddings(LENGTHS, num_frames=32, width=128)
+    positions = control("positions")
     positions = [video / np.linalg.norm(video, axis=1, keepdims=True) for video in positions]
     mixed = [
         consistent_warping([np.hstack([a, weight * b]) for a, b in zip(seen(), positions, strict=True)])

@@ -18,10 +18,10 @@ from carl_ray.evaluation import (
     phase_progression,
 )
 from carl_ray.evaluation.bootstrap import bootstrap, ratio_of_sums
-from carl_ray.evaluation.controls import VARIANTS, chance_embeddings, position_embeddings
+from carl_ray.evaluation.controls import VARIANTS, embedded_by
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
 from carl_ray.evaluation.protocol import evaluate
-from carl_ray.evaluation.task import Metric, Task
+from carl_ray.evaluation.task import Metric, Task, Videos
 from carl_ray.evaluation.tasks import TASKS, metric_names
 from carl_ray.paper import PROTOCOLS
 
@@ -112,19 +112,9 @@ def test_values_are_those_of_the_metrics_averaged_over_actions(document, train, 
 
 
 def test_controls_are_the_metrics_of_their_own_arrays(document, train, test) -> None:
-    def embedded(variant, videos):
-        lengths = [len(v) for v in videos]
-        match variant:
-            case "untrained":
-                return [v.untrained for v in videos]
-            case "positions":
-                return position_embeddings(lengths, num_frames=16, width=8)
-            case _:
-                return chance_embeddings(lengths, [v.video_id for v in videos], width=4, seed=0)
-
     fit, held = ([v for v in part if v.label == "kick"] for part in (train, test))
     for variant in VARIANTS[1:]:
-        x, u = embedded(variant, fit), embedded(variant, held)
+        x, u = ([v.embeddings for v in embedded_by(variant, side, ORIGIN, 0)] for side in (fit, held))
         entry = document["actions"]["kick"][variant]
         found = phase_classification(x, [v.frame_labels for v in fit], u, [v.frame_labels for v in held])
         assert entry["phase_classification"]["value"] == pytest.approx(found.value)
@@ -205,9 +195,9 @@ def test_a_task_of_ones_own(train, test) -> None:
     """A metric from outside gets the controls, the interval, and its description in the document."""
     metric = Metric(name="brightness", title="brightness (%)", meaning="how bright", higher_is_better=False)
 
-    def run(train, test, stride, seed):
-        means = np.array([video.embeddings[::stride, 0].mean() for video in test], np.float64)
-        return {"brightness": ratio_of_sums(means, np.ones(len(test)))}
+    def run(videos):
+        means = np.array([v.embeddings[:: videos.stride, 0].mean() for v in videos.test], np.float64)
+        return {"brightness": ratio_of_sums(means, np.ones(len(means)))}
 
     for pooled in (False, True):
         task = Task(name="brightness", metrics=(metric,), run=run, pooled=pooled)
@@ -226,7 +216,7 @@ def test_every_task_gives_the_metrics_that_it_names(train, test) -> None:
         assert task.name == name and task.metrics
         assert all(metric.meaning for metric in task.metrics)
         assert task.missing(train, test) is None
-        assert set(task.run(train[::2], test[::2], 2, 0)) == {metric.name for metric in task.metrics}
+        assert set(task.run(Videos(train[::2], test[::2], 2))) == {metric.name for metric in task.metrics}
 
 
 def test_without_the_untrained_control(train, test, document) -> None:

@@ -154,8 +154,15 @@ def videos(files: list[str]) -> list[EmbeddedVideo]:
     return [*found, *(video(f"kick-{i}", uri, label="kick", seed=9 + i) for i, uri in enumerate(files))]
 
 
-def written(folder: Path, videos: Sequence[EmbeddedVideo], metrics: dict[str, Any], log: Any = LOG) -> bytes:
-    write_report(str(folder / "report.html"), metrics, videos, log=log, today=TODAY)
+def written(
+    folder: Path,
+    videos: Sequence[EmbeddedVideo],
+    metrics: dict[str, Any],
+    train: Sequence[EmbeddedVideo] = (),
+    **options: Any,
+) -> bytes:
+    settings: dict[str, Any] = {"log": LOG, "today": TODAY} | options
+    write_report(str(folder / "report.html"), metrics, train, videos, **settings)
     return (folder / "report.html").read_bytes()
 
 
@@ -194,6 +201,8 @@ def test_the_numbers_are_the_documents(whole: tuple[bytes, dict[str, Any]]) -> N
     for text in ("1,234 steps", "2026-03-04", "6 test videos", "144 frames", "321 of them", "1,258 videos"):
         assert text in page.text
     assert "Kendall's tau: 17 undefined pairs" in page.text
+    assert "These videos do not show that training was worth it: phase classification is 10.3 %" in page.text
+    assert page.text.index("Videos in step") < page.text.index("Metrics and controls")
     assert "one of every 2 frames" in page.text
 
 
@@ -260,24 +269,43 @@ def test_without_labels_the_rest_is_there(files: list[str], tmp_path: Path) -> N
         replace(video(f"{i}", uri, label=None, labelled=False, seed=i), fps=None, untrained=None)
         for i, uri in enumerate(files)
     ]
-    metrics = metrics_of(bare, defined=False) | {"untrained": None}
-    for entry in metrics["actions"].values():
+    metrics = metrics_of(bare) | {"untrained": None, "not_run": {"retrieval": "frame labels"}}
+    for entry in (metrics, *metrics["actions"].values()):
+        for variant in ("trained", "positions", "chance"):
+            entry[variant] = {"kendalls_tau": entry[variant]["kendalls_tau"]}
         entry["untrained"] = None
     page = Page(written(tmp_path, bare, metrics, log=None))
-    assert "No frame of these videos has a label" in page.text
-    assert "undefined" in page.text and "nan" not in page.text.lower()
-    assert "these embeddings lack it" in page.text
+    assert "Not measured without frame labels: AP@5." in page.text
+    assert "cannot be said without frame labels" in page.text
+    assert "undefined" not in page.text.replace("undefined pairs", "") and "nan" not in page.text.lower()
+    assert "These embeddings lack the untrained encoder" in page.text
     assert "there are no curves" in page.text
     assert "✓ same phase" not in page.text and "✗ other phase" not in page.text
+    assert "Phases over time" not in page.text
     kinds = [source.partition(";")[0] for source in page.sources() if source.startswith("data:")]
     assert kinds.count("data:video/mp4") == 1
     assert kinds.count("data:image/png") == 2
 
 
+def test_title_warnings_and_phase_names(videos: list[EmbeddedVideo], tmp_path: Path) -> None:
+    names = ["reach", "<b>lift</b>", "put back"]
+    named = [replace(found, phase_names=names) for found in videos[:3]]
+    metrics = metrics_of(named) | {"warnings": ["2 of 3 test videos are copies."]}
+    page = Page(written(tmp_path, named, metrics, [replace(videos[3], label="jump")], title="My <squats>"))
+    assert ("li", {}) in page.tags and "2 of 3 test videos are copies." in page.text
+    assert page.text.count("My <squats>") == 2
+    for name in names:
+        assert page.text.count(name) > 3
+    bands = [attributes["title"] for tag, attributes in page.tags if tag == "i" and "title" in attributes]
+    assert bands and all(str(title).startswith(tuple(names)) and " s" in str(title) for title in bands)
+    targets = [attributes["href"] for tag, attributes in page.tags if tag == "a" and "href" in attributes]
+    assert "#frames-1-3-2" in targets
+
+
 def test_one_video(videos: list[EmbeddedVideo], tmp_path: Path) -> None:
     page = Page(written(tmp_path, videos[:1], metrics_of(videos[:1])))
-    assert "Only one test video of this action" in page.text
-    assert "By action" not in page.text
+    assert "Only one test video: nothing to align" in page.text
+    assert "By action" not in page.text and "1 test video " in page.text and "1 videos" not in page.text
     assert not any(tag == "video" for tag, _ in page.tags)
 
 

@@ -210,7 +210,7 @@ def test_equal_numbers_are_no_win() -> None:
     [
         (
             (0.5, 0.4, 0.6),
-            "Training was worth it: phase classification is 70.0 % with the trained encoder and 60.0 %",
+            "Training was worth it: phase classification is 70.0 % with the encoder and 60.0 %",
         ),
         (
             (0.66, 0.6, 0.72),
@@ -218,7 +218,7 @@ def test_equal_numbers_are_no_win() -> None:
         ),
         (
             (0.9, 0.85, 0.95),
-            "Training was not worth it: phase classification is 70.0 % with the trained encoder and",
+            "Training was not worth it: phase classification is 70.0 % with the encoder and",
         ),
         (
             (0.9, None, None),
@@ -236,6 +236,27 @@ def test_the_summary_is_of_the_best_control(untrained: tuple[Any, ...], said: st
     assert found.startswith(said)
     assert f"the best control ({'untrained' if untrained[0] > 0.6 else 'positions'})" in found
     assert metrics_text(metrics).splitlines()[-1] == found
+
+
+def test_the_summary_weighs_all_metrics_that_decide() -> None:
+    better, overlap, worse = ((0.7, 0.68, 0.75), (0.6, 0.5, 0.7), (0.3, 0.2, 0.4))
+    control = entry(0.55, 0.5, 0.6)
+    for classification, retrieval, said in (
+        (overlap, better, "Training was worth it: AP@5 is 70.0 %"),
+        (better, worse, "Training was not worth it: AP@5 is 30.0 %"),
+    ):
+        metrics = {
+            "trained": {
+                "phase_classification": entry(*classification),
+                "average_precision_at_5": entry(*retrieval),
+            },
+            "chance": {"phase_classification": control, "average_precision_at_5": control},
+        }
+        assert summary(metrics).startswith(said)
+        assert ("phase classification shows no difference" in summary(metrics)) is (classification == overlap)
+    assert summary({**metrics, "origin": {"step": 0}}).startswith(
+        "Without training: phase classification is 70.0 %"
+    )
 
 
 def test_the_summary_without_labels_claims_nothing() -> None:

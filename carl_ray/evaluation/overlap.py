@@ -1,0 +1,55 @@
+"""Warnings about test videos that training has seen: the same file, or a copy in another size or quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.frames import unit_frames
+
+_POINTS = 16  # of relative time at which two videos are compared
+_LEAST_COSINE = 0.993
+"""Of what two videos have beyond the mean of all. On the demo's videos, copies at half the size and with visible
+compression have 0.996 and more, other videos of the same action at most 0.990."""
+_LEAST_VIDEOS = 8
+"""With fewer, their mean says too little of what all have in common."""
+
+
+def overlap_warnings(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> list[str]:
+    """A sentence for each kind of overlap of training and test videos; none where there is none."""
+    hashes = {video.content_hash: video.video_id for video in train if video.content_hash}
+    same = {video.video_id: hashes[video.content_hash] for video in test if video.content_hash in hashes}
+    alike = {pair[0]: pair[1] for pair in _near_duplicates(train, test) if pair[0] not in same}
+    kinds = {"Copies of training videos": same, "What seem to be copies of training videos": alike}
+    return [
+        f"{what} among the {len(test)} test videos: {len(found)}, such as {test_id}, which is {train_id}. On them an "
+        "encoder seems better than it is."
+        for what, found in kinds.items()
+        for test_id, train_id in [*found.items()][:1]
+    ]
+
+
+def _near_duplicates(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> list[tuple[str, str]]:
+    """Ids of test videos and the training videos that they may be copies of."""
+    sides = [[video for video in side if len(video)] for side in (train, test)]
+    if min(map(len, sides)) == 0 or sum(map(len, sides)) < _LEAST_VIDEOS:
+        return []
+    courses = np.concatenate([_courses(side) for side in sides])
+    # What all videos have in common, such as positions, is no similarity.
+    courses -= courses.mean(axis=0)
+    units = np.concatenate(unit_frames([courses.reshape(len(courses), -1)]))
+    cosines = units[len(sides[0]) :] @ units[: len(sides[0])].T
+    return [
+        (sides[1][number].video_id, sides[0][int(row.argmax())].video_id)
+        for number, row in enumerate(cosines)
+        if row.max() >= _LEAST_COSINE
+    ]
+
+
+def _courses(videos: Sequence[EmbeddedVideo]) -> Float[np.ndarray, "videos points width"]:
+    """Normalised embeddings at evenly spaced relative times."""
+    places = [np.linspace(0, len(video) - 1, _POINTS).round().astype(int) for video in videos]
+    return np.stack(unit_frames([video.embeddings[at] for video, at in zip(videos, places, strict=True)]))

@@ -1,0 +1,51 @@
+"""`carl_ray.evaluation.overlap`: copies are found, other videos are not."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.overlap import overlap_warnings
+
+
+def walk(number, split):
+    """A random walk beside what all videos have in common: a clock."""
+    rng = np.random.default_rng([number, len(split)])
+    length = int(rng.integers(40, 80))
+    clock = 20 * np.linspace(0, 1, length)[:, None] * np.ones(4)
+    own = rng.standard_normal((length, 12)).cumsum(0)
+    return EmbeddedVideo(
+        video_id=f"{split}/{number}",
+        uri="",
+        content_hash=f"{split}{number}",
+        timestamps=np.arange(length) * 1.0,
+        embeddings=np.hstack([clock, own]).astype(np.float32),
+    )
+
+
+TRAIN = [walk(number, "train") for number in range(12)]
+TEST = [walk(number, "test") for number in range(6)]
+
+
+def test_other_videos_are_no_copies():
+    assert overlap_warnings(TRAIN, TEST) == []
+    assert overlap_warnings([], TEST) == []
+
+
+def test_the_same_content_is_told():
+    same = [replace(TEST[number], content_hash=f"train{number}") for number in (0, 3)]
+    (line,) = overlap_warnings(TRAIN, [*same, *TEST[4:]])
+    assert line.startswith(
+        "Copies of training videos among the 4 test videos: 2, such as test/0, which is train/0."
+    )
+
+
+def test_a_copy_in_another_quality_is_told():
+    rng = np.random.default_rng(0)
+    faster = TRAIN[5].embeddings[::2]
+    copy = replace(TEST[0], embeddings=faster + 0.02 * rng.standard_normal(faster.shape).astype(np.float32))
+    (line,) = overlap_warnings(TRAIN, [copy, *TEST[1:]])
+    assert line.startswith(
+        "What seem to be copies of training videos among the 6 test videos: 1, such as test/0, which"
+    )
+    assert "is train/5." in line
