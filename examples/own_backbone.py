@@ -1,6 +1,4 @@
-"""Train with a backbone of your own, here torchvision's MobileNetV3, on a folder of videos.
-
-    python examples/own_backbone.py VIDEOS OUT [EPOCHS]
+"""Train a backbone of your own on a folder of videos: python examples/own_backbone.py VIDEOS OUT [EPOCHS].
 
 In a shell: PYTHONPATH=examples carl-ray train --model.backbone own_backbone:MobileNet --model.weights random
 """
@@ -25,10 +23,11 @@ class MobileNet(nn.Module):
         self.features = torchvision.models.mobilenet_v3_small(weights=None).features
 
     def forward(self, frames: Tensor) -> Tensor:
-        return self.features(frames)  # (N, 3, H, W) to (N, 576, h, w)
+        """Feature maps (N, 576, h, w) of normalised frames (N, 3, H, W)."""
+        return self.features(frames)
 
     def stages(self) -> list[nn.Module]:
-        # The units of --model.learnable: 3 would train the last three.
+        """The units of `model.learnable`: 3 would train the last three."""
         return list(self.features)
 
 

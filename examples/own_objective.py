@@ -1,6 +1,4 @@
-"""Train the encoder with a loss of your own on a folder of videos, in plain PyTorch.
-
-    python examples/own_objective.py VIDEOS [STEPS]
+"""Train the encoder with a loss of your own in plain PyTorch: python examples/own_objective.py VIDEOS [STEPS].
 
 docs/contributing.md says how to make such a loss an objective of `carl-ray train`.
 """
@@ -28,8 +26,8 @@ def read_views(path: str, config: carl_ray.Config, rng: np.random.Generator) -> 
     for view in views:
         frames = read_frames(path, view.frame_indices, short_side=config.data.short_side)
         drawn = augment.draw_parameters(config.augment, *frames.shape[1:3], rng)
-        frames = augment.apply_geometry(frames, drawn, config.augment.image_size)
-        pixels.append(features.normalize(augment.apply_color(frames, drawn)))
+        square = augment.apply_geometry(frames, drawn, config.augment.image_size)
+        pixels.append(features.normalize(augment.apply_color(square, drawn)))
     times = torch.from_numpy(np.stack([view.frame_indices for view in views])).float()
     return torch.stack(pixels), times, torch.from_numpy(np.stack([view.frame_mask for view in views]))
 
