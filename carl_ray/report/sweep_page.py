@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from scipy import stats
 
 from carl_ray import storage
@@ -201,30 +203,26 @@ def paper_findings(table: Mapping[str, Any], document: Mapping[str, Any]) -> lis
     trials = {trial["id"]: trial for trial in document["trials"]}
     findings = []
     for metric in table["metrics"]:
-        sign = 1 if metric_of(metric).higher_is_better else -1
-        rows = [row for row in table["rows"] if metric in row["paper"]]
-        paper = {row["name"]: sign * float(row["paper"][metric]) for row in rows}
-        found = {row["name"]: _trained(document, trials.get(row["trial"])).get(metric) for row in rows}
-        ours = {name: summary for name, summary in found.items() if summary and summary["mean"] is not None}
-        if not paper:
+        rows = {}
+        for row in table["rows"]:
+            if metric in row["paper"]:
+                ours = _trained(document, trials.get(row["trial"])).get(metric)
+                rows[row["name"]] = (float(row["paper"][metric]), np.nan if ours is None else ours["mean"])
+        if not rows:
             continue
-        papers_best = [name for name in paper if paper[name] == max(paper.values())]
-        said = f"{tables.title_of(metric, whole=True)}: best row of the paper {' and '.join(papers_best)}"
-        if len(ours) < 2:
-            findings.append(f"{said}; too few rows here ({len(ours)}) to compare.")
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "ours"], dtype=float)
+        best = frame if metric_of(metric).higher_is_better else -frame
+        said = f"{tables.title_of(metric, whole=True)}: best row of the paper {best['paper'].idxmax()}"
+        measured = frame.dropna()
+        if len(measured) < 2:
+            findings.append(f"{said}; too few rows here ({len(measured)}) to compare.")
             continue
-        means = {name: sign * summary["mean"] for name, summary in ours.items()}
-        best = max(means, key=lambda name: (means[name], name in papers_best))
-        rival = max(ours.keys() & set(papers_best), key=lambda name: means[name], default=best)
-        said += f", of this sweep {best}"
-        if best not in papers_best and rival != best:
-            verdict, _ = difference(metric, ours[best], ours[rival])
-            said += f" ({'' if verdict in ('better', 'worse') else 'not '}distinguishable)"
-        columns = [paper[name] for name in ours], list(means.values())
-        correlation = "undefined"
-        if len(ours) > 2 and all(len(set(column)) > 1 for column in columns):
-            correlation = f"{stats.spearmanr(*columns).statistic:.2f}".replace("-", "−")
-        findings.append(f"{said}. Rank correlation with the paper over {len(ours)} rows: {correlation}.")
+        is_ranked = len(measured) > 2 and measured.nunique().min() > 1
+        correlation = (
+            f"{measured.corr('spearman').iloc[0, 1]:.2f}".replace("-", "−") if is_ranked else "undefined"
+        )
+        said += f", of this sweep {best['ours'].idxmax()}. Rank correlation with the paper over"
+        findings.append(f"{said} {len(measured)} rows: {correlation}.")
     return findings
 
 

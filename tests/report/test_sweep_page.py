@@ -324,7 +324,7 @@ def test_the_papers_numbers_are_beside_ours(tmp_path: Path) -> None:
     assert rows["four (stopped)"] == ["– paper 91", "–"]  # a score at an earlier epoch is not in this table
     assert rows["five"][0] == "92.0 [91.0, 93.0]" and rows["six (not in the sweep)"][0] == "–"
     finding = (
-        "phase classification: best row of the paper one, of this sweep two (not distinguishable). Rank correlation "
+        "phase classification: best row of the paper one, of this sweep two. Rank correlation "
         "with the paper over 3 rows: 0.50."
     )
     assert paper_findings(table, document) == [finding]
@@ -336,9 +336,9 @@ def test_the_papers_numbers_are_beside_ours(tmp_path: Path) -> None:
     [
         ([("x", "a", "90"), ("y", "b", "91"), ("z", "d", "80")], "paper y, of this sweep y. Rank"),
         ([("x", "a", "90"), ("y", "b", "91"), ("z", "d", "80")], "over 3 rows: 1.00"),
-        ([("x", "a", "80"), ("y", "b", "70"), ("z", "d", "90")], "z, of this sweep y (distinguishable)"),
+        ([("x", "a", "80"), ("y", "b", "70"), ("z", "d", "90")], "paper z, of this sweep y. Rank"),
         ([("x", "a", "80"), ("y", "b", "70"), ("z", "d", "90")], "over 3 rows: −1.00"),
-        ([("x", "a", "90"), ("y", "b", "90"), ("z", "d", "80")], "paper x and y, of this sweep y."),
+        ([("x", "a", "90"), ("y", "b", "90"), ("z", "d", "80")], "paper x, of this sweep y."),
         ([("x", "a", "80"), ("y", "b", "70"), ("z", "f", "90")], "paper z, of this sweep y. Rank"),
         ([("x", "a", "80"), ("y", "b", "90")], "over 2 rows: undefined"),
         ([("x", "a", "80"), ("y", "b", "80"), ("z", "d", "80")], "over 3 rows: undefined"),
