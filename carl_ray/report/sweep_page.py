@@ -49,7 +49,6 @@ def write_sweep_page(out_uri: str, document: Mapping[str, Any]) -> None:
         total=duration(sum(trial["seconds"] or 0.0 for trial in document["trials"])),
         metric=tables.title_of(document["metric"]),
         verdict=verdict_lines(document),
-        comparison=comparison_rows(document),
         trials=trial_rows(document),
         plots=parameter_plots(document, numbers),
         curves=epoch_plot(document, numbers),
@@ -75,49 +74,35 @@ def ordered_trials(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def trial_rows(document: Mapping[str, Any]) -> Rows:
-    """A row for each trial, in the order of `ordered_trials`."""
+    """A row for each trial, in the order of `ordered_trials`: parameters, score with controls, all other metrics."""
     parameters, metric = document["parameters"], document["metric"]
     best, _ = _best_and_base(document)
-    header = ["Trial", tables.title_of(metric), *tables.CONTROLS, "against the best", "Status", *parameters]
-    rows = [[*header, "Epochs", "Batch size", "Steps", "Time", "Checkpoint", "Id"]]
+    measured = [trial["metrics"]["trained"] for trial in document["trials"] if trial["metrics"]]
+    names = tables.metric_names({"trained": dict.fromkeys(name for metrics in measured for name in metrics)})
+    others = [name for name in names if name != metric]
+    header = ["Trial", *parameters, tables.title_of(metric), "against the best", *tables.CONTROLS]
+    header += [*map(tables.title_of, others), "Status", "Epochs", "Batch size", "Steps", "Time"]
+    rows = [[*header, "Checkpoint", "Id"]]
     for number, trial in enumerate(ordered_trials(document), start=1):
         metrics = trial["metrics"] or {}
-        summaries = [trial["score"], *(metrics.get(control, {}).get(metric) for control in tables.CONTROLS)]
-        score, *controls = (_cell(metric, summary) for summary in summaries)
+        score = _cell(metric, trial["score"])
         if trial["score"] is not None and trial["status"] != "done":
             score += f", at epoch {trial['epochs']}"
         rows.append(
             [
                 f"{number}{' (best)' if trial is best else ''}{' (base)' if trial['is_default'] else ''}",
-                *(score, *controls),
-                "" if trial is best else _versus(document, trial, best),
-                f"{trial['status']}{': ' + trial['reason'] if trial['reason'] else ''}",
                 *(value_text(trial["values"].get(name, parameters[name]["default"])) for name in parameters),
+                score,
+                "" if trial is best else _versus(document, trial, best),
+                *(_cell(metric, metrics.get(control, {}).get(metric)) for control in tables.CONTROLS),
+                *(_cell(name, metrics.get("trained", {}).get(name)) for name in others),
+                f"{trial['status']}{': ' + trial['reason'] if trial['reason'] else ''}",
                 *(value_text(trial[name]) for name in ("epochs", "batch_size", "steps")),
                 "–" if trial["seconds"] is None else duration(trial["seconds"]),
                 trial["checkpoint"] or "–",
                 trial["id"],
             ]
         )
-    return rows
-
-
-def comparison_rows(document: Mapping[str, Any]) -> Rows:
-    """Parameters and metrics of the best trial beside the base's; empty without a best trial."""
-    best, base = _best_and_base(document)
-    if best is None:
-        return []
-    rows = [["", "best", "base", "best against base"]]
-    for name, parameter in document["parameters"].items():
-        ours, theirs = best["values"].get(name, parameter["default"]), parameter["default"]
-        rows.append([name, value_text(ours), value_text(theirs), "" if ours == theirs else "differs"])
-    metrics, of_base = _trained(document, best), _trained(document, base)
-    for name in tables.metric_names({"trained": metrics}):
-        verdict = ""
-        if name in of_base and base is not best:
-            verdict = _verdict_text(difference(name, metrics[name], of_base[name])[0])
-        cells = (_cell(name, metrics[name]), _cell(name, of_base.get(name)))
-        rows.append([tables.title_of(name), *cells, verdict])
     return rows
 
 
@@ -271,12 +256,10 @@ def _versus(document: Mapping[str, Any], trial: Mapping[str, Any], best: Mapping
     score = _trained(document, trial).get(document["metric"])
     if best is None or score is None or score["mean"] is None:
         return ""
-    return _verdict_text(difference(document["metric"], score, best["score"])[0])
-
-
-def _verdict_text(verdict: tables.Verdict) -> str:
-    texts = {"better": "▲ better", "worse": "▼ worse", "overlap": "≈ not distinguishable"}
-    return texts.get(verdict, "unknown")
+    verdict, _ = difference(document["metric"], score, best["score"])
+    return {"better": "▲ better", "worse": "▼ worse", "overlap": "≈ not distinguishable"}.get(
+        verdict, "unknown"
+    )
 
 
 def _cell(metric: str, summary: Summary | None) -> str:
