@@ -73,7 +73,14 @@ class _Owner:
         """Whether its process runs on this machine; None if that is unknown."""
         if not self.machine or self.machine != _machine():
             return None
-        return _is_running(self.pid, self.pid_started)
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # Another user's process, which /proc may hide.
+        found = _started(self.pid)
+        return None if found is None else found == self.pid_started
 
     def __str__(self) -> str:
         if not self.pid:
@@ -225,15 +232,12 @@ def _claims(folder: str) -> dict[str, _Owner]:
     claims = {}
     for name in _names(folder):
         with suppress(UserError):  # Withdrawn meanwhile.
-            claims[name] = _owner(storage.read_bytes(storage.join(folder, _CLAIMS, name)))
+            content = storage.read_bytes(storage.join(folder, _CLAIMS, name))
+            try:
+                claims[name] = TypeAdapter(_Owner).validate_json(content)
+            except ValidationError:  # Of another version: treated as another machine's.
+                claims[name] = _Owner("", "", 0, content.hex(), 0.0, 0.0)
     return claims
-
-
-def _owner(content: bytes) -> _Owner:
-    try:
-        return TypeAdapter(_Owner).validate_json(content)
-    except ValidationError:  # Of another version: treated as another machine's.
-        return _Owner("", "", 0, content.hex(), 0.0, 0.0)
 
 
 def _write(lease: Lease, since: float) -> None:
@@ -249,17 +253,6 @@ def _machine() -> str:
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
-
-
-def _is_running(pid: int, started: str) -> bool | None:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # Another user's process, which /proc may hide.
-    found = _started(pid)
-    return None if found is None else found == started
 
 
 def _started(pid: int) -> str | None:

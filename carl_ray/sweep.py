@@ -26,7 +26,7 @@ from carl_ray import options, storage
 from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.presets import PRESETS, preset
 from carl_ray.sweeps.runner import run_sweep
-from carl_ray.sweeps.spaces import SPACES
+from carl_ray.sweeps.space import SPACES
 
 
 def main(arguments: list[str] | None = None) -> None:

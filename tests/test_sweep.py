@@ -28,8 +28,7 @@ from carl_ray.lease import hold
 from carl_ray.sweeps.definition import define_sweep
 from carl_ray.sweeps.results import sweep_document
 from carl_ray.sweeps.runner import default_num_trials, trial_config
-from carl_ray.sweeps.space import Choices, Space
-from carl_ray.sweeps.spaces import SPACES
+from carl_ray.sweeps.space import SPACES, Choices, Space
 from carl_ray.sweeps.tune_driver import chosen_points, run_trials
 from carl_ray.training.run_log import read_log
 

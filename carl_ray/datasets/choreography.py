@@ -16,18 +16,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 import uuid
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,8 +31,7 @@ from carl_ray import storage
 from carl_ray.data.randomness import sample_generator
 from carl_ray.datasets.figure import Difficulty, perform
 from carl_ray.datasets.timeline import ACTIONS, sample_timeline
-from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.machine import available_cores
+from carl_ray.errors import UserError, one_line_errors
 from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
 
@@ -161,46 +152,10 @@ def _render_video(folder: Path, config: ChoreographyConfig, video_id: str, name:
     }
 
 
-def _render_videos(
-    folder: Path, config: ChoreographyConfig, workers: int
-) -> Generator[dict[str, object], None, None]:
-    """Render all videos; yield their rows of the labels in order."""
-    videos = video_ids(config)
-    render_one = partial(_render_video, folder, config)
-    if workers == 1:
-        yield from map(render_one, videos, videos.values())
-        return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_the_parent)
-    try:
-        yield from pool.map(render_one, videos, videos.values())
-    except BrokenProcessPool:
-        raise RunError(
-            "a rendering process ended early: it was killed, perhaps for lack of memory, or a script calls "
-            "render(workers=...) outside of `if __name__ == '__main__':`"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _end_with_the_parent() -> None:
-    """Make a worker ignore Ctrl-C, which its parent handles, and exit when the parent was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def render(
     folder: Path,
     config: ChoreographyConfig,
     on_video: Callable[[int, int], None] = lambda done, total: None,
-    *,
-    workers: int = 1,
 ) -> None:
     """Render all videos and their labels into a folder, atomically.
 
@@ -210,12 +165,10 @@ def render(
         folder: Created; an earlier rendering is replaced.
         config: Which videos.
         on_video: Called with (videos done, videos in all) after each video.
-        workers: Processes that render; the files are the same for any number. More than one are started by
-            multiprocessing's "spawn": a script needs `if __name__ == "__main__":`.
 
     Raises:
         UserError: the folder holds other files than an earlier rendering.
-        RunError: no permission, no space left, or a process was killed.
+        RunError: no permission, or no space left.
     """
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
@@ -225,14 +178,13 @@ def render(
             raise UserError(
                 f"{folder}: it holds other files than rendered videos; name a new or empty folder"
             )
-        total = len(video_ids(config))
+        videos = video_ids(config)
         for split in ("train", "validation", "test"):
             (temporary / split).mkdir(parents=True)
         rows = []
-        with closing(_render_videos(temporary, config, workers)) as rendered:
-            for row in rendered:
-                rows.append(row)
-                on_video(len(rows), total)
+        for video_id, action in videos.items():
+            rows.append(_render_video(temporary, config, video_id, action))
+            on_video(len(rows), len(videos))
         labels = pa.Table.from_pylist(rows, schema=LABELS_SCHEMA).sort_by("video_id")
         pq.write_table(labels, temporary / _LABELS, compression="zstd")
         (temporary / _MARKER).write_text(json.dumps(_marker(config), indent=2) + "\n")
@@ -274,8 +226,6 @@ def ensure_rendered(
     folder: Path | None = None,
     config: ChoreographyConfig = ChoreographyConfig(),
     on_video: Callable[[int, int], None] = lambda done, total: None,
-    *,
-    workers: int = 1,
 ) -> Path:
     """Return the folder with the videos of a config; render them if they are not there.
 
@@ -285,14 +235,13 @@ def ensure_rendered(
         folder: None: `default_folder(config)`.
         config: Which videos.
         on_video: As for `render`.
-        workers: As for `render`.
 
     Raises:
         UserError, RunError: as `render`.
     """
     folder = default_folder(config) if folder is None else folder
     if not is_rendered(folder, config):
-        render(folder, config, on_video, workers=workers)
+        render(folder, config, on_video)
     return folder
 
 
@@ -311,9 +260,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--benchmark", action="store_true", help="the set for studies; other options change it as they say"
     )
-    parser.add_argument(
-        "--workers", type=int, default=available_cores(), help="rendering processes, default one a core"
-    )
     study = asdict(benchmark())
     kinds: dict[type, dict[str, Any]] = {
         bool: {"action": argparse.BooleanOptionalAction},
@@ -326,15 +272,13 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(option, default=argparse.SUPPRESS, help=note, **kinds[type(value)])
     with one_line_errors():
         options = vars(parser.parse_args(arguments))
-        folder, workers = options.pop("folder"), options.pop("workers")
+        folder = options.pop("folder")
         start = benchmark() if options.pop("benchmark") else ChoreographyConfig()
         try:
             config = replace(start, **options)
-            if workers < 1:
-                raise ValueError(f"workers must be at least 1, got {workers}")
         except ValueError as error:
             raise UserError(str(error)) from None
-        folder = ensure_rendered(folder, config, ProgressLine("rendered"), workers=workers)
+        folder = ensure_rendered(folder, config, ProgressLine("rendered"))
         print(f"{len(video_ids(config))} videos and their labels are in {folder}")
         print_next("index", str(folder), "--out", str(folder / "manifest.parquet"))
 

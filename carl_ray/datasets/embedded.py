@@ -6,7 +6,6 @@ import pyarrow as pa
 
 from carl_ray import storage
 from carl_ray.datasets import choreography
-from carl_ray.machine import available_cores
 from carl_ray.progress import ProgressLine
 
 
@@ -25,7 +24,7 @@ def index_embedded(out: str | None = None, *, verify: bool = False) -> tuple[str
     # Lazy import: it imports FFmpeg.
     from carl_ray.data.scan import index_folder
 
-    folder = choreography.ensure_rendered(on_video=ProgressLine("rendered"), workers=available_cores())
+    folder = choreography.ensure_rendered(on_video=ProgressLine("rendered"))
     out = out or embedded_manifest()
     manifest, rejects = index_folder(str(folder), out, choreography.read_labels(folder), verify=verify)
     return storage.public_uri(out), manifest, rejects

@@ -39,7 +39,6 @@ videos that are finished are not cut again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -62,6 +61,7 @@ from carl_ray.datasets.conversion import (
 from carl_ray.datasets.cutting import Cut, cut_all, num_frames_between
 from carl_ray.datasets.finegym_annotation import VERSIONS, Event, find_published, read_annotation
 from carl_ray.errors import RunError, UserError, one_line_errors
+from carl_ray.options import number
 from carl_ray.progress import ProgressLine
 
 FRAME_RATE = 25
@@ -221,12 +221,16 @@ def main(arguments: list[str] | None = None) -> None:
             help="of the annotation; default: the one that is there, 1.0 (the released code's) of both",
         )
         parser.add_argument(
-            "--frame-rate", metavar="N", type=_positive, default=FRAME_RATE, help=f"default {FRAME_RATE}"
+            "--frame-rate",
+            metavar="N",
+            type=number(int, at_least=1),
+            default=FRAME_RATE,
+            help=f"default {FRAME_RATE}",
         )
         parser.add_argument(
             "--short-side",
             metavar="N",
-            type=_positive,
+            type=number(int, at_least=1),
             default=SHORT_SIDE,
             help=f"pixels; smaller videos keep their size; default {SHORT_SIDE}",
         )
@@ -245,12 +249,6 @@ def _local(path: str) -> Path:
     if storage.is_remote(path):
         raise UserError(f"{storage.public_uri(path)}: expected a folder of this machine; videos are cut here")
     return Path(path).expanduser().absolute()
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -71,39 +71,31 @@ def demo(folder: str, videos: str = "", train_options: str = "") -> Stages:
     }
 
 
-def finegym99(folder: str, manifest: str, train_options: str = "", embed_options: str = "") -> Stages:
-    """Train, embed and evaluate FineGym99.
+def _train_and_evaluate(preset: str, name: str) -> Callable[..., Stages]:
+    """The pipeline of a preset whose data set is trained on, embedded and evaluated."""
+
+    def pipeline(folder: str, manifest: str, train_options: str = "", embed_options: str = "") -> Stages:
+        run, embeddings = join(folder, "train"), join(folder, "embeddings")
+        return {
+            "train": train(preset, manifest, run, train_options),
+            "embed": embed(run, manifest, embeddings, embed_options),
+            "evaluate": evaluate(embeddings, join(folder, "evaluation")),
+        }
+
+    pipeline.__name__ = pipeline.__qualname__ = preset
+    pipeline.__doc__ = f"""Train, embed and evaluate {name}.
 
     Args:
         folder: of all output
-        manifest: URI of the manifest that carl_ray.datasets.finegym wrote
+        manifest: URI of the manifest that carl_ray.datasets.{name.lower().rstrip("0123456789")} wrote
         train_options: of the training, such as --cluster.use_gpu true --cluster.num_workers 4
         embed_options: of the embedding, such as --use-gpu --num-workers 4 --cpus-per-worker 8
     """
-    return _train_and_evaluate("finegym99", folder, manifest, train_options, embed_options)
+    return pipeline
 
 
-def pouring(folder: str, manifest: str, train_options: str = "", embed_options: str = "") -> Stages:
-    """Train, embed and evaluate Pouring.
-
-    Args:
-        folder: of all output
-        manifest: URI of the manifest that carl_ray.datasets.pouring wrote
-        train_options: of the training, such as --cluster.use_gpu true --cluster.num_workers 4
-        embed_options: of the embedding, such as --use-gpu --num-workers 4 --cpus-per-worker 8
-    """
-    return _train_and_evaluate("pouring", folder, manifest, train_options, embed_options)
-
-
-def _train_and_evaluate(
-    preset: str, folder: str, manifest: str, train_options: str, embed_options: str
-) -> Stages:
-    run, embeddings = join(folder, "train"), join(folder, "embeddings")
-    return {
-        "train": train(preset, manifest, run, train_options),
-        "embed": embed(run, manifest, embeddings, embed_options),
-        "evaluate": evaluate(embeddings, join(folder, "evaluation")),
-    }
+finegym99 = _train_and_evaluate("finegym99", "FineGym99")
+pouring = _train_and_evaluate("pouring", "Pouring")
 
 
 def kinetics400_to_penn_action(

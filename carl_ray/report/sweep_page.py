@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from scipy import stats
 
 from carl_ray import storage
@@ -47,7 +49,6 @@ def write_sweep_page(out_uri: str, document: Mapping[str, Any]) -> None:
         total=duration(sum(trial["seconds"] or 0.0 for trial in document["trials"])),
         metric=tables.title_of(document["metric"]),
         verdict=verdict_lines(document),
-        comparison=comparison_rows(document),
         trials=trial_rows(document),
         plots=parameter_plots(document, numbers),
         curves=epoch_plot(document, numbers),
@@ -73,49 +74,35 @@ def ordered_trials(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def trial_rows(document: Mapping[str, Any]) -> Rows:
-    """A row for each trial, in the order of `ordered_trials`."""
+    """A row for each trial, in the order of `ordered_trials`: parameters, score with controls, all other metrics."""
     parameters, metric = document["parameters"], document["metric"]
     best, _ = _best_and_base(document)
-    header = ["Trial", tables.title_of(metric), *tables.CONTROLS, "against the best", "Status", *parameters]
-    rows = [[*header, "Epochs", "Batch size", "Steps", "Time", "Checkpoint", "Id"]]
+    measured = [trial["metrics"]["trained"] for trial in document["trials"] if trial["metrics"]]
+    names = tables.metric_names({"trained": dict.fromkeys(name for metrics in measured for name in metrics)})
+    others = [name for name in names if name != metric]
+    header = ["Trial", *parameters, tables.title_of(metric), "against the best", *tables.CONTROLS]
+    header += [*map(tables.title_of, others), "Status", "Epochs", "Batch size", "Steps", "Time"]
+    rows = [[*header, "Checkpoint", "Id"]]
     for number, trial in enumerate(ordered_trials(document), start=1):
         metrics = trial["metrics"] or {}
-        summaries = [trial["score"], *(metrics.get(control, {}).get(metric) for control in tables.CONTROLS)]
-        score, *controls = (_cell(metric, summary) for summary in summaries)
+        score = _cell(metric, trial["score"])
         if trial["score"] is not None and trial["status"] != "done":
             score += f", at epoch {trial['epochs']}"
         rows.append(
             [
                 f"{number}{' (best)' if trial is best else ''}{' (base)' if trial['is_default'] else ''}",
-                *(score, *controls),
-                "" if trial is best else _versus(document, trial, best),
-                f"{trial['status']}{': ' + trial['reason'] if trial['reason'] else ''}",
                 *(value_text(trial["values"].get(name, parameters[name]["default"])) for name in parameters),
+                score,
+                "" if trial is best else _versus(document, trial, best),
+                *(_cell(metric, metrics.get(control, {}).get(metric)) for control in tables.CONTROLS),
+                *(_cell(name, metrics.get("trained", {}).get(name)) for name in others),
+                f"{trial['status']}{': ' + trial['reason'] if trial['reason'] else ''}",
                 *(value_text(trial[name]) for name in ("epochs", "batch_size", "steps")),
                 "–" if trial["seconds"] is None else duration(trial["seconds"]),
                 trial["checkpoint"] or "–",
                 trial["id"],
             ]
         )
-    return rows
-
-
-def comparison_rows(document: Mapping[str, Any]) -> Rows:
-    """Parameters and metrics of the best trial beside the base's; empty without a best trial."""
-    best, base = _best_and_base(document)
-    if best is None:
-        return []
-    rows = [["", "best", "base", "best against base"]]
-    for name, parameter in document["parameters"].items():
-        ours, theirs = best["values"].get(name, parameter["default"]), parameter["default"]
-        rows.append([name, value_text(ours), value_text(theirs), "" if ours == theirs else "differs"])
-    metrics, of_base = _trained(document, best), _trained(document, base)
-    for name in tables.metric_names({"trained": metrics}):
-        verdict = ""
-        if name in of_base and base is not best:
-            verdict = _verdict_text(difference(name, metrics[name], of_base[name])[0])
-        cells = (_cell(name, metrics[name]), _cell(name, of_base.get(name)))
-        rows.append([tables.title_of(name), *cells, verdict])
     return rows
 
 
@@ -201,30 +188,26 @@ def paper_findings(table: Mapping[str, Any], document: Mapping[str, Any]) -> lis
     trials = {trial["id"]: trial for trial in document["trials"]}
     findings = []
     for metric in table["metrics"]:
-        sign = 1 if metric_of(metric).higher_is_better else -1
-        rows = [row for row in table["rows"] if metric in row["paper"]]
-        paper = {row["name"]: sign * float(row["paper"][metric]) for row in rows}
-        found = {row["name"]: _trained(document, trials.get(row["trial"])).get(metric) for row in rows}
-        ours = {name: summary for name, summary in found.items() if summary and summary["mean"] is not None}
-        if not paper:
+        rows = {}
+        for row in table["rows"]:
+            if metric in row["paper"]:
+                ours = _trained(document, trials.get(row["trial"])).get(metric)
+                rows[row["name"]] = (float(row["paper"][metric]), np.nan if ours is None else ours["mean"])
+        if not rows:
             continue
-        papers_best = [name for name in paper if paper[name] == max(paper.values())]
-        said = f"{tables.title_of(metric, whole=True)}: best row of the paper {' and '.join(papers_best)}"
-        if len(ours) < 2:
-            findings.append(f"{said}; too few rows here ({len(ours)}) to compare.")
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "ours"], dtype=float)
+        best = frame if metric_of(metric).higher_is_better else -frame
+        said = f"{tables.title_of(metric, whole=True)}: best row of the paper {best['paper'].idxmax()}"
+        measured = frame.dropna()
+        if len(measured) < 2:
+            findings.append(f"{said}; too few rows here ({len(measured)}) to compare.")
             continue
-        means = {name: sign * summary["mean"] for name, summary in ours.items()}
-        best = max(means, key=lambda name: (means[name], name in papers_best))
-        rival = max(ours.keys() & set(papers_best), key=lambda name: means[name], default=best)
-        said += f", of this sweep {best}"
-        if best not in papers_best and rival != best:
-            verdict, _ = difference(metric, ours[best], ours[rival])
-            said += f" ({'' if verdict in ('better', 'worse') else 'not '}distinguishable)"
-        columns = [paper[name] for name in ours], list(means.values())
-        correlation = "undefined"
-        if len(ours) > 2 and all(len(set(column)) > 1 for column in columns):
-            correlation = f"{stats.spearmanr(*columns).statistic:.2f}".replace("-", "−")
-        findings.append(f"{said}. Rank correlation with the paper over {len(ours)} rows: {correlation}.")
+        is_ranked = len(measured) > 2 and measured.nunique().min() > 1
+        correlation = (
+            f"{measured.corr('spearman').iloc[0, 1]:.2f}".replace("-", "−") if is_ranked else "undefined"
+        )
+        said += f", of this sweep {best['ours'].idxmax()}. Rank correlation with the paper over"
+        findings.append(f"{said} {len(measured)} rows: {correlation}.")
     return findings
 
 
@@ -273,12 +256,10 @@ def _versus(document: Mapping[str, Any], trial: Mapping[str, Any], best: Mapping
     score = _trained(document, trial).get(document["metric"])
     if best is None or score is None or score["mean"] is None:
         return ""
-    return _verdict_text(difference(document["metric"], score, best["score"])[0])
-
-
-def _verdict_text(verdict: tables.Verdict) -> str:
-    texts = {"better": "▲ better", "worse": "▼ worse", "overlap": "≈ not distinguishable"}
-    return texts.get(verdict, "unknown")
+    verdict, _ = difference(document["metric"], score, best["score"])
+    return {"better": "▲ better", "worse": "▼ worse", "overlap": "≈ not distinguishable"}.get(
+        verdict, "unknown"
+    )
 
 
 def _cell(metric: str, summary: Summary | None) -> str:

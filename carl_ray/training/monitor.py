@@ -141,9 +141,17 @@ def wait_for_run(
         display.show(status, warnings)
         return status
 
+    def work() -> None:
+        try:
+            fit()
+        except BaseException as error:
+            ending.error = error
+        finally:
+            done.set()
+
     asked_at = ended_at = math.inf
     with _signals(stop) as signals:
-        threading.Thread(target=_work, args=(fit, ending, done), name="Ray Train", daemon=True).start()
+        threading.Thread(target=work, name="Ray Train", daemon=True).start()
         while not done.wait(0.5) and not lost.is_set():
             now = time.monotonic()
             ending.head_gone = servers.are_gone(now)
@@ -173,15 +181,6 @@ def wait_for_run(
         ending.status = last if ending.error is None else last or ending.status
     display.close()
     return ending
-
-
-def _work(fit: Callable[[], object], ending: Ending, done: threading.Event) -> None:
-    try:
-        fit()
-    except BaseException as error:
-        ending.error = error
-    finally:
-        done.set()
 
 
 @contextmanager
@@ -264,14 +263,10 @@ class _Display:
 
 def progress_line(status: Status) -> str:
     """Format steps, precision, losses, rate and remaining time as one line."""
-    parts = [f"step {status.step}/{status.num_steps}"]
-    if status.precision is not None:
-        parts.append(status.precision)
-    if status.loss is not None:
-        parts.append(f"loss {status.loss:.4f}")
-    if status.validation_loss is not None:
-        parts.append(f"validation {status.validation_loss:.4f}")
+    parts = [f"step {status.step}/{status.num_steps}", status.precision]
+    for name, loss in (("loss", status.loss), ("validation", status.validation_loss)):
+        parts.append(None if loss is None else f"{name} {loss:.4f}")
     if status.steps_per_second > 0:
         parts.append(f"{status.steps_per_second:.2f} steps/s")
         parts.append(f"{duration((status.num_steps - status.step) / status.steps_per_second)} left")
-    return "  ".join(parts)
+    return "  ".join(part for part in parts if part is not None)

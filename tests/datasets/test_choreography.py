@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -122,50 +120,6 @@ def test_default_videos_stay_what_they_were(tmp_path: Path) -> None:
         [[70, 87, 81, 80], [63, 89, 117, 58], [62, 78, 105, 58], [62, 75, 83, 61]],
     ]
     np.testing.assert_allclose(tiles, expected, atol=1.5)
-
-
-def test_any_number_of_workers_gives_the_same_bytes(rendered: Path, tmp_path: Path) -> None:
-    counts: list[tuple[int, int]] = []
-    choreography.render(
-        tmp_path / "videos", SMALL, lambda done, total: counts.append((done, total)), workers=2
-    )
-    assert _content(tmp_path / "videos") == _content(rendered)
-    assert counts == [(done, 6) for done in range(1, 7)]
-
-
-def test_interrupted_workers_leave_nothing(tmp_path: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        choreography.render(tmp_path / "videos", SMALL, interrupt, workers=2)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_killed_worker_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    def kill(done: int, total: int) -> None:
-        for worker in multiprocessing.active_children():
-            worker.kill()
-
-    with pytest.raises(RunError, match="rendering process ended early"):
-        choreography.render(tmp_path / "videos", replace(SMALL, num_train=40), kill, workers=2)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
-    code = (
-        "import multiprocessing, os, signal, sys; from pathlib import Path\n"
-        "from carl_ray.datasets import choreography as c\n"
-        "def die(done, total):\n"
-        "    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "c.render(Path(sys.argv[1]), c.ChoreographyConfig(), die, workers=2)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "videos")]
-    # The workers hold the pipe's other end, too: it closes when the last of them has ended.
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60)
-    assert run.returncode == -signal.SIGKILL
-    assert len(run.stdout.split()) == 2
 
 
 @pytest.mark.parametrize(
@@ -286,10 +240,10 @@ def test_default_folder_follows_the_config(tmp_path: Path, monkeypatch: pytest.M
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "videos"
     counts = ["--num-train", "2", "--num-validation", "0", "--num-test", "0", "--size", "32"]
-    choreography.main([str(folder), *counts, "--workers", "1"])
+    choreography.main([str(folder), *counts])
     assert str(folder) in capsys.readouterr().out
     assert len(list(folder.glob("train/*.mp4"))) == 2
-    for wrong in (["--size", "33"], ["--workers", "-33"]):
+    for wrong in (["--size", "33"], ["--max-repetitions", "133"]):
         with pytest.raises(SystemExit) as exit_:
             choreography.main([str(tmp_path / "other"), *wrong])
         assert exit_.value.code == 2
@@ -306,7 +260,7 @@ def test_command_line_starts_from_the_benchmark_where_asked(
     monkeypatch.setattr(
         choreography,
         "ensure_rendered",
-        lambda folder, config, on_video, *, workers: configs.append(config) or folder,
+        lambda folder, config, on_video: configs.append(config) or folder,
     )
     choreography.main([str(tmp_path)])
     choreography.main([str(tmp_path), "--max-repetitions", "2", "--varying-order", "--difficulty", "hard"])
