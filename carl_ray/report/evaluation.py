@@ -33,8 +33,8 @@ def evaluate_embeddings(
         test: URI of the embeddings that are measured. Where it is `train`, the split of each video decides: "train"
             (or none) and "test".
         out: URI of the folder.
-        protocol: Which tasks, one of `carl_ray.paper.PROTOCOLS`; None: those of the paper for the preset. Where no
-            test video has frame labels, the score without labels is added.
+        protocol: Which tasks, one of `carl_ray.paper.PROTOCOLS`; None: those of the paper for the preset.
+            Propagation is added to the protocol of phases, the score without labels where no test video has any.
         stride: Every how many frames tau, AP@K and the alignment error look at; None: as in the paper.
         seed: Of label fractions, chance and the bootstrap.
 
@@ -53,11 +53,12 @@ def evaluate_embeddings(
 
     protocol = protocol or protocol_of(origin.preset)
     is_labelled = any((video.phases >= 0).any() for video in test_videos)
+    added = ("propagation",) * (protocol == "phases") if is_labelled else ("label_free",)
     document = {"protocol": protocol} | evaluate(
         train_videos,
         test_videos,
         origin,
-        tasks=PROTOCOLS[protocol] if is_labelled else (*PROTOCOLS[protocol], "label_free"),
+        tasks=(*PROTOCOLS[protocol], *added),
         stride=stride or stride_of(origin.preset),
         seed=seed,
         on_progress=_print_progress,
@@ -90,7 +91,8 @@ def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[Embe
         if not test_videos:
             raise UserError(
                 f"{storage.public_uri(test)}: no video of the split 'test' in it; put the videos into folders "
-                "train/ and test/ before indexing, or name two sets of embeddings"
+                "train/ and test/ before indexing, split them with `carl_ray.index --update … --split-by …`, or name "
+                "two sets of embeddings"
             )
     else:
         test_videos = read_embeddings(test)
