@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "compute metrics with controls and write report.html",
     "search": "find the nearest moments in other videos",
     "align": "align two videos in time: a side-by-side video, frame pairs as CSV",
+    "propagate": "label all videos from the labels of a few",
     "export": "write features for temporal action localisation (G-TAD)",
     "sweep": "sweep training parameters with Ray Tune",
     "jobs": "run a pipeline of commands as Ray jobs on a cluster",

@@ -12,6 +12,7 @@ from carl_ray.evaluation import (
     kendall,
     label_free,
     progression,
+    propagation,
     retrieval,
 )
 from carl_ray.evaluation.task import Metric, Task
@@ -23,6 +24,7 @@ TASKS: dict[str, Task] = {
         progression.TASK,
         kendall.TASK,
         retrieval.TASK,
+        propagation.TASK,
         alignment.TASK,
         frame_classes.TASK,
         label_free.TASK,

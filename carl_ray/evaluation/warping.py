@@ -42,18 +42,18 @@ def align_pair(
 
 def partner_values(
     units: Sequence[Float64[np.ndarray, "_ width"]],
-    values: Sequence[Float64[np.ndarray, " _"]],
+    values: Sequence[Float64[np.ndarray, "_ ..."]],
     pairs: Iterable[tuple[int, int]],
     *,
     tie_cost: float = 0.0,
-) -> Iterator[tuple[int, int, Float64[np.ndarray, " frames"]]]:
+) -> Iterator[tuple[int, int, Float64[np.ndarray, "frames ..."]]]:
     """Align pairs of videos and average a quantity over the partners of each frame.
 
     Args:
         units: Normalised embeddings of each video.
-        values: The quantity, at each frame of each video.
+        values: The quantity, or several, at each frame of each video.
         pairs: Pairs of videos with frames, each in one order.
-        tie_cost: Added to the cost of a cell for each unit that the values of its two frames differ.
+        tie_cost: Added to the cost of a cell for each unit that the values of its two frames differ; of one quantity.
 
     Yields:
         Both orders of each pair as a, b, and for each frame of a the mean value of its partners in b.
@@ -63,13 +63,21 @@ def partner_values(
         first, second = batch.T
         unit1, value1, mask1 = _padded(units, values, first)
         unit2, value2, mask2 = _padded(units, values, second)
-        cost = 1 - unit1 @ unit2.mT + tie_cost * (value1[:, :, None] - value2[:, None, :]).abs()
+        cost = 1 - unit1 @ unit2.mT
+        if tie_cost:
+            cost = cost + tie_cost * (value1[:, :, None] - value2[:, None, :]).abs()
         cells = dynamic_time_warping(cost, mask1, mask2).cells.double()
-        partners1 = (cells @ value2[:, :, None])[:, :, 0] / cells.sum(2).clamp(min=1)
-        partners2 = (cells.mT @ value1[:, :, None])[:, :, 0] / cells.sum(1).clamp(min=1)
+        partners1 = _mean_partners(cells, value2)
+        partners2 = _mean_partners(cells.mT, value1)
         for place, (a, b) in enumerate(batch.tolist()):
             yield a, b, partners1[place, : lengths[a]].numpy()
             yield b, a, partners2[place, : lengths[b]].numpy()
+
+
+def _mean_partners(cells: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Mean over the partners of each frame of values (B, M) or (B, M, quantities)."""
+    sums = cells @ values.reshape(*values.shape[:2], -1)
+    return (sums / cells.sum(2, keepdim=True).clamp(min=1)).reshape(*sums.shape[:2], *values.shape[2:])
 
 
 def _batches(

@@ -35,8 +35,8 @@ def evaluate_embeddings(
             (or none) and "test". Without videos of the split "test" those of "validation" are measured, or all videos,
             and a warning says so.
         out: URI of the folder.
-        protocol: Which tasks, one of `carl_ray.paper.PROTOCOLS`; None: those of the paper for the preset. Where no
-            test video has frame labels, the score without labels is added.
+        protocol: Which tasks, one of `carl_ray.paper.PROTOCOLS`; None: those of the paper for the preset.
+            Propagation is added to the protocol of phases, the score without labels where no test video has any.
         stride: Every how many frames tau, AP@K and the alignment error look at; None: as in the paper.
         seed: Of label fractions, chance and the bootstrap.
         title: Of the report; None: preset and steps.
@@ -57,11 +57,12 @@ def evaluate_embeddings(
 
     protocol = protocol or protocol_of(origin.preset)
     is_labelled = any((video.phases >= 0).any() for video in test_videos)
+    added = ("propagation",) * (protocol == "phases") if is_labelled else ("label_free",)
     document = {"protocol": protocol} | evaluate(
         train_videos,
         test_videos,
         origin,
-        tasks=PROTOCOLS[protocol] if is_labelled else (*PROTOCOLS[protocol], "label_free"),
+        tasks=(*PROTOCOLS[protocol], *added),
         stride=stride or stride_of(origin.preset),
         seed=seed,
         on_progress=_print_progress,
@@ -112,7 +113,8 @@ def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[Embe
         return origin, splits["train"], splits["test"], []
     without = "There are no videos of the split test, so"
     advice = (
-        "Index the videos in folders train/ and test/ for a measurement on videos that training has not seen."
+        "For a measurement on videos that training has not seen, index them in folders train/ and test/, or split them "
+        "with `carl_ray.index --update … --split-by …`."
     )
     if len(splits["validation"]) > 1:
         measured = f"{without} the {len(splits['validation'])} validation videos were measured. {advice}"

@@ -1,0 +1,88 @@
+"""`carl-ray propagate`: labels of a few videos go to all others, and come back as a file of labels."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carl_ray import propagate
+from carl_ray.evaluation.embeddings import EmbeddedVideo, write_part
+from tests.evaluation.test_embeddings import ORIGIN
+from tests.evaluation.test_propagation import AGAIN, ONCE, sequence
+
+TRUTH: dict[str, np.ndarray] = {}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    videos = []
+    for k, (name, parts, label) in enumerate(
+        [
+            ("a", ONCE, "lift"),
+            ("b", ONCE, "lift"),
+            ("c", AGAIN, "swing"),
+            ("d", AGAIN, "swing"),
+            ("e", ONCE, "run"),
+        ]
+    ):
+        embeddings, TRUTH[f"{name}.mp4"] = sequence(*parts, seed=k)
+        times = np.cumsum(np.random.default_rng(k).uniform(0.02, 0.08, len(embeddings)))
+        videos.append(
+            EmbeddedVideo(
+                **{"video_id": f"{name}.mp4", "uri": f"/v/{name}.mp4", "label": label, "fps": 20.0},
+                **{"timestamps": np.arange(len(times)), "embeddings": embeddings, "untrained": embeddings},
+                frame_times=times - times[0],
+            )
+        )
+    write_part(str(tmp_path / "e"), videos, ORIGIN, "float32")
+    phases = {name: np.array(["up", "down", "hold", ""])[truth] for name, truth in TRUTH.items()}
+    rows = [
+        f"{name},{frame},{phase}\n" for name in ("a.mp4", "c.mp4") for frame, phase in enumerate(phases[name])
+    ]
+    (tmp_path / "few.csv").write_text("".join(["video,frame,label\n", *rows]))
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str) -> None:
+    propagate.main(["--embeddings", str(folder / "e"), "--out", str(folder / "p.csv"), *arguments])
+
+
+def test_intervals_come_back_as_labels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, "--labels", str(folder / "few.csv"), "--frames", str(folder / "f.csv"))
+    said = capsys.readouterr()
+    assert "labels of 2 videos propagated to 2" in said.out
+    assert "left without labels: 1 videos of actions that no labelled video has" in said.out
+    assert "few.csv: frames (video, frame, label)" in said.err
+    frames = list(csv.DictReader((folder / "f.csv").open()))
+    assert {row["video"] for row in frames} == {"b.mp4", "d.mp4"}
+    for name in ("b.mp4", "d.mp4"):
+        labels = np.array([row["label"] for row in frames if row["video"] == name])
+        assert (labels == np.array(["up", "down", "hold", ""])[TRUTH[name]]).mean() > 0.9
+    assert all(0 <= float(row["confidence"]) <= 1 for row in frames)
+    # Both files are labels again, of the same frames; now all but one are labelled.
+    written = [row["label"] for row in sorted(frames, key=lambda row: (row["video"], int(row["frame"])))]
+    for name in ("p.csv", "f.csv"):
+        videos = propagate._labelled(propagate.read_embeddings(str(folder / "e")), [str(folder / name)])
+        labelled = [video for video in videos if video.frame_labels is not None]
+        back = [v.phase_name(phase) or "" for v in labelled for phase in v.phases.tolist()]
+        assert back == written
+    (folder / "p.csv").rename(folder / "q.csv")
+    run(folder, "--labels", str(folder / "few.csv"), "--labels", str(folder / "q.csv"))
+    assert "labels of 4 videos propagated to 0" in capsys.readouterr().out
+
+
+def test_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "bad.csv").write_text("video,frame,label\nx.mp4,0,up\na.mp4,99,up\n")
+    for arguments, said in (
+        ((), "no video has labels; name some with --labels"),
+        (
+            ("--labels", str(folder / "bad.csv")),
+            "bad.csv, row 3: frame 99 is past the end: the frames are 0 to 33",
+        ),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            run(folder, *arguments)
+        assert caught.value.code == 2 and said in capsys.readouterr().err
