@@ -129,7 +129,7 @@ def point_config(space: Space, base: Config, point: Point, seed: int) -> Config:
     config = options.overridden(base, {name: str(value) for name, value in point.items()})
     if space.frames_per_step is not None and _NUM_FRAMES in point and _BATCH_SIZE not in point:
         # Objectives on pairs need an even number of videos.
-        unit = 2 if config.objective.paired else 1
+        unit = 2 if config.objective.pairs_videos else 1
         videos = space.frames_per_step // (2 * config.model.num_frames) // unit * unit
         config = options.overridden(config, {_BATCH_SIZE: str(max(unit, videos))})
     return replace(config, training=replace(config.training, seed=seed))

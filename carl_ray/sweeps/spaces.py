@@ -10,21 +10,18 @@ from dataclasses import replace
 from typing import Any
 
 from carl_ray.config import Config
+from carl_ray.errors import UserError
 from carl_ray.options import overridden
 from carl_ray.sweeps.paper_tables import TABLE_9, TABLE_10, Row, Table, frames_table
 from carl_ray.sweeps.space import Choices, LogRange, Space, Value, field_value
 
 
 def loss(base: Config) -> Space:
-    """Tau and sigma squared of the sequence contrastive loss (table 9)."""
-    objective = base.objective
-    return Space(
-        "loss",
-        {
-            "objective.temperature": _range(_with(objective.temperature, 0.03, 0.1, 0.3, 1.0)),
-            "objective.variance": _range(_with(objective.variance, 1.0, 10.0, 25.0, 100.0)),
-        },
-    )
+    """Tau and sigma squared of the sequence contrastive loss (table 9), or what another objective has of them."""
+    space = Space("loss", _loss_parameters(base))
+    if not space.parameters:
+        raise UserError(f"space loss: objective {base.objective.name} has neither temperature nor variance")
+    return space
 
 
 def temporal(base: Config) -> Space:
@@ -73,12 +70,9 @@ def paper(base: Config) -> Space:
 
 def all(base: Config) -> Space:
     """The parameters of `loss`, `temporal` and `frames` together."""
-    parts = [part(base) for part in (loss, temporal, frames)]
-    return Space(
-        "all",
-        {name: parameter for part in parts for name, parameter in part.parameters.items()},
-        frames_per_step=parts[-1].frames_per_step,
-    )
+    parts = [temporal(base), frames(base)]
+    others = {name: parameter for part in parts for name, parameter in part.parameters.items()}
+    return Space("all", _loss_parameters(base) | others, frames_per_step=parts[-1].frames_per_step)
 
 
 SPACES: dict[str, Callable[[Config], Space]] = {
@@ -100,6 +94,15 @@ def _crops_table(base: Config) -> Table:
         )
         rows.append(Row(name))
     return replace(table, rows=tuple(rows), note=table.note if base.preset == "demo" else "")
+
+
+def _loss_parameters(base: Config) -> dict[str, LogRange]:
+    grids = {"temperature": (0.03, 0.1, 0.3, 1.0), "variance": (1.0, 10.0, 25.0, 100.0)}
+    return {
+        f"objective.{name}": _range(_with(getattr(base.objective, name), *grid))
+        for name, grid in grids.items()
+        if hasattr(base.objective, name)
+    }
 
 
 def _range(grid: tuple[float, ...]) -> LogRange:
