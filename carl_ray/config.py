@@ -3,7 +3,7 @@
 A run is a function of its `Config`: presets (`carl_ray.presets`) are functions that return one, and a run folder
 stores it as `config.json`. Unknown fields and values of the wrong type are errors.
 
-Over 400 lines: all options and their documentation, which `--help` prints, are in this file.
+The options of an objective are in its own file, those of the views in `carl_ray.objectives.views`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import reprlib
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
@@ -19,7 +18,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveInt,
     TypeAdapter,
@@ -29,6 +27,8 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from carl_ray.errors import UserError
+from carl_ray.objectives.choice import EARLIER, AnyOptions, complaint, objective_options
+from carl_ray.objectives.views import CROPS, STRICT, AugmentConfig, ViewsConfig, ViewSpec
 
 CLIP_BACKBONES = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
 """Backbones of clips."""
@@ -44,11 +44,8 @@ LEARNABLE_NAMES = {"none": "0", "block5": "1", "block4+5": "2"}
 PRETRAINED = ("imagenet", "pretrained")
 """Values of `model.weights` for what the backbone's own library or package offers."""
 
-# Finite numbers only: JSON has no others, and config.json must yield the same config.
-_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class DataConfig:
     """Selection and decoding of the videos."""
 
@@ -75,69 +72,6 @@ class DataConfig:
     """The run fails once more than this share of the videos drawn (at least one epoch) could not be read."""
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
-class ViewsConfig:
-    """Temporal augmentation (paper, section 3.2)."""
-
-    max_crop_ratio: float = Field(default=1.5, ge=1)
-    """alpha: a crop has at most this many times T frames."""
-    min_overlap: float = Field(default=0.2, ge=0, le=1)
-    """beta: the two crops share at least this part of the shorter one; 0: independent crops, 1: the same."""
-    crop: Literal["paper", "released"] = "paper"
-    """`paper` crops as section 3.2 says; `released` draws over the whole video as the authors' code does."""
-    sampling: Literal["random", "even"] = "random"
-    """How T frames are taken from a crop."""
-
-
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
-class AugmentConfig:
-    """Spatial augmentation, one draw a view (paper, section 3.2; SimCLR's list)."""
-
-    image_size: int = Field(default=224, ge=8)
-    """Height and width of the frames that the encoder sees, in pixels."""
-    crop_area: tuple[float, float] = (0.8, 1.0)
-    """Range of the area of the random resized crop, as a part of the frame."""
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of the aspect ratio (width to height) of the random resized crop."""
-    flip_probability: float = Field(default=0.5, ge=0, le=1)
-    """Chance of a horizontal flip."""
-    jitter_probability: float = Field(default=0.8, ge=0, le=1)
-    """Chance of colour jitter."""
-    brightness: float = Field(default=0.8, ge=0)
-    """Brightness is multiplied by a factor from [max(0, 1 - x), 1 + x]."""
-    contrast: float = Field(default=0.8, ge=0)
-    """Contrast, likewise."""
-    saturation: float = Field(default=0.8, ge=0)
-    """Saturation, likewise."""
-    hue: float = Field(default=0.2, ge=0, le=0.5)
-    """Hue is turned by a part of the circle from [-x, x]."""
-    grayscale_probability: float = Field(default=0.2, ge=0, le=1)
-    """Chance of greyscale."""
-    blur_probability: float = Field(default=0.5, ge=0, le=1)
-    """Chance of a Gaussian blur (the paper leaves it out on FineGym)."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Range of the blur's deviation, in pixels."""
-    color_on: Literal["workers", "trainer"] = "workers"
-    """Where colour and blur are computed: the CPU workers that decode, or the trainer's device."""
-    color: Literal["exact", "matrix"] = "exact"
-    """`exact` jitters colours as torchvision does, one operation after the other; `matrix` in one linear map a
-    frame, in a twentieth of the time, with hue turned about the grey axis. The difference:
-    `docs/benchmarks.md`."""
-    pixels: Literal["rgb", "yuv420"] = "rgb"
-    """How views are shipped to the trainer: `rgb`, or `yuv420` with half the bytes, and half the resolution in
-    colour."""
-
-    def __post_init__(self) -> None:
-        if self.pixels == "yuv420" and self.image_size % 2:
-            raise ValueError(f"pixels yuv420 needs an even image_size, got {self.image_size}")
-        for name in ("crop_area", "crop_aspect", "blur_sigma"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name} must be (low, high) with 0 < low <= high, got ({low:g}, {high:g})")
-        if self.crop_area[1] > 1:
-            raise ValueError(f"crop_area is a part of the frame, at most 1, got {self.crop_area[1]:g}")
-
-
 def _known_backbone(name: str) -> str:
     """Check the name of a backbone; whether timm has it, or a class can be imported, is not known here."""
     if name in BACKBONES or re.fullmatch(r"timm:\S+|[\w.]+:[\w.]+", name):
@@ -158,7 +92,7 @@ def _known_learnable(value: object) -> str:
     return text
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class ModelConfig:
     """The frame-level video encoder and the projection (paper, sections 3.3 and 3.4)."""
 
@@ -223,62 +157,7 @@ class ModelConfig:
             )
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
-class ObjectiveConfig:
-    """Training objective: SCL (paper, section 3.4), or one to compare it with."""
-
-    name: Literal[
-        "scl",
-        "contrastive",
-        "tcn",
-        "shuffle_and_learn",
-        "tcc",
-        "lav",
-        "gta",
-        "weak_scl",
-        "supervised",
-    ] = "scl"
-    """`scl`; `contrastive` (table 13), `tcn`, `shuffle_and_learn`: without labels, too; `tcc`, `lav`, `gta` and
-    `weak_scl` (weakly supervised CARL) train on pairs of videos of the same label; `supervised` on frame labels."""
-    temperature: float = Field(default=0.1, gt=0)
-    """tau. Divides the similarities in every softmax over them."""
-    variance: float = Field(default=10.0, gt=0)
-    """sigma squared, in frames squared (scl, weak_scl)."""
-    negatives: Literal["video", "batch", "global"] = "video"
-    """Candidates besides the other view: none, the worker's other videos, or the videos of all workers (scl)."""
-    window: float = Field(default=5.0, gt=0)
-    """Frames at most this far apart in the raw video are positives (tcn)."""
-    cycle: Literal["regression", "classification"] = "regression"
-    """How cycling back is scored (tcc)."""
-    smoothing: float = Field(default=0.1, gt=0)
-    """gamma of the soft minimum of dynamic time warping (lav, gta)."""
-    weak_weight: float = Field(default=1.0, ge=0)
-    """Weight of the pairs of videos beside the pairs of views (weak_scl)."""
-    weak_warmup: float = Field(default=1.0, ge=0, le=1)
-    """That weight grows linearly from 0 during this share of the run (weak_scl)."""
-    max_match_cost: float | None = Field(default=0.3, gt=0)
-    """Frames whose partners in the other video are less alike than this cosine distance (0 to 2), on average, are no
-    anchors; none keeps all (weak_scl)."""
-    regularization: float = Field(default=1.0, ge=0)
-    """Weight of the regulariser beside the alignment, as of views of 20 frames (lav)."""
-    cycle_weight: float = Field(default=0.5, ge=0)
-    """Weight of the cycles beside the two alignments, as of views of 20 frames (gta)."""
-    num_classes: int | None = Field(default=None, ge=1)
-    """Frame classes of the training videos; counted at the start of a run (supervised)."""
-
-    def __post_init__(self) -> None:
-        if self.name == "weak_scl" and self.negatives != "video":
-            raise ValueError(
-                f"objective weak_scl draws frames of other videos near: negatives must be video, got {self.negatives}"
-            )
-
-    @property
-    def paired(self) -> bool:
-        """Whether it trains on pairs of videos of the same label."""
-        return self.name in ("tcc", "lav", "gta", "weak_scl")
-
-
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class OptimizerConfig:
     """Adam with cosine decay without restarts (paper, section 4.2)."""
 
@@ -290,7 +169,7 @@ class OptimizerConfig:
     """The gradient is scaled down to this norm."""
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class TrainingConfig:
     """Length, batch size, precision and intervals of the training."""
 
@@ -314,7 +193,7 @@ class TrainingConfig:
     """Steps between two validation losses; there is one before the first step and one after the last."""
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class ClusterConfig:
     """Resources of the Ray cluster that the run uses, and its error handling."""
 
@@ -362,7 +241,7 @@ class ClusterConfig:
         return given if isinstance(given, tuple) else (given, given)
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Config:
     """Config of a run."""
 
@@ -376,8 +255,8 @@ class Config:
     """Spatial augmentation."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     """Encoder and projection."""
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
-    """Loss."""
+    objective: AnyOptions = Field(default_factory=objective_options)
+    """Training objective: the options of one, found by its `name`."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """Adam and its schedule."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -388,11 +267,16 @@ class Config:
     """Versions of this package and its libraries, where the run was begun or resumed; written by the run."""
 
     def __post_init__(self) -> None:
-        if self.objective.paired and self.training.global_batch_size % 2:
+        if self.objective.pairs_videos and self.training.global_batch_size % 2:
             raise ValueError(
                 f"objective {self.objective.name} trains on pairs of videos: training.global_batch_size must be even, "
                 f"got {self.training.global_batch_size}"
             )
+
+    @property
+    def view_specs(self) -> tuple[ViewSpec, ...]:
+        """The views of a video that the objective needs."""
+        return self.objective.views(ViewSpec(CROPS, 2, self.model.num_frames, self.views, self.augment))
 
 
 _ADAPTER = TypeAdapter(Config)
@@ -427,8 +311,9 @@ def what_is_computed(config: Config) -> dict[str, Any]:
 def digest(config: Config) -> str:
     """Hash of `what_is_computed`, 16 hexadecimal digits."""
     document = what_is_computed(config)
-    # A removed field: folders named by older digests stay valid.
+    # Removed fields: folders named by older digests stay valid.
     document["model"]["weights_format"] = "torchvision"
+    document["objective"] = EARLIER | document["objective"]
     text = json.dumps(document, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -446,7 +331,7 @@ def from_document(document: dict[str, Any], source: str) -> Config:
     try:
         return _ADAPTER.validate_python(document)
     except ValidationError as error:
-        raise UserError(f"{source}: {_complaint(error)}") from None
+        raise UserError(f"{source}: {complaint(error)}") from None
 
 
 def to_json(config: Config) -> str:
@@ -459,19 +344,4 @@ def from_json(text: str | bytes, source: str) -> Config:
     try:
         return _ADAPTER.validate_json(text)
     except ValidationError as error:
-        raise UserError(f"{source}: {_complaint(error)}") from None
-
-
-def _complaint(error: ValidationError) -> str:
-    """Message of the first validation error: field, what was expected, what was given."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or "document"
-    match first["type"]:
-        case "unexpected_keyword_argument":
-            return f"{name}: unknown field"
-        case "value_error":  # Raised by a section's own check, whose message names the values.
-            return f"{name}: {first['msg'].removeprefix('Value error, ')}"
-        case "json_invalid" | "missing":
-            return f"{name}: {first['msg']}"
-        case _:
-            return f"{name}: {first['msg']}, got {reprlib.repr(first['input'])}"
+        raise UserError(f"{source}: {complaint(error)}") from None

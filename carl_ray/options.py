@@ -12,7 +12,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import PurePath
 from types import NoneType
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from carl_ray.config import Config
 
 _Number = TypeVar("_Number", int, float)
+_OBJECTIVE = "objective.name"
 
 
 def program(command: str | None = None) -> str:
@@ -142,18 +143,41 @@ def nearest(name: str, known: Sequence[str], *, files: bool = False) -> str:
     return ""
 
 
-def field_names() -> dict[str, str]:
-    """Dotted name of every field of a `Config` section, with its description."""
-    return {name: info.description or "" for name, info in _fields().items()}
+def field_names(objective: str = "scl") -> dict[str, str]:
+    """Dotted name of every field of a `Config` section, with its description.
+
+    Args:
+        objective: The objective whose options the section `objective` has.
+    """
+    from carl_ray.objectives.choice import OBJECTIVES
+
+    names = f"{', '.join(OBJECTIVES)}, one of an installed package, or module:Class"
+    named = {_OBJECTIVE: f"Training objective: {names}; --help beside it lists its options."}
+    return {name: info.description or "" for name, info in _fields(objective).items()} | named
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every field of the config; its help shows the paper's default."""
+def add_config_options(parser: argparse.ArgumentParser, arguments: Sequence[str] = ()) -> None:
+    """Add an option for every field of the config; its help shows the paper's default.
+
+    Args:
+        parser: Of the command.
+        arguments: The command line. Its `--objective.name` determines which options of an objective the help lists;
+            other options `--objective.…` are left to `overridden`, for a config that is still to be read.
+    """
     from carl_ray import config as configuration
+    from carl_ray.objectives.choice import DEFAULT, objective_options
 
+    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    given.add_argument(f"--{_OBJECTIVE}", default=DEFAULT)
+    words, others = given.parse_known_args(list(arguments))
+    try:
+        objective = objective_options(getattr(words, _OBJECTIVE))
+    except ValueError:
+        objective = objective_options()  # `overridden` says what is wrong.
     group = parser.add_argument_group("configuration (defaults are the paper's; a preset may change them)")
-    defaults = configuration.to_document(configuration.Config(preset="default"))
-    for name, description in field_names().items():
+    defaults = configuration.to_document(configuration.Config(preset="default", objective=objective))
+    known = field_names(objective.name)
+    for name, description in known.items():
         section, _, field = name.partition(".")
         default = json.dumps(defaults[section][field])
         group.add_argument(
@@ -163,6 +187,9 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
             default=argparse.SUPPRESS,
             help=f"{description} [{default}]".replace("%", "%%"),
         )
+    for name in dict.fromkeys(re.findall(r"^--(objective\.\w+)", "\n".join(others), re.M)):
+        if name not in known:
+            group.add_argument(f"--{name}", dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def parse_with_config(
@@ -176,7 +203,7 @@ def parse_with_config(
     Raises:
         UserError: an option is unknown; the message has the nearest name.
     """
-    add_config_options(parser)
+    add_config_options(parser, arguments)
     parsed, unknown = parser.parse_known_args(arguments)
     for argument in unknown:
         if argument.startswith("-"):
@@ -185,8 +212,7 @@ def parse_with_config(
             raise UserError(f"unknown option --{option}{nearest(option, [*field_names(), *own])}")
     if unknown:
         raise UserError(f"unexpected argument {storage.public_uri(unknown[0])!r}")
-    fields = field_names()
-    return parsed, {name: value for name, value in vars(parsed).items() if name in fields}
+    return parsed, {name: value for name, value in vars(parsed).items() if "." in name}
 
 
 def overridden(config: Config, values: dict[str, str]) -> Config:
@@ -197,29 +223,54 @@ def overridden(config: Config, values: dict[str, str]) -> Config:
         values: Dotted field name to text; JSON where the field is a list or a table, `none` for null.
 
     Raises:
-        UserError: a value is of the wrong type or out of its range.
+        UserError: an unknown field, or a value of the wrong type or out of its range.
     """
     from carl_ray import config as configuration
 
     document = configuration.to_document(config)
-    fields = _fields()
+    objective = values.get(_OBJECTIVE, config.objective.name)
+    try:
+        fields = _fields(objective)
+    except ValueError as error:
+        raise UserError(f"command line: {_OBJECTIVE}: {error}") from None
+    if objective != config.objective.name:
+        document["objective"] = _changed_options(config.objective, fields) | {"name": objective}
     for name, text in values.items():
         section, _, field = name.partition(".")
+        if name not in fields:
+            own = [known.partition(".")[2] for known in fields if known.startswith("objective.")]
+            valid = f" (options of objective {objective}: {', '.join(own)})" if section == "objective" else ""
+            # "objective." alone makes names similar.
+            hint = nearest(name, list(fields)) if section != "objective" or nearest(field, own) else ""
+            raise UserError(f"unknown option --{name}{hint}{valid}")
         document[section][field] = _value(text, fields[name].annotation)
     return configuration.from_document(document, "command line")
 
 
-def _fields() -> dict[str, Any]:
-    """Pydantic's description of every field of a section, by dotted name."""
+def _fields(objective: str) -> dict[str, Any]:
+    """Pydantic's description of every field of a section, by dotted name; `ValueError` for an unknown objective."""
     from carl_ray.config import Config
+    from carl_ray.objectives.choice import find_objective
 
     whole: Any = Config
     sections: dict[str, Any] = {name: info.annotation for name, info in whole.__pydantic_fields__.items()}
+    sections["objective"] = find_objective(objective).Options
     return {
         f"{section}.{name}": info
         for section, section_class in sections.items()
         if dataclasses.is_dataclass(section_class)
         for name, info in getattr(section_class, "__pydantic_fields__", {}).items()
+    }
+
+
+def _changed_options(objective: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an objective that differ from its defaults and that another one has, too."""
+    options = {field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)}
+    defaults = {name: info.default for name, info in type(objective).__pydantic_fields__.items()}
+    return {
+        name: value
+        for name, value in options.items()
+        if value != defaults[name] and f"objective.{name}" in fields
     }
 
 

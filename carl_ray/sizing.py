@@ -31,7 +31,7 @@ from carl_ray.training import cluster_plan
 from carl_ray.training.cluster_plan import ClusterPlan
 
 if TYPE_CHECKING:
-    from carl_ray.data.sample import ViewPair
+    from carl_ray.data.sample import Sample
 
 _VIDEO_TIMES, _STEP_TIMES = 9, 3
 _NODE_CPUS = 16
@@ -99,7 +99,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Config]:
 def _run(parsed: argparse.Namespace, config: Config) -> None:
     num_videos = _count_videos(parsed, config)
     video = parsed.video or _demo_video()
-    video_seconds, pairs = _measure_video(video, config)
+    video_seconds, samples = _measure_video(video, config)
     # Imported late: help and mistakes answer at once.
     import torch
 
@@ -109,10 +109,10 @@ def _run(parsed: argparse.Namespace, config: Config) -> None:
         worker = "GPU" if device.type == "cuda" else "CPU worker"
         share = cluster_plan.share(config.training.global_batch_size, parsed.gpus)
         progress = _progress(f"a step of {_count(share, 'video')} on the {device.type.upper()}")
-        step_seconds = cluster_plan.measure_step(pairs, config, share, device, _STEP_TIMES, progress)
+        step_seconds = cluster_plan.measure_step(samples, config, share, device, _STEP_TIMES, progress)
     plan = ClusterPlan(
         video_seconds=statistics.median(video_seconds),
-        frames_per_video=int(pairs[0].frame_mask.sum()),
+        frames_per_video=sum(int(view.mask.sum()) for view in (samples[0].views or {}).values()),
         step_seconds=parsed.step_seconds if step_seconds is None else statistics.median(step_seconds),
         batch_size=config.training.global_batch_size,
         num_workers=parsed.gpus,
@@ -169,7 +169,7 @@ def _demo_video() -> str:
     return str(min((folder / "train").glob("*.mp4")))
 
 
-def _measure_video(video: str, config: Config) -> tuple[list[float], list[ViewPair]]:
+def _measure_video(video: str, config: Config) -> tuple[list[float], list[Sample]]:
     shown = storage.public_uri(video)
     if not storage.is_file(video):
         raise UserError(f"{shown}: expected a video: no such file")

@@ -16,9 +16,11 @@ from torchvision.transforms.v2 import functional
 from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from carl_ray.data.augment import AugmentParameters, draw_parameters
 from carl_ray.data.randomness import ViewNumber, sample_generator
-from carl_ray.data.sample import Batch, ViewPair, collate, make_view_pair, view_seeds
 from carl_ray.data.views import sample_views
+from carl_ray.objectives.base import Batch
+from carl_ray.objectives.views import CROPS
 from carl_ray.training.step import StepReport, TrainingStep
+from tests.samples import Crops, batch_of, crops, make_crops
 
 CPU = torch.device("cpu")
 LENGTHS = (23, 6)  # the second is padded
@@ -44,7 +46,7 @@ CONFIG = Config(
 )
 
 
-def plain_pair(path: Path, video_id: str, num_video_frames: int) -> ViewPair:
+def plain_pair(path: Path, video_id: str, num_video_frames: int) -> Crops:
     """Every frame is decoded and scaled to RGB at once, then torchvision does one operation after the other."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -66,13 +68,8 @@ def plain_pair(path: Path, video_id: str, num_video_frames: int) -> ViewPair:
         draw = draw_parameters(CONFIG.augment, height, width, rng)
         images = torch.from_numpy(decoded[view.frame_indices[view.frame_mask]]).permute(0, 3, 1, 2)
         frames[number, view.frame_mask] = plain_augmentation(images, draw).permute(0, 2, 3, 1).numpy()
-    return ViewPair(
-        frames=frames,
-        timestamps=np.stack([view.frame_indices * 1.0 for view in views]),
-        frame_mask=np.stack([view.frame_mask for view in views]),
-        frame_labels=np.full((2, time), -1, np.int64),
-        color=np.zeros((2, 16)),
-    )
+    times = np.stack([view.frame_indices * 1.0 for view in views])
+    return crops(frames, times, np.stack([view.frame_mask for view in views]))
 
 
 def plain_augmentation(images: torch.Tensor, draw: AugmentParameters) -> torch.Tensor:
@@ -126,7 +123,9 @@ class Computed:
 def computed(batch: Batch, *, plain: bool) -> Computed:
     step = TrainingStep(CONFIG, CPU, num_steps=10)
     # In float64, what the two ways differ in beside rounding would show, whatever the CPU's float32 kernels do.
-    step.model.double().register_forward_pre_hook(lambda module, inputs: (inputs[0].double(), *inputs[1:]))
+    step.model.double().encoder.register_forward_pre_hook(
+        lambda module, inputs: (inputs[0].double(), *inputs[1:])
+    )
     # Statistics as pretrained weights have them: folding zeros and ones would prove nothing.
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -151,25 +150,29 @@ def test_losses_of_the_plain_way(
     tmp_path: Path, make_video: Callable[..., Path], size: tuple[int, int]
 ) -> None:
     paths = [make_video(tmp_path / f"{length}.mp4", length, *size) for length in LENGTHS]
-    fast, plain = (
-        collate(
+    batches = [
+        batch_of(
             [make(path, path.name, length) for path, length in zip(paths, LENGTHS, strict=True)],
             range(len(paths)),
-            [view_seeds(5, 0, path.name) for path in paths],
+            [path.name for path in paths],
             CONFIG,
         )
         for make in (
-            lambda path, name, length: make_view_pair(str(path), name, length, 1.0, 0, CONFIG),
+            lambda path, name, length: make_crops(str(path), name, length, 1.0, 0, CONFIG),
             plain_pair,
         )
-    )
-    assert torch.equal(fast.frame_mask, plain.frame_mask)
+    ]
+    fast, plain = (batch.views[CROPS] for batch in batches)
+    assert torch.equal(fast.mask, plain.mask)
     assert torch.equal(fast.timestamps, plain.timestamps)
-    different = (fast.frames.int() - plain.frames.int()).abs()
+    different = (fast.pixels.int() - plain.pixels.int()).abs()
     assert different.max() <= 4 and (different > 0).float().mean() < 0.01
-    expected = computed(plain, plain=True)
+    expected = computed(batches[1], plain=True)
     # The model alone, then frames and all.
-    for found, tolerance in ((computed(plain, plain=False), 1e-12), (computed(fast, plain=False), 1e-4)):
+    for found, tolerance in (
+        (computed(batches[1], plain=False), 1e-12),
+        (computed(batches[0], plain=False), 1e-4),
+    ):
         assert found.validation_loss == pytest.approx(expected.validation_loss, rel=tolerance)
         assert found.first.loss == pytest.approx(expected.first.loss, rel=tolerance)
         assert found.gradients.keys() == expected.gradients.keys()

@@ -19,7 +19,7 @@ from carl_ray import sizing
 from carl_ray.config import Config
 from carl_ray.data.decode import DecodeError
 from carl_ray.data.manifest import write_table
-from carl_ray.data.memory import load_task_bytes, pair_bytes
+from carl_ray.data.sample import load_task_bytes, sample_bytes, sample_spec
 from carl_ray.options import overridden
 from carl_ray.presets import PRESETS
 from carl_ray.training import cluster_plan, step
@@ -92,8 +92,8 @@ def test_projections() -> None:
 
 def test_memory_and_network_are_those_of_the_blocks_and_of_the_tasks() -> None:
     config = PRESETS["finegym99"]()
-    block, memory = pair_bytes(config), PLAN.memory(config)
-    assert memory.data_heap == 16 * load_task_bytes(config)
+    block, memory = sample_bytes(sample_spec(config)), PLAN.memory(config)
+    assert memory.data_heap == 16 * load_task_bytes(sample_spec(config))
     assert memory.data_store == 16 * 7 * block
     # Two steps of two videos prefetched, one in the making, one in use, each in 2**n bytes; 2 + 2 + 1 blocks in
     # transfer.
@@ -140,10 +140,10 @@ def test_a_video_is_measured_with_the_views_of_a_run(make_video: Callable[..., P
     timing, pairs = cluster_plan.measure_video(str(video), 40, tiny(), 2, lambda seconds: None)
     assert len(timing) == 2
     assert len(pairs) == 3
-    assert pairs[0].frames.shape == (2, 6, 16, 16, 3)
-    assert pairs[0].frame_mask.all()
+    assert pairs[0].views["crops"].pixels.shape == (2, 6, 16, 16, 3)
+    assert pairs[0].views["crops"].mask.all()
     # Another epoch, other views.
-    assert (pairs[0].timestamps != pairs[1].timestamps).any()
+    assert (pairs[0].views["crops"].timestamps != pairs[1].views["crops"].timestamps).any()
     assert torch.get_num_threads() == threads
 
 

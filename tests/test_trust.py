@@ -46,7 +46,7 @@ from carl_ray.pipelines import runner
 from carl_ray.pipelines.plan import check_runtime_env
 from carl_ray.pipelines.runner import read_plan
 from carl_ray.training.checkpoint import Checkpoint, Progress, initial_weights, load_model, open_checkpoint
-from carl_ray.training.step import TrainedModel
+from carl_ray.training.learner import initial_learner
 
 ROOT = Path(carl_ray.__file__).parent
 MODEL = ModelConfig(backbone="small", weights="random", num_frames=4, hidden_width=8, width=8, num_heads=2)
@@ -101,7 +101,7 @@ def checkpoint_with(folder: Path, content: bytes) -> None:
 def read_checkpoint(folder: Path) -> None:
     uri = str(folder / "checkpoints" / "step-00000001")
     hashes = json.loads(Path(uri, "state.json").read_text())["hashes"]
-    load_model(Checkpoint(uri, Progress(1, 1, 0, 0, 0.0, ""), CONFIG, hashes), TrainedModel(CONFIG))
+    load_model(Checkpoint(uri, Progress(1, 1, 0, 0, 0.0, ""), CONFIG, hashes), initial_learner(CONFIG))
 
 
 @pytest.mark.parametrize("read", [read_checkpoint, lambda folder: initial_weights(CONFIG, str(folder))])

@@ -20,7 +20,9 @@ from typing import Literal
 import numpy as np
 
 from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig
-from carl_ray.data.guard import UNEXPECTED, BadVideoError, ViewPairReader
+from carl_ray.data.guard import UNEXPECTED, BadVideoError, ViewReader
+from carl_ray.data.manifest import StreamVideo
+from carl_ray.data.sample import sample_spec
 from carl_ray.data.scan import PROBING_FAILED, probe_guarded
 from carl_ray.errors import RunError, UserError
 
@@ -93,7 +95,7 @@ def fuzz(
     counts: dict[str, Counter[Outcome]] = {name: Counter() for name in MUTATIONS}
     findings: list[str] = []
     number = 0
-    with tempfile.TemporaryDirectory() as folder, closing(ViewPairReader()) as reader:
+    with tempfile.TemporaryDirectory() as folder, closing(ViewReader()) as reader:
         while time.monotonic() - start < seconds:
             source, mutation, content = damaged_file(videos, seed, number)
             path = Path(folder) / f"{number}{source.suffix}"
@@ -122,14 +124,17 @@ def damaged_file(videos: Sequence[Path], seed: int, number: int) -> tuple[Path, 
     return source, name, bytes(content)
 
 
-def _outcome(path: Path, reader: ViewPairReader) -> tuple[Outcome, str]:
+def _outcome(path: Path, reader: ViewReader) -> tuple[Outcome, str]:
     """What became of a file, and the reason where it was not read."""
     with path.open("rb") as file:
         probe = probe_guarded(file, path.stat().st_size, verify=False)
     if "reason" in probe:
         return _kind(probe["reason"]), probe["reason"]
     try:
-        reader.read(str(path), path.name, probe["num_frames"], 1.0, 0, _CONFIG)
+        video = StreamVideo(
+            video_id=path.name, uri=str(path), num_frames=probe["num_frames"], verified=False, frame_step=1.0
+        )
+        reader.read(video, 0, sample_spec(_CONFIG))
     except BadVideoError as error:
         return _kind(str(error)), str(error)
     except RunError as error:

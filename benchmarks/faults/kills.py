@@ -53,7 +53,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "decoding task": Kind(r"ray::MapBatches\(load\)", signal.SIGKILL),
-    "decoder": Kind(r"\S*python\S* -c from carl_ray\.data\.guard import answer_view_pairs", signal.SIGKILL),
+    "decoder": Kind(r"\S*python\S* -c from carl_ray\.data\.guard import answer_views", signal.SIGKILL),
     "planning task": Kind(r"ray::MapBatches\(plan_segment\)", signal.SIGKILL),
     "data coordinator": Kind(r"ray::SplitCoordinator", signal.SIGKILL, restarts=True),
     "training worker": Kind(r"ray::RayTrainWorker", signal.SIGKILL, restarts=True),

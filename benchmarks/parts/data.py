@@ -35,8 +35,11 @@ from carl_ray.config import Config
 from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry
 from carl_ray.data.child import keep_memory
 from carl_ray.data.decode import DecodeError, read_frames
-from carl_ray.data.sample import ViewPair, make_view_pair
+from carl_ray.data.make_views import make_views
+from carl_ray.data.sample import sample_spec
 from carl_ray.errors import UserError
+from carl_ray.objectives.base import ViewTensors
+from carl_ray.objectives.views import CROPS
 
 T = TypeVar("T")
 
@@ -81,17 +84,17 @@ class Draw:
     content: bytes
     """Of the file."""
     epoch: int
-    pair: ViewPair
+    pair: ViewTensors[np.ndarray]
 
     @property
     def num_frames(self) -> int:
         """Frames of both views, without padding."""
-        return int(self.pair.frame_mask.sum())
+        return int(self.pair.mask.sum())
 
     @property
     def needed(self) -> Int64[np.ndarray, " needed"]:
         """Indices of the frames that either view takes, ascending."""
-        return np.unique(self.pair.timestamps[self.pair.frame_mask]).astype(np.int64)
+        return np.unique(self.pair.timestamps[self.pair.mask]).astype(np.int64)
 
     @property
     def sampled(self) -> set[int]:
@@ -100,11 +103,11 @@ class Draw:
 
     def places(self, view: int) -> Int64[np.ndarray, " time"]:
         """Where the frames of a view are among the needed ones."""
-        return np.searchsorted(self.needed, self.pair.timestamps[view, self.pair.frame_mask[view]])
+        return np.searchsorted(self.needed, self.pair.timestamps[view, self.pair.mask[view]])
 
     def parameters(self, view: int) -> AugmentParameters:
         """The augmentation of a view."""
-        return AugmentParameters.from_vector(self.pair.color[view])
+        return AugmentParameters.from_vector(self.pair.parameters[view])
 
 
 def measure(videos: Sequence[Video], config: Config, on_progress: Callable[[str], None]) -> list[Table]:
@@ -258,7 +261,7 @@ def _our_stages(draw: Draw, config: Config) -> tuple[int, dict[str, Stage], np.n
         for label, overrides in VARIANTS:
             variant = options.overridden(config, overrides)
             pair, seconds = _timed(partial(_pair, draw.video, draw.content, draw.epoch, variant))
-            stages[label] = Stage(seconds, pair.frames.nbytes)
+            stages[label] = Stage(seconds, pixels_of(pair).nbytes)
     return count, stages, decoded
 
 
@@ -284,8 +287,15 @@ def _augmentations(draw: Draw, decoded: np.ndarray, config: Config) -> dict[str,
     return pipelines | ours | alone
 
 
-def _pair(video: Video, content: bytes, epoch: int, config: Config) -> ViewPair:
-    return make_view_pair(content, str(video.path), video.num_frames, 1.0, epoch, config, verified=True)
+def _pair(video: Video, content: bytes, epoch: int, config: Config) -> ViewTensors[np.ndarray]:
+    spec = sample_spec(config)
+    return make_views(content, str(video.path), video.num_frames, 1.0, epoch, spec, verified=True)[CROPS]
+
+
+def pixels_of(view: ViewTensors[np.ndarray]) -> UInt8[np.ndarray, "n time *frame"]:
+    """The pixels of a view, which every one made of a video has."""
+    assert view.pixels is not None
+    return view.pixels
 
 
 def _read(draw: Draw, config: Config) -> UInt8[np.ndarray, "needed height width 3"]:
@@ -451,7 +461,7 @@ def _hops(draw: Draw, decoded: np.ndarray, config: Config) -> dict[str, int]:
     return {
         "compressed file": len(draw.content),
         "needed frames, decoded": decoded.nbytes,
-        "shipped": draw.pair.frames.nbytes,
+        "shipped": pixels_of(draw.pair).nbytes,
         "float32 on the device": 4 * 2 * config.model.num_frames * 3 * config.augment.image_size**2,
     }
 

@@ -31,7 +31,7 @@ from carl_ray.evaluation.inference import VideoEmbedder
 from carl_ray.machine import machine_name
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.model.features import normalize
-from carl_ray.training.step import initial_model
+from carl_ray.training.learner import initial_encoder
 
 _CPU_FRAMES, _GPU_FRAMES = 32, 256
 _MOST_VIDEOS = 8
@@ -73,7 +73,7 @@ def measure(
             "model.temporal_encoder c3d: the part embedding compares encoders that see single frames; "
             "take transformer or none, or leave the part out of --parts"
         )
-    encoder = initial_model(config).encoder.eval()
+    encoder = initial_encoder(config).eval()
     size = config.augment.image_size
     on_gpu = device.type == "cuda"
     clip = cut_video(videos[0], _GPU_FRAMES if on_gpu else _CPU_FRAMES)

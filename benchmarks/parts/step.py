@@ -24,11 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.parts.table import Table
 from carl_ray.config import Config, ModelConfig
 from carl_ray.data.augment import AugmentParameters, draw_parameters
-from carl_ray.data.memory import frame_shape
-from carl_ray.data.sample import Batch, frames_on_device
+from carl_ray.data.batch import batch_on_device, pixels_on_device
 from carl_ray.machine import machine_name
 from carl_ray.model.backbone import Backbone, build_backbone
 from carl_ray.model.features import normalize
+from carl_ray.objectives.base import Batch, ViewTensors
+from carl_ray.objectives.views import CROPS
 from carl_ray.training.step import TrainingStep
 
 STAGES = (
@@ -41,7 +42,7 @@ STAGES = (
     "clip, optimiser",
 )
 """Parts of a step, in order. What the workers leave to the trainer (`augment.color_on`, `augment.pixels`) is in the
-first; "Transformer" is all between the CNN and the loss, the pooling and the head included."""
+first; "Transformer" is all after the CNN in the encoder, the pooling included; heads are in "loss"."""
 
 _CPU_FRAMES = 32
 _LONG = 2000
@@ -69,11 +70,11 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
         on_progress: Called with a line before each part.
     """
     on_gpu = device.type == "cuda"
-    videos = config.training.global_batch_size if on_gpu else 2 if config.objective.paired else 1
+    videos = config.training.global_batch_size if on_gpu else 2 if config.objective.pairs_videos else 1
     frames = config.model.num_frames if on_gpu else min(config.model.num_frames, _CPU_FRAMES // 2 // videos)
     config = replace(config, model=replace(config.model, num_frames=frames))
     batch = synthetic_batch(config, videos)
-    real = int(batch.frame_mask.sum())
+    real = int(batch.views[CROPS].mask.sum())
     repeats = 10 if on_gpu else 3
 
     on_progress(f"a training step, {real} frames")
@@ -97,13 +98,20 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
     rows.append(("the step", f"{1000 * whole:,.1f}", "", _rate(real, whole), memory))
     on_progress("what the trainer can be left with")
     for name, variant in _left_to_trainer(config).items():
-        shipped = batch if frame_shape(variant) == frame_shape(config) else synthetic_batch(variant, videos)
-        run = partial(frames_on_device, shipped, variant, device)
+        shipped = (
+            batch
+            if variant.view_specs[0].frame_shape == config.view_specs[0].frame_shape
+            else synthetic_batch(variant, videos)
+        )
+        run = partial(pixels_on_device, shipped.views[CROPS], variant.view_specs[0], device)
         _median(run, device, 1)
         seconds = _median(run, device, repeats)
         rows.append((name, f"{1000 * seconds:,.1f}", f"{seconds / whole:.1%}", _rate(real, seconds), ""))
 
-    drawn = [AugmentParameters.from_vector(vector) for views in batch.color for vector in views]
+    drawn = [
+        AugmentParameters.from_vector(vector)
+        for vector in batch.views[CROPS].parameters.flatten(0, 1).numpy()
+    ]
     notes = [
         "share: of the sum of the parts, then of the step; one worker: no exchange between GPUs is in it",
         f"the step and its parts: colour ({config.augment.color}) on the "
@@ -134,12 +142,12 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
         del step
         on_progress(f"one video of T = {_LONG}")
         longer = replace(config, model=replace(config.model, num_frames=_LONG))
-        batch = synthetic_batch(longer, 2 if config.objective.paired else 1)
+        batch = synthetic_batch(longer, 2 if config.objective.pairs_videos else 1)
         step = TrainingStep(longer, device, num_steps=1_000_000)
         _median(lambda: step.train(batch, 0), device, 1)
         _forget_peak(device)
         seconds = _median(lambda: step.train(batch, 0), device, 3)
-        real = int(batch.frame_mask.sum())
+        real = int(batch.views[CROPS].mask.sum())
         name = f"the step, {len(batch.rows)} x T = {_LONG}"
         rows.append((name, f"{1000 * seconds:,.1f}", "", _rate(real, seconds), _peak_gib(device)))
     title = (
@@ -157,15 +165,18 @@ def synthetic_batch(config: Config, num_videos: int) -> Batch:
     shape = (num_videos, 2, config.model.num_frames)
     size = config.augment.image_size
     color = [draw_parameters(config.augment, size, size, rng).to_vector() for _ in range(2 * num_videos)]
-    return Batch(
-        frames=torch.randint(0, 256, (*shape, *frame_shape(config)), dtype=torch.uint8, generator=generator),
+    pixels = (*shape, *config.view_specs[0].frame_shape)
+    view = ViewTensors(
+        pixels=torch.randint(0, 256, pixels, dtype=torch.uint8, generator=generator),
         timestamps=torch.arange(shape[2], dtype=torch.float64).expand(shape).contiguous(),
-        frame_mask=torch.ones(shape, dtype=torch.bool),
-        frame_labels=torch.zeros(shape, dtype=torch.int64),
-        rows=torch.arange(num_videos),
-        color=np.reshape(color, (num_videos, 2, -1)),
-        sample_seeds=torch.arange(2 * num_videos).unflatten(0, (num_videos, 2)),
+        mask=torch.ones(shape, dtype=torch.bool),
+        parameters=torch.from_numpy(np.reshape(color, (num_videos, 2, -1))),
+        boxes=torch.zeros(num_videos, 2, 4, dtype=torch.float64),
+        flips=torch.zeros(num_videos, 2, dtype=torch.bool),
+        columns={name: torch.zeros(shape, dtype=torch.int64) for name in config.objective.columns},
     )
+    seeds = torch.arange(2 * num_videos).unflatten(0, (num_videos, 2))
+    return Batch({CROPS: view}, torch.arange(num_videos), {CROPS: seeds})
 
 
 def cnn_operations(model: ModelConfig, image_size: int) -> Operations:
@@ -251,15 +262,16 @@ def _stages(step: TrainingStep, batch: Batch) -> tuple[list[float], float]:
         else:
             hooks.enter_context(backbone.register_forward_hook(stamp))
         hooks.enter_context(backbone.register_forward_hook(stamp))
-        hooks.enter_context(model.register_forward_hook(stamp))
+        hooks.enter_context(model.encoder.register_forward_hook(stamp))
         stamp()
-        loss, _ = step._global_loss(batch, model, 0)
+        sums, counts = step._terms(batch_on_device(batch, step.config, device), model, 0.0)
+    loss = (sums / counts.clamp(min=1)).sum()
     stamp()
     loss.backward()
     stamp()
-    nn.utils.clip_grad_norm_(step.parameters, step.config.optimizer.max_gradient_norm)
-    step.optimizer.step()
-    step.optimizer.zero_grad(set_to_none=True)
+    nn.utils.clip_grad_norm_(model.parameters(), step.config.optimizer.max_gradient_norm)
+    step.phases[0].optimizer.step()
+    model.zero_grad(set_to_none=True)
     stamp()
     return np.diff(stamps).tolist(), loss.item()
 
@@ -267,7 +279,9 @@ def _stages(step: TrainingStep, batch: Batch) -> tuple[list[float], float]:
 def _frozen_seconds(step: TrainingStep, batch: Batch, repeats: int) -> tuple[float, float]:
     """Seconds of the frozen part, folded and as its modules stand."""
     backbone = step.model.encoder.backbone
-    frames = normalize(frames_on_device(batch, step.config, step.device).flatten(0, 2))
+    pixels = batch_on_device(batch, step.config, step.device).views[CROPS].pixels
+    assert pixels is not None
+    frames = normalize(pixels.flatten(0, 2))
 
     def plain() -> None:
         for chunk in backbone.chunks(frames):

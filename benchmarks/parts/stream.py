@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -28,13 +29,16 @@ from benchmarks.parts.data import limit_seconds, make_draw, one_thread
 from benchmarks.parts.table import Table
 from benchmarks.parts.videos import Video, kinds, long_enough
 from carl_ray.config import Config
+from carl_ray.data.batch import collate
 from carl_ray.data.child import keep_memory
-from carl_ray.data.memory import pair_bytes
+from carl_ray.data.make_views import make_views
 from carl_ray.data.plan import VALIDATION_EPOCH, Plan
-from carl_ray.data.sample import Batch, ViewPair, collate, make_view_pair, view_seeds
-from carl_ray.data.stream import StreamRow, read_rows, stream_views
+from carl_ray.data.sample import Sample, arrays_of, sample_bytes, sample_spec, views_of
+from carl_ray.data.stream import read_samples, stream_views
 from carl_ray.errors import RunError, UserError
 from carl_ray.machine import available_cores
+from carl_ray.objectives.base import Batch
+from carl_ray.objectives.views import CROPS
 from carl_ray.session import connect
 from carl_ray.training.reader import rows_by_step
 
@@ -74,7 +78,7 @@ class StoreUse:
 
 
 @dataclass(frozen=True)
-class PlanPairs(Dataset[ViewPair]):
+class PlanPairs(Dataset[dict[str, np.ndarray]]):
     """The pairs of views of a plan's rows, as a map-style data set: row n is made by the process that is asked."""
 
     plan: Plan
@@ -85,18 +89,19 @@ class PlanPairs(Dataset[ViewPair]):
     def __len__(self) -> int:
         return self.plan.num_rows
 
-    def __getitem__(self, row: int) -> ViewPair:
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         planned = self.plan.at(row)
         video = self.manifest.slice(planned.video_index, 1).to_pylist()[0]
-        return make_view_pair(
+        views = make_views(
             video["uri"],
             video["video_id"],
             video["num_frames"],
             video["frame_step"],
             planned.epoch,
-            self.config,
+            sample_spec(self.config),
             verified=video["verified"],
         )
+        return arrays_of(views)
 
 
 def measure(
@@ -165,7 +170,7 @@ def measure(
             "first batch: processes started and this package imported, without the start of Ray itself",
             f"object store: {use.peak_bytes / 1e6:,.0f} MB in use at the most, of {use.capacity / 1e6:,.0f}; "
             f"{use.spilled_bytes / 1e6:,.0f} MB spilled",
-            f"a pair is {pair_bytes(config) / 1e6:.1f} MB",
+            f"a pair is {sample_bytes(sample_spec(config)) / 1e6:.1f} MB",
             *notes,
         ],
     )
@@ -207,7 +212,7 @@ def plan_pairs(videos: Sequence[Video], config: Config, num_rows: int) -> PlanPa
     return PlanPairs(plan, manifest, config)
 
 
-def data_loader(data: PlanPairs, num_workers: int) -> DataLoader[ViewPair]:
+def data_loader(data: PlanPairs, num_workers: int) -> DataLoader[dict[str, np.ndarray]]:
     """The pairs in the plan's order, one by one, as torch hands them over: tensors in shared memory."""
     return DataLoader(
         data,
@@ -226,23 +231,23 @@ def _keep_memory(worker: int) -> None:
     keep_memory()
 
 
-def _tensors(pairs: list[ViewPair]) -> dict[str, Tensor]:
+def _tensors(pairs: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
     """A batch of one; tensors, because torch copies arrays through a pipe."""
     (pair,) = pairs
-    return {name: torch.from_numpy(array) for name, array in vars(pair).items()}
+    return {name: torch.from_numpy(array) for name, array in pair.items()}
 
 
-def loader_rows(data: PlanPairs, num_workers: int) -> Iterator[StreamRow]:
+def loader_rows(data: PlanPairs, num_workers: int) -> Iterator[Sample]:
     """The plan's rows through a `DataLoader` to this process."""
     video_ids = data.manifest.column("video_id")
     for row, tensors in enumerate(data_loader(data, num_workers)):
         planned = data.plan.at(row)
-        pair = ViewPair(**{name: tensor.numpy() for name, tensor in tensors.items()})
-        video_id = video_ids[planned.video_index].as_py()
-        yield StreamRow(row, planned.step, planned.epoch, video_id, None, pair)
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        video_id, views = video_ids[planned.video_index].as_py(), views_of(arrays, sample_spec(data.config))
+        yield Sample(row, planned.step, planned.epoch, video_id, None, views)
 
 
-def stream_rows(data: PlanPairs) -> Iterator[StreamRow]:
+def stream_rows(data: PlanPairs) -> Iterator[Sample]:
     """The plan's rows through Ray Data to this process, which is connected to a cluster, as a run's only worker."""
     dataset = stream_views(data.plan, ray.put(data.manifest), data.config, max_workers=1)
     # What Ray Train's `get_dataset_shard` returns.
@@ -252,35 +257,28 @@ def stream_rows(data: PlanPairs) -> Iterator[StreamRow]:
         batch_format="pyarrow",
         prefetch_batches=data.config.cluster.prefetch_steps,
     ):
-        yield from read_rows(table, data.config)
+        yield from read_samples(table, sample_spec(data.config))
 
 
-def batches(rows: Iterator[StreamRow], data: PlanPairs) -> Generator[Batch, None, None]:
+def batches(rows: Iterator[Sample], data: PlanPairs) -> Generator[Batch, None, None]:
     """The batch of every step, as training makes it; then `rows` is at its end.
 
     Raises:
         RunError: a pair could not be made.
     """
-    plan, seed = data.plan, data.config.training.seed
-    for found in rows_by_step(rows, lambda row: row.step, 0, plan.num_steps, plan.rows_of_step):
-        pairs = []
-        for row in found.rows:
-            if row.pair is None:
-                raise RunError(f"{row.video_id}: {row.error}")
-            pairs.append(row.pair)
-        yield collate(
-            pairs,
-            [row.row for row in found.rows],
-            [view_seeds(seed, row.epoch, row.video_id or "") for row in found.rows],
-            data.config,
-        )
+    plan, spec = data.plan, sample_spec(data.config)
+    for samples in rows_by_step(rows, lambda row: row.step, 0, plan.num_steps, plan.rows_of_step):
+        for sample in samples:
+            if sample.views is None:
+                raise RunError(f"{sample.video_id}: {sample.error}")
+        yield collate(samples, spec)
     # Processes that are stopped in the middle of a pair complain.
     for _ in rows:
         pass
 
 
 def _consumed(
-    start: Callable[[], Iterator[StreamRow]], data: PlanPairs, num_warm: int, num_batches: int
+    start: Callable[[], Iterator[Sample]], data: PlanPairs, num_warm: int, num_batches: int
 ) -> Turn:
     """Times so many batches after the first `num_warm`, at least one, and takes the rest."""
     begin = time.perf_counter()
@@ -290,7 +288,7 @@ def _consumed(
         for _ in range(num_warm - 1):
             next(arriving)
         warm = time.perf_counter()
-        num_frames = sum(int(next(arriving).frame_mask.sum()) for _ in range(num_batches))
+        num_frames = sum(int(next(arriving).views[CROPS].mask.sum()) for _ in range(num_batches))
         turn = Turn(num_frames, time.perf_counter() - warm, first - begin)
         for _ in arriving:
             pass

@@ -26,6 +26,7 @@ from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embedding
 from carl_ray.evaluation.frames import unit_frames
 from carl_ray.options import OptionParser
 
+_TITLED = {"temperature": "tau", "variance": "variance"}
 _NEAR = ("scl", "contrastive", "weak_scl")
 """Objectives that place the frames of two views by their distance in time: variants of one another, as in a sweep."""
 _NUM_HALVINGS = 20
@@ -270,7 +271,10 @@ def _measured(run: str, folder: str, videos: Sequence[EmbeddedVideo]) -> Encoder
         )
     taus = by_action(lambda _, held: kendalls_tau([video.embeddings for video in held]))
     seen = [[video.embeddings for video, kept in zip(videos, half, strict=True) if kept] for half in halves]
-    settings = f"tau {objective['temperature']:g}, variance {objective['variance']:g}, T {num_frames}"
+    settings = ", ".join(
+        [f"{name} {objective[key]:g}" for key, name in _TITLED.items() if key in objective]
+        + [f"T {num_frames}"]
+    )
     return Encoder(
         f"{objective['name']}, {settings}, {step} steps, seed {seed}",
         (

@@ -82,7 +82,7 @@ def code_digest() -> str:
     """A short hash of the source files that decide what a run computes."""
     package = Path(carl_ray.__file__).parent
     digest = hashlib.blake2b(digest_size=6)
-    for room in ("data", "evaluation", "model", "objectives", "training"):
+    for room in ("data", "evaluation", "layers", "model", "objectives", "training"):
         for path in sorted((package / room).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -6,48 +6,43 @@ this process (no torch) ── request ▶ child: fetch ▶ decode ▶ augment, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from pydantic import TypeAdapter
 
-from carl_ray.config import Config, from_document, to_document
+from carl_ray.config import Config
 from carl_ray.data.child import MEMORY, Array, BadVideoError, Child, Values, keep_memory, open_channel
-from carl_ray.data.memory import load_task_bytes
-from carl_ray.data.view_pair import ViewPair, array_types
+from carl_ray.data.manifest import StreamVideo
+from carl_ray.data.sample import SampleSpec, arrays_of, load_task_bytes, views_of
+from carl_ray.objectives.base import ViewTensors
 
 UNEXPECTED = "reading failed"
 """Prefix of the reject reason of a video whose reading raised an unexpected exception."""
 
 _COUNT_LIMITS = 10
 """Time limit of counting as a multiple of `data.time_limit`: it decodes the whole video for one value."""
+_SPEC = TypeAdapter(SampleSpec)
 _LONGEST_SIDE = 1 << 16  # pixels
 _FULL_SIZE_FRAMES = 8
 """Largest chunk to decode where frames are not resized: 64 of 3840 x 2160 would take 1.6 GB."""
 
 
-class ViewPairReader(Child):
-    """Reader of pairs of views, made in a child process."""
+class ViewReader(Child):
+    """Reader of the views of a video, made in a child process."""
 
-    def __init__(
-        self, code: str = "from carl_ray.data.guard import answer_view_pairs; answer_view_pairs()"
-    ) -> None:
+    def __init__(self, code: str = "from carl_ray.data.guard import answer_views; answer_views()") -> None:
         super().__init__(code)
 
-    def read(
-        self,
-        uri: str,
-        video_id: str,
-        num_video_frames: int,
-        frame_step: float,
-        epoch: int,
-        config: Config,
-        *,
-        verified: bool = False,
-        frame_labels: Sequence[int] | None = None,
-    ) -> ViewPair:
-        """The result of `carl_ray.data.sample.make_view_pair` for the same arguments.
+    def read(self, video: StreamVideo, epoch: int, spec: SampleSpec) -> dict[str, ViewTensors[np.ndarray]]:
+        """The result of `carl_ray.data.make_views.make_views` for a video.
+
+        Args:
+            video: Row of the manifest, with the columns of the spec.
+            epoch: Epoch of the run.
+            spec: Of the run's samples.
 
         Raises:
             BadVideoError: the video cannot be read, takes longer than `data.time_limit` seconds or more than 2 GiB of
@@ -55,22 +50,29 @@ class ViewPairReader(Child):
             RunError: a retry may succeed: the storage refuses, fails or takes too long, or the process was killed
                 or stopped from outside or could not be started.
         """
-        labels = [-1] if frame_labels is None else np.asarray(frame_labels, np.int64).tolist()
-        arguments = {
-            "video_id": video_id,
-            "num_video_frames": num_video_frames,
-            "frame_step": float(frame_step),
-            "epoch": epoch,
-            "config": to_document(config),
-            "verified": verified,
-            "frame_labels": None if frame_labels is None else labels,
+        given: dict[str, Any] = dict(video)
+        columns = {
+            name: None if given.get(name) is None else np.asarray(given[name], np.int64).tolist()
+            for name in spec.columns
         }
-        expected = {name: Array(*type_) for name, type_ in array_types(config).items()}
-        memory = load_task_bytes(config) + MEMORY
-        (fields,) = self.ask(uri, arguments, expected, seconds=config.data.time_limit, memory=memory)
-        if not (np.isin(fields["frame_labels"], [-1, *labels]).all() and fields["frame_mask"].any(1).all()):
-            raise BadVideoError("the decoder sent labels that the video does not have, or no frames")
-        return ViewPair(**fields)
+        arguments = {
+            "video_id": video["video_id"],
+            "num_video_frames": video["num_frames"],
+            "frame_step": float(video["frame_step"]),
+            "epoch": epoch,
+            "spec": _SPEC.dump_python(spec, mode="json"),
+            "verified": video["verified"],
+            "columns": columns,
+        }
+        expected = {name: Array(*found) for name, found in spec.array_types.items()}
+        memory = load_task_bytes(spec) + MEMORY
+        (arrays,) = self.ask(video["uri"], arguments, expected, seconds=spec.data.time_limit, memory=memory)
+        views = views_of(arrays, spec)
+        for view in views.values():
+            known = all(np.isin(view.columns[name], [-1, *(columns[name] or [])]).all() for name in columns)
+            if not (known and view.mask.any(1).all()):
+                raise BadVideoError("the decoder sent labels that the video does not have, or no frames")
+        return views
 
 
 class FrameReader(Child):
@@ -104,9 +106,9 @@ class FrameReader(Child):
             decoder hangs or dies, the previous chunk may be lost as well.
 
         Raises:
-            BadVideoError: while iterating: as `ViewPairReader.read`, with the time limit for each chunk, without
+            BadVideoError: while iterating: as `ViewReader.read`, with the time limit for each chunk, without
                 the time until the chunk is requested.
-            RunError: while iterating: as `ViewPairReader.read`.
+            RunError: while iterating: as `ViewReader.read`.
         """
         arguments: dict[str, object] = {
             "num_frames": num_frames,
@@ -135,28 +137,27 @@ class FrameReader(Child):
         """Count the frames that decode, within ten times `data.time_limit`.
 
         Raises:
-            BadVideoError, RunError: as `ViewPairReader.read`.
+            BadVideoError, RunError: as `ViewReader.read`.
         """
         seconds = _COUNT_LIMITS * config.data.time_limit
         (fields,) = self.ask(source, {}, {"num_frames": int}, seconds=seconds)
         return int(fields["num_frames"])
 
 
-def answer_view_pairs() -> None:
-    """Main function of the child process of a `ViewPairReader`."""
+def answer_views() -> None:
+    """Main function of the child process of a `ViewReader`."""
     serve = open_channel()
     keep_memory()
     import cv2
 
-    from carl_ray.data import sample
+    from carl_ray.data import make_views
 
     cv2.setNumThreads(1)  # its threads, started at large images, would count against the memory limit
 
-    def view_pair(source: bytes | str, config: dict[str, Any], **arguments: Any) -> Values:
-        run = from_document(config, "the request")
-        yield vars(sample.make_view_pair(source=source, config=run, **arguments))
+    def views(source: bytes | str, spec: dict[str, Any], **arguments: Any) -> Values:
+        yield arrays_of(make_views.make_views(source, spec=_SPEC.validate_python(spec), **arguments))
 
-    serve(view_pair)
+    serve(views)
 
 
 def answer_frames() -> None:

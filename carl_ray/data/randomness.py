@@ -10,6 +10,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from carl_ray.objectives.views import CROPS
+
 
 class ViewNumber(IntEnum):
     """Purpose of a draw; the last part of the key of its generator."""
@@ -22,21 +24,26 @@ class ViewNumber(IntEnum):
     """The spatial augmentation of the second view."""
 
 
-def sample_seed(seed: int, epoch: int, video_id: str, view: int) -> int:
+def view_key(view: str, number: int) -> int | str:
+    """Last part of the key of a named view's generator: a `ViewNumber`, or the one after for each further clip."""
+    return number if view == CROPS else f"{view}/{number}"
+
+
+def sample_seed(seed: int, epoch: int, video_id: str, view: int | str) -> int:
     """A seed in [0, 2**63) from the four values, the same on every machine.
 
     Args:
         seed: Seed of the run.
         epoch: Epoch of the run, from 0.
         video_id: `video_id` of the manifest.
-        view: A `ViewNumber`.
+        view: As from `view_key`.
     """
-    # Integers hold no colon and the id comes last: two different keys never have the same text.
-    key = f"{int(seed)}:{int(epoch)}:{int(view)}:{video_id}"
+    # Neither integers nor names of views hold a colon, and the id comes last: no two keys have the same text.
+    key = f"{int(seed)}:{int(epoch)}:{view if isinstance(view, str) else int(view)}:{video_id}"
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
-def sample_generator(seed: int, epoch: int, video_id: str, view: int) -> np.random.Generator:
+def sample_generator(seed: int, epoch: int, video_id: str, view: int | str) -> np.random.Generator:
     """A new generator (PCG64) seeded with `sample_seed` of the same arguments."""
     return np.random.Generator(np.random.PCG64(sample_seed(seed, epoch, video_id, view)))

@@ -1,4 +1,4 @@
-"""The Ray Data pipeline: plan ▶ fetch, decode, two views, augment ▶ ordered rows.
+"""The Ray Data pipeline: plan ▶ fetch, decode, views, augment ▶ ordered rows.
 
     segments ─ plan rows (one task, endless, lazy) ─ load (CPU nodes, one task a video) ─ streaming_split
 
@@ -12,40 +12,27 @@ import math
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from carl_ray.config import Config
 from carl_ray.data.coordinator import install_endless_stream_scheduling, limit_retries
-from carl_ray.data.guard import BadVideoError, ViewPairReader
+from carl_ray.data.guard import BadVideoError, ViewReader
 from carl_ray.data.manifest import StreamVideo
-from carl_ray.data.memory import load_task_bytes
 from carl_ray.data.plan import ABSENT, Plan
-from carl_ray.data.view_pair import ViewPair, from_columns, to_columns
+from carl_ray.data.sample import Sample, SampleSpec, load_task_bytes, sample_spec
 from carl_ray.errors import RunError
+from carl_ray.objectives.base import ViewTensors
 
 _SEGMENTS = 256
 _MIN_SEGMENT_ROWS = 1024
 _FIRST_RETRY_SECONDS = 0.5
 _STALLED_SECONDS = 2 * 60 * 60
 
-_reader = ViewPairReader()
-
-
-@dataclass(frozen=True)
-class StreamRow:
-    """One row of the stream, as a trainer receives it."""
-
-    row: int
-    step: int
-    epoch: int
-    video_id: str | None
-    error: str | None
-    pair: ViewPair | None
-    """None where the row has no video, or where it could not be read (then `error` has the reason)."""
+_reader = ViewReader()
 
 
 def execution_options(config: Config) -> ExecutionOptions:
@@ -63,7 +50,7 @@ def stream_views(
 ) -> Dataset:
     """Stream the rows of a plan in order: a lazy dataset of one-row blocks.
 
-    Columns: `row`, `step`, `epoch`, `video_id`, `error`, and those of `carl_ray.data.view_pair.to_columns`.
+    The rows are those of `Sample.to_arrow`.
 
     Args:
         plan: The order of the videos.
@@ -85,9 +72,13 @@ def stream_views(
             for planned in plan.rows(first, min(first + segment_rows, stop_row)):
                 yield pa.Table.from_pylist([vars(planned)])
 
+    # Not the config: its objective may be code of the user, which tasks need not import.
+    spec = sample_spec(config)
+
     def load(planned: pa.Table) -> pa.Table:
         limit_retries(f"row {planned.column('row')[0]} of the plan")
-        return pa.concat_tables([_load_row(row, manifest, config) for row in planned.to_pylist()])
+        rows = (_load_sample(row, manifest, spec) for row in planned.to_pylist())
+        return pa.concat_tables([sample.to_arrow(spec) for sample in rows])
 
     context = DataContext.get_current().copy()
     # One row a block: the generator of the plan stays lazy, and no two videos wait for each other.
@@ -113,58 +104,45 @@ def stream_views(
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 num_cpus=config.cluster.decode_cpus,
-                memory=load_task_bytes(config),
+                memory=load_task_bytes(spec),
                 compute=TaskPoolStrategy(size=config.cluster.max_decode_tasks),
             )
         )
 
 
-def read_rows(table: pa.Table, config: Config) -> list[StreamRow]:
-    """The rows of a block; their arrays are views of the block's memory, not copies."""
-    names = ("row", "step", "epoch", "video_id", "error")
-    return [
-        StreamRow(**position, pair=from_columns(table, index, config))
-        for index, position in enumerate(table.select(names).to_pylist())
-    ]
+def read_samples(table: pa.Table, spec: SampleSpec) -> list[Sample]:
+    """The samples of a block; their arrays are views of the block's memory, not copies."""
+    return [Sample.from_arrow(table, index, spec) for index in range(table.num_rows)]
 
 
-def _load_row(planned: dict[str, int], manifest: ray.ObjectRef, config: Config) -> pa.Table:
-    video_id = error = pair = None
+def _load_sample(planned: dict[str, int], manifest: ray.ObjectRef, spec: SampleSpec) -> Sample:
+    video_id = error = views = None
     if planned["video_index"] != ABSENT:
         # In shared memory: the table is mapped, not copied, however many videos it has.
         table: pa.Table = ray.get(manifest)
         video: StreamVideo = table.slice(planned["video_index"], 1).to_pylist()[0]
         video_id = video["video_id"]
         try:
-            pair = _read_with_retries(video, planned["epoch"], config)
+            views = _read_with_retries(video, planned["epoch"], spec)
         except BadVideoError as failure:
             error = str(failure)
-    columns = {name: pa.array([planned[name]], pa.int64()) for name in ("row", "step", "epoch")}
-    columns |= {"video_id": pa.array([video_id], pa.string()), "error": pa.array([error], pa.string())}
-    return pa.table(columns | to_columns(pair, config))
+    return Sample(planned["row"], planned["step"], planned["epoch"], video_id, error, views)
 
 
-def _read_with_retries(video: StreamVideo, epoch: int, config: Config) -> ViewPair:
+def _read_with_retries(
+    video: StreamVideo, epoch: int, spec: SampleSpec
+) -> dict[str, ViewTensors[np.ndarray]]:
     """The views of a video; retry `data.retries` times what is not its fault.
 
     Raises:
         BadVideoError: it cannot be read.
         RunError: its storage or its process fails: an outage must not take videos out of the plan.
     """
-    for attempt in range(config.data.retries + 1):
+    for attempt in range(spec.data.retries + 1):
         if attempt:
             time.sleep(random.SystemRandom().uniform(0.5, 1.5) * _FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
         try:
-            return _reader.read(
-                video["uri"],
-                video["video_id"],
-                video["num_frames"],
-                video["frame_step"],
-                epoch,
-                config,
-                verified=video["verified"],
-                frame_labels=video.get("frame_labels"),
-            )
+            return _reader.read(video, epoch, spec)
         except RunError as error:
             failure = error
     raise RunError(f"{video['video_id']}: {failure}")

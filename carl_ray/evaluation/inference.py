@@ -30,7 +30,7 @@ from carl_ray.model.pretrained import find_weights
 from carl_ray.model.weights import load_backbone_weights
 from carl_ray.training.checkpoint import Checkpoint, checkpoint_at
 from carl_ray.training.checkpoint import load_encoder as trained_encoder
-from carl_ray.training.step import initial_model
+from carl_ray.training.learner import initial_encoder
 
 _CHUNK_FRAMES = 64
 
@@ -50,7 +50,7 @@ def untrained_encoder(
         UserError, RunError: as `find_weights` and `load_backbone_weights`.
     """
     find_weights(config.model, instead)
-    encoder = initial_model(config).encoder
+    encoder = initial_encoder(config)
     load_backbone_weights(encoder.backbone, config.model)
     return encoder.eval()
 

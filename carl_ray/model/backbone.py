@@ -16,8 +16,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from carl_ray.config import LEARNABLE_NAMES, ModelConfig
 from carl_ray.errors import UserError
+from carl_ray.layers.normalization import BatchNorm
 from carl_ray.model.networks import Chain, Network, build_network
-from carl_ray.model.normalization import BatchNorm
 
 
 class Backbone(nn.Module):

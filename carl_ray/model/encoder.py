@@ -1,4 +1,4 @@
-"""The frame-level video encoder and the projection head (section 3.3, figure 3).
+"""The frame-level video encoder (section 3.3, figure 3).
 
 Legend: B videos, T positions of the padded batch, N real frames of the whole batch, D width of an embedding.
 
@@ -18,16 +18,14 @@ from torch.nn import functional
 
 from carl_ray.config import ModelConfig
 from carl_ray.errors import UserError
+from carl_ray.layers.heads import gather_real, real_frame_index, scatter_real
+from carl_ray.layers.normalization import BatchNorm
 from carl_ray.model.backbone import build_backbone
-from carl_ray.model.normalization import BatchNorm
 from carl_ray.model.temporal import (
     C3D_CHANNELS,
     TemporalConvolutions,
     TransformerEncoder,
     frame_positions,
-    gather_real,
-    real_frame_index,
-    scatter_real,
     sine_cosine_code,
 )
 
@@ -210,33 +208,6 @@ class FrameLevelVideoEncoder(nn.Module):
             return functional.dropout(features, self.dropout)
         kept = dropout_mask(sample_seeds[index // time], layer, index % time, features.shape[1], self.dropout)
         return features * kept.to(features.dtype) / (1 - self.dropout)
-
-
-class ProjectionHead(nn.Module):
-    """Projection Z of embeddings, for the loss (section 3.4).
-
-    Args:
-        model: Sizes.
-    """
-
-    def __init__(self, model: ModelConfig) -> None:
-        super().__init__()
-        width = model.embedding_width
-        self.layers = nn.Sequential(
-            nn.Linear(width, width, bias=False),
-            BatchNorm(width, model.batch_norm),
-            nn.ReLU(inplace=True),
-            nn.Linear(width, width),
-        )
-
-    def forward(
-        self, embeddings: Float[Tensor, "B T D"], frame_mask: Bool[Tensor, "B T"]
-    ) -> Float[Tensor, "B T D"]:
-        """Projections of the real frames, float32 or better; zeros where the mask is False."""
-        index = real_frame_index(frame_mask)
-        projected = self.layers(gather_real(embeddings, index))
-        projected = projected.to(torch.promote_types(projected.dtype, torch.float32))
-        return scatter_real(projected, index, *frame_mask.shape)
 
 
 def dropout_mask(

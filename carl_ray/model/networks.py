@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from carl_ray.config import BACKBONE_GROUP, CLIP_BACKBONES
 from carl_ray.errors import UserError
-from carl_ray.model.normalization import BatchNorm, Mode, own_batch_norm
+from carl_ray.layers.normalization import BatchNorm, Mode, own_batch_norm
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _KINETICS_MEAN, _KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)

@@ -12,27 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carl_ray.model.normalization import BatchNorm, Mode
+from carl_ray.layers.heads import gather_real, scatter_real
+from carl_ray.layers.normalization import BatchNorm, Mode
 
 C3D_CHANNELS = 512
-
-
-def real_frame_index(frame_mask: Bool[Tensor, "B T"]) -> Int[Tensor, " N"]:
-    """Indices of the real frames into the flattened (B * T) frames, ascending."""
-    return frame_mask.flatten().nonzero().squeeze(1)
-
-
-def gather_real(padded: Tensor, index: Int[Tensor, " N"]) -> Tensor:
-    """The real frames (N, ...) of a padded batch (B, T, ...), in the order of `index`."""
-    flat = padded.flatten(0, 1)
-    # The usual case of whole views needs no copy.
-    return flat if len(index) == len(flat) else flat.index_select(0, index)
-
-
-def scatter_real(real: Tensor, index: Int[Tensor, " N"], batch: int, time: int) -> Tensor:
-    """Padded batch (B, T, ...) of real frames (N, ...), with zeros elsewhere."""
-    flat = real.new_zeros(batch * time, *real.shape[1:])
-    return flat.index_copy(0, index, real).unflatten(0, (batch, time))
 
 
 def frame_positions(frame_mask: Bool[Tensor, "B T"], num_frames: int) -> Float[Tensor, "B T"]:

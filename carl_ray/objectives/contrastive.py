@@ -5,11 +5,40 @@ The legend is that of `pairs`.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from carl_ray.objectives.pairs import FramePairs, Terms
+from pydantic import Field
+
+from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
+from carl_ray.objectives.pairs import FramePairs, view_pairs
 from carl_ray.objectives.scl import weighted_cross_entropy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class FrameContrast(Objective):
+    """Contrastive baseline with one positive frame in the other crop (table 13)."""
+
+    @options
+    class Options(ObjectiveOptions):
+        name: Literal["contrastive"] = "contrastive"
+        temperature: float = Field(default=0.1, gt=0)
+        """tau. Divides the similarities."""
+
+    def __init__(self, options: Options, width: int, batch_norm: Any) -> None:
+        super().__init__(options, width, batch_norm)
+        from carl_ray.layers.heads import ProjectionHead
+
+        self.projection = ProjectionHead(width, batch_norm)
+
+    def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
+        """Terms of the loss; see `Objective.forward`."""
+        encoding, view = crops(encodings, batch)
+        pairs = view_pairs(self.projection(*encoding), view)
+        return contrastive_terms(pairs, temperature=self.options.temperature)
 
 
 def contrastive_terms(pairs: FramePairs, *, temperature: float) -> Terms:
@@ -42,13 +71,15 @@ def contrastive_terms(pairs: FramePairs, *, temperature: float) -> Terms:
         real = pairs.mask2[:, None, :]
         valid = pairs.mask1 & real.any(-1)
         distances = (pairs.s1.double()[:, :, None] - pairs.s2.double()[:, None, :]).abs()
-        distances = distances.masked_fill(~real, torch.inf)
+        distances = distances.masked_fill(~real, math.inf)
         nearest = (distances == distances.amin(-1, keepdim=True)) & real
         weights = nearest.to(logits.dtype) / nearest.sum(-1, keepdim=True).clamp(min=1)
         return weighted_cross_entropy(logits, weights, logits, real, valid), valid.sum()
+
+    import torch
 
     with torch.autocast(pairs.z1.device.type, enabled=False):
         unit = pairs.unit()
         logits = unit.z1 @ unit.z2.mT / temperature
         (sum1, count1), (sum2, count2) = direction(unit, logits), direction(unit.exchanged(), logits.mT)
-    return torch.stack([sum1, sum2]), torch.stack([count1, count2])
+    return Terms(torch.stack([sum1, sum2]), torch.stack([count1, count2]))

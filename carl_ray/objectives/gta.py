@@ -5,13 +5,44 @@ Legend: P pairs of videos of one action, N and M frames of their videos, D width
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
+from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
 from carl_ray.objectives.lav import REFERENCE_FRAMES
-from carl_ray.objectives.pairs import FramePairs, Terms, excluded
-from carl_ray.objectives.soft_dtw import accumulated_costs, path_costs
+from carl_ray.objectives.pairs import FramePairs, excluded, video_pairs
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+class GlobalAlignment(Objective):
+    """Global temporal alignment and cycle-consistency of pairs of videos."""
+
+    @options
+    class Options(ObjectiveOptions):
+        pairs_videos = True
+        name: Literal["gta"] = "gta"
+        temperature: float = Field(default=0.1, gt=0)
+        """Divides the similarities of the matches."""
+        smoothing: float = Field(default=0.1, gt=0)
+        """gamma of the soft minimum of dynamic time warping."""
+        cycle_weight: float = Field(default=0.5, ge=0)
+        """Weight of the cycles beside the two alignments, as of views of 20 frames."""
+
+    def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
+        """Terms of the loss; see `Objective.forward`."""
+        pairs, _ = video_pairs(crops(encodings, batch)[0].frames, batch)
+        return gta_terms(
+            pairs,
+            temperature=self.options.temperature,
+            smoothing=self.options.smoothing,
+            cycle_weight=self.options.cycle_weight,
+        )
 
 
 def gta_terms(
@@ -65,6 +96,10 @@ def gta_terms(
     Raises:
         ValueError: `smoothing` is not positive.
     """
+    import torch
+
+    from carl_ray.objectives.soft_dtw import accumulated_costs, path_costs
+
     with torch.autocast(pairs.z1.device.type, enabled=False):
         u, v, _, _, mask_u, mask_v = pairs.unit()
         logits = u @ v.mT / temperature
@@ -78,17 +113,17 @@ def gta_terms(
         joint = _log_softmax(-table_u, mask_u) + _log_softmax(-table_v.mT, mask_v).mT
         # No sum of padded cells alone may be of -inf: its gradient would be NaN.
         joint = joint.where(mask_u[:, :, None] & mask_v[:, None], 0)
-        back_u = joint.masked_fill(excluded(mask_v)[:, None], -torch.inf).logsumexp(2)
-        back_v = joint.masked_fill(excluded(mask_u)[:, :, None], -torch.inf).logsumexp(1)
+        back_u = joint.masked_fill(excluded(mask_v)[:, None], -math.inf).logsumexp(2)
+        back_v = joint.masked_fill(excluded(mask_u)[:, :, None], -math.inf).logsumexp(1)
     paired = mask_u.any(1, keepdim=True) & mask_v.any(1, keepdim=True)
     cycles = -back_u.where(mask_u & paired, 0).sum(1) - back_v.where(mask_v & paired, 0).sum(1)
     lengths = (mask_u.sum(1) * mask_v.sum(1)).clamp(min=1)
     cycle = (cycles * REFERENCE_FRAMES**2 / lengths).sum()
     frames = (paired * (mask_u.sum(1, keepdim=True) + mask_v.sum(1, keepdim=True))).sum()
     sums = torch.stack([2 * alignment_u.sum(), 2 * alignment_v.sum(), cycle_weight * cycle])
-    return sums, torch.stack([frames, frames, frames])
+    return Terms(sums, torch.stack([frames, frames, frames]))
 
 
 def _log_softmax(scores: Float[Tensor, "P A B"], mask: Bool[Tensor, "P A"]) -> Float[Tensor, "P A B"]:
     """Log-probabilities of the first axis' real frames, for each of the second axis."""
-    return scores.masked_fill(excluded(mask)[:, :, None], -torch.inf).log_softmax(1)
+    return scores.masked_fill(excluded(mask)[:, :, None], -math.inf).log_softmax(1)

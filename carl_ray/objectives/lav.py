@@ -5,15 +5,40 @@ Legend: P pairs of videos of one action, N and M frames of their videos, D width
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
-from carl_ray.objectives.pairs import FramePairs, Terms
-from carl_ray.objectives.soft_dtw import soft_dtw
+from pydantic import Field
+
+from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
+from carl_ray.objectives.pairs import FramePairs, video_pairs
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
 
 REFERENCE_FRAMES = 20
 """Frames of a view in the authors' settings, which weights are named for (also GTA's)."""
+
+
+class AlignVideos(Objective):
+    """Learning by aligning videos: soft-DTW of pairs of videos and a regulariser."""
+
+    @options
+    class Options(ObjectiveOptions):
+        pairs_videos = True
+        name: Literal["lav"] = "lav"
+        smoothing: float = Field(default=0.1, gt=0)
+        """gamma of the soft minimum of dynamic time warping."""
+        regularization: float = Field(default=1.0, ge=0)
+        """Weight of the regulariser beside the alignment, as of views of 20 frames."""
+
+    def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
+        """Terms of the loss; see `Objective.forward`."""
+        pairs, _ = video_pairs(crops(encodings, batch)[0].frames, batch)
+        smoothing, regularization = self.options.smoothing, self.options.regularization
+        return lav_terms(pairs, smoothing=smoothing, regularization=regularization)
 
 
 def lav_terms(
@@ -65,6 +90,10 @@ def lav_terms(
     Raises:
         ValueError: `smoothing` is not positive.
     """
+    import torch
+
+    from carl_ray.objectives.soft_dtw import soft_dtw
+
     with torch.autocast(pairs.z1.device.type, enabled=False):
         u, v, s_u, s_v, mask_u, mask_v = pairs.unit()
         alignment = 2 * soft_dtw(_squared_distances(u, v), mask_u, mask_v, smoothing=smoothing).sum()
@@ -73,7 +102,7 @@ def lav_terms(
     paired = mask_u.any(1) & mask_v.any(1)
     frames = ((mask_u.sum(1) + mask_v.sum(1)) * paired).sum()
     sums = torch.stack([alignment, regularization * contrast_u, regularization * contrast_v])
-    return sums, torch.stack([frames, mask_u.sum(), mask_v.sum()])
+    return Terms(sums, torch.stack([frames, mask_u.sum(), mask_v.sum()]))
 
 
 def _contrast(
@@ -84,7 +113,9 @@ def _contrast(
     window: float,
 ) -> Float[Tensor, ""]:
     """Contrastive inverse difference moment, as of 20 frames, summed over the videos."""
-    earliest = s.double().masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+    import torch
+
+    earliest = s.double().masked_fill(~mask, math.inf).amin(1, keepdim=True)
     since = (s.double() - earliest).where(mask, 0).to(unit.dtype)
     elapsed = (since[:, :, None] - since[:, None, :]).abs()
     span = since.amax(1)[:, None, None]

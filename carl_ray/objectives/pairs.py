@@ -6,15 +6,15 @@ Legend: P pairs, N and M frames of their sequences, D width of an embedding.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from torch.nn import functional
+from carl_ray.objectives.base import Batch, Terms, ViewTensors
+from carl_ray.objectives.views import CROPS
 
-Terms = tuple[Float[Tensor, " terms"], Int[Tensor, " terms"]]
-"""Of each term of a loss: the sum over this worker's anchors, with gradient, and their number (int64)."""
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
 
 
 class FramePairs(NamedTuple):
@@ -45,19 +45,66 @@ class FramePairs(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the losses: float32 or better."""
+        import torch
+
         return torch.promote_types(torch.promote_types(self.z1.dtype, self.z2.dtype), torch.float32)
+
+
+def view_pairs(frames: Float[Tensor, "B 2 T D"], view: ViewTensors[Tensor]) -> FramePairs:
+    """The two crops of each video."""
+    (z1, z2), (s1, s2), (mask1, mask2) = (part.unbind(1) for part in (frames, view.timestamps, view.mask))
+    return FramePairs(z1, z2, s1, s2, mask1, mask2)
+
+
+def video_pairs(frames: Float[Tensor, "B 2 T D"], batch: Batch) -> tuple[FramePairs, Bool[Tensor, " P"]]:
+    """Pairs of videos of the plan whose first video is this worker's; collective.
+
+    The first crop of either video is paired with the second of the other, so each pair of videos gives two. A video
+    whose partner could not be read has none; its rows are fully masked.
+
+    Returns:
+        The pairs, and True for those of a video with itself, whose label no other video has.
+    """
+    from carl_ray.objectives.gather import gather_rows
+
+    view, rows, own_seeds = batch.views[CROPS], batch.rows, batch.seeds[CROPS]
+    # Padding has row 0 here.
+    others, timestamps, mask, numbers, seeds = gather_rows(
+        frames, view.timestamps, view.mask, rows + 1, own_seeds
+    )
+    # Row 2 k + 1 is the partner of row 2 k.
+    matches = (numbers[None, :] == rows[:, None] + 2) & (rows % 2 == 0)[:, None]
+    found, place = matches.any(1), matches.int().argmax(1)
+    same = found & (seeds[place] == own_seeds).all(1)
+
+    def own(part: Tensor) -> Tensor:
+        return part.transpose(0, 1).flatten(0, 1)
+
+    def partner(part: Tensor) -> Tensor:
+        return own(part[place].flip(1))
+
+    real = found[:, None, None]
+    pairs = FramePairs(
+        *(own(frames), partner(others), own(view.timestamps), partner(timestamps)),
+        *(own(view.mask & real), own(mask[place].flip(1) & real)),
+    )
+    return pairs, same.repeat(2)
 
 
 def both_directions(
     direction: Callable[[FramePairs], tuple[Float[Tensor, ""], Int[Tensor, ""]]], pairs: FramePairs
 ) -> Terms:
     """Terms with the first sequences' frames as anchors, then the second sequences'."""
+    import torch
+
     (sum1, count1), (sum2, count2) = direction(pairs), direction(pairs.exchanged())
-    return torch.stack([sum1, sum2]), torch.stack([count1, count2])
+    return Terms(torch.stack([sum1, sum2]), torch.stack([count1, count2]))
 
 
 def unit_vectors(z: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
     """Frames scaled to length 1; zeros where the mask is False and for zero frames."""
+    from torch.nn import functional
+
     return functional.normalize(z.where(mask[:, :, None], 0), dim=-1)
 
 

@@ -5,16 +5,50 @@ Legend: B videos of this worker, T frames of a view, D width of a projection, M 
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from pydantic import Field
 
-from carl_ray.objectives.gather import gather_rows
-from carl_ray.objectives.pairs import FramePairs, Terms, both_directions, excluded
+from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
+from carl_ray.objectives.pairs import FramePairs, both_directions, excluded, view_pairs
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
 
 Negatives = Literal["video", "batch", "global"]
+
+
+class SequenceContrast(Objective):
+    """Sequence contrastive loss of two crops (paper, section 3.4)."""
+
+    @options
+    class Options(ObjectiveOptions):
+        name: Literal["scl"] = "scl"
+        temperature: float = Field(default=0.1, gt=0)
+        """tau. Divides the similarities in every softmax over them."""
+        variance: float = Field(default=10.0, gt=0)
+        """sigma squared, in frames squared."""
+        negatives: Negatives = "video"
+        """Candidates besides the other view: none, the worker's other videos, or the videos of all workers."""
+
+    def __init__(self, options: Options, width: int, batch_norm: Any) -> None:
+        super().__init__(options, width, batch_norm)
+        from carl_ray.layers.heads import ProjectionHead
+
+        self.projection = ProjectionHead(width, batch_norm)
+
+    def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
+        """Terms of the loss; see `Objective.forward`."""
+        encoding, view = crops(encodings, batch)
+        return sequence_contrastive_terms(
+            view_pairs(self.projection(*encoding), view),
+            temperature=self.options.temperature,
+            variance=self.options.variance,
+            negatives=self.options.negatives,
+        )
 
 
 def sequence_contrastive_loss(
@@ -71,6 +105,8 @@ def sequence_contrastive_terms(
             negatives=negatives,
         )
 
+    import torch
+
     with torch.autocast(pairs.z1.device.type, enabled=False):
         return both_directions(direction, pairs.unit())
 
@@ -114,6 +150,8 @@ def gaussian_cross_entropy(
             logits = anchors @ candidates.flatten(0, 1).T / temperature
             real = candidate_mask.flatten()
         case "global":
+            from carl_ray.objectives.gather import gather_rows
+
             everyone, real = gather_rows(candidates.flatten(0, 1), candidate_mask.flatten())
             logits = anchors @ everyone.T / temperature
         case _:
@@ -137,7 +175,7 @@ def weighted_cross_entropy(
         real: Which of these the softmax sees.
         valid: Which anchors count.
     """
-    normalizer = logits.masked_fill(excluded(real), -torch.inf).logsumexp(-1)
+    normalizer = logits.masked_fill(excluded(real), -math.inf).logsumexp(-1)
     # The weights sum to 1: the cross-entropy with its logarithm resolved.
     losses = normalizer - (weights * own).sum(-1)
     return losses.where(valid, 0).sum()
@@ -150,6 +188,6 @@ def _target_weights(
     left_out = excluded(candidate_mask[:, None, :])
     # Relative to the nearest candidate, and as a product instead of a difference of squares: no row is 0/0,
     # none overflows, and float32 keeps the digits of distances in the thousands.
-    nearest = distances.masked_fill(left_out, torch.inf).amin(-1, keepdim=True)
+    nearest = distances.masked_fill(left_out, math.inf).amin(-1, keepdim=True)
     exponents = -(distances - nearest) * (distances + nearest) / (2 * variance)
-    return exponents.masked_fill(left_out, -torch.inf).log_softmax(-1).exp()
+    return exponents.masked_fill(left_out, -math.inf).log_softmax(-1).exp()

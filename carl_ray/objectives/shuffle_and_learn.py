@@ -8,11 +8,15 @@ Legend: V views of this worker, T frames of a view, N tuples of a view, D width 
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
-from torch.nn import functional
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
+from carl_ray.objectives.views import CROPS
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
+    from torch import Tensor, nn
 
 # Places in a tuple a < b < c < d < e: first both directions of (b, c, d), then of (b, a, d) and (b, e, d).
 _TRIPLETS = ((1, 2, 3), (3, 2, 1), (1, 0, 3), (3, 0, 1), (1, 4, 3), (3, 4, 1))
@@ -23,8 +27,27 @@ _TUPLE = 5
 _STREAM = 0x5A4C
 
 
-class OrderHead(nn.Module):
-    """Logit that three frames are in order, from their embeddings, concatenated.
+class ShuffleAndLearn(Objective):
+    """Classification whether three frames are in order."""
+
+    @options
+    class Options(ObjectiveOptions):
+        name: Literal["shuffle_and_learn"] = "shuffle_and_learn"
+
+    def __init__(self, options: Options, width: int, batch_norm: Any) -> None:
+        super().__init__(options, width, batch_norm)
+        self.order_head = order_head(width)
+
+    def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
+        """Terms of the loss; see `Objective.forward`."""
+        encoding, view = crops(encodings, batch)
+        seeds = batch.seeds[CROPS].flatten()
+        frames, mask = encoding.frames.flatten(0, 1), view.mask.flatten(0, 1)
+        return shuffle_and_learn_terms(frames, mask, seeds, self.order_head)
+
+
+def order_head(width: int) -> nn.Module:
+    """Logit (…, 1) that three frames are in order, from their concatenated embeddings (…, 3 D).
 
     The original classifies concatenated features of a deep network of each frame; on frame embeddings a
     linear layer could not compare the frames with each other, so there are two hidden layers, of 128 and 64
@@ -33,27 +56,21 @@ class OrderHead(nn.Module):
     Args:
         width: D.
     """
+    from torch import nn
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(3 * width, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 1)
-        )
-
-    def forward(self, triplets: Float[Tensor, "*batch 3 D"]) -> Float[Tensor, "*batch"]:
-        """The logits of triplets of frame embeddings: positive means in order."""
-        logits: Tensor = self.layers(triplets.flatten(-2)).squeeze(-1)
-        return logits
+    return nn.Sequential(
+        nn.Linear(3 * width, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 1)
+    )
 
 
 def shuffle_and_learn_terms(
     embeddings: Float[Tensor, "V T D"],
     mask: Bool[Tensor, "V T"],
     seeds: Int64[Tensor, " V"],
-    head: OrderHead,
+    head: nn.Module,
     *,
     num_tuples: int = 8,
-) -> tuple[Float[Tensor, " 1"], Int64[Tensor, " 1"]]:
+) -> Terms:
     """Sum of the losses of the tuples, and their number (Misra et al., section 3).
 
     Of each view with at least 5 real frames, N tuples of 5 different real frames a < b < c < d < e are drawn,
@@ -76,12 +93,15 @@ def shuffle_and_learn_terms(
         embeddings: Of the frames of each view; not normalised.
         mask: True where a frame is real; frames stand in time order.
         seeds: Of each view. The tuples depend on the seed and the number of real frames alone.
-        head: Classifies triplets; its parameters are float32, or float64 with such embeddings.
+        head: As of `order_head`; its parameters are float32, or float64 with such embeddings.
         num_tuples: N, as many as TCC's authors draw.
 
     Returns:
         The sum, with gradient, and the count.
     """
+    import torch
+    from torch.nn import functional
+
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     tuples = _draw_tuples(mask, seeds, num_tuples)
     triplets = tuples[:, :, torch.tensor(_TRIPLETS, device=mask.device)]
@@ -89,7 +109,7 @@ def shuffle_and_learn_terms(
     with torch.autocast(embeddings.device.type, enabled=False):
         # Views that are not counted look up frames that may be padding.
         frames = embeddings.to(dtype).where(mask[:, :, None], 0)
-        logits = head(frames[views, triplets])
+        logits = head(frames[views, triplets].flatten(-2)).squeeze(-1)
         losses = functional.binary_cross_entropy_with_logits(
             logits,
             logits.new_tensor(_IN_ORDER).expand_as(logits),
@@ -97,13 +117,16 @@ def shuffle_and_learn_terms(
             reduction="none",
         ).sum(-1)
     valid = (mask.sum(1) >= _TUPLE)[:, None].expand_as(losses)
-    return losses.where(valid, 0).sum()[None], valid.sum()[None]
+    return Terms(losses.where(valid, 0).sum()[None], valid.sum()[None])
 
 
 def _draw_tuples(
     mask: Bool[Tensor, "V T"], seeds: Int64[Tensor, " V"], num_tuples: int
 ) -> Int64[Tensor, "V N 5"]:
     """Ascending positions of 5 real frames a tuple; zeros in views with fewer."""
+    import numpy as np
+    import torch
+
     tuples = torch.zeros(len(mask), num_tuples, _TUPLE, dtype=torch.int64)
     # NumPy draws on the CPU: the same on every device, and a view's draws do not depend on the other views.
     for view, (real, seed) in enumerate(zip(mask.cpu(), seeds.tolist(), strict=True)):

@@ -5,17 +5,55 @@ Legend: V views of this worker, T frames of a view, K classes.
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor
-from torch.nn import functional
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field
+
+from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
+    from torch import Tensor
+
+
+class FrameClassification(Objective):
+    """Cross-entropy on frame labels, with a linear classifier."""
+
+    @options
+    class Options(ObjectiveOptions):
+        columns = ("frame_labels",)
+        name: Literal["supervised"] = "supervised"
+        num_classes: int | None = Field(default=None, ge=1)
+        """Frame classes of the training videos; counted at the start of a run."""
+
+        def with_num_classes(self, num_classes: int) -> Self:
+            """The options for so many classes."""
+            return replace(self, num_classes=num_classes)
+
+    def __init__(self, options: Options, width: int, batch_norm: Any) -> None:
+        super().__init__(options, width, batch_norm)
+        from torch import nn
+
+        if options.num_classes is None:
+            raise ValueError("objective supervised needs num_classes, which the start of a run counts")
+        self.classifier = nn.Linear(width, options.num_classes)
+
+    def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
+        """Terms of the loss; see `Objective.forward`."""
+        encoding, view = crops(encodings, batch)
+        logits = self.classifier(encoding.frames).flatten(0, 1)
+        return frame_classification_terms(
+            logits, view.columns["frame_labels"].flatten(0, 1), view.mask.flatten(0, 1)
+        )
 
 
 def frame_classification_terms(
     logits: Float[Tensor, "V T K"],
     frame_labels: Int64[Tensor, "V T"],
     mask: Bool[Tensor, "V T"],
-) -> tuple[Float[Tensor, " 1"], Int64[Tensor, " 1"]]:
+) -> Terms:
     """Sum of the cross-entropies of labelled real frames, and their number (table 11).
 
     Every labelled frame counts alike, whatever its class. Frames without label and frames that the mask
@@ -33,6 +71,9 @@ def frame_classification_terms(
     Raises:
         ValueError: a labelled real frame has a class that `logits` has no score for.
     """
+    import torch
+    from torch.nn import functional
+
     labelled = mask & (frame_labels >= 0)
     labels = frame_labels.where(labelled, 0)
     # On a GPU, cross-entropy itself would end the process without saying why.
@@ -43,4 +84,4 @@ def frame_classification_terms(
     with torch.autocast(logits.device.type, enabled=False):
         scores = logits.to(dtype).where(labelled[:, :, None], 0)
         losses = functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")
-    return losses.unflatten(0, labels.shape).where(labelled, 0).sum()[None], labelled.sum()[None]
+    return Terms(losses.unflatten(0, labels.shape).where(labelled, 0).sum()[None], labelled.sum()[None])

@@ -12,15 +12,38 @@ Legend: P pairs, N and M frames of their videos, D width of an embedding.
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from pydantic import Field
 
-from carl_ray.objectives.pairs import FramePairs, Terms, both_directions, excluded
+from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
+from carl_ray.objectives.pairs import FramePairs, both_directions, excluded, video_pairs
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
 
 CycleLoss = Literal["regression", "classification"]
+
+
+class CycleConsistency(Objective):
+    """Temporal cycle-consistency of pairs of videos."""
+
+    @options
+    class Options(ObjectiveOptions):
+        pairs_videos = True
+        name: Literal["tcc"] = "tcc"
+        temperature: float = Field(default=0.1, gt=0)
+        """Divides the similarities in both softmaxes."""
+        cycle: CycleLoss = "regression"
+        """How cycling back is scored."""
+
+    def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
+        """Terms of the loss; see `Objective.forward`."""
+        pairs, _ = video_pairs(crops(encodings, batch)[0].frames, batch)
+        return cycle_consistency_terms(pairs, loss=self.options.cycle, temperature=self.options.temperature)
 
 
 def cycle_consistency_terms(
@@ -85,6 +108,8 @@ def cycle_consistency_terms(
         valid = mask_u & mask_v.any(1, keepdim=True)
         return losses.where(valid, 0).sum(), valid.sum()
 
+    import torch
+
     with torch.autocast(pairs.z1.device.type, enabled=False):
         u, v = (
             z.to(pairs.dtype).where(mask[:, :, None], 0)
@@ -102,4 +127,4 @@ def _similarities(
     """Scaled negative squared distances up to a constant; -inf for masked candidates."""
     # The square of the anchor cancels in the softmax: without it, near frames keep more digits.
     products = 2 * anchors @ candidates.mT - candidates.square().sum(-1)[:, None]
-    return (products / (anchors.shape[2] * temperature)).masked_fill(excluded(mask)[:, None], -torch.inf)
+    return (products / (anchors.shape[2] * temperature)).masked_fill(excluded(mask)[:, None], -math.inf)

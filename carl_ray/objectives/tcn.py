@@ -8,12 +8,38 @@ Legend: V views of this worker, T frames of a view, D width of an embedding.
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor
-from torch.nn import functional
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
+from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
 from carl_ray.objectives.pairs import unit_vectors
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+class TimeContrast(Objective):
+    """Time-Contrastive Networks on single views."""
+
+    @options
+    class Options(ObjectiveOptions):
+        name: Literal["tcn"] = "tcn"
+        temperature: float = Field(default=0.1, gt=0)
+        """tau. Divides the similarities."""
+        window: float = Field(default=5.0, gt=0)
+        """Frames at most this far apart in the raw video are positives."""
+
+    def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
+        """Terms of the loss; see `Objective.forward`."""
+        encoding, view = crops(encodings, batch)
+        return time_contrastive_terms(
+            *(part.flatten(0, 1) for part in (encoding.frames, view.timestamps, view.mask)),
+            window=self.options.window,
+            temperature=self.options.temperature,
+        )
 
 
 def time_contrastive_terms(
@@ -23,7 +49,7 @@ def time_contrastive_terms(
     *,
     window: float,
     temperature: float,
-) -> tuple[Float[Tensor, " 1"], Int64[Tensor, " 1"]]:
+) -> Terms:
     """Sum of the mean n-pairs losses of the anchors of each view, and their number.
 
     With f_ij = cos(h_i, h_j) / tau, positives P_i the frames with 0 < |s_i - s_j| <= window and negatives N_i
@@ -62,6 +88,9 @@ def time_contrastive_terms(
     """
     if not window > 0:
         raise ValueError(f"window must be positive, got {window}")
+    import torch
+    from torch.nn import functional
+
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     with torch.autocast(embeddings.device.type, enabled=False):
         unit = unit_vectors(embeddings.to(dtype), mask)
@@ -78,4 +107,4 @@ def time_contrastive_terms(
         rivals = logits.masked_fill(~against, -torch.inf).logsumexp(-1, keepdim=True)
         losses = -functional.logsigmoid(logits - rivals)
         means = losses.where(positive, 0).sum(-1) / positive.sum(-1).clamp(min=1)
-    return means.where(valid, 0).sum()[None], valid.sum()[None]
+    return Terms(means.where(valid, 0).sum()[None], valid.sum()[None])

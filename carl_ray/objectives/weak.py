@@ -9,16 +9,66 @@ Legend: P pairs of videos (a, b), N frames of a, M frames of b, D width of an em
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from jaxtyping import Bool, Float, Float64
-from torch import Tensor
+from pydantic import Field
 
-from carl_ray.objectives.dtw import dynamic_time_warping
-from carl_ray.objectives.pairs import FramePairs, Terms
-from carl_ray.objectives.scl import gaussian_cross_entropy
+from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
+from carl_ray.objectives.pairs import FramePairs, video_pairs, view_pairs
+from carl_ray.objectives.scl import gaussian_cross_entropy, sequence_contrastive_terms
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Float64
+    from torch import Tensor
+
+
+class WeakSequenceContrast(Objective):
+    """SCL of the two crops, and of pairs of videos of one label that DTW aligns."""
+
+    @options
+    class Options(ObjectiveOptions):
+        pairs_videos = True
+        name: Literal["weak_scl"] = "weak_scl"
+        temperature: float = Field(default=0.1, gt=0)
+        """tau. Divides the similarities in every softmax over them."""
+        variance: float = Field(default=10.0, gt=0)
+        """sigma squared, in frames squared."""
+        weak_weight: float = Field(default=1.0, ge=0)
+        """Weight of the pairs of videos beside the pairs of views."""
+        weak_warmup: float = Field(default=1.0, ge=0, le=1)
+        """That weight grows linearly from 0 during this share of the run."""
+        max_match_cost: float | None = Field(default=0.3, gt=0)
+        """Frames whose partners in the other video are less alike than this cosine distance (0 to 2), on average, are
+        no anchors; none keeps all."""
+
+    def __init__(self, options: Options, width: int, batch_norm: Any) -> None:
+        super().__init__(options, width, batch_norm)
+        from carl_ray.layers.heads import ProjectionHead
+
+        self.projection = ProjectionHead(width, batch_norm)
+
+    def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
+        """Terms of the loss; see `Objective.forward`."""
+        encoding, view = crops(encodings, batch)
+        options, projections = self.options, self.projection(*encoding)
+        loss = {"temperature": options.temperature, "variance": options.variance}
+        sums, counts = sequence_contrastive_terms(view_pairs(projections, view), **loss)
+        weak_sums, weak_counts = weak_contrastive_terms(
+            *video_pairs(projections, batch), **loss, max_match_cost=options.max_match_cost
+        )
+        import torch
+
+        weighted = self.weight(progress) * weak_sums
+        return Terms(torch.cat([sums, weighted]), torch.cat([counts, weak_counts]))
+
+    def weight(self, progress: float) -> float:
+        """Weight of the pairs of videos: a linear warm-up."""
+        warmup = self.options.weak_warmup
+        return self.options.weak_weight * (min(1.0, progress / warmup) if warmup else 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +85,6 @@ class Correspondence:
     """Mean cosine distance of each frame of b from its partners, likewise."""
 
 
-@torch.no_grad()
 def correspondence(pairs: FramePairs) -> Correspondence:
     """Partners of the frames of paired videos, by DTW with the cosine distance.
 
@@ -45,7 +94,9 @@ def correspondence(pairs: FramePairs) -> Correspondence:
     Args:
         pairs: Unit vectors of the frames, float32 or better, finite where masked.
     """
-    unit_a, unit_b, sa, sb, mask_a, mask_b = pairs
+    from carl_ray.objectives.dtw import dynamic_time_warping
+
+    unit_a, unit_b, sa, sb, mask_a, mask_b = (part.detach() for part in pairs)
     # Rounding must not make a detour through a negative cost worth while where frames are alike.
     cost = (1 - unit_a @ unit_b.mT).clamp(0, 2)
     path = dynamic_time_warping(cost, mask_a, mask_b)
@@ -100,6 +151,8 @@ def weak_contrastive_terms(
     Returns:
         Sums of losses, with gradient, and counts: first anchors of a, then of b.
     """
+    import torch
+
     with torch.autocast(pairs.z1.device.type, enabled=False):
         pairs = pairs.unit()
         found, same = correspondence(pairs), same_video[:, None]
@@ -108,7 +161,7 @@ def weak_contrastive_terms(
             loss(
                 *(side.z1, side.z2, _distances(time.where(~same, side.s1.double()), side.s2).to(pairs.dtype)),
                 # A cost of NaN is not left out: the loss must show it.
-                side.mask1 & (same | ~(cost > (torch.inf if max_match_cost is None else max_match_cost))),
+                side.mask1 & (same | ~(cost > (math.inf if max_match_cost is None else max_match_cost))),
                 side.mask2,
             )
             for side, time, cost in (
@@ -116,7 +169,7 @@ def weak_contrastive_terms(
                 (pairs.exchanged(), found.time_of_b, found.cost_of_b),
             )
         )
-    return torch.stack([of_a[0], of_b[0]]), torch.stack([of_a[1], of_b[1]])
+    return Terms(torch.stack([of_a[0], of_b[0]]), torch.stack([of_a[1], of_b[1]]))
 
 
 def _distances(anchors: Float64[Tensor, "P N"], candidates: Float[Tensor, "P M"]) -> Float64[Tensor, "P N M"]:

@@ -134,22 +134,18 @@ def point_config(space: Space, base: Config, point: Point, seed: int) -> Config:
     config = options.overridden(base, {name: str(value) for name, value in point.items()})
     if space.frames_per_step is not None and _NUM_FRAMES in point and _BATCH_SIZE not in point:
         # Objectives on pairs need an even number of videos.
-        unit = 2 if config.objective.paired else 1
+        unit = 2 if config.objective.pairs_videos else 1
         videos = space.frames_per_step // (2 * config.model.num_frames) // unit * unit
         config = options.overridden(config, {_BATCH_SIZE: str(max(unit, videos))})
     return replace(config, training=replace(config.training, seed=seed))
 
 
 def loss(base: Config) -> Space:
-    """Tau and sigma squared of the sequence contrastive loss (table 9)."""
-    objective = base.objective
-    return Space(
-        "loss",
-        {
-            "objective.temperature": _range(_with(objective.temperature, 0.03, 0.1, 0.3, 1.0)),
-            "objective.variance": _range(_with(objective.variance, 1.0, 10.0, 25.0, 100.0)),
-        },
-    )
+    """Tau and sigma squared of the sequence contrastive loss (table 9), or what another objective has of them."""
+    space = Space("loss", _loss_parameters(base))
+    if not space.parameters:
+        raise UserError(f"space loss: objective {base.objective.name} has neither temperature nor variance")
+    return space
 
 
 def temporal(base: Config) -> Space:
@@ -198,12 +194,9 @@ def paper(base: Config) -> Space:
 
 def all(base: Config) -> Space:
     """The parameters of `loss`, `temporal` and `frames` together."""
-    parts = [part(base) for part in (loss, temporal, frames)]
-    return Space(
-        "all",
-        {name: parameter for part in parts for name, parameter in part.parameters.items()},
-        frames_per_step=parts[-1].frames_per_step,
-    )
+    parts = [temporal(base), frames(base)]
+    others = {name: parameter for part in parts for name, parameter in part.parameters.items()}
+    return Space("all", _loss_parameters(base) | others, frames_per_step=parts[-1].frames_per_step)
 
 
 SPACES: dict[str, Callable[[Config], Space]] = {
@@ -225,6 +218,15 @@ def _crops_table(base: Config) -> Table:
         )
         rows.append(Row(name))
     return replace(table, rows=tuple(rows), note=table.note if base.preset == "demo" else "")
+
+
+def _loss_parameters(base: Config) -> dict[str, LogRange]:
+    grids = {"temperature": (0.03, 0.1, 0.3, 1.0), "variance": (1.0, 10.0, 25.0, 100.0)}
+    return {
+        f"objective.{name}": _range(_with(getattr(base.objective, name), *grid))
+        for name, grid in grids.items()
+        if hasattr(base.objective, name)
+    }
 
 
 def _range(grid: tuple[float, ...]) -> LogRange:

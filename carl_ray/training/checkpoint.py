@@ -24,10 +24,10 @@ from carl_ray.config import Config
 from carl_ray.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from carl_ray.model.encoder import FrameLevelVideoEncoder
-    from carl_ray.training.step import TrainedModel, TrainingStep
+    from carl_ray.training.step import TrainingStep
 
 _LOGGER = logging.getLogger(__name__)
 CONFIG = "config.json"
@@ -91,7 +91,12 @@ def save_checkpoint(run_dir: str, step: TrainingStep, progress: Progress, keep: 
         random_state["cuda"] = torch.cuda.get_rng_state(step.device)
     contents = {
         "model.pt": _to_bytes(step.model.state_dict()),
-        "optimizer.pt": _to_bytes({"optimizer": step.optimizer.state_dict(), "random": random_state}),
+        "optimizer.pt": _to_bytes(
+            {
+                "optimizers": {phase.name: phase.optimizer.state_dict() for phase in step.phases},
+                "random": random_state,
+            }
+        ),
     }
     state = {
         "progress": vars(progress),
@@ -223,21 +228,21 @@ def load_encoder(checkpoint: Checkpoint) -> FrameLevelVideoEncoder:
 
     Errors as `load_model`.
     """
-    from carl_ray.training.step import initial_model
+    from carl_ray.training.learner import initial_encoder
 
-    model = initial_model(checkpoint.config)
-    load_model(checkpoint, model)
-    return model.encoder.eval()
+    encoder = initial_encoder(checkpoint.config)
+    load_model(checkpoint, encoder, _ENCODER)
+    return encoder.eval()
 
 
-def load_model(checkpoint: Checkpoint, model: TrainedModel) -> None:
-    """Copy a checkpoint's weights into a model.
+def load_model(checkpoint: Checkpoint, model: nn.Module, prefix: str = "") -> None:
+    """Copy a checkpoint's weights into a learner, or the part of them with a prefix into one of its modules.
 
     Raises:
         UserError: they do not fit the model.
         RunError: a file is damaged, or holds more than tensors.
     """
-    tensors = _tensors(checkpoint)
+    tensors = {k.removeprefix(prefix): v for k, v in _tensors(checkpoint).items() if k.startswith(prefix)}
     expected, found = _shapes(model.state_dict()), _shapes(tensors)
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
@@ -254,7 +259,7 @@ class InitialWeights:
     """Pretrained tensors that a new run starts with."""
 
     tensors: dict[str, Tensor]
-    """By their names in `TrainedModel`."""
+    """By their names in `Learner`."""
     report: str
     """One line for the log: the source, and how many tensors were loaded."""
 
@@ -281,10 +286,10 @@ def initial_weights(config: Config, uri: str) -> InitialWeights:
                 f"model.init_from: {shown}: its encoder is another: model.{name} is {theirs!r} there, here {ours!r}; "
                 "use the --model options that it was trained with"
             )
-    from carl_ray.training.step import initial_model
+    from carl_ray.training.learner import initial_learner
 
     tensors = _tensors(checkpoint)
-    expected, found = _shapes(initial_model(config).state_dict()), _shapes(tensors)
+    expected, found = _shapes(initial_learner(config).state_dict()), _shapes(tensors)
     fitting = {name: tensors[name] for name in expected if found.get(name) == expected[name]}
     encoder = [name for name in expected if name.startswith(_ENCODER)]
     missing = sorted(name for name in encoder if name not in fitting)
@@ -319,9 +324,12 @@ def restore(checkpoint: Checkpoint, step: TrainingStep) -> None:
 
     load_model(checkpoint, step.model)
     saved = _load(checkpoint, "optimizer.pt")
+    # Earlier checkpoints have one optimiser, without a name.
+    optimizers = saved.get("optimizers") or {step.phases[0].name: saved["optimizer"]}
     try:
-        step.optimizer.load_state_dict(saved["optimizer"])
-    except ValueError as error:
+        for phase in step.phases:
+            phase.optimizer.load_state_dict(optimizers[phase.name])
+    except (ValueError, KeyError) as error:
         raise UserError(
             f"{storage.public_uri(checkpoint.uri)}: its optimiser trains other tensors than this model does "
             f"({error}); use the --model.learnable it was trained with (its state.json has it)"
@@ -355,7 +363,10 @@ def _read_verified(checkpoint: Checkpoint, file_name: str) -> bytes:
 def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     from torch import Tensor
 
-    return {k: v for k, v in _load(checkpoint, "model.pt").items() if isinstance(v, Tensor)}
+    from carl_ray.training.learner import present_names
+
+    tensors = {k: v for k, v in _load(checkpoint, "model.pt").items() if isinstance(v, Tensor)}
+    return present_names(tensors)
 
 
 def _load(checkpoint: Checkpoint, file_name: str) -> dict[str, Any]:

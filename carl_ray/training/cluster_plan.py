@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from carl_ray.config import Config
-from carl_ray.data.memory import load_task_bytes, pair_bytes
+from carl_ray.data.sample import Sample, load_task_bytes, sample_bytes, sample_spec
 from carl_ray.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from carl_ray.data.sample import ViewPair
 
 BLOCKS_PER_TASK = 7
 """Blocks of a data node's object store for each task: one in the making, six that wait to be fetched."""
@@ -119,13 +118,13 @@ class ClusterPlan:
 
     def bytes_per_second(self, config: Config) -> float:
         """Network traffic of decoded views to one worker, in bytes per second."""
-        return self.batch_size * pair_bytes(config) / (self.step_seconds * self.num_workers)
+        return self.batch_size * sample_bytes(sample_spec(config)) / (self.step_seconds * self.num_workers)
 
     def memory(self, config: Config) -> Memory:
         """Memory to reserve on each kind of node, including prefetched data."""
-        block, ahead = pair_bytes(config), config.cluster.prefetch_steps
+        block, ahead = sample_bytes(sample_spec(config)), config.cluster.prefetch_steps
         return Memory(
-            data_heap=self.tasks_per_node * load_task_bytes(config),
+            data_heap=self.tasks_per_node * load_task_bytes(sample_spec(config)),
             data_store=self.tasks_per_node * BLOCKS_PER_TASK * block,
             # Ray prefetches that many blocks, and about as many again while it hands them over.
             train_store=(2 * ahead + 1 + self.share) * block,
@@ -154,8 +153,8 @@ def share(batch_size: int, num_workers: int) -> int:
 
 def measure_video(
     video: str, num_video_frames: int, config: Config, times: int, on_done: Callable[[float], None]
-) -> tuple[list[float], list[ViewPair]]:
-    """Time a decoding task: fetch and decode a video and make its two views.
+) -> tuple[list[float], list[Sample]]:
+    """Time a decoding task: fetch and decode a video and make its views.
 
     Args:
         video: Path or URI.
@@ -170,19 +169,21 @@ def measure_video(
     Raises:
         DecodeError: the video cannot be read.
     """
-    from carl_ray.data.sample import make_view_pair
+    from carl_ray.data.make_views import make_views
 
-    pairs: list[ViewPair] = []
+    spec = sample_spec(config)
+    samples: list[Sample] = []
 
     def make(epoch: int) -> None:
-        pairs.append(make_view_pair(video, _VIDEO_ID, num_video_frames, 1.0, epoch, config))
+        views = make_views(video, _VIDEO_ID, num_video_frames, 1.0, epoch, spec)
+        samples.append(Sample(epoch, 0, 0, _VIDEO_ID, None, views))
 
     with _torch_threads(config.cluster.decode_cpus):
-        return _timed(make, times, on_done), pairs
+        return _timed(make, times, on_done), samples
 
 
 def measure_step(
-    pairs: Sequence[ViewPair],
+    samples: Sequence[Sample],
     config: Config,
     num_videos: int,
     device: torch.device,
@@ -192,7 +193,7 @@ def measure_step(
     """Time a training step on one worker, with random weights.
 
     Args:
-        pairs: Views to train on, used again and again.
+        samples: Views to train on, used again and again.
         config: The run.
         num_videos: Videos of the step on this worker.
         device: Where it computes.
@@ -207,18 +208,13 @@ def measure_step(
     """
     import torch
 
-    from carl_ray.data.sample import collate, view_seeds
+    from carl_ray.data.batch import collate
     from carl_ray.training.step import TrainingStep
 
-    if config.objective.name == "supervised" and config.objective.num_classes is None:
-        config = replace(config, objective=replace(config.objective, num_classes=2))
-    batch = collate(
-        [pairs[index % len(pairs)] for index in range(num_videos)],
-        range(num_videos),
-        [view_seeds(config.training.seed, 0, f"{_VIDEO_ID}/{index}") for index in range(num_videos)],
-        config,
-        device,
-    )
+    config = replace(config, objective=config.objective.with_num_classes(2))  # Counted only in a run.
+    used = [samples[index % len(samples)] for index in range(num_videos)]
+    videos = [replace(one, row=row, video_id=f"{_VIDEO_ID}/{row}") for row, one in enumerate(used)]
+    batch = collate(videos, sample_spec(config), device)
 
     def train(number: int) -> None:
         step.train(batch, number)

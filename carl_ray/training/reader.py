@@ -9,18 +9,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class StepRows(Generic[T]):
-    """The rows of one step on this worker."""
-
-    step: int
-    rows: list[T]
 
 
 def rows_by_step(
@@ -29,8 +20,8 @@ def rows_by_step(
     first_step: int,
     num_steps: int,
     rows_of_step: Callable[[int], int],
-) -> Iterator[StepRows[T]]:
-    """Yield every step of [first_step, num_steps) once, in order, with its rows.
+) -> Iterator[list[T]]:
+    """Yield the rows of every step of [first_step, num_steps), in order; possibly none.
 
     Args:
         rows: In ascending order of their steps; rows past `num_steps` are padding of the stream.
@@ -53,7 +44,7 @@ def rows_by_step(
                 break
             found.append(row)
             del row  # No reference here: the consumer decides how long rows live.
-        yield StepRows(step, found)
+        yield found
 
 
 class Prefetch(Generic[T]):

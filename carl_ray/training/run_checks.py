@@ -129,9 +129,9 @@ def find_checkpoint(config: Config, videos: Videos, run_dir: str) -> Checkpoint 
     checkpoint = latest_checkpoint(run_dir)
     if checkpoint is not None:
         check_same_videos(videos, checkpoint, run_dir)
-        from carl_ray.training.step import TrainedModel
+        from carl_ray.training.learner import initial_learner
 
-        load_model(checkpoint, TrainedModel(config))
+        load_model(checkpoint, initial_learner(config))
     return checkpoint
 
 

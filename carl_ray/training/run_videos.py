@@ -44,8 +44,8 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
     """Read the training and validation videos of a run's manifest.
 
     Returns:
-        The config, for objective `supervised` with `num_classes` counted, and the videos. Frame labels are numbered
-        over the whole data set: phase k of an action follows all phases of the actions before it.
+        The config, with the classes counted if the objective is on frame labels, and the videos. Frame labels are
+        numbered over the whole data set: phase k of an action follows all phases of the actions before it.
 
     Raises:
         UserError: no manifest is named or there, no row belongs to the training split, or labels that the objective
@@ -58,11 +58,11 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
             "makes a manifest)"
         )
     columns = [*STREAM_COLUMNS, *_CONTENT]
-    supervised = config.objective.name == "supervised"
-    if supervised or config.objective.paired or config.data.train_fraction < 1:
+    objective = config.objective
+    on_frame_labels = "frame_labels" in objective.columns
+    if on_frame_labels or objective.pairs_videos or config.data.train_fraction < 1:
         columns.append("label")
-    if supervised:
-        columns.append("frame_labels")
+    columns += objective.columns
     training = read_manifest(uri, columns, split=config.data.train_split)
     if not training.num_rows:
         found = read_manifest(uri, ["split"]).column("split").unique().to_pylist()
@@ -81,23 +81,23 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
         for part, table in (("training", training), ("validation", validation))
     ).unify_dictionaries()
     training, validation = (table.drop_columns(_CONTENT) for table in (training, validation))
-    if config.objective.paired and not training.column("label").drop_null():
+    if objective.pairs_videos and not training.column("label").drop_null():
         raise UserError(
-            f"{storage.public_uri(uri)}: objective {config.objective.name} trains on pairs of videos of the same "
+            f"{storage.public_uri(uri)}: objective {objective.name} trains on pairs of videos of the same "
             "label, but no training video has one"
         )
-    if supervised:
+    if on_frame_labels:
         offsets, num_classes = _class_offsets(pa.concat_tables([training, validation]))
         if not num_classes:
             raise UserError(
-                f"{storage.public_uri(uri)}: objective supervised needs frame labels, but no video has any"
+                f"{storage.public_uri(uri)}: objective {objective.name} needs frame labels, but no video has any"
             )
         training, validation = (_with_classes(table, offsets) for table in (training, validation))
         flat = [pc.list_flatten(table.column("frame_labels")).to_numpy() for table in (training, validation)]
         occurring = int((np.unique(np.concatenate(flat)) >= 0).sum())
         if occurring < num_classes:
             print(f"frame labels make {num_classes} classes, of which {occurring} occur", flush=True)
-        config = replace(config, objective=replace(config.objective, num_classes=num_classes))
+        config = replace(config, objective=objective.with_num_classes(num_classes))
     return config, Videos(training, validation if validation.num_rows else None, record)
 
 
@@ -107,7 +107,7 @@ def make_plans(config: Config, videos: Videos) -> tuple[Plan, Plan | None]:
     training, validation = videos.training, videos.validation
 
     def codes(table: pa.Table) -> np.ndarray | None:
-        return _label_codes(table) if config.objective.paired else None
+        return _label_codes(table) if config.objective.pairs_videos else None
 
     plan = training_plan(seed, training.num_rows, batch_size, config.training.epochs, codes(training))
     if validation is None:

@@ -1,75 +1,30 @@
-"""Training step: update the weights with a batch of view pairs. Free of Ray.
+"""Training step: update the weights with a batch of views. Free of Ray.
 
-    Batch (uint8) ─ to device, normalise ▶ FVE ▶ head ▶ objective ─ backward ▶ clip ▶ all finite? ▶ Adam
+    Batch (uint8) ─ to device ▶ for each phase: normalise ▶ FVE ▶ objective ─ backward ▶ clip ▶ all finite? ▶ optimiser
 
 Losses are means over the *global* batch: sums and counts are added over the workers before the division, so the number
 of workers and the distribution of the videos over them change only rounding.
-
-Legend: B videos of this worker, T frames of a view, S pixels, D embedding width, W workers.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from carl_ray.config import Config
-from carl_ray.data.sample import Batch, frames_on_device
+from carl_ray.data.batch import batch_on_device
 from carl_ray.machine import has_native_bf16
-from carl_ray.model.encoder import FrameLevelVideoEncoder, ProjectionHead
-from carl_ray.model.features import normalize
-from carl_ray.objectives.shuffle_and_learn import OrderHead
-from carl_ray.training.objective import PROJECTED, ObjectiveInputs, objective_terms
-
-
-class TrainedModel(nn.Module):
-    """Encoder and head of the loss, which are trained and checkpointed together.
-
-    The head is the projection, the classifier of frames, the classifier of orders, or none, depending on the objective.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        objective, width = config.objective, config.model.embedding_width
-        self.encoder = FrameLevelVideoEncoder(config.model)
-        self.projection = ProjectionHead(config.model) if objective.name in PROJECTED else None
-        self.order_head = OrderHead(width) if objective.name == "shuffle_and_learn" else None
-        self.classifier: nn.Linear | None = None
-        if objective.name == "supervised":
-            if objective.num_classes is None:
-                raise ValueError("objective supervised needs num_classes, which the start of a run counts")
-            self.classifier = nn.Linear(width, objective.num_classes)
-
-    def forward(
-        self,
-        frames: Float[Tensor, "views T 3 S S"],
-        frame_mask: Bool[Tensor, "views T"],
-        sample_seeds: Int64[Tensor, " views"],
-    ) -> Float[Tensor, "views T width"]:
-        """Projections Z, embeddings H, or logits of the frame classes, of all views."""
-        embeddings: Tensor = self.encoder(frames, frame_mask, sample_seeds=sample_seeds)
-        if self.projection is not None:
-            projections: Tensor = self.projection(embeddings, frame_mask)
-            return projections
-        if self.classifier is not None:
-            logits: Tensor = self.classifier(embeddings)
-            return logits
-        return embeddings
-
-
-def initial_model(config: Config) -> TrainedModel:
-    """Build the model with random weights that depend on the config's seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.training.seed)
-        return TrainedModel(config)
+from carl_ray.objectives.base import Batch, Encoding, Phase, Terms
+from carl_ray.training.learner import initial_learner
 
 
 def with_precision(config: Config, *, native_bf16: bool) -> Config:
@@ -84,21 +39,21 @@ class StepReport:
     """Result of a step, the same on every worker."""
 
     loss: float
-    """Mean over all valid anchors of the global batch, both directions summed."""
+    """Of the last phase: mean over all valid anchors of the global batch, the terms summed."""
     gradient_norm: float
-    """Of the global batch, before clipping."""
+    """Of the last phase on the global batch, before clipping."""
     learning_rate: float
     applied: bool
-    """False if the loss or a gradient was not finite on some worker: then no worker changed its weights or
-    batch-norm statistics."""
+    """False if the loss or a gradient of a phase was not finite on some worker: then no worker changed its weights or
+    batch-norm statistics in this phase, and the phases after it were left out."""
     num_videos: int
     """Videos of the global batch that had frames."""
     num_frames: int
-    """Real frames of the global batch, both views."""
+    """Real frames of the global batch, all views."""
 
 
 class TrainingStep:
-    """Model, optimiser and objective of one worker.
+    """Learner and optimisers of one worker.
 
     Args:
         config: The run. A precision of `auto` is resolved for this machine.
@@ -110,12 +65,10 @@ class TrainingStep:
         self.config = config = with_precision(config, native_bf16=has_native_bf16(device.type))
         self.device = device
         self.num_steps = num_steps
-        self.model = initial_model(config).to(device)
+        self.model = initial_learner(config).to(device)
         self.model.encoder.backbone.to(memory_format=torch.channels_last)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            self.parameters, lr=config.optimizer.learning_rate, weight_decay=config.optimizer.weight_decay
-        )
+        self.phases = self.model.objective.phases(self.model.encoder, self._adam)
+        self._rates = [[group["lr"] for group in phase.optimizer.param_groups] for phase in self.phases]
         self.num_workers = dist.get_world_size() if dist.is_initialized() else 1
         self._forward: nn.Module = self.model
         if self.num_workers > 1:
@@ -123,45 +76,31 @@ class TrainingStep:
             # torch 2.14 deprecates `broadcast_buffers`; both names leave the buffers alone in the forward pass.
             parameters = inspect.signature(DistributedDataParallel).parameters
             name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-            options: dict[str, Any] = {name: False}
+            # A phase of several reaches only some of the weights.
+            options: dict[str, Any] = {name: False, "find_unused_parameters": len(self.phases) > 1}
             self._forward = DistributedDataParallel(self.model, **options)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step: one cosine decay to zero over the run (section 4.2)."""
-        return 0.5 * self.config.optimizer.learning_rate * (1 + math.cos(math.pi * step / self.num_steps))
+        return self._decayed(self.config.optimizer.learning_rate, step)
 
     def train(self, batch: Batch, step: int) -> StepReport:
         """Train on this worker's part of one global batch; a collective call."""
         self._forward.train()
-        learning_rate = self.learning_rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
-        statistics = [b for m in self.model.modules() if m.training for b in m.buffers(recurse=False)]
-        before = [buffer.clone() for buffer in statistics]
-        loss, totals = self._global_loss(batch, self._forward, step)
-        # DDP averages the workers' gradients; the loss is a sum over them.
-        (loss * self.num_workers).backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_gradient_norm)
-        report = torch.stack([loss.detach().double(), *totals.double(), norm.isfinite().double()])
-        if self.num_workers > 1:
-            dist.all_reduce(report)
-        values = report.tolist()
-        # All workers must decide alike, or their models would diverge.
-        applied = math.isfinite(values[0]) and values[3] == self.num_workers
-        if applied:
-            self.optimizer.step()
-        else:
-            # The forward pass has updated them, and a NaN there would stay.
-            for buffer, value in zip(statistics, before, strict=True):
-                buffer.copy_(value)
-        return StepReport(values[0], norm.item(), learning_rate, applied, int(values[1]), int(values[2]))
+        batch = batch_on_device(batch, self.config, self.device)
+        for phase, rates in zip(self.phases, self._rates, strict=True):
+            for group, rate in zip(phase.optimizer.param_groups, rates, strict=True):
+                group["lr"] = self._decayed(rate, step)
+            report = self._update(phase, batch, step)
+            if not report.applied:
+                break
+        return report
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sums of anchor losses and numbers of anchors, of this worker's videos, float64."""
         self.model.eval()
-        sums, counts = self._terms(batch, self.model, self.config.objective.weak_weight)
+        sums, counts = self._terms(batch_on_device(batch, self.config, self.device), self.model, 1.0)
         return sums.double(), counts.double()
 
     @torch.no_grad()
@@ -177,63 +116,79 @@ class TrainingStep:
             step_rows: Plan rows of the global batch.
         """
         self.model.eval()
-        views = self._views(batch, self.model)
-        objective = self.config.objective
-        nothing = replace(
-            views, **{f.name: torch.zeros_like(getattr(views, f.name)[:1]) for f in fields(views)}
-        )
-        nothing = replace(nothing, rows=nothing.rows - 1, frame_labels=nothing.frame_labels - 1)
-        size = 2 if objective.paired else 1
+        objective, phase = self.model.objective, self.phases[-1].name
+        batch = batch_on_device(batch, self.config, self.device)
+        with self._autocast():
+            encodings = self.model.encode(batch)
+        batch = replace(batch, views={name: replace(v, pixels=None) for name, v in batch.views.items()})
+        size = 2 if self.config.objective.pairs_videos else 1
         broken = torch.zeros(len(step_rows), dtype=torch.int64, device=self.device)
         # On all workers in the same order: objectives on pairs call collectives.
         for start in range(0, len(step_rows), size):
-            mine = (views.rows >= step_rows.start + start) & (views.rows < step_rows.start + start + size)
-            own = replace(views, **{f.name: getattr(views, f.name)[mine] for f in fields(views)})
-            seen = own if bool(mine.any()) else nothing
-            sums, _ = objective_terms(objective, seen, self.model.order_head, objective.weak_weight)
+            first = step_rows.start + start
+            chosen = (batch.rows >= first) & (batch.rows < first + size)
+            own = partial(_rows, chosen=chosen)
+            videos = batch.map(own)
+            if not bool(chosen.any()):
+                videos = replace(videos, rows=videos.rows - 1)
+            seen = {name: Encoding(*map(own, encoding)) for name, encoding in encodings.items()}
+            with self._autocast():
+                sums, _ = objective.phase_terms(phase, seen, videos, 1.0)
             broken[start : start + size] = int(not bool(sums.isfinite().all()))
         if self.num_workers > 1:
             dist.all_reduce(broken)
         return [row for row, count in zip(step_rows, broken.tolist(), strict=True) if count]
 
-    def weak_weight(self, step: int) -> float:
-        """Weight of the pairs of videos (weak_scl) at a step: a linear warm-up."""
-        objective = self.config.objective
-        warmup = objective.weak_warmup * self.num_steps
-        return objective.weak_weight * (min(1.0, step / warmup) if warmup else 1.0)
-
-    def _global_loss(self, batch: Batch, model: nn.Module, step: int) -> tuple[Tensor, Tensor]:
-        sums, counts = self._terms(batch, model, self.weak_weight(step))
+    def _update(self, phase: Phase, batch: Batch, step: int) -> StepReport:
+        """Compute a phase of a step and apply it if everything is finite on all workers."""
+        # The gradients of a phase also reach weights of others.
+        self.model.zero_grad(set_to_none=True)
+        statistics = [b for m in self.model.modules() if m.training for b in m.buffers(recurse=False)]
+        before = [buffer.clone() for buffer in statistics]
+        sums, counts = self._terms(batch, self._forward, step / self.num_steps, phase)
         if self.num_workers > 1:
             dist.all_reduce(counts)
         loss = (sums / counts.clamp(min=1)).sum()
-        mask = batch.frame_mask
-        totals = torch.stack([mask.flatten(1).any(dim=1).sum(), mask.sum()]).to(self.device)
-        return loss, totals
+        # DDP averages the workers' gradients; the loss is a sum over them.
+        (loss * self.num_workers).backward()
+        own = [parameter for group in phase.optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(own, self.config.optimizer.max_gradient_norm)
+        num_frames = sum(view.mask.sum() for view in batch.views.values())
+        totals = (loss.detach(), batch.is_real.sum(), num_frames, norm.isfinite())
+        report = torch.stack([torch.as_tensor(total).double() for total in totals])
+        if self.num_workers > 1:
+            dist.all_reduce(report)
+        values = report.tolist()
+        # All workers must decide alike, or their models would diverge.
+        applied = math.isfinite(values[0]) and values[3] == self.num_workers
+        if applied:
+            phase.optimizer.step()
+        else:
+            # The forward pass has updated them, and a NaN there would stay.
+            for buffer, value in zip(statistics, before, strict=True):
+                buffer.copy_(value)
+        rate = self.learning_rate(step)
+        return StepReport(values[0], norm.item(), rate, applied, int(values[1]), int(values[2]))
 
-    def _terms(self, batch: Batch, model: nn.Module, weak_weight: float) -> tuple[Tensor, Tensor]:
-        views = self._views(batch, model)
-        sums, counts = objective_terms(self.config.objective, views, self.model.order_head, weak_weight)
-        return sums, counts.to(sums.dtype)
+    def _terms(self, batch: Batch, model: nn.Module, progress: float, phase: Phase | None = None) -> Terms:
+        """Terms of a phase, by default of the last one, with counts as floating-point numbers."""
+        phase = phase or self.phases[-1]
+        with self._autocast():
+            sums, counts = model(batch, progress, phase.name, phase.trains_encoder)
+        return Terms(sums, counts.to(sums.dtype))
 
-    def _views(self, batch: Batch, model: nn.Module) -> ObjectiveInputs:
-        frames, mask = self._prepare(batch)
-        seeds = batch.sample_seeds.flatten().to(self.device)
-        with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.config.training.precision == "bf16"
-        ):
-            made = model(frames, mask, seeds)
-        return ObjectiveInputs(
-            frames=made.unflatten(0, (-1, 2)).to(torch.promote_types(made.dtype, torch.float32)),
-            timestamps=batch.timestamps.to(self.device),
-            mask=batch.frame_mask.to(self.device),
-            frame_labels=batch.frame_labels.to(self.device),
-            rows=batch.rows.to(self.device),
-            seeds=batch.sample_seeds.to(self.device),
-        )
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.training.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _prepare(self, batch: Batch) -> tuple[Float[Tensor, "views T 3 S S"], Bool[Tensor, "views T"]]:
-        frames = frames_on_device(batch, self.config, self.device)
-        mask = batch.frame_mask.to(self.device)
-        backbone = self.model.encoder.backbone
-        return normalize(frames.flatten(0, 1), backbone.mean, backbone.std), mask.flatten(0, 1)
+    def _adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        options = self.config.optimizer
+        return torch.optim.Adam(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+
+    def _decayed(self, rate: float, step: int) -> float:
+        return 0.5 * rate * (1 + math.cos(math.pi * step / self.num_steps))
+
+
+def _rows(part: Tensor, chosen: Tensor) -> Tensor:
+    """Rows of a tensor of a batch, or one of zeros, which is fully masked, where none is chosen."""
+    return part[chosen] if bool(chosen.any()) else torch.zeros_like(part[:1])

@@ -10,10 +10,12 @@ import torch
 from ray.data import DataIterator
 
 from carl_ray.config import Config
+from carl_ray.data.batch import collate
 from carl_ray.data.plan import VALIDATION_EPOCH, Plan
-from carl_ray.data.sample import Batch, collate, view_seeds
-from carl_ray.data.stream import read_rows
+from carl_ray.data.sample import sample_spec
+from carl_ray.data.stream import read_samples
 from carl_ray.errors import RunError
+from carl_ray.objectives.base import Batch
 from carl_ray.training.reader import rows_by_step
 
 FINGERPRINTS = 2**48
@@ -43,6 +45,7 @@ def step_batches(
     shard: DataIterator, plan: Plan, config: Config, first_step: int, device: torch.device
 ) -> Iterator[StepBatch]:
     """Yield one batch for each step, from rows that Ray prefetches."""
+    spec = sample_spec(config)
     rows = (
         row
         for table in shard.iter_batches(
@@ -50,25 +53,17 @@ def step_batches(
             batch_format="pyarrow",
             prefetch_batches=config.cluster.prefetch_steps,
         )
-        for row in read_rows(table, config)
+        for row in read_samples(table, spec)
     )
     steps = rows_by_step(rows, lambda row: row.step, first_step, plan.num_steps, plan.rows_of_step)
-    for found in steps:
-        read = [row for row in found.rows if row.pair is not None]
-        batch = collate(
-            [row.pair for row in read if row.pair is not None],
-            [row.row for row in read],
-            [view_seeds(config.training.seed, row.epoch, row.video_id or "") for row in read],
-            config,
-            device,
-        )
-        bad = [(row.video_id or "", row.error) for row in found.rows if row.error is not None]
-        videos = {row.row: row.video_id or "" for row in read}
-        fingerprint = row_fingerprint((row.row, row.epoch) for row in found.rows if row.row < plan.num_rows)
-        received = StepBatch(found.step, batch, videos, len(found.rows), fingerprint, bad)
-        # Frees the rows' frames in the object store while this generator waits.
-        del read
-        found.rows.clear()
+    for step, samples in enumerate(steps, first_step):
+        batch = collate(samples, spec, device)
+        bad = [(sample.video_id or "", sample.error) for sample in samples if sample.error is not None]
+        videos = {sample.row: sample.video_id or "" for sample in samples if sample.views is not None}
+        fingerprint = row_fingerprint((s.row, s.epoch) for s in samples if s.row < plan.num_rows)
+        received = StepBatch(step, batch, videos, len(samples), fingerprint, bad)
+        # Frees the samples' frames in the object store while this generator waits.
+        samples.clear()
         yield received
 
 

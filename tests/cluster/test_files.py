@@ -29,7 +29,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from carl_ray import train
 from carl_ray.config import Config
-from carl_ray.data.memory import load_task_bytes, pair_bytes
+from carl_ray.data.sample import load_task_bytes, sample_bytes, sample_spec
 from carl_ray.pipelines.plan import make_plan
 from carl_ray.presets import PRESETS
 
@@ -300,7 +300,7 @@ def test_every_pod_has_a_token_and_no_service_faces_the_world(name: str) -> None
 @pytest.mark.parametrize("name", [*CLOUDS, *KUBERNETES])
 def test_memory_fits_the_blocks_of_the_longest_views_and_the_machine(name: str) -> None:
     longest = PRESETS["finegym99"]()
-    assert pair_bytes(longest) == pytest.approx(72e6, rel=0.01)
+    assert sample_bytes(sample_spec(longest)) == pytest.approx(72e6, rel=0.01)
     for role, group in groups(name).items():
         if role == "head":
             continue
@@ -323,8 +323,8 @@ def test_memory_fits_the_blocks_of_the_longest_views_and_the_machine(name: str) 
         assert store <= 0.95 * shared
         if role == "data":
             # A block in the making and six more for each task.
-            assert store >= group["resources"]["CPU"] * 7 * pair_bytes(longest)
-            assert heap >= group["resources"]["CPU"] * load_task_bytes(longest)
+            assert store >= group["resources"]["CPU"] * 7 * sample_bytes(sample_spec(longest))
+            assert heap >= group["resources"]["CPU"] * load_task_bytes(sample_spec(longest))
 
 
 def check_pod(pod: dict[str, Any], ray_bytes: int) -> int:

@@ -15,6 +15,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from benchmarks.parts import decoders
 from carl_ray.config import AugmentConfig, Config, ModelConfig
 from carl_ray.data import scan
 from carl_ray.data.child import BadVideoError, Child, KilledError
-from carl_ray.data.guard import FrameReader, ViewPairReader
+from carl_ray.data.guard import FrameReader, ViewReader
+from carl_ray.data.sample import sample_spec
 from carl_ray.datasets import cutting
 from carl_ray.datasets.cutting import Cut, cut_all
 from carl_ray.errors import RunError
+from tests.samples import video_row
 
 CONFIG = Config(
     preset="test",
@@ -63,17 +66,20 @@ class Exploit:
         return os.mkdir, (str(self.path),)
 
 
+SPEC = replace(sample_spec(CONFIG), columns=("frame_labels",))
 PAIR: dict[str, tuple[str, list[int], bytes]] = {
-    "frames": ("|u1", [2, 8, 24, 24, 3], bytes(2 * 8 * 24 * 24 * 3)),
-    "timestamps": ("<f8", [2, 8], bytes(128)),
-    "frame_mask": ("|b1", [2, 8], b"\2" * 16),
-    "frame_labels": ("<i8", [2, 8], struct.pack("<q", -1) * 16),
-    "color": ("<f8", [2, 16], bytes(256)),
+    "crops.pixels": ("|u1", [2, 8, 24, 24, 3], bytes(2 * 8 * 24 * 24 * 3)),
+    "crops.timestamps": ("<f8", [2, 8], bytes(128)),
+    "crops.mask": ("|b1", [2, 8], b"\2" * 16),
+    "crops.parameters": ("<f8", [2, 16], bytes(256)),
+    "crops.boxes": ("<f8", [2, 4], bytes(64)),
+    "crops.flips": ("|b1", [2], bytes(2)),
+    "crops.columns.frame_labels": ("<i8", [2, 8], struct.pack("<q", -1) * 16),
 }
 END = message("end", {"reason": ""})
 
 
-def pair_with(name: str = "frames", **changes: Any) -> bytes:
+def pair_with(name: str = "crops.pixels", **changes: Any) -> bytes:
     """An answer with a pair of views, as it should be but for some changes to one array."""
     arrays = {
         key: dict(zip(("dtype", "shape", "content"), value, strict=True)) for key, value in PAIR.items()
@@ -84,25 +90,25 @@ def pair_with(name: str = "frames", **changes: Any) -> bytes:
 
 
 def read_pair(code: str) -> Any:
-    reader = ViewPairReader(code)
+    reader = ViewReader(code)
     try:
-        return reader.read("a.mp4", "a", 20, 1.0, 0, CONFIG)
+        return reader.read(video_row("a.mp4", "a", 20), 0, SPEC)["crops"]
     finally:
         reader.close()
 
 
 def test_a_sound_answer_is_read() -> None:
     pair = read_pair(hostile(pair_with()))
-    assert pair.frames.shape == (2, 8, 24, 24, 3) and pair.frames.flags.writeable
-    assert pair.frame_mask.view("u1").tolist() == [[1] * 8] * 2
-    assert (pair.frame_labels == -1).all() and (pair.color == 0).all()
+    assert pair.pixels.shape == (2, 8, 24, 24, 3) and pair.pixels.flags.writeable
+    assert pair.mask.view("u1").tolist() == [[1] * 8] * 2
+    assert (pair.columns["frame_labels"] == -1).all() and (pair.parameters == 0).all()
 
 
 def test_an_answer_in_advance_is_not_that_of_the_next_video() -> None:
-    reader = ViewPairReader(hostile(pair_with() + pair_with()))
+    reader = ViewReader(hostile(pair_with() + pair_with()))
     pids = set()
     for _ in range(2):
-        reader.read("a.mp4", "a", 20, 1.0, 0, CONFIG)
+        reader.read(video_row("a.mp4", "a", 20), 0, SPEC)
         assert reader._process is not None
         pids.add(reader._process.pid)
     assert len(pids) == 2
@@ -122,7 +128,7 @@ INVALID = "^the decoder sent no valid answer .*"
         (struct.pack("<Q", 40_000) + b"[" * 40_000, INVALID),
         (struct.pack("<Q", 9) + b"[1, 2, 3]", INVALID),
         (message(fields=[1]), INVALID),
-        (message(), INVALID + "expected frames, timestamps"),
+        (message(), INVALID + "expected crops.timestamps, crops.mask"),
         (message("again", {"reason": ["x"] * 3 + [4]}), INVALID),
         (message("refused", {"reason": "a\x1b[2J\nb"}), r"^a\?\[2J\?b$"),
         (message("what", {"reason": "ever"}), "^ever$"),
@@ -136,9 +142,9 @@ INVALID = "^the decoder sent no valid answer .*"
         (pair_with(dtype="|O"), INVALID + "got .O"),
         (pair_with(dtype="<f8"), INVALID),
         (pair_with(dtype=[["a", "<f8"]]), INVALID),
-        (pair_with("timestamps", content=struct.pack("<d", float("nan")) * 16), INVALID),
-        (pair_with("frame_labels", content=struct.pack("<q", 10**12) * 16), "labels that the video does not have"),
-        (pair_with("frame_mask", content=bytes(16)), "no frames"),
+        (pair_with("crops.timestamps", content=struct.pack("<d", float("nan")) * 16), INVALID),
+        (pair_with("crops.columns.frame_labels", content=struct.pack("<q", 10**12) * 16), "labels that the video"),
+        (pair_with("crops.mask", content=bytes(16)), "no frames"),
         (message(arrays=[["other", "|u1", [1]]], content=b"x"), INVALID),
         (message(arrays=[["color", "<f8", [2, 16]]] * 2, content=bytes(512)), INVALID),
         (END, INVALID + "1 values"),
@@ -165,10 +171,10 @@ def test_half_an_answer_is_no_answer(
 ) -> None:
     monkeypatch.setattr("carl_ray.data.child._FETCH_SECONDS", 0.1)
     monkeypatch.setattr("carl_ray.data.child._END_SECONDS", 0.5)
-    reader = ViewPairReader(hostile(pair_with()[:5000], after))
+    reader = ViewReader(hostile(pair_with()[:5000], after))
     config = Config(**{**vars(CONFIG), "data": type(CONFIG.data)(time_limit=1.0)})
     with pytest.raises(kind, match=reason):
-        reader.read("a.mp4", "a", 20, 1.0, 0, config)
+        reader.read(video_row("a.mp4", "a", 20, 1.0), 0, replace(SPEC, data=config.data))
     reader.close()
 
 

@@ -19,10 +19,11 @@ from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig
 from carl_ray.data import stream
 from carl_ray.data.child import BadVideoError
 from carl_ray.data.decode import DecodeError, read_frames
-from carl_ray.data.guard import ViewPairReader
-from carl_ray.data.sample import make_view_pair
+from carl_ray.data.guard import ViewReader
+from carl_ray.data.sample import sample_spec
 from carl_ray.data.scan import probe_guarded
 from carl_ray.errors import RunError
+from tests.samples import make_crops, video_row
 
 CONFIG = Config(
     preset="test",
@@ -33,8 +34,8 @@ CONFIG = Config(
 
 
 @pytest.fixture(scope="module")
-def reader() -> Iterator[ViewPairReader]:
-    reader = ViewPairReader()
+def reader() -> Iterator[ViewReader]:
+    reader = ViewReader()
     yield reader
     reader.close()
 
@@ -54,16 +55,16 @@ def remux(source: Path, target: Path, **options: str) -> Path:
     return target
 
 
-def assert_read(path: Path, num_frames: int, reader: ViewPairReader) -> None:
+def assert_read(path: Path, num_frames: int, reader: ViewReader) -> None:
     """The views of the guarded process are those made here, from all frames of the video."""
-    pair = reader.read(str(path), "v", num_frames, 1.0, 0, CONFIG)
-    here = make_view_pair(str(path), "v", num_frames, 1.0, 0, CONFIG)
-    np.testing.assert_array_equal(pair.frames, here.frames)
+    pair = reader.read(video_row(str(path), "v", num_frames, 1.0), 0, sample_spec(CONFIG))["crops"]
+    here = make_crops(str(path), "v", num_frames, 1.0, 0, CONFIG)
+    np.testing.assert_array_equal(pair.pixels, here.pixels)
 
 
 @pytest.mark.parametrize("name", ["mkv.mp4", "mp4.avi", "ts.mkv", "webm.mov", "mp4.TXT"])
 def test_a_wrong_extension_does_not_matter(
-    name: str, make_video: Callable[..., Path], frame_numbers: Any, tmp_path: Path, reader: ViewPairReader
+    name: str, make_video: Callable[..., Path], frame_numbers: Any, tmp_path: Path, reader: ViewReader
 ) -> None:
     codec = "libvpx" if name.startswith("webm") else "libx264"
     path = make_video(tmp_path / f"v.{name.partition('.')[0]}", 20, codec=codec).rename(tmp_path / name)
@@ -94,18 +95,16 @@ def _picture() -> bytes:
         (_picture(), "(not a video that can be opened|frame 4 was asked for, but only 1 frames decode)"),
     ],
 )
-def test_what_is_no_video_says_so(
-    content: bytes, reason: str, tmp_path: Path, reader: ViewPairReader
-) -> None:
+def test_what_is_no_video_says_so(content: bytes, reason: str, tmp_path: Path, reader: ViewReader) -> None:
     path = tmp_path / "v.mp4"
     path.write_bytes(content)
     if "asked" not in reason:
         assert re.match(reason, probe(path)["reason"])
     with pytest.raises(BadVideoError, match=f"^{reason}"):
-        reader.read(str(path), "v", 5, 1.0, 0, CONFIG)
+        reader.read(video_row(str(path), "v", 5, 1.0), 0, sample_spec(CONFIG))
 
 
-def test_encrypted_says_so(make_video: Callable[..., Path], tmp_path: Path, reader: ViewPairReader) -> None:
+def test_encrypted_says_so(make_video: Callable[..., Path], tmp_path: Path, reader: ViewReader) -> None:
     path = remux(
         make_video(tmp_path / "v.mp4", 20),
         tmp_path / "encrypted.mp4",
@@ -115,11 +114,11 @@ def test_encrypted_says_so(make_video: Callable[..., Path], tmp_path: Path, read
     )
     assert probe(path) == {"reason": "encrypted"}
     with pytest.raises(BadVideoError, match=r"^encrypted$"):
-        reader.read(str(path), "v", 20, 1.0, 0, CONFIG)
+        reader.read(video_row(str(path), "v", 20, 1.0), 0, sample_spec(CONFIG))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
-def test_no_frames_is_a_reason(suffix: str, tmp_path: Path, reader: ViewPairReader) -> None:
+def test_no_frames_is_a_reason(suffix: str, tmp_path: Path, reader: ViewReader) -> None:
     path = tmp_path / f"v.{suffix}"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30)
@@ -128,13 +127,13 @@ def test_no_frames_is_a_reason(suffix: str, tmp_path: Path, reader: ViewPairRead
     found = probe(path)
     assert found.keys() == {"reason"}
     with pytest.raises(BadVideoError) as caught:
-        reader.read(str(path), "v", 5, 1.0, 0, CONFIG)
+        reader.read(video_row(str(path), "v", 5, 1.0), 0, sample_spec(CONFIG))
     assert str(caught.value) == found["reason"]
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "ts", "mp4"])
 def test_truncated_gives_what_is_there(
-    suffix: str, make_video: Callable[..., Path], frame_numbers: Any, tmp_path: Path, reader: ViewPairReader
+    suffix: str, make_video: Callable[..., Path], frame_numbers: Any, tmp_path: Path, reader: ViewReader
 ) -> None:
     path = make_video(tmp_path / f"v.{suffix}", 60, gop=10, b_frames=0)
     if suffix == "mp4":  # else its table of frames is lost
@@ -146,11 +145,11 @@ def test_truncated_gives_what_is_there(
     assert frame_numbers(read_frames(str(path), range(count - 1))) == list(range(count - 1))
     assert_read(path, count, reader)
     with pytest.raises(BadVideoError, match=rf"^frame \d+ was asked for, but only {count} frames decode"):
-        reader.read(str(path), "v", 1000, 1.0, 0, CONFIG)
+        reader.read(video_row(str(path), "v", 1000, 1.0), 0, sample_spec(CONFIG))
 
 
 def test_flipped_bits_give_frames_or_a_reason(
-    make_video: Callable[..., Path], tmp_path: Path, reader: ViewPairReader
+    make_video: Callable[..., Path], tmp_path: Path, reader: ViewReader
 ) -> None:
     content = make_video(tmp_path / "v.mp4", 60, gop=10).read_bytes()
     path = tmp_path / "flipped.mp4"
@@ -165,19 +164,21 @@ def test_flipped_bits_give_frames_or_a_reason(
         seen.add(found.keys() == {"reason"})
         if "reason" not in found:
             try:
-                here = make_view_pair(str(path), "v", found["num_frames"], 1.0, 0, CONFIG)
+                here = make_crops(str(path), "v", found["num_frames"], 1.0, 0, CONFIG)
             except DecodeError as error:
                 with pytest.raises(BadVideoError) as caught:
-                    reader.read(str(path), "v", found["num_frames"], 1.0, 0, CONFIG)
+                    reader.read(video_row(str(path), "v", found["num_frames"], 1.0), 0, sample_spec(CONFIG))
                 assert str(caught.value) == str(error)
             else:
-                pair = reader.read(str(path), "v", found["num_frames"], 1.0, 0, CONFIG)
-                np.testing.assert_array_equal(pair.frames, here.frames)
+                pair = reader.read(
+                    video_row(str(path), "v", found["num_frames"], 1.0), 0, sample_spec(CONFIG)
+                )["crops"]
+                np.testing.assert_array_equal(pair.pixels, here.pixels)
     assert seen == {True, False}
 
 
 def test_an_hour_is_read_like_a_second(
-    make_video: Callable[..., Path], frame_numbers: Any, tmp_path: Path, reader: ViewPairReader
+    make_video: Callable[..., Path], frame_numbers: Any, tmp_path: Path, reader: ViewReader
 ) -> None:
     second = make_video(tmp_path / "second.mp4", 30, 16, 16, gop=30, b_frames=0)
     path = tmp_path / "hour.mp4"
@@ -194,10 +195,10 @@ def test_an_hour_is_read_like_a_second(
     found = probe(path)
     assert (found["num_frames"], found["duration"]) == (108_000, 3600)
     assert frame_numbers(read_frames(str(path), [107_999, 54_017, 0])) == [29, 17, 0]
-    assert reader.read(str(path), "v", 108_000, 1.0, 0, CONFIG).frame_mask.all()
+    assert reader.read(video_row(str(path), "v", 108_000, 1.0), 0, sample_spec(CONFIG))["crops"].mask.all()
 
 
-def test_8k_fits_in_the_memory_of_a_video(tmp_path: Path, reader: ViewPairReader) -> None:
+def test_8k_fits_in_the_memory_of_a_video(tmp_path: Path, reader: ViewReader) -> None:
     path = tmp_path / "8k.mp4"
     levels = [40, 120, 200]
     with av.open(str(path), "w") as container:
@@ -212,8 +213,8 @@ def test_8k_fits_in_the_memory_of_a_video(tmp_path: Path, reader: ViewPairReader
         container.mux(stream.encode())
     found = probe(path)
     assert (found["num_frames"], found["width"], found["height"]) == (3, 7680, 4320)
-    pair = reader.read(str(path), "v", 3, 1.0, 0, CONFIG)
-    assert pair.frame_mask.sum(axis=1).tolist() == [3, 3]
+    pair = reader.read(video_row(str(path), "v", 3, 1.0), 0, sample_spec(CONFIG))["crops"]
+    assert pair.mask.sum(axis=1).tolist() == [3, 3]
     means = read_frames(str(path), range(3), short_side=32).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(means, [(level - 16) * 255 / 219 for level in levels], atol=3)
 
@@ -237,8 +238,8 @@ def test_an_outage_of_the_store_fails_the_task_and_takes_no_video_out(
     down = RunError("s3://b/v.mp4: could not read it (SLOW_DOWN)")
     failures[:] = [down] * (CONFIG.data.retries + 1)
     with pytest.raises(RunError, match=r"^v: s3://b/v\.mp4: could not read it .SLOW_DOWN.$"):
-        stream._load_row(planned, manifest, CONFIG)
+        stream._load_sample(planned, manifest, sample_spec(CONFIG))
     assert failures == []
     failures[:] = [BadVideoError("no frame decodes"), down]
-    (read,) = stream.read_rows(stream._load_row(planned, manifest, CONFIG), CONFIG)
-    assert (read.row, read.video_id, read.error, read.pair) == (7, "v", "no frame decodes", None)
+    read = stream._load_sample(planned, manifest, sample_spec(CONFIG))
+    assert (read.row, read.video_id, read.error, read.views) == (7, "v", "no frame decodes", None)

@@ -21,9 +21,11 @@ from carl_ray.data import child, guard
 from carl_ray.data.augment import center_view
 from carl_ray.data.child import BadVideoError
 from carl_ray.data.decode import iterate_frames
-from carl_ray.data.guard import FrameReader, ViewPairReader
-from carl_ray.data.sample import make_view_pair
+from carl_ray.data.guard import FrameReader, ViewReader
+from carl_ray.data.make_views import make_views
+from carl_ray.data.sample import arrays_of, sample_spec
 from carl_ray.errors import RunError
+from tests.samples import video_row
 
 CONFIG = Config(
     preset="test",
@@ -34,41 +36,36 @@ CONFIG = Config(
 IMPATIENT = replace(CONFIG, data=replace(CONFIG.data, time_limit=1.0))
 
 
-def decoder(body: str) -> ViewPairReader:
+def decoder(body: str) -> ViewReader:
     """A reader whose process does `body` on the video "bad" and has an array for each other one; no torch."""
-    return ViewPairReader(
+    return ViewReader(
         f"""
 import ctypes, os, sys, time, types
 import numpy as np
 from carl_ray import storage
-from carl_ray.data import guard
+from carl_ray.data import guard, sample
 from carl_ray.errors import RunError
 
 def bad():
     {body}
 
-def make_view_pair(source, *arguments, **options):
+def make_views(source, *arguments, spec, **options):
     if source == "bad":
         bad()
-    views = np.zeros((2, 8))
-    frames = np.full((2, 8, 24, 24, 3), len(source), np.uint8)
-    return types.SimpleNamespace(
-        frames=frames,
-        timestamps=views,
-        frame_mask=views == 0,
-        frame_labels=views.astype(int) - 1,
-        color=np.zeros((2, 16)),
-    )
+    types_of = spec.array_types.items()
+    arrays = {{name: np.full(shape, name == "crops.mask", dtype) for name, (dtype, shape) in types_of}}
+    arrays["crops.pixels"][:] = len(source)
+    return sample.views_of(arrays, spec)
 
-sys.modules["carl_ray.data.sample"] = types.SimpleNamespace(make_view_pair=make_view_pair)
-guard.answer_view_pairs()
+sys.modules["carl_ray.data.make_views"] = types.SimpleNamespace(make_views=make_views)
+guard.answer_views()
 """
     )
 
 
-def read(reader: ViewPairReader, uri: str, config: Config = CONFIG) -> int:
+def read(reader: ViewReader, uri: str, config: Config = CONFIG) -> int:
     """The value that all elements of the frames have."""
-    frames = reader.read(uri, uri, 10, 1.0, 0, config).frames
+    frames = reader.read(video_row(uri, uri, 10), 0, sample_spec(config))["crops"].pixels
     assert frames.shape == (2, 8, 24, 24, 3) and (frames == frames.flat[0]).all()
     return int(frames.flat[0])
 
@@ -76,22 +73,22 @@ def read(reader: ViewPairReader, uri: str, config: Config = CONFIG) -> int:
 def test_gives_what_it_would_give_here(make_video: Callable[..., Path], tmp_path: Path) -> None:
     path = str(make_video(tmp_path / "v.mp4", 30, 48, 32))
     labels = [number % 3 for number in range(30)]
-    reader = ViewPairReader()
+    reader, spec = ViewReader(), replace(sample_spec(CONFIG), columns=("frame_labels",))
     for epoch in (0, 1):
-        pair = reader.read(path, "v", 30, 0.5, epoch, CONFIG, verified=True, frame_labels=labels)
-        here = make_view_pair(path, "v", 30, 0.5, epoch, CONFIG, verified=True, frame_labels=labels)
-        assert vars(pair).keys() == vars(here).keys()
-        for name, expected in vars(here).items():
-            got = getattr(pair, name)
-            np.testing.assert_array_equal(got, expected, strict=True)
-            assert got.flags.writeable
+        row = video_row(path, "v", 30, 0.5, verified=True, frame_labels=labels)
+        views = arrays_of(reader.read(row, epoch, spec))
+        labelled = {"frame_labels": labels}
+        here = arrays_of(make_views(path, "v", 30, 0.5, epoch, spec, verified=True, columns=labelled))
+        assert views.keys() == here.keys()
+        for name, expected in here.items():
+            np.testing.assert_array_equal(views[name], expected, strict=True)
+            assert views[name].flags.writeable
         # What a video brings about by itself costs neither the process nor another try.
         with pytest.raises(BadVideoError, match=r"^frame 59 was asked for, but only 30 frames decode; "):
-            reader.read(
-                path, "v", 60, 1.0, epoch, replace(CONFIG, model=replace(CONFIG.model, num_frames=60))
-            )
+            longer = replace(CONFIG, model=replace(CONFIG.model, num_frames=60))
+            reader.read(video_row(path, "v", 60), epoch, sample_spec(longer))
         with pytest.raises(BadVideoError, match=r"^no such file$"):
-            reader.read(str(tmp_path / "none.mp4"), "v", 30, 1.0, epoch, CONFIG)
+            reader.read(video_row(str(tmp_path / "none.mp4"), "v", 30, 1.0), epoch, sample_spec(CONFIG))
     reader.close()
 
 
@@ -169,7 +166,7 @@ def test_an_interrupted_video_does_not_answer_for_the_next(tmp_path: Path, sigin
 def test_storage_has_its_own_patience() -> None:
     reader = decoder("pass")
     reader._code = reader._code.replace(
-        "guard.answer_view_pairs()",
+        "guard.answer_views()",
         """
 def read_bytes(uri):
     time.sleep(1.5)
@@ -178,7 +175,7 @@ def read_bytes(uri):
     return b"content"
 
 storage.read_bytes = read_bytes
-guard.answer_view_pairs()
+guard.answer_views()
 """,
     )
     with pytest.raises(RunError, match=r"^the store is down$"):
@@ -193,12 +190,12 @@ def test_the_size_of_a_remote_file_is_not_the_decoders() -> None:
     reader = decoder("np.empty(1 << 30, np.uint8)")
     reader._code = (
         reader._code.replace('source == "bad"', "len(source) == 3 << 30")
-        .replace("len(source), np", "len(source) >> 30, np")
+        .replace("= len(source)", "= len(source) >> 30")
         .replace(
-            "guard.answer_view_pairs()",
+            "guard.answer_views()",
             """
 storage.read_bytes = lambda uri: np.zeros((3 if "large" in uri else 1) << 30, np.uint8)
-guard.answer_view_pairs()
+guard.answer_views()
 """,
         )
     )
@@ -208,7 +205,7 @@ guard.answer_view_pairs()
 
 
 def test_a_process_that_does_not_start_says_so() -> None:
-    reader = ViewPairReader("raise SystemExit(3)")
+    reader = ViewReader("raise SystemExit(3)")
     for _ in range(2):
         with pytest.raises(RunError, match=r"did not start, the decoder crashed .exit status 3."):
             read(reader, "good")
@@ -220,12 +217,14 @@ def test_the_process_ends_with_its_parent_and_the_parent_has_no_torch(tmp_path: 
 import sys
 from carl_ray.config import Config
 from carl_ray.data.child import BadVideoError
-from carl_ray.data.guard import ViewPairReader
+from carl_ray.data.guard import ViewReader
+from carl_ray.data.sample import sample_spec
 
 def read(name):
-    reader.read({str(tmp_path)!r} + name, "v", 5, 1.0, 0, Config(preset="test"))
+    row = {{"video_id": "v", "uri": {str(tmp_path)!r} + name, "num_frames": 5, "frame_step": 1.0, "verified": False}}
+    reader.read(row, 0, sample_spec(Config(preset="test")))
 
-reader = ViewPairReader()
+reader = ViewReader()
 try:
     read("/none.mp4")
 except BadVideoError:

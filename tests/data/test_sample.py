@@ -13,19 +13,16 @@ import torch
 
 from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainingConfig, ViewsConfig
 from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
+from carl_ray.data.batch import batch_on_device
 from carl_ray.data.decode import DecodeError, read_frames
-from carl_ray.data.memory import pair_bytes
 from carl_ray.data.randomness import ViewNumber, sample_generator, sample_seed
-from carl_ray.data.sample import (
-    NUM_COLOR_VALUES,
-    ViewPair,
-    collate,
-    frames_on_device,
-    make_view_pair,
-    view_seeds,
-)
+from carl_ray.data.sample import NUM_PARAMETERS, sample_bytes, sample_spec
 from carl_ray.data.views import sample_views
+from carl_ray.objectives.choice import objective_options
+from carl_ray.objectives.views import CROPS
+from tests.samples import Crops, batch_of, make_crops
 
+CPU = torch.device("cpu")
 TIME, SIZE, NUM_FRAMES = 8, 24, 30
 CONFIG = Config(
     preset="test",
@@ -35,6 +32,7 @@ CONFIG = Config(
     model=ModelConfig(num_frames=TIME, backbone="small", weights="random"),
     training=TrainingConfig(seed=9),
 )
+LABELLED = replace(CONFIG, objective=objective_options("supervised", num_classes=9))
 # The barcode of a frame survives: no flip, no colour, hardly a crop.
 PLAIN = replace(
     CONFIG,
@@ -55,13 +53,13 @@ def video(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Pa
     return make_video(tmp_path_factory.mktemp("video") / "a.mp4", NUM_FRAMES, 48, 48)
 
 
-def same(first: ViewPair, second: ViewPair) -> bool:
-    return all(np.array_equal(value, vars(second)[name]) for name, value in vars(first).items())
+def same(first: Crops, second: Crops) -> bool:
+    return all(np.array_equal(value, second.arrays()[name]) for name, value in first.arrays().items())
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
 def test_is_what_the_parts_give_by_hand(video: Path, epoch: int) -> None:
-    pair = make_view_pair(str(video), "a", NUM_FRAMES, 0.5, epoch, CONFIG)
+    pair = make_crops(str(video), "a", NUM_FRAMES, 0.5, epoch, CONFIG)
     views = sample_views(
         NUM_FRAMES,
         TIME,
@@ -74,32 +72,32 @@ def test_is_what_the_parts_give_by_hand(video: Path, epoch: int) -> None:
         rng = sample_generator(9, epoch, "a", (ViewNumber.FIRST, ViewNumber.SECOND)[number])
         parameters = draw_parameters(CONFIG.augment, 32, 32, rng)
         expected = apply_color(apply_geometry(frames, parameters, SIZE), parameters)
-        np.testing.assert_array_equal(pair.frames[number], expected.numpy())
+        np.testing.assert_array_equal(pair.pixels[number], expected.numpy())
         np.testing.assert_array_equal(pair.timestamps[number], view.frame_indices * 0.5)
-        np.testing.assert_array_equal(pair.color[number], parameters.to_vector())
-        assert pair.frame_mask[number].all()
-    assert pair.frames.shape == (2, TIME, SIZE, SIZE, 3)
-    assert (pair.frames.dtype, pair.timestamps.dtype, pair.frame_mask.dtype) == (
+        np.testing.assert_array_equal(pair.parameters[number], parameters.to_vector())
+        assert pair.mask[number].all()
+    assert pair.pixels.shape == (2, TIME, SIZE, SIZE, 3)
+    assert (pair.pixels.dtype, pair.timestamps.dtype, pair.mask.dtype) == (
         np.uint8,
         np.float64,
         np.bool_,
     )
-    assert pair.color.shape == (2, NUM_COLOR_VALUES)
+    assert pair.parameters.shape == (2, NUM_PARAMETERS)
 
 
 def test_frames_are_those_that_the_timestamps_name(
     video: Path, frame_numbers: Callable[[np.ndarray], list[int]]
 ) -> None:
     for epoch in range(3):
-        pair = make_view_pair(str(video), "a", NUM_FRAMES, 2.0, epoch, PLAIN)
+        pair = make_crops(str(video), "a", NUM_FRAMES, 2.0, epoch, PLAIN)
         for number in range(2):
-            assert frame_numbers(pair.frames[number]) == (pair.timestamps[number] / 2).astype(int).tolist()
+            assert frame_numbers(pair.pixels[number]) == (pair.timestamps[number] / 2).astype(int).tolist()
             assert (np.diff(pair.timestamps[number]) > 0).all()
 
 
 def test_the_key_alone_decides(video: Path) -> None:
-    def pair(source: bytes | str, video_id: str = "a", epoch: int = 0, config: Config = CONFIG) -> ViewPair:
-        return make_view_pair(source, video_id, NUM_FRAMES, 1.0, epoch, config)
+    def pair(source: bytes | str, video_id: str = "a", epoch: int = 0, config: Config = CONFIG) -> Crops:
+        return make_crops(source, video_id, NUM_FRAMES, 1.0, epoch, config)
 
     first = pair(str(video))
     np.random.seed(1)
@@ -108,8 +106,8 @@ def test_the_key_alone_decides(video: Path) -> None:
     reseeded = replace(CONFIG, training=replace(CONFIG.training, seed=10))
     for other in (pair(str(video), "b"), pair(str(video), epoch=1), pair(str(video), config=reseeded)):
         assert not np.array_equal(first.timestamps, other.timestamps)
-        assert not np.array_equal(first.color, other.color)
-    assert not np.array_equal(first.color[0], first.color[1])
+        assert not np.array_equal(first.parameters, other.parameters)
+    assert not np.array_equal(first.parameters[0], first.parameters[1])
 
 
 @pytest.mark.parametrize("num_frames", [1, 5])
@@ -120,11 +118,11 @@ def test_a_short_video_is_padded(
     num_frames: int,
 ) -> None:
     path = make_video(tmp_path / "short.mp4", num_frames, 48, 48)
-    pair = make_view_pair(str(path), "short", num_frames, 1.0, 0, PLAIN)
+    pair = make_crops(str(path), "short", num_frames, 1.0, 0, PLAIN)
     for number in range(2):
-        assert pair.frame_mask[number].tolist() == [i < num_frames for i in range(TIME)]
-        assert frame_numbers(pair.frames[number, :num_frames]) == list(range(num_frames))
-        assert not pair.frames[number, num_frames:].any()
+        assert pair.mask[number].tolist() == [i < num_frames for i in range(TIME)]
+        assert frame_numbers(pair.pixels[number, :num_frames]) == list(range(num_frames))
+        assert not pair.pixels[number, num_frames:].any()
         assert (pair.timestamps[number, num_frames:] == num_frames - 1).all()
 
 
@@ -132,23 +130,23 @@ def test_the_released_crop_masks_what_lies_past_the_end(
     video: Path, frame_numbers: Callable[[np.ndarray], list[int]]
 ) -> None:
     released = replace(PLAIN, views=ViewsConfig(crop="released", max_crop_ratio=3.0))
-    pairs = [make_view_pair(str(video), "a", NUM_FRAMES, 1.0, epoch, released) for epoch in range(5)]
-    assert any(not pair.frame_mask.all() for pair in pairs)
+    pairs = [make_crops(str(video), "a", NUM_FRAMES, 1.0, epoch, released) for epoch in range(5)]
+    assert any(not pair.mask.all() for pair in pairs)
     for pair in pairs:
         for number in range(2):
-            mask = pair.frame_mask[number]
+            mask = pair.mask[number]
             assert mask.any()
             assert (
-                frame_numbers(pair.frames[number, mask]) == pair.timestamps[number, mask].astype(int).tolist()
+                frame_numbers(pair.pixels[number, mask]) == pair.timestamps[number, mask].astype(int).tolist()
             )
-            assert not pair.frames[number, ~mask].any()
+            assert not pair.pixels[number, ~mask].any()
 
 
 def test_what_cannot_be_read(video: Path) -> None:
     with pytest.raises(DecodeError):
-        make_view_pair(b"no video", "a", NUM_FRAMES, 1.0, 0, CONFIG)
+        make_crops(b"no video", "a", NUM_FRAMES, 1.0, 0, CONFIG)
     with pytest.raises(DecodeError):
-        make_view_pair(str(video), "a", 5 * NUM_FRAMES, 1.0, 0, CONFIG)
+        make_crops(str(video), "a", 5 * NUM_FRAMES, 1.0, 0, CONFIG)
 
 
 @pytest.mark.parametrize("color", ["exact", "matrix"])
@@ -163,25 +161,25 @@ def test_colour_on_the_trainer_is_the_same_function(video: Path, color: str) -> 
     trainer = replace(CONFIG, augment=AugmentConfig(**strong, color_on="trainer"))
     for config in (workers, trainer):
         assert config.model.num_frames == TIME
-    done = make_view_pair(str(video), "a", NUM_FRAMES, 1.0, 0, workers)
-    raw = make_view_pair(str(video), "a", NUM_FRAMES, 1.0, 0, trainer)
-    np.testing.assert_array_equal(done.color, raw.color)
-    assert not np.array_equal(done.frames, raw.frames)
-    for number, vector in enumerate(raw.color):
+    done = make_crops(str(video), "a", NUM_FRAMES, 1.0, 0, workers)
+    raw = make_crops(str(video), "a", NUM_FRAMES, 1.0, 0, trainer)
+    np.testing.assert_array_equal(done.parameters, raw.parameters)
+    assert not np.array_equal(done.pixels, raw.pixels)
+    for number, vector in enumerate(raw.parameters):
         expected = apply_color(
-            torch.from_numpy(raw.frames[number]), AugmentParameters.from_vector(vector), workers.augment.color
+            torch.from_numpy(raw.pixels[number]), AugmentParameters.from_vector(vector), workers.augment.color
         )
-        np.testing.assert_array_equal(done.frames[number], expected.numpy())
-    masked = replace(raw, frame_mask=np.stack([np.arange(TIME) < 3, np.zeros(TIME, dtype=bool)]))
-    batch = collate([raw, masked], [0, 1], [(0, 0)] * 2, trainer)
-    before = batch.frames.clone()
-    colored = frames_on_device(batch, trainer, torch.device("cpu"))
-    assert torch.equal(batch.frames, before)
-    np.testing.assert_array_equal(colored[0].numpy(), done.frames)
+        np.testing.assert_array_equal(done.pixels[number], expected.numpy())
+    masked = replace(raw, mask=np.stack([np.arange(TIME) < 3, np.zeros(TIME, dtype=bool)]))
+    batch = batch_of([raw, masked], [0, 1], "ab", trainer)
+    before = batch.views[CROPS].pixels.clone()
+    colored = batch_on_device(batch, trainer, CPU).views[CROPS].pixels
+    assert torch.equal(batch.views[CROPS].pixels, before)
+    np.testing.assert_array_equal(colored[0].numpy(), done.pixels)
     # Masked frames are left as they came.
-    np.testing.assert_array_equal(colored[1, 0, :3].numpy(), done.frames[0, :3])
-    np.testing.assert_array_equal(colored[1, 0, 3:].numpy(), raw.frames[0, 3:])
-    np.testing.assert_array_equal(colored[1, 1].numpy(), raw.frames[1])
+    np.testing.assert_array_equal(colored[1, 0, :3].numpy(), done.pixels[0, :3])
+    np.testing.assert_array_equal(colored[1, 0, 3:].numpy(), raw.pixels[0, 3:])
+    np.testing.assert_array_equal(colored[1, 1].numpy(), raw.pixels[1])
 
 
 @pytest.mark.parametrize("color_on", ["workers", "trainer"])
@@ -191,83 +189,82 @@ def test_shipping_yuv_takes_half_the_bytes_and_hardly_changes_the_frames(
     path = make_video(tmp_path / "short.mp4", 5, 48, 48)
     config = replace(CONFIG, augment=replace(CONFIG.augment, image_size=SIZE, color_on=color_on))
     halved = replace(config, augment=replace(config.augment, pixels="yuv420"))
-    whole, half = (make_view_pair(str(path), "a", 5, 1.0, 2, each) for each in (config, halved))
-    assert half.frames.nbytes * 2 == whole.frames.nbytes == 2 * pair_bytes(halved) == pair_bytes(config)
+    whole, half = (make_crops(str(path), "a", 5, 1.0, 2, each) for each in (config, halved))
+    assert (
+        half.pixels.nbytes * 2
+        == whole.pixels.nbytes
+        == 2 * sample_bytes(sample_spec(halved))
+        == sample_bytes(sample_spec(config))
+    )
     expected, found = (
-        frames_on_device(collate([pair, pair], [0, 1], [(0, 0)] * 2, each), each, torch.device("cpu"))
+        batch_on_device(batch_of([pair, pair], [0, 1], "ab", each), each, CPU).views[CROPS].pixels
         for pair, each in ((whole, config), (half, halved))
     )
     assert found.shape == expected.shape == (2, 2, TIME, SIZE, SIZE, 3)
     difference = (found.int() - expected.int()).abs()[:, :, :5].float()
     assert difference.mean() < 2
-    assert collate([], [], [], halved).frames.shape == (1, 2, TIME, SIZE * SIZE * 3 // 2)
+    assert batch_of([], [], [], halved).views[CROPS].pixels.shape == (1, 2, TIME, SIZE * SIZE * 3 // 2)
 
 
 def test_collate_keeps_the_order(video: Path) -> None:
-    pairs = [make_view_pair(str(video), name, NUM_FRAMES, 1.0, 0, CONFIG) for name in "abc"]
-    seeds = [view_seeds(9, 0, name) for name in "abc"]
-    batch = collate(pairs, [6, 7, 8], seeds, CONFIG)
+    pairs = [make_crops(str(video), name, NUM_FRAMES, 1.0, 0, LABELLED) for name in "abc"]
+    batch = batch_of(pairs, [6, 7, 8], "abc", LABELLED, epoch=4)
     assert batch.rows.tolist() == [6, 7, 8]
-    assert batch.frames.shape == (3, 2, TIME, SIZE, SIZE, 3)
-    assert batch.sample_seeds.tolist() == [list(pair) for pair in seeds]
+    assert batch.views[CROPS].pixels.shape == (3, 2, TIME, SIZE, SIZE, 3)
+    numbers = ViewNumber.FIRST, ViewNumber.SECOND
+    seed = LABELLED.training.seed
+    seeds = [[sample_seed(seed, 4, name, number) for number in numbers] for name in "abc"]
+    assert batch.seeds[CROPS].tolist() == seeds and len({n for pair in seeds for n in pair}) == 6
     for i, pair in enumerate(pairs):
-        np.testing.assert_array_equal(batch.frames[i].numpy(), pair.frames)
-        np.testing.assert_array_equal(batch.timestamps[i].numpy(), pair.timestamps)
-        np.testing.assert_array_equal(batch.frame_mask[i].numpy(), pair.frame_mask)
-        np.testing.assert_array_equal(batch.frame_labels[i].numpy(), pair.frame_labels)
-        np.testing.assert_array_equal(batch.color[i], pair.color)
+        np.testing.assert_array_equal(batch.views[CROPS].pixels[i].numpy(), pair.pixels)
+        np.testing.assert_array_equal(batch.views[CROPS].timestamps[i].numpy(), pair.timestamps)
+        np.testing.assert_array_equal(batch.views[CROPS].mask[i].numpy(), pair.mask)
+        np.testing.assert_array_equal(
+            batch.views[CROPS].columns["frame_labels"][i].numpy(), pair.columns["frame_labels"]
+        )
+        np.testing.assert_array_equal(batch.views[CROPS].parameters[i], pair.parameters)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_batch_for_a_gpu_is_one_that_it_can_copy_by_itself(video: Path) -> None:
-    pair = make_view_pair(str(video), "a", NUM_FRAMES, 1.0, 0, CONFIG)
+    pair = make_crops(str(video), "a", NUM_FRAMES, 1.0, 0, CONFIG)
     device = torch.device("cuda", torch.cuda.device_count() - 1)
-    batch = collate([pair, pair], [0, 1], [(0, 0)] * 2, CONFIG, device)
-    assert batch.frames.is_pinned()
-    copied = frames_on_device(batch, CONFIG, device)
+    batch = batch_of([pair, pair], [0, 1], "ab", CONFIG, device=device)
+    assert batch.views[CROPS].pixels.is_pinned()
+    copied = batch_on_device(batch, CONFIG, device).views[CROPS].pixels
     assert copied.device == device
-    np.testing.assert_array_equal(copied.cpu().numpy(), np.stack([pair.frames] * 2))
+    np.testing.assert_array_equal(copied.cpu().numpy(), np.stack([pair.pixels] * 2))
 
 
 def test_frame_labels_follow_their_frames(video: Path) -> None:
     labels = [n // 7 - 1 for n in range(NUM_FRAMES)]
-    pair = make_view_pair(str(video), "a", NUM_FRAMES, 1.0, 0, CONFIG, frame_labels=labels)
+    pair = make_crops(str(video), "a", NUM_FRAMES, 1.0, 0, LABELLED, columns={"frame_labels": labels})
     expected = [[labels[int(s)] for s in row] for row in pair.timestamps]
-    np.testing.assert_array_equal(pair.frame_labels, np.where(pair.frame_mask, expected, -1))
-    bare = make_view_pair(str(video), "a", NUM_FRAMES, 1.0, 0, CONFIG)
-    assert (bare.frame_labels == -1).all()
-    few = make_view_pair(str(video), "a", 3, 1.0, 0, CONFIG, frame_labels=[5, 6, 7])
-    assert few.frame_labels[0].tolist() == [5, 6, 7] + [-1] * (TIME - 3)
+    np.testing.assert_array_equal(pair.columns["frame_labels"], np.where(pair.mask, expected, -1))
+    bare = make_crops(str(video), "a", NUM_FRAMES, 1.0, 0, LABELLED)
+    assert (bare.columns["frame_labels"] == -1).all()
+    few = make_crops(str(video), "a", 3, 1.0, 0, LABELLED, columns={"frame_labels": [5, 6, 7]})
+    assert few.columns["frame_labels"][0].tolist() == [5, 6, 7] + [-1] * (TIME - 3)
 
 
 def test_collate_of_nothing_is_one_masked_video() -> None:
-    batch = collate([], [], [], CONFIG)
-    assert batch.frames.shape == (1, 2, TIME, SIZE, SIZE, 3)
-    assert batch.frames.dtype == torch.uint8
-    assert batch.timestamps.shape == (1, 2, TIME)
-    assert batch.timestamps.dtype == torch.float64
+    batch = batch_of([], [], [], LABELLED)
+    assert batch.views[CROPS].pixels.shape == (1, 2, TIME, SIZE, SIZE, 3)
+    assert batch.views[CROPS].pixels.dtype == torch.uint8
+    assert batch.views[CROPS].timestamps.shape == (1, 2, TIME)
+    assert batch.views[CROPS].timestamps.dtype == torch.float64
     assert batch.rows.tolist() == [-1]
-    assert (batch.frame_labels == -1).all()
-    assert batch.sample_seeds.shape == (1, 2)
-    assert batch.sample_seeds.dtype == torch.int64
-    assert batch.color.shape == (1, 2, NUM_COLOR_VALUES)
-    assert not batch.frame_mask.any()
+    assert (batch.views[CROPS].columns["frame_labels"] == -1).all()
+    assert batch.seeds[CROPS].shape == (1, 2)
+    assert batch.seeds[CROPS].dtype == torch.int64
+    assert batch.views[CROPS].parameters.shape == (1, 2, NUM_PARAMETERS)
+    assert not batch.views[CROPS].mask.any()
     for color_on in ("workers", "trainer"):
         config = replace(CONFIG, augment=replace(CONFIG.augment, color_on=color_on))
-        assert torch.equal(frames_on_device(batch, config, torch.device("cpu")), batch.frames)
-
-
-def test_view_seeds_are_those_of_the_views() -> None:
-    assert view_seeds(1, 2, "a") == (
-        sample_seed(1, 2, "a", ViewNumber.FIRST),
-        sample_seed(1, 2, "a", ViewNumber.SECOND),
-    )
-    assert (
-        len({view_seeds(1, 2, "a"), view_seeds(0, 2, "a"), view_seeds(1, 3, "a"), view_seeds(1, 2, "b")}) == 4
-    )
+        assert torch.equal(batch_on_device(batch, config, CPU).views[CROPS].pixels, batch.views[CROPS].pixels)
 
 
 def test_the_length_of_a_colour_draw() -> None:
     parameters = draw_parameters(CONFIG.augment, 32, 32, np.random.default_rng(0))
-    assert len(parameters.to_vector()) == NUM_COLOR_VALUES
+    assert len(parameters.to_vector()) == NUM_PARAMETERS
     assert AugmentParameters.from_vector(parameters.to_vector()) == parameters

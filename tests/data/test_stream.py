@@ -24,8 +24,10 @@ import ray
 from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from carl_ray.data import coordinator, stream
 from carl_ray.data.plan import Plan, training_plan, validation_plan
-from carl_ray.data.sample import make_view_pair
-from carl_ray.data.stream import StreamRow, read_rows, stream_views
+from carl_ray.data.sample import Sample, sample_spec
+from carl_ray.data.stream import read_samples, stream_views
+from carl_ray.objectives.choice import objective_options
+from tests.samples import make_crops
 
 CONFIG = Config(
     preset="test",
@@ -55,38 +57,41 @@ def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., P
     )
 
 
-def collect(plan: Plan, videos: pa.Table, config: Config = CONFIG, **options: int) -> list[StreamRow]:
+def collect(plan: Plan, videos: pa.Table, config: Config = CONFIG, **options: int) -> list[Sample]:
     dataset = stream_views(plan, ray.put(videos), config, **options)
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-    return [row for table in batches for row in read_rows(table, config)]
+    return [row for table in batches for row in read_samples(table, sample_spec(config))]
 
 
 def test_rows_are_the_plans_and_views_are_those_made_by_hand(videos: pa.Table) -> None:
     plan = training_plan(CONFIG.training.seed, videos.num_rows, 3, epochs=2)
     classes = [[n % 5 - 1 for n in range(count)] for count in videos.column("num_frames").to_pylist()]
     videos = videos.append_column("frame_labels", pa.array(classes, pa.list_(pa.int32())))
-    rows = collect(plan, videos)
+    config = replace(CONFIG, objective=objective_options("supervised", num_classes=5))
+    rows = collect(plan, videos, config)
     planned = list(plan.rows(0, plan.num_rows))
     assert [(row.row, row.step, row.epoch) for row in rows] == [(p.row, p.step, p.epoch) for p in planned]
     listed = videos.to_pylist()
     for row, plan_row in zip(rows, planned, strict=True):
         video = listed[plan_row.video_index]
-        by_hand = make_view_pair(
+        by_hand = make_crops(
             video["uri"],
             video["video_id"],
             video["num_frames"],
             video["frame_step"],
             plan_row.epoch,
-            CONFIG,
-            frame_labels=video["frame_labels"],
+            config,
+            columns={"frame_labels": video["frame_labels"]},
         )
-        assert row.pair is not None
+        assert row.views is not None
         assert row.video_id == video["video_id"]
-        np.testing.assert_array_equal(row.pair.frames, by_hand.frames)
-        np.testing.assert_array_equal(row.pair.timestamps, by_hand.timestamps)
-        np.testing.assert_array_equal(row.pair.frame_mask, by_hand.frame_mask)
-        np.testing.assert_array_equal(row.pair.frame_labels, by_hand.frame_labels)
-        np.testing.assert_array_equal(row.pair.color, by_hand.color)
+        np.testing.assert_array_equal(row.views["crops"].pixels, by_hand.pixels)
+        np.testing.assert_array_equal(row.views["crops"].timestamps, by_hand.timestamps)
+        np.testing.assert_array_equal(row.views["crops"].mask, by_hand.mask)
+        np.testing.assert_array_equal(
+            row.views["crops"].columns["frame_labels"], by_hand.columns["frame_labels"]
+        )
+        np.testing.assert_array_equal(row.views["crops"].parameters, by_hand.parameters)
 
 
 def test_starts_at_any_row_with_the_same_rows(videos: pa.Table) -> None:
@@ -97,8 +102,8 @@ def test_starts_at_any_row_with_the_same_rows(videos: pa.Table) -> None:
     for before, after in zip(whole[4:], rest, strict=True):
         assert before.pair is not None
         assert after.pair is not None
-        assert before.pair.frames.shape == (2, 8, 24 * 24 * 3 // 2)
-        np.testing.assert_array_equal(before.pair.frames, after.pair.frames)
+        assert before.views["crops"].pixels.shape == (2, 8, 24 * 24 * 3 // 2)
+        np.testing.assert_array_equal(before.views["crops"].pixels, after.views["crops"].pixels)
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
@@ -109,19 +114,19 @@ def test_workers_share_every_step_of_the_plan(videos: pa.Table, num_workers: int
     @ray.remote(num_cpus=0)
     def consume(shard: ray.data.DataIterator) -> list[tuple[int, int, str | None, bytes]]:
         return [
-            (row.row, row.step, row.video_id, row.pair.frames.tobytes())
+            (row.row, row.step, row.video_id, row.views["crops"].pixels.tobytes())
             for table in shard.iter_batches(batch_size=None, batch_format="pyarrow")
-            for row in read_rows(table, CONFIG)
-            if row.pair is not None
+            for row in read_samples(table, sample_spec(CONFIG))
+            if row.views is not None
         ]
 
     shards = ray.get([consume.remote(s) for s in dataset.streaming_split(num_workers, equal=True)])
     for shard in shards:
         assert [row[0] for row in shard] == sorted(row[0] for row in shard)
     alone = [
-        (row.row, row.step, row.video_id, row.pair.frames.tobytes())
+        (row.row, row.step, row.video_id, row.views["crops"].pixels.tobytes())
         for row in collect(plan, videos)
-        if row.pair is not None
+        if row.views is not None
     ]
     assert sorted(row for shard in shards for row in shard) == alone
 
@@ -144,7 +149,7 @@ def test_a_bad_video_is_a_row_with_its_reason(videos: pa.Table, tmp_path: Path) 
     )
     rows = collect(validation_plan(0, table.num_rows, 3), table)
     assert [row.video_id for row in rows] == table.column("video_id").to_pylist()
-    assert [row.pair is None for row in rows] == [False, False, True, True, True]
+    assert [row.views is None for row in rows] == [False, False, True, True, True]
     assert rows[0].error is None
     assert all(row.error for row in rows[2:])
     assert "no such file" in (rows[3].error or "")
@@ -202,11 +207,11 @@ def test_decoders_that_hang_or_die_cost_one_video_each_and_no_try(
         None,
     ]
     for row in (rows[0], rows[3], rows[4]):
-        assert row.pair is not None
+        assert row.views is not None
         assert row.video_id is not None
         uri = str(tmp_path / "killed.mp4") if row.video_id == "killed" else good["uri"]
-        by_hand = make_view_pair(uri, row.video_id, good["num_frames"], 1.0, row.epoch, config)
-        np.testing.assert_array_equal(row.pair.frames, by_hand.frames)
+        by_hand = make_crops(uri, row.video_id, good["num_frames"], 1.0, row.epoch, config)
+        np.testing.assert_array_equal(row.views["crops"].pixels, by_hand.pixels)
 
 
 def test_a_long_run_starts_at_once_and_neither_plans_far_ahead_nor_records_its_blocks(
@@ -217,7 +222,7 @@ def test_a_long_run_starts_at_once_and_neither_plans_far_ahead_nor_records_its_b
     plan = training_plan(0, videos.num_rows, 4, epochs=20_000_000)
     (shard,) = stream_views(plan, ray.put(videos), config, max_workers=1).streaming_split(1, equal=True)
     iterator = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
-    seen = [row.row for _ in range(40) for row in read_rows(next(iterator), config)]
+    seen = [row.row for _ in range(40) for row in read_samples(next(iterator), sample_spec(config))]
     assert seen == list(range(40))
 
     def look(coordinator: object) -> tuple[int, int]:
@@ -302,7 +307,7 @@ def stream_on_changed_ray(
         from ray.data._internal.execution import streaming_executor_state
 
         from carl_ray.data import coordinator
-        from carl_ray.data.stream import read_rows, stream_views
+        from carl_ray.data.stream import read_samples, stream_views
 
         before = streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
         wait = coordinator._wait_for_one
@@ -313,7 +318,7 @@ def stream_on_changed_ray(
             for table in stream_views(plan, ray.put(videos), config).iter_batches(
                 batch_size=None, batch_format="pyarrow"
             ):
-                rows += [row.row for row in read_rows(table, config)]
+                rows += [row.row for row in read_samples(table, sample_spec(config))]
                 during.add(streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S)
     assert not unused
     after = streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S

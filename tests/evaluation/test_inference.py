@@ -19,7 +19,7 @@ from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
 from carl_ray.evaluation.inference import load_encoder as load_video_encoder
 from carl_ray.model.features import normalize
 from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
-from carl_ray.training.step import initial_model
+from carl_ray.training.learner import initial_encoder
 
 CPU = torch.device("cpu")
 
@@ -59,7 +59,7 @@ def test_trained_and_untrained_differ_as_they_should(embedder, tiny_run, make_vi
     trained, untrained = embedder.embed_file(str(make_video(tmp_path / "a.mp4", 9)))
     assert np.abs(trained - untrained).max() > 0.01
     config = checkpoint_at(str(tiny_run)).config
-    start = initial_model(config).encoder.state_dict()
+    start = initial_encoder(config).state_dict()
     assert all(torch.equal(v, start[k]) for k, v in untrained_encoder(config).state_dict().items())
 
 

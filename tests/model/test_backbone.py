@@ -9,9 +9,9 @@ import torchvision
 
 from carl_ray.config import ModelConfig
 from carl_ray.errors import RunError, UserError
+from carl_ray.layers.normalization import BatchNorm
 from carl_ray.model import backbone as backbones
 from carl_ray.model.backbone import build_backbone
-from carl_ray.model.normalization import BatchNorm
 from carl_ray.model.weights import load_backbone_weights
 
 

@@ -3,9 +3,10 @@ import torch
 from torch import nn
 
 from carl_ray.config import ModelConfig
+from carl_ray.layers.heads import ProjectionHead
+from carl_ray.layers.normalization import BatchNorm
 from carl_ray.model.backbone import Backbone
-from carl_ray.model.encoder import FrameLevelVideoEncoder, ProjectionHead, dropout_mask
-from carl_ray.model.normalization import BatchNorm
+from carl_ray.model.encoder import FrameLevelVideoEncoder, dropout_mask
 from carl_ray.objectives.scl import sequence_contrastive_loss
 
 TIME = 6
@@ -28,7 +29,7 @@ def config(**fields):
 def build(seed=0, **fields):
     torch.manual_seed(seed)
     model = config(**fields)
-    return FrameLevelVideoEncoder(model), ProjectionHead(model)
+    return FrameLevelVideoEncoder(model), ProjectionHead(model.embedding_width, model.batch_norm)
 
 
 def frames(*shape, seed=0):
@@ -189,7 +190,7 @@ def test_batch_norm_mode_reaches_every_layer():
 def test_sizes_of_the_papers_model():
     with torch.device("meta"):
         encoder = FrameLevelVideoEncoder(ModelConfig())
-        head = ProjectionHead(ModelConfig())
+        head = ProjectionHead(128, "synchronized")
 
     def count(module, learnable=False):
         return sum(p.numel() for p in module.parameters() if p.requires_grad or not learnable)

@@ -10,10 +10,10 @@ from torch import nn
 
 from carl_ray.config import CLIP_BACKBONES, Config, ModelConfig, from_json, to_json
 from carl_ray.errors import UserError
+from carl_ray.layers.normalization import BatchNorm
 from carl_ray.model import networks
 from carl_ray.model.backbone import build_backbone
 from carl_ray.model.encoder import FrameLevelVideoEncoder
-from carl_ray.model.normalization import BatchNorm
 
 HERE = "tests.model.test_networks"
 

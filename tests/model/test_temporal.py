@@ -1,12 +1,10 @@
 import pytest
 import torch
 
+from carl_ray.layers.heads import gather_real, real_frame_index, scatter_real
 from carl_ray.model.temporal import (
     TransformerEncoder,
     frame_positions,
-    gather_real,
-    real_frame_index,
-    scatter_real,
     sine_cosine_code,
 )
 

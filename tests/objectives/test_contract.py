@@ -17,7 +17,7 @@ from carl_ray.objectives.gta import gta_terms
 from carl_ray.objectives.lav import lav_terms
 from carl_ray.objectives.pairs import FramePairs
 from carl_ray.objectives.scl import sequence_contrastive_terms
-from carl_ray.objectives.shuffle_and_learn import OrderHead, shuffle_and_learn_terms
+from carl_ray.objectives.shuffle_and_learn import order_head, shuffle_and_learn_terms
 from carl_ray.objectives.supervised import frame_classification_terms
 from carl_ray.objectives.tcc import cycle_consistency_terms
 from carl_ray.objectives.tcn import time_contrastive_terms
@@ -77,7 +77,7 @@ def tcn(a: Frames, **options: Any) -> tuple[Tensor, Tensor]:
 def order(a: Frames, **options: Any) -> tuple[Tensor, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        head = OrderHead(4).to(torch.promote_types(a.z.dtype, torch.float32))
+        head = order_head(4).to(torch.promote_types(a.z.dtype, torch.float32))
     return shuffle_and_learn_terms(a.z, a.mask, a.seeds, head)
 
 

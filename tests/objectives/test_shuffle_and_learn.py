@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from carl_ray.objectives.shuffle_and_learn import OrderHead, shuffle_and_learn_terms
+from carl_ray.objectives.shuffle_and_learn import order_head, shuffle_and_learn_terms
 
 
 def head(width=4, dtype=torch.float64, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return OrderHead(width).to(dtype)
+        return order_head(width).to(dtype)
 
 
 def batch(dtype=torch.float64):
@@ -26,7 +26,7 @@ def batch(dtype=torch.float64):
     return embeddings, mask, seeds
 
 
-class Recorder(OrderHead):
+class Recorder(torch.nn.Linear):
     """Answers 0 and keeps the triplets that it is asked about."""
 
     def forward(self, triplets):
@@ -38,9 +38,9 @@ def drawn(mask, seeds, num_tuples=8):
     """Frame numbers (V, N, 6, 3) of the triplets that the head sees."""
     views, time = mask.shape
     numbers = torch.arange(time, dtype=torch.float64).expand(views, time)
-    recorder = Recorder(1).double()
+    recorder = Recorder(3, 1).double()
     shuffle_and_learn_terms(numbers[:, :, None], mask, seeds, recorder, num_tuples=num_tuples)
-    return recorder.triplets[..., 0].long()
+    return recorder.triplets.long()
 
 
 def slow_loss(embeddings, triplets, model):
@@ -51,7 +51,7 @@ def slow_loss(embeddings, triplets, model):
             parts = {"in order": [], "before": [], "after": []}
             for first, middle, last in tuple_triplets:
                 h = torch.cat([embeddings[view, frame] for frame in (first, middle, last)])
-                for layer in model.layers:
+                for layer in model:
                     if isinstance(layer, torch.nn.Linear):
                         h = layer.weight.double() @ h + layer.bias.double()
                     else:
@@ -143,14 +143,14 @@ def test_answers_of_a_head_that_learns_nothing():
     embeddings, mask, seeds = batch()
     model = head()
     with torch.no_grad():
-        model.layers[-1].weight.zero_()
+        model[-1].weight.zero_()
         for bias, loss in ((0.0, math.log(2)), (-math.log(3), 0.562335)):
-            model.layers[-1].bias.fill_(bias)
+            model[-1].bias.fill_(bias)
             sums, counts = shuffle_and_learn_terms(embeddings, mask, seeds, model)
             assert (sums / counts).item() == pytest.approx(loss, rel=1e-6)
         # No other constant does better.
         for bias in (-1.3, -0.9):
-            model.layers[-1].bias.fill_(bias)
+            model[-1].bias.fill_(bias)
             assert (shuffle_and_learn_terms(embeddings, mask, seeds, model)[0] / counts).item() > 0.5624
 
 
@@ -158,7 +158,7 @@ def test_gradient_of_embeddings_and_head():
     embeddings, mask, seeds = batch()
     model = head()
     # The check changes its inputs in place, so it need not hand them on. All weights would take long.
-    some = [model.layers[0].bias, model.layers[2].bias, *model.layers[4].parameters()]
+    some = [model[0].bias, model[2].bias, *model[4].parameters()]
 
     def loss(h, *_):
         return shuffle_and_learn_terms(h, mask, seeds, model, num_tuples=2)[0]

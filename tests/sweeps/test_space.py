@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from carl_ray.config import Config, ObjectiveConfig
+from carl_ray.config import Config, objective_options
 from carl_ray.errors import UserError
 from carl_ray.options import overridden
 from carl_ray.presets import PRESETS, demo, finegym99
@@ -74,7 +74,7 @@ def test_the_batch_follows_from_the_frames_of_a_view(num_frames: int, expected: 
     config = point_config(space, base, {"model.num_frames": num_frames}, 0)
     assert config.training.global_batch_size == expected
     assert expected == 1 or 2 * num_frames * expected <= budget
-    paired = replace(base, objective=ObjectiveConfig(name="weak_scl"))
+    paired = replace(base, objective=objective_options("weak_scl"))
     assert point_config(space, paired, {"model.num_frames": num_frames}, 0).training.global_batch_size == max(
         2, expected // 2 * 2
     )

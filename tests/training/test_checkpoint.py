@@ -20,8 +20,8 @@ import torch
 
 from carl_ray import storage
 from carl_ray.config import AugmentConfig, Config, ModelConfig, OptimizerConfig, TrainingConfig
-from carl_ray.data.sample import NUM_COLOR_VALUES, Batch, ViewPair, collate
 from carl_ray.errors import RunError, UserError
+from carl_ray.objectives.base import Batch
 from carl_ray.training.checkpoint import (
     Progress,
     latest_checkpoint,
@@ -30,7 +30,9 @@ from carl_ray.training.checkpoint import (
     restore,
     save_checkpoint,
 )
-from carl_ray.training.step import StepReport, TrainedModel, TrainingStep
+from carl_ray.training.learner import initial_learner
+from carl_ray.training.step import StepReport, TrainingStep
+from tests.samples import batch_of, crops
 
 CPU = torch.device("cpu")
 CONFIG = Config(
@@ -68,16 +70,14 @@ def new_step(config: Config = CONFIG) -> TrainingStep:
 def batch(number: int) -> Batch:
     rng = np.random.default_rng(number)
     pairs = [
-        ViewPair(
+        crops(
             rng.integers(0, 256, (2, 6, 16, 16, 3)).astype(np.uint8),
             np.sort(rng.choice(20, (2, 6)), axis=1).astype(np.float64),
             np.ones((2, 6), dtype=bool),
-            np.full((2, 6), -1),
-            np.zeros((2, NUM_COLOR_VALUES)),
         )
         for _ in range(2)
     ]
-    return collate(pairs, [0, 1], [(2 * number, 2 * number + 1)] * 2, CONFIG)
+    return batch_of(pairs, [0, 1], "ab", CONFIG, epoch=number)
 
 
 def progress(step: int) -> Progress:
@@ -139,8 +139,8 @@ def test_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     for name, value in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], value), name
     for before, after in zip(
-        whole.optimizer.state_dict()["state"].values(),
-        second.optimizer.state_dict()["state"].values(),
+        whole.phases[0].optimizer.state_dict()["state"].values(),
+        second.phases[0].optimizer.state_dict()["state"].values(),
         strict=True,
     ):
         assert before.keys() == after.keys()
@@ -319,7 +319,7 @@ def test_a_model_that_does_not_fit(run_dir: str, values: dict[str, Any], message
     found = latest_checkpoint(run_dir)
     assert found is not None
     other = replace(CONFIG, model=replace(CONFIG.model, **values))
-    model = TrainedModel(other)
+    model = initial_learner(other)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(UserError, match=message) as caught:
         load_model(found, model)
@@ -359,7 +359,7 @@ def test_a_checkpoint_is_data_never_code(run_dir: str, tmp_path: Path) -> None:
     found = latest_checkpoint(run_dir)
     assert found is not None
     with pytest.raises(RunError, match=r"model\.pt: expected tensors alone, .* could run code") as caught:
-        load_model(found, TrainedModel(CONFIG))
+        load_model(found, initial_learner(CONFIG))
     assert "\n" not in str(caught.value)
     assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "was here").exists()
@@ -378,5 +378,5 @@ def test_a_file_that_torch_did_not_write(run_dir: str, kind: str) -> None:
     found = latest_checkpoint(run_dir)
     assert found is not None
     with pytest.raises(RunError, match=r"model\.pt: expected tensors alone") as caught:
-        load_model(found, TrainedModel(CONFIG))
+        load_model(found, initial_learner(CONFIG))
     assert "\n" not in str(caught.value)

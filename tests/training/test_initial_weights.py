@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from carl_ray import train
-from carl_ray.config import Config, ModelConfig, ObjectiveConfig
-from carl_ray.data.sample import NUM_COLOR_VALUES, ViewPair, collate
+from carl_ray.config import Config, ModelConfig, objective_options
 from carl_ray.data.scan import index_folder
 from carl_ray.errors import RunError, UserError
 from carl_ray.training.checkpoint import (
@@ -23,8 +22,10 @@ from carl_ray.training.checkpoint import (
     save_checkpoint,
 )
 from carl_ray.training.fit import fit
+from carl_ray.training.learner import initial_learner
 from carl_ray.training.run_log import read_log
-from carl_ray.training.step import TrainingStep, initial_model
+from carl_ray.training.step import TrainingStep
+from tests.samples import batch_of, crops
 
 CPU = torch.device("cpu")
 
@@ -46,7 +47,7 @@ def other_seed(config: Config) -> Config:
 def test_another_t_and_schedule(tiny_run: Path, pretrained: Config) -> None:
     config = with_model(other_seed(pretrained), num_frames=9, dropout=0.3, learnable="block5")
     found = initial_weights(config, str(tiny_run))
-    assert set(found.tensors) == set(initial_model(config).state_dict())
+    assert set(found.tensors) == set(initial_learner(config).state_dict())
     encoder = load_encoder(checkpoint_at(str(tiny_run))).state_dict()
     assert encoder
     for name, value in encoder.items():
@@ -67,7 +68,7 @@ def test_positions_rescale(tiny_run: Path, pretrained: Config) -> None:
 
     def embedded(num_frames: int) -> torch.Tensor:
         config = with_model(other_seed(pretrained), num_frames=num_frames)
-        model = initial_model(config)
+        model = initial_learner(config)
         model.load_state_dict(initial_weights(config, str(tiny_run)).tensors)
         with torch.no_grad():
             return model.encoder.eval()(frames, mask)
@@ -79,7 +80,7 @@ def test_positions_rescale(tiny_run: Path, pretrained: Config) -> None:
 
 
 def test_another_head(tiny_run: Path, pretrained: Config) -> None:
-    config = replace(pretrained, objective=ObjectiveConfig(name="supervised", num_classes=5))
+    config = replace(pretrained, objective=objective_options("supervised", num_classes=5))
     found = initial_weights(config, str(tiny_run))
     assert all(name.startswith("encoder.") for name in found.tensors)
     assert "0 of the 2 of the head" in found.report
@@ -87,7 +88,7 @@ def test_another_head(tiny_run: Path, pretrained: Config) -> None:
     step = TrainingStep(config, CPU, 3)
     run = tiny_run.parent / "supervised"
     save_checkpoint(str(run), step, Progress(3, 12, 0, 0, 1.0, "0"), 1)
-    more = replace(config, objective=ObjectiveConfig(name="supervised", num_classes=7))
+    more = replace(config, objective=objective_options("supervised", num_classes=7))
     assert "0 of the 2 of the head" in initial_weights(more, str(run)).report
     assert "2 of the 2 of the head" in initial_weights(config, str(run)).report
 
@@ -142,14 +143,12 @@ def test_what_is_no_checkpoint(tmp_path: Path, tiny_run: Path, pretrained: Confi
 
 def test_the_first_step_sees_them(tiny_run: Path, pretrained: Config) -> None:
     rng = np.random.default_rng(0)
-    pair = ViewPair(
+    pair = crops(
         rng.integers(0, 256, (2, 6, 16, 16, 3)).astype(np.uint8),
         np.sort(rng.choice(20, (2, 6)), axis=1).astype(np.float64),
         np.ones((2, 6), dtype=bool),
-        np.full((2, 6), -1),
-        np.zeros((2, NUM_COLOR_VALUES)),
     )
-    batch = collate([pair], [0], [(1, 2)], pretrained)
+    batch = batch_of([pair], [0], ["a"], pretrained)
 
     def first_loss(config: Config, *, begin: bool) -> float:
         step = TrainingStep(config, CPU, 3)

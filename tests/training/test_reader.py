@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from carl_ray.data.plan import Plan, training_plan, validation_plan
-from carl_ray.training.reader import Prefetch, StepRows, rows_by_step
+from carl_ray.training.reader import Prefetch, rows_by_step
 
 Row = tuple[int, int]  # row, step
 
 
-def read(rows: Iterable[Row], plan: Plan, first_step: int = 0) -> list[StepRows[Row]]:
+def read(rows: Iterable[Row], plan: Plan, first_step: int = 0) -> list[list[Row]]:
     return list(rows_by_step(rows, lambda row: row[1], first_step, plan.num_steps, plan.rows_of_step))
 
 
@@ -33,10 +33,9 @@ PLANS = [training_plan(0, 5, 4, 3), validation_plan(0, 10, 4), training_plan(0, 
 @pytest.mark.parametrize("plan", PLANS)
 def test_one_worker_gets_every_row_at_its_step(plan: Plan) -> None:
     steps = read(rows_of(plan), plan)
-    assert [found.step for found in steps] == list(range(plan.num_steps))
-    assert [len(found.rows) for found in steps] == [plan.rows_of_step(step) for step in range(plan.num_steps)]
-    assert [row for found in steps for row in found.rows] == rows_of(plan)
-    assert all(row[1] == found.step for found in steps for row in found.rows)
+    assert [len(found) for found in steps] == [plan.rows_of_step(step) for step in range(plan.num_steps)]
+    assert [row for found in steps for row in found] == rows_of(plan)
+    assert all(row[1] == step for step, found in enumerate(steps) for row in found)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -44,28 +43,27 @@ def test_one_worker_gets_every_row_at_its_step(plan: Plan) -> None:
 def test_workers_together_get_every_row_once(plan: Plan, num_workers: int) -> None:
     rows = rows_of(plan, stop=plan.num_rows + num_workers - 1)  # with what fills an even split
     shards = [read(rows[rank::num_workers], plan) for rank in range(num_workers)]
-    for steps in zip(*shards, strict=True):
-        assert len({found.step for found in steps}) == 1
+    for number, steps in enumerate(zip(*shards, strict=True)):
         # What fills the split may still count to an uneven last step; it holds no video.
-        together = sorted(row for found in steps for row in found.rows if row[0] < plan.num_rows)
-        assert together == [row for row in rows_of(plan) if row[1] == steps[0].step]
+        together = sorted(row for found in steps for row in found if row[0] < plan.num_rows)
+        assert together == [row for row in rows_of(plan) if row[1] == number]
 
 
 def test_steps_may_have_no_rows_or_uneven_ones() -> None:
     plan = training_plan(0, 12, 3, 1)
     rows = [(3, 1), (4, 1), (5, 1), (11, 3)]
     assert read(rows, plan) == [
-        StepRows(0, []),
-        StepRows(1, [(3, 1), (4, 1), (5, 1)]),
-        StepRows(2, []),
-        StepRows(3, [(11, 3)]),
+        [],
+        [(3, 1), (4, 1), (5, 1)],
+        [],
+        [(11, 3)],
     ]
-    assert read([], plan) == [StepRows(step, []) for step in range(4)]
+    assert read([], plan) == [[]] * 4
 
 
 def test_rows_past_the_end_are_left() -> None:
     plan = training_plan(0, 4, 2, 1)
-    assert read([(0, 0), (4, 2), (5, 2)], plan) == [StepRows(0, [(0, 0)]), StepRows(1, [])]
+    assert read([(0, 0), (4, 2), (5, 2)], plan) == [[(0, 0)], []]
 
 
 @pytest.mark.parametrize("first_step", [0, 1, 2])
@@ -82,7 +80,7 @@ def test_waits_for_no_row_once_all_of_a_step_came(plan: Plan) -> None:
         there = [row for row in rows_of(plan) if row[1] <= step]
         steps = rows_by_step(exact(there), lambda row: row[1], 0, plan.num_steps, plan.rows_of_step)
         for expected in range(step + 1):
-            assert next(steps).step == expected
+            assert {row[1] for row in next(steps)} == {expected}
     with pytest.raises(AssertionError, match="asked for a row more"):
         list(rows_by_step(exact([(0, 0)]), lambda row: row[1], 0, plan.num_steps, lambda step: 2))
 

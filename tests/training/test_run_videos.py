@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from carl_ray.config import ClusterConfig, Config, ObjectiveConfig
+from carl_ray.config import ClusterConfig, Config, objective_options
 from carl_ray.data.manifest import SCHEMA, videos_digest, write_table
 from carl_ray.errors import UserError
 from carl_ray.training.checkpoint import Progress, checkpoint_at, save_checkpoint
@@ -89,7 +89,7 @@ def test_a_manifest_that_changed_is_refused(
     objectives: tuple[str, ...],
     said: str,
 ) -> None:
-    config = begun(replace(tiny, objective=ObjectiveConfig(name=objective)), ROWS, tmp_path)  # type: ignore[arg-type]
+    config = begun(replace(tiny, objective=objective_options(objective)), ROWS, tmp_path)
     write([r | change if r["video_id"] == "train/2.mp4" else r for r in ROWS], tmp_path)
     counted, videos = read_videos(config)
     if objective not in objectives:
@@ -135,7 +135,7 @@ def test_other_rows_and_runs_without_a_record(tiny: Config, tmp_path: Path) -> N
 def test_classes_that_do_not_occur_are_said(
     tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = replace(tiny, objective=ObjectiveConfig(name="supervised"))
+    config = replace(tiny, objective=objective_options("supervised"))
     rows = [r | {"frame_labels": [0, 1, 40]} for r in ROWS]
     config = replace(config, data=replace(config.data, manifest=write(rows, tmp_path)))
     read_videos(config)

@@ -19,23 +19,19 @@ from carl_ray.config import (
     AugmentConfig,
     Config,
     ModelConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     TrainingConfig,
+    objective_options,
 )
-from carl_ray.data.sample import (
-    NUM_COLOR_VALUES,
-    Batch,
-    ViewPair,
-    collate,
-    frames_on_device,
-    make_view_pair,
-    view_seeds,
-)
+from carl_ray.data.batch import batch_on_device
+from carl_ray.layers.normalization import BatchNorm
 from carl_ray.model.features import normalize
-from carl_ray.model.normalization import BatchNorm
+from carl_ray.objectives.base import Batch
+from carl_ray.objectives.choice import OBJECTIVES as EVERY
 from carl_ray.objectives.scl import sequence_contrastive_loss
+from carl_ray.objectives.views import CROPS
 from carl_ray.training.step import StepReport, TrainingStep
+from tests.samples import Crops, batch_of, crops, make_crops
 
 ROUNDING = 1e-9
 """Far above that of 20 steps in float64 (1e-12 is seen), far below a step of Adam, 1e-4."""
@@ -78,7 +74,7 @@ def with_model(config: Config = CONFIG, **values: Any) -> Config:
     return replace(config, model=replace(config.model, **values))
 
 
-def global_batch(step: int) -> list[ViewPair]:
+def global_batch(step: int) -> list[Crops]:
     """Videos of blocks that fade from colours to others, so that frames can be told apart; some are padded."""
     rng = np.random.default_rng([11, step])
     pairs = []
@@ -92,7 +88,7 @@ def global_batch(step: int) -> list[ViewPair]:
         frames[:, ~mask] = 0
         masks = np.stack([mask, mask])
         labels = np.where(masks, timestamps.astype(np.int64) // 10, -1)
-        pairs.append(ViewPair(frames, timestamps, masks, labels, np.zeros((2, NUM_COLOR_VALUES))))
+        pairs.append(crops(frames, timestamps, masks, labels))
     return pairs
 
 
@@ -109,9 +105,15 @@ def share(step: int, rank: int, num_workers: int) -> slice:
 
 def worker_batch(step: int, rank: int = 0, num_workers: int = 1, config: Config = CONFIG) -> Batch:
     mine = share(step, rank, num_workers)
-    seeds = [view_seeds(config.training.seed, step, f"video-{i}") for i in range(NUM_VIDEOS)]
     rows = range(step * NUM_VIDEOS, (step + 1) * NUM_VIDEOS)
-    return collate(global_batch(step)[mine], rows[mine], seeds[mine], config)
+    views, names = global_batch(step)[mine], [f"video-{i}" for i in range(NUM_VIDEOS)][mine]
+    if not config.objective.columns:
+        views = [replace(view, columns={}) for view in views]
+    return batch_of(views, rows[mine], names, config, epoch=step)
+
+
+def with_view(batch: Batch, **values: Tensor) -> Batch:
+    return replace(batch, views={CROPS: replace(batch.views[CROPS], **values)})
 
 
 def snapshot(step: TrainingStep) -> dict[str, Tensor]:
@@ -129,7 +131,7 @@ SCENARIOS = {
     "frozen": with_model(batch_norm="frozen"),
     "local": with_model(batch_norm="local"),
     "global negatives": replace(
-        with_model(batch_norm="synchronized"), objective=ObjectiveConfig(negatives="global")
+        with_model(batch_norm="synchronized"), objective=objective_options("scl", negatives="global")
     ),
 }
 
@@ -139,18 +141,10 @@ OBJECTIVES = {
     name: replace(
         with_model(batch_norm="frozen"),
         training=replace(CONFIG.training, global_batch_size=6),
-        objective=ObjectiveConfig(name=name, num_classes=4 if name == "supervised" else None),
+        objective=objective_options(name).with_num_classes(4),
     )
-    for name in (
-        "contrastive",
-        "tcn",
-        "shuffle_and_learn",
-        "tcc",
-        "lav",
-        "gta",
-        "weak_scl",
-        "supervised",
-    )
+    for name in EVERY
+    if name != "scl"
 }
 SCENARIOS |= OBJECTIVES
 
@@ -167,7 +161,7 @@ def float64_step(config: Config, num_steps: int) -> TrainingStep:
         step = TrainingStep(config, CPU, num_steps)
     finally:
         torch.set_default_dtype(before)
-    step.model.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(), *inputs[1:]))
+    step.model.encoder.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(), *inputs[1:]))
     return step
 
 
@@ -188,7 +182,7 @@ def whole_state(step: TrainingStep) -> dict[str, Tensor]:
     """Weights, batch-norm statistics and Adam's moments, copied."""
     moments = {
         f"{index}.{name}": value.clone()
-        for index, values in step.optimizer.state_dict()["state"].items()
+        for index, values in step.phases[0].optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
     return snapshot(step) | moments
@@ -226,15 +220,14 @@ def run_with_fault(fault: str | None, rank: int, num_workers: int) -> dict[str, 
 @contextmanager
 def injected(fault: str, step: TrainingStep, batch: Batch, *, broken: bool) -> Iterator[Batch]:
     """The batch of a step in which something is not finite, on a worker that is broken."""
-    projection = step.model.projection
-    assert projection is not None
+    projection = step.model.objective.projection
     weight = projection.layers[0].weight
     match fault if broken else None:
         case "loss":
             # Of the worker's first video alone.
-            timestamps = batch.timestamps.clone()
+            timestamps = batch.views[CROPS].timestamps.clone()
             timestamps[0] = torch.nan
-            yield replace(batch, timestamps=timestamps)
+            yield with_view(batch, timestamps=timestamps)
         case "gradient":
             handle = weight.register_hook(lambda gradient: gradient * torch.inf)
             yield batch
@@ -383,7 +376,7 @@ def test_a_broken_video_spoils_no_other_workers(
 ) -> None:
     assert (share(2, 0, 2), share(2, 1, 2)) == (slice(0, 1), slice(1, NUM_VIDEOS))
     pair = [2 * NUM_VIDEOS, 2 * NUM_VIDEOS + 1]
-    expected = pair if SCENARIOS[scenario].objective.paired else pair[1:]
+    expected = pair if SCENARIOS[scenario].objective.pairs_videos else pair[1:]
     assert [answer["rows"][scenario] for answer in on_workers[2]] == [expected, expected]
 
 
@@ -411,7 +404,7 @@ def test_rows_whose_loss_is_not_finite_are_found_for_every_objective(name: str) 
     # View 0 of the third video: where pairs are compared, it and its partner.
     found = [row - rows.start for row in step.rows_not_finite(batch, rows)]
     handle.remove()
-    assert found == ([2, 3] if config.objective.paired else [2])
+    assert found == ([2, 3] if config.objective.pairs_videos else [2])
     assert same_state(before, snapshot(step))
 
 
@@ -422,12 +415,12 @@ def test_bf16_computes_what_may_overflow_in_float32() -> None:
     for layer in step.model.modules():
         if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
             layer.register_forward_hook(lambda module, inputs, made: halves.append(made.dtype))
-    sums, _ = step._terms(batch, step._forward.train(), 0.0)
+    sums, _ = step._terms(batch_on_device(batch, config, CPU), step._forward.train(), 0.0)
     assert torch.bfloat16 in halves
     # The loss with its softmax, the gradients with their norm, the statistics and Adam's moments.
     assert sums.dtype == torch.float32
     step.train(batch, 0)
-    assert {parameter.grad.dtype for parameter in step.parameters if parameter.grad is not None} == {
+    assert {parameter.grad.dtype for parameter in step.model.parameters() if parameter.grad is not None} == {
         torch.float32
     }
     assert {value.dtype for value in whole_state(step).values() if value.is_floating_point()} == {
@@ -446,22 +439,22 @@ def test_bf16_computes_what_may_overflow_in_float32() -> None:
 def test_a_step_is_the_loss_by_hand_clipped_into_adam(max_norm: float) -> None:
     optimizer = OptimizerConfig(learning_rate=1e-3, weight_decay=1e-2, max_gradient_norm=max_norm)
     config = replace(
-        with_model(dropout=0.0), optimizer=optimizer, objective=ObjectiveConfig(temperature=0.2, variance=4.0)
+        with_model(dropout=0.0),
+        optimizer=optimizer,
+        objective=objective_options("scl", temperature=0.2, variance=4.0),
     )
     step, batch = TrainingStep(config, CPU, NUM_STEPS), worker_batch(0, config=config)
     model = copy.deepcopy(step.model).train()
     report = step.train(batch, 0)
 
-    views = model(
-        normalize(batch.frames.flatten(0, 1)), batch.frame_mask.flatten(0, 1), batch.sample_seeds.flatten()
+    view, seeds = batch.views[CROPS], batch.seeds[CROPS].flatten()
+    embeddings = model.encoder(
+        normalize(view.pixels.flatten(0, 1)), view.mask.flatten(0, 1), sample_seeds=seeds
     ).unflatten(0, (NUM_VIDEOS, 2))
     loss = sequence_contrastive_loss(
-        views[:, 0],
-        views[:, 1],
-        batch.timestamps[:, 0],
-        batch.timestamps[:, 1],
-        batch.frame_mask[:, 0],
-        batch.frame_mask[:, 1],
+        *model.objective.projection(embeddings, view.mask).unbind(1),
+        *view.timestamps.unbind(1),
+        *view.mask.unbind(1),
         temperature=0.2,
         variance=4.0,
     )
@@ -478,8 +471,8 @@ def test_a_step_is_the_loss_by_hand_clipped_into_adam(max_norm: float) -> None:
     assert max_norm > 1 or norm > 10 * max_norm
     for name, value in model.state_dict().items():
         torch.testing.assert_close(step.model.state_dict()[name], value, rtol=1e-4, atol=2e-5, msg=name)
-    assert (report.num_videos, report.num_frames) == (NUM_VIDEOS, int(batch.frame_mask.sum()))
-    clipped = torch.stack([p.grad.square().sum() for p in step.parameters]).sum().sqrt()
+    assert (report.num_videos, report.num_frames) == (NUM_VIDEOS, int(batch.views[CROPS].mask.sum()))
+    clipped = torch.stack([p.grad.square().sum() for p in step.model.parameters()]).sum().sqrt()
     assert clipped.item() == pytest.approx(min(max_norm, norm.item()), rel=1e-3)
 
 
@@ -492,7 +485,7 @@ def test_learning_rate_is_one_cosine_over_the_run() -> None:
     assert step.learning_rate(8) == pytest.approx(0, abs=1e-12)
     assert all(step.learning_rate(k) > step.learning_rate(k + 1) for k in range(8))
     report = step.train(worker_batch(0), 4)
-    assert report.learning_rate == step.learning_rate(4) == step.optimizer.param_groups[0]["lr"]
+    assert report.learning_rate == step.learning_rate(4) == step.phases[0].optimizer.param_groups[0]["lr"]
 
 
 @pytest.mark.parametrize(
@@ -533,7 +526,7 @@ def test_dropout_follows_the_videos_seeds() -> None:
     batch = worker_batch(0)
     reports = [TrainingStep(CONFIG, CPU, NUM_STEPS).train(batch, 0).loss for _ in range(2)]
     assert reports[0] == reports[1]
-    reseeded = replace(batch, sample_seeds=batch.sample_seeds + 1)
+    reseeded = replace(batch, seeds={CROPS: batch.seeds[CROPS] + 1})
     assert TrainingStep(CONFIG, CPU, NUM_STEPS).train(reseeded, 0).loss != reports[0]
 
 
@@ -543,7 +536,8 @@ def test_bf16_stays_near_fp32_and_finite() -> None:
     for number in range(3):
         batch = worker_batch(number)
         # Timestamps of a long video: no weight of the loss may become 0/0.
-        batch = replace(batch, timestamps=batch.timestamps * torch.tensor([1.0, 200.0])[:, None])
+        times = batch.views[CROPS].timestamps * torch.tensor([1.0, 200.0], dtype=torch.float64)[:, None]
+        batch = with_view(batch, timestamps=times)
         got, expected = half.train(batch, number), full.train(batch, number)
         assert got.applied
         assert got.loss != expected.loss
@@ -565,13 +559,11 @@ def test_colour_on_the_trainer_gives_the_loss_of_colour_on_the_workers(
     reports: list[StepReport] = []
     batches: list[Batch] = []
     for config in (workers, trainer):
-        pairs = [
-            make_view_pair(str(p), p.name, n, 1.0, 0, config) for p, n in zip(paths, lengths, strict=True)
-        ]
-        batch = collate(pairs, range(len(paths)), [view_seeds(0, 0, path.name) for path in paths], config)
+        pairs = [make_crops(str(p), p.name, n, 1.0, 0, config) for p, n in zip(paths, lengths, strict=True)]
+        batch = batch_of(pairs, range(len(paths)), [path.name for path in paths], config)
         batches.append(batch)
         reports.append(TrainingStep(config, CPU, NUM_STEPS).train(batch, 0))
-    assert not torch.equal(batches[0].frames, batches[1].frames)
+    assert not torch.equal(batches[0].views[CROPS].pixels, batches[1].views[CROPS].pixels)
     assert reports[1].loss == pytest.approx(reports[0].loss, rel=1e-5)
     assert reports[1].gradient_norm == pytest.approx(reports[0].gradient_norm, rel=1e-4)
     plain = TrainingStep(workers, CPU, NUM_STEPS).train(batches[1], 0)
@@ -586,10 +578,10 @@ def test_the_step_sees_what_the_workers_left_to_do(
     left = replace(CONFIG, augment=augment)
     lengths = [30, 5]  # the second is padded
     paths = [make_video(tmp_path / f"{i}.mp4", length, 48, 32) for i, length in enumerate(lengths)]
-    pairs = [make_view_pair(str(p), p.name, n, 1.0, 0, left) for p, n in zip(paths, lengths, strict=True)]
-    batch = collate(pairs, range(len(paths)), [view_seeds(0, 0, path.name) for path in paths], left)
-    done = replace(batch, frames=frames_on_device(batch, left, CPU))
-    assert done.frames.shape == (2, 2, CONFIG.model.num_frames, SIZE, SIZE, 3)
+    pairs = [make_crops(str(p), p.name, n, 1.0, 0, left) for p, n in zip(paths, lengths, strict=True)]
+    batch = batch_of(pairs, range(len(paths)), [path.name for path in paths], left)
+    done = batch_on_device(batch, left, CPU)
+    assert done.views[CROPS].pixels.shape == (2, 2, CONFIG.model.num_frames, SIZE, SIZE, 3)
     found, expected = TrainingStep(left, CPU, NUM_STEPS), TrainingStep(CONFIG, CPU, NUM_STEPS)
     assert torch.equal(found.evaluate(batch)[0], expected.evaluate(done)[0])
     assert found.train(batch, 0) == expected.train(done, 0)
@@ -601,15 +593,15 @@ def test_evaluation_is_a_sum_over_videos_and_changes_nothing() -> None:
     before = snapshot(step)
     whole = step.evaluate(worker_batch(1))
     parts = [step.evaluate(worker_batch(1, rank, 2)) for rank in range(2)]
-    nothing = step.evaluate(collate([], [], [], CONFIG))
+    nothing = step.evaluate(batch_of([], [], [], CONFIG))
     torch.testing.assert_close(parts[0][0] + parts[1][0], whole[0])
     assert torch.equal(parts[0][1] + parts[1][1], whole[1])
-    assert int(whole[1].sum()) == int(worker_batch(1).frame_mask.sum())
+    assert int(whole[1].sum()) == int(worker_batch(1).views[CROPS].mask.sum())
     assert all(value.tolist() == [0.0, 0.0] for value in nothing)
     assert same_state(before, snapshot(step))
     # At test time nothing is dropped, whatever the seeds.
     other = step.evaluate(
-        replace(worker_batch(1), sample_seeds=torch.zeros(NUM_VIDEOS, 2, dtype=torch.int64))
+        replace(worker_batch(1), seeds={CROPS: torch.zeros(NUM_VIDEOS, 2, dtype=torch.int64)})
     )
     assert torch.equal(other[0], whole[0])
 
@@ -617,7 +609,7 @@ def test_evaluation_is_a_sum_over_videos_and_changes_nothing() -> None:
 def test_a_step_without_any_video_is_harmless() -> None:
     step = TrainingStep(CONFIG, CPU, NUM_STEPS)
     step.train(worker_batch(0), 0)
-    report = step.train(collate([], [], [], CONFIG), 1)
+    report = step.train(batch_of([], [], [], CONFIG), 1)
     assert (report.loss, report.num_videos, report.num_frames) == (0.0, 0, 0)
     assert report.applied
     assert all(value.isfinite().all() for value in step.model.state_dict().values())
@@ -635,11 +627,11 @@ def test_every_objective_can_be_learnt(name: str) -> None:
 
 def test_the_weight_of_pairs_grows_from_nothing() -> None:
     config = replace(
-        OBJECTIVES["weak_scl"], objective=ObjectiveConfig(name="weak_scl", weak_warmup=0.5, weak_weight=2)
+        OBJECTIVES["weak_scl"], objective=objective_options("weak_scl", weak_warmup=0.5, weak_weight=2)
     )
     step = TrainingStep(config, CPU, 100)
-    assert [step.weak_weight(n) for n in (0, 25, 50, 99)] == [0, 1, 2, 2]
-    plain = TrainingStep(replace(config, objective=ObjectiveConfig()), CPU, 100)
+    assert [step.model.objective.weight(n / 100) for n in (0, 25, 50, 99)] == [0, 1, 2, 2]
+    plain = TrainingStep(replace(config, objective=objective_options()), CPU, 100)
     batch = worker_batch(0)
     sums, counts = step._terms(batch, step.model, 0.0)
     expected, expected_counts = plain._terms(batch, plain.model, 0.0)
@@ -649,4 +641,4 @@ def test_the_weight_of_pairs_grows_from_nothing() -> None:
 
 def test_supervised_needs_its_classes_counted() -> None:
     with pytest.raises(ValueError, match="needs num_classes"):
-        TrainingStep(replace(CONFIG, objective=ObjectiveConfig(name="supervised")), CPU, 1)
+        TrainingStep(replace(CONFIG, objective=objective_options("supervised")), CPU, 1)

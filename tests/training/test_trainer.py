@@ -29,9 +29,10 @@ from carl_ray.config import (
     Config,
     DataConfig,
     ModelConfig,
-    ObjectiveConfig,
+    ObjectiveOptions,
     OptimizerConfig,
     TrainingConfig,
+    objective_options,
 )
 from carl_ray.data.manifest import SCHEMA, attach_labels, read_manifest, write_table
 from carl_ray.data.scan import index_folder
@@ -117,7 +118,7 @@ def test_a_run_leaves_what_it_promises(undisturbed: Path, config: Config) -> Non
     assert '"preset": "test"' in (undisturbed / "config.json").read_text()
 
 
-def labelled(config: Config, folder: Path, objective: ObjectiveConfig) -> Config:
+def labelled(config: Config, folder: Path, objective: ObjectiveOptions) -> Config:
     """The run on the same videos with their labels, in pairs of videos, on two workers."""
     rendered = Path(config.data.manifest or "").parent / "rendered"
     manifest = attach_labels(read_manifest(config.data.manifest or ""), read_labels(rendered))
@@ -136,7 +137,7 @@ def labelled(config: Config, folder: Path, objective: ObjectiveConfig) -> Config
 def test_pairs_of_videos_train_on_two_workers(config: Config, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     # Six videos of four actions: two pairs, and two that are alone.
-    outcome = train(labelled(config, tmp_path, ObjectiveConfig(name="weak_scl")), str(run_dir))
+    outcome = train(labelled(config, tmp_path, objective_options("weak_scl")), str(run_dir))
     assert (outcome.finished, outcome.num_steps) == (True, 8)
     logged = [line for line in lines(run_dir) if "loss" in line]
     assert [line["num_videos"] for line in logged] == [4] * 8
@@ -145,7 +146,7 @@ def test_pairs_of_videos_train_on_two_workers(config: Config, tmp_path: Path) ->
 
 
 def test_frame_labels_become_classes_of_the_whole_data_set(config: Config, tmp_path: Path) -> None:
-    supervised = labelled(config, tmp_path, ObjectiveConfig(name="supervised"))
+    supervised = labelled(config, tmp_path, objective_options("supervised"))
     counted, videos = read_videos(replace(supervised, data=replace(supervised.data, train_fraction=0.5)))
     everything = read_manifest(supervised.data.manifest or "")
     phases = {name: len(action.phases) for name, action in ACTIONS.items()}
@@ -197,7 +198,7 @@ def test_objectives_that_need_labels_say_so(config: Config, tmp_path: Path) -> N
     ):
         bare = replace(config, training=replace(config.training, global_batch_size=4))
         with pytest.raises(UserError, match=message):
-            train(replace(bare, objective=ObjectiveConfig(name=name)), str(tmp_path / name))
+            train(replace(bare, objective=objective_options(name)), str(tmp_path / name))
         assert not (tmp_path / name).exists()
 
 

@@ -25,9 +25,9 @@ from carl_ray.config import (
     to_json,
 )
 from carl_ray.data.plan import Plan, training_plan, validation_plan
-from carl_ray.data.sample import Batch, collate
 from carl_ray.errors import OutageError, RunError
 from carl_ray.lease import LostError
+from carl_ray.objectives.views import CROPS
 from carl_ray.training import process_group, trainer, worker
 from carl_ray.training import reporter as reporting
 from carl_ray.training.checkpoint import Checkpoint, Progress
@@ -39,6 +39,7 @@ from carl_ray.training.run_log import SKIPPED_STEPS, WARNINGS, RunLog, read_log
 from carl_ray.training.step import StepReport, TrainingStep
 from carl_ray.training.step_batches import AgreedError, StepBatch, check_rows, row_fingerprint
 from carl_ray.training.worker import MAX_SKIPPED_IN_A_ROW
+from tests.samples import batch_of
 
 CPU = torch.device("cpu")
 CONFIG = Config(
@@ -175,20 +176,22 @@ def progress(step: int) -> Progress:
 
 def step_batch(step: int, broken: str | None) -> StepBatch:
     rows = range(3 * step, 3 * step + 3)
-    batch = collate([], [], [], CONFIG)
+    batch = batch_of([], [], [], CONFIG)
     videos = {row: f"walk/{row}\x1b[2J.mp4" for row in rows}
     times = torch.arange(4.0, dtype=torch.float64).expand(3, 2, 4).clone()
     if broken == "one":
         times[1, 0, 2] = torch.nan
-    batch = Batch(
-        frames=torch.randint(0, 255, (3, *batch.frames.shape[1:]), dtype=torch.uint8),
-        timestamps=times,
-        frame_mask=torch.ones(3, 2, 4, dtype=torch.bool),
-        frame_labels=batch.frame_labels.expand(3, 2, 4),
-        rows=torch.tensor(list(rows)),
-        color=np.zeros((3, 2, 16)),
-        sample_seeds=torch.zeros(3, 2, dtype=torch.int64),
+    batch = replace(
+        batch.map(lambda part: part.repeat(3, *[1] * (part.ndim - 1))), rows=torch.tensor(list(rows))
     )
+    view = batch.views[CROPS]
+    view = replace(
+        view,
+        pixels=torch.randint(0, 255, view.pixels.shape, dtype=torch.uint8),
+        timestamps=times,
+        mask=torch.ones(3, 2, 4, dtype=torch.bool),
+    )
+    batch = replace(batch, views={CROPS: view})
     return StepBatch(step, batch, videos, 3, row_fingerprint((row, row // 6) for row in rows), [])
 
 

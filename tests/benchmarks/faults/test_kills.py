@@ -37,7 +37,7 @@ PROCESSES = [
     Process(11, 10, "/opt/ray/core/raylet --session-dir"),
     Process(12, 11, "ray::MapBatches(load)"),
     Process(13, 11, "ray::MapBatches(load)"),
-    Process(18, 12, "/bin/python -c from carl_ray.data.guard import answer_view_pairs; answer_view_pairs()"),
+    Process(18, 12, "/bin/python -c from carl_ray.data.guard import answer_views; answer_views()"),
     Process(14, 11, "ray::MapBatches(plan_segment)"),
     Process(15, 11, "ray::RayTrainWorker.execute"),
     Process(16, 11, "ray::SplitCoordinator.get"),

@@ -32,8 +32,9 @@ from carl_ray.training.checkpoint import (
     restore,
     save_checkpoint,
 )
+from carl_ray.training.learner import initial_learner
 from carl_ray.training.run_log import RunLog, read_log
-from carl_ray.training.step import TrainedModel, TrainingStep
+from carl_ray.training.step import TrainingStep
 
 BUCKET = "faulty"
 MEBIBYTE = 1 << 20
@@ -455,7 +456,7 @@ def test_a_store_that_fails_during_a_checkpoint(
         assert "\n" not in str(caught.value)
     proxy.clear()
     assert latest_step(run_dir) == 4
-    restored = TrainedModel(before.config)
+    restored = initial_learner(before.config)
     load_model(open_checkpoint(storage.join(run_dir, "checkpoints", "step-00000004")), restored)
     for key, value in step.model.state_dict().items():
         assert torch.equal(restored.state_dict()[key], value)

@@ -16,9 +16,9 @@ from benchmarks.parts.videos import Video, even_sample, kinds, long_enough, rend
 from carl_ray import options
 from carl_ray.config import Config
 from carl_ray.data.decode import read_frames
-from carl_ray.data.sample import make_view_pair
 from carl_ray.errors import UserError
 from carl_ray.presets import demo
+from tests.samples import make_crops
 
 CONFIG = options.overridden(
     demo(), {"data.short_side": "32", "augment.image_size": "24", "model.num_frames": "8"}
@@ -130,9 +130,9 @@ def test_a_draw_knows_the_frames_of_both_views(
 ) -> None:
     video = videos[0]
     draw = data.make_draw(video, 3, CONFIG)
-    pair = make_view_pair(str(video.path), str(video.path), 40, 1.0, 3, CONFIG)
+    pair = make_crops(str(video.path), str(video.path), 40, 1.0, 3, CONFIG)
     np.testing.assert_array_equal(draw.pair.timestamps, pair.timestamps)
-    np.testing.assert_array_equal(draw.pair.color, pair.color)
+    np.testing.assert_array_equal(draw.pair.parameters, pair.parameters)
     assert draw.num_frames == 16
     for view in range(2):
         np.testing.assert_array_equal(draw.needed[draw.places(view)], pair.timestamps[view])

@@ -13,7 +13,7 @@ from carl_ray.data.decode import probe_video
 from carl_ray.errors import UserError
 from carl_ray.evaluation.inference import VideoEmbedder
 from carl_ray.presets import PRESETS
-from carl_ray.training.step import initial_model
+from carl_ray.training.learner import initial_encoder
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def config():
 def test_the_plain_way_gives_the_embedders_embeddings(config, make_video, tmp_path, frame_numbers) -> None:
     # As high as the encoder's frames: nothing is resized.
     path = make_video(tmp_path / "a.mp4", 20, 48, 32)
-    encoder = initial_model(config).encoder.eval()
+    encoder = initial_encoder(config).eval()
     plain = embedding.embed_plainly(encoder, path.read_bytes(), 32, CPU)
     (embedded,) = VideoEmbedder([encoder], config, CPU).embed_file(str(path))
     assert plain.embeddings.shape == (20, 128) and plain.seconds > plain.decoding_seconds > 0

@@ -13,11 +13,13 @@ from benchmarks import throughput
 from benchmarks.parts import stream
 from benchmarks.parts.videos import Video
 from carl_ray import options
+from carl_ray.data.batch import view_seeds
 from carl_ray.data.plan import VALIDATION_EPOCH
-from carl_ray.data.sample import make_view_pair, view_seeds
-from carl_ray.data.stream import StreamRow
+from carl_ray.data.sample import Sample, sample_spec, views_of
 from carl_ray.errors import RunError, UserError
+from carl_ray.objectives.views import CROPS
 from carl_ray.presets import demo
+from tests.samples import make_crops
 
 CONFIG = options.overridden(
     demo(), {"data.short_side": "32", "augment.image_size": "24", "model.num_frames": "8"}
@@ -38,23 +40,25 @@ def test_both_ways_train_on_the_plans_batches(videos: list[Video]) -> None:
     for row, video in ((0, 0), (4, 1), (15, 0)):
         path, batch, place = str(videos[video].path), made[row // 8], row % 8
         # The draw that the limit is measured with, every time.
-        expected = make_view_pair(path, path, 20 + video, 1.0, VALIDATION_EPOCH, CONFIG)
-        for name, array in vars(expected).items():
-            np.testing.assert_array_equal(getattr(batch, name)[place], array)
-        assert batch.sample_seeds[place].tolist() == list(
-            view_seeds(CONFIG.training.seed, VALIDATION_EPOCH, path)
-        )
+        expected = make_crops(path, path, 20 + video, 1.0, VALIDATION_EPOCH, CONFIG)
+        view = batch.views[CROPS]
+        np.testing.assert_array_equal(view.pixels[place], expected.pixels)
+        np.testing.assert_array_equal(view.timestamps[place], expected.timestamps)
+        np.testing.assert_array_equal(view.mask[place], expected.mask)
+        sample = Sample(row, 0, VALIDATION_EPOCH, path, None, None)
+        seeds = view_seeds(CONFIG.training.seed, sample, CONFIG.view_specs[0])
+        assert batch.seeds[CROPS][place].tolist() == seeds
 
 
-def rows_of(data: stream.PlanPairs) -> list[StreamRow]:
+def rows_of(data: stream.PlanPairs) -> list[Sample]:
     """One pair for all rows, of one real frame more in every batch."""
-    pair = data[0]
+    pair = views_of(data[0], sample_spec(CONFIG))[CROPS]
     counted = []
     for planned in data.plan.rows(0, data.plan.num_rows):
-        mask = np.zeros_like(pair.frame_mask)
+        mask = np.zeros_like(pair.mask)
         mask[0, : planned.step + 1] = True
-        made = replace(pair, frame_mask=mask)
-        counted.append(StreamRow(planned.row, planned.step, planned.epoch, "v", None, made))
+        made = {CROPS: replace(pair, mask=mask)}
+        counted.append(Sample(planned.row, planned.step, planned.epoch, "v", None, made))
     return counted
 
 

@@ -3,7 +3,7 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing, nn
 
-from carl_ray.model.normalization import BatchNorm
+from carl_ray.layers.normalization import BatchNorm
 
 SHAPES = [(7, 5), (7, 5, 3, 2)]
 

@@ -1,0 +1,132 @@
+"""Make the augmented views of a video. No Ray here.
+
+    bytes ─ decode the needed frames once ▶ for each clip: crop, resize, flip, colour ▶ ViewTensors (NumPy)
+
+The views are a pure function of (seed, epoch, video) and the spec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+
+from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
+from carl_ray.data.decode import read_frames
+from carl_ray.data.pixels import to_yuv420
+from carl_ray.data.randomness import ViewNumber, sample_generator, view_key
+from carl_ray.data.sample import SampleSpec
+from carl_ray.data.views import ViewIndices, sample_views
+from carl_ray.objectives.base import ViewTensors
+from carl_ray.objectives.views import ViewSpec
+
+
+def make_views(
+    source: bytes | str,
+    video_id: str,
+    num_video_frames: int,
+    frame_step: float,
+    epoch: int,
+    spec: SampleSpec,
+    *,
+    verified: bool = False,
+    columns: Mapping[str, Sequence[int] | None] | None = None,
+) -> dict[str, ViewTensors[np.ndarray]]:
+    """The augmented views of one video in one epoch (paper, section 3.2), by name.
+
+    The union of all views' frames is decoded once, resized while decoding.
+
+    Args:
+        source: The file's content, or its path or URI.
+        video_id: `video_id` of the manifest; with the run's seed and the epoch it determines every draw.
+        num_video_frames: Frames of the video.
+        frame_step: Timestamp of frame i is i * frame_step.
+        epoch: Epoch of the run.
+        spec: Of the run's samples.
+        verified: Every frame was decoded once to count them: the decoder may rely on it.
+        columns: Of each column of the spec the value of every frame, -1 for none; None where the video has none.
+
+    Raises:
+        DecodeError: the video cannot be read.
+    """
+    drawn = {view.name: _draw_frames(view, video_id, num_video_frames, epoch, spec) for view in spec.views}
+    clips = [clip for view in drawn.values() for clip in view]
+    needed = np.unique(np.concatenate([clip.frame_indices[clip.frame_mask] for clip in clips]))
+    decoded = read_frames(
+        source,
+        needed,
+        short_side=spec.data.short_side,
+        decoder=spec.data.decoder,
+        num_frames=num_video_frames if verified else None,
+    )
+    views = {}
+    for view in spec.views:
+        own = drawn[view.name]
+        pixels, parameters = _augmented(decoded, needed, own, view, (spec.seed, epoch, video_id))
+        height, width = decoded.shape[1:3]
+        corners = [(d.left, d.top, d.left + d.width, d.top + d.height) for d in parameters]
+        views[view.name] = ViewTensors(
+            timestamps=np.stack([clip.frame_indices * float(frame_step) for clip in own]),
+            mask=np.stack([clip.frame_mask for clip in own]),
+            parameters=np.stack([draw.to_vector() for draw in parameters]),
+            boxes=np.array(corners) / (width, height, width, height),
+            flips=np.array([draw.flip for draw in parameters]),
+            pixels=pixels,
+            columns={
+                name: np.stack([_at_frames(clip, (columns or {}).get(name)) for clip in own])
+                for name in spec.columns
+            },
+        )
+    return views
+
+
+def _draw_frames(
+    view: ViewSpec, video_id: str, num_video_frames: int, epoch: int, spec: SampleSpec
+) -> tuple[ViewIndices, ...]:
+    """The frames of each clip of a view."""
+    clips = sample_views(
+        num_video_frames,
+        view.num_frames,
+        max_crop_ratio=view.span.max_crop_ratio,
+        min_overlap=view.span.min_overlap,
+        sampling=view.span.sampling,
+        crop=view.span.crop,
+        rng=sample_generator(spec.seed, epoch, video_id, view_key(view.name, ViewNumber.SHARED)),
+    )
+    return clips[: view.count]
+
+
+def _augmented(
+    decoded: UInt8[np.ndarray, "needed height width 3"],
+    needed: Int64[np.ndarray, " needed"],
+    clips: Sequence[ViewIndices],
+    view: ViewSpec,
+    key: tuple[int, int, str],
+) -> tuple[UInt8[np.ndarray, "n time *frame"], list[AugmentParameters]]:
+    """Pixels of the clips of a view, zeros where masked, and the draw of each."""
+    augment, drawn = view.augment, []
+    pixels = np.zeros((view.count, view.num_frames, *view.frame_shape), dtype=np.uint8)
+    for number, clip in enumerate(clips):
+        rng = sample_generator(*key, view_key(view.name, ViewNumber.FIRST + number))
+        parameters = draw_parameters(augment, decoded.shape[1], decoded.shape[2], rng)
+        places = np.searchsorted(needed, clip.frame_indices[clip.frame_mask])
+        # Into the output array without a copy if it has this layout: new pages are slow.
+        whole = clip.frame_mask.all() and augment.pixels == "rgb"
+        out = torch.from_numpy(pixels[number]) if whole else None
+        frames = apply_geometry(decoded, parameters, augment.image_size, places, out)
+        if augment.color_on == "workers":
+            apply_color(frames, parameters, augment.color, in_place=True)
+        if not whole:
+            pixels[number, clip.frame_mask] = (
+                to_yuv420(frames) if augment.pixels == "yuv420" else frames.numpy()
+            )
+        drawn.append(parameters)
+    return pixels, drawn
+
+
+def _at_frames(clip: ViewIndices, values: Sequence[int] | None) -> Int64[np.ndarray, " time"]:
+    if values is None:
+        return np.full(len(clip.frame_indices), -1, np.int64)
+    return np.where(clip.frame_mask, np.asarray(values, np.int64)[clip.frame_indices], -1)

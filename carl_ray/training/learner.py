@@ -1,0 +1,88 @@
+"""The module that is trained: an encoder and an objective with its heads. Free of Ray.
+
+Legend: B videos of this worker, n clips of a view, T frames of a clip, D embedding width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from carl_ray.config import Config
+from carl_ray.model.encoder import FrameLevelVideoEncoder
+from carl_ray.model.features import normalize
+from carl_ray.objectives.base import Batch, Encoding, Objective, Terms, build_objective
+from carl_ray.objectives.choice import find_objective
+
+_EARLIER_HEADS = ("projection.", "order_head.", "classifier.")
+
+
+class Learner(nn.Module):
+    """Encoder and objective, which are trained and checkpointed together.
+
+    Args:
+        encoder: Of frames.
+        objective: With its heads.
+    """
+
+    def __init__(self, encoder: FrameLevelVideoEncoder, objective: Objective) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.objective = objective
+
+    def forward(self, batch: Batch, progress: float, phase: str, with_gradient: bool = True) -> Terms:
+        """Terms of a phase of the objective.
+
+        Args:
+            batch: On the device of the weights, with pixels as RGB.
+            progress: Share of the run that is done.
+            phase: Name of the phase.
+            with_gradient: False: the encoder is computed without gradient.
+        """
+        with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()):
+            encodings = self.encode(batch)
+        return self.objective.phase_terms(phase, encodings, batch, progress)
+
+    def encode(self, batch: Batch) -> dict[str, Encoding]:
+        """Embeddings of all views."""
+        encodings, backbone = {}, self.encoder.backbone
+        for name, view in batch.views.items():
+            assert view.pixels is not None
+            frames = self.encoder(
+                normalize(view.pixels.flatten(0, 1), backbone.mean, backbone.std),
+                view.mask.flatten(0, 1),
+                sample_seeds=batch.seeds[name].flatten(),
+            )
+            encodings[name] = Encoding(frames.unflatten(0, view.mask.shape[:2]), view.mask)
+        return encodings
+
+
+def initial_learner(config: Config) -> Learner:
+    """Build the learner with random weights that depend on the config's seed alone."""
+    kind, width, batch_norm = (
+        find_objective(config.objective.name),
+        config.model.embedding_width,
+        config.model.batch_norm,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        encoder = FrameLevelVideoEncoder(config.model)
+        return Learner(encoder, build_objective(kind, config.objective, width, batch_norm))
+
+
+def initial_encoder(config: Config) -> FrameLevelVideoEncoder:
+    """Build the encoder of `initial_learner` alone, without the code of the objective."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        return FrameLevelVideoEncoder(config.model)
+
+
+def present_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a checkpoint of any version by their names in `Learner`."""
+
+    def present(name: str) -> str:
+        if not name.startswith(_EARLIER_HEADS):
+            return name
+        return f"objective.{name.replace('order_head.layers.', 'order_head.')}"
+
+    return {present(name): value for name, value in tensors.items()}

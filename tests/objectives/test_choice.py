@@ -1,0 +1,111 @@
+"""`carl_ray.objectives.choice`: an objective is found by its name, its options alone are read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from carl_ray.config import Config, digest, from_document, from_json, to_document, to_json
+from carl_ray.errors import UserError
+from carl_ray.objectives.choice import EARLIER, OBJECTIVES, find_objective, objective_options
+
+FOREIGN = """
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from carl_ray.objectives.base import Objective, ObjectiveOptions, options
+
+
+class Foreign(Objective):
+    @options
+    class Options(ObjectiveOptions):
+        margin: float = Field(default=2.0, gt=0)
+
+    def __init__(self, options, width, batch_norm):
+        super().__init__(options, width, batch_norm)
+        self.head = nn.Linear(width, 1)
+
+
+class NoObjective:
+    pass
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package outside with an entry point, as pip would install it."""
+    (tmp_path / "foreign_package.py").write_text(FOREIGN)
+    info = tmp_path / "foreign_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[carl_ray.objectives]\nforeign = foreign_package:Foreign\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("foreign_package", None)
+    find_objective.cache_clear()
+
+
+def read(**options: object) -> Config:
+    return from_document({"preset": "test", "objective": options}, "here")
+
+
+@pytest.mark.parametrize("name", ["foreign", "foreign_package:Foreign"])
+def test_a_package_outside(installed: None, name: str) -> None:
+    config = read(name=name, margin="3")
+    assert config.objective == find_objective(name).Options(name=name, margin=3.0)
+    assert from_json(to_json(config), "here") == config
+    assert to_document(config)["objective"] == {"name": name, "margin": 3.0}
+    with pytest.raises(UserError, match=r"^here: objective\.margin: .*greater than 0, got -1$"):
+        read(name=name, margin=-1)
+    with pytest.raises(UserError, match=r"objective\.window: not an option of .* \(its options: margin\)$"):
+        read(name=name, window=5.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "tcnn"}, r"objective\.name: unknown objective 'tcnn'; did you mean tcn\? \(.*foreign;"),
+        ({"name": "foreign_package:Gone"}, r"objective\.name: objective 'foreign_package:Gone' cannot be imported"),
+        ({"name": "gone:Gone"}, r"cannot be imported: No module named 'gone'$"),
+        ({"name": "foreign_package:NoObjective"}, r"expected a subclass of Objective with Options, got <class"),
+        ({"name": "scl", "window": 7}, r"objective\.window: not an option of objective scl \(its options: te"),
+        ({"name": "tcn", "window": "far"}, r"objective\.window: .*number.*got 'far'$"),
+        ({"name": 3}, r"objective\.name: expected a name, got 3$"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(installed: None, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read(**options)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="objective: expected a table of options, got 7"):
+        from_document({"preset": "test", "objective": 7}, "here")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_configs_of_earlier_versions(name: str) -> None:
+    """They have all options of all objectives; their digest names folders."""
+    config = read(name=name)
+    old = to_document(config)
+    old["objective"] = {"name": name} | EARLIER
+    assert from_document(old, "here") == config
+    changed = from_document(old | {"objective": old["objective"] | {"window": 9.0}}, "here")
+    assert getattr(changed.objective, "window", None) == (9.0 if name == "tcn" else None)
+    assert name != "scl" or digest(Config(preset="d")) == "d1f2257632dcd0bb"
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_options_are_described_and_need_no_torch(name: str) -> None:
+    fields = find_objective(name).Options.__pydantic_fields__
+    assert all((info.description or "").endswith(".") for field, info in fields.items() if field != "name")
+    code = (
+        "import sys; from carl_ray.objectives.choice import objective_options as o;"
+        f"print(o({name!r}).name, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [name, "False"]
+    assert objective_options(name).pairs_videos == (name in ("tcc", "lav", "gta", "weak_scl"))
