@@ -18,10 +18,10 @@ from jaxtyping import Bool, Float, Float64, Int
 
 from carl_ray.evaluation.bootstrap import Result, ratio_of_sums
 from carl_ray.evaluation.frames import unit_frames
-from carl_ray.evaluation.task import Metric, Task, arrays
+from carl_ray.evaluation.task import Metric, Task, Videos
 
 if TYPE_CHECKING:
-    from carl_ray.evaluation.embeddings import EmbeddedVideo
+    pass
 
 _MOST_FRAMES = 3000
 """Longer videos are strided: alignment takes time and memory by the product of two lengths."""
@@ -157,18 +157,16 @@ def _likeliest_path(
     return np.array(path[::-1])
 
 
-def _run(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], stride: int, seed: int
-) -> dict[str, Result]:
+def _run(videos: Videos) -> dict[str, Result]:
     """Accuracy over the labelled test frames for each number of labelled videos, by seeded draws."""
-    rng = np.random.default_rng(seed)
-    labelled = [video for video in train if (video.phases >= 0).any()]
+    rng, stride, test = np.random.default_rng(videos.seed), videos.stride, videos.test
+    labelled = [video for video in videos.train if (video.phases >= 0).any()]
     chosen = [labelled[k] for k in rng.permutation(len(labelled))[:_MOST_SOURCES]]
     truths = [video.phases[::stride] for video in test]
     frames = np.array([(truth >= 0).sum() for truth in truths], dtype=np.float64)
     correct = np.zeros((len(_COUNTS), len(test)))
     if chosen:
-        units = unit_frames(arrays([*chosen, *test])[0], stride=stride)
+        units = unit_frames([video.embeddings for video in [*chosen, *test]], stride=stride)
         states, num_states = _states([video.phases[::stride] for video in chosen])
         evidences = _evidence(units[: len(chosen)], states, units[len(chosen) :], num_states)
         for _ in range(_NUM_DRAWS):

@@ -10,6 +10,7 @@ import pytest
 from carl_ray.evaluation.embeddings import EmbeddedVideo
 from carl_ray.evaluation.propagation import TASK, _likeliest_path, propagate
 from carl_ray.evaluation.protocol import evaluate
+from carl_ray.evaluation.task import Videos
 from tests.evaluation.test_embeddings import ORIGIN
 
 WIDTH = 8
@@ -108,7 +109,7 @@ def test_the_task_in_an_evaluation() -> None:
     again = evaluate(train, test, ORIGIN, tasks=["propagation"])
     assert again["trained"] == trained
     # With one video to draw, the mean over draws is what the function finds.
-    one = TASK.run(train[:1], test, 1, 0)["propagation_1"].value
+    one = TASK.run(Videos(train[:1], test))["propagation_1"].value
     found = [propagate([train[0].embeddings], [train[0].phases], v.embeddings).phases for v in test]
     right = [(phases == v.phases)[v.phases >= 0] for phases, v in zip(found, test, strict=True)]
     assert one == pytest.approx(np.concatenate(right).mean())
