@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,13 +39,6 @@ def test_every_example_is_tested_and_short() -> None:
         assert len(path.read_text().splitlines()) <= 60, path
 
 
-def test_training_in_plain_torch(videos: Path, tmp_path: Path) -> None:
-    printed = run("own_objective.py", videos, 3, cwd=tmp_path)
-    losses = [float(line.split()[-1]) for line in printed.splitlines()]
-    assert len(losses) == 3 and np.isfinite(losses).all()
-    assert (tmp_path / "encoder.pt").stat().st_size > 0
-
-
 def test_embedding_one_video(tiny_run: Path, videos: Path, tmp_path: Path) -> None:
     printed = run("embed_one_video.py", tiny_run, videos / "a.mp4", "a.npy", cwd=tmp_path)
     assert printed.startswith("40 frames x 8; ")
@@ -61,6 +55,18 @@ def test_own_backbone(
     monkeypatch.syspath_prepend(str(EXAMPLES))
     embedded = carl_ray.load_encoder(str(tmp_path / "run")).embed(videos / "a.mp4")
     assert embedded.shape[0] == 40 and np.isfinite(embedded).all()
+
+
+@pytest.mark.slow
+def test_own_objective(
+    videos: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = run("own_objective.py", videos, "run", 2, cwd=tmp_path)
+    assert printed.splitlines()[-1] == str(tmp_path / "run")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["objective"] == {"name": "own_objective:TimeRegression", "temperature": 0.1}
+    assert np.isfinite(carl_ray.load_encoder(str(tmp_path / "run")).embed(videos / "a.mp4")).all()
 
 
 @pytest.mark.slow

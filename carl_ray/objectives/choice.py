@@ -32,6 +32,7 @@ OBJECTIVES = {
     "gta": "gta:GlobalAlignment",
     "weak_scl": "weak:WeakSequenceContrast",
     "supervised": "supervised:FrameClassification",
+    "vsp": "vsp:BrownianBridge",
 }
 """The objectives of this package: name to module and class."""
 

@@ -268,3 +268,56 @@ def test_the_length_of_a_colour_draw() -> None:
     parameters = draw_parameters(CONFIG.augment, 32, 32, np.random.default_rng(0))
     assert len(parameters.to_vector()) == NUM_PARAMETERS
     assert AugmentParameters.from_vector(parameters.to_vector()) == parameters
+
+
+def several_views() -> SampleSpec:
+    """Views of several shapes: crops, one long small clip with packed pixels, features of frames."""
+    spec, (crops,) = sample_spec(LABELLED), CONFIG.view_specs
+    packed = replace(crops.augment, image_size=12, pixels="yuv420")
+    far = replace(crops, name="far", count=1, num_frames=13, augment=packed)
+    return replace(spec, views=(crops, far, replace(crops, name="cached", num_frames=5, features=6)))
+
+
+@pytest.mark.parametrize("spec", [sample_spec(CONFIG), sample_spec(LABELLED), several_views()])
+def test_samples_survive_the_table(spec: SampleSpec) -> None:
+    rng = np.random.default_rng(0)
+    samples = []
+    for row in range(3):
+        arrays = {n: rng.integers(0, 2, shape).astype(t) for n, (t, shape) in spec.array_types.items()}
+        samples.append(Sample(row, 1, 2, "v", None, views_of(arrays, spec)))
+    samples.insert(1, Sample(7, 1, 2, "bad", "no video", None))
+    table = pa.concat_tables([sample.to_arrow(spec) for sample in samples])
+    for whole in (table, table.combine_chunks(), table.combine_chunks().slice(1)):
+        for index, sample in enumerate(samples[len(samples) - whole.num_rows :]):
+            read = Sample.from_arrow(whole, index, spec)
+            assert replace(read, views=None) == replace(sample, views=None)
+            assert (read.views is None) == (sample.views is None)
+            for name, value in arrays_of(sample.views or {}).items():
+                np.testing.assert_array_equal(arrays_of(read.views or {})[name], value, strict=True)
+    batch = collate([Sample.from_arrow(table, index, spec) for index in range(4)], spec)
+    assert batch.rows.tolist() == [0, 1, 2]
+    for view in spec.views:
+        for name, value in batch.views[view.name].arrays().items():
+            expected = np.stack([arrays_of(s.views)[f"{view.name}.{name}"] for s in samples if s.views])
+            np.testing.assert_array_equal(value.numpy(), expected, strict=True)
+    assert collate(samples[1:2], spec).map(lambda part: part[:0]).rows.shape == (0,)
+
+
+def test_named_views_of_a_video(video: Path) -> None:
+    spec = several_views()
+    spec = replace(spec, views=spec.views[:2])
+    views = make_views(str(video), "a", NUM_FRAMES, 1.0, 0, spec)
+    alone = make_crops(str(video), "a", NUM_FRAMES, 1.0, 0, CONFIG)
+    # Another view changes none of the crops' draws; its own are others.
+    assert same(replace(views["crops"], columns={}), alone)
+    far = views["far"]
+    assert far.pixels.shape == (1, 13, 12 * 12 * 3 // 2) and far.mask.all()
+    assert not np.array_equal(far.parameters[0], alone.parameters[0])
+    left, top, right, bottom = far.boxes[0]
+    assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+    frame = read_frames(str(video), [0], short_side=CONFIG.data.short_side).shape[1:3]
+    np.testing.assert_allclose(far.parameters[0, :4], np.array([top, left, bottom - top, right - left]) * (*frame, *frame))
+    assert far.flips[0] == far.parameters[0, 4]
+    assert 0.75 < (right - left) * (bottom - top) <= 1  # `crop_area`, to whole pixels
+    short = make_views(str(video), "a", 6, 1.0, 0, spec)
+    assert short["far"].mask.sum() == 6 and not short["far"].pixels[0, 6:].any()

@@ -376,7 +376,7 @@ def test_a_task_whose_process_always_dies_is_not_tried_forever(videos: pa.Table)
     # The module's function, in the process that loads: closures travel with what they refer to.
     plan = validation_plan(0, videos.num_rows, 3)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(stream, "_load_row", die)
+        patched.setattr(stream, "_load_sample", die)
         with pytest.raises(
             ray.exceptions.RayError, match=r"the process that decodes row \d of the plan died 4 times"
         ):

@@ -21,6 +21,7 @@ from carl_ray.objectives.shuffle_and_learn import order_head, shuffle_and_learn_
 from carl_ray.objectives.supervised import frame_classification_terms
 from carl_ray.objectives.tcc import cycle_consistency_terms
 from carl_ray.objectives.tcn import time_contrastive_terms
+from carl_ray.objectives.vsp import brownian_bridge_terms
 from carl_ray.objectives.weak import weak_contrastive_terms
 
 
@@ -81,6 +82,10 @@ def order(a: Frames, **options: Any) -> tuple[Tensor, Tensor]:
     return shuffle_and_learn_terms(a.z, a.mask, a.seeds, head)
 
 
+def vsp(a: Frames, **options: Any) -> tuple[Tensor, Tensor]:
+    return brownian_bridge_terms(a.z, a.s, a.mask, a.seeds)
+
+
 def supervised(a: Frames, **options: Any) -> tuple[Tensor, Tensor]:
     return frame_classification_terms(a.z, a.labels, a.mask)
 
@@ -97,6 +102,7 @@ CASES = {
     "weak": Case(weak),
     "tcn": Case(tcn, sides=1),
     "shuffle and learn": Case(order, sides=1, cosines=False),
+    "vsp": Case(vsp, sides=1),
     "supervised": Case(supervised, sides=1, cosines=False),
 }
 every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
