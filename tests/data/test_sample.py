@@ -8,15 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainingConfig, ViewsConfig
 from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
-from carl_ray.data.batch import batch_on_device
+from carl_ray.data.batch import batch_on_device, collate
 from carl_ray.data.decode import DecodeError, read_frames
+from carl_ray.data.make_views import make_views
 from carl_ray.data.randomness import ViewNumber, sample_generator, sample_seed
-from carl_ray.data.sample import NUM_PARAMETERS, sample_bytes, sample_spec
+from carl_ray.data.sample import (
+    NUM_PARAMETERS,
+    Sample,
+    SampleSpec,
+    arrays_of,
+    sample_bytes,
+    sample_spec,
+    views_of,
+)
 from carl_ray.data.views import sample_views
 from carl_ray.objectives.choice import objective_options
 from carl_ray.objectives.views import CROPS
@@ -273,7 +283,7 @@ def test_the_length_of_a_colour_draw() -> None:
 def several_views() -> SampleSpec:
     """Views of several shapes: crops, one long small clip with packed pixels, features of frames."""
     spec, (crops,) = sample_spec(LABELLED), CONFIG.view_specs
-    packed = replace(crops.augment, image_size=12, pixels="yuv420")
+    packed = replace(crops.augment, image_size=12, pixels="yuv420", crop_area=(0.5, 0.6))
     far = replace(crops, name="far", count=1, num_frames=13, augment=packed)
     return replace(spec, views=(crops, far, replace(crops, name="cached", num_frames=5, features=6)))
 
@@ -316,8 +326,10 @@ def test_named_views_of_a_video(video: Path) -> None:
     left, top, right, bottom = far.boxes[0]
     assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
     frame = read_frames(str(video), [0], short_side=CONFIG.data.short_side).shape[1:3]
-    np.testing.assert_allclose(far.parameters[0, :4], np.array([top, left, bottom - top, right - left]) * (*frame, *frame))
+    np.testing.assert_allclose(
+        far.parameters[0, :4], np.array([top, left, bottom - top, right - left]) * (*frame, *frame)
+    )
     assert far.flips[0] == far.parameters[0, 4]
-    assert 0.75 < (right - left) * (bottom - top) <= 1  # `crop_area`, to whole pixels
+    assert 0.4 < (right - left) * (bottom - top) < 0.7
     short = make_views(str(video), "a", 6, 1.0, 0, spec)
     assert short["far"].mask.sum() == 6 and not short["far"].pixels[0, 6:].any()
