@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from carl_ray.objectives.base import Batch, Encoding, ViewTensors, build_objective
+from carl_ray.objectives.choice import OBJECTIVES, find_objective, objective_options
 from carl_ray.objectives.contrastive import contrastive_terms
 from carl_ray.objectives.gta import gta_terms
 from carl_ray.objectives.lav import lav_terms
@@ -21,7 +23,7 @@ from carl_ray.objectives.shuffle_and_learn import order_head, shuffle_and_learn_
 from carl_ray.objectives.supervised import frame_classification_terms
 from carl_ray.objectives.tcc import cycle_consistency_terms
 from carl_ray.objectives.tcn import time_contrastive_terms
-from carl_ray.objectives.vsp import brownian_bridge_terms
+from carl_ray.objectives.views import CROPS
 from carl_ray.objectives.weak import weak_contrastive_terms
 
 
@@ -82,10 +84,6 @@ def order(a: Frames, **options: Any) -> tuple[Tensor, Tensor]:
     return shuffle_and_learn_terms(a.z, a.mask, a.seeds, head)
 
 
-def vsp(a: Frames, **options: Any) -> tuple[Tensor, Tensor]:
-    return brownian_bridge_terms(a.z, a.s, a.mask, a.seeds)
-
-
 def supervised(a: Frames, **options: Any) -> tuple[Tensor, Tensor]:
     return frame_classification_terms(a.z, a.labels, a.mask)
 
@@ -102,7 +100,6 @@ CASES = {
     "weak": Case(weak),
     "tcn": Case(tcn, sides=1),
     "shuffle and learn": Case(order, sides=1, cosines=False),
-    "vsp": Case(vsp, sides=1),
     "supervised": Case(supervised, sides=1, cosines=False),
 }
 every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -259,3 +256,56 @@ def test_bf16_is_computed_in_float32(case: Case) -> None:
     assert torch.equal(got_counts, counts) and counts.any()
     torch.testing.assert_close(sums.double(), exact, rtol=1e-4, atol=0)
     assert all(gradient.isfinite().all() and gradient.any() for gradient in found)
+
+
+# --- the objectives of `OBJECTIVES` as modules, without a row for each -----------------------------------------------
+
+
+def module(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    options = objective_options(name).with_num_classes(5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return build_objective(find_objective(name), options, 4, "frozen").to(dtype)
+
+
+def videos(name: str, garbage: float = 0.0, dtype: torch.dtype = torch.float32) -> tuple[Any, Batch]:
+    """Two pairs of videos, of which some crops are padded; what is padded holds garbage."""
+    rng = torch.Generator().manual_seed(1)
+    mask = torch.arange(9) < torch.tensor([[9, 7], [9, 9], [6, 9], [9, 8]])[:, :, None]
+    frames = torch.randn(4, 2, 9, 4, generator=rng).to(dtype).masked_fill(~mask[..., None], garbage)
+    times = torch.rand(4, 2, 9, generator=rng, dtype=torch.float64).mul(30).sort(-1).values
+    view = ViewTensors(
+        timestamps=times.masked_fill(~mask, garbage),
+        mask=mask,
+        parameters=torch.zeros(4, 2, 16),
+        boxes=torch.zeros(4, 2, 4),
+        flips=torch.zeros(4, 2, dtype=torch.bool),
+        columns={c: torch.randint(0, 5, mask.shape, generator=rng) for c in objective_options(name).columns},
+    )
+    seeds = torch.arange(8).view(4, 2)
+    return frames.requires_grad_(), Batch({CROPS: view}, torch.arange(4), {CROPS: seeds})
+
+
+def computed(name: str, *, garbage: float = 0.0, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+    objective, (frames, batch) = module(name), videos(name, garbage, dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        sums, counts = objective({CROPS: Encoding(frames, batch.views[CROPS].mask)}, batch, 0.5)
+    (sums / counts).sum().backward()
+    return sums, counts, frames.grad, batch.views[CROPS].mask, objective
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_as_modules(name: str) -> None:
+    sums, counts, gradient, mask, objective = computed(name)
+    assert counts.all() and sums.isfinite().all() and counts.dtype == torch.int64
+    # It reaches every crop and every weight of a head, and no padded frame.
+    assert gradient.isfinite().all() and not gradient[~mask].any()
+    assert (gradient.flatten(2) != 0).any(-1).all()
+    assert all(p.grad is not None and p.grad.any() for p in objective.parameters())
+    for garbage in (1e30, math.nan):
+        found = computed(name, garbage=garbage)
+        torch.testing.assert_close(found[:2], (sums, counts))
+        torch.testing.assert_close(found[2], gradient)
+    half = computed(name, dtype=torch.bfloat16)
+    assert half[0].dtype == torch.float32 and half[0].isfinite().all() and half[2].isfinite().all()
+    assert torch.equal(half[1], counts)
