@@ -21,6 +21,7 @@ COMMANDS = {
     "align": "align two videos in time: a side-by-side video, frame pairs as CSV",
     "propagate": "label all videos from the labels of a few",
     "export": "write features for temporal action localisation (G-TAD)",
+    "export-model": "write an encoder as a folder to share: weights, model card, ONNX",
     "sweep": "sweep training parameters with Ray Tune",
     "jobs": "run a pipeline of commands as Ray jobs on a cluster",
     "sizing": "measure one video and one step, print the cluster that a run needs",
@@ -31,7 +32,7 @@ COMMANDS = {
     "datasets.penn_action": "convert PennAction",
     "datasets.pouring": "convert Pouring",
 }
-"""One line of help for every command; `carl_ray.COMMAND` is its module."""
+"""One line of help for every command; `carl_ray.COMMAND` is its module, with underscores."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif command == "--version":
         print(f"carl_ray {carl_ray.__version__}")
     elif command in COMMANDS:
-        importlib.import_module(f"carl_ray.{command}").main(rest)
+        importlib.import_module(f"carl_ray.{command.replace('-', '_')}").main(rest)
     else:
         hint = options.nearest(command, list(COMMANDS))
         errors.fail(f"unknown command {command!r}{hint}; see {options.program()} --help", 2)

@@ -35,7 +35,7 @@ def program(command: str | None = None) -> str:
     `python -m carl_ray`.
     """
     if PurePath(sys.argv[0]).name == "carl-ray":
-        return " ".join(filter(None, ("carl-ray", command)))
+        return " ".join(filter(None, ("carl-ray", "export-model" if command == "export_model" else command)))
     return f"python -m carl_ray.{command}" if command else "python -m carl_ray"
 
 

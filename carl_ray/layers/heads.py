@@ -23,7 +23,8 @@ def gather_real(padded: Tensor, index: Int[Tensor, " N"]) -> Tensor:
     """The real frames (N, ...) of a padded batch (B, T, ...), in the order of `index`."""
     flat = padded.flatten(0, 1)
     # The usual case of whole views needs no copy.
-    return flat if len(index) == len(flat) else flat.index_select(0, index)
+    # Not len(), which would fix the length in an exported graph.
+    return flat if index.shape[0] == flat.shape[0] else flat.index_select(0, index)
 
 
 def scatter_real(real: Tensor, index: Int[Tensor, " N"], batch: int, time: int) -> Tensor:

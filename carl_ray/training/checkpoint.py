@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError, UserError
+from carl_ray.model.pretrained import hub_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,9 +37,13 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 """Folder of a run folder with its checkpoints."""
 
+EXPORTED = "model.safetensors"
+"""File of an exported encoder with its tensors; the state is in its `CONFIG`."""
+ENCODER = "encoder."
+"""Prefix of the encoder's tensors."""
+
 _STATE = "state.json"
 _FILES = ("model.pt", "optimizer.pt")
-_ENCODER = "encoder."
 _NOT_IN_SHAPES = ("num_heads", "pooling", "positions", "temporal_encoder", "weights")
 """Fields of `ModelConfig` that change the encoder, or the untrained control, but no shape of a tensor."""
 
@@ -167,13 +173,13 @@ def latest_checkpoint(run_dir: str) -> Checkpoint | None:
     return None
 
 
-def open_checkpoint(uri: str) -> Checkpoint:
+def open_checkpoint(uri: str, state_file: str = _STATE, files: Sequence[str] = _FILES) -> Checkpoint:
     """Read the state of the checkpoint in a folder, without its tensors.
 
     Raises:
         UserError: there is none, or it is torn.
     """
-    source = storage.join(uri, _STATE)
+    source = storage.join(uri, state_file)
     try:
         state = json.loads(storage.read_bytes(source))
         return Checkpoint(
@@ -181,19 +187,26 @@ def open_checkpoint(uri: str) -> Checkpoint:
             progress=Progress(**state["progress"]),
             config=configuration.from_document(state["config"], storage.public_uri(source)),
             # Fixed names: one from the file could point outside the folder.
-            hashes={name: state["hashes"][name] for name in _FILES},
+            hashes={name: state["hashes"][name] for name in files},
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{storage.public_uri(source)}: not the state of a checkpoint ({error})") from None
 
 
 def checkpoint_at(uri: str) -> Checkpoint:
-    """The checkpoint in a folder, or the latest one of a run folder.
+    """The checkpoint in a folder, the latest one of a run folder, or an exported encoder.
+
+    Args:
+        uri: Of the folder; `hf://OWNER/NAME` of an encoder on the Hugging Face hub.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is none of them.
         RunError: storage refused or failed.
     """
+    if uri.startswith("hf://"):
+        uri = hub_folder(uri, [CONFIG, EXPORTED])
+    if storage.exists(storage.join(uri, EXPORTED)):
+        return open_checkpoint(uri, CONFIG, [EXPORTED])
     if storage.exists(storage.join(uri, _STATE)):
         return open_checkpoint(uri)
     checkpoint = latest_checkpoint(uri)
@@ -231,7 +244,7 @@ def load_encoder(checkpoint: Checkpoint) -> FrameLevelVideoEncoder:
     from carl_ray.training.learner import initial_encoder
 
     encoder = initial_encoder(checkpoint.config)
-    load_model(checkpoint, encoder, _ENCODER)
+    load_model(checkpoint, encoder, ENCODER)
     return encoder.eval()
 
 
@@ -242,7 +255,9 @@ def load_model(checkpoint: Checkpoint, model: nn.Module, prefix: str = "") -> No
         UserError: they do not fit the model.
         RunError: a file is damaged, or holds more than tensors.
     """
-    tensors = {k.removeprefix(prefix): v for k, v in _tensors(checkpoint).items() if k.startswith(prefix)}
+    tensors = {
+        k.removeprefix(prefix): v for k, v in checkpoint_tensors(checkpoint).items() if k.startswith(prefix)
+    }
     expected, found = _shapes(model.state_dict()), _shapes(tensors)
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
@@ -288,10 +303,10 @@ def initial_weights(config: Config, uri: str) -> InitialWeights:
             )
     from carl_ray.training.learner import initial_learner
 
-    tensors = _tensors(checkpoint)
+    tensors = checkpoint_tensors(checkpoint)
     expected, found = _shapes(initial_learner(config).state_dict()), _shapes(tensors)
     fitting = {name: tensors[name] for name in expected if found.get(name) == expected[name]}
-    encoder = [name for name in expected if name.startswith(_ENCODER)]
+    encoder = [name for name in expected if name.startswith(ENCODER)]
     missing = sorted(name for name in encoder if name not in fitting)
     if missing:
         raise UserError(
@@ -360,11 +375,16 @@ def _read_verified(checkpoint: Checkpoint, file_name: str) -> bytes:
     return content
 
 
-def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def checkpoint_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, by their names in `Learner`."""
     from torch import Tensor
 
     from carl_ray.training.learner import present_names
 
+    if EXPORTED in checkpoint.hashes:
+        from safetensors.torch import load
+
+        return load(_read_verified(checkpoint, EXPORTED))
     tensors = {k: v for k, v in _load(checkpoint, "model.pt").items() if isinstance(v, Tensor)}
     return present_names(tensors)
 

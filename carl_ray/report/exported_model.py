@@ -1,0 +1,114 @@
+"""Files of an exported encoder: tensors, config, and a model card with the header of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from carl_ray import config as configuration
+from carl_ray import storage
+from carl_ray.evaluation.controls import VARIANTS
+from carl_ray.report.tables import metric_names, metric_rows, summary
+from carl_ray.training.checkpoint import CONFIG, ENCODER, EXPORTED, Checkpoint, checkpoint_tensors
+
+_CARD = """---
+library_name: carl_ray
+pipeline_tag: feature-extraction
+tags: [video, self-supervised, action-representation]
+---
+
+# {name}
+
+An embedding of every frame of a video, {width} numbers each, by carl_ray {version} (after CARL, CVPR 2022).
+
+```python
+import carl_ray
+
+encoder = carl_ray.load_encoder("{name}")  # this folder, or hf://OWNER/NAME
+h = encoder.embed("video.mp4")  # float32 (frames, {width}), L2-normalised
+```
+
+## Data
+
+Manifest `{manifest}`, split `{split}`{share}. Frames of {size} pixels; the whole video is seen at once.
+
+## Training
+
+| | |
+|---|---|
+{training}
+
+The whole configuration is in config.json.
+
+## Metrics
+
+{metrics}
+"""
+
+
+def exported_files(name: str, checkpoint: Checkpoint, document: Mapping[str, Any] | None) -> dict[str, bytes]:
+    """Files of a folder with the encoder alone, which `checkpoint_at` reads, by name.
+
+    Args:
+        name: Of the folder.
+        checkpoint: Of the encoder.
+        document: metrics.json of an evaluation; None: the card says that there is none.
+    """
+    from safetensors.torch import save
+
+    tensors = {k: v.contiguous() for k, v in checkpoint_tensors(checkpoint).items() if k.startswith(ENCODER)}
+    content = save(tensors)
+    state = {
+        "progress": vars(checkpoint.progress),
+        "config": configuration.to_document(checkpoint.config),
+        "hashes": {EXPORTED: hashlib.sha256(content).hexdigest()},
+    }
+    card = _card(name, checkpoint, document)
+    return {
+        EXPORTED: content,
+        CONFIG: (json.dumps(state, indent=2) + "\n").encode(),
+        "README.md": card.encode(),
+    }
+
+
+def _card(name: str, checkpoint: Checkpoint, document: Mapping[str, Any] | None) -> str:
+    config = checkpoint.config
+    model, data = config.model, config.data
+    training = {
+        "preset": config.preset,
+        "objective": config.objective.name,
+        "backbone": f"{model.backbone}, weights {storage.public_uri(model.weights)}, learnable {model.learnable}",
+        "frames of a view": model.num_frames,
+        "steps": checkpoint.progress.step,
+        "videos a step": config.training.global_batch_size,
+        "seed": config.training.seed,
+    }
+    return _CARD.format(
+        name=name,
+        width=model.embedding_width,
+        version=importlib.metadata.version("carl_ray"),
+        manifest=storage.public_uri(data.manifest or "the rendered videos of the demo").rpartition("/")[2],
+        split=data.train_split,
+        share="" if data.train_fraction == 1 else f", {data.train_fraction:.0%} of its videos",
+        size=config.augment.image_size,
+        training="\n".join(f"| {key} | {value} |" for key, value in training.items()),
+        metrics="Not evaluated." if document is None else _metrics(document),
+    )
+
+
+def _metrics(document: Mapping[str, Any]) -> str:
+    rows = metric_rows(document, metric_names(document))
+    lines = [
+        f"{document['train']['videos']} videos for the probes, {document['test']['videos']} measured. "
+        f"Intervals of 95 %. {summary(document)}",
+        "",
+        "| metric | " + " | ".join(VARIANTS) + " |",
+        "|---" * (len(VARIANTS) + 1) + "|",
+    ]
+    for row in rows:
+        cells = (str(row.cells.get(variant) or "") for variant in VARIANTS)
+        lines.append(f"| {row.title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
