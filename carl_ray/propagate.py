@@ -30,8 +30,6 @@ from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
 
-_NUM_SHOWN = 5
-
 
 class _Labelled(NamedTuple):
     video: EmbeddedVideo
@@ -82,18 +80,17 @@ def _run(embeddings: str, labels: list[str], out: str, frames: str | None) -> No
     storage.write_bytes(out, _csv(["video", "start", "end", "label", "confidence"], rows))
     if frames is not None:
         of_frames = (
-            (labelled.video.video_id, frame, label, f"{confidence:.3f}")
-            for labelled in found
-            for frame, (label, confidence) in enumerate(
-                zip(labelled.labels, labelled.confidence, strict=True)
-            )
+            (video.video_id, frame, label, f"{confidence[frame]:.3f}")
+            for video, labels_of, confidence in found
+            for frame, label in enumerate(labels_of)
         )
         storage.write_bytes(frames, _csv(["video", "frame", "label", "confidence"], of_frames))
     print(f"labels of {len(sources)} videos propagated to {len(found)}: {len(rows):,} intervals")
     if left := len(others) - len(found):
         print(f"left without labels: {left} videos of actions that no labelled video has")
-    for labelled in found[:_NUM_SHOWN]:
-        print(f"  mean confidence {labelled.confidence.mean():.2f}: {printable(labelled.video.video_id)}")
+    if found:
+        least, most = (item.confidence.mean() for item in (found[0], found[-1]))
+        print(f"mean confidence: {least:.2f} ({printable(found[0].video.video_id)}) to {most:.2f}")
     print(f"written: {', '.join(storage.public_uri(file) for file in (out, frames) if file)}")
     files = [word for file in (*labels, out) for word in ("--labels", file)]
     print_next("index", "--update", "MANIFEST", *files)
@@ -117,21 +114,17 @@ def _labelled(videos: list[EmbeddedVideo], files: list[str]) -> list[EmbeddedVid
 
     from carl_ray.data.labels import LabelOptions, join_labels
 
-    names = ["video_id", "uri", "fps", *LABEL_COLUMNS]
-    rows = [
-        {name: getattr(video, name) for name in names}
-        | {
-            "num_frames": len(video),
-            "frame_times": video.frame_times,
-            "frame_labels": None,
-            "phase_names": None,
+    videos = [replace(video, frame_labels=None, phase_names=None) for video in videos]
+    names = ("video_id", "uri", "content_hash", "fps", "frame_times", *LABEL_COLUMNS)
+    table = pa.table(
+        {
+            name: pa.array([getattr(video, name) for video in videos], SCHEMA.field(name).type)
+            for name in names
         }
-        for video in videos
-    ]
-    schema = pa.schema([SCHEMA.field(name) for name in [*names, "num_frames", "frame_times"]])
-    table, notes = join_labels(pa.Table.from_pylist(rows, schema=schema), LabelOptions(files=tuple(files)))
+    )
+    table = table.append_column("num_frames", pa.array([len(video) for video in videos]))
+    table, notes = join_labels(table, LabelOptions(files=tuple(files)))
     print(*notes, sep="\n", file=sys.stderr, flush=True)
-    table = table.append_column("content_hash", pa.array([video.content_hash for video in videos]))
     return [replace(video, **video_metadata(table, row)) for row, video in enumerate(videos)]
 
 

@@ -11,17 +11,14 @@ Legend: N frames of the other video, V labelled videos, S states: the phases and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Float, Float64, Int
 
 from carl_ray.evaluation.bootstrap import Result, ratio_of_sums
 from carl_ray.evaluation.frames import unit_frames
 from carl_ray.evaluation.task import Metric, Task, Videos
-
-if TYPE_CHECKING:
-    pass
 
 _MOST_FRAMES = 3000
 """Longer videos are strided: alignment takes time and memory by the product of two lengths."""
@@ -41,13 +38,6 @@ class Propagation(NamedTuple):
     """From 0 to 1: how much nearer the phase is than others, and the share of the videos that vote for it."""
 
 
-class _Evidence(NamedTuple):
-    nearest: Float64[np.ndarray, "V N S"]
-    """Similarity of each frame to the nearest frame of each state; -1 where a video lacks it."""
-    votes: Float64[np.ndarray, "V N S"] | None
-    """Share of the partners in each state; None where phases return."""
-
-
 def propagate(
     source_embeddings: Sequence[Float[np.ndarray, "_ width"]],
     source_labels: Sequence[Int[np.ndarray, " _"]],
@@ -65,95 +55,83 @@ def propagate(
     """
     step = -(-max(map(len, [*source_embeddings, embeddings])) // _MOST_FRAMES)
     *sources, units = unit_frames([*source_embeddings, embeddings], stride=step)
-    states, num_states = _states([labels[::step] for labels in source_labels])
-    (evidence,) = _evidence(sources, states, [units], num_states)
-    found = _decide(evidence, states, num_states)
+    states, none = _states([labels[::step] for labels in source_labels])
+    found = _decide(*_evidence(units, sources, states, none), states)
     return Propagation(*(np.repeat(values, step)[: len(embeddings)] for values in found))
 
 
 def _states(labels: Sequence[Int[np.ndarray, " _"]]) -> tuple[list[Int[np.ndarray, " _"]], int]:
-    """State of each frame, and S."""
+    """State of each frame of the labelled videos, and the state "none"."""
     none = 1 + max(int(phases.max(initial=-1)) for phases in labels)
     if none == 0:
         raise ValueError("expected at least one labelled frame to propagate labels from, got none")
-    return [np.where(phases < 0, none, phases) for phases in labels], none + 1
+    return [np.where(phases < 0, none, phases) for phases in labels], none
 
 
 def _evidence(
-    sources: Sequence[np.ndarray],
-    states: Sequence[Int[np.ndarray, " _"]],
-    targets: Sequence[np.ndarray],
-    num_states: int,
-) -> list[_Evidence]:
-    """What the labelled videos say about the frames of each of the others; all are unit vectors."""
+    units: np.ndarray, sources: Sequence[np.ndarray], states: Sequence[Int[np.ndarray, " _"]], none: int
+) -> tuple[Float64[np.ndarray, "V N S"], Float64[np.ndarray, "V N S"] | None]:
+    """What each labelled video says of each frame; all are unit vectors.
+
+    Returns:
+        Similarity to the nearest frame of each state (-1: the video lacks it), and the share of each state among the
+        frame's partners, None where phases return.
+    """
     from carl_ray.evaluation.warping import partner_values
 
-    of_state = [np.eye(num_states)[frames] for frames in states]
-    found = []
-    for units in targets:
-        nearest = np.full((len(sources), len(units), num_states), -1.0)
-        for place, (source, frames) in enumerate(zip(sources, states, strict=True)):
-            similarities = units @ source.T
-            for state in np.unique(frames):
-                nearest[place, :, state] = similarities[:, frames == state].max(1)
-        found.append(_Evidence(nearest, None))
-    if any((np.diff(frames[frames < num_states - 1]) < 0).any() for frames in states):
-        return found
-    videos = [*sources, *targets]
-    values = [*of_state, *(np.zeros((len(units), num_states)) for units in targets)]
-    pairs = [(len(sources) + t, s) for t in range(len(targets)) for s in range(len(sources))]
-    found = [_Evidence(evidence.nearest, np.zeros_like(evidence.nearest)) for evidence in found]
-    for a, b, partners in partner_values(videos, values, pairs):
-        if a >= len(sources) and (votes := found[a - len(sources)].votes) is not None:
-            votes[b] = partners
-    return found
+    nearest = np.full((len(sources), len(units), none + 1), -1.0)
+    for place, (source, frames) in enumerate(zip(sources, states, strict=True)):
+        for state in np.unique(frames):
+            nearest[place, :, state] = (units @ source[frames == state].T).max(1)
+    if any((np.diff(frames[frames < none]) < 0).any() for frames in states):
+        return nearest, None
+    votes = np.zeros_like(nearest)
+    of_states = [np.eye(none + 1)[frames] for frames in [np.full(len(units), none), *states]]
+    pairs = [(0, place) for place in range(1, len(sources) + 1)]
+    for video, other, partners in partner_values([units, *sources], of_states, pairs):
+        if video == 0:
+            votes[other - 1] = partners
+    return nearest, votes
 
 
-def _decide(evidence: _Evidence, states: Sequence[Int[np.ndarray, " _"]], num_states: int) -> Propagation:
+def _decide(
+    nearest: Float64[np.ndarray, "V N S"],
+    votes: Float64[np.ndarray, "V N S"] | None,
+    states: Sequence[Int[np.ndarray, " _"]],
+) -> Propagation:
     """The likeliest phase of each frame."""
-    nearest = evidence.nearest.max(0)
-    best = np.partition(nearest, -2, axis=1)[:, -2:]
+    similarities = nearest.max(0)
+    best = np.partition(similarities, -2, axis=1)[:, -2:]
     margin = max(float((best[:, 1] - best[:, 0]).mean()), 1e-9)
-    weights = np.exp((nearest - best[:, 1:]) / (margin / 2))
+    weights = np.exp((similarities - best[:, 1:]) / (margin / 2))
     shares = weights / weights.sum(1, keepdims=True)
-    if evidence.votes is None:
+    if votes is None:
+        runs = [np.diff(np.flatnonzero(np.diff(frames, prepend=-1, append=-1))) for frames in states]
         # A run is worth its frames times the margin, and costs two changes.
-        cost = margin * _SHORTEST_RUN * min(map(_shortest_run, states)) / 2
-        path = _likeliest_path(nearest, _changes(states, num_states), cost)
+        change_cost = margin * _SHORTEST_RUN * min(int(lengths.min()) for lengths in runs) / 2
+        path = _likeliest_path(similarities, states, change_cost)
     else:
-        votes = evidence.votes.mean(0)
-        path = votes.argmax(1)
-        shares = (shares + votes) / 2
-    phases = np.where(path == num_states - 1, -1, path)
+        shares = (shares + votes.mean(0)) / 2
+        path = votes.mean(0).argmax(1)
+    phases = np.where(path == similarities.shape[1] - 1, -1, path)
     return Propagation(phases, shares[np.arange(len(path)), path])
 
 
-def _shortest_run(states: Int[np.ndarray, " _"]) -> int:
-    return int(np.diff(np.flatnonzero(np.diff(states, prepend=-1, append=-1))).min())
-
-
-def _changes(states: Sequence[Int[np.ndarray, " _"]], num_states: int) -> Bool[np.ndarray, "S S"]:
-    """Changes from state to state that occur, no change included."""
-    occur = np.eye(num_states, dtype=bool)
-    for frames in states:
-        occur[frames[:-1], frames[1:]] = True
-    return occur
-
-
 def _likeliest_path(
-    similarities: Float64[np.ndarray, "N S"], changes: Bool[np.ndarray, "S S"], cost: float
+    similarities: Float64[np.ndarray, "N S"], states: Sequence[Int[np.ndarray, " _"]], change_cost: float
 ) -> Int[np.ndarray, " N"]:
-    """States of greatest total similarity, less `cost` for each change (Viterbi's algorithm)."""
-    gain = np.where(changes, cost * np.eye(len(changes)) - cost, -np.inf)
-    total = similarities[0]
-    before = np.zeros(similarities.shape, np.int64)
+    """States of greatest total similarity less the cost of changes (Viterbi), of which only those seen are allowed."""
+    gain = np.full((similarities.shape[1],) * 2, -np.inf)
+    for frames in states:
+        gain[frames[:-1], frames[1:]] = -change_cost
+    np.fill_diagonal(gain, 0)
+    total, before = similarities[0], np.zeros(similarities.shape, np.int64)
     for frame, similarity in enumerate(similarities[1:], 1):
         reached = total[:, None] + gain
-        before[frame] = reached.argmax(0)
-        total = reached.max(0) + similarity
+        before[frame], total = reached.argmax(0), reached.max(0) + similarity
     path = [int(total.argmax())]
-    for frame in range(len(similarities) - 1, 0, -1):
-        path.append(int(before[frame, path[-1]]))
+    for previous in before[:0:-1]:
+        path.append(int(previous[path[-1]]))
     return np.array(path[::-1])
 
 
@@ -162,30 +140,26 @@ def _run(videos: Videos) -> dict[str, Result]:
     rng, stride, test = np.random.default_rng(videos.seed), videos.stride, videos.test
     labelled = [video for video in videos.train if (video.phases >= 0).any()]
     chosen = [labelled[k] for k in rng.permutation(len(labelled))[:_MOST_SOURCES]]
+    draws = [rng.permutation(len(chosen))[:count] for _ in range(_NUM_DRAWS) for count in _COUNTS]
+    correct = np.zeros((len(draws), len(test)))
     truths = [video.phases[::stride] for video in test]
-    frames = np.array([(truth >= 0).sum() for truth in truths], dtype=np.float64)
-    correct = np.zeros((len(_COUNTS), len(test)))
     if chosen:
         units = unit_frames([video.embeddings for video in [*chosen, *test]], stride=stride)
-        states, num_states = _states([video.phases[::stride] for video in chosen])
-        evidences = _evidence(units[: len(chosen)], states, units[len(chosen) :], num_states)
-        for _ in range(_NUM_DRAWS):
-            order = rng.permutation(len(chosen))
-            for place, count in enumerate(_COUNTS):
-                drawn = order[:count]
-                for number, (truth, evidence) in enumerate(zip(truths, evidences, strict=True)):
-                    if frames[number]:
-                        votes = None if evidence.votes is None else evidence.votes[drawn]
-                        some = _Evidence(evidence.nearest[drawn], votes)
-                        found = _decide(some, [states[k] for k in drawn], num_states)
-                        correct[place, number] += ((found.phases == truth) & (truth >= 0)).sum() / _NUM_DRAWS
-    lacking = [max(0, count - len(chosen)) for count in _COUNTS]
-    return {
-        f"propagation_{count}": ratio_of_sums(
-            right, frames * (lack == 0), {"labelled_training_videos_too_few": lack}
-        )
-        for count, right, lack in zip(_COUNTS, correct, lacking, strict=True)
-    }
+        states, none = _states([video.phases[::stride] for video in chosen])
+        for number, truth in enumerate(truths):
+            nearest, votes = _evidence(units[len(chosen) + number], units[: len(chosen)], states, none)
+            for place, drawn in enumerate(draws if len(truth) else []):
+                some = None if votes is None else votes[drawn]
+                found = _decide(nearest[drawn], some, [states[k] for k in drawn])
+                correct[place, number] = ((found.phases == truth) & (truth >= 0)).sum()
+    frames = np.array([(truth >= 0).sum() for truth in truths], dtype=np.float64)
+    results = {}
+    for place, count in enumerate(_COUNTS):
+        lacking = max(0, count - len(chosen))
+        right = correct[place :: len(_COUNTS)].mean(0)
+        left_out = {"labelled_training_videos_too_few": lacking}
+        results[f"propagation_{count}"] = ratio_of_sums(right, frames * (lacking == 0), left_out)
+    return results
 
 
 TASK = Task(
