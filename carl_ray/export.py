@@ -41,11 +41,11 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"table:    {storage.public_uri(out)}")
         else:
             progress = ProgressLine("exported")
-            result = export_features(
+            written, kept = export_features(
                 embeddings, out, length=length, file_format=file_format, on_video=progress
             )
-            print(f"videos written: {result.num_written}")
-            print(f"there before:   {result.num_kept}")
+            print(f"videos written: {written}")
+            print(f"there before:   {kept}")
             print(f"features:       {storage.public_uri(out)}")
         print_next("search", "--embeddings", embeddings, "--out", "sheet.png")
 

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from markupsafe import escape
 
 from carl_ray import embed, evaluate
+from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.evaluation.controls import VARIANTS
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
 from carl_ray.evaluation.tasks import metric_names as metrics_of_tasks
@@ -133,7 +135,22 @@ def test_what_means_nothing_is_no_win(tmp_path: Path, capsys: pytest.CaptureFixt
     run = tmp_path / "run"
     origin = replace(ORIGIN, checkpoint=str(run / "checkpoints" / "step-00000002"))
     run.mkdir()
-    (run / "config.json").write_text(json.dumps({"objective": {"name": "tcc"}}))
+    config = {"objective": {"name": "tcc"}, "data": {"manifest": str(run / "videos.parquet")}}
+    (run / "config.json").write_text(json.dumps(config))
+    numbers = {"num_frames": 1, "width": 64, "height": 48, "rotation": 0, "bytes": 1, "frame_step": 1.0}
+    rows = [
+        {
+            "video_id": video_id,
+            "uri": video_id,
+            "content_hash": "",
+            "verified": True,
+            "person": "ann",
+            **numbers,
+        }
+        for video_id in ("train/1", "test/2")
+    ]
+    schema = SCHEMA.append(pa.field("person", pa.string()))
+    write_table(pa.Table.from_pylist(rows, schema), str(run / "videos.parquet"))
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
     write_part(folder, [*repeated("train", 2), *repeated("test", 3)], origin, "float32")
     evaluate.main(["--train", folder, "--test", folder, "--out", str(tmp_path / "out")])
@@ -150,6 +167,7 @@ def test_what_means_nothing_is_no_win(tmp_path: Path, capsys: pytest.CaptureFixt
     }
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<dt>Objective</dt><dd><code>tcc</code>" in page
+    assert "such as test/2, which shows the person of train/1." in page
     assert (
         "phase classification, 10 % of the labels: no row of its own, for it takes the same videos as 50 %"
         in page

@@ -20,7 +20,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import quote
@@ -40,16 +40,6 @@ SUFFIXES: dict[Format, str] = {"hdf5": ".h5", "csv": ".csv"}
 _POINTS = 3  # interpolated in each part
 _LONGEST_NAME = 240  # bytes: file systems take 255, and a file that is being written has a longer one
 _MARKER = "export.json"
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """Counts of an export."""
-
-    num_written: int
-    """Files written."""
-    num_kept: int
-    """Files that existed already."""
 
 
 def resample(
@@ -115,7 +105,7 @@ def export_features(
     length: int = 100,
     file_format: Format = "hdf5",
     on_video: Callable[[int], None] = lambda done: None,
-) -> ExportResult:
+) -> tuple[int, int]:
     """Write resampled, normalised embeddings of each video; keep existing files.
 
     The frames are normalised, as for all evaluation, and then resampled.
@@ -126,6 +116,9 @@ def export_features(
         length: The number of snippets of each video.
         file_format: HDF5 for G-TAD, CSV for BSN and BMN.
         on_video: Called with the number of videos done after each.
+
+    Returns:
+        Numbers of files written, and of files that existed already.
 
     Raises:
         UserError: no embeddings there, or not finite ones; two videos of one name; the folder holds files of
@@ -164,7 +157,7 @@ def export_features(
         on_video(done)
     if not id_of:
         raise UserError(f"{storage.public_uri(embeddings_uri)}: it holds no embedded video")
-    return ExportResult(num_written, len(id_of) - num_written)
+    return num_written, len(id_of) - num_written
 
 
 def _check_settings(out: str, settings: dict[str, object]) -> None:

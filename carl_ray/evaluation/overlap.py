@@ -1,8 +1,8 @@
-"""Warnings about test videos that training has seen: the same file, or a copy in another size or quality."""
+"""Warnings about test videos that training has seen: copies of training videos, or the same person."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -18,16 +18,31 @@ _LEAST_VIDEOS = 8
 """With fewer, their mean says too little of what all have in common."""
 
 
-def overlap_warnings(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> list[str]:
-    """A sentence for each kind of overlap of training and test videos; none where there is none."""
+def overlap_warnings(
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], persons: Mapping[str, str | None]
+) -> list[str]:
+    """A sentence for each kind of overlap of training and test videos; none where there is none.
+
+    Args:
+        train: Training videos.
+        test: Test videos.
+        persons: Who is in a video, by its id, where that is known.
+    """
     hashes = {video.content_hash: video.video_id for video in train if video.content_hash}
     same = {video.video_id: hashes[video.content_hash] for video in test if video.content_hash in hashes}
     alike = {pair[0]: pair[1] for pair in _near_duplicates(train, test) if pair[0] not in same}
-    kinds = {"Copies of training videos": same, "What seem to be copies of training videos": alike}
+    trained = {persons.get(video.video_id): video.video_id for video in train}
+    trained.pop(None, None)
+    met = {video.video_id: trained[who] for video in test if (who := persons.get(video.video_id)) in trained}
+    kinds = {
+        "Copies of training videos": (same, "is"),
+        "What seem to be copies of training videos": (alike, "is"),
+        "Videos of a person who is in training videos, too,": (met, "shows the person of"),
+    }
     return [
-        f"{what} among the {len(test)} test videos: {len(found)}, such as {test_id}, which is {train_id}. On them an "
-        "encoder seems better than it is."
-        for what, found in kinds.items()
+        f"{what} among the {len(test)} test videos: {len(found)}, such as {test_id}, which {verb} {train_id}. On them "
+        "an encoder seems better than it is."
+        for what, (found, verb) in kinds.items()
         for test_id, train_id in [*found.items()][:1]
     ]
 

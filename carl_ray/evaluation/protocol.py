@@ -65,36 +65,33 @@ def evaluate(
     _check(train, test)
     wanted = [TASKS[task] if isinstance(task, str) else task for task in tasks]
     not_run = {task.name: need for task in wanted if (need := task.missing(train, test)) is not None}
-    groups = {False: by_action(train, test), True: {_ALL: (list(train), list(test))}}
-    chosen = {
-        pooled: [task for task in wanted if task.name not in not_run and task.pooled == pooled]
-        for pooled in groups
-    }
-    steps = [
-        (name, variant, pooled)
-        for pooled in groups
-        if chosen[pooled]
-        for name in groups[pooled]
-        for variant in VARIANTS
+    parts = [
+        ([task for task in wanted if task.name not in not_run and task.pooled == pooled], groups)
+        for pooled, groups in ((False, by_action(train, test)), (True, {_ALL: (list(train), list(test))}))
     ]
+    parts = [(chosen, groups) for chosen, groups in parts if chosen] or parts[:1]
+    shown = parts[0][1]
+    steps = [(name, variant, *part) for part in parts for name in part[1] for variant in VARIANTS]
     results: dict[tuple[str, str], dict[str, Result]] = {}
-    for done, (name, variant, pooled) in enumerate(steps):
+    for done, (name, variant, chosen, groups) in enumerate(steps):
         on_progress(f"{name}, {variant}", done, len(steps))
-        fitted, held = (embedded_by(variant, side, origin, seed) for side in groups[pooled][name])
+        fitted, held = (embedded_by(variant, side, origin, seed) for side in groups[name])
         if fitted is not None and held is not None:
-            results[name, variant] = _measure(chosen[pooled], Videos(fitted, held, stride, seed))
+            results[name, variant] = _measure(chosen, Videos(fitted, held, stride, seed))
 
     def summaries(names: Iterable[str]) -> dict[str, dict[str, MetricEntry] | None]:
         return {variant: _summary([results.get((n, variant)) for n in names], seed) for variant in VARIANTS}
 
-    shown = groups[not chosen[False]]
-    measured = [name for pooled in groups if chosen[pooled] for name in groups[pooled]]
-    return _conditions(train, test, origin, stride, seed) | {
+    return {
+        "stride": stride,
+        "seed": seed,
+        "bootstrap": {"draws": _NUM_DRAWS, "level": _LEVEL, "unit": "test video"},
+        "origin": asdict(origin),
+        "train": _extent(train),
+        "test": _extent(test),
+        "videos_with_returning_phases": sum(map(_has_returning_phase, test)),
         "metrics": {
-            metric.name: asdict(metric)
-            for pooled in groups
-            for task in chosen[pooled]
-            for metric in task.metrics
+            metric.name: asdict(metric) for chosen, _ in parts for task in chosen for metric in task.metrics
         },
         "not_run": not_run,
         "fitted_videos": {
@@ -103,7 +100,7 @@ def evaluate(
             )
             for suffix, fraction in LABEL_FRACTIONS.items()
         },
-        **summaries(measured),
+        **summaries([name for _, groups in parts for name in groups]),
         "actions": {
             name: {
                 "train_videos": len(fitted),
@@ -115,21 +112,6 @@ def evaluate(
             }
             for name, (fitted, held) in shown.items()
         },
-    }
-
-
-def _conditions(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], origin: Origin, stride: int, seed: int
-) -> dict[str, Any]:
-    """The entries of metrics.json that say what was measured, and how."""
-    return {
-        "stride": stride,
-        "seed": seed,
-        "bootstrap": {"draws": _NUM_DRAWS, "level": _LEVEL, "unit": "test video"},
-        "origin": asdict(origin),
-        "train": _extent(train),
-        "test": _extent(test),
-        "videos_with_returning_phases": sum(map(_has_returning_phase, test)),
     }
 
 

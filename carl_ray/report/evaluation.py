@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from carl_ray import storage
-from carl_ray.errors import UserError
+from carl_ray.data.manifest import read_manifest
+from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
 from carl_ray.paper import PROTOCOLS, protocol_of, stride_of
 from carl_ray.training.checkpoint import CHECKPOINTS, CONFIG
@@ -68,18 +69,20 @@ def evaluate_embeddings(
         on_progress=_print_progress,
     )
     document["not_embedded"] = sum(len(read_log(uri, BAD_VIDEOS)) for uri in dict.fromkeys((train, test)))
-    document["warnings"] = [*warnings, *overlap_warnings(train_videos, test_videos)]
+    run_dir = _run_of(origin)
+    config = _config(run_dir)
+    persons = _persons(config.get("data", {}).get("manifest"))
+    document["warnings"] = [*warnings, *overlap_warnings(train_videos, test_videos, persons)]
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     storage.write_bytes(storage.join(out, METRICS_FILE), text.encode())
     print("evaluated; now the report", file=sys.stderr, flush=True)
-    run_dir = _run_of(origin)
     write_report(
         storage.join(out, REPORT_FILE),
         document,
         train_videos,
         test_videos,
         log=None if run_dir is None else read_log(run_dir) or None,
-        objective=_objective(run_dir),
+        objective=config.get("objective", {}).get("name"),
         title=title,
     )
     return document
@@ -130,12 +133,24 @@ def _run_of(origin: Origin) -> str | None:
     return run_dir if folder == storage.join(run_dir, CHECKPOINTS) else None
 
 
-def _objective(run_dir: str | None) -> str | None:
-    """Name of the run's objective; None where its config is missing."""
+def _config(run_dir: str | None) -> dict[str, Any]:
+    """The run's config.json; empty where it is missing."""
     if run_dir is None or not storage.exists(uri := storage.join(run_dir, CONFIG)):
-        return None
+        return {}
     # Not parsed as a Config, so that runs of other versions can be read.
-    return json.loads(storage.read_bytes(uri)).get("objective", {}).get("name")
+    found: dict[str, Any] = json.loads(storage.read_bytes(uri))
+    return found
+
+
+def _persons(manifest: str | None) -> dict[str, str | None]:
+    """The column `person` of the run's manifest, by video id; empty where there is none."""
+    try:
+        table = read_manifest(manifest, check=False) if manifest else None
+    except (UserError, RunError):  # It may have been moved.
+        table = None
+    if table is None or "person" not in table.column_names:
+        return {}
+    return dict(zip(*(table.column(name).to_pylist() for name in ("video_id", "person")), strict=True))
 
 
 def _print_progress(what: str, done: int, total: int) -> None:

@@ -67,9 +67,11 @@ def write_report(
     # Where the classifier was fitted for the table, it is fitted again for the timelines.
     lines = timelines(train_videos, test_videos) if "phase_classification" in metrics["trained"] else []
     origin = metrics["origin"]
+    if title is None and origin["step"]:
+        title = f"CARL, preset {origin['preset']}, after {tables.counted(origin['step'], 'steps')}"
     page = template("page.html.jinja").render(
         metrics=metrics,
-        title=title or f"CARL, preset {origin['preset']}, after {tables.counted(origin['step'], 'steps')}",
+        title=title or "An encoder without training",
         origin=origin,
         objective=objective,
         date=(today or datetime.datetime.now(datetime.UTC).date()).isoformat(),

@@ -25,18 +25,6 @@ Verdict = Literal["better", "worse", "overlap", "unknown"]
 
 CONTROLS = tuple(_CONTROLS)
 
-_UNDEFINED = "undefined"
-_COLUMNS = {
-    "videos_without_progress": "progress",
-    "videos_without_labels": "frame labels",
-    "test_videos_without_labels": "frame labels of test videos",
-    "train_videos_without_labels": "frame labels of training videos",
-    "test_videos_without_phase": "frame labels of test videos",
-    "train_videos_without_phase": "frame labels of training videos",
-    "actions_without_training_videos": "training videos",
-}
-"""Missing data that an undefined metric names, by what it left out."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -44,17 +32,13 @@ class Cell:
 
     value: str
     interval: str
-    """Low to high; of an undefined value what is missing; empty where there is neither."""
+    """Low to high; empty where there is none."""
     verdict: Verdict
     """Of a control: how the trained encoder compares with it. Of the trained encoder: `better` where it is better than
     every control, otherwise `unknown`."""
 
     def __str__(self) -> str:
-        if not self.interval:
-            return self.value
-        if self.value == _UNDEFINED:
-            return f"{self.value} ({self.interval})"
-        return f"{self.value} [{self.interval.replace(' to ', ', ')}]"
+        return f"{self.value} [{self.interval.replace(' to ', ', ')}]" if self.interval else self.value
 
 
 @dataclass(frozen=True)
@@ -281,10 +265,7 @@ def title_of(name: str, *, whole: bool = False) -> str:
 
 def _cell(metric: Metric, entry: MetricEntry, verdict: Verdict) -> Cell:
     if entry["value"] is None:
-        column = next(
-            (column for key, column in _COLUMNS.items() if entry.get("left_out", {}).get(key)), None
-        )
-        return Cell(_UNDEFINED, "" if column is None else f"no {column}", verdict)
+        return Cell("undefined", "", verdict)
     value, low, high = (_text(metric, end) for end in (entry["value"], entry["low"], entry["high"]))
     has_interval = entry["low"] is not None and entry["high"] is not None
     return Cell(value, f"{low} to {high}" if has_interval else "", verdict)

@@ -12,7 +12,7 @@ from scipy.interpolate import interp1d
 
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
-from carl_ray.evaluation.localization import ExportResult, export_features, resample, to_file, video_name
+from carl_ray.evaluation.localization import export_features, resample, to_file, video_name
 
 ORIGIN = Origin("checkpoint", "0" * 64, "demo", 10, 32, 64, "resized", False)
 
@@ -101,7 +101,7 @@ def embeddings(tmp_path):
 
 def test_one_file_a_video_and_only_what_is_missing(embeddings, tmp_path):
     out = tmp_path / "out"
-    assert export_features(embeddings, str(out)) == ExportResult(3, 0)
+    assert export_features(embeddings, str(out)) == (3, 0)
     names = ["export.json", *(f"{name}.h5" for name in ("v_a", "v_b", "v_ç"))]
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
     unit = _video("", 250).embeddings.astype(np.float64)
@@ -111,7 +111,7 @@ def test_one_file_a_video_and_only_what_is_missing(embeddings, tmp_path):
 
     kept = (out / "v_a.h5").stat().st_mtime_ns
     (out / "v_b.h5").unlink()
-    assert export_features(embeddings, str(out)) == ExportResult(1, 2)
+    assert export_features(embeddings, str(out)) == (1, 2)
     assert (out / "v_b.h5").read_bytes() == content
     assert (out / "v_a.h5").stat().st_mtime_ns == kept
 

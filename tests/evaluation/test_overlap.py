@@ -28,13 +28,13 @@ TEST = [walk(number, "test") for number in range(6)]
 
 
 def test_other_videos_are_no_copies():
-    assert overlap_warnings(TRAIN, TEST) == []
-    assert overlap_warnings([], TEST) == []
+    assert overlap_warnings(TRAIN, TEST, {}) == []
+    assert overlap_warnings([], TEST, {}) == []
 
 
 def test_the_same_content_is_told():
     same = [replace(TEST[number], content_hash=f"train{number}") for number in (0, 3)]
-    (line,) = overlap_warnings(TRAIN, [*same, *TEST[4:]])
+    (line,) = overlap_warnings(TRAIN, [*same, *TEST[4:]], {})
     assert line.startswith(
         "Copies of training videos among the 4 test videos: 2, such as test/0, which is train/0."
     )
@@ -44,8 +44,21 @@ def test_a_copy_in_another_quality_is_told():
     rng = np.random.default_rng(0)
     faster = TRAIN[5].embeddings[::2]
     copy = replace(TEST[0], embeddings=faster + 0.02 * rng.standard_normal(faster.shape).astype(np.float32))
-    (line,) = overlap_warnings(TRAIN, [copy, *TEST[1:]])
+    (line,) = overlap_warnings(TRAIN, [copy, *TEST[1:]], {})
     assert line.startswith(
         "What seem to be copies of training videos among the 6 test videos: 1, such as test/0, which"
     )
     assert "is train/5." in line
+
+
+def test_the_same_person_is_told():
+    persons = {
+        "train/0": "ann",
+        "train/1": "bob",
+        "test/0": "cy",
+        "test/1": "bob",
+        "test/2": "bob",
+        "test/3": None,
+    }
+    (line,) = overlap_warnings(TRAIN, TEST, persons)
+    assert ": 2, such as test/1, which shows the person of train/1." in line

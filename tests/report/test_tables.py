@@ -142,21 +142,6 @@ def test_metrics_that_need_one_order_are_no_win_where_a_phase_comes_back() -> No
         assert row.cells["trained"] is not None and row.cells["trained"].verdict == "better"
 
 
-@pytest.mark.parametrize(
-    ("left_out", "shown"),
-    [
-        ({"videos_without_progress": 3, "undefined_pairs": 2}, "undefined (no progress)"),
-        ({"test_videos_without_labels": 3}, "undefined (no frame labels of test videos)"),
-        ({"train_videos_without_labels": 3}, "undefined (no frame labels of training videos)"),
-        ({"undefined_pairs": 3}, "undefined"),
-    ],
-)
-def test_an_undefined_metric_names_the_column_that_is_missing(left_out: dict[str, int], shown: str) -> None:
-    undefined = entry(None, None, None, **left_out)
-    (row,) = metric_rows(document("alignment_error", trained=undefined), ["alignment_error"])
-    assert str(row.cells["trained"]) == shown
-
-
 def test_shares_of_the_labels_that_take_the_same_videos_are_one_row() -> None:
     names = [
         f"{base}{suffix}"
