@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 else:
-    Module = object  # `build_objective` adds torch's.
+    Module = object  # `Objective.__new__` adds torch's.
 
 A = TypeVar("A")
 C = TypeVar("C")
@@ -170,6 +170,15 @@ class Objective(Module):
     Options: ClassVar[type[ObjectiveOptions]]
     options: Any
 
+    def __new__(cls, *arguments: Any, **named: Any) -> Self:
+        """Add torch's `Module` to the bases, which are imported without torch for their options."""
+        from torch import nn
+
+        if issubclass(cls, nn.Module):
+            return super().__new__(cls)
+        namespace = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+        return super().__new__(type(cls.__name__, (cls, nn.Module), namespace))
+
     def __init__(self, options: Any, width: int, batch_norm: Any) -> None:
         super().__init__()
         self.options = options
@@ -203,19 +212,6 @@ class Objective(Module):
         """
         parameters = [p for module in (encoder, self) for p in module.parameters() if p.requires_grad]
         return (Phase("all", adam(parameters)),)
-
-
-def build_objective(
-    kind: type[Objective], options: ObjectiveOptions, width: int, batch_norm: str
-) -> Objective:
-    """The torch module of an objective, with random weights; arguments as of `Objective`."""
-    from torch import nn
-
-    if not issubclass(kind, nn.Module):  # Added here: options must be readable without torch.
-        kind = type(
-            kind.__name__, (kind, nn.Module), {"__module__": kind.__module__, "__doc__": kind.__doc__}
-        )
-    return kind(options, width, batch_norm)
 
 
 def crops(encodings: Mapping[str, Encoding], batch: Batch) -> tuple[Encoding, ViewTensors[Tensor]]:

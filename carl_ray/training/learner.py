@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from carl_ray.config import Config
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.model.features import normalize
-from carl_ray.objectives.base import Batch, Encoding, Objective, Terms, build_objective
+from carl_ray.objectives.base import Batch, Encoding, Objective, Terms
 from carl_ray.objectives.choice import find_objective
 
 _EARLIER_HEADS = ("projection.", "order_head.", "classifier.")
@@ -67,7 +67,7 @@ def initial_learner(config: Config) -> Learner:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         encoder = FrameLevelVideoEncoder(config.model)
-        return Learner(encoder, build_objective(kind, config.objective, width, batch_norm))
+        return Learner(encoder, kind(config.objective, width, batch_norm))
 
 
 def initial_encoder(config: Config) -> FrameLevelVideoEncoder:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from carl_ray.objectives.base import Batch, Encoding, ViewTensors, build_objective
+from carl_ray.objectives.base import Batch, Encoding, ViewTensors
 from carl_ray.objectives.choice import OBJECTIVES, find_objective, objective_options
 from carl_ray.objectives.contrastive import contrastive_terms
 from carl_ray.objectives.gta import gta_terms
@@ -265,7 +265,7 @@ def module(name: str, dtype: torch.dtype = torch.float32) -> Any:
     options = objective_options(name).with_num_classes(5)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        return build_objective(find_objective(name), options, 4, "frozen").to(dtype)
+        return find_objective(name)(options, 4, "frozen").to(dtype)
 
 
 def videos(name: str, garbage: float = 0.0, dtype: torch.dtype = torch.float32) -> tuple[Any, Batch]:
