@@ -23,7 +23,7 @@ def test_every_command_is_listed_at_once(tmp_path: typing.Any) -> None:
         "carl_ray.__main__",
         "carl_ray.retrieve",
     }  # an earlier name of search
-    assert modules <= {f"carl_ray.{name}" for name in COMMANDS}
+    assert modules <= {f"carl_ray.{name.replace('-', '_')}" for name in COMMANDS}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

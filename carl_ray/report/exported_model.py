@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -89,7 +88,7 @@ def _card(name: str, checkpoint: Checkpoint, document: Mapping[str, Any] | None)
     return _CARD.format(
         name=name,
         width=model.embedding_width,
-        version=importlib.metadata.version("carl_ray"),
+        version=config.versions.get("carl_ray", ""),
         manifest=storage.public_uri(data.manifest or "the rendered videos of the demo").rpartition("/")[2],
         split=data.train_split,
         share="" if data.train_fraction == 1 else f", {data.train_fraction:.0%} of its videos",
