@@ -15,6 +15,7 @@ from carl_ray import errors, options
 COMMANDS = {
     "train": "train an encoder; without arguments, the demo on rendered videos",
     "index": "scan a folder of videos and write its manifest (Parquet, one row a video)",
+    "cache": "compute features of a frozen backbone once, for training and embedding",
     "embed": "embed every frame of the videos of a manifest",
     "evaluate": "compute metrics with controls and write report.html",
     "search": "find the nearest moments in other videos",

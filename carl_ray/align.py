@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError, one_line_errors
+from carl_ray.evaluation.frozen import FROZEN, load_frozen
 from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
-from carl_ray.training.checkpoint import checkpoint_at, default_run, load_encoder
+from carl_ray.training.checkpoint import Checkpoint, checkpoint_at, default_run, load_encoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,20 +39,31 @@ def _run(options: argparse.Namespace) -> None:
     for uri in (options.a, options.b):
         if uri is not None and not storage.is_file(uri):
             raise UserError(f"{storage.public_uri(storage.absolute(uri))}: no such file")
-    checkpoint = checkpoint_at(options.checkpoint or default_run("--checkpoint"))
+    uri = options.checkpoint or default_run("--checkpoint")
+    checkpoint = load_frozen(uri) or checkpoint_at(uri)
     # Lazy import: mistakes are reported before torch is loaded.
     from carl_ray.data.decode import DecodeError
-    from carl_ray.evaluation.inference import VideoEmbedder, default_device, untrained_encoder
+    from carl_ray.evaluation.inference import (
+        VideoEmbedder,
+        WholeVideoEncoder,
+        default_device,
+        load_encoders,
+        untrained_encoder,
+    )
     from carl_ray.evaluation.warping import align_pair
     from carl_ray.report.video import Clip, aligned_video
 
-    encoders = {"trained": load_encoder(checkpoint)}
-    try:
-        encoders["untrained"] = untrained_encoder(
-            checkpoint.config, instead="the similarities of the trained one alone"
-        )
-    except (RunError, UserError) as error:
-        print(f"warning: without the untrained encoder: {error}", file=sys.stderr, flush=True)
+    encoders: dict[str, WholeVideoEncoder] = {}
+    if isinstance(checkpoint, Checkpoint):
+        encoders["trained"] = load_encoder(checkpoint)
+        try:
+            encoders["untrained"] = untrained_encoder(
+                checkpoint.config, instead="the similarities of the trained one alone"
+            )
+        except (RunError, UserError) as error:
+            print(f"warning: without the untrained encoder: {error}", file=sys.stderr, flush=True)
+    else:
+        (encoders[FROZEN],) = load_encoders(checkpoint, untrained=False)
     uris = [options.a, options.b] if options.b else _rendered_pair()
     embedder = VideoEmbedder(list(encoders.values()), checkpoint.config, default_device())
     embedded = [embedder.embed_file(uri) for uri in uris]
@@ -72,7 +84,7 @@ def _run(options: argparse.Namespace) -> None:
     for out in options.out:
         print(f"written:    {storage.public_uri(out)}")
     other = "aligned.mp4" if _is_table(options.out[-1]) else "pairs.csv"
-    print_next("align", *uris, "--checkpoint", checkpoint.uri, "--out", other)
+    print_next("align", *uris, "--checkpoint", uri, "--out", other)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -83,7 +95,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("a", nargs="?", metavar="A", help="path or URI of the video that keeps its pace")
     parser.add_argument("b", nargs="?", metavar="B", help="path or URI of the video that follows")
-    parser.add_argument("--checkpoint", metavar="URI", help="run folder or checkpoint; none: the newest demo")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="URI",
+        help="run folder, checkpoint, or frozen; none: the newest demo",
+    )
     parser.add_argument(
         "--out",
         action="append",

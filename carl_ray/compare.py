@@ -16,7 +16,7 @@ from typing import Any
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.controls import VARIANTS
+from carl_ray.evaluation.controls import shown_variants
 from carl_ray.options import OptionParser
 from carl_ray.paper import paper_numbers
 from carl_ray.report.tables import metric_rows
@@ -71,7 +71,7 @@ def comparison(documents: Sequence[Mapping[str, Any]]) -> str:
         rows = dict(zip(present, metric_rows(document, present), strict=True))
         titles |= {name: row.title for name, row in rows.items()}
         origin = document["origin"]
-        for variant in VARIANTS:
+        for variant in shown_variants(document):
             first = (
                 f"**{_plain(origin['preset'])}**, step {origin['step']:,}"
                 if variant == "trained"

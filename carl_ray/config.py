@@ -51,6 +51,14 @@ class DataConfig:
 
     manifest: str | None = None
     """URI of the Parquet manifest, as `python -m carl_ray.index` writes; none: the rendered videos of the demo."""
+    features: str | None = None
+    """Folder of `carl_ray.cache` with features of the frozen backbone, which the run reads instead of decoding videos;
+    needs model.learnable none."""
+    feature_channels: int | None = Field(default=None, ge=1)
+    """Channels of these features; read at the start of a run."""
+    frame_stride: int = Field(default=1, ge=1)
+    """Every how many frames of a video one is used; timestamps stay those of all frames. Embeddings of the frames
+    between are interpolated."""
     train_split: str = "train"
     """Only rows of the manifest with this `split` are trained on; rows without a split count as "train"."""
     validation_split: str = "validation"
@@ -112,6 +120,10 @@ class ModelConfig:
     (2) name for a ResNet (table 7); the others stay frozen with their stored statistics."""
     pooling: Literal["max", "average"] = "max"
     """Spatial pooling of the backbone's last feature map."""
+    centered: bool = False
+    """Subtract the mean over the video from the backbone's features; needs data.features."""
+    motion: Literal["none", "difference"] = "none"
+    """`difference`: join the features with their central difference over two strides; needs data.features."""
     temporal_encoder: Literal["transformer", "none", "c3d"] = "transformer"
     """Module that mixes information of frames (table 5)."""
     positions: Literal["sine_cosine", "none"] = "sine_cosine"
@@ -272,11 +284,30 @@ class Config:
                 f"objective {self.objective.name} trains on pairs of videos: training.global_batch_size must be even, "
                 f"got {self.training.global_batch_size}"
             )
+        if self.data.features is not None and self.model.learnable != "none":
+            raise ValueError(
+                "data.features are those of a frozen backbone: model.learnable must be none, got "
+                f"{self.model.learnable}"
+            )
+        if self.data.features is not None and self.model.temporal_encoder == "c3d":
+            raise ValueError("temporal_encoder c3d needs feature maps, which data.features does not hold")
+        if self.augment.copies is not None and self.data.short_side != self.augment.image_size:
+            raise ValueError(
+                f"augment.copies needs data.short_side equal to augment.image_size, got {self.data.short_side} and "
+                f"{self.augment.image_size}"
+            )
 
     @property
     def view_specs(self) -> tuple[ViewSpec, ...]:
         """The views of a video that the objective needs."""
-        return self.objective.views(ViewSpec(CROPS, 2, self.model.num_frames, self.views, self.augment))
+        width = self.data.feature_channels
+        if self.data.features is None:
+            width = None
+        elif width is not None and self.model.motion == "difference":
+            width *= 2
+        return self.objective.views(
+            ViewSpec(CROPS, 2, self.model.num_frames, self.views, self.augment, width)
+        )
 
 
 _ADAPTER = TypeAdapter(Config)
@@ -287,6 +318,15 @@ _HOW_DONE = (
     ("training", "checkpoint_every_steps"),
     ("training", "keep_checkpoints"),
 )
+_ADDED = (
+    ("data", "features", None),
+    ("data", "feature_channels", None),
+    ("data", "frame_stride", 1),
+    ("augment", "copies", None),
+    ("model", "centered", False),
+    ("model", "motion", "none"),
+)
+"""Fields that later versions added, with the values that change nothing."""
 """Fields besides the cluster section that change no result of a run. Logging and validation intervals are not among
 them: they decide which lines a run leaves."""
 
@@ -311,9 +351,12 @@ def what_is_computed(config: Config) -> dict[str, Any]:
 def digest(config: Config) -> str:
     """Hash of `what_is_computed`, 16 hexadecimal digits."""
     document = what_is_computed(config)
-    # Removed fields: folders named by older digests stay valid.
+    # Fields removed and added since: folders named by older digests stay valid.
     document["model"]["weights_format"] = "torchvision"
     document["objective"] = EARLIER | document["objective"]
+    for section, name, default in _ADDED:
+        if document[section][name] == default:
+            del document[section][name]
     text = json.dumps(document, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

@@ -2,11 +2,15 @@
 
     python -m carl_ray.embed --checkpoint RUN --manifest MANIFEST --out FOLDER
     python -m carl_ray.embed --checkpoint RUN --manifest MANIFEST --out FOLDER --split train --split test --use-gpu
+    python -m carl_ray.embed --encoder frozen --manifest MANIFEST --out FOLDER
     python -m carl_ray.embed
 
 The temporal encoder sees each video whole. Besides the trained encoder's embeddings, those of the same encoder before
 its training are written, the control of every evaluation. Called again, it embeds only missing videos. Without
 arguments it takes the newest demo run and the rendered videos of the demo.
+
+`--encoder frozen` needs no training: features of a frozen backbone, centred in each video, joined with their motion and
+reduced over the videos. They are kept in --features, or in features/ beside the manifest.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
 from carl_ray.evaluation.embeddings import CropMode, Precision
+from carl_ray.evaluation.frozen import FROZEN
 from carl_ray.machine import bf16_slowdown, has_native_bf16
 from carl_ray.options import OptionParser, print_next
 from carl_ray.training.checkpoint import default_run
@@ -37,6 +42,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checkpoint", metavar="URI", help="a run folder (its latest) or one checkpoint")
+    parser.add_argument("--encoder", choices=[FROZEN], help="without training, in place of --checkpoint")
+    parser.add_argument(
+        "--features",
+        metavar="URI",
+        help="features of `carl_ray.cache`; videos that have them are not decoded",
+    )
     parser.add_argument("--manifest", metavar="URI", help="the videos; none: the embedded ones")
     parser.add_argument("--out", metavar="URI", help="folder of the embeddings")
     parser.add_argument(
@@ -75,14 +86,23 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    if options.encoder is not None:
+        if options.checkpoint is not None:
+            raise UserError("--encoder and --checkpoint both name an encoder: expected one of them")
+        if options.manifest is None or options.out is None:
+            raise UserError(f"--encoder {options.encoder} needs --manifest and --out")
+        if options.view != "resized" or options.bf16:
+            raise UserError(f"--encoder {options.encoder} knows neither --view nor --bf16")
     if options.out is None and not (options.manifest is options.checkpoint is None):
         raise UserError("--out is missing: name a folder for the embeddings")
     return options
 
 
 def _run(options: argparse.Namespace) -> None:
-    run = options.checkpoint or default_run("--checkpoint, --manifest and --out")
-    out = options.out or storage.join(run, "embeddings")
+    run, out = "", options.out
+    if options.encoder is None:
+        run = options.checkpoint or default_run("--checkpoint, --manifest and --out")
+        out = out or storage.join(run, "embeddings")
     if options.bf16 and not options.use_gpu and not has_native_bf16("cpu"):
         print(
             f"warning: this machine computes bf16 {bf16_slowdown():.0f} times as slowly as float32: leave out --bf16",
@@ -98,7 +118,16 @@ def _run(options: argparse.Namespace) -> None:
         view=options.view,
         untrained=not options.no_untrained,
     )
-    result = embed_corpus(run, options.manifest, out, settings, splits=options.split)
+    if options.encoder is None:
+        result = embed_corpus(
+            run, options.manifest, out, settings, splits=options.split, features=options.features
+        )
+    else:
+        from carl_ray.evaluation.caching import embed_frozen
+
+        result = embed_frozen(
+            options.manifest, out, settings, splits=options.split, features=options.features
+        )
     print(f"videos embedded: {result.num_embedded} ({result.num_frames} frames, {result.seconds:.0f} s)")
     print(f"there before:    {result.num_present}")
     if result.bad_videos:

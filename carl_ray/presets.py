@@ -25,6 +25,7 @@ from carl_ray.config import (
     ViewsConfig,
 )
 from carl_ray.errors import UserError
+from carl_ray.objectives.choice import objective_options
 
 
 def demo() -> Config:
@@ -57,6 +58,43 @@ def demo() -> Config:
             global_batch_size=8,
             log_every_steps=10,
             checkpoint_every_steps=200,
+            validate_every_steps=100,
+        ),
+    )
+
+
+def laptop() -> Config:
+    """An encoder of real videos on a CPU, from cached features of a frozen backbone: minutes for some dozens of clips.
+
+    Features are centred in each video and joined with their motion, which a frozen image backbone does not show. The
+    upper part is small. `carl_ray.data.timing.fit_to_videos` chooses stride, T and epochs for a manifest, as the
+    commands do; those here are for clips of some seconds at 24 to 30 frames per second.
+    """
+    return Config(
+        preset="laptop",
+        data=DataConfig(short_side=160, frame_stride=3),
+        augment=AugmentConfig(image_size=160, copies=4, color="matrix"),
+        model=ModelConfig(
+            num_frames=32,
+            backbone="efficientnet_lite0",
+            weights="pretrained",
+            learnable="none",
+            pooling="average",
+            centered=True,
+            motion="difference",
+            hidden_width=256,
+            width=128,
+            num_layers=2,
+            num_heads=4,
+            feedforward_width=256,
+        ),
+        objective=objective_options("scl", variance=9.0),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        training=TrainingConfig(
+            epochs=67,
+            global_batch_size=8,
+            log_every_steps=10,
+            checkpoint_every_steps=100,
             validate_every_steps=100,
         ),
     )
@@ -106,6 +144,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
     function.__name__: function
     for function in (
         demo,
+        laptop,
         pouring,
         penn_action,
         finegym99,

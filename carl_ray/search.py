@@ -17,6 +17,7 @@ from typing import cast
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import CropMode, EmbeddedVideo, Embeddings, NotEmbeddedError
+from carl_ray.evaluation.frozen import load_frozen
 from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, printable
 from carl_ray.options import OptionParser, print_next
 from carl_ray.report.tables import text_table
@@ -114,8 +115,8 @@ def _embed(uri: str, embeddings: Embeddings, checkpoint_uri: str) -> EmbeddedVid
             f"{shown}: no checkpoint there, which is needed to embed {storage.public_uri(uri)}; name the "
             "--checkpoint that the embeddings come from"
         )
-    checkpoint = checkpoint_at(checkpoint_uri)
-    if checkpoint.hashes.get("model.pt") != origin.model_sha256:
+    checkpoint = load_frozen(checkpoint_uri) or checkpoint_at(checkpoint_uri)
+    if checkpoint.model_sha256 != origin.model_sha256:
         raise UserError(
             f"{shown}: not the model that {storage.public_uri(embeddings.uri)} comes from, which is step "
             f"{origin.step} of {origin.checkpoint}; embeddings of two models do not compare"

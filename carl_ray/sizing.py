@@ -3,12 +3,15 @@
     python -m carl_ray.sizing VIDEO penn_action --gpus 4 --videos 1163
     python -m carl_ray.sizing s3://bucket/videos/typical.mp4 penn_action --data.manifest s3://bucket/manifest.parquet
     python -m carl_ray.sizing VIDEO finegym99 --gpus 4 --step-seconds 0.9
+    python -m carl_ray.sizing VIDEO laptop --gpus 0 --videos 40
     python -m carl_ray.sizing
 
 VIDEO should be as long and as large as most, and stored where the run will read it. The step is measured on this
 machine's GPU with one worker's part of the batch. Without a GPU it is measured on the CPU, whose rate differs: give
 --step-seconds, as measured by this command on a GPU node, or from a run's metrics.jsonl, `step_seconds` /
-`training.log_every_steps`. Without VIDEO the demo is measured with one of its own videos.
+`training.log_every_steps`. Without VIDEO the demo is measured with one of its own videos. With --gpus 0 one worker
+trains on this machine's CPU; for the preset `laptop`, or --augment.copies, that is time and memory of caching features
+and training on them.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ import math
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from carl_ray import options, presets, storage
 from carl_ray.config import Config
@@ -31,12 +37,14 @@ from carl_ray.training import cluster_plan
 from carl_ray.training.cluster_plan import ClusterPlan
 
 if TYPE_CHECKING:
+    from carl_ray.data.decode import VideoProbe
     from carl_ray.data.sample import Sample
 
 _VIDEO_TIMES, _STEP_TIMES = 9, 3
 _NODE_CPUS = 16
 _DATA_NODE_PRICE = 0.25
 _STEPS_WITHOUT_VIDEOS = 1000
+_CACHED_VIDEOS, _VIDEO_ID = 40, "sizing"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,7 +71,8 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Config]:
         metavar="PRESET",
         help=f"one of {', '.join(presets.PRESETS)} [demo]",
     )
-    add("--gpus", type=count, metavar="N", help="training workers [cluster.num_workers]")
+    gpus = options.number(int, at_least=0)
+    add("--gpus", type=gpus, metavar="N", help="training workers; 0: one, on the CPU [cluster.num_workers]")
     add("--videos", type=count, metavar="N", help="videos of an epoch [training videos of data.manifest]")
     add("--step-seconds", type=positive, metavar="S", help="of a step, where the GPU is not in this machine")
     add(
@@ -82,7 +91,8 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Config]:
     )
     parsed, overrides = options.parse_with_config(parser, arguments)
     config = options.overridden(presets.preset(parsed.preset), overrides)
-    parsed.gpus = parsed.gpus or config.cluster.max_workers
+    parsed.gpus = config.cluster.max_workers if parsed.gpus is None else parsed.gpus
+    parsed.given = overrides
     if parsed.node_cpus < config.cluster.decode_cpus:
         raise UserError(
             f"--node-cpus: expected at least {config.cluster.decode_cpus:g}, got {parsed.node_cpus}: a decoding task "
@@ -97,13 +107,17 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Config]:
 
 
 def _run(parsed: argparse.Namespace, config: Config) -> None:
+    if parsed.gpus == 0 and config.augment.copies is not None:
+        _run_cached(parsed, config)
+        return
     num_videos = _count_videos(parsed, config)
+    on_cpu, parsed.gpus = parsed.gpus == 0, max(1, parsed.gpus)
     video = parsed.video or _demo_video()
     video_seconds, samples = _measure_video(video, config)
     # Imported late: help and mistakes answer at once.
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
     step_seconds, worker = None, "GPU"
     if parsed.step_seconds is None:
         worker = "GPU" if device.type == "cuda" else "CPU worker"
@@ -147,8 +161,38 @@ def _run(parsed: argparse.Namespace, config: Config) -> None:
     elif config.data.manifest is None:
         options.print_next("index", storage.parent(storage.absolute(video)), "--out", manifest)
     else:
-        workers = ("--cluster.use_gpu", "true", "--cluster.num_workers", str(parsed.gpus))
+        workers = () if on_cpu else ("--cluster.use_gpu", "true", "--cluster.num_workers", str(parsed.gpus))
         options.print_next("train", config.preset, "--data.manifest", manifest, *workers)
+
+
+def _run_cached(parsed: argparse.Namespace, config: Config) -> None:
+    """Print time and memory of a run on cached features on this machine."""
+    from carl_ray.data.timing import fit_to_videos
+    from carl_ray.evaluation.estimate import estimate_run
+
+    manifest = config.data.manifest
+    if manifest is not None:
+        videos = read_manifest(manifest, ["video_id", "uri", "content_hash", "num_frames", "fps", "split"])
+        training = read_manifest(manifest, ["num_frames", "fps"], split=config.data.train_split)
+    else:
+        video = parsed.video or _demo_video()
+        probe = _probe(video)
+        row = {
+            "uri": video,
+            "content_hash": "",
+            "num_frames": probe.num_frames,
+            "fps": probe.fps,
+            "split": "train",
+        }
+        rows = [row | {"video_id": f"{_VIDEO_ID}-{n}"} for n in range(parsed.videos or _CACHED_VIDEOS)]
+        videos = training = pa.Table.from_pylist(rows)
+    config, timing = fit_to_videos(config, training, parsed.given)
+    print(f"stride {config.data.frame_stride}, T {config.model.num_frames}: {timing.reason}", flush=True)
+    print(f"measured on {machine_name(use_gpu=False)}")
+    print(
+        estimate_run(replace(config, data=replace(config.data, features=config.data.features or "")), videos)
+    )
+    options.print_next("train", config.preset, "--data.manifest", manifest or "manifest.parquet")
 
 
 def _count_videos(parsed: argparse.Namespace, config: Config) -> int | None:
@@ -170,13 +214,10 @@ def _demo_video() -> str:
 
 
 def _measure_video(video: str, config: Config) -> tuple[list[float], list[Sample]]:
-    shown = storage.public_uri(video)
-    if not storage.is_file(video):
-        raise UserError(f"{shown}: expected a video: no such file")
-    from carl_ray.data.decode import DecodeError, probe_video
+    probe, shown = _probe(video), storage.public_uri(video)
+    from carl_ray.data.decode import DecodeError
 
     try:
-        probe = probe_video(video)
         print(
             f"{shown}: {probe.width} x {probe.height}, {probe.num_frames} frames, {probe.codec}; preset "
             f"{config.preset}: 2 views of {config.model.num_frames} frames, {config.augment.image_size} pixels",
@@ -184,6 +225,18 @@ def _measure_video(video: str, config: Config) -> tuple[list[float], list[Sample
         )
         progress = _progress("the video on one core")
         return cluster_plan.measure_video(video, probe.num_frames, config, _VIDEO_TIMES, progress)
+    except DecodeError as error:
+        raise UserError(f"{shown}: expected a video: {error}") from None
+
+
+def _probe(video: str) -> VideoProbe:
+    shown = storage.public_uri(video)
+    if not storage.is_file(video):
+        raise UserError(f"{shown}: expected a video: no such file")
+    from carl_ray.data.decode import DecodeError, probe_video
+
+    try:
+        return probe_video(video)
     except DecodeError as error:
         raise UserError(f"{shown}: expected a video: {error}") from None
 

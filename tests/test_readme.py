@@ -87,7 +87,7 @@ def test_your_own_videos_and_python(
         make_video(tmp_path / "videos" / name, 130)
     section = README[README.index("## Your own videos") : README.index("## On a cluster")]
     lines = [line for block in blocks(section, "bash") for line in block.splitlines()]
-    assert [shlex.split(line)[1] for line in lines] == ["index", "train", "embed", "search", "align"]
+    assert [shlex.split(line)[1] for line in lines] == ["index", "embed", "train", "search", "align"]
     environment = {**os.environ, "CARL_RAY_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
     for line in lines:
         words = shlex.split(line)

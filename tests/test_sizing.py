@@ -256,7 +256,7 @@ def test_the_commands_in_words_are_understood() -> None:
             words = ["0.5" if word == "S" else word for word in shlex.split(line)]
             found.append(sizing._parse(words)[0].preset)
     assert len(found) > 6
-    assert set(found) == {"penn_action", "finegym99", "demo"}
+    assert set(found) == {"penn_action", "finegym99", "demo", "laptop"}
 
 
 @pytest.mark.parametrize(
@@ -266,8 +266,8 @@ def test_the_commands_in_words_are_understood() -> None:
         (["nowhere.mp4", "demo"], "nowhere.mp4: expected a video: no such file"),
         (["text.mp4", "demo"], "text.mp4: expected a video: not a video"),
         (["video.mp4", "demo", "--gpus", "9"], "--gpus 9: a step has 8 videos"),
-        (["video.mp4", "demo", "--gpus", "0"], "--gpus: expected a whole number of at least 1, got '0'"),
-        (["video.mp4", "demo", "--gpus", "two"], "--gpus: expected a whole number of at least 1, got 'two'"),
+        (["video.mp4", "demo", "--gpus", "-1"], "--gpus: expected a whole number of at least 0, got '-1'"),
+        (["video.mp4", "demo", "--gpus", "two"], "--gpus: expected a whole number of at least 0, got 'two'"),
         (["video.mp4", "demo", "--videos", "0"], "--videos: expected a whole number of at least 1"),
         (["video.mp4", "demo", "--node-cpus", "1", "--cluster.decode_cpus", "2"], "--node-cpus: expected at least 2"),
         (["video.mp4", "demo", "--step-seconds", "0"], "--step-seconds: expected a number above 0, got '0'"),

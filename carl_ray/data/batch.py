@@ -78,8 +78,9 @@ def batch_on_device(batch: Batch, config: Config, device: torch.device) -> Batch
             batch.views[spec.name], pixels=pixels_on_device(batch.views[spec.name], spec, device)
         )
         for spec in config.view_specs
+        if spec.features is None
     }
-    return replace(batch, views=views).map(lambda part: part.to(device, non_blocking=True))
+    return replace(batch, views={**batch.views, **views}).map(lambda part: part.to(device, non_blocking=True))
 
 
 def pixels_on_device(

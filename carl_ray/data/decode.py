@@ -9,6 +9,7 @@ pixels are left as they are stored. `carl_ray.data.seeking` reaches distant fram
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,46 +129,53 @@ def iterate_frames(
     num_frames: int,
     *,
     chunk_frames: int,
+    frame_stride: int = 1,
     short_side: int | None = None,
     decoder: Decoder = "pyav",
 ) -> Iterator[UInt8[np.ndarray, "chunk height width 3"]]:
-    """Yield all frames of a video in order as RGB uint8, in chunks.
+    """Yield the frames of a video in order as RGB uint8, in chunks.
 
     Args:
         source: The content of a video file, or its path or URI.
         num_frames: How many frames it has.
         chunk_frames: Frames of a chunk; the last one may have fewer.
+        frame_stride: Only every so many frames, from the first.
         short_side: As for `read_frames`.
         decoder: As for `read_frames`; decord opens the file anew for every chunk.
 
     Raises:
         DecodeError: while iterating: it cannot be opened, or another number of frames decodes.
-        ValueError: while iterating: `num_frames` or `chunk_frames` is below 1.
+        ValueError: while iterating: `num_frames`, `chunk_frames` or `frame_stride` is below 1.
         UserError, RunError: as `read_frames`.
     """
-    if min(num_frames, chunk_frames) < 1:
+    if min(num_frames, chunk_frames, frame_stride) < 1:
         raise ValueError(
-            f"num_frames and chunk_frames must be at least 1, got {num_frames} and {chunk_frames}"
+            "num_frames, chunk_frames and frame_stride must be at least 1, got "
+            f"{num_frames}, {chunk_frames} and {frame_stride}"
         )
+    num_taken = math.ceil(num_frames / frame_stride)
     readable = local_or_content(source)
     if decoder == "decord":
-        for start in range(0, num_frames, chunk_frames):
-            indices = np.arange(start, min(start + chunk_frames, num_frames))
+        for start in range(0, num_taken, chunk_frames):
+            indices = frame_stride * np.arange(start, min(start + chunk_frames, num_taken))
             yield read_with_decord(readable, indices, short_side)
         return
     failure: list[str] = []
-    count = 0
-    output = _Output(np.arange(min(chunk_frames, num_frames)), short_side)
+    count = taken = 0
+    output = _Output(np.arange(min(chunk_frames, num_taken)), short_side)
     with open_container(readable) as container:
         stream = video_stream(container)
         for frame in decoded_frames(readable, container, stream, failure):
             if count == num_frames:
                 raise DecodeError(f"{num_frames} frames were expected, but more decode; {COUNT_AGAIN}")
-            output.put(count % chunk_frames, frame, stream)
             count += 1
-            if count == num_frames or count % chunk_frames == 0:
+            if (count - 1) % frame_stride:
+                continue
+            output.put(taken % chunk_frames, frame, stream)
+            taken += 1
+            if taken == num_taken or taken % chunk_frames == 0:
                 yield output.result()
-                output = _Output(np.arange(min(chunk_frames, num_frames - count)), short_side)
+                output = _Output(np.arange(min(chunk_frames, num_taken - taken)), short_side)
     if count < num_frames:
         expected = f"{num_frames} frames were expected, but only {count} decode"
         raise _too_few(expected, count, readable, failure)

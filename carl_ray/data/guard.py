@@ -18,6 +18,7 @@ from carl_ray.data.child import MEMORY, Array, BadVideoError, Child, Values, kee
 from carl_ray.data.manifest import StreamVideo
 from carl_ray.data.sample import SampleSpec, arrays_of, load_task_bytes, views_of
 from carl_ray.objectives.base import ViewTensors
+from carl_ray.objectives.views import AugmentConfig
 
 UNEXPECTED = "reading failed"
 """Prefix of the reject reason of a video whose reading raised an unexpected exception."""
@@ -25,6 +26,7 @@ UNEXPECTED = "reading failed"
 _COUNT_LIMITS = 10
 """Time limit of counting as a multiple of `data.time_limit`: it decodes the whole video for one value."""
 _SPEC = TypeAdapter(SampleSpec)
+_AUGMENT = TypeAdapter(AugmentConfig)
 _LONGEST_SIDE = 1 << 16  # pixels
 _FULL_SIZE_FRAMES = 8
 """Largest chunk to decode where frames are not resized: 64 of 3840 x 2160 would take 1.6 GB."""
@@ -89,7 +91,8 @@ class FrameReader(Child):
         *,
         chunk_frames: int,
         short_side: int | None = None,
-    ) -> Iterator[UInt8[np.ndarray, "chunk height width 3"]]:
+        copies_of: str | None = None,
+    ) -> Iterator[UInt8[np.ndarray, "*copies chunk height width 3"]]:
         """Yield the chunks of `iterate_frames`, cropped to squares; one is decoded ahead.
 
         Close the iterator to stop early, which ends the process.
@@ -97,9 +100,11 @@ class FrameReader(Child):
         Args:
             source: The content of a video file, or its path or URI.
             num_frames: How many frames it has.
-            config: Of the run: decoder, time limit, and the side S of the squares (`augment.image_size`).
+            config: Of the run: decoder, time limit, frame stride, and the side S of the squares
+                (`augment.image_size`).
             chunk_frames: Frames of a chunk; the last one may have fewer.
             short_side: As for `iterate_frames`.
+            copies_of: Id of the video: yield the clean squares and their augmented copies (`make_copies`), stacked.
 
         Returns:
             Chunks, in order: the central S x S pixels of each frame, or the whole frame if a side is shorter. If the
@@ -116,22 +121,28 @@ class FrameReader(Child):
             "short_side": short_side,
             "image_size": config.augment.image_size,
             "decoder": config.data.decoder,
+            "frame_stride": config.data.frame_stride,
         }
+        copies: tuple[int, ...] = ()
+        if copies_of is not None:
+            copies = (1 + (config.augment.copies or 0),)
+            arguments |= {"key": (config.training.seed, copies_of)}
+            arguments |= {"augment": _AUGMENT.dump_python(config.augment, mode="json")}
         # As decoded (16:9), and cut.
-        chunk = chunk_frames * config.augment.image_size**2 * 25 // 9 * 3
+        chunk = (1 + sum(copies)) * chunk_frames * config.augment.image_size**2 * 25 // 9 * 3
         memory = 2 * chunk + MEMORY
         sides = range(1, _LONGEST_SIDE)
-        expected = {"frames": Array("|u1", (range(1, chunk_frames + 1), sides, sides, 3))}
-        missing = num_frames
+        expected = {"frames": Array("|u1", (*copies, range(1, chunk_frames + 1), sides, sides, 3))}
+        num_taken = missing = math.ceil(num_frames / config.data.frame_stride)
         for fields in self.ask(
             source, arguments, expected, seconds=config.data.time_limit, memory=memory, values=None
         ):
-            missing -= len(fields["frames"])
+            missing -= fields["frames"].shape[-4]
             if missing < 0:
                 break
             yield fields["frames"]
         if missing:
-            raise BadVideoError(f"the decoder sent {num_frames - missing} of {num_frames} frames")
+            raise BadVideoError(f"the decoder sent {num_taken - missing} of {num_taken} frames")
 
     def count(self, source: bytes | str, config: Config) -> int:
         """Count the frames that decode, within ten times `data.time_limit`.
@@ -172,6 +183,14 @@ def answer_frames() -> None:
             return
         size, chunk_frames = arguments.pop("image_size"), arguments.pop("chunk_frames")
         full_size = arguments["short_side"] is None
+        key, augment = arguments.pop("key", None), arguments.pop("augment", None)
+        if key is not None:
+            from carl_ray.data.make_views import make_copies
+
+            drawn = _AUGMENT.validate_python(augment)
+            for chunk in decode.iterate_frames(source, chunk_frames=chunk_frames, **arguments):
+                yield {"frames": make_copies(chunk, tuple(key), drawn)}
+            return
         at_once = math.gcd(chunk_frames, _FULL_SIZE_FRAMES) if full_size else chunk_frames
         squares: list[np.ndarray] = []
         for chunk in decode.iterate_frames(source, chunk_frames=at_once, **arguments):

@@ -16,11 +16,11 @@ from jaxtyping import Int64, UInt8
 from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
 from carl_ray.data.decode import read_frames
 from carl_ray.data.pixels import to_yuv420
-from carl_ray.data.randomness import ViewNumber, sample_generator, view_key
-from carl_ray.data.sample import SampleSpec
-from carl_ray.data.views import ViewIndices, sample_views
+from carl_ray.data.randomness import COPY_EPOCH, ViewNumber, sample_generator, view_key
+from carl_ray.data.sample import SampleSpec, at_frames, draw_clips, draw_copies
+from carl_ray.data.views import ViewIndices
 from carl_ray.objectives.base import ViewTensors
-from carl_ray.objectives.views import ViewSpec
+from carl_ray.objectives.views import AugmentConfig, ViewSpec
 
 
 def make_views(
@@ -51,7 +51,7 @@ def make_views(
     Raises:
         DecodeError: the video cannot be read.
     """
-    drawn = {view.name: _draw_frames(view, video_id, num_video_frames, epoch, spec) for view in spec.views}
+    drawn = {view.name: draw_clips(view, video_id, num_video_frames, epoch, spec) for view in spec.views}
     clips = [clip for view in drawn.values() for clip in view]
     needed = np.unique(np.concatenate([clip.frame_indices[clip.frame_mask] for clip in clips]))
     decoded = read_frames(
@@ -75,27 +75,11 @@ def make_views(
             flips=np.array([draw.flip for draw in parameters]),
             pixels=pixels,
             columns={
-                name: np.stack([_at_frames(clip, (columns or {}).get(name)) for clip in own])
+                name: np.stack([at_frames(clip, (columns or {}).get(name)) for clip in own])
                 for name in spec.columns
             },
         )
     return views
-
-
-def _draw_frames(
-    view: ViewSpec, video_id: str, num_video_frames: int, epoch: int, spec: SampleSpec
-) -> tuple[ViewIndices, ...]:
-    """The frames of each clip of a view."""
-    clips = sample_views(
-        num_video_frames,
-        view.num_frames,
-        max_crop_ratio=view.span.max_crop_ratio,
-        min_overlap=view.span.min_overlap,
-        sampling=view.span.sampling,
-        crop=view.span.crop,
-        rng=sample_generator(spec.seed, epoch, video_id, view_key(view.name, ViewNumber.SHARED)),
-    )
-    return clips[: view.count]
 
 
 def _augmented(
@@ -107,10 +91,15 @@ def _augmented(
 ) -> tuple[UInt8[np.ndarray, "n time *frame"], list[AugmentParameters]]:
     """Pixels of the clips of a view, zeros where masked, and the draw of each."""
     augment, drawn = view.augment, []
+    copies = draw_copies(view, key[2], key[1], key[0])
     pixels = np.zeros((view.count, view.num_frames, *view.frame_shape), dtype=np.uint8)
     for number, clip in enumerate(clips):
-        rng = sample_generator(*key, view_key(view.name, ViewNumber.FIRST + number))
-        parameters = draw_parameters(augment, decoded.shape[1], decoded.shape[2], rng)
+        height, width = decoded.shape[1:3]
+        if copies is None:
+            rng = sample_generator(*key, view_key(view.name, ViewNumber.FIRST + number))
+            parameters = draw_parameters(augment, height, width, rng)
+        else:
+            parameters = copy_parameters(copies[number], height, width, (key[0], key[2]), augment)
         places = np.searchsorted(needed, clip.frame_indices[clip.frame_mask])
         # Into the output array without a copy if it has this layout: new pages are slow.
         whole = clip.frame_mask.all() and augment.pixels == "rgb"
@@ -126,7 +115,34 @@ def _augmented(
     return pixels, drawn
 
 
-def _at_frames(clip: ViewIndices, values: Sequence[int] | None) -> Int64[np.ndarray, " time"]:
-    if values is None:
-        return np.full(len(clip.frame_indices), -1, np.int64)
-    return np.where(clip.frame_mask, np.asarray(values, np.int64)[clip.frame_indices], -1)
+def copy_parameters(
+    copy: int, height: int, width: int, key: tuple[int, str], augment: AugmentConfig
+) -> AugmentParameters:
+    """The fixed draw of a copy of a video, from 1; 0 are the clean frames: the central square.
+
+    Args:
+        copy: Its number.
+        height: Of the decoded frames.
+        width: Of the decoded frames.
+        key: Seed of the run and id of the video.
+        augment: Of the view.
+    """
+    if copy:
+        seed, video_id = key
+        return draw_parameters(augment, height, width, sample_generator(seed, COPY_EPOCH, video_id, copy))
+    size = augment.image_size
+    top, left = (round((side - size) / 2) for side in (height, width))
+    return AugmentParameters(top, left, size, size, False, False, (0, 1, 2, 3), 1, 1, 1, 0, False, 0)
+
+
+def make_copies(
+    frames: UInt8[np.ndarray, "n height width 3"], key: tuple[int, str], augment: AugmentConfig
+) -> UInt8[np.ndarray, "copies n size size 3"]:
+    """The clean view of decoded frames, whose shorter side is `image_size`, and its `augment.copies` fixed draws."""
+    size, num_copies = augment.image_size, 1 + (augment.copies or 0)
+    made = np.empty((num_copies, len(frames), size, size, 3), np.uint8)
+    for copy in range(num_copies):
+        parameters = copy_parameters(copy, frames.shape[1], frames.shape[2], key, augment)
+        view = apply_geometry(frames, parameters, size, out=torch.from_numpy(made[copy]))
+        apply_color(view, parameters, augment.color, in_place=True)
+    return made

@@ -82,6 +82,8 @@ class StreamVideo(TypedDict):
     verified: bool
     frame_step: float
     frame_labels: NotRequired[list[int] | None]
+    features_part: NotRequired[str]
+    features_group: NotRequired[int]
 
 
 STREAM_COLUMNS = ["video_id", "uri", "num_frames", "verified", "frame_step"]

@@ -12,6 +12,9 @@ import numpy as np
 
 from carl_ray.objectives.views import CROPS
 
+COPY_EPOCH = -2
+"""Epoch of the draws of a video's fixed copies, whose number takes the place of the view; -1 is the validation's."""
+
 
 class ViewNumber(IntEnum):
     """Purpose of a draw; the last part of the key of its generator."""

@@ -9,13 +9,17 @@ Legend: n clips of a view, T frames of a clip, C channels of features.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int64
 
 from carl_ray.config import Config, DataConfig
+from carl_ray.data.randomness import ViewNumber, sample_generator, view_key
+from carl_ray.data.views import ViewIndices, sample_views
 from carl_ray.objectives.base import ViewTensors
 from carl_ray.objectives.views import ViewSpec
 
@@ -36,6 +40,10 @@ class SampleSpec:
     columns: tuple[str, ...]
     """Columns of the manifest that are read at the frames of the views."""
     data: DataConfig
+    centered: bool = False
+    """As `model.centered`; features alone."""
+    motion: Literal["none", "difference"] = "none"
+    """As `model.motion`; features alone."""
 
     @property
     def array_types(self) -> ArrayTypes:
@@ -49,7 +57,61 @@ class SampleSpec:
 
 def sample_spec(config: Config) -> SampleSpec:
     """The spec of a run's samples."""
-    return SampleSpec(config.training.seed, config.view_specs, config.objective.columns, config.data)
+    return SampleSpec(
+        config.training.seed,
+        config.view_specs,
+        config.objective.columns,
+        config.data,
+        config.model.centered,
+        config.model.motion,
+    )
+
+
+def draw_clips(
+    view: ViewSpec, video_id: str, num_video_frames: int, epoch: int, spec: SampleSpec
+) -> tuple[ViewIndices, ...]:
+    """The frames of each clip of a view, of every `data.frame_stride`-th frame of the video."""
+    stride = spec.data.frame_stride
+    clips = sample_views(
+        math.ceil(num_video_frames / stride),
+        view.num_frames,
+        max_crop_ratio=view.span.max_crop_ratio,
+        min_overlap=view.span.min_overlap,
+        sampling=view.span.sampling,
+        crop=view.span.crop,
+        rng=sample_generator(spec.seed, epoch, video_id, view_key(view.name, ViewNumber.SHARED)),
+    )
+    return tuple(
+        ViewIndices(
+            clip.frame_indices * stride, clip.frame_mask, (clip.crop[0] * stride, clip.crop[1] * stride)
+        )
+        for clip in clips[: view.count]
+    )
+
+
+def draw_copies(view: ViewSpec, video_id: str, epoch: int, seed: int) -> tuple[int, ...] | None:
+    """The copy that each clip of a view shows, different ones of 0 (clean) to `augment.copies`.
+
+    None where every clip has a draw of its own.
+    """
+    copies = view.augment.copies
+    if copies is None:
+        return None
+    if copies == 0:
+        return (0,) * view.count
+    first, second = (
+        sample_generator(seed, epoch, video_id, view_key(view.name, number))
+        for number in (ViewNumber.FIRST, ViewNumber.SECOND)
+    )
+    shown = int(first.integers(copies + 1))
+    return (shown, (shown + 1 + int(second.integers(copies))) % (copies + 1))[: view.count]
+
+
+def at_frames(clip: ViewIndices, values: Sequence[int] | None) -> Int64[np.ndarray, " time"]:
+    """Values of a column at the frames of a clip; -1 where there is none, and at padded places."""
+    if values is None:
+        return np.full(len(clip.frame_indices), -1, np.int64)
+    return np.where(clip.frame_mask, np.asarray(values, np.int64)[clip.frame_indices], -1)
 
 
 def _array_types(spec: ViewSpec, columns: tuple[str, ...]) -> ArrayTypes:

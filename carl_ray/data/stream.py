@@ -20,6 +20,7 @@ from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from carl_ray.config import Config
 from carl_ray.data.coordinator import install_endless_stream_scheduling, limit_retries
+from carl_ray.data.features import cached_views
 from carl_ray.data.guard import BadVideoError, ViewReader
 from carl_ray.data.manifest import StreamVideo
 from carl_ray.data.plan import ABSENT, Plan
@@ -54,7 +55,8 @@ def stream_views(
 
     Args:
         plan: The order of the videos.
-        manifest: A table with `STREAM_COLUMNS` in the object store; `plan.num_videos` rows.
+        manifest: A table with `STREAM_COLUMNS` in the object store, and `FEATURE_COLUMNS` where the run reads features;
+            `plan.num_videos` rows.
         config: The run.
         start_row: First row of the plan to stream.
         max_workers: Number of consumers. An even split drops up to one row less than that at the end, so as many
@@ -142,6 +144,8 @@ def _read_with_retries(
         if attempt:
             time.sleep(random.SystemRandom().uniform(0.5, 1.5) * _FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
         try:
+            if spec.data.features is not None:
+                return cached_views(video, epoch, spec)
             return _reader.read(video, epoch, spec)
         except RunError as error:
             failure = error

@@ -2,6 +2,7 @@
 
 trained     H of the trained encoder
 untrained   H of the same encoder before its training (`carl_ray.evaluation.inference`)
+frozen      features of the frozen backbone, centred and joined with their motion (`carl_ray.evaluation.frozen`)
 positions   the sine-cosine positional encoding alone, without frame content
 chance      an independent random vector for every frame
 """
@@ -9,9 +10,9 @@ chance      an independent random vector for every frame
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -35,6 +36,11 @@ def _untrained(
 ) -> list[Float[np.ndarray, "_ width"]] | None:
     found = [video.untrained for video in videos if video.untrained is not None]
     return found if len(found) == len(videos) else None
+
+
+def _frozen(videos: Sequence[EmbeddedVideo], origin: Origin, seed: int) -> list[np.ndarray] | None:
+    found = [video.frozen for video in videos if video.frozen is not None]
+    return found if found and len(found) == len(videos) else None
 
 
 def positions(
@@ -68,6 +74,7 @@ def chance(
 
 CONTROLS: dict[str, Control] = {
     "untrained": Control("the same encoder before its training", _untrained),
+    "frozen": Control("features of the frozen backbone and their motion", _frozen),
     "positions": Control(
         "the sine-cosine positional encoding alone, without what the frames show", positions
     ),
@@ -75,6 +82,11 @@ CONTROLS: dict[str, Control] = {
 }
 VARIANTS = ("trained", *CONTROLS)
 """Trained encoder and controls, as named in metrics.json."""
+
+
+def shown_variants(document: Mapping[str, Any]) -> list[str]:
+    """The variants that a table of a document of metrics.json has; `frozen` only where it was evaluated."""
+    return [name for name in VARIANTS if name != "frozen" or document.get(name) is not None]
 
 
 def embedded_by(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 
@@ -30,6 +30,7 @@ from carl_ray.evaluation.embeddings import (
     video_metadata,
     write_part,
 )
+from carl_ray.evaluation.frozen import FROZEN, FrozenEncoder
 from carl_ray.lease import Lease, hold, refuse_if_held
 from carl_ray.model.pretrained import find_weights
 from carl_ray.progress import ProgressLine
@@ -87,12 +88,13 @@ class EmbeddingResult:
 
 
 def embed_corpus(
-    run: str | Checkpoint,
+    run: str | Checkpoint | FrozenEncoder,
     manifest: str | None,
     out: str,
     settings: EmbeddingSettings | None = None,
     *,
     splits: Sequence[str] | None = None,
+    features: str | None = None,
 ) -> EmbeddingResult:
     """Embed the videos of a manifest that a folder of embeddings lacks.
 
@@ -100,11 +102,14 @@ def embed_corpus(
     videos are missing. Progress goes to standard error.
 
     Args:
-        run: A checkpoint, or URI of one or of a run folder, whose latest is taken.
+        run: A checkpoint, or URI of one or of a run folder, whose latest is taken; or an encoder without training,
+            which embeds only videos that have features.
         manifest: URI of the manifest; None: the rendered videos of the demo.
         out: Folder of the embeddings, new or begun with the same checkpoint and view.
         settings: How; None: the defaults.
         splits: Only videos of these splits; those without one count as "train".
+        features: Folder of cached features of the encoder's frozen backbone; None: the run's `data.features`. Videos
+            that it has are not decoded.
 
     Raises:
         UserError: checkpoint or manifest are missing or malformed, `out` holds other embeddings, or another process
@@ -120,9 +125,10 @@ def embed_corpus(
         _check_control(checkpoint, settings)
         refuse_if_held(out)
         with connect():
-            return embed_corpus(checkpoint, index_embedded()[0], out, settings, splits=splits)
+            uri = index_embedded()[0]
+            return embed_corpus(checkpoint, uri, out, settings, splits=splits, features=features)
     origin = _origin(checkpoint, settings)
-    videos = _read_videos(manifest, splits)
+    videos = read_videos(manifest, splits)
     has_test = "test" in pc.unique(videos.column("split")).to_pylist()
     missing = _missing(videos, out, origin)
     if missing.num_rows == 0:
@@ -130,19 +136,37 @@ def embed_corpus(
         return EmbeddingResult(videos.num_rows, has_test)
     _check_control(checkpoint, settings)
     refuse_if_held(out)
-    from carl_ray.evaluation import extraction
-    from carl_ray.session import connect
+    from carl_ray.evaluation import inference
 
-    encoders = extraction.load_encoders(checkpoint, settings)
-    with connect(), hold(out) as (lease, _):
+    config = checkpoint.config
+    encoders = inference.load_encoders(checkpoint, untrained=settings.untrained)
+    cache = inference.cache_of(encoders, config, features) if settings.view == "resized" else None
+    with hold(out) as (lease, _):
         # Another writer may have finished since.
         missing = _missing(videos, out, origin)
         result = EmbeddingResult(videos.num_rows - missing.num_rows, has_test)
-        if missing.num_rows == 0:
-            return result
-        extraction.check_resources(settings)
-        rows = extraction.embedded_rows(encoders, checkpoint.config, missing, settings)
-        _write_rows(rows, missing, result, _PartWriter(out, origin, settings.precision, lease))
+
+        def write(taken: list[tuple[pa.Table, int, list[np.ndarray]]]) -> None:
+            write_part(out, [_embedded_video(*video) for video in taken], origin, settings.precision)
+
+        writer = PartWriter(out, lease, write)
+        if cache is not None and missing.num_rows:
+            located = cache.locate(missing)
+            is_cached = located.column("features_part").is_valid()
+            cached, missing = located.filter(is_cached), missing.filter(pc.invert(is_cached))
+            if cached.num_rows:
+                if settings.untrained:
+                    encoders = [*encoders, inference.frozen_control(out, cache, videos, config)]
+                write_rows(inference.cached_rows(encoders, config, cached), cached, result, writer)
+                encoders = encoders[:2]
+        if missing.num_rows and not isinstance(checkpoint, FrozenEncoder):
+            from carl_ray.evaluation import extraction
+            from carl_ray.session import connect
+
+            with connect():
+                extraction.check_resources(settings)
+                rows = extraction.embedded_rows(encoders, config, missing, settings)
+                write_rows(rows, missing, result, writer)
     if len(result.bad_videos) > (most := checkpoint.config.data.max_bad_fraction) * videos.num_rows:
         video_id, reason = result.bad_videos[0]
         raise RunError(
@@ -152,26 +176,26 @@ def embed_corpus(
     return result
 
 
-def _write_rows(
+def write_rows(
     rows: Generator[tuple[int, list[np.ndarray] | str], None, None],
     videos: pa.Table,
     result: EmbeddingResult,
-    writer: _PartWriter,
+    writer: PartWriter,
+    verb: str = "embedded",
 ) -> None:
     """Write and count what `extraction.embedded_rows` yields for the videos."""
     bad_before = {line["video_id"]: line["reason"] for line in read_log(writer.folder, BAD_VIDEOS)}
     started = time.monotonic()
-    progress = ProgressLine("embedded")
+    progress = ProgressLine(verb)
     try:
         with closing(rows):
             for done, (index, embedded) in enumerate(rows, 1):
                 if isinstance(embedded, str):
                     result.bad_videos.append((videos.column("video_id")[index].as_py(), embedded))
                 else:
-                    video = _embedded_video(videos, index, embedded)
-                    writer.add(video)
+                    writer.add(videos, index, embedded)
                     result.num_embedded += 1
-                    result.num_frames += len(video)
+                    result.num_frames += len(embedded[0])
                 frame_rate = result.num_frames / max(time.monotonic() - started, 1e-9)
                 progress(done, videos.num_rows, f"{frame_rate:.0f} frames/s")
     finally:
@@ -179,16 +203,16 @@ def _write_rows(
         writer.flush()
         tried = set(videos.column("video_id").to_pylist())
         _write_bad_videos(writer.folder, bad_before, tried, result.bad_videos)
-    result.seconds = time.monotonic() - started
+    result.seconds += time.monotonic() - started
 
 
-def _origin(checkpoint: Checkpoint, settings: EmbeddingSettings) -> Origin:
-    model = checkpoint.config.model
+def _origin(checkpoint: Checkpoint | FrozenEncoder, settings: EmbeddingSettings) -> Origin:
+    model, is_frozen = checkpoint.config.model, isinstance(checkpoint, FrozenEncoder)
     return Origin(
         checkpoint=storage.public_uri(checkpoint.uri),
-        model_sha256=checkpoint.hashes["model.pt"],
-        preset=checkpoint.config.preset,
-        step=checkpoint.progress.step,
+        model_sha256=checkpoint.model_sha256,
+        preset=FROZEN if is_frozen else checkpoint.config.preset,
+        step=0 if isinstance(checkpoint, FrozenEncoder) else checkpoint.progress.step,
         num_frames=model.num_frames,
         position_width=model.width,
         view=settings.view,
@@ -196,7 +220,7 @@ def _origin(checkpoint: Checkpoint, settings: EmbeddingSettings) -> Origin:
     )
 
 
-def _read_videos(manifest: str, splits: Sequence[str] | None) -> pa.Table:
+def read_videos(manifest: str, splits: Sequence[str] | None) -> pa.Table:
     """Rows of the manifest in the splits; `UserError` where there are none."""
     table = read_manifest(manifest, _COLUMNS)
     if splits is not None:
@@ -207,7 +231,7 @@ def _read_videos(manifest: str, splits: Sequence[str] | None) -> pa.Table:
     return table
 
 
-def _check_control(checkpoint: Checkpoint, settings: EmbeddingSettings) -> None:
+def _check_control(checkpoint: Checkpoint | FrozenEncoder, settings: EmbeddingSettings) -> None:
     """Check that the untrained encoder's pretrained weights exist, before torch and Ray are imported."""
     if settings.untrained:
         find_weights(checkpoint.config.model, "--no-untrained, without the control")
@@ -282,6 +306,7 @@ def _embedded_video(videos: pa.Table, index: int, embedded: list[np.ndarray]) ->
         timestamps=np.arange(len(embedded[0])) * frame_step,
         embeddings=embedded[0],
         untrained=embedded[1] if len(embedded) > 1 else None,
+        frozen=embedded[2] if len(embedded) > 2 else None,
     )
 
 
@@ -296,24 +321,39 @@ def _write_bad_videos(
         storage.write_bytes(storage.join(out, BAD_VIDEOS), "".join(f"{line}\n" for line in lines).encode())
 
 
-class _PartWriter:
-    """Buffers videos and writes a part by size or age."""
+class PartWriter:
+    """Buffers videos and writes a part by size or age.
 
-    def __init__(self, folder: str, origin: Origin, precision: Precision, lease: Lease) -> None:
+    Args:
+        folder: URI.
+        lease: Checked before each part.
+        write: Writes a part with videos: each its table of videos, its index in it, and its arrays.
+        seconds: Age at which a part is written.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        lease: Lease,
+        write: Callable[[list[tuple[pa.Table, int, list[np.ndarray]]]], None],
+        seconds: float = _PART_SECONDS,
+    ) -> None:
         self.folder = folder
-        self._origin, self._precision, self._lease = origin, precision, lease
-        self._videos: list[EmbeddedVideo] = []
+        self._lease, self._write, self._seconds = lease, write, seconds
+        self._videos: list[tuple[pa.Table, int, list[np.ndarray]]] = []
         self._bytes = 0
         self._written = time.monotonic()
 
-    def add(self, video: EmbeddedVideo) -> None:
-        self._videos.append(video)
-        self._bytes += video.embeddings.nbytes
-        if self._bytes >= _PART_BYTES or time.monotonic() - self._written >= _PART_SECONDS:
+    def add(self, videos: pa.Table, index: int, arrays: list[np.ndarray]) -> None:
+        """Take the arrays of a video; write a part if it is time."""
+        self._videos.append((videos, index, arrays))
+        self._bytes += sum(array.nbytes for array in arrays)
+        if self._bytes >= _PART_BYTES or time.monotonic() - self._written >= self._seconds:
             self.flush()
 
     def flush(self) -> None:
+        """Write a part with the videos taken since the last one."""
         if self._videos:
             self._lease.check()
-            write_part(self.folder, self._videos, self._origin, self._precision)
+            self._write(self._videos)
         self._videos, self._bytes, self._written = [], 0, time.monotonic()

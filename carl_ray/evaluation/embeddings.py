@@ -3,6 +3,7 @@
     FOLDER/part-00000.parquet, part-00001.parquet, …   one row a video; each part can be read alone
 
     embeddings, untrained   H of every frame, by the trained encoder and by the same encoder before its training
+    frozen                  of runs on cached features: features of the frozen backbone with their motion, reduced
     timestamps              of every frame: its number times the manifest's `frame_step`
     seconds                 of every frame, from the first one: the manifest's `frame_times`, or its number by the
                             average frame rate; null where that is unknown
@@ -81,6 +82,8 @@ class EmbeddedVideo:
     """H, not normalised; float32 whatever the precision of the file."""
     untrained: Float[np.ndarray, "frames width"] | None = None
     """H of the untrained encoder."""
+    frozen: Float[np.ndarray, "frames D"] | None = None
+    """Features and motion of the frozen backbone, where a run was trained on such features."""
     content_hash: str = ""
     """Hash of the embedded file, as in the manifest."""
     split: str | None = None
@@ -144,6 +147,8 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
         columns["untrained"] = _to_lists(
             [video.untrained for video in videos if video.untrained is not None], precision
         )
+    if controls := [video.frozen for video in videos if video.frozen is not None]:
+        columns["frozen"] = _to_lists(controls, precision)
     table = pa.table(columns).replace_schema_metadata({_ORIGIN: json.dumps(asdict(origin))})
     numbers = [int(part.rpartition("-")[2].removesuffix(_SUFFIX)) for part in list_parts(folder)]
     write_table(table, storage.join(folder, f"{_PREFIX}{max(numbers, default=-1) + 1:05d}{_SUFFIX}"))
@@ -420,6 +425,7 @@ def _video(batch: pa.Table, row: int, uri: str) -> EmbeddedVideo:
         **fields,
         embeddings=embeddings,
         untrained=vectors("untrained") if "untrained" in batch.schema.names else None,
+        frozen=vectors("frozen") if "frozen" in batch.schema.names else None,
     )
 
 

@@ -7,6 +7,7 @@ Only URIs and embeddings cross processes: frames stay in the actor that decodes 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -26,9 +27,9 @@ from carl_ray.config import Config
 from carl_ray.data.child import BadVideoError
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.corpus import EmbeddingSettings
-from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
+from carl_ray.evaluation.feature_extractor import FeatureExtractor
+from carl_ray.evaluation.inference import VideoEmbedder, WholeVideoEncoder
 from carl_ray.model.encoder import FrameLevelVideoEncoder
-from carl_ray.training.checkpoint import Checkpoint, load_encoder
 
 _FIRST_RETRY_SECONDS = 0.5
 _MAX_TASK_RETRIES = 3
@@ -41,17 +42,12 @@ _ROW = pa.schema(
     [
         ("video_index", pa.int64()),
         ("error", pa.string()),
-        ("embedded", pa.list_(pa.large_binary())),  # by encoder: float32 (frames, width)
+        (
+            "embedded",
+            pa.list_(pa.large_binary()),
+        ),  # by encoder: float32 (frames, width); by copy: float16 (taken, C)
     ]
 )
-
-
-def load_encoders(checkpoint: Checkpoint, settings: EmbeddingSettings) -> list[FrameLevelVideoEncoder]:
-    """The trained encoder and, if the settings want it, the untrained one."""
-    encoders = [load_encoder(checkpoint)]
-    if settings.untrained:
-        encoders.append(untrained_encoder(checkpoint.config))
-    return encoders
 
 
 def room_for_workers(cpus_per_worker: int, use_gpu: bool) -> int:
@@ -96,28 +92,34 @@ def check_resources(settings: EmbeddingSettings) -> None:
 
 
 def embedded_rows(
-    encoders: Sequence[FrameLevelVideoEncoder], config: Config, videos: pa.Table, settings: EmbeddingSettings
+    encoders: Sequence[WholeVideoEncoder],
+    config: Config,
+    videos: pa.Table,
+    settings: EmbeddingSettings,
+    *,
+    features: bool = False,
 ) -> Generator[tuple[int, list[np.ndarray] | str], None, None]:
     """Embed videos on the connected cluster.
 
     Args:
         encoders: In evaluation mode.
         config: Of the run that trained them.
-        videos: Columns `uri` and `num_frames`.
+        videos: Columns `video_id`, `uri` and `num_frames`.
         settings: How.
+        features: Yield the features of a `FeatureExtractor` with the first encoder's backbone instead of embeddings.
 
     Yields:
-        Index of a video, in the order of completion, with one float32 array (frames, width) for each encoder, or with
-        the reason why it could not be embedded.
+        Index of a video, in the order of completion, with one float32 array (frames, width) for each encoder, or one
+        float16 array (taken, C) for each copy, or with the reason why it could not be embedded.
     """
     # A small machine reserves less, since the demo fits all the same.
     largest = int(max((node.get("memory", 0) for node in _nodes()), default=0))
     memory = min(_wanted_bytes(settings.cpus_per_worker), largest or sys.maxsize)
     num_workers = settings.num_workers or room_for_workers(settings.cpus_per_worker, settings.use_gpu)
     weights = ray.put([encoder.state_dict() for encoder in encoders])
-    dataset = _videos(videos.select(["uri", "num_frames"])).map_batches(
+    dataset = _videos(videos.select(["video_id", "uri", "num_frames"])).map_batches(
         _EmbeddingActor,
-        fn_constructor_args=(weights, config, settings, _Attempts.remote()),  # type: ignore[attr-defined]
+        fn_constructor_args=(weights, config, settings, features, _Attempts.remote()),  # type: ignore[attr-defined]
         batch_size=settings.cpus_per_worker,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(num_workers, videos.num_rows)),
@@ -126,6 +128,7 @@ def embedded_rows(
         memory=memory,
     )
     lengths = videos.column("num_frames").to_pylist()
+    stride = config.data.frame_stride if features else 1
     with _without_lines(b"has constructor arguments in the object store"):
         batch: Any
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -135,7 +138,9 @@ def embedded_rows(
                     index,
                     row["error"]
                     or [
-                        np.frombuffer(content, np.float32).reshape(lengths[index], -1)
+                        np.frombuffer(content, np.float16 if features else np.float32).reshape(
+                            math.ceil(lengths[index] / stride), -1
+                        )
                         for content in row["embedded"]
                     ],
                 )
@@ -205,7 +210,12 @@ def _videos(videos: pa.Table) -> Dataset:
 
 class _EmbeddingActor:
     def __init__(
-        self, weights: ray.ObjectRef, config: Config, settings: EmbeddingSettings, attempts: Any
+        self,
+        weights: ray.ObjectRef,
+        config: Config,
+        settings: EmbeddingSettings,
+        features: bool,
+        attempts: Any,
     ) -> None:
         self._attempts = attempts
         torch.set_num_threads(settings.cpus_per_worker)
@@ -215,20 +225,23 @@ class _EmbeddingActor:
             encoder.load_state_dict(state)
             encoders.append(encoder)
         device = torch.device("cuda" if settings.use_gpu else "cpu")
-        self._embedder = VideoEmbedder(encoders, config, device, bf16=settings.bf16, view=settings.view)
+        self._embedder: VideoEmbedder | FeatureExtractor = (
+            FeatureExtractor(encoders[0].backbone, config, device)
+            if features
+            else VideoEmbedder(encoders, config, device, bf16=settings.bf16, view=settings.view)
+        )
+        self._columns = ["uri", "num_frames", *(["video_id"] if features else [])]
         self._retries = config.data.retries
 
     def __call__(self, videos: pa.Table) -> pa.Table:
-        columns = (videos.column(name).to_pylist() for name in ("video_index", "uri", "num_frames"))
-        indices, uris, lengths = columns
+        indices = videos.column("video_index").to_pylist()
         died = ray.get(self._attempts.begin.remote(indices)) - 1
         if died > _MAX_TASK_RETRIES:
             reason = f"the process that embeds it died {died} times (too little memory?)"
             embedded: list[Any] = [BadVideoError(reason)] * len(indices)
         else:
-            embedded = embed_with_retries(
-                self._embedder, list(zip(uris, lengths, strict=True)), self._retries
-            )
+            columns = (videos.column(name).to_pylist() for name in self._columns)
+            embedded = embed_with_retries(self._embedder, list(zip(*columns, strict=True)), self._retries)
         rows = [
             {"video_index": index, "error": " ".join(str(result).split()) or type(result).__name__}
             if isinstance(result, Exception)
@@ -239,9 +252,9 @@ class _EmbeddingActor:
 
 
 def embed_with_retries(
-    embedder: VideoEmbedder, sources: Sequence[tuple[bytes | str, int]], retries: int
+    embedder: VideoEmbedder | FeatureExtractor, sources: Sequence[Any], retries: int
 ) -> list[list[np.ndarray] | BadVideoError | RunError]:
-    """Results of `VideoEmbedder.embed`, with retries of transient failures."""
+    """Results of the embedder's `embed` for these sources, with retries of transient failures."""
     embedded = list(embedder.embed(sources))
     for attempt in range(retries):
         # A video that does not decode never will; one that could not be fetched, or whose decoder was killed, may.

@@ -7,27 +7,38 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.data.augment import center_view
+from carl_ray.data.features import (
+    FEATURE_COLUMNS,
+    FeatureCache,
+    model_input,
+    read_features,
+    require_cache,
+    upsample,
+)
 from carl_ray.data.guard import BadVideoError, FrameReader
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import CropMode
 from carl_ray.evaluation.frames import unit_frames
+from carl_ray.evaluation.frozen import CONTROL, FrozenEncoder, fit_frozen, load_frozen
+from carl_ray.model.backbone import Backbone
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.model.features import normalize
 from carl_ray.model.pretrained import find_weights
-from carl_ray.model.weights import load_backbone_weights
+from carl_ray.model.weights import load_backbone_weights, weights_digest
 from carl_ray.training.checkpoint import Checkpoint, checkpoint_at
 from carl_ray.training.checkpoint import load_encoder as trained_encoder
 from carl_ray.training.learner import initial_encoder
@@ -55,17 +66,119 @@ def untrained_encoder(
     return encoder.eval()
 
 
-class VideoEncoder:
-    """A trained encoder for one video at a time; equals the command `embed`.
+class FrozenNetwork(nn.Module):
+    """Backbone and components of a frozen encoder, as a `VideoEmbedder` takes them.
 
-    Attributes:
-        checkpoint: The checkpoint.
+    Args:
+        encoder: Whose backbone is taken, in evaluation mode.
+        frozen: Its components.
+
+    Raises:
+        UserError: the backbone has other weights than the one that the components were made with.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, view: CropMode) -> None:
+    components: Tensor | None
+
+    def __init__(self, encoder: FrameLevelVideoEncoder, frozen: FrozenEncoder) -> None:
+        super().__init__()
+        self._encoder, self._model = encoder, frozen.config.model
+        self.register_buffer("components", None)
+        if frozen.components is not None:
+            self.components = torch.from_numpy(frozen.components)
+            digest = weights_digest(encoder.backbone)
+            if digest != frozen.weights_digest:
+                raise UserError(
+                    f"{storage.public_uri(frozen.uri)}: made with a backbone of other weights "
+                    f"({frozen.weights_digest}) than those found now ({digest}); embed anew into another folder"
+                )
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen backbone."""
+        return self._encoder.backbone
+
+    def frame_features(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """As `FrameLevelVideoEncoder.frame_features`."""
+        return self._encoder.frame_features(chunks)
+
+    def embed_features(self, features: Float[Tensor, "T C"]) -> Float[Tensor, "T D"]:
+        """The components of all features of a video, centred and joined with their motion."""
+        made = torch.from_numpy(model_input(features.float().cpu().numpy(), self._model)).to(features.device)
+        return made if self.components is None else made @ self.components
+
+
+WholeVideoEncoder = FrameLevelVideoEncoder | FrozenNetwork
+"""What a `VideoEmbedder` embeds with: `backbone`, `frame_features` and `embed_features`."""
+
+
+def load_encoders(checkpoint: Checkpoint | FrozenEncoder, *, untrained: bool) -> list[WholeVideoEncoder]:
+    """The trained or frozen encoder and, if wanted, the one before training."""
+    if isinstance(checkpoint, FrozenEncoder):
+        return [FrozenNetwork(untrained_encoder(checkpoint.config), checkpoint)]
+    return [trained_encoder(checkpoint), *([untrained_encoder(checkpoint.config)] if untrained else [])]
+
+
+def cache_of(
+    encoders: Sequence[WholeVideoEncoder], config: Config, features: str | None
+) -> FeatureCache | None:
+    """Cached features that serve these encoders.
+
+    Args:
+        encoders: With the backbone that made the features.
+        config: Of their run.
+        features: URI of the folder; None: the run's `data.features`, if it is there and fits.
+
+    Raises:
+        UserError: the named folder has no features, or others.
+    """
+    cache = require_cache(features) if features is not None else None
+    if cache is None and (config.data.features is None or config.model.learnable != "none"):
+        return None
+    try:
+        cache = cache or require_cache(config.data.features or "")
+        for encoder in encoders:
+            cache.check(config, weights_digest(encoder.backbone), clean_only=True)
+    except UserError:
+        if features is not None:
+            raise
+        return None
+    return cache
+
+
+def frozen_control(out: str, cache: FeatureCache, videos: pa.Table, config: Config) -> WholeVideoEncoder:
+    """The encoder without training beside a trained one in a folder of embeddings, which keeps its components."""
+    folder = storage.join(out, CONTROL)
+    frozen = load_frozen(folder) or fit_frozen(folder, cache, videos)
+    return FrozenNetwork(untrained_encoder(config), frozen)
+
+
+def cached_rows(
+    encoders: Sequence[WholeVideoEncoder], config: Config, videos: pa.Table
+) -> Generator[tuple[int, list[Float[np.ndarray, "frames width"]] | str], None, None]:
+    """Embed videos from their cached features, in this process; yields as `extraction.embedded_rows`.
+
+    Args:
+        encoders: In evaluation mode.
+        config: Of the run that trained them.
+        videos: Columns `num_frames` and `FEATURE_COLUMNS`.
+    """
+    embedder = VideoEmbedder(encoders, config, default_device())
+    columns = (videos.column(name).to_pylist() for name in (*FEATURE_COLUMNS, "num_frames"))
+    for index, (part, group, num_frames) in enumerate(zip(*columns, strict=True)):
+        yield index, embedder.embed_features(read_features(part, group), num_frames)
+
+
+class VideoEncoder:
+    """A trained or frozen encoder for one video at a time; equals the command `embed`.
+
+    Attributes:
+        checkpoint: The checkpoint, or what was never trained.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | FrozenEncoder, device: torch.device, view: CropMode) -> None:
         self.checkpoint = checkpoint
-        encoder = trained_encoder(checkpoint)
-        self._embedder = VideoEmbedder([encoder], checkpoint.config, device, view=view)
+        encoders = load_encoders(checkpoint, untrained=False)
+        self._embedder = VideoEmbedder(encoders, checkpoint.config, device, view=view)
 
     def embed(
         self, video: str | Path | bytes | UInt8[np.ndarray, "frames height width 3"]
@@ -93,12 +206,13 @@ class VideoEncoder:
 
 
 def load_encoder(
-    checkpoint: str | Checkpoint, *, device: str | None = None, view: CropMode = "resized"
+    checkpoint: str | Checkpoint | FrozenEncoder, *, device: str | None = None, view: CropMode = "resized"
 ) -> VideoEncoder:
-    """The trained encoder of a run or checkpoint.
+    """The trained encoder of a run or checkpoint, or one without training.
 
     Args:
-        checkpoint: A checkpoint, or URI of one or of a run folder, whose latest is taken.
+        checkpoint: A checkpoint, or URI of one or of a run folder, whose latest is taken; `frozen`, or the folder of
+            embeddings without training, whose encoder is taken.
         device: Where it computes, as torch names it; None: a GPU where there is one, otherwise the CPU.
         view: How frames are cropped to the encoder's input.
 
@@ -107,7 +221,7 @@ def load_encoder(
         RunError: it is damaged, or the store refuses or fails.
     """
     if isinstance(checkpoint, str):
-        checkpoint = checkpoint_at(checkpoint)
+        checkpoint = load_frozen(checkpoint) or checkpoint_at(checkpoint)
     return VideoEncoder(checkpoint, default_device() if device is None else torch.device(device), view)
 
 
@@ -131,7 +245,7 @@ class VideoEmbedder:
 
     def __init__(
         self,
-        encoders: Sequence[FrameLevelVideoEncoder],
+        encoders: Sequence[WholeVideoEncoder],
         config: Config,
         device: torch.device,
         *,
@@ -186,8 +300,23 @@ class VideoEmbedder:
         if self._view == "central" and min(frames.shape[1:3]) > size:
             top, left = ((side - size) // 2 for side in frames.shape[1:3])
             frames = frames[:, top : top + size, left : left + size]
-        chunks = (frames[start : start + _CHUNK_FRAMES] for start in range(0, len(frames), _CHUNK_FRAMES))
-        return self._embed_whole(list(self._features(center_view(chunk, size) for chunk in chunks)))
+        taken = frames[:: self._config.data.frame_stride]
+        chunks = (taken[start : start + _CHUNK_FRAMES] for start in range(0, len(taken), _CHUNK_FRAMES))
+        pieces = list(self._features(center_view(chunk, size) for chunk in chunks))
+        return self._embed_whole(pieces, len(frames))
+
+    def embed_features(
+        self, features: Float[np.ndarray, "taken C"], num_frames: int
+    ) -> list[Float[np.ndarray, "frames width"]]:
+        """H of all frames of a video from its cached features, float32, one array for each encoder.
+
+        Args:
+            features: Of the clean frames, every `data.frame_stride`-th one, by the backbone of all encoders.
+            num_frames: Frames of the video.
+        """
+        return self._embed_whole(
+            [(torch.from_numpy(features.astype(np.float32)),) * len(self._encoders)], num_frames
+        )
 
     def embed(
         self, videos: Sequence[tuple[bytes | str, int]]
@@ -225,7 +354,7 @@ class VideoEmbedder:
                             if piece is not None:
                                 pieces[at].append(piece)
                                 continue
-                            done[at] = self._embed_whole(pieces[at])
+                            done[at] = self._embed_whole(pieces[at], videos[at][1])
                         except (BadVideoError, RunError) as error:
                             done[at] = error
                         del chunks[at]
@@ -277,12 +406,18 @@ class VideoEmbedder:
                 return
             yield tuple(features for features in piece if features is not None)
 
-    def _embed_whole(self, pieces: list[tuple[Tensor, ...]]) -> list[np.ndarray]:
-        with self._computing():
-            return [
-                encoder.embed_features(torch.cat(features)).float().cpu().numpy()
-                for encoder, features in zip(self._encoders, zip(*pieces, strict=True), strict=True)
-            ]
+    def _embed_whole(self, pieces: list[tuple[Tensor, ...]], num_frames: int) -> list[np.ndarray]:
+        model, stride = self._config.model, self._config.data.frame_stride
+        embedded = []
+        for encoder, parts in zip(self._encoders, zip(*pieces, strict=True), strict=True):
+            features = torch.cat(parts)
+            prepares = isinstance(encoder, FrozenNetwork)
+            if not prepares and (model.centered or model.motion != "none"):
+                features = torch.from_numpy(model_input(features.float().cpu().numpy(), model))
+            with self._computing():
+                made = encoder.embed_features(features.to(self._device)).float().cpu().numpy()
+            embedded.append(upsample(made, num_frames, stride))
+        return embedded
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

@@ -56,10 +56,16 @@ class FrameLevelVideoEncoder(nn.Module):
                 "carl_ray.model.features.frozen_features embeds clips"
             )
         channels = self.backbone.channels
+        self.input_norm: BatchNorm | None = None
+        if model.centered or model.motion != "none":
+            channels *= 1 if model.motion == "none" else 2
+            # A difference is smaller than the features that it is joined with.
+            self.input_norm = BatchNorm(channels, model.batch_norm)
         self.convolutions: TemporalConvolutions | None = None
         if model.temporal_encoder == "c3d":
             self.convolutions = TemporalConvolutions(channels, model.batch_norm)
             channels = C3D_CHANNELS
+        self.input_channels = channels
         self.hidden = nn.ModuleList(
             # No bias: the batch norm has one.
             nn.Sequential(
@@ -79,7 +85,7 @@ class FrameLevelVideoEncoder(nn.Module):
 
     def forward(
         self,
-        frames: Float[Tensor, "B T 3 height width"],
+        frames: Float[Tensor, "B T 3 height width"] | Float[Tensor, "B T C"],
         frame_mask: Bool[Tensor, "B T"],
         *,
         sample_seeds: Int[Tensor, " B"] | None = None,
@@ -90,14 +96,23 @@ class FrameLevelVideoEncoder(nn.Module):
         learnable parameter.
 
         Args:
-            frames: Frames normalised by the backbone's mean and deviation; padded ones may hold anything.
+            frames: Frames normalised by the backbone's mean and deviation; padded ones may hold anything. Or
+                pooled features, as `carl_ray.data.features.model_input` makes them.
             frame_mask: True where a frame is real, in any pattern.
             sample_seeds: In training mode, dropout of a video is a pure function of its seed, independent of batch and
                 worker; without seeds it is drawn from torch's generator.
         """
         batch, time = frame_mask.shape
         index = real_frame_index(frame_mask)
-        features = self._frame_features(gather_real(frames, index), index, batch, time)
+        if frames.ndim == 3:
+            # A batch without real frames does not know how many channels they have.
+            features = gather_real(frames, index) if len(index) else frames.new_zeros(0, self.input_channels)
+        elif self.input_norm is not None:
+            raise ValueError(
+                "model.centered and model.motion are of whole videos: expected features, got frames"
+            )
+        else:
+            features = self._frame_features(gather_real(frames, index), index, batch, time)
         return self._embed(features, index, frame_mask, sample_seeds)
 
     @torch.no_grad()
@@ -145,7 +160,7 @@ class FrameLevelVideoEncoder(nn.Module):
         """Compute embeddings H of all frames of one video, in one pass, for evaluation.
 
         Args:
-            features: All features from `frame_features`.
+            features: All features from `frame_features`, as `carl_ray.data.features.model_input` makes them.
         """
         time = features.shape[0]  # Not len(), which would fix the length in an exported graph.
         mask = torch.ones(1, time, dtype=torch.bool, device=features.device)
@@ -168,6 +183,8 @@ class FrameLevelVideoEncoder(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Layers after the pooling."""
         batch, time = frame_mask.shape
+        if self.input_norm is not None:
+            features = self.input_norm(features)
         for number, layer in enumerate(self.hidden):
             features = layer(self._drop(features, number, index, time, sample_seeds))
         features = self.to_width(features)

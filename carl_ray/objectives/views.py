@@ -57,6 +57,9 @@ class AugmentConfig:
     """Chance of a Gaussian blur (the paper leaves it out on FineGym)."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Range of the blur's deviation, in pixels."""
+    copies: int | None = Field(default=None, ge=0)
+    """`none`: each view has a draw of its own. Otherwise each video has this many fixed draws, and each view is one of
+    them or the clean frames, as features are cached; needs data.short_side equal to augment.image_size."""
     color_on: Literal["workers", "trainer"] = "workers"
     """Where colour and blur are computed: the CPU workers that decode, or the trainer's device."""
     color: Literal["exact", "matrix"] = "exact"

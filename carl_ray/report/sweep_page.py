@@ -77,10 +77,12 @@ def trial_rows(document: Mapping[str, Any]) -> Rows:
     """A row for each trial, in the order of `ordered_trials`: parameters, score with controls, all other metrics."""
     parameters, metric = document["parameters"], document["metric"]
     best, _ = _best_and_base(document)
+    evaluated = {control for trial in document["trials"] for control in trial["metrics"] or {}}
+    controls = [control for control in tables.CONTROLS if control != "frozen" or control in evaluated]
     measured = [trial["metrics"]["trained"] for trial in document["trials"] if trial["metrics"]]
     names = tables.metric_names({"trained": dict.fromkeys(name for metrics in measured for name in metrics)})
     others = [name for name in names if name != metric]
-    header = ["Trial", *parameters, tables.title_of(metric), "against the best", *tables.CONTROLS]
+    header = ["Trial", *parameters, tables.title_of(metric), "against the best", *controls]
     header += [*map(tables.title_of, others), "Status", "Epochs", "Batch size", "Steps", "Time"]
     rows = [[*header, "Checkpoint", "Id"]]
     for number, trial in enumerate(ordered_trials(document), start=1):
@@ -94,7 +96,7 @@ def trial_rows(document: Mapping[str, Any]) -> Rows:
                 *(value_text(trial["values"].get(name, parameters[name]["default"])) for name in parameters),
                 score,
                 "" if trial is best else _versus(document, trial, best),
-                *(_cell(metric, metrics.get(control, {}).get(metric)) for control in tables.CONTROLS),
+                *(_cell(metric, metrics.get(control, {}).get(metric)) for control in controls),
                 *(_cell(name, metrics.get("trained", {}).get(name)) for name in others),
                 f"{trial['status']}{': ' + trial['reason'] if trial['reason'] else ''}",
                 *(value_text(trial[name]) for name in ("epochs", "batch_size", "steps")),

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from carl_ray.evaluation.controls import CONTROLS as _CONTROLS
-from carl_ray.evaluation.controls import VARIANTS
+from carl_ray.evaluation.controls import VARIANTS, shown_variants
 from carl_ray.evaluation.probes import LABEL_FRACTIONS
 from carl_ray.evaluation.task import Metric, MetricEntry
 from carl_ray.evaluation.tasks import METRICS, TASKS, metric_of
@@ -134,9 +134,10 @@ def summary(document: Mapping[str, Any]) -> str:
 
 def metrics_text(document: Mapping[str, Any]) -> str:
     """The terminal's table of a document of metrics.json, and what it comes to."""
-    rows = [["", *VARIANTS, ""]]
+    variants = shown_variants(document)
+    rows = [["", *variants, ""]]
     for row in metric_rows(document, metric_names(document)):
-        cells = [row.cells[variant] for variant in VARIANTS]
+        cells = [row.cells[variant] for variant in variants]
         rows.append([row.title, *("not embedded" if cell is None else str(cell) for cell in cells), row.note])
     return "\n".join(
         [text_table(rows), *not_run_lines(document), *document.get("warnings", []), summary(document)]

@@ -94,7 +94,7 @@ def _trial(sweep: Sweep, folder: str, trial: str, point: Point) -> dict[str, Any
     metrics = {
         variant: {name: _summary(name, [found[variant][name] for found in last]) for name in last[0][variant]}
         for variant in VARIANTS
-        if last and last[0][variant] is not None
+        if last and last[0].get(variant) is not None
     }
     status, reason = read_outcome(sweep, folder, trial)
     base_values = default_point(sweep.space, sweep.base)

@@ -75,6 +75,11 @@ class Checkpoint:
     config: Config
     hashes: dict[str, str]
 
+    @property
+    def model_sha256(self) -> str:
+        """Hash of its `model.pt`."""
+        return self.hashes["model.pt"]
+
 
 class DamagedError(RunError):
     """A file of a checkpoint is not as it was written."""

@@ -178,7 +178,7 @@ def measure_video(
         views = make_views(video, _VIDEO_ID, num_video_frames, 1.0, epoch, spec)
         samples.append(Sample(epoch, 0, 0, _VIDEO_ID, None, views))
 
-    with _torch_threads(config.cluster.decode_cpus):
+    with torch_threads(config.cluster.decode_cpus):
         return _timed(make, times, on_done), samples
 
 
@@ -222,7 +222,7 @@ def measure_step(
             torch.cuda.synchronize(device)
 
     try:
-        with _torch_threads(config.cluster.worker_cpus):
+        with torch_threads(config.cluster.worker_cpus):
             step = TrainingStep(config, device, num_steps=times + 1)
             return _timed(train, times, on_done)
     except torch.OutOfMemoryError:
@@ -244,7 +244,7 @@ def _timed(action: Callable[[int], None], times: int, on_done: Callable[[float],
 
 
 @contextmanager
-def _torch_threads(cpus: float) -> Iterator[None]:
+def torch_threads(cpus: float) -> Iterator[None]:
     """Use as many threads as a task or a worker with so many CPUs."""
     import torch
 

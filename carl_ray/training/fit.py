@@ -75,7 +75,7 @@ def fitted(config: Config, run_dir: str, *, resume: bool) -> Iterator[FittedRun]
     from carl_ray.training.checkpoint import how_to_go_on
     from carl_ray.training.trainer import train_checked
 
-    with connect(_local_cpus(config)):
+    with connect(local_cpus(config)):
         if checked is None:
             uri, videos, _ = index_embedded()
             print(f"videos: {videos.num_rows}, described in {uri}", flush=True)
@@ -96,7 +96,7 @@ def new_run_dir(preset: str) -> str:
     return str(storage.home() / "runs" / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def _local_cpus(config: Config) -> int:
+def local_cpus(config: Config) -> int:
     """Logical CPUs of a Ray cluster on this machine: enough for the run's minimum."""
     cluster = config.cluster
     required = math.ceil(cluster.min_workers * cluster.worker_cpus + cluster.decode_cpus)

@@ -47,9 +47,13 @@ class Learner(nn.Module):
         """Embeddings of all views."""
         encodings, backbone = {}, self.encoder.backbone
         for name, view in batch.views.items():
-            assert view.pixels is not None
+            if view.features is not None:
+                seen = view.features.flatten(0, 1).float()
+            else:
+                assert view.pixels is not None
+                seen = normalize(view.pixels.flatten(0, 1), backbone.mean, backbone.std)
             frames = self.encoder(
-                normalize(view.pixels.flatten(0, 1), backbone.mean, backbone.std),
+                seen,
                 view.mask.flatten(0, 1),
                 sample_seeds=batch.seeds[name].flatten(),
             )

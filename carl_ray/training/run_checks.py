@@ -63,12 +63,38 @@ def check_run(config: Config, run_dir: str, *, resume: bool = False) -> CheckedR
         RunError: weights could not be fetched, or storage failed.
     """
     saved = check_folder(config, run_dir, resume=resume)
+    check_inputs(config)
     config, videos = read_videos(config)
     if saved is not None:
         check_same_run(saved, config, run_dir)
     checkpoint = find_checkpoint(config, videos, run_dir) if resume else None
     weights = starting_weights(config) if checkpoint is None else None
+    if config.data.features is not None:
+        check_features(config, checkpoint, weights)
     return CheckedRun(config, storage.absolute(run_dir), resume, saved, checkpoint, videos, weights)
+
+
+def check_inputs(config: Config) -> None:
+    """Raise `UserError` where the model needs features that the run does not name."""
+    if config.data.features is None and (config.model.centered or config.model.motion != "none"):
+        raise UserError(
+            "model.centered and model.motion need whole videos: name their features by --data.features URI, as "
+            "`carl_ray.cache --manifest URI --out URI` makes them, or set both to false and none"
+        )
+
+
+def check_features(config: Config, checkpoint: Checkpoint | None, weights: InitialWeights | None) -> None:
+    """Raise `UserError` where `data.features` are not those of the run's backbone and augmentation."""
+    from carl_ray.data.features import require_cache
+    from carl_ray.model.weights import weights_digest
+    from carl_ray.training.learner import initial_learner
+
+    model = initial_learner(config)
+    if checkpoint is not None:
+        load_model(checkpoint, model)
+    elif weights is not None:
+        model.load_state_dict(weights.tensors, strict=False)
+    require_cache(config.data.features or "").check(config, weights_digest(model.encoder.backbone))
 
 
 def check_folder(config: Config, run_dir: str, *, resume: bool) -> Config | None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from carl_ray import storage
 from carl_ray.config import Config
+from carl_ray.data.features import require_cache
 from carl_ray.data.manifest import (
     STREAM_COLUMNS,
     first_difference,
@@ -49,7 +50,7 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
 
     Raises:
         UserError: no manifest is named or there, no row belongs to the training split, or labels that the objective
-            needs are missing.
+            needs, or cached features, are missing.
     """
     uri = config.data.manifest
     if uri is None:
@@ -80,6 +81,10 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
         )
         for part, table in (("training", training), ("validation", validation))
     ).unify_dictionaries()
+    if config.data.features is not None:
+        cache = require_cache(config.data.features)
+        training, validation = (cache.locate_all(table) for table in (training, validation))
+        config = replace(config, data=replace(config.data, feature_channels=cache.channels))
     training, validation = (table.drop_columns(_CONTENT) for table in (training, validation))
     if objective.pairs_videos and not training.column("label").drop_null():
         raise UserError(

@@ -52,6 +52,7 @@ def make_video(number: int, action: str, **fields) -> EmbeddedVideo:
         "timestamps": np.arange(len(labels)) * 1.0,
         "embeddings": (curve + 0.02 * rng.standard_normal(curve.shape)).astype(np.float32),
         "untrained": rng.standard_normal(curve.shape).astype(np.float32),
+        "frozen": rng.standard_normal((len(curve), 3)).astype(np.float32),
     }
     return EmbeddedVideo(video_id=f"{action}/{number}", **(defaults | fields))
 
@@ -161,7 +162,10 @@ def test_phases_that_come_back_are_counted(train, test) -> None:
         make_video(200 + number, "lift", frame_labels=labels, progress=None, timestamps=np.arange(5.0))
         for number, labels in enumerate((gap, back, back))
     ]
-    videos = [replace(v, embeddings=v.embeddings[:5], untrained=v.untrained[:5]) for v in videos]
+    videos = [
+        replace(v, embeddings=v.embeddings[:5], untrained=v.untrained[:5], frozen=v.frozen[:5])
+        for v in videos
+    ]
     found = evaluate(train, [*test, *videos], ORIGIN, tasks=PHASE_TASKS, stride=1)
     assert found["videos_with_returning_phases"] == 2
     counts = {name: action["videos_with_returning_phases"] for name, action in found["actions"].items()}
@@ -223,10 +227,10 @@ def test_without_the_untrained_control(train, test, document) -> None:
     whole = document
 
     def bare(videos):
-        return [replace(v, untrained=None) for v in videos]
+        return [replace(v, untrained=None, frozen=None) for v in videos]
 
     document = evaluate(bare(train), bare(test), ORIGIN, tasks=PHASE_TASKS, stride=2)
-    assert document["untrained"] is None
+    assert document["untrained"] is None and document["frozen"] is None
     assert document["actions"]["kick"]["untrained"] is None
     for variant in ("trained", "positions", "chance"):
         assert document[variant] == whole[variant]

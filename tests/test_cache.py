@@ -1,0 +1,236 @@
+"""`carl-ray cache`, `embed --encoder frozen` and training from what they leave, through the commands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import carl_ray
+from carl_ray import align, cache, embed, evaluate, presets, search, train
+from carl_ray.data.features import list_parts, read_features, require_cache
+from carl_ray.data.manifest import SCHEMA, write_table
+from carl_ray.evaluation import corpus
+from carl_ray.evaluation.embeddings import Embeddings
+from carl_ray.evaluation.frozen import load_frozen
+
+TINY = (
+    *("--augment.image_size", "32", "--data.short_side", "32", "--model.backbone", "small"),
+    *("--model.weights", "random"),
+)
+SMALLER = (*("--copies", "1", "--frame-stride", "2", "--num-workers", "1"), *TINY)
+
+
+@pytest.fixture
+def manifest(make_video: Callable[..., Path], tmp_path: Path) -> str:
+    rows = []
+    for number in range(6):
+        frames = 50 + number
+        path = make_video(tmp_path / "videos" / f"{number}.mp4", frames, 40, 24)
+        rows.append(
+            {
+                "video_id": f"v{number}",
+                "uri": str(path),
+                "num_frames": frames,
+                "fps": 30.0,
+                "width": 40,
+                "height": 24,
+                "rotation": 0,
+                "bytes": 1,
+                "content_hash": str(number),
+                "verified": True,
+                "frame_step": 1.0,
+                "split": "test" if number > 3 else "train",
+                "label": "jump",
+                "frame_labels": [int(n > 25) for n in range(frames)],
+            }
+        )
+    uri = str(tmp_path / "manifest.parquet")
+    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), uri)
+    return uri
+
+
+@pytest.fixture
+def small_laptop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset with a backbone of no weight, at 32 pixels."""
+    laptop = presets.laptop()
+    model = replace(laptop.model, backbone="small", weights="random", dropout=0.0)
+    augment = replace(laptop.augment, image_size=32, copies=1)
+    small = replace(laptop, model=model, augment=augment, data=replace(laptop.data, short_side=32))
+    monkeypatch.setitem(presets.PRESETS, "laptop", lambda: small)
+
+
+def failure(
+    capsys: pytest.CaptureFixture[str], command: Callable[[list[str]], None], *words: str
+) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as left:
+        command(list(words))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("carl_ray:")]
+    return int(left.value.code or 0), line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "--manifest"),
+        (["--manifest", "none.parquet"], "no manifest there"),
+        (["--manifest", "m", "--copies", "-1"], "--copies: expected a whole number of at least 0"),
+        (["--manifest", "m", "--frame-stride", "x"], "data.frame_stride"),
+        (["--manifest", "m", "--model.learnable", "all"], "frozen backbone"),
+        (["--manifest", "m", "--augment.image_size", "96"], "augment.copies needs data.short_side equal to"),
+        (["--manifest", "m", "--copys", "1"], "unknown option --copys; did you mean"),
+    ],
+)
+def test_mistakes_of_cache(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
+    status, line = failure(capsys, cache.main, *words)
+    assert status == 2 and expected in line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--encoder", "frozen", "--checkpoint", "r"], "expected one of them"),
+        (["--encoder", "frozen", "--out", "e"], "needs --manifest and --out"),
+        (["--encoder", "frozen", "--manifest", "m", "--out", "e", "--view", "central"], "neither --view nor"),
+    ],
+)
+def test_mistakes_of_embed(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
+    status, line = failure(capsys, embed.main, *words)
+    assert status == 2 and expected in line
+
+
+def test_only_missing_videos_are_cached_and_others_features_refused(
+    ray_session: None,
+    manifest: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = str(tmp_path / "F")
+    words = ("--manifest", manifest, "--out", out)
+    cache.main([*words, *SMALLER, "--split", "test"])
+    before = {part: Path(part).read_bytes() for part in list_parts(out)}
+    monkeypatch.setattr(corpus, "_PART_BYTES", 1)
+    cache.main([*words, *SMALLER])
+    assert "videos cached: 4" in capsys.readouterr().out
+    assert len(list_parts(out)) == len(before) + 4
+    assert all(Path(part).read_bytes() == content for part, content in before.items())
+    rows = pq.read_table(manifest)
+    located = require_cache(out).locate_all(rows).to_pylist()
+    for row in located:
+        for copy in (0, 1):
+            features = read_features(row["features_part"], row["features_group"], copy)
+            assert features.shape == ((row["num_frames"] + 1) // 2, 128) and features.any()
+    cache.main([*words, *SMALLER])
+    assert "there before:  6" in capsys.readouterr().out
+    for changed, named in (
+        (("--training.seed", "1"), "training.seed"),
+        (("--model.backbone", "resnet18"), "model.backbone"),
+        (("--copies", "2"), "augment.copies"),
+    ):
+        status, line = failure(capsys, cache.main, *words, *SMALLER, *changed)
+        assert status == 2 and named in line, line
+    # The seed of the random weights; frame stride and number of copies as they are.
+    status, line = failure(capsys, cache.main, *words, *SMALLER, "--copies", "0", "--training.seed", "1")
+    assert status == 2 and "the backbone's weights" in line, line
+
+
+def test_an_encoder_without_training(
+    ray_session: None,
+    small_laptop: None,
+    manifest: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = str(tmp_path / "E")
+    words = ["--encoder", "frozen", "--manifest", manifest, "--out", out]
+    embed.main([*words, "--split", "train"])
+    embed.main(words)  # adds the others, with the same axes
+    assert "videos embedded: 2" in capsys.readouterr().out
+    embeddings = Embeddings.open(out)
+    videos = list(embeddings)
+    assert [len(video) for video in videos] == [50 + number for number in range(6)]
+    assert {video.embeddings.shape[1] for video in videos} == {128}
+    # The encoder that the folder holds embeds a file as the command did.
+    single = carl_ray.load_encoder(out).embed(videos[0].uri)
+    unit = videos[0].embeddings / np.linalg.norm(videos[0].embeddings, axis=1, keepdims=True)
+    np.testing.assert_allclose(single, unit, atol=2e-3)
+    assert carl_ray.load_encoder("frozen").embed(videos[0].uri).shape == (50, 256)
+    found = load_frozen(out)
+    assert found is not None
+    whole = carl_ray.load_encoder(replace(found, components=None)).embed(videos[0].uri)
+    np.testing.assert_allclose(whole @ whole.T, unit @ unit.T, atol=0.05)  # 128 components hold nearly all
+    evaluate.main(["--train", out, "--test", out, "--out", str(tmp_path / "evaluation")])
+    document = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert document["origin"]["preset"] == "frozen" and document["untrained"] is None
+    search.main([videos[0].uri, "--frame", "20", "--embeddings", out])
+    search.main(["v0", "--frame", "20", "--embeddings", out])
+    monkeypatch.chdir(tmp_path)
+    align.main([videos[0].uri, videos[1].uri, "--checkpoint", out, "--out", "pairs.csv"])
+    assert "frozen" in capsys.readouterr().out and (tmp_path / "pairs.csv").read_text().count("\n") > 50
+
+
+@pytest.mark.slow
+def test_laptop_from_a_manifest_to_a_report(
+    ray_session: None,
+    small_laptop: None,
+    manifest: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    words = ["laptop", "--data.manifest", manifest, "--run-dir", str(run), "--training.epochs", "4"]
+    train.main([*words, "--training.global_batch_size", "2"])
+    printed = capsys.readouterr().out
+    assert "videos: 4 train, 2 test; 8 steps of 2; about " in printed
+    assert "stride 1, T 32: the median video has" in printed
+    assert (run / "evaluation" / "report.html").exists()
+    (folder,) = (tmp_path / "features").iterdir()
+    for path in (tmp_path / "videos").iterdir():
+        path.unlink()  # nothing decodes any more
+    embed.main(["--checkpoint", str(run), "--manifest", manifest, "--out", str(tmp_path / "again")])
+    first, second = (list(Embeddings.open(str(uri))) for uri in (run / "embeddings", tmp_path / "again"))
+    assert [a.video_id for a in first] == [b.video_id for b in second]
+    assert all(np.array_equal(a.embeddings, b.embeddings) for a, b in zip(first, second, strict=True))
+    other = str(tmp_path / "other")
+    status, line = failure(capsys, train.main, *words[:3], "--run-dir", other, "--model.learnable", "all")
+    assert status == 2 and "model.learnable must be none" in line
+    seed = ("--data.features", str(folder), "--training.seed", "3")
+    status, line = failure(capsys, train.main, *words[:3], "--run-dir", other, *seed)
+    assert status == 2 and "is needed; name another folder" in line
+
+
+@pytest.mark.slow
+def test_a_kill_loses_at_most_one_block(manifest: str, tmp_path: Path) -> None:
+    """Killed after its first part, the command leaves it, and computes only the rest when called again."""
+    out = tmp_path / "F"
+    code = "from carl_ray.evaluation import corpus; corpus._PART_BYTES = 1; from carl_ray import cache; cache.main()"
+    command = [sys.executable, "-c", code, "--manifest", manifest, "--out", str(out), *SMALLER]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while len(list_parts(str(out))) < 1:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {part: Path(part).read_bytes() for part in list_parts(str(out))}
+    assert 1 <= len(kept) < 6
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    assert f"videos cached: {6 - len(kept)}" in done.stdout
+    assert all(Path(part).read_bytes() == content for part, content in kept.items())
+    assert require_cache(str(out)).locate(pq.read_table(manifest)).column("features_part").null_count == 0
