@@ -69,7 +69,9 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     shown = metric_names(document)
     assert (
-        set(metrics_of_tasks(PROTOCOLS["phases"])) >= set(shown) >= {"phase_classification", "kendalls_tau"}
+        set(metrics_of_tasks((*PROTOCOLS["phases"], "propagation")))
+        >= set(shown)
+        >= {"phase_classification", "kendalls_tau"}
     )
     page = (out / "report.html").read_text()
     readme = (Path(__file__).parents[1] / "README.md").read_text()

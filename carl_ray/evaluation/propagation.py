@@ -168,7 +168,7 @@ TASK = Task(
     metrics=tuple(
         Metric(
             name=f"propagation_{count}",
-            title=f"propagation from {count} {'video' if count == 1 else 'videos'} (%)",
+            title=f"propagation, from {count} {'video' if count == 1 else 'videos'} (%)",
             meaning=f"share of the test frames whose phase `carl-ray propagate` finds from {count} labelled training "
             f"{'video' if count == 1 else 'videos'} of the action; mean over {_NUM_DRAWS} draws of these",
         )

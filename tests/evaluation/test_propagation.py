@@ -106,7 +106,7 @@ def test_the_task_in_an_evaluation() -> None:
     )
     assert trained["propagation_10"]["value"] is None
     assert trained["propagation_10"]["left_out"]["labelled_training_videos_too_few"] == 6
-    assert document["metrics"]["propagation_1"]["title"] == "propagation from 1 video (%)"
+    assert document["metrics"]["propagation_1"]["title"] == "propagation, from 1 video (%)"
     again = evaluate(train, test, ORIGIN, tasks=["propagation"])
     assert again["trained"] == trained
     # With one video to draw, the mean over draws is what the function finds.
