@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
         if options.folder is not None and not storage.exists(options.folder):
             raise UserError(f"{storage.public_uri(storage.absolute(options.folder))}: no such folder")
         # Lazy import of Ray: help and usage errors answer at once.
-        from carl_ray.data.scan import build_manifest, rejects_uri
+        from carl_ray.data.manifest import rejects_uri
+        from carl_ray.data.scan import build_manifest
         from carl_ray.datasets.embedded import index_embedded
         from carl_ray.session import connect
 
@@ -120,7 +121,8 @@ def _labels(options: argparse.Namespace) -> LabelOptions | None:
 
 def _summary(manifest: pa.Table, rejects: pa.Table | None, out: str) -> str:
     from carl_ray.data.labels import folders_like_labels
-    from carl_ray.data.scan import count_reasons, rejects_uri
+    from carl_ray.data.manifest import rejects_uri
+    from carl_ray.data.scan import count_reasons
 
     videos = manifest.select(["video_id", "split", "num_frames", "duration"]).to_pylist()
     by_split: dict[str | None, list[dict]] = {}

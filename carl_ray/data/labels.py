@@ -25,7 +25,14 @@ from jaxtyping import Int32
 
 from carl_ray import storage
 from carl_ray.data.label_files import LabelFile, LabelRow, read_label_file, seconds
-from carl_ray.data.manifest import SCHEMA, SPLITS, VIDEO_SUFFIXES, read_manifest, write_table
+from carl_ray.data.manifest import (
+    SCHEMA,
+    SPLITS,
+    VIDEO_SUFFIXES,
+    read_manifest,
+    rejects_uri,
+    write_table,
+)
 from carl_ray.errors import UserError
 from carl_ray.options import nearest
 
@@ -57,30 +64,36 @@ class LabelOptions:
 def label_manifest(uri: str, options: LabelOptions) -> pa.Table:
     """Join labels to a manifest, write and return it; say on standard error what was joined.
 
-    Labels of videos that the files do not name, and columns that they do not have, stay.
+    Labels of videos that the files do not name, and columns that they do not have, stay. Rows about the manifest's
+    rejects are passed over, and counted.
 
     Raises:
         UserError: there is no manifest, no such file, or something does not fit; all bad rows are listed.
     """
-    table, notes = join_labels(read_manifest(uri), options)
+    table, rejects = read_manifest(uri), rejects_uri(uri)
+    rejected = read_manifest(rejects, ["uri"]).column("uri").to_pylist() if storage.exists(rejects) else []
+    table, notes = join_labels(table, options, rejected)
     write_table(table, uri)
     for note in notes:
         print(note, file=sys.stderr, flush=True)
     return table
 
 
-def join_labels(table: pa.Table, options: LabelOptions) -> tuple[pa.Table, list[str]]:
+def join_labels(
+    table: pa.Table, options: LabelOptions, rejected: Sequence[str] = ()
+) -> tuple[pa.Table, list[str]]:
     """The table with labels joined, and what the terminal says about them.
 
     Args:
         table: A manifest, or its columns `video_id`, `uri`, `num_frames`, `fps`, `frame_times` and those of labels.
         options: Which labels.
+        rejected: URIs of videos that could not be read, whose labels are passed over.
 
     Raises:
         UserError: as `label_manifest`.
     """
     files = options.content
-    join = _Join(table)
+    join = _Join(table, rejected)
     if options.label_from is not None:
         join.label_from(options.label_from)
     for file in files:
@@ -184,12 +197,13 @@ class _Clock:
 class _Join:
     """Labels of the videos of a table while files are joined to it."""
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, rejected: Sequence[str]) -> None:
         self.problems: list[str] = []
         self.notes: list[str] = []
         self._table = table
         self._ids: list[str] = table.column("video_id").to_pylist()
         self._names = _VideoNames(self._ids, table.column("uri").to_pylist())
+        self._rejected = _VideoNames(list(rejected), list(rejected))
         self._rows = table.select(["num_frames", "fps", "frame_times"]).to_pylist()
         added = [name for name in table.column_names if name not in SCHEMA.names]
         self._columns: dict[str, list[Any]] = {
@@ -223,18 +237,22 @@ class _Join:
 
     def add(self, file: LabelFile) -> None:
         """Join a file; what does not fit goes to the problems."""
-        by_video: dict[int, list[LabelRow]] = defaultdict(list)
-        found: dict[str, int | str] = {}
+        by_name: dict[str, list[LabelRow]] = defaultdict(list)
         for row in file.rows:
-            if row.video not in found:
+            by_name[row.video].append(row)
+        by_video: dict[int, list[LabelRow]] = defaultdict(list)
+        for name, rows in by_name.items():
+            try:
+                by_video[self._names.row(name)] += rows
+            except ValueError as error:
+                more = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
                 try:
-                    found[row.video] = self._names.row(row.video)
-                except ValueError as error:
-                    found[row.video] = str(error)
-            if isinstance(video := found[row.video], str):
-                self.problems.append(f"{row.place}: {video}")
-            else:
-                by_video[video].append(row)
+                    self._rejected.row(name)
+                    self.notes.append(
+                        f"{rows[0].place}{more}: passed over, for {name!r} could not be read as a video"
+                    )
+                except ValueError:
+                    self.problems.append(f"{rows[0].place}{more}: {error}")
         counts = f"{len(file.rows):,} rows for {len(by_video):,} of {len(self._ids):,} videos"
         self.notes.append(f"{file.name}: {file.form} ({', '.join(('video', *file.columns))}), {counts}")
         self.notes += [f"{file.name}: {note}" for note in file.notes]

@@ -99,6 +99,22 @@ REJECTS_SCHEMA = pa.schema(
 )
 
 
+def scan_uri(manifest_uri: str) -> str:
+    """URI of a converter's scan: beside `videos.parquet`, `videos.scan.parquet`."""
+    return _beside(manifest_uri, "scan")
+
+
+def rejects_uri(manifest_uri: str) -> str:
+    """URI of the rejects: beside `videos.parquet`, `videos.rejects.parquet`."""
+    return _beside(manifest_uri, "rejects")
+
+
+def _beside(manifest_uri: str, name: str) -> str:
+    _, mark, query = manifest_uri.partition("?") if storage.is_remote(manifest_uri) else ("", "", "")
+    base = manifest_uri.removesuffix(mark + query)
+    return f"{base.removesuffix('.parquet')}.{name}.parquet{mark}{query}"
+
+
 def read_manifest(
     uri: str, columns: list[str] | None = None, *, split: str | None = None, check: bool = True
 ) -> pa.Table:

@@ -46,6 +46,7 @@ from carl_ray.data.manifest import (
     VIDEO_SUFFIXES,
     attach_labels,
     read_manifest,
+    rejects_uri,
     write_table,
 )
 from carl_ray.errors import RunError, UserError
@@ -200,22 +201,6 @@ def index_folder(
         manifest = attach_labels(manifest, labels)
         write_table(manifest, out)
     return manifest, rejected
-
-
-def scan_uri(manifest_uri: str) -> str:
-    """URI of a converter's scan: beside `videos.parquet`, `videos.scan.parquet`."""
-    return _beside(manifest_uri, "scan")
-
-
-def rejects_uri(manifest_uri: str) -> str:
-    """URI of the rejects: beside `videos.parquet`, `videos.rejects.parquet`."""
-    return _beside(manifest_uri, "rejects")
-
-
-def _beside(manifest_uri: str, name: str) -> str:
-    _, mark, query = manifest_uri.partition("?") if storage.is_remote(manifest_uri) else ("", "", "")
-    base = manifest_uri.removesuffix(mark + query)
-    return f"{base.removesuffix('.parquet')}.{name}.parquet{mark}{query}"
 
 
 def count_reasons(rejects: pa.Table) -> list[tuple[str, int, str]]:

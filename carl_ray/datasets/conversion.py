@@ -268,7 +268,7 @@ def publish(conversion: Conversion, raw: str, out: str, preset: str) -> None:
         reason, videos = max(conversion.left_out.items(), key=lambda item: len(item[1]))
         most = f"most frequent reason: {reason} ({len(videos)})"
         raise UserError(f"{raw}: no video could be converted; {most}")
-    from carl_ray.data.scan import scan_uri
+    from carl_ray.data.manifest import scan_uri
 
     manifest = storage.join(out, "manifest.parquet")
     write_manifest(conversion, *index_videos(out, scan_uri(manifest)), manifest, preset)

@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         options = parser.parse_args(arguments)
         clips = read_lists(options.raw)
-        from carl_ray.data.scan import rejects_uri, scan_uri
+        from carl_ray.data.manifest import rejects_uri, scan_uri
 
         # Not at --out: an interrupted scan, or clips that no list names, must not look like the manifest.
         indexed, rejects = index_videos(options.raw, scan_uri(options.out))

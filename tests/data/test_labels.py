@@ -344,3 +344,14 @@ def test_the_remark_on_lists_of_another_length(tmp_path: Path) -> None:
     write_table(manifest(frame_labels=[[0] * 47, None, None]), uri)
     with pytest.raises(UserError, match="has 47 frame_labels for 48 frames"):
         label_manifest(uri, LabelOptions(label_from="folder"))
+
+
+def test_labels_of_a_video_that_could_not_be_read_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(
+        "video,start,end,label\na.mp4,0,1,up\nsquats/b.avi,0,1,up\nb.avi,1,2,up\n"
+    )
+    options = LabelOptions(files=(str(tmp_path / "labels.csv"),))
+    _, notes = join_labels(manifest(), options, ["/videos/squats/b.avi"])
+    assert "labels.csv, row 3: passed over, for 'squats/b.avi' could not be read as a video" in notes
+    with pytest.raises(UserError, match="the labels do not fit the videos, 2 are wrong"):
+        join_labels(manifest(), options)

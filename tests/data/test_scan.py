@@ -18,8 +18,8 @@ from pyarrow import fs
 from carl_ray.data import scan
 from carl_ray.data.child import Child
 from carl_ray.data.labels import LabelOptions, label_manifest
-from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, write_table
-from carl_ray.data.scan import build_manifest, index_folder, probe_guarded, rejects_uri
+from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, rejects_uri, write_table
+from carl_ray.data.scan import build_manifest, index_folder, probe_guarded
 from carl_ray.errors import RunError, UserError
 from carl_ray.index import _summary
 
