@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from carl_ray.config import Config, ModelConfig
+from carl_ray.config import Config, ModelConfig, objective_options
 from carl_ray.errors import UserError
 from carl_ray.options import (
     OptionParser,
@@ -198,3 +198,41 @@ def test_the_parser_raises_instead_of_exiting() -> None:
     with pytest.raises(UserError, match=r"argument --number: invalid int value: 'x'; see command --help"):
         parser.parse_args(["--number", "x"])
     assert isinstance(parser, argparse.ArgumentParser)
+
+
+def test_the_options_of_the_chosen_objective() -> None:
+    parser = OptionParser(prog="command", allow_abbrev=False)
+    add_config_options(parser, ["--objective.name=tcn", "--objective.variance", "3"])
+    text = parser.format_help()
+    assert "--objective.window" in text and "--objective.variance" not in text
+    # What another objective has, too, is kept where it was set.
+    base = overridden(CONFIG, {"objective.temperature": "0.3", "objective.variance": "25"})
+    changed = overridden(base, {"objective.name": "tcn", "objective.window": "9"})
+    assert changed.objective == objective_options("tcn", temperature=0.3, window=9.0)
+    assert overridden(CONFIG, {"objective.name": "weak_scl"}).objective == objective_options("weak_scl")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"objective.window": "3"},
+            r"^unknown option --objective\.window \(options of objective scl: name, temp",
+        ),
+        (
+            {"objective.temprature": "1"},
+            r"^unknown option --objective\.temprature; did you mean objective\.temperat",
+        ),
+        (
+            {"objective.name": "tcnn"},
+            r"^command line: objective\.name: unknown objective 'tcnn'; did you mean tcn\?",
+        ),
+        (
+            {"objective.name": "tcn", "objective.window": "-1"},
+            r"^command line: objective\.window: .*got '-1'$",
+        ),
+    ],
+)
+def test_mistakes_in_the_options_of_an_objective(values: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        overridden(CONFIG, values)

@@ -11,6 +11,8 @@ from benchmarks.parts import step
 from benchmarks.parts.table import table_text
 from carl_ray.config import AugmentConfig, ModelConfig
 from carl_ray.data.augment import AugmentParameters
+from carl_ray.objectives.choice import objective_options
+from carl_ray.objectives.views import CROPS
 from carl_ray.presets import PRESETS
 from carl_ray.training.step import TrainingStep
 
@@ -93,15 +95,15 @@ def test_the_parts_are_those_of_the_step(augment: dict[str, str]) -> None:
     seconds, loss = step._stages(split, batch)
     assert len(seconds) == len(step.STAGES) and min(seconds) >= 0
     assert loss == pytest.approx(report.loss, rel=1e-6)
-    for mine, theirs in zip(split.parameters, whole.parameters, strict=True):
+    for mine, theirs in zip(split.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
 def test_colour_is_drawn_as_in_a_run() -> None:
     demo = PRESETS["demo"]()
     config = replace(demo, model=replace(demo.model, num_frames=2), augment=AugmentConfig())
-    color = step.synthetic_batch(config, 4).color
-    drawn = [AugmentParameters.from_vector(vector) for vector in color.reshape(8, -1)]
+    color = step.synthetic_batch(config, 4).views[CROPS].parameters
+    drawn = [AugmentParameters.from_vector(vector) for vector in color.reshape(8, -1).numpy()]
     assert sum(draw.jitter for draw in drawn) == 7
     assert sum(draw.grayscale for draw in drawn) == 2
     assert [draw.blur_sigma > 0 for draw in drawn].count(True) == 4
@@ -128,9 +130,7 @@ def test_matrix_products_are_as_precise_as_convolutions(monkeypatch: pytest.Monk
 def test_pairs_of_videos_where_the_objective_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "_CPU_FRAMES", 8)
     demo = PRESETS["demo"]()
-    config = replace(
-        demo, objective=replace(demo.objective, name="tcc"), augment=replace(demo.augment, image_size=16)
-    )
+    config = replace(demo, objective=objective_options("tcc"), augment=replace(demo.augment, image_size=16))
     table = step.measure(config, CPU, lambda line: None)
     assert "2 videos x 2 views x 2 frames" in table.title
     # All blocks learn: there is nothing to fold.

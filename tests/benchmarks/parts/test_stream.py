@@ -79,7 +79,7 @@ def test_a_turn_counts_what_comes_once_processes_run(
 def test_a_video_that_fails_ends_the_comparison(videos: list[Video]) -> None:
     data = stream.plan_pairs(videos, CONFIG, 8)
     rows = rows_of(data)
-    rows[5] = replace(rows[5], pair=None, error="no frame decodes")
+    rows[5] = replace(rows[5], views=None, error="no frame decodes")
     with pytest.raises(RunError, match="v: no frame decodes"):
         list(stream.batches(iter(rows), data))
 
