@@ -18,7 +18,7 @@ from carl_ray.__main__ import COMMANDS
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "cluster" / "README.md"])
-_COMMAND = re.compile(r"(?:carl-ray |python -m carl_ray\.)(?P<name>[a-z][\w.]*)(?P<rest>[^`\n]*)")
+_COMMAND = re.compile(r"(?:carl-ray |python -m carl_ray\.)(?P<name>[a-z][\w.-]*)(?P<rest>[^`\n]*)")
 # Few steps of few videos: the preset is the README's.
 _SMALL = "--training.epochs 1 --training.global_batch_size 2 --data.max_validation_videos 0"
 

@@ -113,6 +113,7 @@ def test_an_encoder_of_other_shapes_is_refused(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("backbone", "resnet18"),
         ("temporal_encoder", "c3d"),
         ("num_heads", 1),
         ("pooling", "average"),
