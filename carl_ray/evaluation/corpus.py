@@ -136,11 +136,12 @@ def embed_corpus(
         return EmbeddingResult(videos.num_rows, has_test)
     _check_control(checkpoint, settings)
     refuse_if_held(out)
+    from carl_ray.evaluation import cached as from_cache
     from carl_ray.evaluation import inference
 
     config = checkpoint.config
     encoders = inference.load_encoders(checkpoint, untrained=settings.untrained)
-    cache = inference.cache_of(encoders, config, features) if settings.view == "resized" else None
+    cache = from_cache.cache_of(encoders, config, features) if settings.view == "resized" else None
     with hold(out) as (lease, _):
         # Another writer may have finished since.
         missing = _missing(videos, out, origin)
@@ -156,8 +157,8 @@ def embed_corpus(
             cached, missing = located.filter(is_cached), missing.filter(pc.invert(is_cached))
             if cached.num_rows:
                 if settings.untrained:
-                    encoders = [*encoders, inference.frozen_control(out, cache, videos, config)]
-                write_rows(inference.cached_rows(encoders, config, cached), cached, result, writer)
+                    encoders = [*encoders, from_cache.frozen_control(out, cache, videos, config)]
+                write_rows(from_cache.cached_rows(encoders, config, cached), cached, result, writer)
                 encoders = encoders[:2]
         if missing.num_rows and not isinstance(checkpoint, FrozenEncoder):
             from carl_ray.evaluation import extraction
