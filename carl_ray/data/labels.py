@@ -165,7 +165,8 @@ class _Clock:
         self.num_frames = num_frames
         last = 1 / (fps or 1)
         starts = [*frame_times, frame_times[-1] + last] if frame_times else np.arange(num_frames + 1) * last
-        self._starts = np.asarray(starts) if fps else None
+        self._middles = (np.array(starts[:-1]) + starts[1:]) / 2
+        self._end = float(starts[-1]) if fps else None
 
     def boundary(self, text: str, column: str) -> int:
         """Number of the first frame whose middle is not before a time, or the number of a frame.
@@ -182,16 +183,14 @@ class _Clock:
         if not value >= 0 or (is_frame and value % 1):
             raise ValueError(f"{column} {text!r}: expected {'a frame, from 0 on' if is_frame else 'seconds'}")
         if is_frame:
-            if value > self.num_frames - (column != "end_frame"):
-                raise ValueError(
-                    f"{column} {text} is past the end: the frames are 0 to {self.num_frames - 1}"
-                )
+            if value > (last := self.num_frames - 1) + (column == "end_frame"):
+                raise ValueError(f"{column} {text} is past the end: the frames are 0 to {last}")
             return int(value)
-        if self._starts is None:
+        if self._end is None:
             raise ValueError("the frame rate of the video is unknown: name frames")
-        if value > self._starts[-1] + _PAST_SECONDS:
-            raise ValueError(f"{column} {text} is past the end of the video, {self._starts[-1]:.3f} s")
-        return int(np.searchsorted((self._starts[:-1] + self._starts[1:]) / 2, value))
+        if value > self._end + _PAST_SECONDS:
+            raise ValueError(f"{column} {text} is past the end of the video, {self._end:.3f} s")
+        return int(np.searchsorted(self._middles, value))
 
 
 class _Join:
