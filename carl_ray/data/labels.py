@@ -102,9 +102,9 @@ def join_labels(
     if options.split_by is not None:
         join.split_by(options.split_by, options.test_fraction, options.seed)
     join.check_splits()
-    if (count := len(join.problems)) > 0:
-        wrong = f"{count:,} {'is' if count == 1 else 'are'} wrong"
-        raise UserError(f"the labels do not fit the videos, {wrong}; nothing was joined", *join.problems)
+    if join.problems:
+        count = f"{len(join.problems):,} mistake{'s' * (len(join.problems) > 1)}"
+        raise UserError(f"the labels do not fit the videos, {count}; nothing was joined", *join.problems)
     return join.result(), join.notes
 
 
@@ -342,8 +342,8 @@ class _Join:
         self._columns["split"] = ["test" if value in test else "train" for value in known[column]]
         num_test = self._columns["split"].count("test")
         self.notes.append(
-            f"split by {column} (seed {seed}): {len(self._ids) - num_test} videos of {len(groups) - len(test)} to "
-            f"train on, {num_test} of {len(test)} to test"
+            f"split by {column} (seed {seed}): train {len(self._ids) - num_test} videos with "
+            f"{len(groups) - len(test)} values of it, test {num_test} with {len(test)}"
         )
 
     def check_splits(self) -> None:
