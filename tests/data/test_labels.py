@@ -353,5 +353,5 @@ def test_labels_of_a_video_that_could_not_be_read_are_passed_over(tmp_path: Path
     options = LabelOptions(files=(str(tmp_path / "labels.csv"),))
     _, notes = join_labels(manifest(), options, ["/videos/squats/b.avi"])
     assert "labels.csv, row 3: passed over, for 'squats/b.avi' could not be read as a video" in notes
-    with pytest.raises(UserError, match="the labels do not fit the videos, 2 are wrong"):
+    with pytest.raises(UserError, match="the labels do not fit the videos, 2 mistakes"):
         join_labels(manifest(), options)
