@@ -121,7 +121,7 @@ def _labels(options: argparse.Namespace) -> LabelOptions | None:
 
 def _summary(manifest: pa.Table, rejects: pa.Table | None, out: str) -> str:
     from carl_ray.data.labels import folders_like_labels
-    from carl_ray.data.manifest import rejects_uri
+    from carl_ray.data.manifest import SPLITS, rejects_uri
     from carl_ray.data.scan import count_reasons
 
     videos = manifest.select(["video_id", "split", "num_frames", "duration"]).to_pylist()
@@ -137,7 +137,7 @@ def _summary(manifest: pa.Table, rejects: pa.Table | None, out: str) -> str:
         f"{folder}/ was read as {video['split']}"
         for video in videos
         for folder, slash, _ in [video["video_id"].partition("/")]
-        if slash and video["split"] not in (None, folder)
+        if slash and folder != SPLITS.get(folder.strip().lower(), folder) == video["split"]
     }
     lines.append("; ".join([", ".join(counts), *sorted(renamed)]))
     folders = folders_like_labels(manifest.column("video_id").to_pylist())

@@ -12,10 +12,9 @@ import hashlib
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -24,7 +23,8 @@ import pyarrow as pa
 from jaxtyping import Int32
 
 from carl_ray import storage
-from carl_ray.data.label_files import LabelFile, LabelRow, read_label_file, seconds
+from carl_ray.data.label_files import LabelFile, LabelRow, read_label_file
+from carl_ray.data.label_spans import Clock, is_inclusive, spans
 from carl_ray.data.manifest import (
     SCHEMA,
     SPLITS,
@@ -35,9 +35,6 @@ from carl_ray.data.manifest import (
 )
 from carl_ray.errors import UserError
 from carl_ray.options import nearest
-
-_PAST_SECONDS = 0.1
-"""A time this far behind the last frame is the end of the video: its sound is often a little longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +99,9 @@ def join_labels(
     if options.split_by is not None:
         join.split_by(options.split_by, options.test_fraction, options.seed)
     join.check_splits()
-    if (count := len(join.problems)) > 0:
-        wrong = f"{count:,} {'is' if count == 1 else 'are'} wrong"
-        raise UserError(f"the labels do not fit the videos, {wrong}; nothing was joined", *join.problems)
+    if join.problems:
+        count = f"{len(join.problems):,} mistake{'s' * (len(join.problems) > 1)}"
+        raise UserError(f"the labels do not fit the videos, {count}; nothing was joined", *join.problems)
     return join.result(), join.notes
 
 
@@ -156,42 +153,6 @@ class _VideoNames:
             candidates = ", ".join(video_id for video_id, row in self._ids.items() if row in found)
             raise ValueError(f"{name!r} may be any of {candidates}: name the id")
         return min(found)
-
-
-class _Clock:
-    """Frames of a video by number and by seconds."""
-
-    def __init__(self, num_frames: int, fps: float | None, frame_times: list[float] | None) -> None:
-        self.num_frames = num_frames
-        last = 1 / (fps or 1)
-        starts = [*frame_times, frame_times[-1] + last] if frame_times else np.arange(num_frames + 1) * last
-        self._starts = np.asarray(starts) if fps else None
-
-    def boundary(self, text: str, column: str) -> int:
-        """Number of the first frame whose middle is not before a time, or the number of a frame.
-
-        From 0 to `num_frames`; `ValueError` says what is wrong with the text.
-        """
-        is_frame = "frame" in column
-        if not text:
-            raise ValueError(f"no {column}")
-        try:
-            value = float(text) if is_frame else seconds(text)
-        except ValueError:
-            value = np.nan
-        if not value >= 0 or (is_frame and value % 1):
-            raise ValueError(f"{column} {text!r}: expected {'a frame, from 0 on' if is_frame else 'seconds'}")
-        if is_frame:
-            if value > self.num_frames - (column != "end_frame"):
-                raise ValueError(
-                    f"{column} {text} is past the end: the frames are 0 to {self.num_frames - 1}"
-                )
-            return int(value)
-        if self._starts is None:
-            raise ValueError("the frame rate of the video is unknown: name frames")
-        if value > self._starts[-1] + _PAST_SECONDS:
-            raise ValueError(f"{column} {text} is past the end of the video, {self._starts[-1]:.3f} s")
-        return int(np.searchsorted((self._starts[:-1] + self._starts[1:]) / 2, value))
 
 
 class _Join:
@@ -273,18 +234,18 @@ class _Join:
 
     def _add_phases(self, file: LabelFile, by_video: dict[int, list[LabelRow]]) -> None:
         of_videos = [(self._rows[video]["num_frames"], rows) for video, rows in by_video.items()]
-        is_inclusive = "end_frame" in file.columns and _is_inclusive(of_videos)
-        if is_inclusive:
+        to_last = "end_frame" in file.columns and is_inclusive(of_videos)
+        if to_last:
             self.notes.append(f"{file.name}: end_frame is the last frame of its interval")
         num_outside = 0
         for video, rows in by_video.items():
             if (other := self._files.setdefault(video, file.name)) != file.name:
                 self.problems.append(f"{file.name}: the phases of {self._ids[video]} are in {other} already")
-            clock = _Clock(**self._rows[video])
+            clock = Clock(**self._rows[video])
             owner = np.full(clock.num_frames, -1, np.int32)
             owners: list[LabelRow] = []
             codes: list[int] = []
-            for start, end, phase, row in _spans(file.form, rows, clock, is_inclusive, self.problems):
+            for start, end, phase, row in spans(file.form, rows, clock, to_last, self.problems):
                 if (taken := owner[start:end].max(initial=-1)) >= 0:
                     self.problems.append(f"{row.place}: overlaps {owners[taken].place}")
                 owner[start:end] = len(owners)
@@ -343,8 +304,8 @@ class _Join:
         self._columns["split"] = ["test" if value in test else "train" for value in known[column]]
         num_test = self._columns["split"].count("test")
         self.notes.append(
-            f"split by {column} (seed {seed}): {len(self._ids) - num_test} videos of {len(groups) - len(test)} to "
-            f"train on, {num_test} of {len(test)} to test"
+            f"split by {column} (seed {seed}): train {len(self._ids) - num_test} videos with "
+            f"{len(groups) - len(test)} values of it, test {num_test} with {len(test)}"
         )
 
     def check_splits(self) -> None:
@@ -396,58 +357,3 @@ def _places_of(values: Sequence[Any]) -> dict[Any, list[int]]:
     for place, value in enumerate(values):
         places.setdefault(value, []).append(place)
     return places
-
-
-def _is_inclusive(videos: Iterable[tuple[int, list[LabelRow]]]) -> bool:
-    """Whether `end_frame` is the last frame of its interval, in videos with their numbers of frames.
-
-    So it is where an interval begins one frame after another's, and none where another's ends or behind the last frame.
-    """
-    touching = following = False
-    for num_frames, rows in videos:
-        try:
-            spans = sorted((int(row.cells["start_frame"]), int(row.cells["end_frame"])) for row in rows)
-        except ValueError:
-            continue
-        touching |= spans[-1][1] == num_frames
-        following |= any(start == end for start, end in spans)
-        for (_, end), (start, _) in pairwise(spans):
-            touching |= end == start
-            following |= end + 1 == start
-    return following and not touching
-
-
-def _spans(
-    form: str, rows: list[LabelRow], clock: _Clock, is_inclusive: bool, problems: list[str]
-) -> Iterator[tuple[int, int, str, LabelRow]]:
-    """First frame, frame after the last, phase and row of all labelled spans of a video."""
-    columns = ("start", "end", "start_frame", "end_frame", "time", "frame")
-    times = [column for column in columns if column in rows[0].cells]
-    kind = "event" if form == "events" else "label"
-    events: list[tuple[int, LabelRow]] = []
-    for row in rows:
-        phase = row.cells[kind]
-        try:
-            start, *ends = (clock.boundary(row.cells[column], column) for column in times)
-            if form == "frames":
-                if phase not in ("", "-1"):
-                    start = min(start, clock.num_frames - 1)
-                    yield start, start + 1, phase, row
-            elif not phase:
-                raise ValueError(f"no {kind}")
-            elif form == "events":
-                events.append((start, row))
-            elif (end := ends[0] + is_inclusive) > start:
-                yield start, end, phase, row
-            else:
-                what = "ends before it starts" if end < start else "holds the middle of no frame"
-                raise ValueError(f"{phase!r} {what} ({' to '.join(row.cells[column] for column in times)})")
-        except ValueError as error:
-            problems.append(f"{row.place}: {error}")
-    events.sort(key=lambda event: event[0])
-    if len(events) == 1:
-        problems.append(f"{events[0][1].place}: the only event of its video: a phase lies between two")
-    for (start, row), (end, after) in pairwise(events):
-        if start == end:
-            problems.append(f"{after.place}: no frame lies between this event and that of {row.place}")
-        yield start, end, f"{row.cells['event']} to {after.cells['event']}", row

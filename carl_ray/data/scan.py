@@ -95,7 +95,7 @@ class Reject(ListedVideo):
 
 
 def build_manifest(
-    folder: str, out: str, labels: pa.Table | str | LabelOptions | None = None, *, verify: bool = False
+    folder: str, out: str, labels: pa.Table | str | Path | LabelOptions | None = None, *, verify: bool = False
 ) -> tuple[pa.Table, pa.Table]:
     """Index a folder of videos; start Ray unless it is running.
 
@@ -103,7 +103,7 @@ def build_manifest(
     is also a file of labels (CSV, TSV, Parquet) or what `carl_ray.data.labels.label_manifest` takes. What they do not
     fit is a `UserError`; the manifest without them is there then.
     """
-    options = LabelOptions(files=(labels,)) if isinstance(labels, str) else labels
+    options = LabelOptions(files=(str(labels),)) if isinstance(labels, str | Path) else labels
     if isinstance(options, LabelOptions):
         options.content  # noqa: B018 - mistakes before the scan
     # Lazily: the child processes import this module too, and must start quickly.

@@ -246,8 +246,10 @@ def ensure_rendered(
 
 
 def read_labels(folder: Path) -> pa.Table:
-    """Read the labels of a rendered folder: a table of `LABELS_SCHEMA`, one row a video."""
-    return pq.read_table(folder / _LABELS, schema=LABELS_SCHEMA)
+    """Read the labels of a rendered folder: a table of `LABELS_SCHEMA` with `phase_names`, one row a video."""
+    labels = pq.read_table(folder / _LABELS, schema=LABELS_SCHEMA)
+    names = [list(ACTIONS[action].phases) for action in labels.column("label").to_pylist()]
+    return labels.append_column("phase_names", pa.array(names, pa.list_(pa.string())))
 
 
 def main(arguments: list[str] | None = None) -> None:
