@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from carl_ray.evaluation.bootstrap import Result
-    from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.bootstrap import Result
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
 
 Need = Literal["training videos", "frame labels", "progress"]
 """What a task cannot do without: videos to fit a probe to, frame labels or true progress of a test video."""
