@@ -161,7 +161,7 @@ def _measure(tasks: Sequence[Task], videos: Videos) -> dict[str, Result]:
     unfitted = ratio_of_sums(nothing, nothing, {"actions_without_training_videos": 1})
     measured: dict[str, Result] = {}
     for task in tasks:
-        if "training videos" in task.needs and not videos.train:
+        if "labelled training videos" in task.needs and not videos.train:
             measured |= {metric.name: unfitted for metric in task.metrics}
         else:
             measured |= task.run(videos)
