@@ -15,7 +15,8 @@ from PIL import Image
 
 from carl_ray import search
 from carl_ray.evaluation import embeddings
-from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
+from carl_ray.evaluation.embeddings import Origin, write_part
 from carl_ray.evaluation.inference import VideoEmbedder
 from carl_ray.training.checkpoint import Progress, checkpoint_at, load_encoder, save_checkpoint
 from carl_ray.training.step import TrainingStep

@@ -99,7 +99,7 @@ def _run(videos: Videos) -> dict[str, Result]:
 
 TASK = Task(
     name="phase_classification",
-    needs=("frame labels", "training videos"),
+    needs=("frame labels", "labelled training videos"),
     metrics=accuracy_metrics(
         "phase_classification",
         "share of the test frames whose phase a linear classifier reads from the embedding, having seen the labels of "

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 if TYPE_CHECKING:
-    from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
+    from carl_ray.evaluation.embedded_video import EmbeddedVideo
+    from carl_ray.evaluation.embeddings import Origin
 
 
 @dataclass(frozen=True)

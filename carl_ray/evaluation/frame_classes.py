@@ -93,7 +93,7 @@ def _run(videos: Videos) -> dict[str, Result]:
 
 TASK = Task(
     name="linear_probe",
-    needs=("frame labels", "training videos"),
+    needs=("frame labels", "labelled training videos"),
     pooled=True,
     metrics=accuracy_metrics(
         "linear_probe",

@@ -2,10 +2,10 @@
 
 Sources of the layout and of the resampling, read in the authors' repositories:
 
-- G-TAD (github.com/frostinassiky/gtad, `gtad_lib/dataset.py` of its ActivityNet code, commit f9afd44): an
+- G-TAD (github.com/frostinassiky/gtad, `gtad_lib/dataset.py`, commit f9afd44): an
   HDF5 file `<video name>.h5` for each video, in it the data set `<video name>`, (temporal scale, width),
   float32. Its option `--feature_path` names the folder and ends in a slash; `--feat_dim` is the width,
-  `--temporal_scale` the length, 100 for ActivityNet.
+  `--temporal_scale` the length, 100 there.
 - BSN and BMN (wzmsltw/BSN-boundary-sensitive-network, JJBOY/BMN-Boundary-Matching-Network), whose features
   G-TAD took over: `<video name>.csv` with the header f0,f1,… and a row for each of the 100 snippets.
 - Their `data_process.py` resamples: the video is divided into 100 equal parts, and each gets the mean of
@@ -77,7 +77,7 @@ def resample(
 def video_name(video_id: str) -> str:
     """Name of a video in the exported files: last part of its id, no suffix.
 
-    ActivityNet's files are called v_<YouTube id>.mp4, and so are the videos in G-TAD's lists.
+    The files there are called v_<YouTube id>.mp4, and so are the videos in G-TAD's lists.
     """
     return PurePosixPath(video_id).stem
 

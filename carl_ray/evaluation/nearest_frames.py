@@ -5,16 +5,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from carl_ray import storage
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.frames import unit_frames
-
-if TYPE_CHECKING:
-    from carl_ray.evaluation.embeddings import EmbeddedVideo
 
 
 @dataclass(frozen=True)

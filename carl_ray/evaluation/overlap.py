@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.frames import unit_frames
 
 _POINTS = 16  # of relative time at which two videos are compared

@@ -82,7 +82,7 @@ def _run(videos: Videos) -> dict[str, Result]:
 
 TASK = Task(
     name="phase_progression",
-    needs=("frame labels", "training videos"),
+    needs=("frame labels", "labelled training videos"),
     metrics=(
         Metric(
             name="phase_progression",

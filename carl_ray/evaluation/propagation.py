@@ -164,7 +164,7 @@ def _run(videos: Videos) -> dict[str, Result]:
 
 TASK = Task(
     name="propagation",
-    needs=("training videos", "frame labels"),
+    needs=("frame labels", "labelled training videos"),
     metrics=tuple(
         Metric(
             name=f"propagation_{count}",

@@ -17,7 +17,8 @@ import numpy as np
 from carl_ray.errors import UserError
 from carl_ray.evaluation.bootstrap import Result, bootstrap, ratio_of_sums
 from carl_ray.evaluation.controls import VARIANTS, embedded_by
-from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, phase_names
+from carl_ray.evaluation.embedded_video import EmbeddedVideo, phase_names
+from carl_ray.evaluation.embeddings import Origin
 from carl_ray.evaluation.probes import LABEL_FRACTIONS, num_fitted
 from carl_ray.evaluation.task import MetricEntry, Task, Videos
 from carl_ray.evaluation.tasks import TASKS
@@ -160,7 +161,7 @@ def _measure(tasks: Sequence[Task], videos: Videos) -> dict[str, Result]:
     unfitted = ratio_of_sums(nothing, nothing, {"actions_without_training_videos": 1})
     measured: dict[str, Result] = {}
     for task in tasks:
-        if "training videos" in task.needs and not videos.train:
+        if "labelled training videos" in task.needs and not videos.train:
             measured |= {metric.name: unfitted for metric in task.metrics}
         else:
             measured |= task.run(videos)

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from carl_ray.evaluation.bootstrap import Result
-    from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.bootstrap import Result
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
 
-Need = Literal["training videos", "frame labels", "progress"]
-"""What a task cannot do without: videos to fit a probe to, frame labels or true progress of a test video."""
+Need = Literal["labelled training videos", "frame labels", "progress"]
+"""What a task cannot do without: frame labels of a training or a test video, or true progress of a test video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +107,7 @@ class Task:
     def missing(self, train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> Need | None:
         """The first of its needs that these videos do not meet; None where it can run."""
         met: dict[Need, bool] = {
-            "training videos": bool(train),
+            "labelled training videos": any(bool((video.phases >= 0).any()) for video in train),
             "frame labels": any(bool((video.phases >= 0).any()) for video in test),
             "progress": any(video.progress is not None for video in test),
         }

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from carl_ray import storage
 from carl_ray.data.decode import DecodeError
 from carl_ray.errors import RunError, UserError
-from carl_ray.evaluation.embeddings import EmbeddedVideo, phase_names
+from carl_ray.evaluation.embedded_video import EmbeddedVideo, phase_names
 from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, nearest_frames, printable
 from carl_ray.evaluation.warping import align_pair
 from carl_ray.report import figures

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from carl_ray import storage
 from carl_ray.evaluation.controls import CONTROLS
-from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.report import figures, tables
 from carl_ray.report.actions import draw_action

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from carl_ray.evaluation.classification import predicted_phases
-from carl_ray.evaluation.embeddings import EmbeddedVideo, phase_names
+from carl_ray.evaluation.embedded_video import EmbeddedVideo, phase_names
 from carl_ray.evaluation.protocol import by_action
 from carl_ray.evaluation.task import Videos
 from carl_ray.report.figures import NO_PHASE_COLOR, phase_colors

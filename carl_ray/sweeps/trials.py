@@ -19,7 +19,8 @@ from carl_ray import storage
 from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import RunError
 from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
-from carl_ray.evaluation.embeddings import EmbeddedVideo, read_embeddings, read_origin
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
+from carl_ray.evaluation.embeddings import read_embeddings, read_origin
 from carl_ray.evaluation.extraction import room_for_workers
 from carl_ray.evaluation.protocol import evaluate
 from carl_ray.paper import PROTOCOLS, protocol_of, stride_of

@@ -22,8 +22,6 @@ class FittedRun:
     """URI of the run folder."""
     manifest: str
     """URI of the manifest that it was trained on."""
-    is_embedded: bool
-    """Whether it was trained on the rendered videos of the demo."""
     num_steps: int
     seconds: float
     """Wall time of the training in this call."""
@@ -88,7 +86,7 @@ def fitted(config: Config, run_dir: str, *, resume: bool) -> Iterator[FittedRun]
             raise RunError(f"ended before its last step; {how_to_go_on(run_dir, result.step or None)}")
         seconds = time.monotonic() - started
         manifest = checked.config.data.manifest or ""
-        yield FittedRun(checked.run_dir, manifest, is_embedded, result.num_steps, seconds)
+        yield FittedRun(checked.run_dir, manifest, result.num_steps, seconds)
 
 
 def new_run_dir(preset: str) -> str:

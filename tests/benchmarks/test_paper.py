@@ -13,7 +13,8 @@ from benchmarks.studies import runs
 from carl_ray.config import Config
 from carl_ray.datasets import embedded
 from carl_ray.evaluation.corpus import EmbeddingSettings
-from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
+from carl_ray.evaluation.embeddings import Origin, write_part
 from carl_ray.training.trainer import TrainingResult
 
 

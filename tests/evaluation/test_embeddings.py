@@ -14,8 +14,8 @@ import pytest
 from carl_ray.data.manifest import LABEL_COLUMNS, SCHEMA
 from carl_ray.errors import UserError
 from carl_ray.evaluation.corpus import finished_videos
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.embeddings import (
-    EmbeddedVideo,
     Embeddings,
     Origin,
     iterate_embeddings,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carl_ray.evaluation.embeddings import EmbeddedVideo
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.nearest_frames import found_frame, nearest_frames, printable
 
 

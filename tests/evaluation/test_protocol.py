@@ -191,8 +191,10 @@ def test_tasks_without_what_they_need_do_not_run_and_are_named(train, test) -> N
     alone = evaluate([], bare(test), ORIGIN, tasks=PHASE_TASKS)
     assert alone["trained"]["kendalls_tau"] == document["trained"]["kendalls_tau"]
     unfitted = evaluate([], test, ORIGIN, tasks=["phase_classification", "retrieval"])
-    assert unfitted["not_run"] == {"phase_classification": "training videos"}
+    assert unfitted["not_run"] == {"phase_classification": "labelled training videos"}
     assert "average_precision_at_5" in unfitted["trained"]
+    unlabelled = evaluate(bare(train), test, ORIGIN, tasks=["phase_classification", "retrieval"], stride=4)
+    assert unlabelled["not_run"] == unfitted["not_run"]
 
 
 def test_a_task_of_ones_own(train, test) -> None:

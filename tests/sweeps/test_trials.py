@@ -15,7 +15,8 @@ import pytest
 from carl_ray import storage
 from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.errors import RunError
-from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
+from carl_ray.evaluation.embeddings import Origin, write_part
 from carl_ray.presets import demo
 from carl_ray.sweeps import trials
 from carl_ray.sweeps.definition import Sweep, trial_id

@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from benchmarks.studies.label_free import correlate, effective_rank, halves_of, main
-from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
+from carl_ray.evaluation.embeddings import Origin, write_part
 
 ACTIONS = ["jump"] * 6 + ["kick"] * 4
 
