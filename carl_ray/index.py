@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
             from carl_ray.data.labels import label_manifest
 
             print(_summary(label_manifest(options.update, labels), None, options.update))
-            print_next("train", "demo", "--data.manifest", options.update)
+            print_next("train", "laptop", "--data.manifest", options.update)
             return
         if options.folder is not None and options.out is None:
             raise UserError("--out is missing: where to write the manifest, such as --out manifest.parquet")
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(_summary(manifest, rejects, out))
         if manifest.num_rows == 0:
             raise RunError(f"none of {rejects.num_rows} videos can be decoded; reasons in {rejects_uri(out)}")
-        print_next("train", "demo", "--data.manifest", out)
+        print_next("train", "laptop", "--data.manifest", out)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

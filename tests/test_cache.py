@@ -155,11 +155,12 @@ def test_an_encoder_without_training(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out = str(tmp_path / "E")
-    words = ["--encoder", "frozen", "--manifest", manifest, "--out", out]
+    monkeypatch.chdir(tmp_path)
+    words = ["--encoder", "frozen", "--manifest", manifest, "--out", "frozen"]  # as the encoder's own name
     embed.main([*words, "--split", "train"])
     embed.main(words)  # adds the others, with the same axes
     assert "videos embedded: 2" in capsys.readouterr().out
+    out = str(tmp_path / "frozen")
     embeddings = Embeddings.open(out)
     videos = list(embeddings)
     assert [len(video) for video in videos] == [50 + number for number in range(6)]
@@ -178,7 +179,6 @@ def test_an_encoder_without_training(
     assert document["origin"]["preset"] == "frozen" and document["untrained"] is None
     search.main([videos[0].uri, "--frame", "20", "--embeddings", out])
     search.main(["v0", "--frame", "20", "--embeddings", out])
-    monkeypatch.chdir(tmp_path)
     align.main([videos[0].uri, videos[1].uri, "--checkpoint", out, "--out", "pairs.csv"])
     assert "frozen" in capsys.readouterr().out and (tmp_path / "pairs.csv").read_text().count("\n") > 50
 

@@ -130,7 +130,7 @@ def embed_frozen(
     """
     settings = settings or EmbeddingSettings()
     videos = read_videos(manifest, splits)
-    there = load_frozen(out)
+    there = load_frozen(storage.absolute(out))  # A folder, also where it is called "frozen".
     cache = None if features is None else open_cache(features)
     source = cache or there
     config = _clean_config(videos) if source is None else source.config
