@@ -9,7 +9,7 @@ from typing import Any
 
 from carl_ray import config as configuration
 from carl_ray import storage
-from carl_ray.evaluation.controls import VARIANTS
+from carl_ray.evaluation.controls import shown_variants
 from carl_ray.report.tables import metric_names, metric_rows, summary
 from carl_ray.training.checkpoint import CONFIG, ENCODER, EXPORTED, Checkpoint, checkpoint_tensors
 
@@ -99,15 +99,15 @@ def _card(name: str, checkpoint: Checkpoint, document: Mapping[str, Any] | None)
 
 
 def _metrics(document: Mapping[str, Any]) -> str:
-    rows = metric_rows(document, metric_names(document))
+    rows, variants = metric_rows(document, metric_names(document)), shown_variants(document)
     lines = [
         f"{document['train']['videos']} videos for the probes, {document['test']['videos']} measured. "
         f"Intervals of 95 %. {summary(document)}",
         "",
-        "| metric | " + " | ".join(VARIANTS) + " |",
-        "|---" * (len(VARIANTS) + 1) + "|",
+        "| metric | " + " | ".join(variants) + " |",
+        "|---" * (len(variants) + 1) + "|",
     ]
     for row in rows:
-        cells = (str(row.cells.get(variant) or "") for variant in VARIANTS)
+        cells = (str(row.cells.get(variant) or "") for variant in variants)
         lines.append(f"| {row.title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
