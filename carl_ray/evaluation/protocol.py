@@ -23,6 +23,9 @@ from carl_ray.evaluation.probes import LABEL_FRACTIONS, num_fitted
 from carl_ray.evaluation.task import MetricEntry, Task, Videos
 from carl_ray.evaluation.tasks import TASKS
 
+Groups = dict[str, tuple[list[EmbeddedVideo], list[EmbeddedVideo]]]
+"""Training and test videos by the name of their group."""
+
 _NUM_DRAWS = 1000
 _LEVEL = 0.95
 _ALL = "all classes"
@@ -72,13 +75,7 @@ def evaluate(
     ]
     parts = [(chosen, groups) for chosen, groups in parts if chosen] or parts[:1]
     shown = parts[0][1]
-    steps = [(name, variant, *part) for part in parts for name in part[1] for variant in VARIANTS]
-    results: dict[tuple[str, str], dict[str, Result]] = {}
-    for done, (name, variant, chosen, groups) in enumerate(steps):
-        on_progress(f"{name}, {variant}", done, len(steps))
-        fitted, held = (embedded_by(variant, side, origin, seed) for side in groups[name])
-        if fitted is not None and held is not None:
-            results[name, variant] = _measure(chosen, Videos(fitted, held, stride, seed))
+    results = _results(parts, origin, stride, seed, on_progress)
 
     def summaries(names: Iterable[str]) -> dict[str, dict[str, MetricEntry] | None]:
         return {variant: _summary([results.get((n, variant)) for n in names], seed) for variant in VARIANTS}
@@ -141,9 +138,7 @@ def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> Non
                 raise UserError(f"{name} of {video.video_id!r} are not finite: was the encoder's training?")
 
 
-def by_action(
-    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]
-) -> dict[str, tuple[list[EmbeddedVideo], list[EmbeddedVideo]]]:
+def by_action(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> Groups:
     """Training and test videos by action, sorted by name; those without a label form one action."""
     names = sorted({video.label or NO_LABEL for video in test})
     return {
@@ -153,6 +148,24 @@ def by_action(
         )
         for name in names
     }
+
+
+def _results(
+    parts: Sequence[tuple[list[Task], Groups]],
+    origin: Origin,
+    stride: int,
+    seed: int,
+    on_progress: Callable[[str, int, int], None],
+) -> dict[tuple[str, str], dict[str, Result]]:
+    """Results by group and variant; a variant whose embeddings were not computed is missing."""
+    steps = [(name, variant, *part) for part in parts for name in part[1] for variant in VARIANTS]
+    results: dict[tuple[str, str], dict[str, Result]] = {}
+    for done, (name, variant, chosen, groups) in enumerate(steps):
+        on_progress(f"{name}, {variant}", done, len(steps))
+        fitted, held = (embedded_by(variant, side, origin, seed) for side in groups[name])
+        if fitted is not None and held is not None:
+            results[name, variant] = _measure(chosen, Videos(fitted, held, stride, seed))
+    return results
 
 
 def _measure(tasks: Sequence[Task], videos: Videos) -> dict[str, Result]:
