@@ -123,7 +123,7 @@ def _with_features(
         config, timing = fit_to_videos(config, training, given)
         print(f"stride {config.data.frame_stride}, T {config.model.num_frames}: {timing.reason}", flush=True)
     if config.data.features is None:
-        config = replace(config, data=replace(config.data, features=default_folder(manifest, config)))
+        config = options.overridden(config, {"data.features": default_folder(manifest, config)})
     from carl_ray.evaluation.caching import cache_features
     from carl_ray.evaluation.estimate import estimate_run
     from carl_ray.session import connect

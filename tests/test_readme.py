@@ -86,8 +86,10 @@ def test_your_own_videos_and_python(
     for name in ("a.mp4", "b.mp4"):
         make_video(tmp_path / "videos" / name, 130)
     section = README[README.index("## Your own videos") : README.index("## On a cluster")]
-    lines = [line for block in blocks(section, "bash") for line in block.splitlines()]
-    assert [shlex.split(line)[1] for line in lines] == ["index", "embed", "train", "search", "align"]
+    (tmp_path / "few.csv").write_text("video,start,end,label\na.mp4,0,2,up\na.mp4,2,4,down\n")
+    lines = [line.partition("  #")[0] for block in blocks(section, "bash") for line in block.splitlines()]
+    commands = ["index", "embed", "train", "search", "align", "propagate"]
+    assert [shlex.split(line)[1] for line in lines] == commands
     environment = {**os.environ, "CARL_RAY_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
     for line in lines:
         words = shlex.split(line)
@@ -100,5 +102,5 @@ def test_your_own_videos_and_python(
     command = [sys.executable, "-c", f"{code}\n{shown}"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout == "(130, 128) float32 1 b.mp4\n", done.stderr
-    for name in ("videos.parquet", "run/config.json", "sheet.png", "aligned.mp4"):
+    for name in ("videos.parquet", "run/config.json", "sheet.png", "aligned.mp4", "predicted.csv"):
         assert (tmp_path / name).exists()
