@@ -293,9 +293,7 @@ def test_the_demo_ends_with_metrics_and_a_report(
     monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
     few = choreography.ChoreographyConfig(num_train=8, num_validation=4, num_test=12, size=32)
     rendered = choreography.ensure_rendered
-    monkeypatch.setattr(
-        choreography, "ensure_rendered", lambda **options: rendered(config=few, **options | {"workers": 1})
-    )
+    monkeypatch.setattr(choreography, "ensure_rendered", lambda **options: rendered(config=few, **options))
     run = tmp_path / "runs" / "demo-1"
     train.main(["--run-dir", str(run), "--training.epochs", "1"])
     printed = capsys.readouterr().out
