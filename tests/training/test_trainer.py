@@ -29,7 +29,6 @@ from carl_ray.config import (
     Config,
     DataConfig,
     ModelConfig,
-    ObjectiveOptions,
     OptimizerConfig,
     TrainingConfig,
     objective_options,
@@ -38,6 +37,7 @@ from carl_ray.data.manifest import SCHEMA, attach_labels, read_manifest, write_t
 from carl_ray.data.scan import index_folder
 from carl_ray.datasets.choreography import ACTIONS, ChoreographyConfig, read_labels, render
 from carl_ray.errors import RunError, UserError
+from carl_ray.objectives.base import ObjectiveOptions
 from carl_ray.training import trainer
 from carl_ray.training.reporter import WorkerSettings
 from carl_ray.training.run_log import BAD_VIDEOS, WARNINGS, read_log
