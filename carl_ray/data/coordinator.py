@@ -53,7 +53,7 @@ _PLANNED_BYTES = 32
 _LOOPS_WAIT: Any = getattr(scheduling, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", None)
 """Ray's own value; read once, for two executions may overlap in a process."""
 
-_MAX_TASK_RETRIES = 3
+MAX_TASK_RETRIES = 3
 """Retries of a task whose process or node died."""
 
 _INTERNALS = "ray.data._internal.execution."
@@ -127,7 +127,7 @@ def limit_retries(task: str) -> None:
         _warn(
             "it does not number the attempts of a task", "Ray retries a task whose process dies without end"
         )
-    elif (attempt := attempt_number()) > _MAX_TASK_RETRIES:
+    elif (attempt := attempt_number()) > MAX_TASK_RETRIES:
         raise RunError(
             f"the process that decodes {task} died {attempt} times: too little memory on its node, or nodes that go "
             "too often"

@@ -7,6 +7,8 @@ where one is required, a `video_id` twice, `frame_labels` or `progress` whose nu
 frames, frame labels below -1, far beyond the number of classes or without a name, progress outside 0 to 1, a
 `frame_step` that is not positive and finite. Cleaned: blanks around ids, splits and labels (an empty one is null),
 upper case in `train`, `validation` and `test`, null or NaN among frame labels (-1) or progress (null for that video).
+
+Longer than 400 lines: schema, checks and cleaning of a column change together.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from carl_ray.config import Config
 from carl_ray.data.child import BadVideoError
+from carl_ray.data.coordinator import MAX_TASK_RETRIES
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.corpus import EmbeddingSettings
 from carl_ray.evaluation.feature_extractor import FeatureExtractor
@@ -32,8 +33,6 @@ from carl_ray.evaluation.inference import VideoEmbedder, WholeVideoEncoder
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 
 _FIRST_RETRY_SECONDS = 0.5
-_MAX_TASK_RETRIES = 3
-"""Retries of videos whose actor or node died; Ray Data retries without limit and has no option for one."""
 _ACTOR_BYTES = 3 * 2**30
 """Enough for torch, two ResNet-50 encoders and a few chunks of frames (2.3 GiB were measured), one video decoded."""
 _DECODER_BYTES = 2**28
@@ -236,7 +235,7 @@ class _EmbeddingActor:
     def __call__(self, videos: pa.Table) -> pa.Table:
         indices = videos.column("video_index").to_pylist()
         died = ray.get(self._attempts.begin.remote(indices)) - 1
-        if died > _MAX_TASK_RETRIES:
+        if died > MAX_TASK_RETRIES:
             reason = f"the process that embeds it died {died} times (too little memory?)"
             embedded: list[Any] = [BadVideoError(reason)] * len(indices)
         else:

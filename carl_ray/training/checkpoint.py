@@ -6,6 +6,8 @@
 checkpoint that is torn or whose hash is wrong is skipped, with a warning, for the one before. Tensors are read
 with `weights_only=True`: a checkpoint is data, never code. torch is imported lazily: commands look for a checkpoint
 before anything heavy is loaded.
+
+Longer than 400 lines: what is written and what is read back change together.
 """
 
 from __future__ import annotations
