@@ -100,8 +100,8 @@ def test_starts_at_any_row_with_the_same_rows(videos: pa.Table) -> None:
     whole, rest = collect(plan, videos, config), collect(plan, videos, config, start_row=4)
     assert [row.row for row in rest] == list(range(4, plan.num_rows))
     for before, after in zip(whole[4:], rest, strict=True):
-        assert before.pair is not None
-        assert after.pair is not None
+        assert before.views is not None
+        assert after.views is not None
         assert before.views["crops"].pixels.shape == (2, 8, 24 * 24 * 3 // 2)
         np.testing.assert_array_equal(before.views["crops"].pixels, after.views["crops"].pixels)
 
