@@ -169,6 +169,7 @@ def test_an_encoder_without_training(
     single = carl_ray.load_encoder(out).embed(videos[0].uri)
     unit = videos[0].embeddings / np.linalg.norm(videos[0].embeddings, axis=1, keepdims=True)
     np.testing.assert_allclose(single, unit, atol=2e-3)
+    monkeypatch.chdir(tmp_path.parent)
     assert carl_ray.load_encoder("frozen").embed(videos[0].uri).shape == (50, 256)
     found = load_frozen(out)
     assert found is not None
@@ -179,6 +180,7 @@ def test_an_encoder_without_training(
     assert document["origin"]["preset"] == "frozen" and document["untrained"] is None
     search.main([videos[0].uri, "--frame", "20", "--embeddings", out])
     search.main(["v0", "--frame", "20", "--embeddings", out])
+    monkeypatch.chdir(tmp_path)
     align.main([videos[0].uri, videos[1].uri, "--checkpoint", out, "--out", "pairs.csv"])
     assert "frozen" in capsys.readouterr().out and (tmp_path / "pairs.csv").read_text().count("\n") > 50
 

@@ -66,6 +66,9 @@ _BYTES_PER_SECOND = 1_000_000
 _PIXELS_PER_SECOND = 5_000_000
 _MAX_SECONDS = 7 * 86_400  # the number of pixels comes from the decoder and is not trusted
 
+_MOST_FRAMES = (
+    2**26
+)  # 600 hours at 30 a second; their times are 512 MiB, which a hostile decoder may make us read
 _EVEN_SECONDS = 0.002  # containers round times to milliseconds: the frame rate alone gives such times as well
 _SAME = ""  # source of a request: the content of the previous one
 _CHUNK = 8 << 20  # bytes
@@ -425,7 +428,7 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
             raise OSError("its size has changed since the folder was listed")
 
     def probe(source: str | tuple[int, Iterator[bytes]], seconds: float, verify: bool) -> dict[str, Any]:
-        fields = get_type_hints(VideoProbe) | {"frame_times": Array("<f8", (range(1, 2**31),))}
+        fields = get_type_hints(VideoProbe) | {"frame_times": Array("<f8", (range(1, _MOST_FRAMES),))}
         (probed,) = _child.ask(source, {"verify": verify}, fields, seconds=seconds, memory=2 * size + MEMORY)
         if min(probed["num_frames"], probed["width"], probed["height"]) < 1:
             raise BadVideoError(f"the decoder sent no valid answer ({probed})")

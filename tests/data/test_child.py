@@ -20,6 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.parts import decoders
@@ -225,7 +226,8 @@ def test_what_is_said_of_a_file_fits_the_manifest(
 ) -> None:
     for sound in (True, False):
         fields = PROBE | ({"rotation": -90} if sound else change)
-        monkeypatch.setattr(scan, "_child", Child(hostile(message(fields=fields) + END)))
+        times = {"arrays": [["frame_times", "<f8", [9]]], "content": (np.arange(9) / 30).tobytes()}
+        monkeypatch.setattr(scan, "_child", Child(hostile(message(fields=fields, **times) + END)))
         found = scan.probe_guarded(io.BytesIO(b"x"), 1, verify=False)
         assert ("reason" in found) != sound
 
