@@ -11,6 +11,7 @@ for `PATIENCE_SECONDS`, with exponential backoff, full jitter and a warning at e
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import random
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 from urllib.parse import unquote
 
 from pyarrow import ArrowException, NativeFile, fs
@@ -40,6 +41,7 @@ _LONGEST_WAIT_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
 _SILENCE_SECONDS = 5.0
 _ATTEMPTS_OF_A_REQUEST = 3
+_CREATE_ATTEMPTS = 20
 
 _LOGGER = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -289,16 +291,30 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 def _replace(target: Path, content: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with temporary.open("wb") as file:
+        with _create(temporary) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _create(path: Path) -> BinaryIO:
+    # Another process may delete the empty folder before the file is in it, as the last writer of a lease does.
+    for attempt in itertools.count(1):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("wb")
+        except (
+            FileNotFoundError,
+            FileExistsError,
+        ):  # The second: mkdir's own look at the folder came too late.
+            if attempt == _CREATE_ATTEMPTS:
+                raise
+    raise AssertionError("the loop returns or raises")
 
 
 def list_folder(uri: str) -> list[str]:

@@ -74,7 +74,8 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
         >= {"phase_classification", "kendalls_tau"}
     )
     page = (out / "report.html").read_text()
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    root = Path(__file__).parents[1]
+    documented = (root / "README.md").read_text() + (root / "docs/results.md").read_text()
     for metric in shown:
         (line,) = [line for line in printed.splitlines() if line.startswith(f"{title_of(metric)}  ")]
         value = document["trained"][metric]["value"]
@@ -82,9 +83,9 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
             "" if value is None else f"{100 * value:.1f}" if "(%)" in title_of(metric) else f"{value:.3f}"
         )
         assert number.replace("-", "−") in line
-        # One name in the terminal, in the report and in README.
+        # One name in the terminal, in the report, in README and in the results.
         assert escape(title_of(metric)) in page
-        assert title_of(metric, whole=True).partition(",")[0].partition("@")[0] in readme
+        assert title_of(metric, whole=True).partition(",")[0].partition("@")[0] in documented
     assert f"report:      {out}/report.html" in printed
     assert shlex.split(printed.splitlines()[-1])[:4] == ["next:", "python", "-m", "carl_ray.search"]
     assert "<html" in (out / "report.html").read_text()

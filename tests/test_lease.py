@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -249,9 +250,7 @@ def test_threads_that_race_for_a_folder_never_both_hold_it(
             except UserError:
                 refused[0] += 1
 
-    threads = [threading.Thread(target=race) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        for raced in [pool.submit(race) for _ in range(4)]:
+            raced.result()  # Raises what the thread raised.
     assert most[0] == 1 and refused[0] > 0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,6 +173,27 @@ def test_a_folder_may_come_and_go_while_it_is_listed(tmp_path: Path) -> None:
         done.set()
         thread.join()
     assert found <= {(), ("file",)}
+
+
+def test_a_folder_that_is_deleted_while_files_are_written_to_it_is_made_again(tmp_path: Path) -> None:
+    folder, is_done = tmp_path / "run" / "claims", threading.Event()
+
+    def delete() -> None:
+        while not is_done.is_set():
+            for path in (folder, folder.parent):
+                with suppress(OSError):
+                    path.rmdir()
+            time.sleep(random.random() * 1e-4)
+
+    with ThreadPoolExecutor(1) as pool:
+        deleted = pool.submit(delete)
+        try:
+            for _ in range(300):
+                storage.write_bytes(str(folder / "file"), b"content")
+                (folder / "file").unlink()
+        finally:
+            is_done.set()
+        deleted.result()
 
 
 def test_two_may_delete_the_same_folder(tmp_path: Path) -> None:
