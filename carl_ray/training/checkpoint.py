@@ -180,6 +180,14 @@ def latest_checkpoint(run_dir: str) -> Checkpoint | None:
     return None
 
 
+def is_newest(checkpoint: Checkpoint | None, run_dir: str) -> bool:
+    """Whether no checkpoint was written to the run folder since this one, or since there was none."""
+    newest = next(iter(_names(run_dir)), None)
+    if checkpoint is None or newest is None:
+        return checkpoint is None and newest is None
+    return storage.absolute(checkpoint.uri) == storage.join(storage.absolute(run_dir), CHECKPOINTS, newest)
+
+
 def open_checkpoint(uri: str, state_file: str = _STATE, files: Sequence[str] = _FILES) -> Checkpoint:
     """Read the state of the checkpoint in a folder, without its tensors.
 

@@ -18,6 +18,7 @@ from carl_ray.training.checkpoint import (
     Checkpoint,
     InitialWeights,
     initial_weights,
+    is_newest,
     latest_checkpoint,
     load_model,
     resume_command,
@@ -72,6 +73,18 @@ def check_run(config: Config, run_dir: str, *, resume: bool = False) -> CheckedR
     if config.data.features is not None:
         check_features(config, checkpoint, weights)
     return CheckedRun(config, storage.absolute(run_dir), resume, saved, checkpoint, videos, weights)
+
+
+def refresh_checkpoint(run: CheckedRun) -> None:
+    """Read the checkpoint of a resumed run again where another process has written one since the check.
+
+    Raises:
+        UserError, RunError: as `find_checkpoint`.
+    """
+    if run.resume and run.videos is not None and not is_newest(run.checkpoint, run.run_dir):
+        run.checkpoint = find_checkpoint(run.config, run.videos, run.run_dir)
+        if run.checkpoint is not None:
+            run.weights = None
 
 
 def check_inputs(config: Config) -> None:

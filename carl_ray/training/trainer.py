@@ -39,7 +39,7 @@ from carl_ray.training.cluster_checks import check_shared, check_videos_shared, 
 from carl_ray.training.monitor import Ending, RunMonitor, wait_for_run
 from carl_ray.training.process_group import TerminationTorchConfig
 from carl_ray.training.reporter import WorkerSettings
-from carl_ray.training.run_checks import CheckedRun, check_run, saved_config
+from carl_ray.training.run_checks import CheckedRun, check_run, refresh_checkpoint, saved_config
 from carl_ray.training.run_videos import Videos, make_plans, record_videos, warn_short_videos
 from carl_ray.training.worker import train_worker
 
@@ -99,6 +99,7 @@ def train_checked(
         # Between the check and the lease another process may have written here.
         if saved_config(run.run_dir) != run.saved:
             raise UserError(f"{storage.public_uri(run.run_dir)}: another process has just begun a run there")
+        refresh_checkpoint(run)
         return _train(run, lease, lost, stop or threading.Event(), until_epoch)
 
 

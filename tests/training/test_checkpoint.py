@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,7 +22,9 @@ from carl_ray import storage
 from carl_ray.config import AugmentConfig, Config, ModelConfig, OptimizerConfig, TrainingConfig
 from carl_ray.errors import RunError, UserError
 from carl_ray.objectives.base import Batch
+from carl_ray.training import run_checks
 from carl_ray.training.checkpoint import (
+    InitialWeights,
     Progress,
     latest_checkpoint,
     load_model,
@@ -31,6 +33,8 @@ from carl_ray.training.checkpoint import (
     save_checkpoint,
 )
 from carl_ray.training.learner import initial_learner
+from carl_ray.training.run_checks import CheckedRun, refresh_checkpoint
+from carl_ray.training.run_videos import Videos
 from carl_ray.training.step import StepReport, TrainingStep
 from tests.samples import batch_of, crops
 
@@ -102,6 +106,23 @@ def run_dir(tmp_path: Path) -> str:
 
 def file_of(run_dir: str, step: int, name: str) -> Path:
     return Path(run_dir) / "checkpoints" / f"step-{step:08d}" / name
+
+
+def test_a_checkpoint_written_after_the_check_of_a_run_is_read(
+    run_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_checks, "check_same_videos", lambda *_: None)
+    monkeypatch.chdir(run_dir)
+    before = latest_checkpoint(".")
+    run = CheckedRun(CONFIG, run_dir, True, CONFIG, before, cast(Videos, object()), None)
+    refresh_checkpoint(run)
+    assert run.checkpoint is before
+    save_checkpoint(run_dir, new_step(), progress(4), keep=5)
+    refresh_checkpoint(run)
+    assert run.checkpoint is not None and run.checkpoint.progress.step == 4
+    run.checkpoint, run.weights = None, InitialWeights({}, "")
+    refresh_checkpoint(run)
+    assert (run.checkpoint.progress.step, run.weights) == (4, None)
 
 
 def flip_a_byte(path: Path) -> None:
