@@ -28,6 +28,8 @@ from carl_ray.training.checkpoint import Checkpoint, checkpoint_at, default_run,
 if TYPE_CHECKING:
     import numpy as np
 
+    from carl_ray.report.video import Clip
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit status 0 only when every file is written."""
@@ -72,7 +74,7 @@ def _run(options: argparse.Namespace) -> None:
     clips = [Clip(_file_name(uri), uri, len(frames[0])) for uri, frames in zip(uris, embedded, strict=True)]
     try:
         for out in options.out:
-            content = _pairs(uris, path) if _is_table(out) else aligned_video(clips[0], clips[1], path)
+            content = _pairs(clips, path) if _is_table(out) else aligned_video(clips[0], clips[1], path)
             storage.write_bytes(out, content)
     except DecodeError as error:  # It could be decoded before: the file has changed.
         raise UserError(f"{' or '.join(map(storage.public_uri, uris))}: {error}") from None
@@ -125,19 +127,25 @@ def _is_table(out: str) -> bool:
     return out.partition("?")[0].lower().endswith(".csv")
 
 
-def _pairs(uris: list[str], path: np.ndarray) -> bytes:
-    """Aligned frames as CSV, with seconds where the frame rate is known."""
-    from carl_ray.data.decode import probe_video
-
-    rates = [probe_video(uri).fps for uri in uris]
+def _pairs(clips: list[Clip], path: np.ndarray) -> bytes:
+    """Aligned frames as CSV, with the seconds at which they are shown where the file says so."""
+    seconds = [_seconds(clip) for clip in clips]
     lines = ["frame_a,seconds_a,frame_b,seconds_b"]
     for pair in path.tolist():
-        cells = (
-            f"{frame},{frame / fps:.3f}" if fps else f"{frame},"
-            for frame, fps in zip(pair, rates, strict=True)
-        )
+        cells = (f"{frame},{times[frame]}" for frame, times in zip(pair, seconds, strict=True))
         lines.append(",".join(cells))
     return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _seconds(clip: Clip) -> list[str]:
+    from carl_ray.data.decode import probe_video
+
+    found = probe_video(clip.uri)
+    if len(found.frame_times) != clip.num_frames:  # The packets are not the frames.
+        found = probe_video(clip.uri, verify=True)
+    if found.fps is None or len(found.frame_times) != clip.num_frames:
+        return [""] * clip.num_frames
+    return [f"{seconds:.3f}" for seconds in found.frame_times]
 
 
 def _similarities(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:

@@ -66,15 +66,23 @@ def test_two_files(
 
 
 def test_pairs_of_frames_with_seconds(
-    tiny_run: Path, home: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path,
+    home: Path,
+    pair: list[str],
+    make_video: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     copied(tiny_run, tmp_path / "a run")
+    # Of variable rate: frames are not at frame / fps.
+    make_video(Path(pair[1]), 33, pts=[frame + frame // 7 for frame in range(33)])
     align.main([*pair, "--checkpoint", "a run", "--out", "a b.csv", "--out", "out.mp4"])
     head, *rows = (tmp_path / "a b.csv").read_text().splitlines()
     assert head == "frame_a,seconds_a,frame_b,seconds_b"
     pairs = [[float(cell) for cell in row.split(",")] for row in rows]
-    assert (pairs[0], pairs[-1]) == ([0, 0, 0, 0], [19, 0.633, 32, 1.067])
+    assert (pairs[0], pairs[-1]) == ([0, 0, 0, 0], [19, 0.633, 32, 1.2])
     assert all(a[0] <= b[0] and a[2] <= b[2] for a, b in pairwise(pairs))
+    assert all(abs((b + b // 7) / 30 - seconds) < 0.001 for _, _, b, seconds in pairs)
     assert probe_video("out.mp4").num_frames == 20
     # The command that it ends with runs as it is.
     advised = shlex.split(capsys.readouterr().out.splitlines()[-1])

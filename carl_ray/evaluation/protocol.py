@@ -158,7 +158,9 @@ def _results(
     on_progress: Callable[[str, int, int], None],
 ) -> dict[tuple[str, str], dict[str, Result]]:
     """Results by group and variant; a variant whose embeddings were not computed is missing."""
-    steps = [(name, variant, *part) for part in parts for name in part[1] for variant in VARIANTS]
+    videos = [video for fitted, held in parts[0][1].values() for video in (*fitted, *held)]
+    variants = [variant for variant in VARIANTS if embedded_by(variant, videos, origin, seed) is not None]
+    steps = [(name, variant, *part) for part in parts for name in part[1] for variant in variants]
     results: dict[tuple[str, str], dict[str, Result]] = {}
     for done, (name, variant, chosen, groups) in enumerate(steps):
         on_progress(f"{name}, {variant}", done, len(steps))

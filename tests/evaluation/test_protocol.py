@@ -231,7 +231,16 @@ def test_without_the_untrained_control(train, test, document) -> None:
     def bare(videos):
         return [replace(v, untrained=None, frozen=None) for v in videos]
 
-    document = evaluate(bare(train), bare(test), ORIGIN, tasks=PHASE_TASKS, stride=2)
+    told: list[tuple[str, int, int]] = []
+    document = evaluate(
+        *(bare(train), bare(test), ORIGIN),
+        tasks=PHASE_TASKS,
+        stride=2,
+        on_progress=lambda *step: told.append(step),
+    )
+    # Controls that the embeddings lack are no steps.
+    assert {what.rpartition(", ")[2] for what, _, _ in told} == {"trained", "positions", "chance"}
+    assert [done for _, done, _ in told] == list(range(told[0][2]))
     assert document["untrained"] is None and document["frozen"] is None
     assert document["actions"]["kick"]["untrained"] is None
     for variant in ("trained", "positions", "chance"):
