@@ -25,7 +25,7 @@ from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
 from carl_ray.evaluation.embeddings import CropMode, Precision
 from carl_ray.evaluation.frozen import FROZEN
 from carl_ray.machine import bf16_slowdown, has_native_bf16
-from carl_ray.options import OptionParser, print_next
+from carl_ray.options import OptionParser, number, print_next
 from carl_ray.training.checkpoint import default_run
 
 
@@ -56,13 +56,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--use-gpu", action="store_true", help="one GPU for each actor")
     parser.add_argument(
         "--num-workers",
-        type=int,
+        type=number(int, at_least=1),
         metavar="N",
         help="actors; none: as many as the cluster has room for now, so name it where the cluster has yet to grow",
     )
     parser.add_argument(
         "--cpus-per-worker",
-        type=int,
+        type=number(int, at_least=1),
         default=1,
         metavar="N",
         help="CPUs of each actor, which decodes as many videos at a time (default 1)",
@@ -82,10 +82,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--no-untrained", action="store_true", help="leave out the control (half the time; no evaluation)"
     )
     options = parser.parse_args(arguments)
-    for name in ("num_workers", "cpus_per_worker"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
     if options.encoder is not None:
         if options.checkpoint is not None:
             raise UserError("--encoder and --checkpoint both name an encoder: expected one of them")

@@ -19,7 +19,7 @@ from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import CropMode, EmbeddedVideo, Embeddings, NotEmbeddedError
 from carl_ray.evaluation.frozen import load_frozen
 from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, printable
-from carl_ray.options import OptionParser, print_next
+from carl_ray.options import OptionParser, number, print_next
 from carl_ray.report.tables import text_table
 from carl_ray.training.checkpoint import checkpoint_at, default_run
 
@@ -74,11 +74,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="URI",
         help="embeds a video file; none: where the embeddings say they come from",
     )
-    parser.add_argument("--top", type=int, default=10, metavar="K", help="videos to list, a frame each [10]")
+    parser.add_argument(
+        "--top",
+        type=number(int, at_least=1),
+        default=10,
+        metavar="K",
+        help="videos to list, a frame each [10]",
+    )
     parser.add_argument("--out", metavar="PICTURE", help="PNG file with the frames")
     options = parser.parse_args(arguments)
-    if options.top < 1:
-        raise UserError(f"--top: expected at least 1, got {options.top}")
     if options.out is not None and not options.out.partition("?")[0].lower().endswith(".png"):
         raise UserError(f"--out: expected the name of a PNG file, such as sheet.png, got {options.out!r}")
     return options

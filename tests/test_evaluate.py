@@ -208,4 +208,6 @@ def test_mistakes_of_embed(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
     assert "no trained demo there; train one with" in failure(capsys, embed)
     assert "--out is missing" in failure(capsys, embed, "--checkpoint", "x", "--manifest", "y")
-    assert "--num-workers: expected at least 1, got 0" in failure(capsys, embed, "--num-workers", 0)
+    assert "--num-workers: expected a whole number of at least 1, got '0'" in failure(
+        capsys, embed, "--num-workers", 0
+    )
