@@ -56,7 +56,8 @@ def propagate(
     step = -(-max(map(len, [*source_embeddings, embeddings])) // _MOST_FRAMES)
     *sources, units = unit_frames([*source_embeddings, embeddings], stride=step)
     states, none = _states([labels[::step] for labels in source_labels])
-    found = _decide(*_evidence(units, sources, states, none), states)
+    votes = _votes([units], sources, states, none)
+    found = _decide(_nearest(units, sources, states, none), None if votes is None else votes[0], states)
     return Propagation(*(np.repeat(values, step)[: len(embeddings)] for values in found))
 
 
@@ -68,30 +69,39 @@ def _states(labels: Sequence[Int[np.ndarray, " _"]]) -> tuple[list[Int[np.ndarra
     return [np.where(phases < 0, none, phases) for phases in labels], none
 
 
-def _evidence(
+def _nearest(
     units: np.ndarray, sources: Sequence[np.ndarray], states: Sequence[Int[np.ndarray, " _"]], none: int
-) -> tuple[Float64[np.ndarray, "V N S"], Float64[np.ndarray, "V N S"] | None]:
-    """What each labelled video says of each frame; all are unit vectors.
-
-    Returns:
-        Similarity to the nearest frame of each state (-1: the video lacks it), and the share of each state among the
-        frame's partners, None where phases return.
-    """
-    from carl_ray.evaluation.warping import partner_values
-
+) -> Float64[np.ndarray, "V N S"]:
+    """Similarity of each frame to the nearest frame of each state of each labelled video; -1: the video lacks it."""
     nearest = np.full((len(sources), len(units), none + 1), -1.0)
     for place, (source, frames) in enumerate(zip(sources, states, strict=True)):
         for state in np.unique(frames):
             nearest[place, :, state] = (units @ source[frames == state].T).max(1)
+    return nearest
+
+
+def _votes(
+    videos: Sequence[np.ndarray],
+    sources: Sequence[np.ndarray],
+    states: Sequence[Int[np.ndarray, " _"]],
+    none: int,
+) -> list[Float64[np.ndarray, "V N S"]] | None:
+    """For each video the share of each state among the partners of its frames in each labelled video.
+
+    None where phases return.
+    """
+    from carl_ray.evaluation.warping import partner_values
+
     if any((np.diff(frames[frames < none]) < 0).any() for frames in states):
-        return nearest, None
-    votes = np.zeros_like(nearest)
-    of_states = [np.eye(none + 1)[frames] for frames in [np.full(len(units), none), *states]]
-    pairs = [(0, place) for place in range(1, len(sources) + 1)]
-    for video, other, partners in partner_values([units, *sources], of_states, pairs):
-        if video == 0:
-            votes[other - 1] = partners
-    return nearest, votes
+        return None
+    votes = [np.zeros((len(sources), len(units), none + 1)) for units in videos]
+    of_states = [np.eye(none + 1)[frames] for frames in [*states, *(np.full(len(v), none) for v in videos)]]
+    first = len(sources)
+    pairs = ((first + number, place) for number in range(len(videos)) for place in range(first))
+    for video, other, partners in partner_values([*sources, *videos], of_states, pairs):
+        if video >= first:
+            votes[video - first][other] = partners
+    return votes
 
 
 def _decide(
@@ -146,10 +156,12 @@ def _run(videos: Videos) -> dict[str, Result]:
     if chosen:
         units = unit_frames([video.embeddings for video in [*chosen, *test]], stride=stride)
         states, none = _states([video.phases[::stride] for video in chosen])
+        sources, queries = units[: len(chosen)], units[len(chosen) :]
+        votes = _votes(queries, sources, states, none)  # At once: short videos fill a batch.
         for number, truth in enumerate(truths):
-            nearest, votes = _evidence(units[len(chosen) + number], units[: len(chosen)], states, none)
+            nearest = _nearest(queries[number], sources, states, none)
             for place, drawn in enumerate(draws if len(truth) else []):
-                some = None if votes is None else votes[drawn]
+                some = None if votes is None else votes[number][drawn]
                 found = _decide(nearest[drawn], some, [states[k] for k in drawn])
                 correct[place, number] = ((found.phases == truth) & (truth >= 0)).sum()
     frames = np.array([(truth >= 0).sum() for truth in truths], dtype=np.float64)
