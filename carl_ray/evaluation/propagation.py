@@ -75,8 +75,9 @@ def _nearest(
     """Similarity of each frame to the nearest frame of each state of each labelled video; -1: the video lacks it."""
     nearest = np.full((len(sources), len(units), none + 1), -1.0)
     for place, (source, frames) in enumerate(zip(sources, states, strict=True)):
-        for state in np.unique(frames):
-            nearest[place, :, state] = (units @ source[frames == state].T).max(1)
+        order = np.argsort(frames, kind="stable")
+        found, starts = np.unique(frames[order], return_index=True)
+        nearest[place][:, found] = np.maximum.reduceat(units @ source[order].T, starts, axis=1)
     return nearest
 
 
