@@ -172,8 +172,8 @@ def add_config_options(parser: argparse.ArgumentParser, arguments: Sequence[str]
     words, others = given.parse_known_args(list(arguments))
     try:
         objective = objective_options(getattr(words, _OBJECTIVE))
-    except ValueError:
-        objective = objective_options()  # `overridden` says what is wrong.
+    except ValueError as error:
+        raise UserError(f"command line: {error}") from None
     group = parser.add_argument_group("configuration (defaults are the paper's; a preset may change them)")
     defaults = configuration.to_document(configuration.Config(preset="default", objective=objective))
     known = field_names(objective.name)

@@ -8,6 +8,7 @@ Legend: B videos of this worker, n clips of a view, T frames of a clip, D width 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, fields, replace
@@ -111,6 +112,29 @@ class Terms(NamedTuple):
     counts: Int[Tensor, " terms"]
     """Number of these anchors, int64."""
 
+    @classmethod
+    def checked(cls, returned: object, source: str) -> Terms:
+        """What an objective returned, if it is terms.
+
+        Args:
+            returned: By its `forward`.
+            source: Name of the objective, for the message.
+
+        Raises:
+            TypeError: it is something else.
+        """
+        import torch
+
+        if isinstance(returned, tuple) and len(returned) == 2:
+            sums, counts = returned
+            tensors = isinstance(sums, torch.Tensor) and isinstance(counts, torch.Tensor)
+            if tensors and sums.shape == counts.shape and sums.ndim == 1:
+                return cls(sums, counts)
+        raise TypeError(
+            f"objective {source}: expected Terms(sums, counts), two tensors with one number for each term of the loss, "
+            f"got {reprlib.repr(returned)}"
+        )
+
 
 @plain_dataclass(frozen=True)
 class Phase:
@@ -188,7 +212,8 @@ class Objective(Module):
 
         Args:
             encodings: Of each view.
-            batch: The videos, on the device of the encodings, without pixels.
+            batch: This worker's videos, on the device of the encodings. Those of other workers: `gather.py`. Pixels are
+                there in training, but not where the loss of each row is searched for what is not finite.
             progress: Share of the run that is done, from 0 to 1; 1 in evaluation.
         """
         raise NotImplementedError

@@ -78,6 +78,8 @@ def find_objective(name: str) -> type[Objective]:
         raise ValueError(f"objective {name!r} cannot be imported: {error}") from None
     if not (isinstance(found, type) and issubclass(found, Objective) and hasattr(found, "Options")):
         raise ValueError(f"objective {name!r}: expected a subclass of Objective with Options, got {found!r}")
+    if "__pydantic_fields__" not in vars(found.Options):
+        raise ValueError(f"objective {name!r}: {class_name}.Options is not decorated with @options")
     return found
 
 
@@ -105,6 +107,11 @@ def objective_options(name: str = DEFAULT, /, **options: Any) -> ObjectiveOption
     try:
         return TypeAdapter(kind.Options).validate_python({"name": name} | options)
     except ValidationError as error:
+        if error.errors()[0]["loc"] == ("name",):
+            own = option_fields(kind)["name"].annotation
+            raise ValueError(
+                f"objective.name: {kind.__qualname__}.Options.name is {own}, not {name!r}"
+            ) from None
         raise ValueError(complaint(error, ("objective",))) from None
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
+from carl_ray.objectives.draws import draw_frames
 from carl_ray.objectives.views import CROPS
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def shuffle_and_learn_terms(
     from torch.nn import functional
 
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    tuples = _draw_tuples(mask, seeds, num_tuples)
+    tuples = draw_frames(mask, seeds, num_tuples, _TUPLE, _STREAM)
     triplets = tuples[:, :, torch.tensor(_TRIPLETS, device=mask.device)]
     views = torch.arange(len(mask), device=mask.device)[:, None, None, None]
     with torch.autocast(embeddings.device.type, enabled=False):
@@ -118,21 +119,3 @@ def shuffle_and_learn_terms(
         ).sum(-1)
     valid = (mask.sum(1) >= _TUPLE)[:, None].expand_as(losses)
     return Terms(losses.where(valid, 0).sum()[None], valid.sum()[None])
-
-
-def _draw_tuples(
-    mask: Bool[Tensor, "V T"], seeds: Int64[Tensor, " V"], num_tuples: int
-) -> Int64[Tensor, "V N 5"]:
-    """Ascending positions of 5 real frames a tuple; zeros in views with fewer."""
-    import numpy as np
-    import torch
-
-    tuples = torch.zeros(len(mask), num_tuples, _TUPLE, dtype=torch.int64)
-    # NumPy draws on the CPU: the same on every device, and a view's draws do not depend on the other views.
-    for view, (real, seed) in enumerate(zip(mask.cpu(), seeds.tolist(), strict=True)):
-        frames = real.nonzero().flatten()
-        if len(frames) >= _TUPLE:
-            rng = np.random.Generator(np.random.PCG64([seed % 2**64, _STREAM]))
-            order = rng.random((num_tuples, len(frames))).argsort(axis=1)
-            tuples[view] = frames[torch.from_numpy(np.sort(order[:, :_TUPLE], axis=1))]
-    return tuples.to(mask.device)

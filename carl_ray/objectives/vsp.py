@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
+from carl_ray.objectives.draws import draw_frames
 from carl_ray.objectives.pairs import unit_vectors
 from carl_ray.objectives.views import CROPS
 
@@ -81,7 +82,7 @@ def brownian_bridge_terms(
     import torch
 
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    h, p, t = _draw_triplets(mask, seeds, num_triplets).unbind(-1)
+    h, p, t = draw_frames(mask, seeds, num_triplets, 3, _STREAM).unbind(-1)
     with torch.autocast(embeddings.device.type, enabled=False):
         frames = scale * unit_vectors(embeddings.to(dtype), mask)
         times = s.double().where(mask, 0)
@@ -101,21 +102,3 @@ def brownian_bridge_terms(
         seen = negative | torch.zeros_like(negative).scatter(2, p[..., None], True)
         losses = (-away).masked_fill(~seen, -math.inf).logsumexp(-1) - own
     return Terms(losses.where(valid, 0).sum()[None], valid.sum()[None])
-
-
-def _draw_triplets(
-    mask: Bool[Tensor, "V T"], seeds: Int64[Tensor, " V"], num_triplets: int
-) -> Int64[Tensor, "V N 3"]:
-    """Ascending positions of 3 real frames a triplet; zeros in views with fewer."""
-    import numpy as np
-    import torch
-
-    triplets = torch.zeros(len(mask), num_triplets, 3, dtype=torch.int64)
-    # NumPy draws on the CPU: the same on every device, and a view's draws do not depend on the other views.
-    for view, (real, seed) in enumerate(zip(mask.cpu(), seeds.tolist(), strict=True)):
-        frames = real.nonzero().flatten()
-        if len(frames) >= 3:
-            rng = np.random.Generator(np.random.PCG64([seed % 2**64, _STREAM]))
-            order = rng.random((num_triplets, len(frames))).argsort(axis=1)
-            triplets[view] = frames[torch.from_numpy(np.sort(order[:, :3], axis=1))]
-    return triplets.to(mask.device)

@@ -41,7 +41,8 @@ class Learner(nn.Module):
         """
         with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()):
             encodings = self.encode(batch)
-        return self.objective.phase_terms(phase, encodings, batch, progress)
+        terms = self.objective.phase_terms(phase, encodings, batch, progress)
+        return Terms.checked(terms, self.objective.options.name)
 
     def encode(self, batch: Batch) -> dict[str, Encoding]:
         """Embeddings of all views."""

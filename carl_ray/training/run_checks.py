@@ -5,7 +5,7 @@ Ray, torch and torchvision are imported lazily, so that mistakes are reported at
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from carl_ray import config as configuration
 from carl_ray import storage
@@ -13,6 +13,8 @@ from carl_ray.config import BACKBONES, CLIP_BACKBONES, Config
 from carl_ray.errors import UserError
 from carl_ray.lease import refuse_if_held
 from carl_ray.model.pretrained import find_weights
+from carl_ray.objectives.base import Encoding, Objective, Terms
+from carl_ray.objectives.choice import OBJECTIVES, find_objective
 from carl_ray.training.checkpoint import (
     CONFIG,
     Checkpoint,
@@ -65,6 +67,7 @@ def check_run(config: Config, run_dir: str, *, resume: bool = False) -> CheckedR
     """
     saved = check_folder(config, run_dir, resume=resume)
     check_inputs(config)
+    try_objective(config)
     config, videos = read_videos(config)
     if saved is not None:
         check_same_run(saved, config, run_dir)
@@ -216,6 +219,42 @@ def _try_backbone(config: Config) -> None:
         raise UserError(
             f"model.backbone: {model.backbone} fails on frames of {size} pixels (augment.image_size): "
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def try_objective(config: Config) -> None:
+    """Raise `UserError` where an objective of others fails on two videos, or returns no terms with a gradient."""
+    name = config.objective.name
+    kind = find_objective(name)
+    if name in OBJECTIVES or kind.phases is not Objective.phases:
+        return
+    import torch
+
+    from carl_ray.data.batch import collate
+    from carl_ray.data.sample import Sample, masked_views, sample_spec
+
+    spec, width = sample_spec(config), config.model.embedding_width
+    batch = collate([Sample(row, row, 0, "", None, masked_views(spec)) for row in range(2)], spec)
+    views, encodings = {}, {}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.training.seed)
+            objective = kind(config.objective, width, config.model.batch_norm)
+            for view, masked in batch.views.items():
+                times = torch.arange(masked.mask.shape[2]).double().expand(masked.mask.shape)
+                views[view] = replace(masked, mask=torch.ones_like(masked.mask), timestamps=times)
+                frames = torch.randn(*masked.mask.shape, width, requires_grad=True)
+                encodings[view] = Encoding(frames, views[view].mask)
+        terms = Terms.checked(objective(encodings, replace(batch, views=views), 0.5), name)
+        if not terms.sums.requires_grad:
+            raise TypeError("its sums have no gradient: were the encodings detached?")
+        terms.sums.sum().backward()
+    except UserError:
+        raise
+    except Exception as error:  # An objective of others may raise anything.
+        raise UserError(
+            f"objective {name} fails on a batch of two videos: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}"
         ) from None
 
 

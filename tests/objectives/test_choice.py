@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from carl_ray.config import Config, digest, from_document, from_json, to_document, to_json
 from carl_ray.errors import UserError
 from carl_ray.objectives.choice import EARLIER, OBJECTIVES, find_objective, objective_options
+from carl_ray.presets import preset
+from carl_ray.training.run_checks import try_objective
 
 FOREIGN = """
 from typing import Literal
@@ -18,7 +21,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from carl_ray.objectives.base import Objective, ObjectiveOptions, options
+from carl_ray.objectives.base import Objective, ObjectiveOptions, Terms, options
 
 
 class Foreign(Objective):
@@ -33,6 +36,39 @@ class Foreign(Objective):
 
 class NoObjective:
     pass
+
+
+class Undecorated(Foreign):
+    class Options(ObjectiveOptions):
+        tau: float = 0.1
+
+
+class WrongName(Foreign):
+    @options
+    class Options(ObjectiveOptions):
+        name: Literal["right"] = "right"
+
+
+class Fine(Foreign):
+    def forward(self, encodings, batch, progress):
+        (frames, mask), = encodings.values()
+        sums = self.head(frames)[..., 0].where(mask, 0).sum()[None]
+        return Terms(sums, mask.sum()[None])
+
+
+class Scalar(Fine):
+    def forward(self, encodings, batch, progress):
+        return super().forward(encodings, batch, progress).sums.mean()
+
+
+class Detached(Fine):
+    def forward(self, encodings, batch, progress):
+        return Terms(*(part.detach() for part in super().forward(encodings, batch, progress)))
+
+
+class OtherArguments(Fine):
+    def __init__(self, options):
+        super().__init__(options, 4, None)
 """
 
 
@@ -73,6 +109,8 @@ def test_a_package_outside(installed: None, name: str) -> None:
         ({"name": "foreign_package:Gone"}, r"objective\.name: objective 'foreign_package:Gone' cannot be imported"),
         ({"name": "gone:Gone"}, r"cannot be imported: No module named 'gone'$"),
         ({"name": "foreign_package:NoObjective"}, r"expected a subclass of Objective with Options, got <class"),
+        ({"name": "foreign_package:Undecorated"}, r"Undecorated\.Options is not decorated with @options$"),
+        ({"name": "foreign_package:WrongName"}, r"WrongName\.Options\.name is .*'right'.*, not 'foreign_package"),
         ({"name": "scl", "window": 7}, r"objective\.window: not an option of objective scl \(its options: te"),
         ({"name": "tcn", "window": "far"}, r"objective\.window: .*number.*got 'far'$"),
         ({"name": 3}, r"objective\.name: expected a name, got 3$"),
@@ -84,6 +122,30 @@ def test_mistakes_are_one_line(installed: None, options: dict[str, object], mess
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="objective: expected a table of options, got 7"):
         from_document({"preset": "test", "objective": 7}, "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Fine", None),
+        ("Scalar", r"expected Terms\(sums, counts\).*got tensor"),
+        ("Detached", "its sums have no gradient"),
+        ("OtherArguments", "2 positional arguments but 4 were given"),
+    ],
+)
+def test_an_objective_of_ones_own_is_tried_before_ray_starts(
+    installed: None, name: str, message: str | None
+) -> None:
+    config = replace(preset("demo"), objective=objective_options(f"foreign_package:{name}"))
+    if message is None:
+        try_objective(config)
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        try_objective(config)
+    assert str(caught.value).startswith(
+        f"objective foreign_package:{name} fails on a batch of two videos: TypeError: "
+    )
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

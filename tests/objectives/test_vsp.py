@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from carl_ray.objectives.vsp import _draw_triplets, brownian_bridge_terms
+from carl_ray.objectives.draws import draw_frames
+from carl_ray.objectives.vsp import _STREAM, brownian_bridge_terms
 
 
 def batch():
@@ -42,7 +43,7 @@ def slow_loss(embeddings, s, mask, triplets, scale):
 def test_is_the_formula_of_the_paper(scale):
     embeddings, s, mask, seeds = batch()
     sums, counts = brownian_bridge_terms(embeddings, s, mask, seeds, scale=scale)
-    triplets = _draw_triplets(mask, seeds, 8)
+    triplets = draw_frames(mask, seeds, 8, 3, _STREAM)
     assert all(h < p < t for h, p, t in triplets[:2].flatten(0, 1).tolist())
     total, count = slow_loss(embeddings, s, mask, triplets, scale)
     assert (sums.item(), counts.item()) == (pytest.approx(total, rel=1e-9), count) and 8 < count <= 16
