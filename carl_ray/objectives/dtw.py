@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
+from torch.nn import functional
 
 # Steps by which a path reaches a cell: (1, 1), (1, 0), (0, 1), or none at the first cell.
 _DIAGONAL, _FIRST, _SECOND, _START = range(4)
@@ -74,6 +75,42 @@ def dynamic_time_warping(
     real = (length1 > 0) & (length2 > 0)
     cells[pair.expand_as(visited), index1, index2] = real.expand_as(visited)
     return DtwPath(cells, total.where(real, 0))
+
+
+def open_ended_dtw(
+    cost: Float[Tensor, "B N M"],
+    mask1: Bool[Tensor, "B N"],
+    mask2: Bool[Tensor, "B M"],
+    gap: Float[Tensor, " B"],
+) -> DtwPath:
+    """Path of least cost that leaves out frames at either end of either video.
+
+    It begins at the first real frame of one of the videos and ends at the last one of one of them; each frame before
+    and after it costs `gap`. So a step (1, 1) at an end is worth its cell up to a cost of twice the gap. Where nothing
+    is worth it, no frame has a partner.
+
+    Args:
+        cost: As in `dynamic_time_warping`.
+        mask1: As there.
+        mask2: As there.
+        gap: Cost of a frame that is left out, of each pair; positive, for only then some path is better than none.
+
+    Returns:
+        Path cells, and the sum of their costs and the gaps.
+    """
+    batch, first, second = cost.shape
+    gaps = gap[:, None, None]
+    real = mask1[:, :, None] & mask2[:, None, :]
+    # A border of gaps around the real cells, with corners for nothing: its paths are those with tied ends.
+    bordered = gaps.repeat(1, first + 2, second + 2)
+    bordered[:, 1:-1, 1:-1] = cost.where(real, gaps)
+    bordered[:, 0, 0] = 0
+    bordered[torch.arange(batch, device=cost.device), mask1.sum(1) + 1, mask2.sum(1) + 1] = 0
+    some = real.flatten(1).any(1, keepdim=True)
+    path = dynamic_time_warping(
+        bordered, *(functional.pad(mask, (2, 0), value=True) & some for mask in (mask1, mask2))
+    )
+    return DtwPath(path.cells[:, 1:-1, 1:-1] & real, path.cost)
 
 
 def _accumulate(

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_GAP = 0.35
+"""Cost of a frame without a partner, of the mean distance of all frames of the two crops: whatever an encoder has
+learnt and however noisy the frames are. Measured: docs/results.md."""
+_LEAST_GAP = 1e-4
+"""At least this, so that rounding does not leave out frames of crops in which all frames are alike."""
+
+
 class WeakSequenceContrast(Objective):
     """SCL of the two crops, and of pairs of videos of one label that DTW aligns."""
 
@@ -41,9 +48,9 @@ class WeakSequenceContrast(Objective):
         """Weight of the pairs of videos beside the pairs of views."""
         weak_warmup: float = Field(default=1.0, ge=0, le=1)
         """That weight grows linearly from 0 during this share of the run."""
-        max_match_cost: float | None = Field(default=0.3, gt=0)
+        max_match_cost: float | None = Field(default=None, gt=0)
         """Frames whose partners in the other video are less alike than this cosine distance (0 to 2), on average, are
-        no anchors; none keeps all."""
+        no anchors; none leaves that to the alignment, which knows how alike the frames of the two videos are."""
 
     def __init__(self, options: Options, width: int, batch_norm: Any) -> None:
         super().__init__(options, width, batch_norm)
@@ -80,38 +87,43 @@ class Correspondence:
     time_of_b: Float64[Tensor, "P M"]
     """Pseudo-time of each frame of b in a, likewise."""
     cost_of_a: Float[Tensor, "P N"]
-    """Mean cosine distance (0 to 2) of each frame of a from its partners; 0 where it has none."""
+    """Mean cosine distance (0 to 2) of each frame of a from its partners; infinite where it has none."""
     cost_of_b: Float[Tensor, "P M"]
     """Mean cosine distance of each frame of b from its partners, likewise."""
 
 
 def correspondence(pairs: FramePairs) -> Correspondence:
-    """Partners of the frames of paired videos, by DTW with the cosine distance.
+    """Partners of the frames of paired videos, by DTW with open ends and the cosine distance.
 
-    One path serves both directions. Every real frame has at least one partner, the first frames of the two
-    videos are partners, and so are the last. What masked frames hold does not matter.
+    One path serves both directions, and frames before and after it have no partners: crops may share a part of
+    the action, or nothing of it. Neither have frames on the path that differ more from their partners, on average, than
+    a step at an end may cost. What masked frames hold does not matter. A pair whose embeddings are not all numbers has
+    partners that mean nothing.
 
     Args:
         pairs: Unit vectors of the frames, float32 or better, finite where masked.
     """
-    from carl_ray.objectives.dtw import dynamic_time_warping
+    from carl_ray.objectives.dtw import open_ended_dtw
 
     unit_a, unit_b, sa, sb, mask_a, mask_b = (part.detach() for part in pairs)
     # Rounding must not make a detour through a negative cost worth while where frames are alike.
     cost = (1 - unit_a @ unit_b.mT).clamp(0, 2)
-    path = dynamic_time_warping(cost, mask_a, mask_b)
-    # Exact: timestamps may lie in the millions, and differences of single frames matter.
-    cells = path.cells.double()
-    time_b = sb.double().where(mask_b, 0)[:, :, None]
-    time_a = sa.double().where(mask_a, 0)[:, :, None]
-    partners_of_a, partners_of_b = cells.sum(2).clamp(min=1), cells.sum(1).clamp(min=1)
-    on_path = cost.where(path.cells, 0)
-    return Correspondence(
-        time_of_a=(cells @ time_b)[:, :, 0] / partners_of_a,
-        time_of_b=(cells.mT @ time_a)[:, :, 0] / partners_of_b,
-        cost_of_a=on_path.sum(2) / partners_of_a.to(cost.dtype),
-        cost_of_b=on_path.sum(1) / partners_of_b.to(cost.dtype),
-    )
+    real = mask_a[:, :, None] & mask_b[:, None, :]
+    mean = cost.where(real, 0).sum((1, 2)) / real.sum((1, 2)).clamp(min=1)
+    gap = (_GAP * mean).clamp(min=_LEAST_GAP)
+    cells = open_ended_dtw(cost, mask_a, mask_b, gap).cells
+
+    def side(cells: Tensor, cost: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        partners = cells.sum(2)
+        # Exact: timestamps may lie in the millions, and differences of single frames matter.
+        time = (cells.double() @ times[:, :, None])[:, :, 0] / partners.clamp(min=1)
+        mean = cost.where(cells, 0).sum(2) / partners.clamp(min=1).to(cost.dtype)
+        none = ((partners == 0) | (mean > 2 * gap[:, None])) & ~gap.isnan()[:, None]
+        return time.where(~none, 0), mean.masked_fill(none, math.inf)
+
+    time_of_a, cost_of_a = side(cells, cost, sb.double().where(mask_b, 0))
+    time_of_b, cost_of_b = side(cells.mT, cost.mT, sa.double().where(mask_a, 0))
+    return Correspondence(time_of_a, time_of_b, cost_of_a, cost_of_b)
 
 
 def weak_contrastive_terms(
@@ -131,11 +143,9 @@ def weak_contrastive_terms(
     A pair of two views of one video has true times, which stand in the place of the pseudo-times: such a pair gives
     the terms of `sequence_contrastive_terms` exactly.
 
-    A path ties the ends of two crops together, whatever they show, and runs through frames that are not alike where
-    that is the shorter way: with crops of which a third has no true partner, three of ten pseudo-times are off by more
-    than a tenth of the action, and they are the ones whose partners are not like them. Such frames are no anchors
-    (`max_match_cost`); they stay candidates. The same leaves out sub-actions that come in another order. It is no help
-    to an encoder that has learnt nothing, to which all frames are alike: its weak term wants a warm-up.
+    Frames without partners, because the other crop does not show that part of the action or shows sub-actions in
+    another order, are no anchors; they stay candidates. To an encoder that has learnt nothing, partners are as like as
+    other frames, and partners mean nothing: the weak term wants a warm-up.
 
     Frames that a mask leaves out are neither anchors nor candidates, whatever they hold. Computed in float32
     or better whatever the type of `z` or the autocast.
@@ -146,7 +156,7 @@ def weak_contrastive_terms(
         temperature: tau.
         variance: sigma squared, in frames squared.
         max_match_cost: Frames whose mean cosine distance from their partners (0 to 2) is larger are no anchors. None
-            keeps all.
+            keeps all that have partners.
 
     Returns:
         Sums of losses, with gradient, and counts: first anchors of a, then of b.
@@ -156,12 +166,13 @@ def weak_contrastive_terms(
     with torch.autocast(pairs.z1.device.type, enabled=False):
         pairs = pairs.unit()
         found, same = correspondence(pairs), same_video[:, None]
+        limit = 2 if max_match_cost is None else max_match_cost  # no cosine distance is larger than 2
         loss = partial(gaussian_cross_entropy, temperature=temperature, variance=variance)
         of_a, of_b = (
             loss(
                 *(side.z1, side.z2, _distances(time.where(~same, side.s1.double()), side.s2).to(pairs.dtype)),
                 # A cost of NaN is not left out: the loss must show it.
-                side.mask1 & (same | ~(cost > (math.inf if max_match_cost is None else max_match_cost))),
+                side.mask1 & (same | ~(cost > limit)),
                 side.mask2,
             )
             for side, time, cost in (

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from carl_ray.objectives.dtw import dynamic_time_warping
+from carl_ray.objectives.dtw import dynamic_time_warping, open_ended_dtw
 
 
 def mask(*lengths, time):
@@ -137,3 +137,34 @@ def test_equal_videos_of_different_tempo_are_warped_exactly():
     assert found.cost.item() == 0
     for i, j in itertools.product(range(15), range(5)):
         assert found.cells[0, i, j] == (i // 3 == j)
+
+
+@pytest.mark.parametrize("gap", [0.05, 0.2, 1.0])
+def test_no_path_with_open_ends_is_cheaper(gap):
+    lengths = [(3, 4), (4, 4), (1, 4), (4, 1)]
+    cost = torch.rand(4, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    mask1, mask2 = (mask(*sizes, time=4) for sizes in zip(*lengths, strict=True))
+    cost[~(mask1[:, :, None] & mask2[:, None, :])] = math.nan
+    found = open_ended_dtw(cost, mask1, mask2, torch.full((4,), gap, dtype=torch.float64))
+    for b, (n, m) in enumerate(lengths):
+        ways = {(): gap * (n + m)}
+        for i, j, last1, last2 in itertools.product(range(n), range(m), range(n), range(m)):
+            if 0 in (i, j) and (last1 == n - 1 or last2 == m - 1) and i <= last1 and j <= last2:
+                left_out = i + j + n - 1 - last1 + m - 1 - last2
+                for path in all_paths(last1 - i + 1, last2 - j + 1):
+                    cells = tuple((i + x, j + y) for x, y in path)
+                    ways[cells] = sum(cost[b, x, y].item() for x, y in cells) + gap * left_out
+        best = min(ways, key=ways.get)
+        assert torch.equal(found.cells[b], cells_of(best, 4, 4))
+        assert found.cost[b].item() == pytest.approx(ways[best])
+
+
+def test_open_ends_of_a_video_without_frames():
+    gap = torch.ones(3)
+    found = open_ended_dtw(torch.rand(3, 4, 5), mask(0, 4, 0, time=4), mask(5, 0, 0, time=5), gap)
+    assert not found.cells.any() and found.cost.tolist() == [0, 0, 0]
+    assert open_ended_dtw(torch.rand(1, 0, 5), mask(0, time=0), mask(5, time=5), gap[:1]).cells.shape == (
+        1,
+        0,
+        5,
+    )
