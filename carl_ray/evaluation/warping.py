@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Int, Int64
 
 from carl_ray.evaluation.frames import unit_frames
 from carl_ray.evaluation.repetitions import Repetition, centred_units
-from carl_ray.objectives.dtw import dynamic_time_warping
+from carl_ray.objectives.dtw import dynamic_time_warping, open_ended_dtw, relative_gap
 
 # Cells of a batch of padded cost matrices, float64: bounds memory to some hundred megabytes.
 _MOST_CELLS = 1 << 21
@@ -19,7 +19,7 @@ _CYCLE = 64
 
 
 def align_pair(
-    first: Float[np.ndarray, "N width"], second: Float[np.ndarray, "M width"]
+    first: Float[np.ndarray, "N width"], second: Float[np.ndarray, "M width"], *, open_ends: bool = False
 ) -> Int64[np.ndarray, "steps 2"]:
     """The warping path of two whole videos, with cosine distance as cost.
 
@@ -28,9 +28,11 @@ def align_pair(
     Args:
         first: Embeddings of the frames of a video; normalised here.
         second: Those of the other video.
+        open_ends: Leave out frames at the ends that the other video does not show.
 
     Returns:
-        Pairs of frame indices; each step is (1, 1), (1, 0) or (0, 1).
+        Pairs of frame indices; each step is (1, 1), (1, 0) or (0, 1). None where the ends are open and the videos have
+        nothing in common.
 
     Raises:
         ValueError: as `unit_frames`, or a video has no frames.
@@ -39,8 +41,12 @@ def align_pair(
     if len(unit1) == 0 or len(unit2) == 0:
         raise ValueError(f"expected videos with frames, got {len(unit1)} and {len(unit2)} frames")
     mask1, mask2 = (torch.ones(1, len(frames), dtype=torch.bool) for frames in (unit1, unit2))
-    cost = 1 - unit1 @ unit2.mT
-    return dynamic_time_warping(cost[None], mask1, mask2).cells[0].nonzero().numpy()
+    cost = (1 - unit1 @ unit2.mT)[None]
+    if open_ends:
+        path = open_ended_dtw(cost, mask1, mask2, relative_gap(cost, mask1, mask2))
+    else:
+        path = dynamic_time_warping(cost, mask1, mask2)
+    return path.cells[0].nonzero().numpy()
 
 
 def align_repetitions(
