@@ -13,17 +13,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import chain
-
-import numpy as np
 
 from carl_ray import storage
-from carl_ray.data.manifest import LABEL_COLUMNS, SCHEMA
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.evaluation.embeddings import EmbeddedVideo, read_embeddings, video_metadata
-from carl_ray.evaluation.intervals import LabelledVideo, csv_bytes, intervals_csv
+from carl_ray.evaluation.embeddings import read_embeddings
+from carl_ray.evaluation.intervals import LabelledVideo, csv_bytes, intervals_csv, with_labels
 from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
@@ -49,22 +43,23 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(embeddings: str, labels: list[str], out: str, frames: str | None) -> None:
-    videos = _labelled(read_embeddings(embeddings), labels)
+    videos = read_embeddings(embeddings)
+    if labels:
+        videos, notes = with_labels(videos, labels)
+        print(*notes, sep="\n", file=sys.stderr, flush=True)
     sources = [video for video in videos if (video.phases >= 0).any()]
     if not sources:
         raise UserError(f"{storage.public_uri(embeddings)}: no video has labels; name some with --labels")
     others = [video for video in videos if not (video.phases >= 0).any()]
     # Lazily: mistakes are reported before torch is loaded.
-    from carl_ray.evaluation.propagation import propagate
+    from carl_ray.evaluation.propagation import propagate_names
 
     found: list[LabelledVideo] = []
     progress = ProgressLine("labelled")
     for done, video in enumerate(others, 1):
         alike = [s for s in sources if video.label is None or s.label in (None, video.label)]
         if alike and len(video) and video.seconds is not None:
-            names, phases = _common_names(alike)
-            predicted = propagate([source.embeddings for source in alike], phases, video.embeddings)
-            found.append(LabelledVideo(video, [names[k] for k in predicted.phases], predicted.confidence))
+            found.append(propagate_names(alike, video))
         progress(done, len(others))
     found.sort(key=lambda labelled: float(labelled.confidence.mean()))
     content, num_intervals = intervals_csv(found)
@@ -85,38 +80,6 @@ def _run(embeddings: str, labels: list[str], out: str, frames: str | None) -> No
     print(f"written: {', '.join(storage.public_uri(file) for file in (out, frames) if file)}")
     files = [word for file in (*labels, out) for word in ("--labels", file)]
     print_next("index", "--update", "MANIFEST", *files)
-
-
-def _common_names(videos: Sequence[EmbeddedVideo]) -> tuple[list[str], list[np.ndarray]]:
-    """Names of the phases of all videos, "" last, and the place of each frame's name; -1: none."""
-    own = [
-        v.phase_names or [str(phase) for phase in range(int(v.phases.max(initial=-1)) + 1)] for v in videos
-    ]
-    names = [*dict.fromkeys(chain.from_iterable(own))]
-    places = [np.array([*map(names.index, of_video), -1]) for of_video in own]
-    return [*names, ""], [place[video.phases] for place, video in zip(places, videos, strict=True)]
-
-
-def _labelled(videos: list[EmbeddedVideo], files: list[str]) -> list[EmbeddedVideo]:
-    """The videos with the labels of the files; the frames of others lose theirs."""
-    if not files:
-        return videos
-    import pyarrow as pa
-
-    from carl_ray.data.labels import LabelOptions, join_labels
-
-    videos = [replace(video, frame_labels=None, phase_names=None) for video in videos]
-    names = ("video_id", "uri", "content_hash", "fps", "frame_times", *LABEL_COLUMNS)
-    table = pa.table(
-        {
-            name: pa.array([getattr(video, name) for video in videos], SCHEMA.field(name).type)
-            for name in names
-        }
-    )
-    table = table.append_column("num_frames", pa.array([len(video) for video in videos]))
-    table, notes = join_labels(table, LabelOptions(files=tuple(files)))
-    print(*notes, sep="\n", file=sys.stderr, flush=True)
-    return [replace(video, **video_metadata(table, row)) for row, video in enumerate(videos)]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 
 from carl_ray import propagate, segments
 from carl_ray.evaluation.embeddings import EmbeddedVideo, write_part
+from carl_ray.evaluation.intervals import with_labels
 from carl_ray.evaluation.repetitions import find_repetitions
 from tests.evaluation.test_embeddings import ORIGIN
 from tests.evaluation.test_repetitions import NOISE, VARIED, WIDTH, cycles
@@ -42,7 +43,7 @@ def test_intervals_come_back_as_labels(tmp_path: Path, capsys: pytest.CaptureFix
     rows = list(csv.DictReader((tmp_path / "s.csv").open()))
     assert [row["label"] for row in rows] == [*(f"repetition {k}" for k in range(1, 7)), "repetition 1"]
     assert all(float(row["confidence"]) > 0.5 for row in rows[:6]) and float(rows[6]["confidence"]) < 0.3
-    videos = propagate._labelled(propagate.read_embeddings(folder), [str(tmp_path / "s.csv")])
+    videos, _ = with_labels(propagate.read_embeddings(folder), [str(tmp_path / "s.csv")])
     for number, one in enumerate(find_repetitions(embeddings)):
         places = np.flatnonzero(videos[0].phases == number)
         assert (places[0], places[-1] + 1) == one[:2]
