@@ -148,27 +148,26 @@ def _accumulate(
     # Rows are anti-diagonals, the first two those before the block; column 0 stands for i = -1.
     sums = torch.full((min(_BLOCK, diagonals) + 2, batch, first + 1), torch.inf, dtype=dtype, device=device)
     sums[0, :, 0] = 0  # so that the first cell is reached for nothing
+    before, same = sums[:, :, :-1].unbind(0), sums[:, :, 1:].unbind(0)  # frame i - 1 at i, and frame i
+    costs = torch.empty_like(sums[2:, :, 1:], memory_format=torch.contiguous_format)
     index1 = torch.arange(first, device=device)
     for start in range(0, diagonals, _BLOCK):
         size = min(_BLOCK, diagonals - start)
         index2 = torch.arange(start, start + size, device=device)[:, None] - index1
         outside = (index2 < 0) | (index2 >= second)
-        block = skewed[start : start + size].to(dtype).masked_fill(outside[:, None], torch.inf)
-        rows = sums.unbind(0)
+        block = costs[:size].copy_(skewed[start : start + size]).masked_fill_(outside[:, None], torch.inf)
         for number, row in enumerate(block.unbind(0)):
-            before = rows[number + 1]
-            best = torch.minimum(before[:, :-1], before[:, 1:])
-            torch.minimum(best, rows[number][:, :-1], out=best)
-            torch.add(best, row, out=rows[number + 2][:, 1:])
+            best = torch.minimum(before[number + 1], same[number + 1])
+            torch.add(torch.minimum(best, before[number], out=best), row, out=same[number + 2])
         along1, along2 = sums[1 : size + 1, :, :-1], sums[1 : size + 1, :, 1:]
-        step = torch.where(along1 <= along2, _FIRST, _SECOND)
-        step.masked_fill_(sums[:size, :, :-1] <= torch.minimum(along1, along2), _DIAGONAL)
-        # At the edges there is no choice, whatever the costs are.
-        step.masked_fill_((index2 == 0)[:, None], _FIRST).masked_fill_(index1 == 0, _SECOND)
-        steps[start : start + size] = step
+        step = torch.sub(_SECOND, (along1 <= along2).view(torch.int8), out=steps[start : start + size])
+        step *= ~(sums[:size, :, :-1] <= torch.minimum(along1, along2))  # _DIAGONAL is 0
         ends = sums[2:].gather(2, column.expand(sums.shape[0] - 2, -1, -1))[:size, :, 0]
         here = torch.arange(start, start + size, device=device)[:, None] == last
         total += ends.where(here, 0).sum(0)
         sums[:2] = sums[size : size + 2].clone()
+    # At the edges there is no choice, whatever the costs are.
+    steps.diagonal(dim1=0, dim2=2).fill_(_FIRST)
+    steps[:, :, 0] = _SECOND
     steps[0, :, 0] = _START
     return steps, total
