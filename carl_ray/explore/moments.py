@@ -64,9 +64,14 @@ class MomentIndex:
             first = self._of_label[label].start if label in self._of_label else group
             self._of_label[label] = slice(first, group + 1)
 
-    def vector(self, video: int, frame: int) -> Float32[np.ndarray, " D"]:
-        """The unit vector of a frame."""
-        return np.array(self._vectors[self._starts[self._groups[video]] + frame])
+    def vectors(self, video: int) -> Float32[np.ndarray, "frames D"]:
+        """Unit vectors of the frames of a video, in the mapped file; none for a video without frames."""
+        group = self._groups.get(video)
+        return (
+            self._vectors[:0]
+            if group is None
+            else self._vectors[self._starts[group] : self._starts[group + 1]]
+        )
 
     def search(
         self,

@@ -74,7 +74,7 @@ def test_vectors_are_those_of_the_frames(embeddings: Embeddings, tmp_path: Path)
     index = open_index(embeddings, tmp_path / "index")
     for number, video in enumerate(in_order()):
         for frame, embedding in enumerate(video.embeddings):
-            vector = index.vector(number, frame)
+            vector = index.vectors(number)[frame]
             np.testing.assert_allclose(vector, embedding / np.linalg.norm(embedding), rtol=1e-5)
             best = index.search(vector, 1)[0]
             assert (best.video, best.frame) == (number, frame)
