@@ -52,12 +52,12 @@ def _run(embeddings: str, labels: list[str], out: str, frames: str | None) -> No
         raise UserError(f"{storage.public_uri(embeddings)}: no video has labels; name some with --labels")
     others = [video for video in videos if not (video.phases >= 0).any()]
     # Lazily: mistakes are reported before torch is loaded.
-    from carl_ray.evaluation.propagation import propagate_names
+    from carl_ray.evaluation.propagation import propagate_names, sources_for
 
     found: list[LabelledVideo] = []
     progress = ProgressLine("labelled")
     for done, video in enumerate(others, 1):
-        alike = [s for s in sources if video.label is None or s.label in (None, video.label)]
+        alike = sources_for(video, sources)
         if alike and len(video) and video.seconds is not None:
             found.append(propagate_names(alike, video))
         progress(done, len(others))

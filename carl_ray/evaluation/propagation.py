@@ -64,6 +64,11 @@ def propagate(
     return Propagation(*(np.repeat(values, step)[: len(embeddings)] for values in found))
 
 
+def sources_for(video: EmbeddedVideo, sources: Sequence[EmbeddedVideo]) -> list[EmbeddedVideo]:
+    """The labelled videos of the same action as a video; those of an unknown one may be of any."""
+    return [source for source in sources if video.label is None or source.label in (None, video.label)]
+
+
 def propagate_names(sources: Sequence[EmbeddedVideo], video: EmbeddedVideo) -> LabelledVideo:
     """Names of the phases of the frames of a video, from those of labelled ones.
 

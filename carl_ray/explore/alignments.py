@@ -5,13 +5,18 @@ Both run in a process of their own: torch would take half of the server's memory
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64
 
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
+from carl_ray.evaluation.intervals import Interval, intervals
+
 Ends = Literal["tied", "open"]
+_MOST_COMPARED = 10
 
 
 class Follower(NamedTuple):
@@ -53,3 +58,50 @@ def follow(
         shared = (int(path[0, 0]), int(path[-1, 0]) + 1)
         found.append(Follower(partners(path, len(leader)), shared, float(cosines.mean())))
     return found
+
+
+class Agreement(NamedTuple):
+    """How well labelled videos label each other: shares of their labelled frames that are right."""
+
+    propagated: float | None
+    """None where no video has another one of its action."""
+    straight_line: float | None
+    """The control: the labels of the others at the same relative position, by majority."""
+
+
+def propagate_intervals(
+    sources: Sequence[EmbeddedVideo], targets: Sequence[EmbeddedVideo]
+) -> list[list[Interval] | None]:
+    """Intervals of each target from the labelled videos of its action; None where there are none of it."""
+    from carl_ray.evaluation.propagation import propagate_names, sources_for
+
+    found: list[list[Interval] | None] = []
+    for video in targets:
+        alike = sources_for(video, sources)
+        usable = alike and len(video) and video.seconds is not None
+        found.append(intervals(propagate_names(alike, video)) if usable else None)
+    return found
+
+
+def agreement(sources: Sequence[EmbeddedVideo]) -> Agreement:
+    """Label each of the first ten labelled videos from the others, and by a straight line in time."""
+    from carl_ray.evaluation.propagation import propagate_names, sources_for
+
+    right, straight, total = 0, 0, 0
+    for video in sources[:_MOST_COMPARED]:
+        alike = [source for source in sources_for(video, sources) if source is not video]
+        if not alike:
+            continue
+        own, found = _names(video), propagate_names(alike, video).labels
+        others = [_names(source) for source in alike]
+        for frame, name in enumerate(own):
+            if name:
+                votes = Counter(labels[frame * len(labels) // len(own)] for labels in others)
+                right += found[frame] == name
+                straight += votes.most_common(1)[0][0] == name
+                total += 1
+    return Agreement(right / total, straight / total) if total else Agreement(None, None)
+
+
+def _names(video: EmbeddedVideo) -> list[str]:
+    return [video.phase_name(phase) or "" for phase in video.phases.tolist()]

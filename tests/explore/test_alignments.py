@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from carl_ray.explore.alignments import follow
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
+from carl_ray.explore.alignments import agreement, follow, propagate_intervals
 
 ANGLES = np.linspace(0, 3, 40)
 
@@ -38,3 +42,35 @@ def test_videos_with_nothing_in_common_run_side_by_side() -> None:
     leader, other = np.eye(4)[[0, 0, 1]], np.eye(4)[[2, 2, 3, 3, 3]]
     (follower,) = follow(leader, [other], "open")
     assert (follower.frames.tolist(), follower.shared, follower.similarity) == ([0, 2, 4], (0, 0), None)
+
+
+def labelled(name: str, edges: list[int], **fields: Any) -> EmbeddedVideo:
+    """A video whose frames show what their phases are."""
+    phases = np.repeat([0, 1, 2], np.diff([0, *edges])).astype(np.int32)
+    return EmbeddedVideo(
+        video_id=name,
+        uri=name,
+        timestamps=np.arange(len(phases), dtype=np.float64),
+        embeddings=np.eye(3, dtype=np.float32)[phases],
+        frame_labels=phases,
+        phase_names=["rest", "up", "down"],
+        fps=10.0,
+        **fields,
+    )
+
+
+def test_labels_are_propagated_within_an_action() -> None:
+    sources = [labelled("a", [5, 10, 20], label="kick"), labelled("b", [12, 16, 20], label="kick")]
+    target = replace(labelled("c", [3, 15, 20], label="kick"), frame_labels=None, phase_names=None)
+    found, other = propagate_intervals(sources, [target, replace(target, label="jump")])
+    assert other is None and found is not None
+    assert [interval[:3] for interval in found] == [(0, 0.3, "rest"), (0.3, 1.5, "up"), (1.5, 2.0, "down")]
+    assert all(0.5 < interval.confidence <= 1 for interval in found)
+    assert propagate_intervals(sources, [replace(target, fps=None)]) == [None]
+
+
+def test_labelled_videos_label_each_other_better_than_a_straight_line() -> None:
+    sources = [labelled("a", [5, 10, 20]), labelled("b", [12, 16, 20]), labelled("c", [3, 15, 20])]
+    found = agreement(sources)
+    assert found.propagated == 1 and 0.3 < found.straight_line < 0.9
+    assert agreement(sources[:1]) == (None, None)
