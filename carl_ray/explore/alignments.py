@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64
 
+from carl_ray.errors import UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.intervals import Interval, intervals
 
@@ -58,6 +59,33 @@ def follow(
         shared = (int(path[0, 0]), int(path[-1, 0]) + 1)
         found.append(Follower(partners(path, len(leader)), shared, float(cosines.mean())))
     return found
+
+
+def aligned_clips(
+    files: Sequence[tuple[str, str]], embeddings: Sequence[Float[np.ndarray, "_ width"]], ends: Ends
+) -> bytes:
+    """Two videos side by side in step, as `align` writes them.
+
+    Args:
+        files: Name and URI of each.
+        embeddings: Of their frames.
+        ends: As for `follow`.
+
+    Raises:
+        UserError: a video cannot be read, or the ends are open and the videos have nothing in common.
+    """
+    from carl_ray.data.decode import DecodeError
+    from carl_ray.evaluation.warping import align_pair
+    from carl_ray.report.video import Clip, aligned_video
+
+    path = align_pair(*embeddings, open_ends=ends == "open")
+    if len(path) == 0:
+        raise UserError("the two videos have nothing in common")
+    clips = [Clip(name, uri, len(frames)) for (name, uri), frames in zip(files, embeddings, strict=True)]
+    try:
+        return aligned_video(clips[0], clips[1], path)
+    except DecodeError as error:
+        raise UserError(str(error)) from None
 
 
 class Agreement(NamedTuple):
