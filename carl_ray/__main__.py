@@ -19,6 +19,7 @@ COMMANDS = {
     "embed": "embed every frame of the videos of a manifest",
     "evaluate": "compute metrics with controls and write report.html",
     "search": "find the nearest moments in other videos",
+    "explore": "find, compare and label moments in a web browser",
     "align": "align two videos in time: a side-by-side video, frame pairs as CSV",
     "propagate": "label all videos from the labels of a few",
     "segments": "find and count repetitions, one interval each",

@@ -20,7 +20,7 @@ from carl_ray.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    re.sub(r"(?<=\w\.)(\w+)\.__main__$", r"\1", ".".join(path.relative_to(ROOT).with_suffix("").parts))
     for folder in ("carl_ray", "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
     if '__name__ == "__main__"' in path.read_text()
@@ -129,6 +129,8 @@ def test_an_unknown_option_answers_at_once(command: str, tmp_path: Path) -> None
         ("carl_ray.align", ["gone.mp4", "b.mp4"], f"{ROOT}/gone.mp4: no such file"),
         ("carl_ray.align", ["README.md", "README.md", "--checkpoint", "gone"], f"{ROOT}/gone: expected a run folder"),
         ("carl_ray.search", ["a", "--embeddings", "gone"], f"{ROOT}/gone: no embeddings there"),
+        ("carl_ray.explore", ["--embeddings", "gone"], f"{ROOT}/gone: no embeddings there"),
+        ("carl_ray.explore", ["--port", "70000"], "--port: expected a whole number of at least 0 up to 65535"),
         ("carl_ray.propagate", ["--embeddings", "gone", "--out", "p.csv"], f"{ROOT}/gone: no embeddings there"),
         ("carl_ray.segments", ["--embeddings", "gone", "--out", "s.csv"], f"{ROOT}/gone: no embeddings there"),
         ("carl_ray.propagate", ["--out", "p.csv"], "the following arguments are required: --embeddings"),

@@ -25,7 +25,8 @@ from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.intervals import Interval
 from carl_ray.explore.alignments import agreement, aligned_clips, follow, propagate_intervals
 from carl_ray.explore.labels import ConflictError, LabelStore, drawn
-from carl_ray.explore.moments import MomentIndex
+from carl_ray.explore.library import Corpus
+from carl_ray.explore.moments import MomentIndex, open_index
 
 T = TypeVar("T")
 _MOST_MOMENTS = 200
@@ -84,6 +85,40 @@ def _one_process() -> ProcessPoolExecutor:
 
 
 WORKBENCH = web.AppKey("workbench", Workbench)
+
+
+def open_workbench(
+    corpus: Corpus, labels: str | None, on_video: Callable[[int, int], None] = lambda done, total: None
+) -> Workbench:
+    """Open index and labels of a corpus.
+
+    Args:
+        corpus: The videos.
+        labels: URI of the file of labels; None: another process writes it.
+        on_video: Called with (videos done, all videos) while the index is made.
+
+    Raises:
+        UserError: an embedding is not finite, or the labels do not fit the videos.
+        RunError: the store refuses or fails.
+    """
+    index = open_index(corpus.embeddings, corpus.folder, on_video)
+    videos = [
+        EmbeddedVideo(
+            video_id=video.video_id,
+            uri=video.uri,
+            content_hash=video.content_hash,
+            timestamps=video.times,
+            embeddings=index.vectors(video.number),
+            split=video.split,
+            label=video.label,
+            frame_labels=video.frame_labels,
+            phase_names=video.phase_names,
+            fps=video.fps,
+            frame_times=None if video.fps is None else video.times,
+        )
+        for video in corpus.videos
+    ]
+    return Workbench(videos, index, None if labels is None else LabelStore(labels, videos))
 
 
 def add_routes(app: web.Application, workbench: Workbench) -> None:
@@ -186,10 +221,12 @@ async def _aligned_video(request: web.Request) -> web.StreamResponse:
 async def _save(request: web.Request) -> web.StreamResponse:
     workbench, body = request.app[WORKBENCH], await _json(request)
     (number,) = workbench.numbers(request.match_info["number"])
-    store = _store(workbench)
+    store, given = _store(workbench), body.get("version")
+    if type(given) is not int:
+        raise web.HTTPBadRequest(text="expected the version of the intervals that were changed")
     try:
         async with workbench.saving:
-            version = await asyncio.to_thread(store.save, number, body.get("intervals"), body.get("version"))
+            version = await asyncio.to_thread(store.save, number, body.get("intervals"), given)
     except ConflictError as error:
         own, version = store.read(number)
         answer = {"error": str(error), "intervals": [_row(i, "own") for i in own], "version": version}

@@ -1,0 +1,56 @@
+"""Find, compare and label moments of embedded videos, in a web browser.
+
+    python -m carl_ray.explore --embeddings FOLDER
+    python -m carl_ray.explore
+
+The page's address, with its token, is printed; whoever has it can see the videos that the embeddings name. Only this
+machine can reach it (127.0.0.1). From another one, forward the port under the same number:
+ssh -N -L 8765:127.0.0.1:8765 HOST, with --port 8765 here. Posters and other pictures are kept in FOLDER/explore, or
+below ~/carl_ray for embeddings in an object store. Without --embeddings, it shows those of the newest demo run.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from carl_ray import storage
+from carl_ray.errors import one_line_errors
+from carl_ray.options import OptionParser, number
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serve the page until Ctrl-C."""
+    with one_line_errors():
+        options = _parse(arguments)
+        # Lazy imports: --help and usage errors answer at once.
+        from carl_ray.explore.library import Corpus
+        from carl_ray.training.checkpoint import default_run
+
+        uri = options.embeddings or storage.join(default_run("--embeddings"), "embeddings")
+        corpus = Corpus.open(uri)
+        from carl_ray.explore.server import serve
+
+        serve(corpus, options.port)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = OptionParser(
+        prog="python -m carl_ray.explore",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--embeddings", metavar="EMBEDDINGS", help="folder or file of embeddings; none: the newest demo's"
+    )
+    parser.add_argument(
+        "--port",
+        type=number(int, at_least=0, at_most=65535),
+        default=0,
+        metavar="N",
+        help="of 127.0.0.1; 0: a free one [0]",
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
