@@ -179,7 +179,9 @@ async def _moments(request: web.Request) -> web.StreamResponse:
         }
         for moment in found
     ]
-    searched = sum(ok and label in (None, v.label) for ok, v in zip(allowed, workbench.videos, strict=True))
+    searched = sum(
+        bool(ok) and label in (None, v.label) for ok, v in zip(allowed, workbench.videos, strict=True)
+    )
     asked = {"video": number, "frame": frame, "time": _time(video, frame)}
     seconds = time.perf_counter() - started
     return web.json_response({"query": asked, "moments": moments, "searched": searched, "seconds": seconds})
