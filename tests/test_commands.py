@@ -130,6 +130,7 @@ def test_an_unknown_option_answers_at_once(command: str, tmp_path: Path) -> None
         ("carl_ray.align", ["README.md", "README.md", "--checkpoint", "gone"], f"{ROOT}/gone: expected a run folder"),
         ("carl_ray.search", ["a", "--embeddings", "gone"], f"{ROOT}/gone: no embeddings there"),
         ("carl_ray.propagate", ["--embeddings", "gone", "--out", "p.csv"], f"{ROOT}/gone: no embeddings there"),
+        ("carl_ray.segments", ["--embeddings", "gone", "--out", "s.csv"], f"{ROOT}/gone: no embeddings there"),
         ("carl_ray.propagate", ["--out", "p.csv"], "the following arguments are required: --embeddings"),
         ("carl_ray.export", ["--embeddings", "gone", "--out", "o"], f"{ROOT}/gone: no embeddings there"),
         ("carl_ray.compare", ["gone", "--out", "t.md"], "gone/metrics.json: no such file"),
