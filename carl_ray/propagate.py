@@ -15,18 +15,26 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from carl_ray import storage
 from carl_ray.data.manifest import LABEL_COLUMNS, SCHEMA
 from carl_ray.errors import UserError, one_line_errors
+from carl_ray.evaluation.embedded_video import INTERVALS
 from carl_ray.evaluation.embeddings import EmbeddedVideo, read_embeddings, video_metadata
-from carl_ray.evaluation.intervals import LabelledVideo, csv_bytes, intervals_csv
 from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
+
+
+class _Labelled(NamedTuple):
+    video: EmbeddedVideo
+    labels: list[str]
+    """Of each frame; empty: none."""
+    confidence: np.ndarray
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,26 +65,26 @@ def _run(embeddings: str, labels: list[str], out: str, frames: str | None) -> No
     # Lazily: mistakes are reported before torch is loaded.
     from carl_ray.evaluation.propagation import propagate
 
-    found: list[LabelledVideo] = []
+    found: list[_Labelled] = []
     progress = ProgressLine("labelled")
     for done, video in enumerate(others, 1):
         alike = [s for s in sources if video.label is None or s.label in (None, video.label)]
         if alike and len(video) and video.seconds is not None:
             names, phases = _common_names(alike)
             predicted = propagate([source.embeddings for source in alike], phases, video.embeddings)
-            found.append(LabelledVideo(video, [names[k] for k in predicted.phases], predicted.confidence))
+            found.append(_Labelled(video, [names[k] for k in predicted.phases], predicted.confidence))
         progress(done, len(others))
     found.sort(key=lambda labelled: float(labelled.confidence.mean()))
-    content, num_intervals = intervals_csv(found)
-    storage.write_bytes(out, content)
+    rows = [row for labelled in found for row in _intervals(labelled)]
+    storage.write_csv(out, INTERVALS, rows)
     if frames is not None:
         of_frames = (
             (video.video_id, frame, label, f"{confidence[frame]:.3f}")
             for video, labels_of, confidence in found
             for frame, label in enumerate(labels_of)
         )
-        storage.write_bytes(frames, csv_bytes(["video", "frame", "label", "confidence"], of_frames))
-    print(f"labels of {len(sources)} videos propagated to {len(found)}: {num_intervals:,} intervals")
+        storage.write_csv(frames, ("video", "frame", "label", "confidence"), of_frames)
+    print(f"labels of {len(sources)} videos propagated to {len(found)}: {len(rows):,} intervals")
     if left := len(others) - len(found):
         print(f"left without labels: {left} videos of actions that no labelled video has")
     if found:
@@ -117,6 +125,14 @@ def _labelled(videos: list[EmbeddedVideo], files: list[str]) -> list[EmbeddedVid
     table, notes = join_labels(table, LabelOptions(files=tuple(files)))
     print(*notes, sep="\n", file=sys.stderr, flush=True)
     return [replace(video, **video_metadata(table, row)) for row, video in enumerate(videos)]
+
+
+def _intervals(labelled: _Labelled) -> list[tuple[str, ...]]:
+    """Rows of a video."""
+    video, labels, confidence = labelled
+    starts = [frame for frame, label in enumerate(labels) if not frame or label != labels[frame - 1]]
+    runs = ((start, end) for start, end in pairwise([*starts, len(labels)]) if labels[start])
+    return video.interval_rows((*run, labels[run[0]], confidence[slice(*run)].mean()) for run in runs)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
+
+INTERVALS = ("video", "start", "end", "label", "confidence")
+"""Columns of a CSV file of labelled intervals, in seconds, which `index --labels` reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,15 @@ class EmbeddedVideo:
         if phase < 0:
             return None
         return f"phase {phase}" if self.phase_names is None else self.phase_names[phase]
+
+    def interval_rows(self, spans: Iterable[tuple[int, int, str, float]]) -> list[tuple[str, ...]]:
+        """Rows of `INTERVALS` of spans of frames (start, end, label, confidence), where the seconds are known."""
+        assert self.seconds is not None
+        seconds = np.append(self.seconds, self.seconds[-1] + 1 / (self.fps or 1))
+        return [
+            (self.video_id, f"{seconds[start]:.4f}", f"{seconds[end]:.4f}", label, f"{confidence:.3f}")
+            for start, end, label, confidence in spans
+        ]
 
 
 def phase_names(videos: Sequence[EmbeddedVideo], num_phases: int) -> list[str]:
