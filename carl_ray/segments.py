@@ -2,9 +2,9 @@
 
     python -m carl_ray.segments --embeddings EMBEDDINGS --out segments.csv
 
-The output has intervals (video,start,end,label,confidence), seconds and labels "repetition 1", "repetition 2", …; it
-can be corrected and joined with `index --labels`. A video that does not repeat is one interval with a low confidence.
-No labels are needed. In which pose a cycle is cut is arbitrary, but the same throughout a video.
+No labels are needed. The output has intervals (video,start,end,label,confidence) with labels "repetition 1",
+"repetition 2", …, and can be joined by `index --labels`. A video that does not repeat is one interval with a low
+confidence. In which pose a cycle is cut is arbitrary, but the same throughout a video.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _run(embeddings: str, out: str) -> None:
     storage.write_csv(out, INTERVALS, rows)
     print(f"{len(rows):,} intervals in {num_found:,} videos, of which {num_repeating:,} repeat")
     if left := len(videos) - num_found:
-        print(f"left out: {left} videos without frames or with an unknown frame rate")
+        print(f"left out: {left} videos without frames or frame rate")
     print(f"written: {storage.public_uri(out)}")
     print_next("index", "--update", "MANIFEST", "--labels", out)
 

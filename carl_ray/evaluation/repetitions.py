@@ -27,15 +27,12 @@ from carl_ray.evaluation.task import Metric, Task, Videos
 
 _SHORTEST = 8  # frames of a repetition
 _LONGEST_SHARE = 0.8  # of the video
-# Of a frame and a lag: memory is some hundred megabytes for so many, and long videos have a smaller L.
-_MOST_CELLS = 1 << 24
+_MOST_CELLS = 1 << 24  # frames times L: some hundred megabytes; long videos have a smaller L
 _SMOOTHING = 2.0  # standard deviation in frames
 _ENDS = 0.15  # share of an interval at each end that is not "between"
 _WINDOW = 0.15  # share of an interval on each side over which similarities are averaged
-# Keeps idle frames out: they resemble one another as much as the frames between them.
-_COST = 0.05
-# Mean of similarity at the ends less that between; so much is found in noise.
-_LEAST_CONTRAST = 0.25
+_COST = 0.05  # keeps idle frames out, which resemble one another as much as those between them
+_LEAST_CONTRAST = 0.25  # mean similarity of the ends less that to those between; so much is found in noise
 _SAME = 1e-6  # distance of equal frames
 _LEAST_PEAK = 0.02
 
@@ -54,13 +51,7 @@ class Repetition(NamedTuple):
 def find_repetitions(embeddings: Float[np.ndarray, "N width"]) -> list[Repetition]:
     """Repetitions of a video in order; one interval of low confidence, the whole, where it does not repeat.
 
-    The longest are .8 of the video, and 16.7 million frames divided by N.
-
-    Args:
-        embeddings: Of all frames; normalised here.
-
-    Raises:
-        ValueError: as `unit_frames`.
+    The longest are .8 of the video, and 16.7 million frames divided by N. Errors as `unit_frames`.
     """
     units = centred_units(embeddings)
     num_frames = len(units)
@@ -80,11 +71,7 @@ def find_repetitions(embeddings: Float[np.ndarray, "N width"]) -> list[Repetitio
 
 
 def autocorrelation_count(embeddings: Float[np.ndarray, "N width"]) -> int:
-    """Number of repetitions by the first peak of the autocorrelation of all frames, at least 1: a plain control.
-
-    Raises:
-        ValueError: as `unit_frames`.
-    """
+    """Number of repetitions by the first peak of the autocorrelation of all frames, at least 1: a plain control."""
     from scipy.ndimage import gaussian_filter1d
     from scipy.signal import correlate, find_peaks
 
@@ -102,10 +89,7 @@ def autocorrelation_count(embeddings: Float[np.ndarray, "N width"]) -> int:
 def centred_units(embeddings: Float[np.ndarray, "N width"]) -> Float64[np.ndarray, "N width"]:
     """Unit vectors from the centre of a video's movement to its smoothed frames; zeros for frames that are there.
 
-    Frames weigh by their squared speed: a mean of all would lie where the video is idle.
-
-    Raises:
-        ValueError: as `unit_frames`.
+    Frames weigh by their squared speed: a mean of all would lie where the video is idle. Errors as `unit_frames`.
     """
     from scipy.ndimage import gaussian_filter1d
 
@@ -207,7 +191,8 @@ def _run(videos: Videos) -> dict[str, Result]:
     }
 
 
-_COUNTED = "difference of the number of repetitions in the labelled part of a video from the true one, as a share of it"
+_COUNTED = "difference from the number of labelled repetitions, as a share; each starts with the first labelled phase"
+_START = "distance of a labelled start from where the cuts and the other starts put it, in repetitions; .25 by chance"
 TASK = Task(
     name="repetitions",
     needs=("frame labels",),
@@ -220,22 +205,9 @@ TASK = Task(
             by_action=name != "count_error_plain",
         )
         for name, title, meaning in (
-            (
-                "count_error",
-                "count error",
-                f"{_COUNTED}; one starts where the first labelled phase begins again",
-            ),
-            (
-                "count_error_plain",
-                "count error of the first peak",
-                f"{_COUNTED}, counted by the first peak of the autocorrelation of the frames of that part",
-            ),
-            (
-                "start_error",
-                "start error",
-                "distance of a labelled start from where the nearest cut and the other "
-                "starts of the video lead one to expect it, as a share of a repetition; .25 by chance",
-            ),
+            ("count_error", "count error", _COUNTED),
+            ("count_error_plain", "count error of the autocorrelation's first peak", _COUNTED),
+            ("start_error", "start error", _START),
         )
     ),
     run=_run,

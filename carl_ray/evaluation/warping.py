@@ -50,10 +50,8 @@ def align_repetitions(
     """The warping paths of two videos' repetitions (`find_repetitions`), the first with the first, and so on.
 
     Cycles may be cut in different poses: the cuts of the second video are moved, by at most half a repetition, to where
-    its mean cycle resembles that of the first one most. Repetitions without a counterpart are left out.
-
-    Returns:
-        Pairs of frame indices; neither ever decreases.
+    its mean cycle resembles that of the first one most. Repetitions without a counterpart are left out. Pairs of
+    frames are returned as by `align_pair`.
     """
     units = [centred_units(frames) for frames in (first, second)]
     places = (np.arange(_CYCLE) + 0.5) / _CYCLE

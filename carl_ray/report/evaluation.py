@@ -16,7 +16,6 @@ from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
-_MOST_SEARCHED = 50  # videos, for repetitions, where no labels tell
 
 
 def evaluate_embeddings(
@@ -62,7 +61,7 @@ def evaluate_embeddings(
     protocol = protocol or protocol_of(origin.preset)
     is_labelled = any((video.phases >= 0).any() for video in test_videos)
     added = ("propagation",) * (protocol == "phases") if is_labelled else ("label_free",)
-    if any(map(has_returning_phase, test_videos)):
+    if protocol == "phases" and any(map(has_returning_phase, test_videos)):
         added = (*added, "repetitions")
     document = {"protocol": protocol} | evaluate(
         train_videos,
@@ -78,7 +77,8 @@ def evaluate_embeddings(
     config = _config(run_dir)
     persons = _persons(config.get("data", {}).get("manifest"))
     document["warnings"] = [*warnings, *overlap_warnings(train_videos, test_videos, persons)]
-    some = [] if is_labelled else test_videos[:: -(-len(test_videos) // _MOST_SEARCHED)]
+    # Where no labels tell, some fifty videos do.
+    some = [] if is_labelled else test_videos[:: -(-len(test_videos) // 50)]
     repeating = sum(len(find_repetitions(video.embeddings)) > 1 for video in some)
     if repeating > len(some) / 2:
         document["warnings"].append(
