@@ -192,7 +192,7 @@ def _run(videos: Videos) -> dict[str, Result]:
 
 
 _COUNTED = "difference from the number of labelled repetitions, as a share; each starts with the first labelled phase"
-_START = "distance of a labelled start from where the cuts and the other starts put it, in repetitions; .25 by chance"
+_START = "distance of a labelled start from where the cuts and the other starts put it, in repetitions; by chance .25 or more"
 TASK = Task(
     name="repetitions",
     needs=("frame labels",),
