@@ -61,8 +61,7 @@ def find_repetitions(embeddings: Float[np.ndarray, "N width"]) -> list[Repetitio
     similar, between = _similarities(units, longest)
     contrast = similar - between
     pairs = _best_chain(np.sqrt(np.arange(longest + 1, dtype=np.float32))[:, None] * (contrast - _COST))
-    starts = np.array([start for start, _ in pairs], np.int64)
-    lengths = np.array([end - start for start, end in pairs], np.int64)
+    starts, lengths = np.array([(start, end - start) for start, end in pairs], np.int64).reshape(-1, 2).T
     contrasts = contrast[lengths, starts]
     confidence = np.clip(contrasts / np.maximum(1 - between[lengths, starts], _SAME), 0, 1)
     if not pairs or np.average(contrasts, weights=lengths) < _LEAST_CONTRAST:
@@ -192,7 +191,7 @@ def _run(videos: Videos) -> dict[str, Result]:
 
 
 _COUNTED = "difference from the number of labelled repetitions, as a share; each starts with the first labelled phase"
-_START = "distance of a labelled start from where the cuts and the other starts put it, in repetitions; by chance .25 or more"
+_START = "distance of labelled starts from where cuts and other starts put them, in repetitions; chance .25 or more"
 TASK = Task(
     name="repetitions",
     needs=("frame labels",),
