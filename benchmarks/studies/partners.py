@@ -12,27 +12,32 @@ from __future__ import annotations
 
 import argparse
 
+from carl_ray.errors import one_line_errors
 from carl_ray.options import OptionParser, number
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
-    parser = OptionParser(
-        prog="python -m benchmarks.studies.partners",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--pairs", type=number(int, at_least=1), default=64, help="pairs of crops of each scene"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+    with one_line_errors():
+        parser = OptionParser(
+            prog="python -m benchmarks.studies.partners",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        count = number(int, at_least=1)
+        parser.add_argument("--pairs", type=count, default=64, help="pairs of crops of each scene")
+        parser.add_argument("--seed", type=int, default=0)
+        options = parser.parse_args(arguments)
+        _print_table(options.pairs, options.seed)
+
+
+def _print_table(num_pairs: int, seed: int) -> None:
     # Lazy import: --help answers at once.
     from benchmarks.studies.pairings import METHODS, SCENES, make_pairs, score
 
     print(f"| right / found | {' | '.join(METHODS)} |\n|---|{'---|' * len(METHODS)}")
     for scene in SCENES:
-        a, b = make_pairs(scene, options.pairs, options.seed)
+        a, b = make_pairs(scene, num_pairs, seed)
         cells = []
         for method in METHODS.values():
             found = score(method, a, b, repeated=scene.kind == "repeated")
