@@ -22,6 +22,7 @@ COMMANDS = {
     "explore": "find, compare and label moments in a web browser",
     "align": "align two videos in time: a side-by-side video, frame pairs as CSV",
     "propagate": "label all videos from the labels of a few",
+    "segments": "find and count repetitions, one interval each",
     "export": "write features for temporal action localisation (G-TAD)",
     "export-model": "write an encoder as a folder to share: weights, model card, ONNX",
     "sweep": "sweep training parameters with Ray Tune",

@@ -2,6 +2,7 @@
 
     python -m carl_ray.align A B --checkpoint URI --out aligned.mp4
     python -m carl_ray.align A B --out aligned.mp4 --out pairs.csv
+    python -m carl_ray.align A B --repetitions --out aligned.mp4
     python -m carl_ray.align
 
 The frames of both videos are embedded and aligned by dynamic time warping. The video shows A at its own pace, the frame
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +54,8 @@ def _run(options: argparse.Namespace) -> None:
         load_encoders,
         untrained_encoder,
     )
-    from carl_ray.evaluation.warping import align_pair
+    from carl_ray.evaluation.repetitions import find_repetitions
+    from carl_ray.evaluation.warping import align_pair, align_repetitions
     from carl_ray.report.video import Clip, aligned_video
 
     encoders: dict[str, WholeVideoEncoder] = {}
@@ -70,7 +73,15 @@ def _run(options: argparse.Namespace) -> None:
     embedder = VideoEmbedder(list(encoders.values()), checkpoint.config, default_device())
     embedded = [embedder.embed_file(uri) for uri in uris]
     first, second = embedded[0][0], embedded[1][0]
-    path = align_pair(first, second)
+    found = find_repetitions(first), find_repetitions(second)
+    counts = f"{len(found[0])} and {len(found[1])} repetitions found"
+    both_repeat = min(map(len, found)) > 1
+    if options.repetitions and not both_repeat:
+        raise UserError(
+            f"--repetitions: expected two videos that repeat, {counts}; leave it out to align them whole"
+        )
+    align = partial(align_repetitions, found=found) if options.repetitions else align_pair
+    path = align(first, second)
     clips = [Clip(_file_name(uri), uri, len(frames[0])) for uri, frames in zip(uris, embedded, strict=True)]
     try:
         for out in options.out:
@@ -81,8 +92,14 @@ def _run(options: argparse.Namespace) -> None:
     print(f"mean cosine similarity of each of {len(first)} frames with its partner among {len(second)}")
     print(f"{'':<12}{'aligned':>9}{'same relative position':>25}")
     for name, of_first, of_second in zip(encoders, *embedded, strict=True):
-        aligned, unaligned = _similarities(of_first, of_second)
+        aligned, unaligned = _similarities(of_first, of_second, align(of_first, of_second))
         print(f"{name:<12}{aligned:>9.3f}{unaligned:>25.3f}")
+    if options.repetitions:
+        print(f"{counts}; the first is aligned with the first, and so on")
+    elif both_repeat:
+        print(
+            f"{counts}: whole videos are aligned as if they did not repeat; --repetitions takes them one by one"
+        )
     for out in options.out:
         print(f"written:    {storage.public_uri(out)}")
     other = "aligned.mp4" if _is_table(options.out[-1]) else "pairs.csv"
@@ -107,6 +124,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         action="append",
         metavar="FILE",
         help="a video (.mp4) or a table of the pairs of frames (.csv); may be given repeatedly [aligned.mp4]",
+    )
+    parser.add_argument(
+        "--repetitions",
+        action="store_true",
+        help="align repetition by repetition, where both videos repeat",
     )
     options = parser.parse_args(arguments)
     options.out = options.out or ["aligned.mp4"]
@@ -148,14 +170,13 @@ def _seconds(clip: Clip) -> list[str]:
     return [f"{seconds:.3f}" for seconds in found.frame_times]
 
 
-def _similarities(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+def _similarities(first: np.ndarray, second: np.ndarray, path: np.ndarray) -> tuple[float, float]:
     """Mean cosine similarities of partners: aligned, and at equal positions."""
     from carl_ray.evaluation.frames import unit_frames
-    from carl_ray.evaluation.warping import align_pair
     from carl_ray.report.video import partners, same_relative_position
 
     units = unit_frames([first, second])
-    shown = (partners(align_pair(first, second), len(first)), same_relative_position(len(first), len(second)))
+    shown = (partners(path, len(first)), same_relative_position(len(first), len(second)))
     aligned, unaligned = (float((units[0] * units[1][frames]).sum(1).mean()) for frames in shown)
     return aligned, unaligned
 

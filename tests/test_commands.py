@@ -132,6 +132,7 @@ def test_an_unknown_option_answers_at_once(command: str, tmp_path: Path) -> None
         ("carl_ray.explore", ["--embeddings", "gone"], f"{ROOT}/gone: no embeddings there"),
         ("carl_ray.explore", ["--port", "70000"], "--port: expected a whole number of at least 0 up to 65535"),
         ("carl_ray.propagate", ["--embeddings", "gone", "--out", "p.csv"], f"{ROOT}/gone: no embeddings there"),
+        ("carl_ray.segments", ["--embeddings", "gone", "--out", "s.csv"], f"{ROOT}/gone: no embeddings there"),
         ("carl_ray.propagate", ["--out", "p.csv"], "the following arguments are required: --embeddings"),
         ("carl_ray.export", ["--embeddings", "gone", "--out", "o"], f"{ROOT}/gone: no embeddings there"),
         ("carl_ray.compare", ["gone", "--out", "t.md"], "gone/metrics.json: no such file"),

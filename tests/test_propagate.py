@@ -10,6 +10,7 @@ import pytest
 
 from carl_ray import propagate
 from carl_ray.evaluation.embeddings import EmbeddedVideo, write_part
+from carl_ray.evaluation.intervals import with_labels
 from tests.evaluation.test_embeddings import ORIGIN
 from tests.evaluation.test_propagation import AGAIN, ONCE, sequence
 
@@ -65,7 +66,7 @@ def test_intervals_come_back_as_labels(folder: Path, capsys: pytest.CaptureFixtu
     # Both files are labels again, of the same frames; now all but one are labelled.
     written = [row["label"] for row in sorted(frames, key=lambda row: (row["video"], int(row["frame"])))]
     for name in ("p.csv", "f.csv"):
-        videos = propagate._labelled(propagate.read_embeddings(str(folder / "e")), [str(folder / name)])
+        videos, _ = with_labels(propagate.read_embeddings(str(folder / "e")), [str(folder / name)])
         labelled = [video for video in videos if video.frame_labels is not None]
         back = [v.phase_name(phase) or "" for v in labelled for phase in v.phases.tolist()]
         assert back == written

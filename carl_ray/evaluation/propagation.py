@@ -11,13 +11,16 @@ Legend: N frames of the other video, V labelled videos, S states: the phases and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from carl_ray.evaluation.bootstrap import Result, ratio_of_sums
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.frames import unit_frames
+from carl_ray.evaluation.intervals import LabelledVideo
 from carl_ray.evaluation.task import Metric, Task, Videos
 
 _MOST_FRAMES = 3000
@@ -59,6 +62,31 @@ def propagate(
     votes = _votes([units], sources, states, none)
     found = _decide(_nearest(units, sources, states, none), None if votes is None else votes[0], states)
     return Propagation(*(np.repeat(values, step)[: len(embeddings)] for values in found))
+
+
+def sources_for(video: EmbeddedVideo, sources: Sequence[EmbeddedVideo]) -> list[EmbeddedVideo]:
+    """The labelled videos of the same action as a video; those of an unknown one may be of any."""
+    return [source for source in sources if video.label is None or source.label in (None, video.label)]
+
+
+def propagate_names(sources: Sequence[EmbeddedVideo], video: EmbeddedVideo) -> LabelledVideo:
+    """Names of the phases of the frames of a video, from those of labelled ones.
+
+    Args:
+        sources: The labelled videos, one or more; phases of one name are one.
+        video: The other one, with frames.
+
+    Raises:
+        ValueError: as `propagate`.
+    """
+    own = [
+        v.phase_names or [str(phase) for phase in range(int(v.phases.max(initial=-1)) + 1)] for v in sources
+    ]
+    names = [*dict.fromkeys(chain.from_iterable(own))]
+    places = [np.array([*map(names.index, of_video), -1]) for of_video in own]
+    labels = [place[source.phases] for place, source in zip(places, sources, strict=True)]
+    found = propagate([source.embeddings for source in sources], labels, video.embeddings)
+    return LabelledVideo(video, [[*names, ""][phase] for phase in found.phases], found.confidence)
 
 
 def _states(labels: Sequence[Int[np.ndarray, " _"]]) -> tuple[list[Int[np.ndarray, " _"]], int]:

@@ -87,7 +87,7 @@ def evaluate(
         "origin": asdict(origin),
         "train": _extent(train),
         "test": _extent(test),
-        "videos_with_returning_phases": sum(map(_has_returning_phase, test)),
+        "videos_with_returning_phases": sum(map(has_returning_phase, test)),
         "metrics": {
             metric.name: asdict(metric) for chosen, _ in parts for task in chosen for metric in task.metrics
         },
@@ -103,7 +103,7 @@ def evaluate(
             name: {
                 "train_videos": len(fitted),
                 "test_videos": len(held),
-                "videos_with_returning_phases": sum(map(_has_returning_phase, held)),
+                "videos_with_returning_phases": sum(map(has_returning_phase, held)),
                 "num_phases": Videos(fitted, held).num_classes,
                 "phase_names": phase_names([*fitted, *held], Videos(fitted, held).num_classes),
                 **summaries([name]),
@@ -183,7 +183,7 @@ def _measure(tasks: Sequence[Task], videos: Videos) -> dict[str, Result]:
     return measured
 
 
-def _has_returning_phase(video: EmbeddedVideo) -> bool:
+def has_returning_phase(video: EmbeddedVideo) -> bool:
     """Whether a phase ends and begins again, ignoring frames without a label."""
     phases = video.phases[video.phases >= 0]
     begun = phases[np.flatnonzero(np.diff(phases, prepend=-1))]

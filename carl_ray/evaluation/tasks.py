@@ -13,6 +13,7 @@ from carl_ray.evaluation import (
     label_free,
     progression,
     propagation,
+    repetitions,
     retrieval,
 )
 from carl_ray.evaluation.task import Metric, Task
@@ -25,6 +26,7 @@ TASKS: dict[str, Task] = {
         kendall.TASK,
         retrieval.TASK,
         propagation.TASK,
+        repetitions.TASK,
         alignment.TASK,
         frame_classes.TASK,
         label_free.TASK,

@@ -9,14 +9,17 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 
 from carl_ray.evaluation.frames import unit_frames
-from carl_ray.objectives.dtw import dynamic_time_warping
+from carl_ray.evaluation.repetitions import Repetition, centred_units
+from carl_ray.objectives.dtw import dynamic_time_warping, open_ended_dtw, relative_gap
 
 # Cells of a batch of padded cost matrices, float64: bounds memory to some hundred megabytes.
 _MOST_CELLS = 1 << 21
+_CYCLE = 64
+"""Places of a mean cycle."""
 
 
 def align_pair(
-    first: Float[np.ndarray, "N width"], second: Float[np.ndarray, "M width"]
+    first: Float[np.ndarray, "N width"], second: Float[np.ndarray, "M width"], *, open_ends: bool = False
 ) -> Int64[np.ndarray, "steps 2"]:
     """The warping path of two whole videos, with cosine distance as cost.
 
@@ -25,9 +28,11 @@ def align_pair(
     Args:
         first: Embeddings of the frames of a video; normalised here.
         second: Those of the other video.
+        open_ends: Leave out frames at the ends that the other video does not show.
 
     Returns:
-        Pairs of frame indices; each step is (1, 1), (1, 0) or (0, 1).
+        Pairs of frame indices; each step is (1, 1), (1, 0) or (0, 1). None where the ends are open and the videos have
+        nothing in common.
 
     Raises:
         ValueError: as `unit_frames`, or a video has no frames.
@@ -36,8 +41,59 @@ def align_pair(
     if len(unit1) == 0 or len(unit2) == 0:
         raise ValueError(f"expected videos with frames, got {len(unit1)} and {len(unit2)} frames")
     mask1, mask2 = (torch.ones(1, len(frames), dtype=torch.bool) for frames in (unit1, unit2))
-    cost = 1 - unit1 @ unit2.mT
-    return dynamic_time_warping(cost[None], mask1, mask2).cells[0].nonzero().numpy()
+    cost = (1 - unit1 @ unit2.mT)[None]
+    if open_ends:
+        path = open_ended_dtw(cost, mask1, mask2, relative_gap(cost, mask1, mask2))
+    else:
+        path = dynamic_time_warping(cost, mask1, mask2)
+    return path.cells[0].nonzero().numpy()
+
+
+def align_repetitions(
+    first: Float[np.ndarray, "N width"],
+    second: Float[np.ndarray, "M width"],
+    found: tuple[Sequence[Repetition], Sequence[Repetition]],
+) -> Int64[np.ndarray, "steps 2"]:
+    """The warping paths of two videos' repetitions, the first with the first, and so on.
+
+    The cycles of the two videos may be cut in different poses: the cuts of the second one are moved, by at most half a
+    repetition, to where its mean cycle resembles that of the first one most.
+
+    Args:
+        first: Embeddings of the frames of a video; normalised and centred here.
+        second: Those of the other video.
+        found: Repetitions of both (`find_repetitions`). Those of the longer list that have no counterpart are left out.
+
+    Returns:
+        Pairs of frame indices, in order; neither ever decreases.
+
+    Raises:
+        ValueError: as `unit_frames`.
+    """
+    units = [centred_units(frames) for frames in (first, second)]
+    cycles = [_mean_cycle(*video) for video in zip(units, found, strict=True)]
+    likeness = [np.vdot(cycles[0], np.roll(cycles[1], -shift, axis=0)) for shift in range(_CYCLE)]
+    moved = int(np.argmax(likeness)) / _CYCLE
+    moved -= moved > 0.5
+    paths, end = [np.zeros((0, 2), np.int64)], 0
+    for one, other in zip(*found, strict=False):
+        length = other.end - other.start
+        start = max(end, round(other.start + moved * length))
+        end = min(max(start + 1, round(other.end + moved * length)), len(second))
+        if start < end:
+            path = align_pair(units[0][one.start : one.end], units[1][start:end])
+            paths.append(path + np.array([one.start, start]))
+    return np.concatenate(paths)
+
+
+def _mean_cycle(
+    units: Float64[np.ndarray, "N width"], found: Sequence[Repetition]
+) -> Float64[np.ndarray, "_ width"]:
+    """Mean embedding at evenly spaced places of a repetition."""
+    places = (np.arange(_CYCLE) + 0.5) / _CYCLE
+    return np.mean(
+        [units[(one.start + places * (one.end - one.start)).astype(np.int64)] for one in found], axis=0
+    )
 
 
 def partner_values(

@@ -26,13 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_GAP = 0.35
-"""Cost of a frame without a partner, of the mean distance of all frames of the two crops: whatever an encoder has
-learnt and however noisy the frames are. Measured: docs/results.md."""
-_LEAST_GAP = 1e-4
-"""At least this, so that rounding does not leave out frames of crops in which all frames are alike."""
-
-
 class WeakSequenceContrast(Objective):
     """SCL of the two crops, and of pairs of videos of one label that DTW aligns."""
 
@@ -103,14 +96,12 @@ def correspondence(pairs: FramePairs) -> Correspondence:
     Args:
         pairs: Unit vectors of the frames, float32 or better, finite where masked.
     """
-    from carl_ray.objectives.dtw import open_ended_dtw
+    from carl_ray.objectives.dtw import open_ended_dtw, relative_gap
 
     unit_a, unit_b, sa, sb, mask_a, mask_b = (part.detach() for part in pairs)
     # Rounding must not make a detour through a negative cost worth while where frames are alike.
     cost = (1 - unit_a @ unit_b.mT).clamp(0, 2)
-    real = mask_a[:, :, None] & mask_b[:, None, :]
-    mean = cost.where(real, 0).sum((1, 2)) / real.sum((1, 2)).clamp(min=1)
-    gap = (_GAP * mean).clamp(min=_LEAST_GAP)
+    gap = relative_gap(cost, mask_a, mask_b)
     cells = open_ended_dtw(cost, mask_a, mask_b, gap).cells
 
     def side(cells: Tensor, cost: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:

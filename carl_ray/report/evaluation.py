@@ -16,6 +16,8 @@ from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
+_MOST_SEARCHED = 50
+"""Videos that are searched for repetitions where no labels tell."""
 
 
 def evaluate_embeddings(
@@ -37,7 +39,8 @@ def evaluate_embeddings(
             and a warning says so.
         out: URI of the folder.
         protocol: Which tasks, one of `carl_ray.paper.PROTOCOLS`; None: those of the paper for the preset.
-            Propagation is added to the protocol of phases, the score without labels where no test video has any.
+            Propagation is added to the protocol of phases, repetitions where a phase of a test video returns, the score
+            without labels where no test video has any.
         stride: Every how many frames tau, AP@K and the alignment error look at; None: as in the paper.
         seed: Of label fractions, chance and the bootstrap.
         title: Of the report; None: preset and steps.
@@ -53,12 +56,14 @@ def evaluate_embeddings(
     origin, train_videos, test_videos, warnings = _read(train, test)
     # Lazy import: mistakes are reported before torch is loaded.
     from carl_ray.evaluation.overlap import overlap_warnings
-    from carl_ray.evaluation.protocol import evaluate
+    from carl_ray.evaluation.protocol import evaluate, has_returning_phase
     from carl_ray.report.page import write_report
 
     protocol = protocol or protocol_of(origin.preset)
     is_labelled = any((video.phases >= 0).any() for video in test_videos)
     added = ("propagation",) * (protocol == "phases") if is_labelled else ("label_free",)
+    if any(map(has_returning_phase, test_videos)):
+        added = (*added, "repetitions")
     document = {"protocol": protocol} | evaluate(
         train_videos,
         test_videos,
@@ -73,6 +78,8 @@ def evaluate_embeddings(
     config = _config(run_dir)
     persons = _persons(config.get("data", {}).get("manifest"))
     document["warnings"] = [*warnings, *overlap_warnings(train_videos, test_videos, persons)]
+    if not is_labelled:
+        document["warnings"] += _repetition_warnings(test_videos)
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     storage.write_bytes(storage.join(out, METRICS_FILE), text.encode())
     print("evaluated; now the report", file=sys.stderr, flush=True)
@@ -86,6 +93,20 @@ def evaluate_embeddings(
         title=title,
     )
     return document
+
+
+def _repetition_warnings(videos: list[EmbeddedVideo]) -> list[str]:
+    """A sentence where unlabelled videos repeat, which the score without labels supposes that they do not."""
+    from carl_ray.evaluation.repetitions import find_repetitions
+
+    some = videos[:: -(-len(videos) // _MOST_SEARCHED)]
+    count = sum(len(find_repetitions(video.embeddings)) > 1 for video in some)
+    if 2 * count < len(some):
+        return []
+    return [
+        f"In {count} of {len(some)} test videos the action seems to repeat (carl-ray segments): the score without "
+        "labels supposes that it comes once, and is not meaningful there."
+    ]
 
 
 def print_evaluation(train: str, test: str, out: str, **options: Any) -> None:

@@ -1,0 +1,94 @@
+"""Labelled intervals of embedded videos, and their CSV files, which `index --labels` reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from carl_ray.data.manifest import LABEL_COLUMNS, SCHEMA
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
+
+
+class LabelledVideo(NamedTuple):
+    """A video with a label and its confidence for each frame."""
+
+    video: EmbeddedVideo
+    """Its `seconds` are known."""
+    labels: Sequence[str]
+    """Empty: none."""
+    confidence: Float64[np.ndarray, " frames"]
+
+
+class Interval(NamedTuple):
+    """A labelled span of a video."""
+
+    start: float
+    """Seconds from the first frame."""
+    end: float
+    label: str
+    confidence: float
+    """Mean over its frames."""
+
+
+def intervals(labelled: LabelledVideo) -> list[Interval]:
+    """Runs of frames with one label, in order; frames without one are in none."""
+    video, labels, confidence = labelled
+    assert video.seconds is not None
+    seconds = np.append(video.seconds, video.seconds[-1] + 1 / (video.fps or 1)).tolist()
+    starts = [frame for frame, label in enumerate(labels) if not frame or label != labels[frame - 1]]
+    return [
+        Interval(seconds[start], seconds[end], labels[start], float(confidence[start:end].mean()))
+        for start, end in pairwise([*starts, len(labels)])
+        if labels[start]
+    ]
+
+
+def intervals_csv(videos: Iterable[LabelledVideo]) -> tuple[bytes, int]:
+    """The file of the intervals of videos (video,start,end,label,confidence), and the number of these."""
+    rows = [
+        (labelled.video.video_id, f"{start:.4f}", f"{end:.4f}", label, f"{confidence:.3f}")
+        for labelled in videos
+        for start, end, label, confidence in intervals(labelled)
+    ]
+    return csv_bytes(["video", "start", "end", "label", "confidence"], rows), len(rows)
+
+
+def with_labels(
+    videos: Iterable[EmbeddedVideo], files: Sequence[str]
+) -> tuple[list[EmbeddedVideo], list[str]]:
+    """The videos with the labels of files alone, and what was done.
+
+    Args:
+        videos: Embedded ones.
+        files: URIs of files as for `index --labels`.
+
+    Raises:
+        UserError: as `join_labels`.
+    """
+    import pyarrow as pa
+
+    from carl_ray.data.labels import LabelOptions, join_labels
+    from carl_ray.evaluation.embeddings import video_metadata
+
+    videos = [replace(video, frame_labels=None, phase_names=None) for video in videos]
+    names = ("video_id", "uri", "content_hash", "fps", "frame_times", *LABEL_COLUMNS)
+    columns = {
+        name: pa.array([getattr(video, name) for video in videos], SCHEMA.field(name).type) for name in names
+    }
+    table = pa.table(columns | {"num_frames": pa.array([len(video) for video in videos])})
+    table, notes = join_labels(table, LabelOptions(files=tuple(files)))
+    return [replace(video, **video_metadata(table, row)) for row, video in enumerate(videos)], notes
+
+
+def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue().encode()

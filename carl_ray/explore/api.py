@@ -1,0 +1,323 @@
+"""What the page computes: nearest moments, alignments, labels and their propagation.
+
+Alignment and propagation run in a process of their own, for they need torch, which would take half of the memory that
+the server has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from aiohttp import web
+
+from carl_ray.errors import RunError, UserError
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
+from carl_ray.evaluation.intervals import Interval
+from carl_ray.explore.alignments import agreement, aligned_clips, follow, propagate_intervals
+from carl_ray.explore.labels import ConflictError, LabelStore, drawn
+from carl_ray.explore.library import Corpus
+from carl_ray.explore.moments import MomentIndex, open_index
+
+T = TypeVar("T")
+_MOST_MOMENTS = 200
+_MOST_ALIGNED = 6
+_TARGETS_AT_A_TIME = 16
+_NUMBERS = re.compile(r"\d{1,9}(,\d{1,9})*")
+
+
+@dataclass
+class Workbench:
+    """What the routes of this module work on."""
+
+    videos: Sequence[EmbeddedVideo]
+    """In the order of the numbers; their embeddings are unit vectors."""
+    index: MomentIndex
+    labels: LabelStore | None
+    """None: another process writes the labels."""
+    pool: ProcessPoolExecutor = field(default_factory=lambda: _one_process())
+    saving: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def compute(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The result of a function in the process with torch.
+
+        Raises:
+            RunError: the process died.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
+        except BrokenProcessPool:
+            self.pool = _one_process()
+            raise RunError(
+                "the process that aligns and propagates died, perhaps for want of memory"
+            ) from None
+
+    def numbers(self, text: str | None) -> list[int]:
+        """Numbers of videos, separated by commas.
+
+        Raises:
+            HTTPBadRequest: the text is something else, or there is no such video.
+        """
+        if text is None or not _NUMBERS.fullmatch(text):
+            raise web.HTTPBadRequest(text="expected numbers of videos, separated by commas")
+        return self.known([int(number) for number in text.split(",")])
+
+    def known(self, numbers: Any) -> list[int]:
+        """The numbers, if there is a video of each."""
+        if not isinstance(numbers, list) or not all(
+            type(n) is int and 0 <= n < len(self.videos) for n in numbers
+        ):
+            raise web.HTTPBadRequest(text=f"expected numbers of videos, from 0 to {len(self.videos) - 1}")
+        return numbers
+
+
+def _one_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+WORKBENCH = web.AppKey("workbench", Workbench)
+
+
+def open_workbench(
+    corpus: Corpus, labels: str | None, on_video: Callable[[int, int], None] = lambda done, total: None
+) -> Workbench:
+    """Open index and labels of a corpus.
+
+    Args:
+        corpus: The videos.
+        labels: URI of the file of labels; None: another process writes it.
+        on_video: Called with (videos done, all videos) while the index is made.
+
+    Raises:
+        UserError: an embedding is not finite, or the labels do not fit the videos.
+        RunError: the store refuses or fails.
+    """
+    index = open_index(corpus.embeddings, corpus.folder, on_video)
+    videos = [
+        EmbeddedVideo(
+            video_id=video.video_id,
+            uri=video.uri,
+            content_hash=video.content_hash,
+            timestamps=video.times,
+            embeddings=index.vectors(video.number),
+            split=video.split,
+            label=video.label,
+            frame_labels=video.frame_labels,
+            phase_names=video.phase_names,
+            fps=video.fps,
+            frame_times=None if video.fps is None else video.times,
+        )
+        for video in corpus.videos
+    ]
+    return Workbench(videos, index, None if labels is None else LabelStore(labels, videos))
+
+
+def add_routes(app: web.Application, workbench: Workbench) -> None:
+    """Add the routes of this module to the server's application."""
+    app[WORKBENCH] = workbench
+    app.cleanup_ctx.append(_pool)
+    app.add_routes(
+        [
+            web.get("/api/moments", _moments),
+            web.get("/api/alignment", _alignment),
+            web.get("/api/aligned.mp4", _aligned_video),
+            web.put(r"/api/videos/{number:\d{1,9}}/intervals", _save),
+            web.post("/api/propagation", _propagation),
+            web.get("/api/labels.csv", _labels),
+        ]
+    )
+
+
+async def _pool(app: web.Application) -> AsyncIterator[None]:
+    yield
+    app[WORKBENCH].pool.shutdown(wait=False, cancel_futures=True)
+
+
+def labels_of(workbench: Workbench, number: int) -> dict[str, Any]:
+    """The intervals of a video, its own and those of the manifest, and the version of its own."""
+    own, version = ([], 0) if workbench.labels is None else workbench.labels.read(number)
+    shown = [(interval, "own") for interval in own]
+    shown += [(interval, "manifest") for interval in drawn(workbench.videos[number])]
+    return {"intervals": [_row(interval, origin) for interval, origin in shown], "version": version}
+
+
+async def _moments(request: web.Request) -> web.StreamResponse:
+    workbench, query = request.app[WORKBENCH], request.query
+    (number,) = workbench.numbers(query.get("video"))[:1]
+    video, frame = workbench.videos[number], _whole(query.get("frame"), 0, len(workbench.videos[number]) - 1)
+    count, label, split = (
+        _whole(query.get("count", "24"), 1, _MOST_MOMENTS),
+        query.get("label"),
+        query.get("split"),
+    )
+    allowed = np.array(
+        [
+            n != number and other.uri != video.uri and (split is None or other.split == split)
+            for n, other in enumerate(workbench.videos)
+        ]
+    )
+    started = time.perf_counter()
+    found = await asyncio.to_thread(
+        workbench.index.search, workbench.index.vectors(number)[frame], count, label=label, allowed=allowed
+    )
+    moments = [
+        {
+            "video": moment.video,
+            "frame": moment.frame,
+            "time": _time(workbench.videos[moment.video], moment.frame),
+            "similarity": round(moment.similarity, 4),
+            "label": workbench.videos[moment.video].label,
+        }
+        for moment in found
+    ]
+    searched = sum(
+        bool(ok) and label in (None, v.label) for ok, v in zip(allowed, workbench.videos, strict=True)
+    )
+    asked = {"video": number, "frame": frame, "time": _time(video, frame)}
+    seconds = time.perf_counter() - started
+    return web.json_response({"query": asked, "moments": moments, "searched": searched, "seconds": seconds})
+
+
+async def _alignment(request: web.Request) -> web.StreamResponse:
+    workbench = request.app[WORKBENCH]
+    numbers, ends = workbench.numbers(request.query.get("videos")), _ends(request)
+    if not 2 <= len(numbers) <= _MOST_ALIGNED:
+        raise web.HTTPBadRequest(text=f"expected 2 to {_MOST_ALIGNED} videos, got {len(numbers)}")
+    arrays = [np.array(workbench.index.vectors(number)) for number in numbers]
+    followers = await workbench.compute(follow, arrays[0], arrays[1:], ends)
+    frames = [list(range(len(arrays[0]))), *(follower.frames.tolist() for follower in followers)]
+    videos = [workbench.videos[number] for number in numbers]
+    times = [[_time(v, frame) for frame in shown] for v, shown in zip(videos, frames, strict=True)]
+    return web.json_response(
+        {
+            "videos": numbers,
+            "frames": frames,
+            "times": times,
+            "shared": [[0, len(arrays[0])], *(list(follower.shared) for follower in followers)],
+            "similarity": [None, *(follower.similarity for follower in followers)],
+        }
+    )
+
+
+async def _aligned_video(request: web.Request) -> web.StreamResponse:
+    workbench = request.app[WORKBENCH]
+    numbers, ends = workbench.numbers(request.query.get("videos")), _ends(request)
+    if len(numbers) != 2:
+        raise web.HTTPBadRequest(text=f"expected two videos, got {len(numbers)}")
+    arrays = [np.array(workbench.index.vectors(number)) for number in numbers]
+    names = [(workbench.videos[n].video_id, workbench.videos[n].uri) for n in numbers]
+    content = await workbench.compute(aligned_clips, names, arrays, ends)
+    headers = {"Content-Disposition": 'attachment; filename="aligned.mp4"'}
+    return web.Response(body=content, content_type="video/mp4", headers=headers)
+
+
+async def _save(request: web.Request) -> web.StreamResponse:
+    workbench, body = request.app[WORKBENCH], await _json(request)
+    (number,) = workbench.numbers(request.match_info["number"])
+    store, given = _store(workbench), body.get("version")
+    if type(given) is not int:
+        raise web.HTTPBadRequest(text="expected the version of the intervals that were changed")
+    try:
+        async with workbench.saving:
+            version = await asyncio.to_thread(store.save, number, body.get("intervals"), given)
+    except ConflictError as error:
+        own, version = store.read(number)
+        answer = {"error": str(error), "intervals": [_row(i, "own") for i in own], "version": version}
+        return web.json_response(answer, status=409)
+    return web.json_response({"version": version})
+
+
+async def _propagation(request: web.Request) -> web.StreamResponse:
+    workbench, body = request.app[WORKBENCH], await _json(request)
+    store = _store(workbench)
+    asked = body.get("sources")
+    sources = store.labelled(None if asked is None else workbench.known(asked))
+    if not sources:
+        raise UserError("no video has labels to propagate: draw some first")
+    given = body.get("targets")
+    targets = workbench.known(list(range(len(workbench.videos))) if given is None else given)
+    targets = [number for number in targets if number not in sources]
+    labelled = [*map(_loaded, sources.values())]
+    proposed = []
+    for start in range(0, len(targets), _TARGETS_AT_A_TIME):
+        some = targets[start : start + _TARGETS_AT_A_TIME]
+        videos = [_loaded(workbench.videos[number]) for number in some]
+        for number, intervals in zip(
+            some, await workbench.compute(propagate_intervals, labelled, videos), strict=True
+        ):
+            if intervals is not None:
+                lengths = [interval.end - interval.start for interval in intervals]
+                sure = np.average([i.confidence for i in intervals], weights=lengths) if intervals else 0.0
+                rows = [_row(interval, "propagated") for interval in intervals]
+                proposed.append({"number": number, "intervals": rows, "confidence": float(sure)})
+    proposed.sort(key=lambda video: (video["confidence"], video["number"]))
+    control = await workbench.compute(agreement, labelled)
+    shown = {"agreement": control.propagated, "straight_line": control.straight_line}
+    return web.json_response({"videos": proposed, "control": shown})
+
+
+async def _labels(request: web.Request) -> web.StreamResponse:
+    headers = {"Content-Disposition": 'attachment; filename="labels.csv"'}
+    content = _store(request.app[WORKBENCH]).csv()
+    return web.Response(body=content, content_type="text/csv", charset="utf-8", headers=headers)
+
+
+def _store(workbench: Workbench) -> LabelStore:
+    if workbench.labels is None:
+        raise web.HTTPForbidden(text="another process writes the labels of this folder: this page only reads")
+    return workbench.labels
+
+
+def _loaded(video: EmbeddedVideo) -> EmbeddedVideo:
+    """The video with its embeddings in memory, to be sent to the other process, and none of the controls."""
+    values = {name: getattr(video, name) for name in video.__dataclass_fields__}
+    return EmbeddedVideo(**values | {"embeddings": np.array(video.embeddings)})
+
+
+async def _json(request: web.Request) -> dict[str, Any]:
+    try:
+        body = await request.json()
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        body = None
+    if not isinstance(body, dict):
+        raise web.HTTPBadRequest(text="expected a JSON object")
+    return body
+
+
+def _ends(request: web.Request) -> str:
+    ends = request.query.get("ends", "tied")
+    if ends not in ("tied", "open"):
+        raise web.HTTPBadRequest(text=f"ends: expected tied or open, got {ends[:20]!r}")
+    return ends
+
+
+def _whole(text: str | None, least: int, most: int) -> int:
+    if text is None or not re.fullmatch(r"\d{1,9}", text) or not least <= int(text) <= most:
+        raise web.HTTPBadRequest(
+            text=f"expected a whole number from {least} to {most}, got {str(text)[:20]!r}"
+        )
+    return int(text)
+
+
+def _time(video: EmbeddedVideo, frame: int) -> float | None:
+    return None if video.seconds is None else float(video.seconds[frame])
+
+
+def _row(interval: Interval, origin: str) -> dict[str, Any]:
+    confidence = interval.confidence if origin == "propagated" else None
+    return {
+        "start": interval.start,
+        "end": interval.end,
+        "label": interval.label,
+        "confidence": confidence,
+        "origin": origin,
+    }

@@ -1,0 +1,156 @@
+"""The routes that compute, as the page calls them."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from aiohttp import ClientResponse
+from aiohttp.test_utils import TestClient, TestServer
+
+from carl_ray.evaluation.embeddings import Origin, write_part
+from carl_ray.explore.api import add_routes, labels_of, open_workbench
+from carl_ray.explore.library import Corpus
+from carl_ray.explore.server import TOKEN, make_app
+from tests.explore.test_alignments import labelled
+
+ORIGIN = Origin("run", "0" * 64, "demo", 1, 8, 8, "resized", has_untrained=False)
+EDGES = {"a": [5, 10, 20], "b": [12, 16, 20], 'c "<b>\n': [3, 15, 20]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    uri = str(tmp_path / "embeddings")
+    videos = [labelled(name, edges, label="kick", split="test") for name, edges in EDGES.items()]
+    videos.append(labelled("d", [1, 2, 4], label="jump", split="train"))
+    write_part(uri, videos, ORIGIN, "float32")
+    return uri
+
+
+Ask = Callable[..., Awaitable[tuple[int, Any]]]
+
+
+def talk(folder: str, labels: str | None, conversation: Callable[[Ask], Awaitable[None]]) -> None:
+    """Serve the folder, and let a conversation ask: method, path, JSON; answers are status and content."""
+
+    async def run() -> None:
+        corpus = Corpus.open(folder)
+        app = make_app(corpus)
+        add_routes(app, open_workbench(corpus, labels))
+        async with TestClient(TestServer(app)) as client:
+
+            async def ask(method: str, path: str, body: Any = None) -> tuple[int, Any]:
+                joined = "&" if "?" in path else "?"
+                url = f"{path}{joined}token={app[TOKEN]}"
+                response: ClientResponse = await client.request(method, url, json=body)
+                is_json = response.content_type == "application/json"
+                return response.status, await (response.json() if is_json else response.text())
+
+            await conversation(ask)
+
+    asyncio.run(run())
+
+
+def test_moments_of_other_videos(folder: str) -> None:
+    async def conversation(ask: Ask) -> None:
+        status, found = await ask("GET", "/api/moments?video=0&frame=7&count=9")
+        assert status == 200 and found["query"] == {"video": 0, "frame": 7, "time": 0.7}
+        assert [(m["video"], m["frame"], m["similarity"]) for m in found["moments"]] == [
+            (1, 12, 1),
+            (2, 3, 1),
+            (3, 1, 1),
+        ]
+        assert found["moments"][0]["time"] == 1.2 and found["searched"] == 3
+        _, some = await ask("GET", "/api/moments?video=0&frame=7&label=kick")
+        assert [m["video"] for m in some["moments"]] == [1, 2] and some["searched"] == 2
+        _, some = await ask("GET", "/api/moments?video=0&frame=7&split=train&count=1")
+        assert [m["video"] for m in some["moments"]] == [3]
+        for wrong in (
+            "video=9&frame=0",
+            "video=0&frame=20",
+            "video=x&frame=0",
+            "video=0",
+            "video=0&frame=0&count=0",
+        ):
+            status, answer = await ask("GET", f"/api/moments?{wrong}")
+            assert status == 400 and answer["error"].startswith("expected ")
+
+    talk(folder, None, conversation)
+
+
+def test_videos_in_step(folder: str) -> None:
+    async def conversation(ask: Ask) -> None:
+        status, found = await ask("GET", "/api/alignment?videos=0,1,2")
+        assert status == 200 and found["videos"] == [0, 1, 2]
+        assert found["frames"][0] == list(range(20)) and found["times"][0][5] == 0.5
+        for number, edges in ((1, EDGES["b"]), (2, EDGES['c "<b>\n'])):
+            phases = np.searchsorted(edges, found["frames"][number], "right")
+            assert phases.tolist() == [0] * 5 + [1] * 5 + [2] * 10
+        assert found["similarity"] == [None, 1, 1] and found["shared"] == [[0, 20]] * 3
+        for wrong in ("videos=0", "videos=0,1,2,3,0,1,2", "videos=0,1&ends=loose", "videos=0,99", ""):
+            assert (await ask("GET", f"/api/alignment?{wrong}"))[0] == 400
+        status, answer = await ask("GET", "/api/aligned.mp4?videos=0,1")
+        assert status == 400 and answer["error"]  # There are no such files.
+
+    talk(folder, None, conversation)
+
+
+def test_labels_are_drawn_propagated_and_exported(folder: str, tmp_path: Path) -> None:
+    uri = str(tmp_path / "labels.csv")
+    rows = [{"start": 0, "end": 0.5, "label": "low"}, {"start": 0.5, "end": 1.0, "label": "high"}]
+
+    async def conversation(ask: Ask) -> None:
+        status, answer = await ask("POST", "/api/propagation", {})
+        assert status == 400 and "draw some first" in answer["error"]
+        assert await ask("PUT", "/api/videos/0/intervals", {"intervals": rows, "version": 0}) == (
+            200,
+            {"version": 1},
+        )
+        status, answer = await ask("PUT", "/api/videos/0/intervals", {"intervals": [], "version": 0})
+        assert status == 409 and answer["version"] == 1
+        assert [(i["label"], i["origin"]) for i in answer["intervals"]] == [("low", "own"), ("high", "own")]
+        for wrong in ({"intervals": rows}, {"intervals": 3, "version": 1}, [], "x"):
+            assert (await ask("PUT", "/api/videos/0/intervals", wrong))[0] == 400
+        status, found = await ask("POST", "/api/propagation", {})
+        assert [video["number"] for video in found["videos"]] and found["control"]["agreement"] is None
+        by_number = {video["number"]: video["intervals"] for video in found["videos"]}
+        assert sorted(by_number) == [1, 2]  # 3 is of another action.
+        assert [(i["label"], i["start"], i["end"]) for i in by_number[1]][:2] == [
+            ("low", 0, 1.2),
+            ("high", 1.2, 1.6),
+        ]
+        assert all(0 < i["confidence"] <= 1 and i["origin"] == "propagated" for i in by_number[1])
+        sure = [video["confidence"] for video in found["videos"]]
+        assert sure == sorted(sure)
+        assert await ask("PUT", "/api/videos/1/intervals", {"intervals": by_number[1], "version": 0}) == (
+            200,
+            {"version": 1},
+        )
+        status, found = await ask("POST", "/api/propagation", {"targets": [2]})
+        assert [video["number"] for video in found["videos"]] == [2]
+        assert found["control"]["agreement"] > found["control"]["straight_line"] > 0
+        status, text = await ask("GET", "/api/labels.csv")
+        assert status == 200 and [row[0] for row in csv.reader(io.StringIO(text))][:3] == ["video", "a", "a"]
+        assert Path(uri).read_text() == text
+
+    talk(folder, uri, conversation)
+    # What was accepted is there after a restart.
+    workbench = open_workbench(Corpus.open(folder), uri)
+    assert [i["label"] for i in labels_of(workbench, 0)["intervals"]] == ["low", "high", "rest", "up", "down"]
+    assert labels_of(workbench, 3)["version"] == 0
+
+
+def test_a_second_reader_does_not_write(folder: str) -> None:
+    async def conversation(ask: Ask) -> None:
+        for method, path in (("PUT", "/api/videos/0/intervals"), ("POST", "/api/propagation")):
+            status, answer = await ask(method, path, {"intervals": [], "version": 0})
+            assert status == 403 and "this page only reads" in answer["error"]
+        assert (await ask("GET", "/api/labels.csv"))[0] == 403
+
+    talk(folder, None, conversation)
