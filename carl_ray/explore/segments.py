@@ -1,31 +1,35 @@
 """Videos as H.264 that browsers play, a segment at a time. No Ray here.
 
-A converted video is an MP4 file whose layout is known before any frame is converted: every segment of `FRAMES` frames
-has a slot of the same size, and an index of all slots comes first.
+A converted video is an ordinary MP4 file whose layout is known before any frame is converted: every frame has a slot of
+a size that depends on nothing but its place and the size of the picture, and the index of all frames comes first.
 
-    ftyp │ moov │ sidx: offset and duration of every slot │ moof mdat free │ moof mdat free │ …
+    ftyp │ moov: size, offset and time of every frame │ mdat: the slots
 
-So a browser can seek to any time, and only the slots that it asks for are made. Slots are padded, which costs no disk
-space in a sparse file. Frame k is shown from its time in the embeddings on, to 1/90000 s.
+So a browser can seek to any time, and only the segments (`FRAMES` slots) that it asks for are made. Slots are filled up
+with zeros, which take no space in a sparse file. Fragments (moof) need no slots, but FFmpeg's reader, also Chromium's,
+loses the fragment at whose head a read is aborted. Frame k is shown from its time in the embeddings on, to 1/90000 s.
 
-Everything here but `Layout` runs in a child process: the videos are untrusted.
+Everything below `answer` runs in child processes: the videos are untrusted.
 """
 
 from __future__ import annotations
 
+import asyncio
 import io
 import struct
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
-from carl_ray.data.child import Array, Child, Values, open_channel
+from carl_ray.data.child import Array, Child, Fields, Values, open_channel
+from carl_ray.explore.library import Video
 
 FRAMES = 32
 """Of a segment, whose first one is a key frame."""
@@ -33,15 +37,14 @@ FRAMES = 32
 _TICKS = 90_000  # a second
 _LONGEST_SHORT_SIDE = 720  # pixels of a converted video
 _SMALLEST_SIDE = 16
-_PIXELS_A_BYTE = 16
-_LEAST_SLOT = 1 << 16  # bytes
-_MOST_SLOT = 1 << 28
-_QUALITIES = (23, 33, 43, 51)
-"""Constant rate factors; the next one where a segment does not fit into its slot."""
+_KEY_PIXELS, _PIXELS = 3, 10
+"""Pixels for which the slots of the first frame of a segment and of the others have a byte."""
+_LEAST_SLOT = 1 << 12  # bytes
+_QUALITIES = (23, 29, 36, 43, 51)
+"""Constant rate factors; the next one where a frame does not fit into its slot."""
+_FILLER = 12  # nal_unit_type
 _MOST_AT_ONCE = 4  # segments
 _POSTER_SIDE = 240  # pixels
-_MAX_HEADER = 1 << 22  # bytes
-_SIDX = struct.Struct(">I4sIIIIIHH")
 _SEEKABLE = ("h264", "hevc")
 _PLAYED = {
     "h264": ("Constrained Baseline", "Baseline", "Main", "High"),
@@ -51,10 +54,16 @@ _PLAYED = {
 }
 """Codecs and profiles that Chromium plays."""
 
-PROBE = {"reason": str, "codec": str, "width": int, "height": int, "times": Array("<f8", (range(1, 1 << 31),))}
+PROBE = {
+    "reason": str,
+    "codec": str,
+    "media_type": str,
+    "width": int,
+    "height": int,
+    "times": Array("<f8", (range(1, 1 << 31),)),
+}
 POSTER = {"poster": Array("|u1", (range(1, 1 << 16), range(1, 1 << 16), 3))}
-HEADER = {"content": Array("|u1", (range(1, _MAX_HEADER),))}
-SEGMENT = {"content": Array("|u1", (range(1, _MOST_SLOT),))}
+CONTENT = {"content": Array("|u1", (range(1, 1 << 30),))}
 
 
 @dataclass(frozen=True)
@@ -87,14 +96,19 @@ class Layout:
 
     @property
     def num_segments(self) -> int:
-        """Number of slots."""
+        """Number of segments."""
         return -(-len(self.times) // FRAMES)
 
     @property
-    def slot(self) -> int:
-        """Bytes of a slot."""
-        width, height = self.size
-        return min(max(_LEAST_SLOT, width * height * FRAMES // _PIXELS_A_BYTE), _MOST_SLOT)
+    def slots(self) -> tuple[int, int]:
+        """Bytes of the first frame of a segment, and of each other one."""
+        pixels = self.size[0] * self.size[1]
+        return max(_LEAST_SLOT, pixels // _KEY_PIXELS), max(_LEAST_SLOT, pixels // _PIXELS)
+
+    def offset(self, frame: int) -> int:
+        """Bytes of the slots before a frame."""
+        key, other = self.slots
+        return frame * other + -(-frame // FRAMES) * (key - other)
 
     @property
     def ticks(self) -> Int64[np.ndarray, " frames+1"]:
@@ -106,9 +120,37 @@ class Layout:
         return np.maximum.accumulate(ticks - steps) + steps  # no two at once
 
 
-def media_child() -> Child:
-    """A child process that answers `probe`, `poster`, `header` and `segments`."""
-    return Child("from carl_ray.explore.segments import answer; answer()", quiet=True)
+CODE = "from carl_ray.explore.segments import answer; answer()"
+"""Of the child process."""
+
+
+class Children:
+    """A few child processes that answer one question after another, in the order in which they are asked."""
+
+    def __init__(self, count: int) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="media")
+        self._own = threading.local()  # A child ends with the thread that started it.
+        self._all: list[Child] = []
+
+    async def ask(
+        self, video: Video, expected: Fields, *, seconds: float, **arguments: object
+    ) -> dict[str, Any]:
+        """The answer to one question about a video; errors as `Child.ask`."""
+
+        def ask() -> dict[str, Any]:
+            if not hasattr(self._own, "child"):
+                self._own.child = Child(CODE, quiet=True)
+                self._all.append(self._own.child)
+            (answer,) = self._own.child.ask(video.uri, arguments, expected, seconds=seconds)
+            return answer
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, ask)
+
+    def close(self) -> None:
+        """End the processes, whatever they do."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for child in self._all:
+            child.interrupt()
 
 
 def answer() -> None:
@@ -127,8 +169,14 @@ def _probe(source: bytes | str) -> Values:
     readable = local_or_content(source)
     found = probe_video(readable if isinstance(readable, bytes) else source)
     reason = _why_not_played(readable) or ("uncertain frames" if found.doubtful else "")
-    fields: dict[str, object] = {"reason": reason, "codec": found.codec, "times": found.frame_times}
-    yield fields | {"width": found.width, "height": found.height}
+    yield {
+        "reason": reason,
+        "codec": found.codec,
+        "media_type": "video/webm" if _is_webm(readable) else "video/mp4",
+        "width": found.width,
+        "height": found.height,
+        "times": found.frame_times,
+    }
 
 
 def _why_not_played(readable: bytes | Path) -> str:
@@ -194,32 +242,83 @@ def _poster(source: bytes | str, frame: int, num_frames: int) -> Values:
 def _header(source: bytes | str, **described: Any) -> Values:
     layout = _layout(described)
     width, height = layout.size
-    ticks = layout.ticks
-    init, _ = _encode(np.zeros((1, height, width, 3), np.uint8), ticks[:2], layout, _QUALITIES[0])
-    entries = []
-    for segment in range(layout.num_segments):
-        start, stop = segment * FRAMES, min((segment + 1) * FRAMES, len(ticks) - 1)
-        # Size of the slot; its duration; it starts with a key frame.
-        entries.append(struct.pack(">III", layout.slot, int(ticks[stop] - ticks[start]), 0x90000000))
-    length = _SIDX.size + 12 * len(entries)
-    sidx = _SIDX.pack(length, b"sidx", 0, 1, _TICKS, int(ticks[0]), 0, 0, len(entries))
-    yield {"content": np.frombuffer(init + sidx + b"".join(entries), np.uint8)}
+    description, _ = _encode(np.zeros((1, height, width, 3), np.uint8), layout, _QUALITIES[0])
+    start = len(_head(layout, description, 0))
+    yield {"content": np.frombuffer(_head(layout, description, start), np.uint8)}
+
+
+def _head(layout: Layout, description: bytes, start: int) -> bytes:
+    """All of an MP4 file before its slots (ISO/IEC 14496-12), which begin at `start`."""
+    frames, ticks = len(layout.times), layout.ticks
+    duration, (width, height) = int(ticks[-1]), layout.size
+    firsts = range(0, frames, FRAMES)
+    durations = [(len([*run]), step) for step, run in groupby(np.diff(ticks).tolist())]
+    sizes = [layout.slots[frame % FRAMES > 0] for frame in range(frames)]
+    runs = [(1, min(FRAMES, frames), 1)]
+    if frames > FRAMES and frames % FRAMES:
+        runs.append((layout.num_segments, frames % FRAMES, 1))
+    matrix = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    table = _box(
+        b"stbl",
+        description,
+        _box(b"stts", _rows(">II", durations)),
+        _box(b"stss", _rows(">I", [(frame + 1,) for frame in firsts])),
+        _box(b"stsc", _rows(">III", runs)),
+        _box(b"stsz", bytes(8), struct.pack(f">I{frames}I", frames, *sizes)),
+        _box(b"co64", _rows(">Q", [(start + layout.offset(frame),) for frame in firsts])),
+    )
+    data = _box(b"dinf", _box(b"dref", bytes(4), struct.pack(">I", 1), _box(b"url ", struct.pack(">I", 1))))
+    media = _box(
+        b"mdia",
+        _box(b"mdhd", struct.pack(">I16xIQHH", 1 << 24, _TICKS, duration, 0x55C4, 0)),
+        _box(b"hdlr", struct.pack(">8x4s13x", b"vide")),
+        _box(b"minf", _box(b"vmhd", struct.pack(">I8x", 1)), data, table),
+    )
+    track = struct.pack(">I16xI4xQ16x", 1 << 24 | 3, 1, duration) + matrix
+    movie = struct.pack(">I16xIQIH10x", 1 << 24, _TICKS, duration, 1 << 16, 1 << 8) + matrix
+    moov = _box(
+        b"moov",
+        _box(b"mvhd", movie, bytes(24), struct.pack(">I", 2)),
+        _box(b"trak", _box(b"tkhd", track, struct.pack(">II", width << 16, height << 16)), media),
+    )
+    brands = _box(b"ftyp", b"isom", struct.pack(">I", 512), b"isomiso2avc1mp41")
+    return brands + moov + struct.pack(">I4sQ", 1, b"mdat", 16 + layout.offset(frames))
+
+
+def _box(name: bytes, *content: bytes) -> bytes:
+    joined = b"".join(content)
+    return struct.pack(">I4s", 8 + len(joined), name) + joined
+
+
+def _rows(format: str, rows: Sequence[tuple[int, ...]]) -> bytes:
+    return struct.pack(">II", 0, len(rows)) + b"".join(struct.pack(format, *row) for row in rows)
 
 
 def _segments(source: bytes | str, first: int, codec: str, **described: Any) -> Values:
     layout = _layout(described)
     for number, frames in enumerate(_chunks(source, layout, first, codec), first):
-        ticks = layout.ticks[number * FRAMES : number * FRAMES + len(frames) + 1]
         for quality in _QUALITIES:
-            _, fragment = _encode(frames, ticks, layout, quality)
-            if len(fragment) <= layout.slot - 8:
+            _, packets = _encode(frames, layout, quality)
+            content = _in_slots(packets, layout)
+            if content is not None:
                 break
         else:
             raise RuntimeError(f"segment {number} does not fit")
-        struct.pack_into(">I", fragment, fragment.index(b"mfhd") + 8, number + 1)  # its place among the fragments
-        struct.pack_into(">Q", fragment, fragment.index(b"tfdt") + 8, int(ticks[0]))  # its time
-        padding = struct.pack(">I4s", layout.slot - len(fragment), b"free")
-        yield {"content": np.frombuffer(bytes(fragment) + padding, np.uint8)}
+        yield {"content": content}
+
+
+def _in_slots(packets: Sequence[bytes], layout: Layout) -> UInt8[np.ndarray, " bytes"] | None:
+    """The packets of a segment in their slots; None where one does not fit."""
+    content = np.zeros(layout.offset(len(packets)), np.uint8)
+    for frame, packet in enumerate(packets):
+        start, stop = layout.offset(frame), layout.offset(frame + 1)
+        left = stop - start - len(packet)
+        if left < 6:
+            return None
+        # The rest is a unit of filler data, which decoders skip: empty, and trailing zeros.
+        filled = packet + struct.pack(">IBB", left - 4, _FILLER, 0x80)
+        content[start : start + len(filled)] = np.frombuffer(filled, np.uint8)
+    return content
 
 
 def _layout(described: Mapping[str, Any]) -> Layout:
@@ -246,50 +345,37 @@ def _chunks(
         start, at_once = stop, min(2 * at_once, _MOST_AT_ONCE)
 
 
-def _encode(
-    frames: UInt8[np.ndarray, "n h w 3"], ticks: Int64[np.ndarray, " n+1"], layout: Layout, quality: int
-) -> tuple[bytes, bytearray]:
-    """The header of an MP4 file, and one fragment with these frames."""
+def _encode(frames: UInt8[np.ndarray, "n h w 3"], layout: Layout, quality: int) -> tuple[bytes, list[bytes]]:
+    """The description of the stream (stsd) and the packets of frames, the first one a key frame."""
     import av
 
     content = io.BytesIO()
-    options = {
-        "movflags": "frag_keyframe+empty_moov+default_base_moof",
-        "video_track_timescale": str(_TICKS),
-    }
-    # One header fits all segments, whatever their quality: "stitchable". Without B-frames the times of decoding and
-    # showing are the same.
-    x264 = {"preset": "veryfast", "crf": str(quality), "bf": "0", "sc_threshold": "0"}
-    x264["x264-params"] = "stitchable=1:threads=1"
-    with av.open(content, "w", format="mp4", options=options) as container:
-        stream = container.add_stream("libx264", rate=30, options=x264)
+    # "stitchable": one description fits all segments, whatever their quality. No B-frames: packets are in the order of
+    # the frames.
+    options = {"preset": "veryfast", "crf": str(quality), "bf": "0", "sc_threshold": "0"}
+    options["x264-params"] = "stitchable=1:threads=1"
+    with av.open(content, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=30, options=options)
         stream.width, stream.height = layout.size
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
-        context.time_base = stream.time_base = Fraction(1, _TICKS)
-        context.gop_size = 10 * FRAMES
+        context.gop_size = 2 * FRAMES
         context.thread_count = 1
         context.color_range, context.colorspace = 1, 6  # limited range, BT.601: what swscale converts to
-        ends = dict(zip(ticks[:-1].tolist(), ticks[1:].tolist(), strict=True))
-
-        def mux(picture: av.VideoFrame | None) -> None:
-            for packet in stream.encode(picture):
-                packet.duration = ends[packet.pts] - packet.pts
-                container.mux(packet)
-
-        for pixels, tick in zip(frames, ticks.tolist(), strict=False):
+        for pixels in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            picture = picture.reformat(*layout.size, format="yuv420p", threads=1)
-            picture.pts, picture.time_base = tick, Fraction(1, _TICKS)
-            mux(picture)
-        mux(None)
+            container.mux(stream.encode(picture.reformat(*layout.size, format="yuv420p", threads=1)))
+        container.mux(stream.encode(None))
     whole = content.getvalue()
-    boxes, at = {}, 0
-    while at < len(whole):
-        size, name = struct.unpack_from(">I4s", whole, at)
-        boxes[name] = whole[at : at + size]
-        at += size
-    return boxes[b"ftyp"] + boxes[b"moov"], bytearray(boxes[b"moof"] + boxes[b"mdat"])
+    at = whole.rindex(b"stsd") - 4
+    description = whole[at : at + int.from_bytes(whole[at : at + 4], "big")]
+    with av.open(io.BytesIO(whole), "r") as written:
+        return description, [bytes(packet) for packet in written.demux(video=0) if packet.size]
 
 
-_TASKS = {"probe": _probe, "poster": _poster, "header": _header, "segments": _segments}
+_TASKS: dict[str, Callable[..., Values]] = {
+    "probe": _probe,
+    "poster": _poster,
+    "header": _header,
+    "segments": _segments,
+}
