@@ -204,7 +204,7 @@ def _why_not_opened(readable: bytes | Path, error: Exception) -> str:
         return "a folder, not a video"
     if (len(readable) if isinstance(readable, bytes) else readable.stat().st_size) == 0:
         return "the file is empty"
-    boxes = _mp4_boxes(readable)
+    boxes = mp4_boxes(readable)
     if boxes and boxes[0][0] == b"ftyp" and b"moov" not in [name for name, _ in boxes]:
         return "truncated: the table of its frames (moov) is missing"
     if _is_encrypted(boxes):
@@ -214,7 +214,7 @@ def _why_not_opened(readable: bytes | Path, error: Exception) -> str:
 
 def why_nothing_decodes(readable: bytes | Path, failure: list[str]) -> str:
     """Reason why a file has no frame; `failure` as from `decoded_frames`."""
-    if _is_encrypted(_mp4_boxes(readable)):
+    if _is_encrypted(mp4_boxes(readable)):
         return "encrypted"
     return f"no frame decodes ({failure[0] if failure else 'the stream holds no complete frame'})"
 
@@ -223,7 +223,7 @@ def _is_encrypted(boxes: list[tuple[bytes, bytes]]) -> bool:
     return any(name == b"moov" and b"encv" in content for name, content in boxes)
 
 
-def _mp4_boxes(readable: bytes | Path) -> list[tuple[bytes, bytes]]:
+def mp4_boxes(readable: bytes | Path) -> list[tuple[bytes, bytes]]:
     """The outermost boxes of an MP4 file: name, and for `moov` the content."""
     boxes = []
     with io.BytesIO(readable) if isinstance(readable, bytes) else readable.open("rb") as file:

@@ -12,15 +12,18 @@ below ~/carl_ray for embeddings in an object store. Without --embeddings, it sho
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 
 from carl_ray import storage
-from carl_ray.errors import one_line_errors
+from carl_ray.errors import UserError, note, one_line_errors
+from carl_ray.lease import hold
 from carl_ray.options import OptionParser, number
+from carl_ray.progress import ProgressLine
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Serve the page until Ctrl-C."""
-    with one_line_errors():
+    with one_line_errors(), ExitStack() as stack:
         options = _parse(arguments)
         # Lazy imports: --help and usage errors answer at once.
         from carl_ray.explore.library import Corpus
@@ -28,9 +31,18 @@ def main(arguments: list[str] | None = None) -> None:
 
         uri = options.embeddings or storage.join(default_run("--embeddings"), "embeddings")
         corpus = Corpus.open(uri)
-        from carl_ray.explore.server import serve
+        from carl_ray.explore.api import open_workbench
+        from carl_ray.explore.server import make_app, serve
 
-        serve(corpus, options.port)
+        folder = storage.parent(uri) if storage.is_file(uri) else uri
+        labels = options.labels or storage.join(folder, "labels.csv")
+        try:
+            stack.enter_context(hold(f"{labels}.lock"))
+        except UserError as error:
+            note(f"carl_ray: labels are only shown: {error}")
+            labels = None
+        workbench = open_workbench(corpus, labels, ProgressLine("indexed"))
+        serve(make_app(corpus, workbench, cache_bytes=int(options.cache_gb * 1e9)), options.port)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -43,11 +55,22 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--embeddings", metavar="EMBEDDINGS", help="folder or file of embeddings; none: the newest demo's"
     )
     parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="CSV file of the labels drawn in the page [labels.csv in the folder of the embeddings]",
+    )
+    parser.add_argument(
         "--port",
         type=number(int, at_least=0, at_most=65535),
-        default=0,
         metavar="N",
-        help="of 127.0.0.1; 0: a free one [0]",
+        help="of 127.0.0.1; 0: any [8765, or the next that is free]",
+    )
+    parser.add_argument(
+        "--cache-gb",
+        type=number(float, at_least=0),
+        default=10.0,
+        metavar="GB",
+        help="room for videos that browsers cannot play, converted; the oldest make way [10]",
     )
     return parser.parse_args(arguments)
 

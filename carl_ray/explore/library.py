@@ -1,8 +1,9 @@
-"""What the page knows of the videos of a folder of embeddings; their posters and ribbons.
+"""What the page knows of the videos of a folder of embeddings.
 
     FOLDER/explore/    beside local embeddings; for others a folder below `storage.home()`
-        posters/HASH.jpg     of the file with this content
-        …
+        moments-….npy        see carl_ray.explore.moments
+        posters/KEY.jpg      see carl_ray.explore.pictures
+        videos/KEY.mp4       see carl_ray.explore.media
 
 Legend: V videos, in the order of their ids, which is their number in every URL.
 """
@@ -51,10 +52,9 @@ class Video:
 
     @property
     def seconds(self) -> float:
-        """Duration: the last frame is shown for as long as the others on average."""
-        if len(self) < 2:
-            return len(self) / (self.fps or _USUAL_RATE)
-        return float(self.times[-1] - self.times[0]) * len(self) / (len(self) - 1)
+        """Duration: the last frame is shown for as long as the one before."""
+        last = self.times[-1] - self.times[-2] if len(self) > 1 else 1 / (self.fps or _USUAL_RATE)
+        return float(self.times[-1] + last) if len(self) else 0.0
 
     @property
     def key(self) -> str:
@@ -67,26 +67,6 @@ class Video:
     def is_available(self) -> bool:
         """Whether the file is there, as far as that can be seen without asking an object store."""
         return storage.is_remote(self.uri) or Path(storage.resolve(self.uri)[1]).is_file()
-
-    @property
-    def intervals(self) -> list[dict[str, Any]]:
-        """Runs of equal frame labels: start and end in seconds, label."""
-        if self.frame_labels is None:
-            return []
-        labels = self.frame_labels
-        starts = np.flatnonzero(np.diff(labels, prepend=labels[:1] - 1))
-        ends = [*self.times[starts[1:]].tolist(), self.seconds]
-        return [
-            {
-                "start": float(self.times[start]),
-                "end": end,
-                "label": _phase_name(self.phase_names, int(labels[start])),
-                "confidence": None,
-                "origin": "manifest",
-            }
-            for start, end in zip(starts.tolist(), ends, strict=True)
-            if labels[start] >= 0
-        ]
 
 
 @dataclass(frozen=True)
@@ -117,6 +97,12 @@ class Corpus:
             raise UserError(f"{storage.public_uri(uri)}: it holds no embedded video")
         videos = (Video(number, **rows[video_id]) for number, video_id in enumerate(sorted(rows)))
         return cls(embeddings, tuple(videos), _folder(uri))
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the URI."""
+        shown = storage.public_uri(storage.absolute(self.embeddings.uri))
+        return hashlib.sha256(shown.encode()).hexdigest()[:16]
 
     @cached_property
     def title(self) -> str:

@@ -7,25 +7,38 @@ Only pages of this server may use it: other hosts (DNS rebinding) and origins ar
 from __future__ import annotations
 
 import asyncio
+import errno
+import hashlib
 import hmac
-import json
+import os
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from carl_ray.data.child import BadVideoError
 from carl_ray.errors import RunError, UserError
-from carl_ray.explore import media
+from carl_ray.explore.api import WORKBENCH, Workbench, add_routes, labels_of
 from carl_ray.explore.library import Corpus, Video
+from carl_ray.explore.media import Media
+from carl_ray.explore.pictures import Posters, Ribbons
+
+PORT = 8765
+"""Drafts of labels lie in the browser by address: the port is the same at the next start."""
+CACHE_BYTES = 10 * 10**9
 
 CORPUS = web.AppKey("corpus", Corpus)
 TOKEN = web.AppKey("token", str)
+MEDIA = web.AppKey("media", Media)
+POSTERS = web.AppKey("posters", Posters)
+RIBBONS = web.AppKey("ribbons", Ribbons)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _MAX_BODY = 16 << 20  # bytes
+_PORTS = 20
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "style-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -36,24 +49,24 @@ _HEADERS = {
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
-def serve(corpus: Corpus, port: int) -> None:
+def serve(app: web.Application, port: int | None) -> None:
     """Serve the page on this machine until it is interrupted; print its address.
+
+    Args:
+        app: Of `make_app`.
+        port: 0: a free one; None: `PORT`, or the next free one.
 
     Raises:
         UserError: the port is taken.
     """
-    asyncio.run(_serve(make_app(corpus), port))
+    asyncio.run(_serve(app, port))
 
 
-async def _serve(app: web.Application, port: int) -> None:
+async def _serve(app: web.Application, port: int | None) -> None:
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise UserError(f"--port {port}: {error.strerror or error}; another one is needed") from None
+        await _listen(runner, range(PORT, PORT + _PORTS) if port is None else [port])
         address = f"http://127.0.0.1:{runner.addresses[0][1]}/?token={app[TOKEN]}"
         print(f"explore: {address}", flush=True)
         await asyncio.Event().wait()
@@ -61,21 +74,51 @@ async def _serve(app: web.Application, port: int) -> None:
         await runner.cleanup()
 
 
-def make_app(corpus: Corpus) -> web.Application:
-    """The application: routes of this module, and those of the others by their `add_routes`."""
+async def _listen(runner: web.AppRunner, ports: Sequence[int]) -> None:
+    """Listen on the first port that is free."""
+    for port in ports:
+        try:
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or port == ports[-1]:
+                raise UserError(f"--port {port}: {os.strerror(error.errno or 0)}; name another one") from None
+
+
+def make_app(corpus: Corpus, workbench: Workbench, *, cache_bytes: int = CACHE_BYTES) -> web.Application:
+    """The application.
+
+    Args:
+        corpus: The videos.
+        workbench: Their index and labels.
+        cache_bytes: Room for converted videos.
+    """
     app = web.Application(middlewares=[_guard], client_max_size=_MAX_BODY)
     app[CORPUS], app[TOKEN] = corpus, secrets.token_urlsafe(24)
+    app[MEDIA] = Media(corpus.folder / "videos", cache_bytes)
+    app[POSTERS] = Posters(corpus.folder / "posters")
+    app[RIBBONS] = Ribbons(corpus.videos, workbench.index)
     app.on_response_prepare.append(_add_headers)
+    app.on_cleanup.append(_close)
+    add_routes(app, workbench)
     app.add_routes(
         [
             web.get("/", _static),
             web.get("/static/{name}", _static),
             web.get("/api/library", _library),
             web.get(r"/api/videos/{number:\d{1,9}}", _video),
+            web.get(r"/api/videos/{number:\d{1,9}}/poster", _poster),
+            web.get(r"/api/videos/{number:\d{1,9}}/ribbon", _ribbon),
+            web.get("/api/progress", _progress),
             web.get(r"/media/{number:\d{1,9}}", _media),
         ]
     )
     return app
+
+
+async def _close(app: web.Application) -> None:
+    app[MEDIA].close()
+    app[POSTERS].close()
 
 
 def video_of(request: web.Request) -> Video:
@@ -96,6 +139,9 @@ async def _guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Refuse strangers; answer every error as JSON."""
     try:
         _check(request)
+        if request.path == "/" and request.host.startswith("localhost"):
+            # Drafts of labels lie in the browser by address.
+            raise web.HTTPFound(f"http://127.0.0.1:{_port(request)}{request.path_qs}")
         response = await handler(request)
     except web.HTTPException as error:
         if error.status < 400:
@@ -103,6 +149,8 @@ async def _guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
         return _error(error.status, error.text or error.reason, error.headers)
     except UserError as error:
         return _error(400, str(error))
+    except BadVideoError as error:
+        return _error(415, str(error))
     except RunError as error:
         return _error(502, str(error))
     if "token" in request.query and not response.prepared:
@@ -161,50 +209,80 @@ async def _static(request: web.Request) -> web.StreamResponse:
 
 
 async def _library(request: web.Request) -> web.StreamResponse:
-    corpus = request.app[CORPUS]
-    videos = await asyncio.to_thread(lambda: [_summary(video) for video in corpus.videos])
-    actions = [{"label": label, "phases": phases} for label, phases in corpus.actions.items()]
+    corpus, labels = request.app[CORPUS], request.app[WORKBENCH].labels
+
+    def summaries() -> list[dict[str, Any]]:
+        return [
+            {
+                "number": video.number,
+                "id": video.video_id,
+                "label": video.label,
+                "fields": {"split": video.split},
+                "frames": len(video),
+                "fps": video.fps,
+                "seconds": video.seconds,
+                "labelled": labels is not None and bool(labels.read(video.number)[0]),
+                "available": video.is_available,
+            }
+            for video in corpus.videos
+        ]
+
     answer = {
         "title": corpus.title,
-        "writable": True,
-        "actions": actions,
+        "corpus": corpus.key,
+        "writable": labels is not None,
+        "actions": [{"label": label, "phases": phases} for label, phases in corpus.actions.items()],
         "columns": ["split"],
-        "videos": videos,
+        "videos": await asyncio.to_thread(summaries),
     }
-    return web.json_response(answer, dumps=_dumps)
-
-
-def _summary(video: Video) -> dict[str, Any]:
-    return {
-        "number": video.number,
-        "id": video.video_id,
-        "label": video.label,
-        "fields": {"split": video.split},
-        "frames": len(video),
-        "fps": video.fps,
-        "seconds": video.seconds,
-        "labelled": bool(video.intervals),
-        "available": video.is_available,
-    }
+    return web.json_response(answer)
 
 
 async def _video(request: web.Request) -> web.StreamResponse:
     video = video_of(request)
-    answer = {
-        "number": video.number,
-        "id": video.video_id,
-        "times": video.times.tolist(),
-        "intervals": video.intervals,
-        "plays": "as is",
-        "error": None,
-    }
-    return web.json_response(answer, dumps=_dumps)
+    answer = {"number": video.number, "id": video.video_id, "times": video.times.tolist()}
+    answer |= labels_of(request.app[WORKBENCH], video.number)
+    answer |= {"plays": "as is", "error": None}
+    try:
+        if (await request.app[MEDIA].plan(video)).reason:
+            answer["plays"] = "transcoded"
+    except (BadVideoError, RunError) as error:
+        answer["error"] = str(error)
+    return web.json_response(answer)
+
+
+async def _poster(request: web.Request) -> web.StreamResponse:
+    video = video_of(request)
+    content = request.app[POSTERS].get(video) if video.is_available else None
+    if content is None:
+        if not video.is_available:
+            raise web.HTTPNotFound(text="the video file is gone")
+        raise web.HTTPServiceUnavailable(text="it is being made", headers={"Retry-After": "1"})
+    return _picture(request, content, "image/jpeg")
+
+
+async def _ribbon(request: web.Request) -> web.StreamResponse:
+    content = await asyncio.to_thread(request.app[RIBBONS].png, video_of(request))
+    return _picture(request, content, "image/png")
+
+
+def _picture(request: web.Request, content: bytes, media_type: str) -> web.StreamResponse:
+    """A picture, which the browser may keep, but asks whether it has changed."""
+    tag = hashlib.sha256(content).hexdigest()[:16]
+    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{tag}"'}
+    if tag in [known.value for known in request.if_none_match or ()]:
+        return web.Response(status=304, headers=headers)
+    return web.Response(body=content, content_type=media_type, headers=headers)
+
+
+async def _progress(request: web.Request) -> web.StreamResponse:
+    posters = request.app[POSTERS]
+    # The index is complete before the server starts.
+    return web.json_response({"posters": {"done": posters.done, "total": posters.asked}, "index": 1.0})
 
 
 async def _media(request: web.Request) -> web.StreamResponse:
     video = video_of(request)
-    return await media.answer_file(request, video.uri, "video/mp4", video.key)
-
-
-def _dumps(answer: Any) -> str:
-    return json.dumps(answer, allow_nan=False)
+    if not video.is_available:
+        raise web.HTTPNotFound(text="the video file is gone")
+    return await request.app[MEDIA].answer(request, video)

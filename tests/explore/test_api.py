@@ -15,7 +15,7 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
 from carl_ray.evaluation.embeddings import Origin, write_part
-from carl_ray.explore.api import add_routes, labels_of, open_workbench
+from carl_ray.explore.api import labels_of, open_workbench
 from carl_ray.explore.library import Corpus
 from carl_ray.explore.server import TOKEN, make_app
 from tests.explore.test_alignments import labelled
@@ -41,8 +41,7 @@ def talk(folder: str, labels: str | None, conversation: Callable[[Ask], Awaitabl
 
     async def run() -> None:
         corpus = Corpus.open(folder)
-        app = make_app(corpus)
-        add_routes(app, open_workbench(corpus, labels))
+        app = make_app(corpus, open_workbench(corpus, labels))
         async with TestClient(TestServer(app)) as client:
 
             async def ask(method: str, path: str, body: Any = None) -> tuple[int, Any]:
