@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -287,10 +287,21 @@ def upsample(
     return (embeddings[before] * (1 - share) + embeddings[after] * share).astype(np.float32)
 
 
-def cached_views(video: StreamVideo, epoch: int, spec: SampleSpec) -> dict[str, ViewTensors[np.ndarray]]:
+def cached_views(
+    video: StreamVideo,
+    epoch: int,
+    spec: SampleSpec,
+    read: Callable[[str, int, int], np.ndarray] = read_features,
+) -> dict[str, ViewTensors[np.ndarray]]:
     """The views of `make_views` with features in the place of pixels, of a video that `locate` found.
 
     Parameters, boxes and flips of the copies are not known here: zeros.
+
+    Args:
+        video: Row of the manifest, with `FEATURE_COLUMNS`.
+        epoch: Epoch of the run.
+        spec: Of the run's samples.
+        read: As `read_features`; a caller that reads a video many times may keep it in memory.
 
     Raises:
         UserError, RunError: as `read_features`.
@@ -303,7 +314,7 @@ def cached_views(video: StreamVideo, epoch: int, spec: SampleSpec) -> dict[str, 
         copies = draw_copies(view, video_id, epoch, spec.seed) or (0,) * view.count
         features = np.zeros((view.count, view.num_frames, view.features or 0), np.float16)
         for number, (clip, copy) in enumerate(zip(clips, copies, strict=True)):
-            whole = model_input(read_features(part, group, copy), spec)
+            whole = model_input(read(part, group, copy), spec)
             real = clip.frame_indices[clip.frame_mask] // spec.data.frame_stride
             features[number, clip.frame_mask] = whole[real]
         views[view.name] = ViewTensors(
