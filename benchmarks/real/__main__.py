@@ -47,6 +47,16 @@ class Corpus:
     phases: dict[str, np.ndarray]
     fold: np.ndarray
     """Of each video."""
+    unlabelled: list[Video]
+    """Videos that have no phases."""
+
+    def ids(self, fold: int, *, tested: bool, action: str | None = None) -> list[str]:
+        """Ids of the videos that a fold is tested or trained on, of one action or of all."""
+        return [
+            video.video_id
+            for video, own in zip(self.videos, self.fold == fold, strict=True)
+            if own == tested and action in (None, video.action)
+        ]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -81,10 +91,10 @@ def _run(options: argparse.Namespace) -> None:
     from benchmarks.real.recipes import RECIPES, untrained_controls
 
     out = options.out or options.folder / "real-benchmark"
-    corpus = read_corpus(find_videos(options.folder), str(out / "features"))
+    corpus = read_corpus(options.folder, str(out / "features"))
     results = Results(out / "results.json")
-    for name, embeddings in untrained_controls(corpus.features).items():
-        for fold in (0, 1):
+    for fold in (0, 1):
+        for name, embeddings in untrained_controls(corpus.features, corpus.ids(fold, tested=False)).items():
             results.add(f"{name}|{fold}|0", partial(measure, corpus, {"": embeddings}, fold))
     for seed in range(options.seeds):
         for name in options.recipe or RECIPES:
@@ -95,14 +105,15 @@ def _run(options: argparse.Namespace) -> None:
     print(markdown(results.found, corpus.videos, corpus.fold))
 
 
-def read_corpus(videos: list[Video], folder: str) -> Corpus:
-    """Features, phases and folds of the videos."""
+def read_corpus(folder: Path, features_folder: str) -> Corpus:
+    """Videos of a folder, features, phases and folds."""
     from benchmarks.real.features import cache
     from benchmarks.real.protocol import folds, scenes
     from benchmarks.real.training import clean_features
 
-    config = presets.preset("laptop")
-    made = cache(videos, folder, config)
+    config, found = presets.preset("laptop"), find_videos(folder)
+    videos, unlabelled = ([v for v in found if v.is_labelled == wanted] for wanted in (True, False))
+    made = cache(videos, features_folder, config)
     features = clean_features(made, videos)
     known = {
         video.video_id: phases(
@@ -112,37 +123,51 @@ def read_corpus(videos: list[Video], folder: str) -> Corpus:
     }
     means = np.stack([features[video.video_id].mean(axis=0) for video in videos])
     fold = folds(scenes(means, same_places(videos)), [video.action for video in videos])
-    return Corpus(videos, made, features, known, fold)
+    return Corpus(videos, made, features, known, fold, unlabelled)
 
 
 def trained(corpus: Corpus, name: str, fold: int, seed: int, file: Path) -> Measured:
     """Scores of a recipe that sees the videos of the other fold; its embeddings are kept."""
+    from benchmarks.real.features import cache
     from benchmarks.real.recipes import RECIPES, variants
     from benchmarks.real.training import embed, train
 
     if not file.exists():
         config = RECIPES[name].config()
         config = replace(config, training=replace(config.training, seed=seed))
-        seen = [video for video, own in zip(corpus.videos, corpus.fold, strict=True) if own != fold]
+        ids = corpus.ids(fold, tested=False)
+        seen = [video for video in corpus.videos if video.video_id in ids]
+        if RECIPES[name].unlabelled:
+            seen += of_other_places(corpus, fold)
+            cache(seen, corpus.cache.uri, presets.preset("laptop"))
         encoder = train(config, corpus.cache, seen, RECIPES[name].num_steps)
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(file, **cast("dict[str, Any]", embed(encoder, config, corpus.features)))
     with np.load(file) as held:
-        return measure(corpus, variants(dict(held), corpus.features), fold)
+        made = variants(dict(held), corpus.features, corpus.ids(fold, tested=False))
+    return measure(corpus, made, fold)
+
+
+def of_other_places(corpus: Corpus, fold: int) -> list[Video]:
+    """Videos without labels from places that the test videos of a fold do not show."""
+    own = {at for group in same_places(corpus.unlabelled) for at in group}
+    (home,) = {int(corpus.fold[at]) for group in same_places(corpus.videos) for at in group}
+    return [video for at, video in enumerate(corpus.unlabelled) if (fold == home) != (at in own)]
 
 
 def measure(corpus: Corpus, embeddings: Mapping[str, Mapping[str, np.ndarray]], fold: int) -> Measured:
     """Scores of several embeddings on a fold, by name and action."""
     from benchmarks.real.protocol import score
 
-    def names(action: str, *, tested: bool) -> list[str]:
-        held = zip(corpus.videos, corpus.fold == fold, strict=True)
-        return [video.video_id for video, own in held if video.action == action and own == tested]
-
     return {
         name: {
             action: asdict(
-                score(arrays, corpus.phases, names(action, tested=True), names(action, tested=False))
+                score(
+                    arrays,
+                    corpus.phases,
+                    corpus.ids(fold, tested=True, action=action),
+                    corpus.ids(fold, tested=False, action=action),
+                )
             )
             for action in ACTIONS
         }

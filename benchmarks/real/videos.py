@@ -1,9 +1,8 @@
-"""Videos of exercises and the starts of their repetitions, in clones of public repositories.
+"""Videos of exercises and the starts of their repetitions, in a clone of a public repository.
 
     FOLDER/NAME/data/raw/ACTION/*.mp4, FOLDER/NAME/data/labels/ACTION/*.csv    calimiro-ai/WorkoutTracker
-    FOLDER/NAME/datasets/videos/correct/*.mp4                                  riyer8/cs231n-pushfit, without labels
 
-The clones may have any NAME. A file of labels has a row a frame, with `label` 1 where a repetition starts.
+The clone may have any NAME. A file of labels has a row a frame, with `label` 1 where a repetition starts.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from carl_ray.errors import UserError
 ACTIONS = ("pull-ups", "push-ups", "squats")
 TESTED = ACTIONS[:2]
 """Squats have one repetition a clip and three scenes: they are trained on, and reported apart."""
-REPOSITORIES = ("calimiro-ai/WorkoutTracker", "riyer8/cs231n-pushfit")
+REPOSITORY = "calimiro-ai/WorkoutTracker"
 _LEFT_OUT = "videoplayback"
 """Prefix of files whose labels drift or are missing, or that are longer than all others of their action together."""
 _SAME_PLACE = {
     "pull-ups": (5, 6, 7, 8, 9, 10, 11, 13),
-    "push-ups": (1, 4, 6, 9, 10, 11, 12, 14),
+    "push-ups": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14),
     "squats": (17, 18, 19),
 }
 """Numbers of the clips of each action that show one person in one place, from different sides: seen by eye."""
@@ -50,19 +49,17 @@ class Video:
         return len(self.starts) > 1
 
 
-def find_videos(folder: Path, *, unlabelled: bool = False) -> list[Video]:
-    """The labelled videos below a folder, then, if wanted, those of the same actions without two starts.
+def find_videos(folder: Path) -> list[Video]:
+    """The videos of all actions below a folder, with and without labels.
 
     Raises:
         UserError: the repositories are not there.
     """
     roots = sorted(path.parent for path in folder.glob("*/data/raw") if (path.parent / "labels").is_dir())
     if not roots:
-        urls = "\n".join(
-            f"  git clone https://github.com/{name} {folder / name.split('/')[1]}" for name in REPOSITORIES
-        )
         raise UserError(
-            f"{folder}: expected clones of the repositories of exercise videos, found none:\n{urls}"
+            f"{folder}: expected a clone of the exercise videos, found none: git clone https://github.com/{REPOSITORY} "
+            f"{folder / REPOSITORY.partition('/')[2]}"
         )
     found = [
         _video(path, action, roots[0] / "labels" / action / f"{path.stem}.csv")
@@ -70,13 +67,7 @@ def find_videos(folder: Path, *, unlabelled: bool = False) -> list[Video]:
         for path in sorted((roots[0] / "raw" / action).iterdir())
         if path.suffix.lower() in _SUFFIXES and not path.stem.startswith(_LEFT_OUT)
     ]
-    known = [video for video in found if video is not None]
-    videos = [video for video in known if video.is_labelled]
-    if unlabelled:
-        videos += [video for video in known if not video.is_labelled]
-        more = sorted(folder.glob("*/datasets/videos/correct/*.mp4"))
-        videos += [video for path in more if (video := _video(path, "push-ups", None)) is not None]
-    return videos
+    return [video for video in found if video is not None]
 
 
 def same_places(videos: Sequence[Video]) -> list[list[int]]:

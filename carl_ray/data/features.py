@@ -29,7 +29,7 @@ from jaxtyping import Float, Float16, Float32
 
 from carl_ray import config as configuration
 from carl_ray import storage
-from carl_ray.config import Config, ModelConfig
+from carl_ray.config import MOTIONS, Config, ModelConfig
 from carl_ray.data.manifest import StreamVideo, refuse_pickles
 from carl_ray.data.sample import NUM_PARAMETERS, SampleSpec, at_frames, draw_clips, draw_copies
 from carl_ray.errors import UserError
@@ -258,12 +258,19 @@ def read_features(part: str, group: int, copy: int = 0) -> Float16[np.ndarray, "
 def model_input(
     features: Float[np.ndarray, "frames C"], model: ModelConfig | SampleSpec
 ) -> Float32[np.ndarray, "frames width"]:
-    """What an encoder makes of the features of a whole video before its first layer: centred, joined with motion."""
+    """What an encoder makes of the features of a whole video before its first layer: centred, joined with motion.
+
+    Past its ends, a video is continued by its first and last frame.
+    """
     values = features.astype(np.float32)
     if model.centered:
         values -= values.mean(axis=0)
     if model.motion == "difference":
         values = np.concatenate([values, central_difference(values)], axis=1)
+    elif model.motion == "window":
+        reach = MOTIONS["window"] // 2
+        places = np.arange(len(values))[:, None] + np.arange(-reach, reach + 1)
+        values = values[places.clip(0, len(values) - 1)].reshape(len(values), -1)
     return values
 
 

@@ -50,10 +50,22 @@ def cache_of(
     return cache
 
 
-def frozen_control(out: str, cache: FeatureCache, videos: pa.Table, config: Config) -> WholeVideoEncoder:
-    """The encoder without training beside a trained one in a folder of embeddings, which keeps its components."""
+def frozen_control(
+    out: str, cache: FeatureCache | None, videos: pa.Table, config: Config
+) -> WholeVideoEncoder:
+    """The encoder without training beside a trained one in a folder of embeddings, which keeps its components.
+
+    Args:
+        out: The folder.
+        cache: Features that components are fitted to where it has none yet.
+        videos: With these features.
+        config: Of the run.
+    """
     folder = storage.join(out, CONTROL)
-    frozen = load_frozen(folder) or fit_frozen(folder, cache, videos)
+    frozen = load_frozen(folder)
+    if frozen is None:
+        assert cache is not None
+        frozen = fit_frozen(folder, cache, videos)
     return FrozenNetwork(untrained_encoder(config), frozen)
 
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from benchmarks.real.__main__ import Corpus, of_other_places
 from benchmarks.real.protocol import centered, circular_distance, folds, joined, scenes, score
-from benchmarks.real.recipes import untrained_controls, variants, windows
+from benchmarks.real.recipes import frozen_embeddings, untrained_controls, variants, windows
 from benchmarks.real.report import markdown
 from benchmarks.real.videos import Video, find_videos, phases, read_starts, same_places
 from carl_ray.errors import UserError
@@ -92,7 +93,10 @@ def test_windows_and_controls_cover_every_frame():
     own = features["a"] - features["a"].mean(axis=0)
     np.testing.assert_allclose(window[3], own[1:6].reshape(-1), rtol=1e-5)
     np.testing.assert_allclose(window[0, :3], own[0], rtol=1e-5)
-    for made in (*untrained_controls(features).values(), *variants(features, features).values()):
+    frozen = frozen_embeddings(features, ["a"])
+    assert frozen["b"].shape == (4, 7)  # As many components as frames to fit them to.
+    made_of = (untrained_controls(features, ["a"]), variants(features, features, ["a"]))
+    for made in (array for held in made_of for array in held.values()):
         assert {name: len(array) for name, array in made.items()} == {"a": 7, "b": 4}
 
 
@@ -107,6 +111,20 @@ def test_videos_and_labels_of_the_clones(tmp_path):
         for name in ("push-up_1", "push-up_20", "push-up_14")
     ]
     assert same_places(held) == [[0, 2]]
+
+
+def test_unlabelled_videos_are_of_other_places_than_the_test_videos(tmp_path):
+    def video(name, *starts):
+        return Video(f"{name}.mp4", tmp_path / f"{name}.mp4", "push-ups", 9, np.array(starts))
+
+    labelled, unlabelled = (
+        [video("push-up_1", 1, 5), video("push-up_20", 1, 5)],
+        [video("push-up_2"), video("push-up_21")],
+    )
+    corpus = Corpus(labelled, None, {}, {}, np.array([0, 1]), unlabelled)
+    assert [v.video_id for v in of_other_places(corpus, 0)] == ["push-up_21.mp4"]
+    assert [v.video_id for v in of_other_places(corpus, 1)] == ["push-up_2.mp4"]
+    assert corpus.ids(0, tested=True) == corpus.ids(1, tested=False, action="push-ups") == ["push-up_1.mp4"]
 
 
 def test_the_tables_have_bars_and_pairs():
