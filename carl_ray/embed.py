@@ -9,7 +9,7 @@ The temporal encoder sees each video whole. Besides the trained encoder's embedd
 its training are written, the control of every evaluation. Called again, it embeds only missing videos. Without
 arguments it takes the newest demo run and the rendered videos of the demo.
 
-`--encoder frozen` needs no training: features of a frozen backbone, centred in each video, joined with their motion and
+`--encoder frozen` needs no training: features of a frozen backbone, centred in each video, in windows of nine frames,
 reduced over the videos. They are kept in --features, or in features/ beside the manifest.
 """
 

@@ -17,7 +17,7 @@ from typing import cast
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import CropMode, EmbeddedVideo, Embeddings, NotEmbeddedError
-from carl_ray.evaluation.frozen import CONTROL, load_frozen
+from carl_ray.evaluation.frozen import load_frozen
 from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, printable
 from carl_ray.options import OptionParser, number, print_next
 from carl_ray.report.tables import text_table
@@ -134,10 +134,7 @@ def _embed(uri: str, embeddings: Embeddings, checkpoint_uri: str) -> EmbeddedVid
 
     from carl_ray.evaluation.inference import load_encoder
 
-    frozen = load_frozen(storage.join(embeddings.uri, CONTROL)) if origin.form == "joined" else None
-    frames = load_encoder(
-        checkpoint, view=cast(CropMode, origin.view), form=origin.form, frozen=frozen
-    ).embed(uri)
+    frames = load_encoder(checkpoint, view=cast(CropMode, origin.view), like=embeddings.uri).embed(uri)
     timestamps = np.arange(len(frames), dtype=np.float64)
     shown = storage.public_uri(uri)
     return EmbeddedVideo(video_id=shown, uri=uri, fps=fps, timestamps=timestamps, embeddings=frames)

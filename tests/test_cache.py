@@ -206,8 +206,7 @@ def test_laptop_from_a_manifest_to_a_report(
     # The run's embeddings are joined; a video without features, and a file, are embedded likewise.
     joined = Embeddings.open(str(run / "embeddings"))
     wanted = unit_frames([joined.video("v0").embeddings])[0]
-    frozen = load_frozen(str(run / "embeddings" / "control"))
-    encoder = carl_ray.load_encoder(str(run), form="joined", frozen=frozen)
+    encoder = carl_ray.load_encoder(str(run), like=str(run / "embeddings"))
     np.testing.assert_allclose(encoder.embed(joined.video("v0").uri), wanted, atol=0.02)
     rows = pq.read_table(manifest).to_pylist()
     more = pa.Table.from_pylist([{**rows[0], "video_id": "new", "content_hash": "new"}], schema=SCHEMA)

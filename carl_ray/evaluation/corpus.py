@@ -176,7 +176,8 @@ def embed_corpus(
             if cached.num_rows:
                 with_frozen = encoders
                 if settings.untrained or is_joined:
-                    with_frozen = [*encoders, from_cache.frozen_control(out, cache, videos, config)]
+                    control = from_cache.frozen_control(out, cache, videos)
+                    with_frozen = [*encoders, inference.FrozenNetwork(encoders[0], control)]
                 write_rows(from_cache.cached_rows(with_frozen, config, cached), cached, result, writer)
         if missing.num_rows and not isinstance(checkpoint, FrozenEncoder):
             from carl_ray.evaluation import extraction
@@ -184,9 +185,8 @@ def embed_corpus(
 
             with connect():
                 extraction.check_resources(settings)
-                if is_joined:
-                    encoders = [*encoders, from_cache.frozen_control(out, cache, videos, config)]
-                rows = extraction.embedded_rows(encoders, config, missing, settings)
+                beside = from_cache.frozen_control(out, cache, videos) if is_joined else None
+                rows = extraction.embedded_rows(encoders, config, missing, settings, frozen=beside)
                 write_rows(rows, missing, result, writer)
     if len(result.bad_videos) > (most := checkpoint.config.data.max_bad_fraction) * videos.num_rows:
         video_id, reason = result.bad_videos[0]

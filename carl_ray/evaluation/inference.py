@@ -26,9 +26,9 @@ from carl_ray.data.features import (
 )
 from carl_ray.data.guard import BadVideoError, FrameReader
 from carl_ray.errors import RunError, UserError
-from carl_ray.evaluation.embeddings import CropMode, Form
+from carl_ray.evaluation.embeddings import CropMode, Form, read_origin
 from carl_ray.evaluation.frames import unit_frames
-from carl_ray.evaluation.frozen import FrozenEncoder, formed, load_frozen
+from carl_ray.evaluation.frozen import CONTROL, FrozenEncoder, formed, load_frozen
 from carl_ray.model.backbone import Backbone
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.model.features import normalize
@@ -74,7 +74,7 @@ class FrozenNetwork(nn.Module):
 
     components: Tensor | None
 
-    def __init__(self, encoder: FrameLevelVideoEncoder, frozen: FrozenEncoder) -> None:
+    def __init__(self, encoder: WholeVideoEncoder, frozen: FrozenEncoder) -> None:
         super().__init__()
         self._encoder, self._model = encoder, frozen.config.model
         self.register_buffer("components", None)
@@ -131,7 +131,7 @@ class VideoEncoder:
         self.checkpoint, self._form, self._stride = checkpoint, form, checkpoint.config.data.frame_stride
         encoders = load_encoders(checkpoint, untrained=False)
         if frozen is not None:
-            encoders.append(FrozenNetwork(untrained_encoder(checkpoint.config), frozen))
+            encoders.append(FrozenNetwork(encoders[0], frozen))
         self._embedder = VideoEmbedder(encoders, checkpoint.config, device, view=view)
 
     def embed(
@@ -165,8 +165,7 @@ def load_encoder(
     *,
     device: str | None = None,
     view: CropMode = "resized",
-    form: Form = "plain",
-    frozen: FrozenEncoder | None = None,
+    like: str | None = None,
 ) -> VideoEncoder:
     """The trained encoder of a run or checkpoint, or one without training.
 
@@ -175,8 +174,7 @@ def load_encoder(
             embeddings without training, whose encoder is taken.
         device: Where it computes, as torch names it; None: a GPU where there is one, otherwise the CPU.
         view: How frames are cropped to the encoder's input.
-        form: What is made of the output, as by `embed --form`.
-        frozen: For the form `joined`: `carl_ray.evaluation.frozen.load_frozen` of the folder of embeddings' `control`.
+        like: URI of a folder of this encoder's embeddings, whose form (`embed --form`) the output takes; None: plain.
 
     Raises:
         UserError: there is no checkpoint, or it does not fit its config.
@@ -184,6 +182,8 @@ def load_encoder(
     """
     if isinstance(checkpoint, str):
         checkpoint = load_frozen(checkpoint) or checkpoint_at(checkpoint)
+    form: Form = "plain" if like is None else read_origin(like).form
+    frozen = load_frozen(storage.join(like or "", CONTROL)) if form == "joined" else None
     return VideoEncoder(
         checkpoint, default_device() if device is None else torch.device(device), view, form, frozen
     )
