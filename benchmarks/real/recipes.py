@@ -42,6 +42,10 @@ def _plain(config: Config) -> Config:
     return replace(config, model=replace(config.model, centered=False, motion="none"))
 
 
+def _moving(config: Config) -> Config:
+    return replace(config, model=replace(config.model, motion="window"))
+
+
 RECIPES = {
     "untrained": Recipe("net before training", lambda: _objective("scl"), num_steps=0, is_main=True),
     "scl": Recipe("SCL, variance 9", lambda: _objective("scl", variance=9.0), is_main=True),
@@ -51,6 +55,7 @@ RECIPES = {
     "scl-more": Recipe(
         "SCL, with unlabelled videos", lambda: _objective("scl", variance=9.0), unlabelled=True
     ),
+    "scl-window": Recipe("SCL on windows of nine frames", lambda: _moving(_objective("scl", variance=9.0))),
     "tcn": Recipe("TCN, window of 15 frames", lambda: _objective("tcn", window=15.0)),
     "tcc": Recipe("TCC", lambda: _objective("tcc")),
     "weak_scl": Recipe("SCL and pairs of videos", lambda: _objective("weak_scl", variance=9.0)),
