@@ -102,6 +102,26 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
     assert "linear_probe" in json.loads((apart / "metrics.json").read_text())["trained"]
 
 
+def test_centered_is_centering_of_each_video(tmp_path: Path) -> None:
+    """A shift of each video, as scenes have, changes plain embeddings' metrics, and no centred ones."""
+    rng = np.random.default_rng(0)
+    plain = videos("train", 4) + videos("test", 3)
+    shifted = [replace(v, embeddings=v.embeddings + 5 * rng.standard_normal(4, np.float32)) for v in plain]
+    measured = []
+    for name, made, options in (
+        ("a", plain, ["--centered"]),
+        ("b", shifted, ["--centered"]),
+        ("c", shifted, []),
+    ):
+        folder = str(tmp_path / name)
+        write_part(folder, made, ORIGIN, "float32")
+        evaluate.main(["--train", folder, "--test", folder, "--out", folder + "-out", *options])
+        document = json.loads((tmp_path / f"{name}-out" / "metrics.json").read_text())
+        assert document["centered"] == bool(options)
+        measured.append(document["trained"]["average_precision_at_5"]["value"])
+    assert measured[0] == pytest.approx(measured[1], abs=1e-6) and measured[2] < measured[0] - 0.1
+
+
 @pytest.mark.parametrize(("validation", "measured"), [(3, 3), (1, 5)])
 def test_without_test_videos_what_is_possible_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], validation: int, measured: int

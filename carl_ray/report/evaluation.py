@@ -26,6 +26,7 @@ def evaluate_embeddings(
     protocol: str | None = None,
     stride: int | None = None,
     seed: int = 0,
+    centered: bool = False,
     title: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate embeddings; write `metrics.json` and `report.html`.
@@ -41,6 +42,7 @@ def evaluate_embeddings(
             without labels where no test video has any.
         stride: Every how many frames tau, AP@K and the alignment error look at; None: as in the paper.
         seed: Of label fractions, chance and the bootstrap.
+        centered: Subtract the mean of each video from its embeddings and controls.
         title: Of the report; None: preset and steps.
 
     Returns:
@@ -52,6 +54,10 @@ def evaluate_embeddings(
         RunError: the store refuses or fails.
     """
     origin, train_videos, test_videos, warnings = _read(train, test)
+    if centered:
+        train_videos, test_videos = (
+            [video.centered() for video in side] for side in (train_videos, test_videos)
+        )
     # Lazy import: mistakes are reported before torch is loaded.
     from carl_ray.evaluation.overlap import overlap_warnings
     from carl_ray.evaluation.protocol import evaluate, has_returning_phase
@@ -72,6 +78,7 @@ def evaluate_embeddings(
         seed=seed,
         on_progress=_print_progress,
     )
+    document["centered"] = centered
     document["not_embedded"] = sum(len(read_log(uri, BAD_VIDEOS)) for uri in dict.fromkeys((train, test)))
     run_dir = _run_of(origin)
     config = _config(run_dir)
