@@ -279,7 +279,7 @@ def test_a_run_without_test_videos_ends_with_what_is_possible(
         for video in videos
     ]
     write_table(pa.Table.from_pylist(rows, SCHEMA), manifest)
-    train._evaluate(FittedRun(str(tmp_path), manifest, 2, 1.0), "My videos")
+    train._evaluate(FittedRun(str(tmp_path), manifest, 2, 1.0), "My videos", "plain")
     printed = capsys.readouterr().out
     assert said in printed
     assert (tmp_path / "evaluation" / "report.html").exists() is (count > 1)
