@@ -77,9 +77,7 @@ def _run(options: argparse.Namespace) -> None:
     counts = f"{len(found[0])} and {len(found[1])} repetitions found"
     both_repeat = min(map(len, found)) > 1
     if options.repetitions and not both_repeat:
-        raise UserError(
-            f"--repetitions: expected two videos that repeat, {counts}; leave it out to align them whole"
-        )
+        raise UserError(f"--repetitions: expected two videos that repeat, {counts}; leave it out")
     align = partial(align_repetitions, found=found) if options.repetitions else align_pair
     path = align(first, second)
     clips = [Clip(_file_name(uri), uri, len(frames[0])) for uri, frames in zip(uris, embedded, strict=True)]
@@ -94,12 +92,9 @@ def _run(options: argparse.Namespace) -> None:
     for name, of_first, of_second in zip(encoders, *embedded, strict=True):
         aligned, unaligned = _similarities(of_first, of_second, align(of_first, of_second))
         print(f"{name:<12}{aligned:>9.3f}{unaligned:>25.3f}")
-    if options.repetitions:
-        print(f"{counts}; the first is aligned with the first, and so on")
-    elif both_repeat:
-        print(
-            f"{counts}: whole videos are aligned as if they did not repeat; --repetitions takes them one by one"
-        )
+    if both_repeat:
+        whole = "whole videos are aligned as if they did not repeat; --repetitions takes them one by one"
+        print(f"{counts}: {'aligned one by one' if options.repetitions else whole}")
     for out in options.out:
         print(f"written:    {storage.public_uri(out)}")
     other = "aligned.mp4" if _is_table(options.out[-1]) else "pairs.csv"
@@ -125,11 +120,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="a video (.mp4) or a table of the pairs of frames (.csv); may be given repeatedly [aligned.mp4]",
     )
-    parser.add_argument(
-        "--repetitions",
-        action="store_true",
-        help="align repetition by repetition, where both videos repeat",
-    )
+    parser.add_argument("--repetitions", action="store_true", help="align repetition by repetition")
     options = parser.parse_args(arguments)
     options.out = options.out or ["aligned.mp4"]
     if options.a is not None and options.b is None:

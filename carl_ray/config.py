@@ -41,6 +41,9 @@ BACKBONE_GROUP = "carl_ray.backbones"
 """Group of entry points of other packages whose names are values of `model.backbone`."""
 LEARNABLE_NAMES = {"none": "0", "block5": "1", "block4+5": "2"}
 """Values of `model.learnable` by the number of last stages that they mean."""
+Motion = Literal["none", "difference", "window"]
+MOTIONS: dict[Motion, int] = {"none": 1, "difference": 2, "window": 9}
+"""Values of `model.motion` by the parts, as wide as the features, that the model's input has."""
 PRETRAINED = ("imagenet", "pretrained")
 """Values of `model.weights` for what the backbone's own library or package offers."""
 
@@ -122,8 +125,9 @@ class ModelConfig:
     """Spatial pooling of the backbone's last feature map."""
     centered: bool = False
     """Subtract the mean over the video from the backbone's features; needs data.features."""
-    motion: Literal["none", "difference"] = "none"
-    """`difference`: join the features with their central difference over two strides; needs data.features."""
+    motion: Motion = "none"
+    """`difference`: join the features with their central difference over two strides; `window`: with those of the four
+    strides before and after. Needs data.features."""
     temporal_encoder: Literal["transformer", "none", "c3d"] = "transformer"
     """Module that mixes information of frames (table 5)."""
     positions: Literal["sine_cosine", "none"] = "sine_cosine"
@@ -303,8 +307,8 @@ class Config:
         width = self.data.feature_channels
         if self.data.features is None:
             width = None
-        elif width is not None and self.model.motion == "difference":
-            width *= 2
+        elif width is not None:
+            width *= MOTIONS[self.model.motion]
         return self.objective.views(
             ViewSpec(CROPS, 2, self.model.num_frames, self.views, self.augment, width)
         )

@@ -9,7 +9,7 @@ The temporal encoder sees each video whole. Besides the trained encoder's embedd
 its training are written, the control of every evaluation. Called again, it embeds only missing videos. Without
 arguments it takes the newest demo run and the rendered videos of the demo.
 
-`--encoder frozen` needs no training: features of a frozen backbone, centred in each video, joined with their motion and
+`--encoder frozen` needs no training: features of a frozen backbone, centred in each video, in windows of nine frames,
 reduced over the videos. They are kept in --features, or in features/ beside the manifest.
 """
 
@@ -22,7 +22,7 @@ import typing
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
-from carl_ray.evaluation.embeddings import CropMode, Precision
+from carl_ray.evaluation.embeddings import CropMode, Form, Precision
 from carl_ray.evaluation.frozen import FROZEN
 from carl_ray.machine import bf16_slowdown, has_native_bf16
 from carl_ray.options import OptionParser, number, print_next
@@ -79,6 +79,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "they are, which is what the released code tests FineGym with",
     )
     parser.add_argument(
+        "--form",
+        choices=typing.get_args(Form),
+        help="of the embeddings: plain; centered: minus the mean of their video; joined: that, averaged over five "
+        "strides, beside embeddings of the frozen backbone, in a folder that begins with videos that have features; "
+        "none: as in the folder, in a new one plain",
+    )
+    parser.add_argument(
         "--no-untrained", action="store_true", help="leave out the control (half the time; no evaluation)"
     )
     options = parser.parse_args(arguments)
@@ -87,8 +94,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
             raise UserError("--encoder and --checkpoint both name an encoder: expected one of them")
         if options.manifest is None or options.out is None:
             raise UserError(f"--encoder {options.encoder} needs --manifest and --out")
-        if options.view != "resized" or options.bf16:
-            raise UserError(f"--encoder {options.encoder} knows neither --view nor --bf16")
+        if options.view != "resized" or options.bf16 or options.form:
+            raise UserError(f"--encoder {options.encoder} knows neither --view nor --bf16 nor --form")
     if options.out is None and not (options.manifest is options.checkpoint is None):
         raise UserError("--out is missing: name a folder for the embeddings")
     return options
@@ -113,6 +120,7 @@ def _run(options: argparse.Namespace) -> None:
         precision=options.precision,
         view=options.view,
         untrained=not options.no_untrained,
+        form=options.form,
     )
     if options.encoder is None:
         result = embed_corpus(

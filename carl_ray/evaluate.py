@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
             protocol=options.protocol,
             stride=options.stride,
             seed=options.seed,
+            centered=options.centered,
             title=options.title,
         )
         print_next("search", "--embeddings", options.test, "--out", "sheet.png")
@@ -61,6 +62,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of label fractions, chance and the bootstrap"
+    )
+    parser.add_argument(
+        "--centered",
+        action="store_true",
+        help="subtract the mean of each video from its embeddings, of the trained encoder and of the controls",
     )
     parser.add_argument("--title", metavar="TEXT", help="of the report; none: preset and steps")
     options = parser.parse_args(arguments)

@@ -66,8 +66,9 @@ def demo() -> Config:
 def laptop() -> Config:
     """An encoder of real videos on a CPU, from cached features of a frozen backbone: minutes for some dozens of clips.
 
-    Features are centred in each video and joined with their motion, which a frozen image backbone does not show. The
-    upper part is small. `carl_ray.data.timing.fit_to_videos` chooses stride, T and epochs for a manifest, as the
+    Features are centred in each video and joined with their motion, which a frozen image backbone does not show; the
+    run ends with embeddings that are joined with windows of the frozen features (`embed --form joined`). The upper part
+    is small. `carl_ray.data.timing.fit_to_videos` chooses stride, T and epochs for a manifest, as the
     commands do; those here are for clips of some seconds at 24 to 30 frames per second.
     """
     return Config(

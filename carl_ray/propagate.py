@@ -17,7 +17,7 @@ import sys
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import read_embeddings
-from carl_ray.evaluation.intervals import LabelledVideo, csv_bytes, intervals_csv, with_labels
+from carl_ray.evaluation.intervals import INTERVALS, LabelledVideo, interval_rows, intervals, with_labels
 from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
@@ -62,16 +62,17 @@ def _run(embeddings: str, labels: list[str], out: str, frames: str | None) -> No
             found.append(propagate_names(alike, video))
         progress(done, len(others))
     found.sort(key=lambda labelled: float(labelled.confidence.mean()))
-    content, num_intervals = intervals_csv(found)
-    storage.write_bytes(out, content)
+    rows = [row for labelled in found for row in interval_rows(labelled.video, intervals(labelled))]
+    storage.write_bytes(out, storage.csv_bytes(INTERVALS, rows))
     if frames is not None:
         of_frames = (
             (video.video_id, frame, label, f"{confidence[frame]:.3f}")
             for video, labels_of, confidence in found
             for frame, label in enumerate(labels_of)
         )
-        storage.write_bytes(frames, csv_bytes(["video", "frame", "label", "confidence"], of_frames))
-    print(f"labels of {len(sources)} videos propagated to {len(found)}: {num_intervals:,} intervals")
+        header = ("video", "frame", "label", "confidence")
+        storage.write_bytes(frames, storage.csv_bytes(header, of_frames))
+    print(f"labels of {len(sources)} videos propagated to {len(found)}: {len(rows):,} intervals")
     if left := len(others) - len(found):
         print(f"left without labels: {left} videos of actions that no labelled video has")
     if found:

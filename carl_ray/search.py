@@ -134,7 +134,7 @@ def _embed(uri: str, embeddings: Embeddings, checkpoint_uri: str) -> EmbeddedVid
 
     from carl_ray.evaluation.inference import load_encoder
 
-    frames = load_encoder(checkpoint, view=cast(CropMode, origin.view)).embed(uri)
+    frames = load_encoder(checkpoint, view=cast(CropMode, origin.view), like=embeddings.uri).embed(uri)
     timestamps = np.arange(len(frames), dtype=np.float64)
     shown = storage.public_uri(uri)
     return EmbeddedVideo(video_id=shown, uri=uri, fps=fps, timestamps=timestamps, embeddings=frames)

@@ -2,18 +2,20 @@
 
     python -m carl_ray.segments --embeddings EMBEDDINGS --out segments.csv
 
-The output has intervals (video,start,end,label,confidence), seconds and labels "repetition 1", "repetition 2", …; it
-can be corrected and joined with `index --labels`. A video that does not repeat is one interval with a low confidence.
-No labels are needed. In which pose a cycle is cut is arbitrary, but the same throughout a video.
+No labels are needed. The output has intervals (video,start,end,label,confidence) with labels "repetition 1",
+"repetition 2", …, and can be joined by `index --labels`. A video that does not repeat is one interval with a low
+confidence. In which pose a cycle is cut is arbitrary, but the same throughout a video.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import read_embeddings
+from carl_ray.evaluation.intervals import INTERVALS, interval_rows, timed
 from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
 
@@ -26,46 +28,37 @@ def main(arguments: list[str] | None = None) -> None:
             description=__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument(
-            "--embeddings", metavar="EMBEDDINGS", required=True, help="folder or file of embeddings"
-        )
-        parser.add_argument("--out", metavar="FILE", required=True, help="CSV file of the intervals")
+        add = parser.add_argument
+        add("--embeddings", metavar="EMBEDDINGS", required=True, help="folder or file of embeddings")
+        add("--out", metavar="FILE", required=True, help="CSV file of the intervals")
         options = parser.parse_args(arguments)
         _run(options.embeddings, options.out)
 
 
 def _run(embeddings: str, out: str) -> None:
-    import numpy as np
-
-    from carl_ray.evaluation.intervals import LabelledVideo, intervals_csv
     from carl_ray.evaluation.repetitions import find_repetitions
 
     videos = read_embeddings(embeddings)
-    found: list[LabelledVideo] = []
-    counts: list[int] = []
+    rows: list[Sequence[object]] = []
+    num_found = num_repeating = 0
     progress = ProgressLine("searched")
     for done, video in enumerate(videos, 1):
         try:
-            repetitions = find_repetitions(video.embeddings)
+            found = find_repetitions(video.embeddings)
         except ValueError as error:
-            shown = storage.public_uri(embeddings)
-            raise UserError(f"{shown}: {video.video_id!r}: {error}") from None
-        if video.seconds is not None and repetitions:
-            labels, confidence = [""] * len(video), np.zeros(len(video))
-            for number, (start, end, certainty) in enumerate(repetitions, 1):
-                labels[start:end] = [f"repetition {number}"] * (end - start)
-                confidence[start:end] = certainty
-            found.append(LabelledVideo(video, labels, confidence))
-            counts.append(len(repetitions))
+            raise UserError(f"{storage.public_uri(embeddings)}: {video.video_id!r}: {error}") from None
+        if video.seconds is not None and found:
+            spans = (
+                (one.start, one.end, f"repetition {k}", one.confidence) for k, one in enumerate(found, 1)
+            )
+            rows += interval_rows(video, timed(video, spans))
+            num_found += 1
+            num_repeating += len(found) > 1
         progress(done, len(videos))
-    content, num_intervals = intervals_csv(found)
-    storage.write_bytes(out, content)
-    repeating = [count for count in counts if count > 1]
-    print(f"{num_intervals:,} intervals in {len(found):,} videos, of which {len(repeating):,} repeat")
-    if repeating:
-        print(f"repetitions in these: {min(repeating)} to {max(repeating)}, median {np.median(repeating):g}")
-    if left := len(videos) - len(found):
-        print(f"left out: {left} videos without frames or with an unknown frame rate")
+    storage.write_bytes(out, storage.csv_bytes(INTERVALS, rows))
+    print(f"{len(rows):,} intervals in {num_found:,} videos, of which {num_repeating:,} repeat")
+    if left := len(videos) - num_found:
+        print(f"left out: {left} videos without frames or frame rate")
     print(f"written: {storage.public_uri(out)}")
     print_next("index", "--update", "MANIFEST", "--labels", out)
 

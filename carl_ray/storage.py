@@ -10,7 +10,9 @@ for `PATIENCE_SECONDS`, with exponential backoff, full jitter and a warning at e
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import itertools
 import logging
 import os
@@ -19,7 +21,7 @@ import re
 import shlex
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
@@ -288,6 +290,13 @@ def write_bytes(uri: str, content: bytes) -> None:
             file.write(content)
 
     _on_store(uri, "write", write)
+
+
+def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table as the content of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue().encode()
 
 
 def _replace(target: Path, content: bytes) -> None:

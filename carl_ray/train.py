@@ -22,6 +22,7 @@ from carl_ray import config as configuration
 from carl_ray import options, presets, storage
 from carl_ray.config import Config
 from carl_ray.errors import UserError, one_line_errors
+from carl_ray.evaluation.embeddings import Form
 from carl_ray.training.fit import FittedRun, fitted, local_cpus, new_run_dir
 
 _WITH_REPORT = ("demo", "laptop")
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
             run = stack.enter_context(fitted(config, run_dir, resume=parsed.resume))
             _print_results(run)
             if parsed.title is not None or config.preset in _WITH_REPORT:
-                _evaluate(run, parsed.title)
+                # Embeddings of centred features are compared centred, beside what training loses.
+                _evaluate(run, parsed.title, "joined" if config.model.centered else "plain")
             else:
                 out = storage.join(run_dir, "embeddings")
                 options.print_next("embed", "--checkpoint", run_dir, "--manifest", run.manifest, "--out", out)
@@ -153,15 +155,16 @@ def _print_results(run: FittedRun) -> None:
     print(f"TensorBoard: {board}")
 
 
-def _evaluate(run: FittedRun, title: str | None) -> None:
+def _evaluate(run: FittedRun, title: str | None, form: Form) -> None:
     """Embed and evaluate the videos in the run folder; without test videos, as far as that is possible."""
     from carl_ray.data.manifest import read_manifest
-    from carl_ray.evaluation.corpus import embed_corpus
+    from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
     from carl_ray.report.evaluation import print_evaluation
 
     embeddings, out = (storage.join(run.run_dir, name) for name in ("embeddings", "evaluation"))
     has_test = "test" in read_manifest(run.manifest, ["split"]).column("split").to_pylist()
-    embed_corpus(run.run_dir, run.manifest, embeddings, splits=["train", "test"] if has_test else None)
+    splits = ["train", "test"] if has_test else None
+    embed_corpus(run.run_dir, run.manifest, embeddings, EmbeddingSettings(form=form), splits=splits)
     try:
         print_evaluation(embeddings, embeddings, out, title=title)
     except UserError as error:  # The run is trained, but there are too few videos to compare.

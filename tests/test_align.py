@@ -91,6 +91,33 @@ def test_pairs_of_frames_with_seconds(
     assert (tmp_path / "pairs.csv").read_bytes() == (tmp_path / "a b.csv").read_bytes()
 
 
+def test_repetition_by_repetition(
+    tiny_run: Path,
+    home: Path,
+    pair: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from carl_ray.evaluation import repetitions
+    from carl_ray.evaluation.repetitions import Repetition
+
+    copied(tiny_run, tmp_path / "run")
+    arguments = [*pair, "--checkpoint", str(tmp_path / "run"), "--out", "pairs.csv"]
+    status, error = failure([*arguments, "--repetitions"], capsys)
+    assert status == 2 and "expected two videos that repeat, 1 and 1 repetitions found" in error
+    thirds = {n: [Repetition(k * n // 3, (k + 1) * n // 3, 1.0) for k in range(3)] for n in (20, 33)}
+    monkeypatch.setattr(repetitions, "find_repetitions", lambda frames: thirds[len(frames)])
+    align.main(arguments)
+    whole = (tmp_path / "pairs.csv").read_text()
+    assert "3 and 3 repetitions found: whole videos are aligned as if" in capsys.readouterr().out
+    align.main([*arguments, "--repetitions"])
+    assert "3 and 3 repetitions found: aligned one by one" in capsys.readouterr().out
+    assert (tmp_path / "pairs.csv").read_text() != whole
+    align.main([*pair, "--checkpoint", str(tmp_path / "run"), "--out", "out.mp4", "--repetitions"])
+    assert probe_video("out.mp4").num_frames == 20
+
+
 def test_a_video_with_itself_stays_in_step(
     tiny_run: Path,
     home: Path,

@@ -24,6 +24,7 @@ from carl_ray.data.features import list_parts, read_features, require_cache
 from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.evaluation import corpus
 from carl_ray.evaluation.embeddings import Embeddings
+from carl_ray.evaluation.frames import unit_frames
 from carl_ray.evaluation.frozen import load_frozen
 
 TINY = (
@@ -104,6 +105,7 @@ def test_mistakes_of_cache(capsys: pytest.CaptureFixture[str], words: list[str],
         (["--encoder", "frozen", "--checkpoint", "r"], "expected one of them"),
         (["--encoder", "frozen", "--out", "e"], "needs --manifest and --out"),
         (["--encoder", "frozen", "--manifest", "m", "--out", "e", "--view", "central"], "neither --view nor"),
+        (["--encoder", "frozen", "--manifest", "m", "--out", "e", "--form", "joined"], "nor --form"),
     ],
 )
 def test_mistakes_of_embed(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
@@ -201,10 +203,35 @@ def test_laptop_from_a_manifest_to_a_report(
     assert "stride 1, T 32: the median video has" in printed
     assert (run / "evaluation" / "report.html").exists()
     (folder,) = (tmp_path / "features").iterdir()
+    # The run's embeddings are joined; a video without features, and a file, are embedded likewise.
+    joined = Embeddings.open(str(run / "embeddings"))
+    wanted = unit_frames([joined.video("v0").embeddings])[0]
+    encoder = carl_ray.load_encoder(str(run), like=str(run / "embeddings"))
+    np.testing.assert_allclose(encoder.embed(joined.video("v0").uri), wanted, atol=0.02)
+    rows = pq.read_table(manifest).to_pylist()
+    more = pa.Table.from_pylist([{**rows[0], "video_id": "new", "content_hash": "new"}], schema=SCHEMA)
+    write_table(more, str(tmp_path / "more.parquet"))
+    embed.main(
+        [
+            "--checkpoint",
+            str(run),
+            "--manifest",
+            str(tmp_path / "more.parquet"),
+            "--out",
+            str(run / "embeddings"),
+        ]
+    )
+    video = Embeddings.open(str(run / "embeddings")).video("new")
+    np.testing.assert_allclose(unit_frames([video.embeddings])[0], wanted, atol=0.02)
+    words_of_other = ["--checkpoint", str(run), "--manifest", manifest, "--out", str(run / "embeddings")]
+    status, line = failure(capsys, embed.main, *words_of_other, "--form", "plain")
+    assert status == 2 and "another origin (different: form)" in line
     for path in (tmp_path / "videos").iterdir():
         path.unlink()  # nothing decodes any more
-    embed.main(["--checkpoint", str(run), "--manifest", manifest, "--out", str(tmp_path / "again")])
+    again = ["--out", str(tmp_path / "again"), "--form", "joined"]
+    embed.main(["--checkpoint", str(run), "--manifest", manifest, *again])
     first, second = (list(Embeddings.open(str(uri))) for uri in (run / "embeddings", tmp_path / "again"))
+    first = [video for video in first if video.video_id != "new"]
     assert [a.video_id for a in first] == [b.video_id for b in second]
     assert all(np.array_equal(a.embeddings, b.embeddings) for a, b in zip(first, second, strict=True))
     other = str(tmp_path / "other")

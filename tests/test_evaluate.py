@@ -20,6 +20,7 @@ from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
 from carl_ray.evaluation.tasks import metric_names as metrics_of_tasks
 from carl_ray.paper import PROTOCOLS
 from carl_ray.report.tables import metric_names, title_of
+from tests.evaluation.test_repetitions import video
 
 ORIGIN = Origin("/run/checkpoints/step-00000002", "ab", "penn_action", 2, 16, 8, "resized", True)
 
@@ -99,6 +100,26 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
     assert again["trained"] == document["trained"]
     evaluate.main([*map(str, arguments), "--protocol", "finegym", "--stride", "1"])
     assert "linear_probe" in json.loads((apart / "metrics.json").read_text())["trained"]
+
+
+def test_centered_is_centering_of_each_video(tmp_path: Path) -> None:
+    """A shift of each video, as scenes have, changes plain embeddings' metrics, and no centred ones."""
+    rng = np.random.default_rng(0)
+    plain = videos("train", 4) + videos("test", 3)
+    shifted = [replace(v, embeddings=v.embeddings + 5 * rng.standard_normal(4, np.float32)) for v in plain]
+    measured = []
+    for name, made, options in (
+        ("a", plain, ["--centered"]),
+        ("b", shifted, ["--centered"]),
+        ("c", shifted, []),
+    ):
+        folder = str(tmp_path / name)
+        write_part(folder, made, ORIGIN, "float32")
+        evaluate.main(["--train", folder, "--test", folder, "--out", folder + "-out", *options])
+        document = json.loads((tmp_path / f"{name}-out" / "metrics.json").read_text())
+        assert document["centered"] == bool(options)
+        measured.append(document["trained"]["average_precision_at_5"]["value"])
+    assert measured[0] == pytest.approx(measured[1], abs=1e-6) and measured[2] < measured[0] - 0.1
 
 
 @pytest.mark.parametrize(("validation", "measured"), [(3, 3), (1, 5)])
@@ -211,3 +232,16 @@ def test_mistakes_of_embed(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert "--num-workers: expected a whole number of at least 1, got '0'" in failure(
         capsys, embed, "--num-workers", 0
     )
+
+
+def test_repetitions_where_phases_return(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = [video(str(k), [30, 40, 35], seed=k) for k in range(3)]
+    unlabelled = [replace(one, frame_labels=None) for one in again]
+    for name, tested in (("labelled", again), ("unlabelled", unlabelled)):
+        folder = str(tmp_path / name)
+        write_part(folder, tested, ORIGIN, "float32")
+        evaluate.main(["--train", folder, "--test", folder, "--out", str(tmp_path / name)])
+        document = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert ("repetition_count_error" in document["trained"]) == (name == "labelled")
+        seem_to_repeat = "In 3 of 3 test videos the action seems to repeat"
+        assert (seem_to_repeat in capsys.readouterr().out) == (name == "unlabelled")

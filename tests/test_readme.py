@@ -88,7 +88,7 @@ def test_your_own_videos_and_python(
     section = README[README.index("## Your own videos") : README.index("## On a cluster")]
     (tmp_path / "few.csv").write_text("video,start,end,label\na.mp4,0,2,up\na.mp4,2,4,down\n")
     lines = [line.partition("  #")[0] for block in blocks(section, "bash") for line in block.splitlines()]
-    commands = ["index", "embed", "train", "search", "align", "propagate"]
+    commands = ["index", "embed", "train", "search", "align", "propagate", "segments"]
     assert [shlex.split(line)[1] for line in lines] == commands
     environment = {**os.environ, "CARL_RAY_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
     for line in lines:
@@ -102,5 +102,12 @@ def test_your_own_videos_and_python(
     command = [sys.executable, "-c", f"{code}\n{shown}"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout == "(130, 128) float32 1 b.mp4\n", done.stderr
-    for name in ("videos.parquet", "run/config.json", "sheet.png", "aligned.mp4", "predicted.csv"):
+    for name in (
+        "videos.parquet",
+        "run/config.json",
+        "sheet.png",
+        "aligned.mp4",
+        "predicted.csv",
+        "segments.csv",
+    ):
         assert (tmp_path / name).exists()

@@ -38,7 +38,7 @@ def test_intervals_come_back_as_labels(tmp_path: Path, capsys: pytest.CaptureFix
     write(tmp_path / "e", fps=None, c=embeddings)
     segments.main(["--embeddings", folder, "--out", str(tmp_path / "s.csv")])
     said = capsys.readouterr().out
-    assert "7 intervals in 2 videos, of which 1 repeat" in said and "6 to 6, median 6" in said
+    assert "7 intervals in 2 videos, of which 1 repeat" in said
     assert ("left out: 1 videos" in said and "carl-ray index" in said) or "carl_ray.index" in said
     rows = list(csv.DictReader((tmp_path / "s.csv").open()))
     assert [row["label"] for row in rows] == [*(f"repetition {k}" for k in range(1, 7)), "repetition 1"]

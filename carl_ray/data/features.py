@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -29,7 +29,7 @@ from jaxtyping import Float, Float16, Float32
 
 from carl_ray import config as configuration
 from carl_ray import storage
-from carl_ray.config import Config, ModelConfig
+from carl_ray.config import MOTIONS, Config, ModelConfig
 from carl_ray.data.manifest import StreamVideo, refuse_pickles
 from carl_ray.data.sample import NUM_PARAMETERS, SampleSpec, at_frames, draw_clips, draw_copies
 from carl_ray.errors import UserError
@@ -258,12 +258,19 @@ def read_features(part: str, group: int, copy: int = 0) -> Float16[np.ndarray, "
 def model_input(
     features: Float[np.ndarray, "frames C"], model: ModelConfig | SampleSpec
 ) -> Float32[np.ndarray, "frames width"]:
-    """What an encoder makes of the features of a whole video before its first layer: centred, joined with motion."""
+    """What an encoder makes of the features of a whole video before its first layer: centred, joined with motion.
+
+    Past its ends, a video is continued by its first and last frame.
+    """
     values = features.astype(np.float32)
     if model.centered:
         values -= values.mean(axis=0)
     if model.motion == "difference":
         values = np.concatenate([values, central_difference(values)], axis=1)
+    elif model.motion == "window":
+        reach = MOTIONS["window"] // 2
+        places = np.arange(len(values))[:, None] + np.arange(-reach, reach + 1)
+        values = values[places.clip(0, len(values) - 1)].reshape(len(values), -1)
     return values
 
 
@@ -287,10 +294,21 @@ def upsample(
     return (embeddings[before] * (1 - share) + embeddings[after] * share).astype(np.float32)
 
 
-def cached_views(video: StreamVideo, epoch: int, spec: SampleSpec) -> dict[str, ViewTensors[np.ndarray]]:
+def cached_views(
+    video: StreamVideo,
+    epoch: int,
+    spec: SampleSpec,
+    read: Callable[[str, int, int], np.ndarray] = read_features,
+) -> dict[str, ViewTensors[np.ndarray]]:
     """The views of `make_views` with features in the place of pixels, of a video that `locate` found.
 
     Parameters, boxes and flips of the copies are not known here: zeros.
+
+    Args:
+        video: Row of the manifest, with `FEATURE_COLUMNS`.
+        epoch: Epoch of the run.
+        spec: Of the run's samples.
+        read: As `read_features`; a caller that reads a video many times may keep it in memory.
 
     Raises:
         UserError, RunError: as `read_features`.
@@ -303,7 +321,7 @@ def cached_views(video: StreamVideo, epoch: int, spec: SampleSpec) -> dict[str, 
         copies = draw_copies(view, video_id, epoch, spec.seed) or (0,) * view.count
         features = np.zeros((view.count, view.num_frames, view.features or 0), np.float16)
         for number, (clip, copy) in enumerate(zip(clips, copies, strict=True)):
-            whole = model_input(read_features(part, group, copy), spec)
+            whole = model_input(read(part, group, copy), spec)
             real = clip.frame_indices[clip.frame_mask] // spec.data.frame_stride
             features[number, clip.frame_mask] = whole[real]
         views[view.name] = ViewTensors(

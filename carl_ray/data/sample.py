@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from carl_ray.config import Config, DataConfig
+from carl_ray.config import Config, DataConfig, Motion
 from carl_ray.data.randomness import ViewNumber, sample_generator, view_key
 from carl_ray.data.views import ViewIndices, sample_views
 from carl_ray.objectives.base import ViewTensors
@@ -42,7 +41,7 @@ class SampleSpec:
     data: DataConfig
     centered: bool = False
     """As `model.centered`; features alone."""
-    motion: Literal["none", "difference"] = "none"
+    motion: Motion = "none"
     """As `model.motion`; features alone."""
 
     @property

@@ -12,13 +12,11 @@ from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.data.features import FEATURE_COLUMNS, FeatureCache, read_features, require_cache
 from carl_ray.errors import UserError
-from carl_ray.evaluation.frozen import CONTROL, fit_frozen, load_frozen
+from carl_ray.evaluation.frozen import CONTROL, FrozenEncoder, fit_frozen, load_frozen
 from carl_ray.evaluation.inference import (
-    FrozenNetwork,
     VideoEmbedder,
     WholeVideoEncoder,
     default_device,
-    untrained_encoder,
 )
 from carl_ray.model.weights import weights_digest
 
@@ -50,11 +48,20 @@ def cache_of(
     return cache
 
 
-def frozen_control(out: str, cache: FeatureCache, videos: pa.Table, config: Config) -> WholeVideoEncoder:
-    """The encoder without training beside a trained one in a folder of embeddings, which keeps its components."""
+def frozen_control(out: str, cache: FeatureCache | None, videos: pa.Table) -> FrozenEncoder:
+    """The encoder without training beside a trained one in a folder of embeddings, which keeps its components.
+
+    Args:
+        out: The folder.
+        cache: Features that components are fitted to where it has none yet.
+        videos: With these features.
+    """
     folder = storage.join(out, CONTROL)
-    frozen = load_frozen(folder) or fit_frozen(folder, cache, videos)
-    return FrozenNetwork(untrained_encoder(config), frozen)
+    frozen = load_frozen(folder)
+    if frozen is None:
+        assert cache is not None
+        frozen = fit_frozen(folder, cache, videos)
+    return frozen
 
 
 def cached_rows(

@@ -93,7 +93,10 @@ def cache_features(
             rows = pa.concat_tables(videos.slice(index, 1) for videos, index, _ in taken)
             write_part(out, rows, [arrays for _, _, arrays in taken])
 
-        rows = extraction.embedded_rows([encoder], cache.config, missing, settings, features=True)
+        made_with = replace(
+            cache.config, model=config.model
+        )  # The encoder's, as it is built anew in the actors.
+        rows = extraction.embedded_rows([encoder], made_with, missing, settings, features=True)
         write_rows(rows, missing, result, PartWriter(out, lease, write, _PART_SECONDS), "cached")
     if len(result.bad_videos) > config.data.max_bad_fraction * videos.num_rows:
         video_id, reason = result.bad_videos[0]

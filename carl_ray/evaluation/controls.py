@@ -2,7 +2,7 @@
 
 trained     H of the trained encoder
 untrained   H of the same encoder before its training (`carl_ray.evaluation.inference`)
-frozen      features of the frozen backbone, centred and joined with their motion (`carl_ray.evaluation.frozen`)
+frozen      windows of features of the frozen backbone, centred (`carl_ray.evaluation.frozen`)
 positions   the sine-cosine positional encoding alone, without frame content
 chance      an independent random vector for every frame
 """
@@ -75,7 +75,7 @@ def chance(
 
 CONTROLS: dict[str, Control] = {
     "untrained": Control("the same encoder before its training", _untrained),
-    "frozen": Control("features of the frozen backbone and their motion", _frozen),
+    "frozen": Control("windows of features of the frozen backbone", _frozen),
     "positions": Control(
         "the sine-cosine positional encoding alone, without what the frames show", positions
     ),

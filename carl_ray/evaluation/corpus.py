@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -23,14 +23,16 @@ from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import (
     CropMode,
     EmbeddedVideo,
+    Form,
     Origin,
     Precision,
     list_parts,
+    read_origin,
     read_part,
     video_metadata,
     write_part,
 )
-from carl_ray.evaluation.frozen import FROZEN, FrozenEncoder
+from carl_ray.evaluation.frozen import CONTROL, FROZEN, FrozenEncoder, formed, load_frozen
 from carl_ray.lease import Lease, hold, refuse_if_held
 from carl_ray.model.pretrained import find_weights
 from carl_ray.progress import ProgressLine
@@ -69,6 +71,9 @@ class EmbeddingSettings:
     """How frames are cropped to the encoder's input."""
     untrained: bool = True
     """Also embed with the untrained encoder, the control of every evaluation."""
+    form: Form | None = None
+    """What is made of the encoders' output; `joined` begins with videos that have features. None: as in the
+    folder, in a new one `plain`."""
 
 
 @dataclass
@@ -127,6 +132,9 @@ def embed_corpus(
         with connect():
             uri = index_embedded()[0]
             return embed_corpus(checkpoint, uri, out, settings, splits=splits, features=features)
+    if settings.form is None:
+        there = list_parts(out)
+        settings = replace(settings, form=read_origin(there[0]).form if there else "plain")
     origin = _origin(checkpoint, settings)
     videos = read_videos(manifest, splits)
     has_test = "test" in pc.unique(videos.column("split")).to_pylist()
@@ -142,13 +150,23 @@ def embed_corpus(
     config = checkpoint.config
     encoders = inference.load_encoders(checkpoint, untrained=settings.untrained)
     cache = from_cache.cache_of(encoders, config, features) if settings.view == "resized" else None
+    is_joined = origin.form == "joined"
+    if is_joined and cache is None and load_frozen(storage.join(out, CONTROL)) is None:
+        raise UserError(
+            "--form joined needs features of videos that the run was trained on: name them by --features URI"
+        )
     with hold(out) as (lease, _):
         # Another writer may have finished since.
         missing = _missing(videos, out, origin)
         result = EmbeddingResult(videos.num_rows - missing.num_rows, has_test)
 
         def write(taken: list[tuple[pa.Table, int, list[np.ndarray]]]) -> None:
-            write_part(out, [_embedded_video(*video) for video in taken], origin, settings.precision)
+            write_part(
+                out,
+                [_embedded_video(*video, origin, config.data.frame_stride) for video in taken],
+                origin,
+                settings.precision,
+            )
 
         writer = PartWriter(out, lease, write)
         if cache is not None and missing.num_rows:
@@ -156,17 +174,19 @@ def embed_corpus(
             is_cached = located.column("features_part").is_valid()
             cached, missing = located.filter(is_cached), missing.filter(pc.invert(is_cached))
             if cached.num_rows:
-                if settings.untrained:
-                    encoders = [*encoders, from_cache.frozen_control(out, cache, videos, config)]
-                write_rows(from_cache.cached_rows(encoders, config, cached), cached, result, writer)
-                encoders = encoders[:2]
+                with_frozen = encoders
+                if settings.untrained or is_joined:
+                    control = from_cache.frozen_control(out, cache, videos)
+                    with_frozen = [*encoders, inference.FrozenNetwork(encoders[0], control)]
+                write_rows(from_cache.cached_rows(with_frozen, config, cached), cached, result, writer)
         if missing.num_rows and not isinstance(checkpoint, FrozenEncoder):
             from carl_ray.evaluation import extraction
             from carl_ray.session import connect
 
             with connect():
                 extraction.check_resources(settings)
-                rows = extraction.embedded_rows(encoders, config, missing, settings)
+                beside = from_cache.frozen_control(out, cache, videos) if is_joined else None
+                rows = extraction.embedded_rows(encoders, config, missing, settings, frozen=beside)
                 write_rows(rows, missing, result, writer)
     if len(result.bad_videos) > (most := checkpoint.config.data.max_bad_fraction) * videos.num_rows:
         video_id, reason = result.bad_videos[0]
@@ -218,6 +238,7 @@ def _origin(checkpoint: Checkpoint | FrozenEncoder, settings: EmbeddingSettings)
         position_width=model.width,
         view=settings.view,
         has_untrained=settings.untrained,
+        form=settings.form or "plain",
     )
 
 
@@ -299,15 +320,20 @@ def _update_labels(part: str, known: pa.Table, videos: pa.Table) -> None:
         write_table(attach_labels(read_part(part)[1], labels), part)
 
 
-def _embedded_video(videos: pa.Table, index: int, embedded: list[np.ndarray]) -> EmbeddedVideo:
+def _embedded_video(
+    videos: pa.Table, index: int, embedded: list[np.ndarray], origin: Origin, frame_stride: int
+) -> EmbeddedVideo:
+    own = 1 + origin.has_untrained
+    frozen = embedded[-1] if origin.form == "joined" else None
+    made = [formed(array, frozen, origin.form, frame_stride) for array in embedded[:own]]
     frame_step, frame_times = (videos.column(name)[index].as_py() for name in ("frame_step", "frame_times"))
     return EmbeddedVideo(
         **video_metadata(videos, index),
         frame_times=None if frame_times is None else np.array(frame_times),
-        timestamps=np.arange(len(embedded[0])) * frame_step,
-        embeddings=embedded[0],
-        untrained=embedded[1] if len(embedded) > 1 else None,
-        frozen=embedded[2] if len(embedded) > 2 else None,
+        timestamps=np.arange(len(made[0])) * frame_step,
+        embeddings=made[0],
+        untrained=made[1] if origin.has_untrained else None,
+        frozen=embedded[own] if len(embedded) > own else None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
@@ -22,7 +22,7 @@ class EmbeddedVideo:
     untrained: Float[np.ndarray, "frames width"] | None = None
     """H of the untrained encoder."""
     frozen: Float[np.ndarray, "frames D"] | None = None
-    """Features and motion of the frozen backbone, where a run was trained on such features."""
+    """Windows of features of the frozen backbone, reduced, where a run was trained on such features."""
     content_hash: str = ""
     """Hash of the embedded file, as in the manifest."""
     split: str | None = None
@@ -52,6 +52,11 @@ class EmbeddedVideo:
         if self.frame_times is not None:
             return self.frame_times
         return np.arange(len(self)) / self.fps if self.fps else None
+
+    def centered(self) -> EmbeddedVideo:
+        """The video with each kind of embeddings minus its mean."""
+        arrays = {"embeddings": self.embeddings, "untrained": self.untrained, "frozen": self.frozen}
+        return replace(self, **{k: v - v.mean(axis=0) for k, v in arrays.items() if v is not None})
 
     def phase_name(self, phase: int) -> str | None:
         """Name of a frame label, `phase 2` where they have no names; None for -1."""

@@ -3,7 +3,7 @@
     FOLDER/part-00000.parquet, part-00001.parquet, …   one row a video; each part can be read alone
 
     embeddings, untrained   H of every frame, by the trained encoder and by the same encoder before its training
-    frozen                  of runs on cached features: features of the frozen backbone with their motion, reduced
+    frozen                  of runs on cached features: windows of features of the frozen backbone, reduced
     timestamps              of every frame: its number times the manifest's `frame_step`
     seconds                 of every frame, from the first one: the manifest's `frame_times`, or its number by the
                             average frame rate; null where that is unknown
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Precision = Literal["float16", "float32"]
+Form = Literal["plain", "centered", "joined"]
+"""What is made of the encoders' output, of each video: see `carl_ray.evaluation.frozen.formed`."""
 CropMode = Literal["resized", "central"]
 """`resized`: shorter side resized to the encoder's size, then the central square. `central`: the central
 square at full resolution, as the released code tests one of its data sets."""
@@ -69,6 +71,8 @@ class Origin:
     """How frames were cropped to the encoder's input (`CropMode`)."""
     has_untrained: bool
     """Whether the rows also hold the embeddings of the untrained encoder."""
+    form: Form = "plain"
+    """What was made of the encoders' output (`carl_ray.evaluation.frozen.formed`)."""
 
 
 def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, precision: Precision) -> None:

@@ -29,7 +29,8 @@ from carl_ray.data.coordinator import MAX_TASK_RETRIES
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.corpus import EmbeddingSettings
 from carl_ray.evaluation.feature_extractor import FeatureExtractor
-from carl_ray.evaluation.inference import VideoEmbedder, WholeVideoEncoder
+from carl_ray.evaluation.frozen import FrozenEncoder
+from carl_ray.evaluation.inference import FrozenNetwork, VideoEmbedder, WholeVideoEncoder
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 
 _FIRST_RETRY_SECONDS = 0.5
@@ -97,6 +98,7 @@ def embedded_rows(
     settings: EmbeddingSettings,
     *,
     features: bool = False,
+    frozen: FrozenEncoder | None = None,
 ) -> Generator[tuple[int, list[np.ndarray] | str], None, None]:
     """Embed videos on the connected cluster.
 
@@ -106,6 +108,7 @@ def embedded_rows(
         videos: Columns `video_id`, `uri` and `num_frames`.
         settings: How.
         features: Yield the features of a `FeatureExtractor` with the first encoder's backbone instead of embeddings.
+        frozen: Of the first encoder's backbone; one array more.
 
     Yields:
         Index of a video, in the order of completion, with one float32 array (frames, width) for each encoder, or one
@@ -115,7 +118,7 @@ def embedded_rows(
     largest = int(max((node.get("memory", 0) for node in _nodes()), default=0))
     memory = min(_wanted_bytes(settings.cpus_per_worker), largest or sys.maxsize)
     num_workers = settings.num_workers or room_for_workers(settings.cpus_per_worker, settings.use_gpu)
-    weights = ray.put([encoder.state_dict() for encoder in encoders])
+    weights = ray.put(([encoder.state_dict() for encoder in encoders], frozen))
     dataset = _videos(videos.select(["video_id", "uri", "num_frames"])).map_batches(
         _EmbeddingActor,
         fn_constructor_args=(weights, config, settings, features, _Attempts.remote()),  # type: ignore[attr-defined]
@@ -218,11 +221,14 @@ class _EmbeddingActor:
     ) -> None:
         self._attempts = attempts
         torch.set_num_threads(settings.cpus_per_worker)
-        encoders = []
-        for state in ray.get(weights):
+        encoders: list[WholeVideoEncoder] = []
+        states, frozen = ray.get(weights)
+        for state in states:
             encoder = FrameLevelVideoEncoder(config.model).eval()
             encoder.load_state_dict(state)
             encoders.append(encoder)
+        if frozen is not None:
+            encoders.append(FrozenNetwork(encoders[0], frozen))
         device = torch.device("cuda" if settings.use_gpu else "cpu")
         self._embedder: VideoEmbedder | FeatureExtractor = (
             FeatureExtractor(encoders[0].backbone, config, device)

@@ -1,6 +1,8 @@
-"""An encoder without training: features of a frozen backbone and their motion, reduced over a corpus.
+"""An encoder without training: windows of features of a frozen backbone, reduced over a corpus.
 
-    frames ─ frozen backbone ▶ minus the video's mean ▶ joined with the central difference ▶ PCA ▶ (frames, D)
+    frames ─ frozen backbone ▶ minus the video's mean ▶ window of nine frames ▶ PCA ▶ (frames, D)
+
+Without a corpus, each frame's features are joined with their central difference instead, and not reduced.
 
 A folder of such embeddings holds its encoder in `encoder/`: frozen.json (config, digests) and components.npy.
 """
@@ -14,13 +16,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from carl_ray import config as configuration
 from carl_ray import presets, storage
-from carl_ray.config import Config
+from carl_ray.config import Config, Motion
 from carl_ray.data.features import FEATURE_COLUMNS, FeatureCache, model_input, read_features
 from carl_ray.errors import UserError
+from carl_ray.evaluation.embeddings import Form
+from carl_ray.evaluation.frames import unit_frames
 
 FROZEN = "frozen"
 """Name of the encoder of the preset `laptop` before any training; also the preset of the origin of its embeddings."""
@@ -32,13 +36,46 @@ CONTROL = "control"
 WIDTH = 128
 """Components that are kept, at most."""
 
-_PCA_FRAMES = 10_000
+TRAINED_WEIGHT = 0.6
+"""Of a trained embedding beside a frozen one: its cosines spread further."""
+AVERAGED_STRIDES = 2
+"""A trained embedding beside a frozen one is averaged over so many strides on either side."""
+
+_PCA_FRAMES = 4_000
 _DESCRIPTION, _COMPONENTS = "frozen.json", "components.npy"
 
 
-def frozen_config(config: Config) -> Config:
-    """The config with features that are centred in each video and joined with their central difference."""
-    return replace(config, model=replace(config.model, centered=True, motion="difference"))
+def frozen_config(config: Config, motion: Motion = "difference") -> Config:
+    """The config with features that are centred in each video and joined with their motion."""
+    return replace(config, model=replace(config.model, centered=True, motion=motion))
+
+
+def formed(
+    embeddings: Float[np.ndarray, "frames width"],
+    frozen: Float[np.ndarray, "frames D"] | None,
+    form: Form,
+    frame_stride: int,
+) -> Float[np.ndarray, "frames formed"]:
+    """What a folder of embeddings holds of an encoder's output for one video.
+
+    Args:
+        embeddings: The output.
+        frozen: Embeddings of the frozen backbone; for `joined` alone.
+        form: `plain`: the output; `centered`: minus its mean over the video; `joined`: that, averaged over five
+            strides, L2-normalised and with a smaller weight, beside the frozen embeddings, L2-normalised.
+        frame_stride: Frames of a stride.
+    """
+    if form == "plain":
+        return embeddings
+    centered = embeddings - embeddings.mean(axis=0)
+    if form == "centered":
+        return centered
+    if frozen is None:
+        raise ValueError("form joined needs embeddings of the frozen backbone")
+    near = frame_stride * np.arange(-AVERAGED_STRIDES, AVERAGED_STRIDES + 1)
+    places = (np.arange(len(centered))[:, None] + near).clip(0, len(centered) - 1)
+    trained, beside = (unit_frames([part])[0] for part in (centered[places].mean(axis=1), frozen))
+    return np.concatenate([TRAINED_WEIGHT * trained, beside], axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +134,14 @@ def fit_frozen(folder: str, cache: FeatureCache, videos: pa.Table) -> FrozenEnco
         folder: URI.
         cache: The features.
         videos: Columns `video_id`, `content_hash`, `num_frames`; those without features do not count.
+
+    Raises:
+        UserError: none of the videos has features.
     """
     located = cache.locate(videos)
-    config = frozen_config(cache.config)
+    if located.column(FEATURE_COLUMNS[0]).null_count == len(located):
+        raise UserError(f"{storage.public_uri(cache.uri)}: it has features of none of the videos")
+    config = frozen_config(cache.config, "window")
     axes = _principal_axes(located.filter(located.column(FEATURE_COLUMNS[0]).is_valid()), config)
     encoder = FrozenEncoder(config, cache.weights_digest, axes, folder)
     sink = io.BytesIO()
@@ -116,19 +158,26 @@ def fit_frozen(folder: str, cache: FeatureCache, videos: pa.Table) -> FrozenEnco
 
 
 def _principal_axes(videos: pa.Table, config: Config) -> Float32[np.ndarray, "width D"]:
-    """Principal axes of some ten thousand frames, evenly spaced over the videos."""
-    from sklearn.decomposition import PCA
-
+    """Principal axes of some thousand frames, evenly spaced over the videos."""
     total = sum(videos.column("num_frames").to_pylist()) // config.data.frame_stride
     every = max(1, total // _PCA_FRAMES)
     columns = (videos.column(name).to_pylist() for name in FEATURE_COLUMNS)
-    frames = np.concatenate(
-        [
-            model_input(read_features(part, group), config.model)[::every]
-            for part, group in zip(*columns, strict=True)
-        ]
+    return fit_axes(
+        np.concatenate(
+            [
+                model_input(read_features(part, group), config.model)[::every]
+                for part, group in zip(*columns, strict=True)
+            ]
+        )
     )
-    # Frames are centred in each video already: only the axes are kept.
-    solver = "covariance_eigh" if len(frames) > frames.shape[1] else "full"
-    axes = PCA(min(WIDTH, *frames.shape), svd_solver=solver).fit(frames).components_.T
+
+
+def fit_axes(frames: Float[np.ndarray, "frames width"]) -> Float32[np.ndarray, "width D"]:
+    """Principal axes of frames, `WIDTH` where they have as many."""
+    from sklearn.decomposition import PCA
+
+    # Frames are centred in each video already: only the axes are kept. An exact solution takes minutes.
+    kept = min(WIDTH, *frames.shape)
+    solver = "randomized" if kept == WIDTH else "full"
+    axes = PCA(kept, svd_solver=solver, random_state=0).fit(frames).components_.T
     return np.ascontiguousarray(axes, dtype=np.float32)

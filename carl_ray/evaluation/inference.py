@@ -26,9 +26,9 @@ from carl_ray.data.features import (
 )
 from carl_ray.data.guard import BadVideoError, FrameReader
 from carl_ray.errors import RunError, UserError
-from carl_ray.evaluation.embeddings import CropMode
+from carl_ray.evaluation.embeddings import CropMode, Form, read_origin
 from carl_ray.evaluation.frames import unit_frames
-from carl_ray.evaluation.frozen import FrozenEncoder, load_frozen
+from carl_ray.evaluation.frozen import CONTROL, FrozenEncoder, formed, load_frozen
 from carl_ray.model.backbone import Backbone
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.model.features import normalize
@@ -74,7 +74,7 @@ class FrozenNetwork(nn.Module):
 
     components: Tensor | None
 
-    def __init__(self, encoder: FrameLevelVideoEncoder, frozen: FrozenEncoder) -> None:
+    def __init__(self, encoder: WholeVideoEncoder, frozen: FrozenEncoder) -> None:
         super().__init__()
         self._encoder, self._model = encoder, frozen.config.model
         self.register_buffer("components", None)
@@ -97,7 +97,7 @@ class FrozenNetwork(nn.Module):
         return self._encoder.frame_features(chunks)
 
     def embed_features(self, features: Float[Tensor, "T C"]) -> Float[Tensor, "T D"]:
-        """The components of all features of a video, centred and joined with their motion."""
+        """The components of all features of a video, as the encoder's config has them."""
         made = torch.from_numpy(model_input(features.float().cpu().numpy(), self._model)).to(features.device)
         return made if self.components is None else made @ self.components
 
@@ -120,9 +120,18 @@ class VideoEncoder:
         checkpoint: The checkpoint, or what was never trained.
     """
 
-    def __init__(self, checkpoint: Checkpoint | FrozenEncoder, device: torch.device, view: CropMode) -> None:
-        self.checkpoint = checkpoint
+    def __init__(
+        self,
+        checkpoint: Checkpoint | FrozenEncoder,
+        device: torch.device,
+        view: CropMode,
+        form: Form = "plain",
+        frozen: FrozenEncoder | None = None,
+    ) -> None:
+        self.checkpoint, self._form, self._stride = checkpoint, form, checkpoint.config.data.frame_stride
         encoders = load_encoders(checkpoint, untrained=False)
+        if frozen is not None:
+            encoders.append(FrozenNetwork(encoders[0], frozen))
         self._embedder = VideoEmbedder(encoders, checkpoint.config, device, view=view)
 
     def embed(
@@ -141,17 +150,22 @@ class VideoEncoder:
             RunError: its storage fails, or its decoder was killed from outside.
         """
         if isinstance(video, np.ndarray):
-            (embedded,) = self._embedder.embed_frames(video)
+            found = self._embedder.embed_frames(video)
         else:
-            (embedded,) = self._embedder.embed_file(str(video) if isinstance(video, Path) else video)
+            found = self._embedder.embed_file(str(video) if isinstance(video, Path) else video)
         try:
+            embedded = formed(found[0], found[1] if len(found) > 1 else None, self._form, self._stride)
             return unit_frames([embedded])[0].astype(np.float32)
         except ValueError as error:
             raise UserError(f"the encoder of {storage.public_uri(self.checkpoint.uri)}: {error}") from None
 
 
 def load_encoder(
-    checkpoint: str | Checkpoint | FrozenEncoder, *, device: str | None = None, view: CropMode = "resized"
+    checkpoint: str | Checkpoint | FrozenEncoder,
+    *,
+    device: str | None = None,
+    view: CropMode = "resized",
+    like: str | None = None,
 ) -> VideoEncoder:
     """The trained encoder of a run or checkpoint, or one without training.
 
@@ -160,6 +174,7 @@ def load_encoder(
             embeddings without training, whose encoder is taken.
         device: Where it computes, as torch names it; None: a GPU where there is one, otherwise the CPU.
         view: How frames are cropped to the encoder's input.
+        like: URI of a folder of this encoder's embeddings, whose form (`embed --form`) the output takes; None: plain.
 
     Raises:
         UserError: there is no checkpoint, or it does not fit its config.
@@ -167,7 +182,11 @@ def load_encoder(
     """
     if isinstance(checkpoint, str):
         checkpoint = load_frozen(checkpoint) or checkpoint_at(checkpoint)
-    return VideoEncoder(checkpoint, default_device() if device is None else torch.device(device), view)
+    form: Form = "plain" if like is None else read_origin(like).form
+    frozen = load_frozen(storage.join(like or "", CONTROL)) if form == "joined" else None
+    return VideoEncoder(
+        checkpoint, default_device() if device is None else torch.device(device), view, form, frozen
+    )
 
 
 def default_device() -> torch.device:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -14,6 +12,9 @@ from jaxtyping import Float64
 
 from carl_ray.data.manifest import LABEL_COLUMNS, SCHEMA
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
+
+INTERVALS = ("video", "start", "end", "label", "confidence")
+"""Columns of a file of intervals."""
 
 
 class LabelledVideo(NamedTuple):
@@ -37,27 +38,29 @@ class Interval(NamedTuple):
     """Mean over its frames."""
 
 
+def timed(video: EmbeddedVideo, spans: Iterable[tuple[int, int, str, float]]) -> list[Interval]:
+    """Intervals of spans of frames (first, one after the last, label, confidence) of a video whose times are known."""
+    assert video.seconds is not None
+    seconds = np.append(video.seconds, video.seconds[-1] + 1 / (video.fps or 1)).tolist()
+    return [
+        Interval(seconds[start], seconds[end], label, confidence) for start, end, label, confidence in spans
+    ]
+
+
 def intervals(labelled: LabelledVideo) -> list[Interval]:
     """Runs of frames with one label, in order; frames without one are in none."""
     video, labels, confidence = labelled
-    assert video.seconds is not None
-    seconds = np.append(video.seconds, video.seconds[-1] + 1 / (video.fps or 1)).tolist()
     starts = [frame for frame, label in enumerate(labels) if not frame or label != labels[frame - 1]]
+    runs = ((start, end) for start, end in pairwise([*starts, len(labels)]) if labels[start])
+    return timed(video, ((*run, labels[run[0]], float(confidence[slice(*run)].mean())) for run in runs))
+
+
+def interval_rows(video: EmbeddedVideo, found: Iterable[Interval]) -> list[tuple[str, ...]]:
+    """Rows of `INTERVALS` of the intervals of a video."""
     return [
-        Interval(seconds[start], seconds[end], labels[start], float(confidence[start:end].mean()))
-        for start, end in pairwise([*starts, len(labels)])
-        if labels[start]
+        (video.video_id, f"{start:.4f}", f"{end:.4f}", label, f"{confidence:.3f}")
+        for start, end, label, confidence in found
     ]
-
-
-def intervals_csv(videos: Iterable[LabelledVideo]) -> tuple[bytes, int]:
-    """The file of the intervals of videos (video,start,end,label,confidence), and the number of these."""
-    rows = [
-        (labelled.video.video_id, f"{start:.4f}", f"{end:.4f}", label, f"{confidence:.3f}")
-        for labelled in videos
-        for start, end, label, confidence in intervals(labelled)
-    ]
-    return csv_bytes(["video", "start", "end", "label", "confidence"], rows), len(rows)
 
 
 def with_labels(
@@ -85,10 +88,3 @@ def with_labels(
     table = pa.table(columns | {"num_frames": pa.array([len(video) for video in videos])})
     table, notes = join_labels(table, LabelOptions(files=tuple(files)))
     return [replace(video, **video_metadata(table, row)) for row, video in enumerate(videos)], notes
-
-
-def csv_bytes(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """A CSV file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue().encode()

@@ -14,8 +14,7 @@ from carl_ray.objectives.dtw import dynamic_time_warping, open_ended_dtw, relati
 
 # Cells of a batch of padded cost matrices, float64: bounds memory to some hundred megabytes.
 _MOST_CELLS = 1 << 21
-_CYCLE = 64
-"""Places of a mean cycle."""
+_CYCLE = 64  # places of a mean cycle
 
 
 def align_pair(
@@ -54,24 +53,18 @@ def align_repetitions(
     second: Float[np.ndarray, "M width"],
     found: tuple[Sequence[Repetition], Sequence[Repetition]],
 ) -> Int64[np.ndarray, "steps 2"]:
-    """The warping paths of two videos' repetitions, the first with the first, and so on.
+    """The warping paths of two videos' repetitions (`find_repetitions`), the first with the first, and so on.
 
-    The cycles of the two videos may be cut in different poses: the cuts of the second one are moved, by at most half a
-    repetition, to where its mean cycle resembles that of the first one most.
-
-    Args:
-        first: Embeddings of the frames of a video; normalised and centred here.
-        second: Those of the other video.
-        found: Repetitions of both (`find_repetitions`). Those of the longer list that have no counterpart are left out.
-
-    Returns:
-        Pairs of frame indices, in order; neither ever decreases.
-
-    Raises:
-        ValueError: as `unit_frames`.
+    Cycles may be cut in different poses: the cuts of the second video are moved, by at most half a repetition, to where
+    its mean cycle resembles that of the first one most. Repetitions without a counterpart are left out. Pairs of
+    frames are returned as by `align_pair`.
     """
     units = [centred_units(frames) for frames in (first, second)]
-    cycles = [_mean_cycle(*video) for video in zip(units, found, strict=True)]
+    places = (np.arange(_CYCLE) + 0.5) / _CYCLE
+    cycles = [
+        np.mean([frames[(start + places * (end - start)).astype(int)] for start, end, _ in of_video], axis=0)
+        for frames, of_video in zip(units, found, strict=True)
+    ]
     likeness = [np.vdot(cycles[0], np.roll(cycles[1], -shift, axis=0)) for shift in range(_CYCLE)]
     moved = int(np.argmax(likeness)) / _CYCLE
     moved -= moved > 0.5
@@ -84,16 +77,6 @@ def align_repetitions(
             path = align_pair(units[0][one.start : one.end], units[1][start:end])
             paths.append(path + np.array([one.start, start]))
     return np.concatenate(paths)
-
-
-def _mean_cycle(
-    units: Float64[np.ndarray, "N width"], found: Sequence[Repetition]
-) -> Float64[np.ndarray, "_ width"]:
-    """Mean embedding at evenly spaced places of a repetition."""
-    places = (np.arange(_CYCLE) + 0.5) / _CYCLE
-    return np.mean(
-        [units[(one.start + places * (one.end - one.start)).astype(np.int64)] for one in found], axis=0
-    )
 
 
 def partner_values(

@@ -18,7 +18,7 @@ from jaxtyping import Int32
 from carl_ray import storage
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
-from carl_ray.evaluation.intervals import Interval, LabelledVideo, csv_bytes, intervals, with_labels
+from carl_ray.evaluation.intervals import Interval, LabelledVideo, intervals, with_labels
 
 _LONGEST_LABEL = 200
 _MOST_INTERVALS = 10_000
@@ -99,7 +99,7 @@ class LabelStore:
             for number, saved in sorted(self._saved.items())
             for start, end, label, _ in saved.intervals
         ]
-        return csv_bytes(["video", "start", "end", "label"], rows)
+        return storage.csv_bytes(["video", "start", "end", "label"], rows)
 
     def labelled(self, numbers: Sequence[int] | None = None) -> dict[int, EmbeddedVideo]:
         """Videos with intervals, with these as their only labels, by number.

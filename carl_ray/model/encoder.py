@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from carl_ray.config import ModelConfig
+from carl_ray.config import MOTIONS, ModelConfig
 from carl_ray.errors import UserError
 from carl_ray.layers.heads import gather_real, real_frame_index, scatter_real
 from carl_ray.layers.normalization import BatchNorm
@@ -58,7 +58,7 @@ class FrameLevelVideoEncoder(nn.Module):
         channels = self.backbone.channels
         self.input_norm: BatchNorm | None = None
         if model.centered or model.motion != "none":
-            channels *= 1 if model.motion == "none" else 2
+            channels *= MOTIONS[model.motion]
             # A difference is smaller than the features that it is joined with.
             self.input_norm = BatchNorm(channels, model.batch_norm)
         self.convolutions: TemporalConvolutions | None = None

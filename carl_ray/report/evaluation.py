@@ -16,8 +16,6 @@ from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
-_MOST_SEARCHED = 50
-"""Videos that are searched for repetitions where no labels tell."""
 
 
 def evaluate_embeddings(
@@ -28,6 +26,7 @@ def evaluate_embeddings(
     protocol: str | None = None,
     stride: int | None = None,
     seed: int = 0,
+    centered: bool = False,
     title: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate embeddings; write `metrics.json` and `report.html`.
@@ -43,6 +42,7 @@ def evaluate_embeddings(
             without labels where no test video has any.
         stride: Every how many frames tau, AP@K and the alignment error look at; None: as in the paper.
         seed: Of label fractions, chance and the bootstrap.
+        centered: Subtract the mean of each video from its embeddings and controls.
         title: Of the report; None: preset and steps.
 
     Returns:
@@ -54,15 +54,20 @@ def evaluate_embeddings(
         RunError: the store refuses or fails.
     """
     origin, train_videos, test_videos, warnings = _read(train, test)
+    if centered:
+        train_videos, test_videos = (
+            [video.centered() for video in side] for side in (train_videos, test_videos)
+        )
     # Lazy import: mistakes are reported before torch is loaded.
     from carl_ray.evaluation.overlap import overlap_warnings
     from carl_ray.evaluation.protocol import evaluate, has_returning_phase
+    from carl_ray.evaluation.repetitions import find_repetitions
     from carl_ray.report.page import write_report
 
     protocol = protocol or protocol_of(origin.preset)
     is_labelled = any((video.phases >= 0).any() for video in test_videos)
     added = ("propagation",) * (protocol == "phases") if is_labelled else ("label_free",)
-    if any(map(has_returning_phase, test_videos)):
+    if protocol == "phases" and any(map(has_returning_phase, test_videos)):
         added = (*added, "repetitions")
     document = {"protocol": protocol} | evaluate(
         train_videos,
@@ -73,13 +78,20 @@ def evaluate_embeddings(
         seed=seed,
         on_progress=_print_progress,
     )
+    document["centered"] = centered
     document["not_embedded"] = sum(len(read_log(uri, BAD_VIDEOS)) for uri in dict.fromkeys((train, test)))
     run_dir = _run_of(origin)
     config = _config(run_dir)
     persons = _persons(config.get("data", {}).get("manifest"))
     document["warnings"] = [*warnings, *overlap_warnings(train_videos, test_videos, persons)]
-    if not is_labelled:
-        document["warnings"] += _repetition_warnings(test_videos)
+    # Where no labels tell, some fifty videos do.
+    some = [] if is_labelled else test_videos[:: -(-len(test_videos) // 50)]
+    repeating = sum(len(find_repetitions(video.embeddings)) > 1 for video in some)
+    if repeating > len(some) / 2:
+        document["warnings"].append(
+            f"In {repeating} of {len(some)} test videos the action seems to repeat (carl-ray segments): the score "
+            "without labels supposes that it comes once."
+        )
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     storage.write_bytes(storage.join(out, METRICS_FILE), text.encode())
     print("evaluated; now the report", file=sys.stderr, flush=True)
@@ -93,20 +105,6 @@ def evaluate_embeddings(
         title=title,
     )
     return document
-
-
-def _repetition_warnings(videos: list[EmbeddedVideo]) -> list[str]:
-    """A sentence where unlabelled videos repeat, which the score without labels supposes that they do not."""
-    from carl_ray.evaluation.repetitions import find_repetitions
-
-    some = videos[:: -(-len(videos) // _MOST_SEARCHED)]
-    count = sum(len(find_repetitions(video.embeddings)) > 1 for video in some)
-    if 2 * count < len(some):
-        return []
-    return [
-        f"In {count} of {len(some)} test videos the action seems to repeat (carl-ray segments): the score without "
-        "labels supposes that it comes once, and is not meaningful there."
-    ]
 
 
 def print_evaluation(train: str, test: str, out: str, **options: Any) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from carl_ray.config import Config, DataConfig, ModelConfig, TrainingConfig
+from carl_ray.config import MOTIONS, Config, DataConfig, ModelConfig, TrainingConfig
 from carl_ray.data.batch import collate
 from carl_ray.data.features import (
     cached_views,
@@ -203,6 +203,9 @@ def test_the_input_of_the_model() -> None:
     made = model_input(features, replace(CONFIG.model, centered=True, motion="difference"))
     assert made.shape == (6, 4) and np.allclose(made[:, :2].mean(0), 0, atol=1e-5)
     assert np.array_equal(model_input(features, CONFIG.model), features.astype(np.float32))
+    made = model_input(features, replace(CONFIG.model, motion="window"))
+    assert made.shape == (6, 2 * MOTIONS["window"])
+    assert np.array_equal(made[1, ::2], features[[0, 0, 0, 0, 1, 2, 3, 4, 5], 0])
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 7, 8, 9])

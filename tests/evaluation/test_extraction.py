@@ -173,8 +173,8 @@ def test_what_was_computed_is_kept_when_the_driver_is_interrupted(
     out = str(tmp_path / "out")
     embedded = extraction.embedded_rows
 
-    def interrupted(*arguments):
-        for number, result in enumerate(embedded(*arguments)):
+    def interrupted(*arguments, **options):
+        for number, result in enumerate(embedded(*arguments, **options)):
             if number == 2:
                 raise KeyboardInterrupt
             yield result
@@ -223,6 +223,6 @@ def test_what_a_cluster_of_this_machine_will_never_have_is_said(
         patched.delenv("RAY_ADDRESS")
         with pytest.raises(UserError, match="an actor needs 4096 CPUs, and this machine has not got them"):
             embed_corpus(str(tiny_run), uri, str(tmp_path / "out"), many)
-    monkeypatch.setattr(extraction, "embedded_rows", lambda *arguments: (row for row in ()))
+    monkeypatch.setattr(extraction, "embedded_rows", lambda *arguments, **_: (row for row in ()))
     embed_corpus(str(tiny_run), uri, str(tmp_path / "out"), many)
     assert "waiting for the cluster to grow: an actor needs 4096 CPUs on one node" in capsys.readouterr().err

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.studies import partners
-from benchmarks.studies.partners import METHODS, SCENES, Scene, make_pairs, score, true_times
+from benchmarks.studies import pairings, partners
+from benchmarks.studies.pairings import METHODS, SCENES, Scene, make_pairs, score, true_times
 
 RIGHT = "open ends (weak_scl)"
 
@@ -47,7 +47,7 @@ def test_true_times(repeated: bool) -> None:
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partners, "SCENES", [SCENES[0], SCENES[-1]])
+    monkeypatch.setattr(pairings, "SCENES", [SCENES[0], SCENES[-1]])
     partners.main(["--pairs", "2"])
     head, _, first, last = capsys.readouterr().out.splitlines()
     assert head.count("|") == first.count("|") == last.count("|") == len(METHODS) + 2

@@ -1,0 +1,138 @@
+"""The table of the real benchmark, and its bars."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from benchmarks.real.recipes import RECIPES
+from benchmarks.real.videos import ACTIONS, TESTED, Video
+
+Scores = Mapping[str, Mapping[str, float]]
+"""Measures by action."""
+Found = Mapping[str, Mapping[str, Scores]]
+"""Scores by `NAME|fold|seed` and variant; of a control without training the variant is empty."""
+_MEASURES = ("phase_error", "one_shot", "probe")
+_MARGIN, _FLOOR = 0.01, 0.008
+
+
+def markdown(found: Found, videos: Sequence[Video], fold: np.ndarray) -> str:
+    """All tables: the videos, the scores, bars and SCL beside the contrastive baseline."""
+    rows: dict[tuple[str, str], list[dict[int, Scores]]] = defaultdict(lambda: [{}, {}])
+    for key, variants in found.items():
+        name, number, seed = key.split("|")
+        for variant, scores in variants.items():
+            rows[name, variant][int(number)][int(seed)] = scores
+    complete = {key: folds for key, folds in rows.items() if all(folds)}
+    return "\n".join(
+        [*_videos(videos, fold), "", *_scores(complete), "", *_bars(complete), "", *_paired(complete)]
+    )
+
+
+def _videos(videos: Sequence[Video], fold: np.ndarray) -> list[str]:
+    lines = ["| videos (repetitions) | fold 0 | fold 1 |", "|---|---|---|"]
+    for action in ACTIONS:
+        held = [
+            [v for v, own in zip(videos, fold, strict=True) if v.action == action and own == k]
+            for k in (0, 1)
+        ]
+        cells = [f"{len(part)} ({sum(max(0, len(v.starts) - 1) for v in part)})" for part in held]
+        lines.append(f"| {action} | {' | '.join(cells)} |")
+    return lines
+
+
+def _scores(rows: Mapping[tuple[str, str], Sequence[Mapping[int, Scores]]]) -> list[str]:
+    titles = [*ACTIONS, "mean", "one-shot", "probe"]
+    lines = [f"| folds 0 / 1 | {' | '.join(titles)} | seeds |", "|---" * (len(titles) + 2) + "|"]
+    for (name, variant), folds in rows.items():
+        cells = [_cell([_values(fold, action) for fold in folds]) for action in ACTIONS]
+        cells += [
+            _cell([_means(fold, measure) for fold in folds], deviation=not at)
+            for at, measure in enumerate(_MEASURES)
+        ]
+        title = f"{RECIPES[name].meaning}, {variant}" if name in RECIPES else name
+        seeds = sorted({len(fold) for fold in folds}) if name in RECIPES else ["–"]
+        lines.append(f"| {title} | {' | '.join(cells)} | {' / '.join(map(str, seeds))} |")
+    return lines
+
+
+def _bars(rows: Mapping[tuple[str, str], Sequence[Mapping[int, Scores]]]) -> list[str]:
+    """Each trained embedding against the best control without training of each action, and the untrained net."""
+    controls = [folds for (name, _), folds in rows.items() if name not in RECIPES]
+    lines = [
+        "| below the best control of an action by .01 | "
+        + " | ".join(f"{action}, fold {k}" for action in TESTED for k in (0, 1))
+        + " | |",
+        "|---" * (2 * len(TESTED) + 2) + "|",
+    ]
+    bars = {
+        (a, k): min(np.mean(_values(c[k], a)) for c in controls) - _MARGIN for a in TESTED for k in (0, 1)
+    }
+    lines.append("| bar | " + " | ".join(f"{bar:.3f}" for bar in bars.values()) + " | |")
+    for (name, variant), folds in rows.items():
+        if name in RECIPES and name != "untrained":
+            over = [float(np.mean(_values(folds[k], a))) - bar for (a, k), bar in bars.items()]
+            verdict = "met" if max(over) <= 0 else f"{sum(value > 0 for value in over)} missed"
+            lines.append(
+                f"| {RECIPES[name].meaning}, {variant} | "
+                + " | ".join(f"{v:+.3f}" for v in over)
+                + f" | {verdict} |"
+            )
+    untrained = rows.get(("untrained", "centred"))
+    for name in ("scl", "scl-36"):
+        own = rows.get((name, "centred"))
+        if untrained and own:
+            gains = [
+                np.mean(_means(untrained[k], _MEASURES[0])) - np.mean(_means(own[k], _MEASURES[0]))
+                for k in (0, 1)
+            ]
+            verdict = "met" if min(gains) >= _FLOOR else "missed"
+            lines += [
+                "",
+                f"Floor: {RECIPES[name].meaning}, centred, is below the untrained net by {gains[0]:.3f} / "
+                f"{gains[1]:.3f} (.008 wanted: {verdict}).",
+            ]
+    return lines
+
+
+def _paired(rows: Mapping[tuple[str, str], Sequence[Mapping[int, Scores]]]) -> list[str]:
+    """SCL minus the contrastive baseline on the same seeds and folds."""
+    lines = [
+        "| phase error minus that of the contrastive baseline, paired by seed and fold | mean | lower in |",
+        "|---|---|---|",
+    ]
+    for (name, variant), folds in rows.items():
+        other = rows.get(("contrastive-plain" if name.endswith("plain") else "contrastive", variant))
+        if not name.startswith("scl") or other is None:
+            continue
+        pairs = [
+            _means({seed: folds[k][seed]}, _MEASURES[0])[0] - _means({seed: other[k][seed]}, _MEASURES[0])[0]
+            for k in (0, 1)
+            for seed in sorted(folds[k].keys() & other[k].keys())
+        ]
+        if pairs:
+            lines.append(
+                f"| {RECIPES[name].meaning}, {variant} | {np.mean(pairs):+.3f} | "
+                f"{sum(pair < 0 for pair in pairs)} of {len(pairs)} |"
+            )
+    return lines
+
+
+def _values(seeds: Mapping[int, Scores], action: str, measure: str = _MEASURES[0]) -> list[float]:
+    return [scores[action][measure] for scores in seeds.values()]
+
+
+def _means(seeds: Mapping[int, Scores], measure: str) -> list[float]:
+    """The mean over all actions, of each seed."""
+    return [float(np.mean([scores[action][measure] for action in ACTIONS])) for scores in seeds.values()]
+
+
+def _cell(folds: Sequence[Sequence[float]], *, deviation: bool = False) -> str:
+    texts = []
+    for values in folds:
+        text = f"{np.mean(values):.3f}".removeprefix("0")
+        spread = f"{np.std(values, ddof=1):.3f}".removeprefix("0") if deviation and len(values) > 1 else ""
+        texts.append(f"{text} ± {spread}" if spread else text)
+    return " / ".join(texts)
