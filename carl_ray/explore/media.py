@@ -175,7 +175,7 @@ class Conversion:
     ) -> None:
         self._video, self._plan, self._kept = video, plan, kept
         self._workers, self._on_complete = workers, on_complete
-        self._child = Child(CODE, quiet=True)
+        self._child = Child(CODE)
         self._lock = asyncio.Lock()
         self._values: Iterator[dict[str, Any]] | None = None
         self._next = 0
@@ -257,6 +257,8 @@ class Conversion:
         self._made[self._next] = True
         self._next += 1
         if self._made.all():
+            if self._next == len(self._made) and next(self._values, None) is not None:
+                raise BadVideoError("the decoder sent more frames than are embedded")
             self._stop()
             self._child.close()
             self._part.replace(self._kept)

@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+# Not lazily: while it is imported, its folder is on sys.path, which child processes get; it has a module `typing`.
+import cv2
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
 from carl_ray import storage
 from carl_ray.data.child import BadVideoError
-from carl_ray.errors import RunError
+from carl_ray.errors import RunError, note
 from carl_ray.explore.library import Video
 from carl_ray.explore.moments import MomentIndex
 from carl_ray.explore.segments import POSTER, Children
@@ -72,8 +74,8 @@ class Posters:
             await asyncio.to_thread(storage.write_bytes, str(path), _jpeg(answer["poster"]))
         except BadVideoError as error:
             self._failed[video.number] = str(error)
-        except RunError:
-            pass  # The next request tries again.
+        except RunError as error:  # The next request tries again.
+            note(f"carl_ray: {video.uri}: {error}")
         finally:
             self.done += 1
             del self._making[video.number]
@@ -105,8 +107,6 @@ class Ribbons:
 
     def colours(self, video: Video) -> np.ndarray:
         """The colours, uint8 (`RIBBON_COLUMNS`, 3)."""
-        import cv2
-
         vectors = self._index.vectors(video.number)
         if not len(vectors):
             return np.full((RIBBON_COLUMNS, 3), 128, np.uint8)

@@ -23,13 +23,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
 from carl_ray.data.child import Array, Child, Fields, Values, open_channel
-from carl_ray.explore.library import Video
+
+if TYPE_CHECKING:
+    from carl_ray.explore.library import Video
 
 FRAMES = 32
 """Of a segment, whose first one is a key frame."""
@@ -114,7 +116,7 @@ class Layout:
     def ticks(self) -> Int64[np.ndarray, " frames+1"]:
         """Start of every frame and the end of the last one, which is shown as long as the one before."""
         times = np.asarray(self.times, np.float64)
-        last = times[-1] - times[-2] if len(times) > 1 else 1.0
+        last = times[-1] - times[-2] if len(times) > 1 else 0.04
         ticks = np.round(np.append(times, times[-1] + last) * _TICKS).astype(np.int64)
         steps = np.arange(len(ticks))
         return np.maximum.accumulate(ticks - steps) + steps  # no two at once
@@ -139,7 +141,7 @@ class Children:
 
         def ask() -> dict[str, Any]:
             if not hasattr(self._own, "child"):
-                self._own.child = Child(CODE, quiet=True)
+                self._own.child = Child(CODE)
                 self._all.append(self._own.child)
             (answer,) = self._own.child.ask(video.uri, arguments, expected, seconds=seconds)
             return answer
@@ -156,9 +158,8 @@ class Children:
 def answer() -> None:
     """Main function of the child process."""
     serve = open_channel("converting")
-    import cv2
+    import carl_ray.data.decode  # noqa: F401  # Before memory is limited and time is measured.
 
-    cv2.setNumThreads(1)
     serve(lambda source, task, **arguments: _TASKS[task](source, **arguments))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from aiohttp import web
 
 from carl_ray.data.child import BadVideoError
-from carl_ray.errors import RunError, UserError
+from carl_ray.errors import RunError, UserError, note
 from carl_ray.explore.api import WORKBENCH, Workbench, add_routes, labels_of
 from carl_ray.explore.library import Corpus, Video
 from carl_ray.explore.media import Media
@@ -152,6 +152,7 @@ async def _guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
     except BadVideoError as error:
         return _error(415, str(error))
     except RunError as error:
+        note(f"carl_ray: {error}")
         return _error(502, str(error))
     if "token" in request.query and not response.prepared:
         name = _cookie_name(request)
