@@ -1,0 +1,69 @@
+// Keyboard: bindings of the present view, and the dialog that lists them.
+
+import { button, el } from "./dom.js";
+
+const HELP = [
+  ["Everywhere", [["?", "this help"], ["/", "search the library"], ["Esc", "close; back to the library"]]],
+  ["Library", [["← → ↑ ↓", "go to a video"], ["Enter", "open it"], ["x", "select it"], ["a", "align the selected"]]],
+  [
+    "Video and alignment",
+    [
+      ["Space", "play, pause"],
+      ["← →  or  , .", "one frame"],
+      ["Shift ← →", "ten frames"],
+      ["Home, End", "first, last frame"],
+      ["m", "similar moments"],
+      ["l", "label"],
+      ["x", "select this video"],
+    ],
+  ],
+  [
+    "Label",
+    [
+      ["i, o", "in and out: an interval from the one frame to the other"],
+      ["↑ ↓", "choose an interval"],
+      ["n", "name it"],
+      ["[ ]", "move its start, its end here"],
+      ["Delete", "delete it"],
+      ["z, Shift z", "undo, redo"],
+    ],
+  ],
+];
+
+/** Call `bindings[key]` for keys pressed outside of fields, until the signal; Shift is part of the name: "Shift+z". */
+export function bindKeys(bindings, signal) {
+  document.addEventListener(
+    "keydown",
+    (event) => {
+      const target = event.target;
+      if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (target.closest("input, select, textarea, dialog") && !(event.key === "Escape")) return;
+      if (target.closest("button, a, summary") && (event.key === " " || event.key === "Enter")) return;
+      const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+      const action = bindings[event.shiftKey && key !== "?" ? `Shift+${key}` : key];
+      if (!action) return;
+      event.preventDefault();
+      action(event);
+    },
+    { signal },
+  );
+}
+
+export function helpDialog() {
+  const dialog = el(
+    "dialog",
+    { "aria-label": "Keyboard help" },
+    el("h2", {}, "Keys"),
+    HELP.map(([title, keys]) =>
+      el(
+        "section",
+        {},
+        el("h3", {}, title),
+        el("dl", {}, keys.map(([key, text]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, text)])),
+      ),
+    ),
+    button("Close", () => dialog.close(), { autofocus: true }),
+  );
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  return dialog;
+}

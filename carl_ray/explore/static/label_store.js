@@ -1,0 +1,157 @@
+// Own labels of one video: every change goes to this browser's storage at once and to the server soon after.
+
+import { ApiError, request } from "./api.js";
+
+const DELAY = 400; // ms after the last change
+const RETRY = 2000; // ms between attempts while the server does not answer
+const PREFIX = "carl-ray labels";
+
+const corpusKey = (corpus) => `${PREFIX} ${corpus.corpus ?? corpus.title} `;
+const plain = (intervals) => intervals.map(({ start, end, label }) => ({ start, end, label }));
+const same = (a, b) => JSON.stringify(plain(a)) === JSON.stringify(plain(b));
+
+/** Videos whose labels the server has not confirmed. */
+export function draftsOf(corpus) {
+  return corpus.videos.filter((video) => localStorage.getItem(corpusKey(corpus) + video.id) !== null);
+}
+
+/**
+ * Labels with undo and autosave. Event "change": intervals, `state` or `conflict` have changed.
+ *
+ * state: "saved", "waiting" (soon sent), "saving", "offline" (kept here, sent again), "refused", "conflict",
+ * "proposed" (shown only: nothing is kept before the first change), "read-only".
+ */
+export class LabelStore extends EventTarget {
+  #undo = [];
+  #redo = [];
+  #timer = 0;
+  #busy = false;
+
+  constructor(corpus, number, { intervals, version }) {
+    super();
+    this.corpus = corpus;
+    this.number = number;
+    this.key = corpusKey(corpus) + corpus.videos[number].id;
+    this.intervals = plain(intervals);
+    this.version = version ?? 0;
+    this.state = corpus.writable ? "saved" : "read-only";
+    this.message = "";
+    this.conflict = null; // the server's { intervals, version } where another page has saved
+    if (corpus.writable) this.#takeDraft();
+  }
+
+  get canUndo() {
+    return this.#undo.length > 0;
+  }
+
+  get canRedo() {
+    return this.#redo.length > 0;
+  }
+
+  get unsaved() {
+    return !["saved", "proposed", "read-only"].includes(this.state);
+  }
+
+  change(intervals) {
+    this.#undo.push(this.intervals);
+    this.#redo = [];
+    this.#set(intervals);
+  }
+
+  undo() {
+    if (!this.canUndo) return;
+    this.#redo.push(this.intervals);
+    this.#set(this.#undo.pop());
+  }
+
+  redo() {
+    if (!this.canRedo) return;
+    this.#undo.push(this.intervals);
+    this.#set(this.#redo.pop());
+  }
+
+  /** Show intervals that are kept only once they are changed or accepted (`change`). */
+  propose(intervals) {
+    this.#undo.push(this.intervals);
+    this.intervals = plain(intervals);
+    this.#tell("proposed");
+  }
+
+  /** End a conflict with these intervals: ours or the server's. */
+  resolve(intervals) {
+    this.version = this.conflict.version;
+    this.conflict = null;
+    this.change(intervals);
+  }
+
+  #takeDraft() {
+    const text = localStorage.getItem(this.key);
+    if (text === null) return;
+    const draft = JSON.parse(text);
+    if (same(draft.intervals, this.intervals)) {
+      localStorage.removeItem(this.key); // It was saved; the answer did not reach this browser.
+      return;
+    }
+    const server = { intervals: this.intervals, version: this.version };
+    this.#undo.push(this.intervals);
+    this.intervals = draft.intervals;
+    if (draft.version === this.version) {
+      this.state = "waiting";
+      this.#timer = setTimeout(() => this.#save(), 0);
+    } else {
+      this.conflict = server;
+      this.state = "conflict";
+    }
+  }
+
+  #set(intervals) {
+    this.intervals = plain(intervals).sort((a, b) => a.start - b.start);
+    this.#keep();
+    if (this.conflict) this.#tell("conflict");
+    else this.#sendSoon("waiting", DELAY);
+  }
+
+  #keep() {
+    localStorage.setItem(this.key, JSON.stringify({ version: this.version, intervals: this.intervals }));
+  }
+
+  #sendSoon(state, delay) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#save(), delay);
+    this.#tell(state);
+  }
+
+  async #save() {
+    if (this.#busy) return; // Its end sends what has changed since.
+    this.#busy = true;
+    const sent = this.intervals;
+    this.#tell("saving");
+    try {
+      const body = { intervals: sent, version: this.version };
+      this.version = (await request(`/api/videos/${this.number}/intervals`, { method: "PUT", body, keepalive: true })).version;
+      this.#busy = false;
+      this.corpus.videos[this.number].labelled = sent.length > 0;
+      if (sent !== this.intervals) {
+        this.#keep();
+        this.#sendSoon("waiting", 0);
+        return;
+      }
+      localStorage.removeItem(this.key);
+      this.#tell("saved");
+    } catch (error) {
+      this.#busy = false;
+      if (!(error instanceof ApiError)) throw error;
+      this.message = error.message;
+      if (error.status === 409) {
+        this.conflict = { intervals: error.answer.intervals, version: error.answer.version };
+        this.#tell("conflict");
+      } else if (error.status === 0 || error.status >= 500) this.#sendSoon("offline", RETRY);
+      else this.#tell("refused");
+    }
+  }
+
+  #tell(state) {
+    this.state = state;
+    this.dispatchEvent(new Event("change"));
+  }
+}
