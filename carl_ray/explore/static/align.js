@@ -40,12 +40,14 @@ function build(context, heading, numbers, alignment, videos) {
   const total = alignment.frames[0].length;
   const slider = el("input.phase-slider", { type: "range", min: 0, max: total - 1, value: 0, "aria-label": "Frame of the first video" });
   const play = button("Play", () => lead.toggle(), { className: "primary" });
-  const plot = aheadPlot(alignment.times, names, Math.min(PLOT.widest, main.clientWidth - 32), (row) => showRow(row));
+  const times = alignment.frames.map((frames, index) => frames.map((frame) => videos[index].times[frame]));
+  const plot = aheadPlot(times, names, Math.min(PLOT.widest, main.clientWidth - 32), (row) => showRow(row));
   const another = (changes) => {
     setParams(changes);
     show(context);
   };
-  let row = 0;
+  const panes = players.map(pane);
+  let row = 0; // of the alignment: a frame of the first video
   let pace = 0;
 
   main.replaceChildren(
@@ -59,7 +61,7 @@ function build(context, heading, numbers, alignment, videos) {
         another({ ends, frame: row });
       }),
     ),
-    el("div.side-by-side", { "data-count": players.length }, players.map(pane)),
+    el("div.side-by-side", {}, panes),
     slider,
     el("section", { "aria-label": "Who is ahead" }, el("h2", {}, "Who is ahead"), plot.node),
     el(
@@ -111,25 +113,28 @@ function build(context, heading, numbers, alignment, videos) {
 
   function showPlace() {
     slider.value = row;
-    slider.setAttribute("aria-valuetext", `frame ${row}, ${clock(alignment.times[0][row])}`);
+    slider.setAttribute("aria-valuetext", `frame ${row}, ${clock(times[0][row])}`);
     plot.show(row);
     numbers.forEach((_, index) => {
       const frame = alignment.frames[index][row];
-      places[index].textContent = `frame ${frame} · ${clock(alignment.times[index][row])}`;
+      const [first, stop] = alignment.shared[index];
+      const isApart = row < first || row >= stop;
+      panes[index].classList.toggle("apart", isApart);
+      places[index].textContent = `frame ${frame} · ${clock(times[index][row])}${isApart ? " · waits: nothing here is alike" : ""}`;
     });
   }
 
   /** While the first plays: the pace of each other is the slope of the path, corrected by how far it is off. */
   function follow() {
     const next = Math.min(total - 1, row + Math.max(1, Math.round(total / 60)));
-    const passed = alignment.times[0][next] - alignment.times[0][row];
+    const passed = times[0][next] - times[0][row];
     followers.forEach(({ video }, index) => {
       if (video.error || video.seeking || video.readyState < 2) return;
-      const times = alignment.times[index + 1];
-      const off = times[row] - video.currentTime;
-      const slope = passed > 0 ? (times[next] - times[row]) / passed : 1;
+      const own = times[index + 1];
+      const off = own[row] - video.currentTime;
+      const slope = passed > 0 ? (own[next] - own[row]) / passed : 1;
       const rate = slope + 2 * off;
-      if (Math.abs(off) > FAR) video.currentTime = times[row];
+      if (Math.abs(off) > FAR) video.currentTime = own[row];
       if (rate < 0.1) video.pause();
       else {
         video.playbackRate = Math.min(4, rate);
@@ -145,7 +150,7 @@ function build(context, heading, numbers, alignment, videos) {
 
   lead.addEventListener("frame", () => {
     if (lead.paused) return;
-    row = alignment.frames[0].length === lead.times.length ? lead.frame : nearest(alignment.frames[0], lead.frame);
+    row = Math.min(lead.frame, total - 1);
     showPlace();
   });
   lead.addEventListener("play", () => {
@@ -167,12 +172,6 @@ function build(context, heading, numbers, alignment, videos) {
   const bindings = { ArrowLeft: step(-1), ArrowRight: step(1), ",": step(-1), ".": step(1), "Shift+ArrowLeft": step(-10), "Shift+ArrowRight": step(10) };
   bindKeys({ ...bindings, " ": () => lead.toggle(), Home: () => showRow(0), End: () => showRow(total - 1) }, signal);
   showRow(Number(params.get("frame")) || 0);
-}
-
-function nearest(frames, frame) {
-  let best = 0;
-  frames.forEach((other, index) => Math.abs(other - frame) < Math.abs(frames[best] - frame) && (best = index));
-  return best;
 }
 
 /** Plot of how many seconds each video is ahead of the first one; `onseek(row)` is called at a click. */

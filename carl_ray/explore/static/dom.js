@@ -18,7 +18,7 @@ export function svg(tag, props = {}, ...children) {
 }
 
 function fill(node, classes, props, children) {
-  node.classList.add(...classes);
+  if (classes.length) node.classList.add(...classes);
   for (const [key, value] of Object.entries(props)) {
     if (value === undefined || value === null || value === false) continue;
     if (key === "css") Object.entries(value).forEach(([name, text]) => node.style.setProperty(name, text));
@@ -34,7 +34,7 @@ function fill(node, classes, props, children) {
 export function choice(label, options, value, onchange) {
   const select = el(
     "select",
-    { onchange: () => onchange(select.value) },
+    { "aria-label": label, onchange: () => onchange(select.value) },
     options.map(([key, text]) => el("option", { value: key, selected: key === value }, text)),
   );
   return el("label.field", {}, el("span", {}, label), select);

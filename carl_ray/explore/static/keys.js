@@ -37,7 +37,8 @@ export function bindKeys(bindings, signal) {
     (event) => {
       const target = event.target;
       if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
-      if (target.closest("input, select, textarea, dialog") && !(event.key === "Escape")) return;
+      if (document.querySelector("dialog[open]")) return;
+      if (target.closest("input, select, textarea") && event.key !== "Escape") return;
       if (target.closest("button, a, summary") && (event.key === " " || event.key === "Enter")) return;
       const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
       const action = bindings[event.shiftKey && key !== "?" ? `Shift+${key}` : key];

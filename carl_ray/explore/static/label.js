@@ -11,7 +11,7 @@ const STATES = {
   saved: "✓ Saved",
   waiting: "… Not saved yet",
   saving: "… Saving",
-  offline: "⚠ The server does not answer: kept in this browser, and sent again",
+  offline: "⚠ Kept in this browser, and sent again",
   refused: "⚠ Not saved; kept in this browser",
   conflict: "⚠ Another page has saved labels of this video since",
   proposed: "Proposal: not saved before you accept or change it",
@@ -106,7 +106,7 @@ export class LabelPanel {
     const total = this.times.length;
     const spans = this.#spans;
     this.#chosen = Math.min(this.#chosen, spans.length - 1);
-    this.state.textContent = state === "refused" ? `${STATES.refused}: ${store.message}` : STATES[state];
+    this.state.textContent = STATES[state] + (["offline", "refused"].includes(state) ? `: ${store.message}` : "");
     this.state.dataset.state = state;
     this.undo.disabled = !store.canUndo;
     this.redo.disabled = !store.canRedo;

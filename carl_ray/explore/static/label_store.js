@@ -145,7 +145,7 @@ export class LabelStore extends EventTarget {
       if (error.status === 409) {
         this.conflict = { intervals: error.answer.intervals, version: error.answer.version };
         this.#tell("conflict");
-      } else if (error.status === 0 || error.status >= 500) this.#sendSoon("offline", RETRY);
+      } else if ([0, 403].includes(error.status) || error.status >= 500) this.#sendSoon("offline", RETRY);
       else this.#tell("refused");
     }
   }

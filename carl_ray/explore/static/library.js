@@ -4,7 +4,7 @@ import { request } from "./api.js";
 import { button, choice, clock, el, lateImage } from "./dom.js";
 import { bindKeys } from "./keys.js";
 
-const NARROWEST = 168; // px of a card
+const NARROWEST = 150; // px of a card
 const GAP = 14;
 const TEXT_HEIGHT = 92; // px below the poster
 const ROWS_AROUND = 3;

@@ -61,7 +61,7 @@ export class Moments {
   #show({ moments, searched, seconds, query }) {
     this.loops.clear();
     const found = moments.length ? `${moments.length} moments like frame ${query.frame}` : "No moment in other videos passes these filters";
-    this.note.textContent = `${found}, of ${searched.toLocaleString("en")} frames in ${Math.round(1000 * seconds)} ms.`;
+    this.note.textContent = `${found}, of ${searched.toLocaleString("en")} videos in ${Math.round(1000 * seconds)} ms.`;
     this.list.replaceChildren(...moments.map((moment) => this.#card(moment, query.frame)));
   }
 
@@ -77,13 +77,9 @@ export class Moments {
         { href: `#/video/${moment.video}?frame=${moment.frame}`, title: name },
         el("div.poster", {}, loop),
         el("span.name", {}, name),
-        el(
-          "span.facts",
-          {},
-          `${clock(moment.time)} · similarity ${similarity}`,
-          el("span.meter", { css: { width: `${Math.max(0, Math.min(1, moment.similarity)) * 100}%` } }),
-        ),
-        moment.label !== null && el("span.facts", {}, moment.label),
+        el("span.facts", {}, [clock(moment.time), moment.label].filter(Boolean).join(" · ")),
+        el("span.facts", {}, `similarity ${similarity}`),
+        el("span.meter", { css: { width: `${Math.max(0, Math.min(1, moment.similarity)) * 100}%` } }),
       ),
       el("a.action", { href: `#/align?videos=${this.number},${moment.video}&frame=${frame}`, "aria-label": `Align with ${name}` }, "Align"),
     );
@@ -113,6 +109,7 @@ class Loops {
       if (!video.paused && (video.currentTime > moment.time + AROUND || video.currentTime < begin - 0.1)) video.currentTime = begin;
     };
     video.addEventListener("timeupdate", turn);
+    video.addEventListener("error", () => video.hasAttribute("src") && video.replaceWith(el("p.note", {}, "It cannot be played.")));
     video.addEventListener("ended", () => {
       video.currentTime = Math.max(0, moment.time - AROUND);
       this.#start(video);

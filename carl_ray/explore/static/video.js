@@ -113,7 +113,12 @@ function build(context, entry, heading, answer) {
   player.addEventListener("failed", () => {
     if (signal.aborted) return;
     const reason = answer.error ?? (entry.available ? "the browser cannot play it" : "its file is not there");
-    stage.replaceChildren(failure(new Error(`This video is not shown: ${reason}. Its ribbon and moments still work.`)));
+    const again = () => {
+      stage.replaceChildren(player.video);
+      player.video.load();
+      player.show(player.frame);
+    };
+    stage.replaceChildren(failure(new Error(`This video is not shown: ${reason}. Its ribbon and moments still work.`), again));
     look();
   });
   signal.addEventListener("abort", () => {
