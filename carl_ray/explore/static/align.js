@@ -32,7 +32,7 @@ export async function show(context) {
 }
 
 function build(context, heading, numbers, alignment, videos) {
-  const { main, corpus, params, signal, setParams } = context;
+  const { main, corpus, signal, params, setParams } = context;
   const names = numbers.map((number) => corpus.videos[number].id);
   const players = numbers.map((number, index) => new FramePlayer(number, videos[index].times, `Video ${names[index]}`));
   const [lead, ...followers] = players;
@@ -44,7 +44,7 @@ function build(context, heading, numbers, alignment, videos) {
   const plot = aheadPlot(times, names, Math.min(PLOT.widest, main.clientWidth - 32), (row) => showRow(row));
   const another = (changes) => {
     setParams(changes);
-    show(context);
+    context.reload();
   };
   const panes = players.map(pane);
   let row = 0; // of the alignment: a frame of the first video
@@ -56,10 +56,9 @@ function build(context, heading, numbers, alignment, videos) {
       "div.controls",
       {},
       play,
-      choice("Ends", [["", "tied"], ["open", "open: idle time at the ends may stay over"]], params.get("ends") ?? "", (ends) => {
-        players.forEach((player) => player.close());
-        another({ ends, frame: row });
-      }),
+      choice("Ends", [["", "tied"], ["open", "open: idle time at the ends may stay over"]], params.get("ends") ?? "", (ends) =>
+        another({ ends, frame: row }),
+      ),
     ),
     el("div.side-by-side", {}, panes),
     slider,
@@ -96,7 +95,6 @@ function build(context, heading, numbers, alignment, videos) {
         el("span.facts", {}, index === 0 ? "plays in real time" : typeof similarity === "number" && `mean similarity ${similarity.toFixed(3)}`),
         index > 0 &&
           button("Make it first", () => {
-            players.forEach((other) => other.close());
             const order = [numbers[index], ...numbers.filter((_, place) => place !== index)];
             another({ videos: order.join(","), frame: alignment.frames[index][row] });
           }),

@@ -65,6 +65,7 @@ export class LabelPanel {
     );
     if (writable) {
       this.#listen(signal);
+      signal.addEventListener("abort", () => this.store.leave());
       const proposal = takeProposal(number);
       if (proposal) this.store.propose(proposal);
     }

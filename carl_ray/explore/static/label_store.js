@@ -8,7 +8,9 @@ const PREFIX = "carl-ray labels";
 
 const corpusKey = (corpus) => `${PREFIX} ${corpus.corpus ?? corpus.title} `;
 const plain = (intervals) => intervals.map(({ start, end, label }) => ({ start, end, label }));
-const same = (a, b) => JSON.stringify(plain(a)) === JSON.stringify(plain(b));
+const near = (a, b) => Math.abs(a - b) < 1e-3; // The server's file has times of four digits.
+const same = (a, b) =>
+  a.length === b.length && a.every((x, i) => x.label === b[i].label && near(x.start, b[i].start) && near(x.end, b[i].end));
 
 /** Videos whose labels the server has not confirmed. */
 export function draftsOf(corpus) {
@@ -26,6 +28,7 @@ export class LabelStore extends EventTarget {
   #redo = [];
   #timer = 0;
   #busy = false;
+  #left = false;
 
   constructor(corpus, number, { intervals, version }) {
     super();
@@ -77,6 +80,13 @@ export class LabelStore extends EventTarget {
     this.#tell("proposed");
   }
 
+  /** Send what is left once, and no more: another store may take this video over. */
+  leave() {
+    this.#left = true;
+    clearTimeout(this.#timer);
+    if (this.state === "waiting" || this.state === "offline") this.#save();
+  }
+
   /** End a conflict with these intervals: ours or the server's. */
   resolve(intervals) {
     this.version = this.conflict.version;
@@ -88,6 +98,7 @@ export class LabelStore extends EventTarget {
     const text = localStorage.getItem(this.key);
     if (text === null) return;
     const draft = JSON.parse(text);
+    this.draft = text;
     if (same(draft.intervals, this.intervals)) {
       localStorage.removeItem(this.key); // It was saved; the answer did not reach this browser.
       return;
@@ -112,12 +123,22 @@ export class LabelStore extends EventTarget {
   }
 
   #keep() {
-    localStorage.setItem(this.key, JSON.stringify({ version: this.version, intervals: this.intervals }));
+    this.draft = JSON.stringify({ version: this.version, intervals: this.intervals });
+    try {
+      localStorage.setItem(this.key, this.draft);
+    } catch {
+      // The storage is full or forbidden; the server has what it confirms.
+    }
+  }
+
+  #forget() {
+    if (localStorage.getItem(this.key) === this.draft) localStorage.removeItem(this.key);
+    document.dispatchEvent(new Event("labels-saved"));
   }
 
   #sendSoon(state, delay) {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#save(), delay);
+    if (!this.#left || delay === 0) this.#timer = setTimeout(() => this.#save(), delay);
     this.#tell(state);
   }
 
@@ -136,13 +157,17 @@ export class LabelStore extends EventTarget {
         this.#sendSoon("waiting", 0);
         return;
       }
-      localStorage.removeItem(this.key);
+      this.#forget();
       this.#tell("saved");
     } catch (error) {
       this.#busy = false;
       if (!(error instanceof ApiError)) throw error;
       this.message = error.message;
-      if (error.status === 409) {
+      if (error.status === 409 && same(error.answer.intervals, sent) && sent === this.intervals) {
+        this.version = error.answer.version; // An earlier answer did not reach this browser.
+        this.#forget();
+        this.#tell("saved");
+      } else if (error.status === 409) {
         this.conflict = { intervals: error.answer.intervals, version: error.answer.version };
         this.#tell("conflict");
       } else if ([0, 403].includes(error.status) || error.status >= 500) this.#sendSoon("offline", RETRY);

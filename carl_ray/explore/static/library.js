@@ -6,7 +6,7 @@ import { bindKeys } from "./keys.js";
 
 const NARROWEST = 150; // px of a card
 const GAP = 14;
-const TEXT_HEIGHT = 92; // px below the poster
+const TEXT_HEIGHT = 88; // px below the poster
 const ROWS_AROUND = 3;
 const MOST_CHOICES = 60; // values of a column; above, only the search box finds them
 
@@ -206,7 +206,9 @@ function emptiness(corpus, videos) {
 }
 
 function makeCard(video, index, total, selected, toggle) {
-  const facts = [video.label, video.fields.split, video.seconds === null ? `${video.frames} frames` : clock(video.seconds)];
+  const facts = [video.label, video.seconds === null ? `${video.frames} frames` : clock(video.seconds)];
+  if (video.labelled) facts.push("✓ labelled");
+  if (!video.available) facts.push("⚠ no file");
   return el(
     "li.card",
     { "aria-setsize": total, "aria-posinset": index + 1, "data-number": video.number },
@@ -217,7 +219,6 @@ function makeCard(video, index, total, selected, toggle) {
       lateImage(`/api/videos/${video.number}/ribbon`, { className: "stripe" }),
       el("span.name", {}, video.id),
       el("span.facts", {}, facts.filter(Boolean).join(" · ")),
-      el("span.facts", {}, [video.labelled && "✓ labelled", !video.available && "⚠ file not found"].filter(Boolean).join(" · ")),
     ),
     el(
       "label.check",

@@ -36,6 +36,7 @@ bindKeys({
   },
 });
 addEventListener("hashchange", show);
+document.addEventListener("labels-saved", () => corpus && showDrafts());
 start();
 
 async function start() {
@@ -64,7 +65,7 @@ function show() {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  showDrafts(view === "video" ? Number(number) : null);
+  showDrafts();
   scrollTo(0, 0);
   VIEWS[view].show({
     main,
@@ -82,6 +83,7 @@ function show() {
       const text = params.toString().replaceAll("%2C", ",");
       history.replaceState(null, "", `#/${path || view}${text ? `?${text}` : ""}`);
     },
+    reload: show,
     /** For readers of the screen. */
     announce(text) {
       document.getElementById("announcer").textContent = text;
@@ -90,8 +92,8 @@ function show() {
 }
 
 /** Labels that the server has not confirmed: of other videos than the one that is shown. */
-function showDrafts(number) {
-  const videos = draftsOf(corpus).filter((video) => video.number !== number);
+function showDrafts() {
+  const videos = draftsOf(corpus).filter((video) => !location.hash.startsWith(`#/video/${video.number}?`));
   document.getElementById("drafts").replaceChildren(
     ...(videos.length
       ? [

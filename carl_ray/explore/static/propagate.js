@@ -58,8 +58,31 @@ export function show({ main, corpus, params, signal, setParams, announce }) {
     results.replaceChildren(
       el("p.note", { role: "status" }, videos.length ? `${videos.length} proposals, the least certain first.` : "No proposal is left."),
       controlNote(control),
+      videos.length > 1 && acceptMany(),
       el("ol.proposals", { role: "list", "aria-label": "Proposals" }, videos.map(row)),
     );
+  }
+
+  /** Accept the more certain ones at once. */
+  function acceptMany() {
+    const levels = [0.95, 0.9, 0.8, 0.7, 0.6, 0].map((level) => [String(level), level ? `${level} or more` : "any"]);
+    let least = 0.9;
+    const accept = button("Accept these", async () => {
+      accept.disabled = true;
+      for (const proposal of proposals.videos.filter(({ confidence }) => confidence >= least)) {
+        try {
+          await save(proposal.number, proposal.intervals);
+        } catch (error) {
+          draw();
+          results.prepend(failure(error));
+          return;
+        }
+        corpus.videos[proposal.number].labelled = true;
+        forget(proposal);
+      }
+      draw();
+    });
+    return el("div.controls", {}, choice("Confidence", levels, String(least), (value) => (least = Number(value))), accept);
   }
 
   function row(proposal) {
