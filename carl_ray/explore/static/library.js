@@ -165,7 +165,7 @@ export function show({ main, corpus, selected, params, signal, setParams, announ
     setParams({ focus: null });
     search.focus();
   }
-  showProgress(progress, signal);
+  showProgress(progress, grid, signal);
 }
 
 /** Columns to filter by: [key, title, values]; those with one value or very many are left out. */
@@ -215,7 +215,7 @@ function makeCard(video, index, total, selected, toggle) {
     el(
       "a",
       { href: `#/video/${video.number}`, title: video.id },
-      el("div.poster", {}, lateImage(`/api/videos/${video.number}/poster`)),
+      el("div.poster", {}, video.available && lateImage(`/api/videos/${video.number}/poster`)),
       lateImage(`/api/videos/${video.number}/ribbon`, { className: "stripe" }),
       el("span.name", {}, video.id),
       el("span.facts", {}, facts.filter(Boolean).join(" · ")),
@@ -233,17 +233,11 @@ function makeCard(video, index, total, selected, toggle) {
   );
 }
 
-/** State of the posters that the server makes, until all are there. */
-async function showProgress(note, signal) {
-  while (!signal.aborted) {
-    try {
-      const { posters } = await request("/api/progress", { signal });
-      const busy = posters.done > 0 && posters.done < posters.total;
-      note.textContent = busy ? `Posters: ${posters.done} of ${posters.total}` : "";
-      if (posters.done >= posters.total) return;
-    } catch {
-      return;
-    }
-    await new Promise((resolve) => setTimeout(resolve, 3000));
-  }
+/** State of the posters that the server makes, while one in sight is not there yet. */
+function showProgress(note, grid, signal) {
+  const timer = setInterval(async () => {
+    const posters = grid.querySelector(".missing") ? (await request("/api/progress", { signal }).catch(() => null))?.posters : null;
+    note.textContent = posters && posters.done < posters.total ? `Posters: ${posters.done} of ${posters.total}` : "";
+  }, 2000);
+  signal.addEventListener("abort", () => clearInterval(timer));
 }

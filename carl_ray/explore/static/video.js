@@ -112,7 +112,7 @@ function build(context, entry, heading, answer) {
   player.addEventListener("pause", () => (play.textContent = "Play"));
   player.addEventListener("failed", () => {
     if (signal.aborted) return;
-    const reason = answer.error ?? (entry.available ? "the browser cannot play it" : "its file is not there");
+    const reason = answer.error ?? (entry.available ? "the server cannot read it or the browser cannot play it" : "its file is not there");
     const again = () => {
       stage.replaceChildren(player.video);
       player.video.load();
