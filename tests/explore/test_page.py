@@ -435,7 +435,8 @@ def test_views_fit_a_phone_and_do_not_shift(page: Any, server: Server, view: str
     page.wait_for_timeout(1500)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate("shift") < 0.1
-    unnamed = "[...document.querySelectorAll('button, a, input, select')].filter(x => !(x.ariaLabel || x.textContent.trim() || x.labels?.length))"
+    unnamed = "[...document.querySelectorAll('button, a, input, select')]"
+    unnamed += ".filter(x => !(x.ariaLabel || x.textContent.trim() || x.labels?.length))"
     assert page.evaluate(f"{unnamed}.map(x => x.outerHTML)") == []
     page.keyboard.press("Tab")
     page.keyboard.press("?")
