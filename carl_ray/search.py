@@ -1,6 +1,6 @@
 """Find the frames of other videos that are most similar to a frame.
 
-    python -m carl_ray.search QUERY --frame N --embeddings FOLDER --top 10 --out sheet.png
+    python -m carl_ray.search QUERY --frame N --embeddings FOLDER --top 10 --out sheet.png --out moments.csv
     python -m carl_ray.search video.mp4 --frame 120 --embeddings FOLDER
     python -m carl_ray.search
 
@@ -24,6 +24,9 @@ from carl_ray.report.tables import text_table
 from carl_ray.training.checkpoint import checkpoint_at, default_run
 
 
+_CSV = ("video", "frame", "time", "similarity", "label", "phase")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit status 0 only when all output is written."""
     with one_line_errors():
@@ -43,11 +46,15 @@ def main(arguments: list[str] | None = None) -> None:
         if not found:
             raise UserError(f"{shown}: it holds no video but {query.video_id!r}")
         print(_table(query, found))
-        if options.out is not None:
-            from carl_ray.report.sheets import retrieval_sheet
+        for out in options.out:
+            if _is_table(out):
+                content = storage.csv_bytes(_CSV, map(_csv_row, found))
+            else:
+                from carl_ray.report.sheets import retrieval_sheet
 
-            storage.write_bytes(options.out, retrieval_sheet(query, found).content)
-            print(f"picture: {storage.public_uri(options.out)}")
+                content = retrieval_sheet(query, found).content
+            storage.write_bytes(out, content)
+            print(f"written: {storage.public_uri(out)}")
         print_next("align", query.uri, found[0].uri, "--checkpoint", checkpoint_uri)
 
 
@@ -81,10 +88,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="K",
         help="videos to list, a frame each [10]",
     )
-    parser.add_argument("--out", metavar="PICTURE", help="PNG file with the frames")
+    parser.add_argument(
+        "--out",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture of the frames (.png) or their table (.csv); may be given repeatedly",
+    )
     options = parser.parse_args(arguments)
-    if options.out is not None and not options.out.partition("?")[0].lower().endswith(".png"):
-        raise UserError(f"--out: expected the name of a PNG file, such as sheet.png, got {options.out!r}")
+    for out in options.out:
+        if not out.partition("?")[0].lower().endswith((".png", ".csv")):
+            raise UserError(
+                f"--out: expected the name of a PNG or a CSV file, such as sheet.png or moments.csv, got {out!r}"
+            )
     return options
 
 
@@ -160,6 +176,22 @@ def _table(query: FoundFrame, found: list[FoundFrame]) -> str:
     rows = [["", "video", "frame", "time", "cosine", "label", "phase"], ["query", *_columns(query)]]
     rows += [[str(rank), *_columns(item)] for rank, item in enumerate(found, start=1)]
     return text_table(rows, right_aligned=(2, 3, 4))
+
+
+def _is_table(out: str) -> bool:
+    return out.partition("?")[0].lower().endswith(".csv")
+
+
+def _csv_row(item: FoundFrame) -> tuple[object, ...]:
+    seconds = "" if item.seconds is None else f"{item.seconds:.4f}"
+    return (
+        item.video_id,
+        item.frame,
+        seconds,
+        f"{item.similarity:.6f}",
+        item.label or "",
+        item.phase_name or "",
+    )
 
 
 def _columns(item: FoundFrame) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -102,8 +103,24 @@ def test_without_a_frame_the_middle_of_the_labelled_ones(
 
 
 def test_a_picture(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    search.main(["query", "--frame", "1", "--embeddings", folder, "--out", "sheet.png"])
-    assert "picture: sheet.png" in capsys.readouterr().out
+    arguments = [
+        "query",
+        "--frame",
+        "1",
+        "--embeddings",
+        folder,
+        "--out",
+        "sheet.png",
+        "--out",
+        "deep/moments.csv",
+    ]
+    search.main(arguments)
+    printed = capsys.readouterr().out
+    assert "written: sheet.png\nwritten: deep/moments.csv\n" in printed
+    with Path("deep/moments.csv").open(newline="") as file:
+        head, *table = csv.reader(file)
+    assert head == ["video", "frame", "time", "similarity", "label", "phase"]
+    assert [row[:2] for row in table] == [["near", "2"], ["far", "1"]]
     # The files are not there: the sheet says so, and is there.
     with Image.open("sheet.png") as sheet:
         assert sheet.format == "PNG"
@@ -143,7 +160,7 @@ def test_embeddings_stream(
         (["qery"], "neither the id of one of the 3 videos"),
         (["qery"], "did you mean query?"),
         (["query", "--top", "0"], "--top: expected a whole number of at least 1, got '0'"),
-        (["query", "--out", "sheet.gif"], "--out: expected the name of a PNG file"),
+        (["query", "--out", "sheet.gif"], "--out: expected the name of a PNG or a CSV file"),
         (["query", "--frame", "two"], "--frame"),
         (["query", "--embeddings", "elsewhere"], "elsewhere: no embeddings there"),
         (["query", "--embeddings", "torn"], "torn/part-00000.parquet: not a whole Parquet file"),
