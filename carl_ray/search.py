@@ -23,7 +23,6 @@ from carl_ray.options import OptionParser, number, print_next
 from carl_ray.report.tables import text_table
 from carl_ray.training.checkpoint import checkpoint_at, default_run
 
-
 _CSV = ("video", "frame", "time", "similarity", "label", "phase")
 
 
