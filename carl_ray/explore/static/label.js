@@ -28,7 +28,7 @@ export class LabelPanel {
   #chosen = -1; // index of an interval
   #in = null; // frame
 
-  /** @param onchange Called with the intervals to show on the ribbon. */
+  /** @param onchange Called when the intervals have changed. */
   constructor({ corpus, number, signal, announce }, answer, player, onchange) {
     Object.assign(this, { corpus, number, player, onchange, announce, times: answer.times });
     this.store = new LabelStore(corpus, number, { ...answer, intervals: answer.intervals.filter(({ origin }) => origin === "own") });
@@ -127,7 +127,7 @@ export class LabelPanel {
     this.#drawList(spans);
     this.#drawConflict();
     this.showFrame(this.player.frame);
-    this.onchange(store.intervals.length || store.canUndo ? store.intervals : this.others);
+    this.onchange();
   }
 
   #drawList(spans) {

@@ -78,6 +78,15 @@ function build(context, entry, heading, answer) {
     labels?.showFrame(player.frame);
   }
 
+  /** On the ribbon: own labels or else the manifest's; beside the track, which has the own ones, the manifest's. */
+  function showIntervals() {
+    const isLabelling = params.get("panel") === "label";
+    const others = answer.intervals.filter(({ origin }) => origin !== "own");
+    const own = labels ? labels.store.intervals : answer.intervals.filter(({ origin }) => origin === "own");
+    ribbon.setIntervals(isLabelling || !own.length ? others : own);
+    ribbon.bars.hidden = isLabelling && !others.length;
+  }
+
   function look() {
     clearTimeout(waiting);
     waiting = setTimeout(() => {
@@ -89,14 +98,13 @@ function build(context, entry, heading, answer) {
 
   function openPanel(name) {
     setParams({ panel: name === "label" ? "label" : null });
-    ribbon.bars.hidden = name === "label";
     tabs.replaceChildren(
       ...[["moments", "Similar moments"], ["label", "Label"]].map(([key, text]) =>
         button(text, () => openPanel(key), { "aria-pressed": String(key === name) }),
       ),
     );
     if (name === "label") {
-      labels ??= new LabelPanel(context, answer, player, (intervals) => ribbon.setIntervals(intervals));
+      labels ??= new LabelPanel(context, answer, player, showIntervals);
       panel.replaceChildren(labels.node);
       below.replaceChildren(labels.track);
       labels.showFrame(player.frame);
@@ -105,6 +113,7 @@ function build(context, entry, heading, answer) {
       below.replaceChildren();
       if (player.paused) moments.find(player.frame);
     }
+    showIntervals();
   }
 
   player.addEventListener("frame", showFrame);
@@ -146,7 +155,6 @@ function build(context, entry, heading, answer) {
     },
     signal,
   );
-  ribbon.setIntervals(answer.intervals);
   const frame = Number(params.get("frame") ?? 0);
   player.show(Number.isInteger(frame) ? frame : 0);
   showFrame();
