@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,8 @@ _EXACT = 0.25
 """Deviation of a file's times from those of the embeddings, as a share of the shortest frame, up to which it plays
 as it is."""
 
+_STALE_SECONDS = 86400.0
+
 Read = Callable[[int, int], Awaitable[bytes]]
 """The bytes from a start to a stop."""
 
@@ -69,6 +72,9 @@ class Media:
         self._plans: dict[int, asyncio.Task[Plan]] = {}
         self._failed: dict[int, str] = {}
         self._open: OrderedDict[int, Conversion] = OrderedDict()
+        for part in folder.glob(".*.mp4.*"):  # of servers that were killed
+            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+                part.unlink(missing_ok=True)
 
     async def plan(self, video: Video) -> Plan:
         """How a video is played; it is probed once.
