@@ -25,6 +25,7 @@ from carl_ray.config import Config, ModelConfig
 from carl_ray.data.manifest import SCHEMA, read_manifest, videos_digest, write_table
 from carl_ray.data.scan import index_folder
 from carl_ray.datasets import choreography
+from carl_ray.evaluation.corpus import EmbeddingSettings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
 from carl_ray.lease import hold
 from carl_ray.presets import PRESETS
@@ -267,8 +268,10 @@ def test_a_run_without_test_videos_ends_with_what_is_possible(
         str(tmp_path / "checkpoints" / "step-00000002"), "ab", "laptop", 2, 8, 4, "resized", False
     )
 
-    def embed_corpus(run: str, manifest: str, out: str, *, splits: list[str] | None) -> None:
-        assert splits is None
+    def embed_corpus(
+        run: str, manifest: str, out: str, settings: EmbeddingSettings, *, splits: list[str] | None
+    ) -> None:
+        assert splits is None and settings.form == "joined"
         write_part(out, videos, origin, "float32")
 
     monkeypatch.setattr("carl_ray.evaluation.corpus.embed_corpus", embed_corpus)
@@ -279,7 +282,7 @@ def test_a_run_without_test_videos_ends_with_what_is_possible(
         for video in videos
     ]
     write_table(pa.Table.from_pylist(rows, SCHEMA), manifest)
-    train._evaluate(FittedRun(str(tmp_path), manifest, 2, 1.0), "My videos")
+    train._evaluate(FittedRun(str(tmp_path), manifest, 2, 1.0), "My videos", "joined")
     printed = capsys.readouterr().out
     assert said in printed
     assert (tmp_path / "evaluation" / "report.html").exists() is (count > 1)

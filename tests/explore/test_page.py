@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 
 ORIGIN = Origin("run", "0" * 64, "demo", 1, 8, 8, "resized", has_untrained=False)
 LENGTHS = [90, 97, 104, 111, 118, 125]
-HOSTILE = 'pour/3 "\'<img src=x onerror=alert(1)>\n🎬 &amp;.mp4'
+HOSTILE = "pour/3 \"'<img src=x onerror=alert(1)>\n🎬 &amp;.mp4"
 FRAME = """video => {
     const canvas = document.createElement('canvas');
     [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
@@ -52,7 +52,9 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        self.process = subprocess.Popen(
+            self.command, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
         assert self.process.stdout is not None
         line = next((line for line in self.process.stdout if line.startswith("explore: ")), "")
         assert line, "the server has ended"
@@ -75,7 +77,9 @@ def _rows(text: str) -> list[tuple[str, float, float, str]]:
     return [(row["video"], float(row["start"]), float(row["end"]), row["label"]) for row in rows]
 
 
-def embedded(name: str, uri: Path, frames: int, pace: float, start: float = 0.0, **fields: Any) -> EmbeddedVideo:
+def embedded(
+    name: str, uri: Path, frames: int, pace: float, start: float = 0.0, **fields: Any
+) -> EmbeddedVideo:
     """A video that goes along the same curve as others, from an angle on and at a pace of its own."""
     angles = start + 3 * np.linspace(0, 1, frames) ** pace
     curve = np.stack([turn(k * angles) for k in (1, 2, 4) for turn in (np.cos, np.sin)], 1)
@@ -99,7 +103,15 @@ def embeddings(make_video: Callable[..., Path], tmp_path_factory: pytest.TempPat
     names = ["pour/0.mp4", "pour/1.mp4", "pour/2.mp4", HOSTILE, "pour/4.avi", "pour/5.mp4"]
     paces = [1.0, 1.3, 0.8, 1.1, 0.9, 1.0]
     videos = [
-        embedded(name, file, length, pace, 2.0 if n == 5 else 0.0, label="lift" if n == 3 else "pour", split=("train", "test")[n % 2])
+        embedded(
+            name,
+            file,
+            length,
+            pace,
+            2.0 if n == 5 else 0.0,
+            label="lift" if n == 3 else "pour",
+            split=("train", "test")[n % 2],
+        )
         for n, (name, file, length, pace) in enumerate(zip(names, files, LENGTHS, paces, strict=True))
     ]
     write_part(str(folder / "embeddings"), videos, ORIGIN, "float32")
@@ -107,9 +119,7 @@ def embeddings(make_video: Callable[..., Path], tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture
-def server(
-    embeddings: Path, tmp_path: Path, free_port: Callable[[], int]
-) -> Iterator[Server]:
+def server(embeddings: Path, tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Server]:
     server = Server(embeddings, tmp_path / "labels.csv", free_port())
     yield server
     server.kill()
@@ -259,7 +269,9 @@ def draw_two(page: Any) -> None:
     page.mouse.move(x(20), y)
     page.mouse.move(x(29), y)
     page.mouse.up()
-    page.get_by_role("textbox", name="Name").or_(page.get_by_role("combobox", name="Name")).first.fill("reach")
+    page.get_by_role("textbox", name="Name").or_(page.get_by_role("combobox", name="Name")).first.fill(
+        "reach"
+    )
     page.keyboard.press("Enter")
     for key in ("Home", *["Shift+ArrowRight"] * 3, "i", *["Shift+ArrowRight"] * 2, *["ArrowRight"] * 9, "o"):
         page.keyboard.press(key)
@@ -295,7 +307,10 @@ def test_labels_are_drawn_propagated_corrected_and_exported(page: Any, server: S
     corrected = proposals.first.locator(".name").text_content()
     proposals.first.get_by_role("button", name="Correct").click()
     page.get_by_role("heading", name=corrected).wait_for()
-    assert {row[0] for row in labels_csv(page)} == {"pour/0.mp4", accepted}  # The correction is not saved yet.
+    assert {row[0] for row in labels_csv(page)} == {
+        "pour/0.mp4",
+        accepted,
+    }  # The correction is not saved yet.
     page.get_by_label("Name").first.fill("approach")
     page.keyboard.press("Enter")
     saved(page)
@@ -397,9 +412,19 @@ def test_library_of_thousands_keeps_only_what_is_in_sight(page: Any, large: Serv
     api.expect(page.locator(".counts")).to_contain_text("1000 of 5000 videos")
     page.reload()
     api.expect(page.locator(".counts")).to_contain_text("1000 of 5000 videos")
+    page.mouse.wheel(0, 3000)
+    wait_until(page, "scrollY > 2000")
+    place = page.evaluate("scrollY")
+    cards.nth(30).get_by_role("link").click()
+    page.get_by_role("heading", level=1).filter(has_text=".mp4").wait_for()
+    page.keyboard.press("Escape")
+    api.expect(page.locator(".counts")).to_contain_text("1000 of 5000 videos")
+    wait_until(page, f"scrollY === {place}")
 
 
-@pytest.mark.parametrize("view", ["library?select=0,1", "video/3?frame=9", "video/3?panel=label", "align?videos=3,1", "propagate"])
+@pytest.mark.parametrize(
+    "view", ["library?select=0,1", "video/3?frame=9", "video/3?panel=label", "align?videos=3,1", "propagate"]
+)
 def test_views_fit_a_phone_and_do_not_shift(page: Any, server: Server, view: str) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.add_init_script(
@@ -410,7 +435,8 @@ def test_views_fit_a_phone_and_do_not_shift(page: Any, server: Server, view: str
     page.wait_for_timeout(1500)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate("shift") < 0.1
-    unnamed = "[...document.querySelectorAll('button, a, input, select')].filter(x => !(x.ariaLabel || x.textContent.trim() || x.labels?.length))"
+    unnamed = "[...document.querySelectorAll('button, a, input, select')]"
+    unnamed += ".filter(x => !(x.ariaLabel || x.textContent.trim() || x.labels?.length))"
     assert page.evaluate(f"{unnamed}.map(x => x.outerHTML)") == []
     page.keyboard.press("Tab")
     page.keyboard.press("?")

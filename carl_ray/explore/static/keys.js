@@ -38,8 +38,7 @@ export function bindKeys(bindings, signal) {
       const target = event.target;
       if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
       if (document.querySelector("dialog[open]")) return;
-      if (target.closest("input, select, textarea") && event.key !== "Escape") return;
-      if (target.closest("button, a, summary") && (event.key === " " || event.key === "Enter")) return;
+      if (isTakenBy(target, event.key)) return;
       const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
       const action = bindings[event.shiftKey && key !== "?" ? `Shift+${key}` : key];
       if (!action) return;
@@ -48,6 +47,15 @@ export function bindKeys(bindings, signal) {
     },
     { signal },
   );
+}
+
+/** Whether the element that has the focus acts on a key itself. */
+function isTakenBy(target, key) {
+  if (key === "Escape") return false;
+  const field = target.closest("input, select, textarea");
+  if (field?.type === "range") return /^(Arrow|Page|Home|End)/.test(key);
+  if (field?.type === "checkbox") return key === " ";
+  return field !== null || (target.closest("button, a") !== null && (key === " " || key === "Enter"));
 }
 
 export function helpDialog() {

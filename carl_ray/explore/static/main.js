@@ -14,6 +14,7 @@ const main = document.getElementById("main");
 const help = helpDialog();
 let corpus = null; // answer of /api/library
 let leave = new AbortController(); // aborted when another view is shown
+let libraryPlace = { hash: "#/library", top: 0 }; // where the library was left
 const selected = new Set(); // numbers of videos
 
 document.body.append(help);
@@ -32,10 +33,15 @@ bindKeys({
   },
   Escape: () => {
     if (document.activeElement.closest("input, select")) document.activeElement.blur();
-    else if (!location.hash.startsWith("#/library")) location.hash = "#/library";
+    else location.hash = libraryPlace.hash;
   },
 });
-addEventListener("hashchange", show);
+addEventListener("hashchange", ({ oldURL }) => {
+  const old = new URL(oldURL).hash;
+  if (/^(#\/library|$)/.test(old)) libraryPlace = { hash: old || "#/library", top: scrollY };
+  show();
+  if (!main.contains(document.activeElement)) main.focus({ preventScroll: true });
+});
 document.addEventListener("labels-saved", () => corpus && showDrafts());
 start();
 
@@ -62,11 +68,11 @@ function show() {
   const view = VIEWS[name] ? name : "library";
   document.title = `${view === "library" ? "" : `${view} · `}${corpus.title}`;
   for (const link of document.querySelectorAll("nav a[data-view]")) {
+    if (link.dataset.view === "library") link.href = libraryPlace.hash;
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   showDrafts();
-  scrollTo(0, 0);
   VIEWS[view].show({
     main,
     corpus,
@@ -89,6 +95,7 @@ function show() {
       document.getElementById("announcer").textContent = text;
     },
   });
+  scrollTo(0, location.hash === libraryPlace.hash ? libraryPlace.top : 0);
 }
 
 /** Labels that the server has not confirmed: of other videos than the one that is shown. */

@@ -11,6 +11,7 @@ const MOST_PLAYING = 6;
 export class Moments {
   #request = null;
   #frame = null;
+  #shown = ""; // query of the moments in the list
 
   constructor({ corpus, number, params, signal, setParams, announce }) {
     Object.assign(this, { corpus, number, params, setParams, announce, signal });
@@ -43,15 +44,19 @@ export class Moments {
   async find(frame) {
     if (frame === null) return;
     this.#frame = frame;
+    const query = { video: this.number, frame, count: COUNT, label: this.params.get("label"), split: this.params.get("split") };
+    const path = address("/api/moments", query);
+    if (path === this.#shown) return;
+    this.#shown = path;
     this.#request?.abort();
     this.#request = new AbortController();
     const signal = AbortSignal.any([this.#request.signal, this.signal]);
     this.list.setAttribute("aria-busy", "true");
     try {
-      const query = { video: this.number, frame, count: COUNT, label: this.params.get("label"), split: this.params.get("split") };
-      this.#show(await request(address("/api/moments", query), { signal }));
+      this.#show(await request(path, { signal }));
     } catch (error) {
       if (error.name === "AbortError") return;
+      this.#shown = "";
       this.note.textContent = "";
       this.list.replaceChildren(el("li.wide", {}, failure(error, () => this.find(frame))));
     }

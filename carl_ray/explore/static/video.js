@@ -18,6 +18,7 @@ export async function show(context) {
     return;
   }
   const heading = el("h1", {}, entry.id);
+  document.title = `${entry.id} · ${corpus.title}`;
   main.replaceChildren(heading, el("div.stage.loading", { role: "status" }, "Loading …"));
   let answer;
   try {
