@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,9 @@ class Media:
         self._failed: dict[int, str] = {}
         self._open: OrderedDict[int, Conversion] = OrderedDict()
         for part in folder.glob(".*.mp4.*"):  # of servers that were killed
-            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-                part.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # Another server cleans up, too.
+                if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+                    part.unlink()
 
     async def plan(self, video: Video) -> Plan:
         """How a video is played; it is probed once.
