@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ _NEAR = 4
 _EXACT = 0.25
 """Deviation of a file's times from those of the embeddings, as a share of the shortest frame, up to which it plays
 as it is."""
+
+_STALE_SECONDS = 86400.0
 
 Read = Callable[[int, int], Awaitable[bytes]]
 """The bytes from a start to a stop."""
@@ -69,6 +73,10 @@ class Media:
         self._plans: dict[int, asyncio.Task[Plan]] = {}
         self._failed: dict[int, str] = {}
         self._open: OrderedDict[int, Conversion] = OrderedDict()
+        for part in folder.glob(".*.mp4.*"):  # of servers that were killed
+            with suppress(FileNotFoundError):  # Another server cleans up, too.
+                if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+                    part.unlink()
 
     async def plan(self, video: Video) -> Plan:
         """How a video is played; it is probed once.

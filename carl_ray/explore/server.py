@@ -10,6 +10,7 @@ import asyncio
 import errno
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -37,6 +38,7 @@ POSTERS = web.AppKey("posters", Posters)
 RIBBONS = web.AppKey("ribbons", Ribbons)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_LOGGER = logging.getLogger(__name__)
 _MAX_BODY = 16 << 20  # bytes
 _PORTS = 20
 _HEADERS = {
@@ -154,6 +156,9 @@ async def _guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
     except RunError as error:
         note(f"carl_ray: {error}")
         return _error(502, str(error))
+    except Exception as error:
+        _LOGGER.exception("%s %s", request.method, request.path)
+        return _error(500, f"{type(error).__name__}: {error}")
     if "token" in request.query and not response.prepared:
         name = _cookie_name(request)
         response.set_cookie(name, request.app[TOKEN], httponly=True, samesite="Strict")

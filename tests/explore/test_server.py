@@ -18,6 +18,7 @@ import pytest
 from aiohttp.test_utils import TestClient
 from PIL import Image
 
+from carl_ray.explore.pictures import Ribbons
 from tests.explore.conftest import Make, Serve
 
 HOSTILE = '../../etc/passwd "<img src=x onerror=alert(1)>\n🎬'
@@ -105,6 +106,18 @@ def test_no_file_but_the_page_and_the_videos(corpus: str, serve: Serve) -> None:
             assert answer.status == 404 and list(await answer.json()) == ["error"], path
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
             assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+
+    serve(corpus, conversation)
+
+
+def test_unexpected_errors_are_answered_in_json(
+    corpus: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ribbons, "png", lambda self, video: 1 / 0)
+
+    async def conversation(client: TestClient[Any, Any], token: str) -> None:
+        answer = await client.get(f"/api/videos/0/ribbon?{token}")
+        assert answer.status == 500 and "ZeroDivisionError" in (await answer.json())["error"]
 
     serve(corpus, conversation)
 
