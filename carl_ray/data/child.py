@@ -219,8 +219,10 @@ class Child:
 
 
 def _start(code: str, quiet: bool) -> subprocess.Popen[bytes]:
-    # A worker's import path need not be the one that a new interpreter would have (Ray's working_dir).
-    path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+    # A worker's import path need not be the one that a new interpreter would have (Ray's working_dir). While another
+    # thread imports OpenCV, its folder is there, too, whose `typing` would hide Python's.
+    entries = (Path(entry).absolute() for entry in sys.path)
+    path = os.pathsep.join(str(entry) for entry in entries if entry.name != "cv2")
     try:
         process = subprocess.Popen(
             [sys.executable, "-c", code],

@@ -1,6 +1,6 @@
 """Find, compare and label moments of embedded videos, in a web browser.
 
-    python -m carl_ray.explore --embeddings FOLDER
+    python -m carl_ray.explore --embeddings FOLDER --manifest MANIFEST
     python -m carl_ray.explore
 
 The page's address, with its token, is printed; whoever has it can see the videos that the embeddings name. Only this
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         from carl_ray.training.checkpoint import default_run
 
         uri = options.embeddings or storage.join(default_run("--embeddings"), "embeddings")
-        corpus = Corpus.open(uri)
+        corpus = Corpus.open(uri, options.manifest)
         from carl_ray.explore.api import open_workbench
         from carl_ray.explore.server import make_app, serve
 
@@ -53,6 +53,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--embeddings", metavar="EMBEDDINGS", help="folder or file of embeddings; none: the newest demo's"
+    )
+    parser.add_argument(
+        "--manifest",
+        metavar="MANIFEST",
+        help="its further columns (person, camera, …) are shown, too; they filter and sort the library",
     )
     parser.add_argument(
         "--labels",

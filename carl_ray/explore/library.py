@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ import pyarrow as pa
 from jaxtyping import Float64, Int32
 
 from carl_ray import storage
-from carl_ray.data.manifest import LABEL_COLUMNS, clean_labels
+from carl_ray.data.manifest import LABEL_COLUMNS, SCHEMA, clean_labels, read_manifest
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import Embeddings, list_parts, read_part, video_metadata
 
@@ -46,6 +47,8 @@ class Video:
     """Seconds from the first frame to each; at 25 frames a second where the rate is unknown."""
     frame_labels: Int32[np.ndarray, " frames"] | None
     phase_names: list[str] | None
+    fields: Mapping[str, str]
+    """Split and further columns of a manifest; empty where there is none."""
 
     def __len__(self) -> int:
         return len(self.times)
@@ -77,16 +80,23 @@ class Corpus:
     videos: tuple[Video, ...]
     folder: Path
     """Of files made for the page: local and writable."""
+    columns: tuple[str, ...] = ("split",)
+    """Names of the videos' `fields`."""
 
     @classmethod
-    def open(cls, uri: str) -> Corpus:
+    def open(cls, uri: str, manifest: str | None = None) -> Corpus:
         """Read the columns of all videos but their embeddings.
 
+        Args:
+            uri: The embeddings.
+            manifest: URI of a manifest, whose further columns of texts and numbers (person, camera, …) are fields.
+
         Raises:
-            UserError: nothing is there, it holds something else or no video.
+            UserError: nothing is there, it holds something else or no video; or the manifest is malformed.
             RunError: the store refuses or fails.
         """
         embeddings = Embeddings.open(uri)
+        columns, further = _further_fields(manifest)
         rows: dict[str, dict[str, Any]] = {}
         for part in [uri] if storage.is_file(uri) else list_parts(uri):
             table = clean_labels(read_part(part, _COLUMNS)[1])
@@ -95,8 +105,16 @@ class Corpus:
                 rows.setdefault(fields["video_id"], fields)
         if not rows:
             raise UserError(f"{storage.public_uri(uri)}: it holds no embedded video")
-        videos = (Video(number, **rows[video_id]) for number, video_id in enumerate(sorted(rows)))
-        return cls(embeddings, tuple(videos), _folder(uri))
+        none = dict.fromkeys(columns, "")
+        videos = (
+            Video(
+                number,
+                **rows[video_id],
+                fields={"split": rows[video_id]["split"] or ""} | further.get(video_id, none),
+            )
+            for number, video_id in enumerate(sorted(rows))
+        )
+        return cls(embeddings, tuple(videos), _folder(uri), ("split", *columns))
 
     @cached_property
     def key(self) -> str:
@@ -120,6 +138,19 @@ class Corpus:
                 known = [_phase_name(video.phase_names, phase) for phase in range(highest + 1)]
                 names.extend(name for name in video.phase_names or known if name not in names)
         return found
+
+
+def _further_fields(manifest: str | None) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Columns of texts and numbers that are not every manifest's, and their values as text by video id."""
+    if manifest is None:
+        return [], {}
+    table = read_manifest(manifest)
+    columns = [f.name for f in table.schema if f.name not in SCHEMA.names and not pa.types.is_nested(f.type)]
+    rows = table.select(["video_id", *columns]).to_pylist()
+    return columns, {
+        row["video_id"]: {name: "" if row[name] is None else str(row[name]) for name in columns}
+        for row in rows
+    }
 
 
 def _row(table: pa.Table, row: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The video files for the page: as they are where Chromium plays them exactly, else converted to H.264.
 
-Files are read by ranges, from disk and from object stores. Converted ones (see carl_ray.explore.segments) are made as
+Files are read by ranges, from disk and from object stores. Converted ones (see carl_ray.explore.conversion) are made as
 they are watched, and kept once they are complete, the last used ones, up to a size.
 """
 
@@ -23,8 +23,8 @@ from aiohttp import web
 from carl_ray import storage
 from carl_ray.data.child import BadVideoError, Child
 from carl_ray.errors import RunError
+from carl_ray.explore.conversion import CODE, CONTENT, FRAMES, PROBE, Children, Layout
 from carl_ray.explore.library import Video
-from carl_ray.explore.segments import CODE, CONTENT, FRAMES, PROBE, Children, Layout
 
 _CHUNK = 1 << 19  # bytes
 _BLOCK = 1 << 12  # of a file system

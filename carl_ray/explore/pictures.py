@@ -22,9 +22,9 @@ from PIL import Image
 from carl_ray import storage
 from carl_ray.data.child import BadVideoError
 from carl_ray.errors import RunError, note
+from carl_ray.explore.conversion import POSTER, Children
 from carl_ray.explore.library import Video
 from carl_ray.explore.moments import MomentIndex
-from carl_ray.explore.segments import POSTER, Children
 
 RIBBON_COLUMNS = 256
 

@@ -223,7 +223,7 @@ async def _library(request: web.Request) -> web.StreamResponse:
                 "number": video.number,
                 "id": video.video_id,
                 "label": video.label,
-                "fields": {"split": video.split},
+                "fields": dict(video.fields),
                 "frames": len(video),
                 "fps": video.fps,
                 "seconds": video.seconds,
@@ -238,7 +238,7 @@ async def _library(request: web.Request) -> web.StreamResponse:
         "corpus": corpus.key,
         "writable": labels is not None,
         "actions": [{"label": label, "phases": phases} for label, phases in corpus.actions.items()],
-        "columns": ["split"],
+        "columns": list(corpus.columns),
         "videos": await asyncio.to_thread(summaries),
     }
     return web.json_response(answer)

@@ -105,6 +105,15 @@ def test_a_sound_answer_is_read() -> None:
     assert (pair.columns["frame_labels"] == -1).all() and (pair.parameters == 0).all()
 
 
+def test_a_child_starts_while_opencv_is_being_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cv2").mkdir()
+    (tmp_path / "cv2" / "typing.py").write_text("raise SystemExit(7)")
+    monkeypatch.syspath_prepend(str(tmp_path / "cv2"))
+    assert read_pair("import typing\n" + hostile(pair_with())).pixels.shape == (2, 8, 24, 24, 3)
+
+
 def test_an_answer_in_advance_is_not_that_of_the_next_video() -> None:
     reader = ViewReader(hostile(pair_with() + pair_with()))
     pids = set()

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestClient
 
 from carl_ray import storage
 from carl_ray.data.decode import probe_video
-from carl_ray.explore import media, segments
+from carl_ray.explore import media
 from carl_ray.explore.server import MEDIA
 from tests.explore.conftest import Make, Serve
 
@@ -246,9 +246,9 @@ def test_another_number_of_frames(
 
 HANGS = """
 import time
-from carl_ray.explore import segments
-segments._TASKS = dict.fromkeys(segments._TASKS, lambda source, **arguments: iter(lambda: time.sleep(60), 1))
-segments.answer()
+from carl_ray.explore import conversion
+conversion._TASKS = dict.fromkeys(conversion._TASKS, lambda source, **arguments: iter(lambda: time.sleep(60), 1))
+conversion.answer()
 """
 
 
@@ -260,7 +260,7 @@ def test_a_video_that_hangs_its_decoder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(media, "_SECONDS", 0.5)
-    monkeypatch.setattr(segments, "CODE", HANGS)
+    monkeypatch.setattr(conversion, "CODE", HANGS)
     path = make_video(tmp_path / "a.mp4", 9)
 
     async def conversation(client: TestClient[Any, Any], token: str) -> None:

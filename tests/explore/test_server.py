@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from aiohttp.test_utils import TestClient
 from PIL import Image
 
+from carl_ray.data.manifest import SCHEMA, write_table
+from carl_ray.explore.library import Corpus
 from carl_ray.explore.pictures import Ribbons
 from tests.explore.conftest import Make, Serve
 
@@ -152,6 +155,30 @@ def test_library(corpus: str, serve: Serve) -> None:
         assert "not a video" in noise["error"]
 
     serve(corpus, conversation)
+
+
+def test_further_columns_of_a_manifest(corpus: str, tmp_path: Path) -> None:
+    manifest = str(tmp_path / "m.parquet")
+    values: dict[str, list[Any]] = {
+        "video_id": ["a", "other"],
+        "uri": ["a", "b"],
+        "content_hash": ["x", "y"],
+        "verified": [True, True],
+        "frame_step": [1.0, 1.0],
+    } | {name: [40, 40] for name in ("num_frames", "width", "height", "bytes")}
+    values = {field.name: values.get(field.name, [0 if not field.nullable else None] * 2) for field in SCHEMA}
+    table = pa.table(values, SCHEMA)
+    further = {"person": ["Ada", "Bob"], "trial": [3, None], "notes": [["x"], []]}
+    for name, column in further.items():
+        table = table.append_column(name, pa.array(column))
+    write_table(table, manifest)
+    opened = Corpus.open(corpus, manifest)
+    assert opened.columns == ("split", "person", "trial")
+    assert [dict(video.fields) for video in opened.videos] == [
+        {"split": "", "person": "", "trial": ""},
+        {"split": "test", "person": "Ada", "trial": "3"},
+        {"split": "", "person": "", "trial": ""},
+    ]
 
 
 def test_posters_are_made_once(corpus: str, serve: Serve, frame_numbers: Callable[..., list[int]]) -> None:

@@ -122,7 +122,7 @@ class Layout:
         return np.maximum.accumulate(ticks - steps) + steps  # no two at once
 
 
-CODE = "from carl_ray.explore.segments import answer; answer()"
+CODE = "from carl_ray.explore.conversion import answer; answer()"
 """Of the child process."""
 
 
