@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestClient
 
 from carl_ray import storage
 from carl_ray.data.decode import probe_video
-from carl_ray.explore import media
+from carl_ray.explore import conversion, media
 from carl_ray.explore.server import MEDIA
 from tests.explore.conftest import Make, Serve
 
