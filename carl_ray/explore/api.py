@@ -1,19 +1,20 @@
 """What the page computes: nearest moments, alignments, labels and their propagation.
 
-Alignment and propagation run in a process of their own, for they need torch, which would take half of the memory that
-the server has.
+Alignment and propagation run in a process of their own (`carl_ray.explore.alignments`), for they need torch, which
+would take half of the memory that the server has.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
-import multiprocessing
+import os
 import re
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from aiohttp import web
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.intervals import Interval
-from carl_ray.explore.alignments import agreement, aligned_clips, follow, propagate_intervals
+from carl_ray.explore.alignments import described
 from carl_ray.explore.labels import ConflictError, LabelStore, drawn
 from carl_ray.explore.library import Corpus
 from carl_ray.explore.moments import MomentIndex, open_index
@@ -32,7 +33,59 @@ T = TypeVar("T")
 _MOST_MOMENTS = 200
 _MOST_ALIGNED = 6
 _TARGETS_AT_A_TIME = 16
+_MOST_ANSWERED = 1 << 30  # bytes
+_CODE = "from carl_ray.explore.alignments import main; main()"
 _NUMBERS = re.compile(r"\d{1,9}(,\d{1,9})*")
+
+
+class Calculator:
+    """The process that aligns and propagates; it answers one question at a time, in JSON."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._one_at_a_time = asyncio.Lock()
+
+    async def ask(self, task: str, **arguments: Any) -> Any:
+        """The answer to one question.
+
+        Raises:
+            UserError: the task refuses its arguments.
+            RunError: it failed, or the process died.
+        """
+        async with self._one_at_a_time:
+            try:
+                process = self._process = self._process or await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-c", _CODE),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    limit=_MOST_ANSWERED,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                )
+                assert process.stdin is not None and process.stdout is not None
+                process.stdin.write(json.dumps({"task": task, "arguments": arguments}).encode() + b"\n")
+                await process.stdin.drain()
+                answer = json.loads(await process.stdout.readline())
+            except (OSError, ValueError):  # No line, or not a whole one.
+                await self.close()
+                raise RunError(
+                    "the process that aligns and propagates died, perhaps for want of memory"
+                ) from None
+            except asyncio.CancelledError:
+                await self.close()  # Its answer would be taken for that to the next question.
+                raise
+        if "error" in answer:
+            raise UserError(answer["error"])
+        if "failure" in answer:
+            raise RunError(f"{task}: {answer['failure']}")
+        return answer["value"]
+
+    async def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
 
 @dataclass
@@ -44,22 +97,8 @@ class Workbench:
     index: MomentIndex
     labels: LabelStore | None
     """None: another process writes the labels."""
-    pool: ProcessPoolExecutor = field(default_factory=lambda: _one_process())
+    calculator: Calculator = field(default_factory=Calculator)
     saving: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    async def compute(self, function: Callable[..., T], *arguments: Any) -> T:
-        """The result of a function in the process with torch.
-
-        Raises:
-            RunError: the process died.
-        """
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
-        except BrokenProcessPool:
-            self.pool = _one_process()
-            raise RunError(
-                "the process that aligns and propagates died, perhaps for want of memory"
-            ) from None
 
     def numbers(self, text: str | None) -> list[int]:
         """Numbers of videos, separated by commas.
@@ -78,10 +117,6 @@ class Workbench:
         ):
             raise web.HTTPBadRequest(text=f"expected numbers of videos, from 0 to {len(self.videos) - 1}")
         return numbers
-
-
-def _one_process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
 WORKBENCH = web.AppKey("workbench", Workbench)
@@ -124,7 +159,7 @@ def open_workbench(
 def add_routes(app: web.Application, workbench: Workbench) -> None:
     """Add the routes of this module to the server's application."""
     app[WORKBENCH] = workbench
-    app.cleanup_ctx.append(_pool)
+    app.cleanup_ctx.append(_calculator)
     app.add_routes(
         [
             web.get("/api/moments", _moments),
@@ -137,9 +172,9 @@ def add_routes(app: web.Application, workbench: Workbench) -> None:
     )
 
 
-async def _pool(app: web.Application) -> AsyncIterator[None]:
+async def _calculator(app: web.Application) -> AsyncIterator[None]:
     yield
-    app[WORKBENCH].pool.shutdown(wait=False, cancel_futures=True)
+    await app[WORKBENCH].calculator.close()
 
 
 def labels_of(workbench: Workbench, number: int) -> dict[str, Any]:
@@ -192,9 +227,10 @@ async def _alignment(request: web.Request) -> web.StreamResponse:
     numbers, ends = workbench.numbers(request.query.get("videos")), _ends(request)
     if not 2 <= len(numbers) <= _MOST_ALIGNED:
         raise web.HTTPBadRequest(text=f"expected 2 to {_MOST_ALIGNED} videos, got {len(numbers)}")
-    arrays = [np.array(workbench.index.vectors(number)) for number in numbers]
-    followers = await workbench.compute(follow, arrays[0], arrays[1:], ends)
-    frames = [list(range(len(arrays[0]))), *(follower.frames.tolist() for follower in followers)]
+    places = [workbench.index.place(number) for number in numbers]
+    followers = await workbench.calculator.ask("follow", places=places, ends=ends)
+    length = len(workbench.videos[numbers[0]])
+    frames = [list(range(length)), *(follower["frames"] for follower in followers)]
     videos = [workbench.videos[number] for number in numbers]
     times = [[_time(v, frame) for frame in shown] for v, shown in zip(videos, frames, strict=True)]
     return web.json_response(
@@ -202,8 +238,8 @@ async def _alignment(request: web.Request) -> web.StreamResponse:
             "videos": numbers,
             "frames": frames,
             "times": times,
-            "shared": [[0, len(arrays[0])], *(list(follower.shared) for follower in followers)],
-            "similarity": [None, *(follower.similarity for follower in followers)],
+            "shared": [[0, length], *(follower["shared"] for follower in followers)],
+            "similarity": [None, *(follower["similarity"] for follower in followers)],
         }
     )
 
@@ -213,11 +249,11 @@ async def _aligned_video(request: web.Request) -> web.StreamResponse:
     numbers, ends = workbench.numbers(request.query.get("videos")), _ends(request)
     if len(numbers) != 2:
         raise web.HTTPBadRequest(text=f"expected two videos, got {len(numbers)}")
-    arrays = [np.array(workbench.index.vectors(number)) for number in numbers]
-    names = [(workbench.videos[n].video_id, workbench.videos[n].uri) for n in numbers]
-    content = await workbench.compute(aligned_clips, names, arrays, ends)
+    places = [workbench.index.place(number) for number in numbers]
+    files = [(workbench.videos[n].video_id, workbench.videos[n].uri) for n in numbers]
+    content = await workbench.calculator.ask("aligned", files=files, places=places, ends=ends)
     headers = {"Content-Disposition": 'attachment; filename="aligned.mp4"'}
-    return web.Response(body=content, content_type="video/mp4", headers=headers)
+    return web.Response(body=base64.b64decode(content), content_type="video/mp4", headers=headers)
 
 
 async def _save(request: web.Request) -> web.StreamResponse:
@@ -246,22 +282,22 @@ async def _propagation(request: web.Request) -> web.StreamResponse:
     given = body.get("targets")
     targets = workbench.known(list(range(len(workbench.videos))) if given is None else given)
     targets = [number for number in targets if number not in sources]
-    labelled = [*map(_loaded, sources.values())]
+    labelled = [described(video, workbench.index.place(number)) for number, video in sources.items()]
     proposed = []
     for start in range(0, len(targets), _TARGETS_AT_A_TIME):
         some = targets[start : start + _TARGETS_AT_A_TIME]
-        videos = [_loaded(workbench.videos[number]) for number in some]
-        for number, intervals in zip(
-            some, await workbench.compute(propagate_intervals, labelled, videos), strict=True
-        ):
-            if intervals is not None:
+        videos = [described(workbench.videos[number], workbench.index.place(number)) for number in some]
+        found = await workbench.calculator.ask("propagate", sources=labelled, targets=videos)
+        for number, spans in zip(some, found, strict=True):
+            if spans is not None:
+                intervals = [Interval(*span) for span in spans]
                 lengths = [interval.end - interval.start for interval in intervals]
                 sure = np.average([i.confidence for i in intervals], weights=lengths) if intervals else 0.0
                 rows = [_row(interval, "propagated") for interval in intervals]
                 proposed.append({"number": number, "intervals": rows, "confidence": float(sure)})
     proposed.sort(key=lambda video: (video["confidence"], video["number"]))
-    control = await workbench.compute(agreement, labelled)
-    shown = {"agreement": control.propagated, "straight_line": control.straight_line}
+    agreement, straight_line = await workbench.calculator.ask("agreement", sources=labelled)
+    shown = {"agreement": agreement, "straight_line": straight_line}
     return web.json_response({"videos": proposed, "control": shown})
 
 
@@ -275,12 +311,6 @@ def _store(workbench: Workbench) -> LabelStore:
     if workbench.labels is None:
         raise web.HTTPForbidden(text="another process writes the labels of this folder: this page only reads")
     return workbench.labels
-
-
-def _loaded(video: EmbeddedVideo) -> EmbeddedVideo:
-    """The video with its embeddings in memory, to be sent to the other process, and none of the controls."""
-    values = {name: getattr(video, name) for name in video.__dataclass_fields__}
-    return EmbeddedVideo(**values | {"embeddings": np.array(video.embeddings)})
 
 
 async def _json(request: web.Request) -> dict[str, Any]:

@@ -73,6 +73,12 @@ class MomentIndex:
             else self._vectors[self._starts[group] : self._starts[group + 1]]
         )
 
+    def place(self, video: int) -> tuple[str, int, int]:
+        """File of the vectors, and the first of a video's rows in it and the one after its last."""
+        group = self._groups.get(video)
+        rows = (0, 0) if group is None else (int(self._starts[group]), int(self._starts[group + 1]))
+        return str(getattr(self._vectors, "filename", "")), *rows
+
     def search(
         self,
         query: Float[np.ndarray, " D"],
@@ -147,7 +153,9 @@ def open_index(
                 other.unlink(missing_ok=True)
     lengths = np.array([length for *_, length in described], np.int64)
     order = np.array([numbers[video_id] for _, video_id, _ in described], np.int64)
-    return MomentIndex(np.load(path, mmap_mode="r"), order, lengths, [label for label, *_ in described])
+    return MomentIndex(
+        np.load(path, mmap_mode="r", allow_pickle=False), order, lengths, [label for label, *_ in described]
+    )
 
 
 def _write(
