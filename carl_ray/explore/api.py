@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from aiohttp import web
@@ -29,7 +29,6 @@ from carl_ray.explore.labels import ConflictError, LabelStore, drawn
 from carl_ray.explore.library import Corpus
 from carl_ray.explore.moments import MomentIndex, open_index
 
-T = TypeVar("T")
 _MOST_MOMENTS = 200
 _MOST_ALIGNED = 6
 _TARGETS_AT_A_TIME = 16

@@ -15,6 +15,7 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
 from carl_ray.evaluation.embeddings import Origin, write_part
+from carl_ray.explore import api
 from carl_ray.explore.api import labels_of, open_workbench
 from carl_ray.explore.library import Corpus
 from carl_ray.explore.server import TOKEN, make_app
@@ -96,6 +97,17 @@ def test_videos_in_step(folder: str) -> None:
             assert (await ask("GET", f"/api/alignment?{wrong}"))[0] == 400
         status, answer = await ask("GET", "/api/aligned.mp4?videos=0,1")
         assert status == 400 and answer["error"]  # There are no such files.
+
+    talk(folder, None, conversation)
+
+
+def test_a_process_that_dies_costs_one_answer(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def conversation(ask: Ask) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(api, "_CODE", "raise SystemExit(3)")
+            status, answer = await ask("GET", "/api/alignment?videos=0,1")
+            assert status == 502 and "died" in answer["error"]
+        assert (await ask("GET", "/api/alignment?videos=0,1"))[0] == 200
 
     talk(folder, None, conversation)
 
