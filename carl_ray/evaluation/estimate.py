@@ -25,6 +25,8 @@ from carl_ray.training.cluster_plan import measure_step, torch_threads
 
 _START_SECONDS = 20.0
 """Of Ray and its processes, before the first video is cached and before the first step."""
+_END_SECONDS = 45.0
+"""Of embeddings, evaluation and report of some dozens of clips, with which a run of `laptop` ends."""
 _MEASURED_VIDEOS, _MEASURED_SECONDS = 3, 10.0
 _PROCESS_BYTES = 900 * 2**20
 """Of each process that caches, with its decoder, and of the trainer."""
@@ -47,12 +49,13 @@ class Estimate:
 
     def __str__(self) -> str:
         split = ", ".join(f"{count} {name}" for name, count in self.videos.items())
-        seconds = self.caching_seconds + self.training_seconds
+        seconds = self.caching_seconds + self.training_seconds + _END_SECONDS
         memory = _PROCESS_BYTES * (1 + available_cores()) + 2 * 2**30
         return (
             f"videos: {split}; {self.num_steps} steps of {self.batch_size}; about {_minutes(seconds)}: "
             f"{_minutes(self.caching_seconds)} caching {self.num_cached:,} frames ({self.cache_bytes / 1e6:,.0f} MB), "
-            f"{_minutes(self.training_seconds)} training; memory about {memory / 2**30:.0f} GiB"
+            f"{_minutes(self.training_seconds)} training, {_minutes(_END_SECONDS)} embeddings and report; "
+            f"memory about {memory / 2**30:.0f} GiB"
         )
 
 
