@@ -75,6 +75,7 @@ def write_report(
         origin=origin,
         objective=objective,
         date=(today or datetime.datetime.now(datetime.UTC).date()).isoformat(),
+        encoder=tables.shown_name(metrics, "trained"),
         level=f"{100 * metrics['bootstrap']['level']:g} %",
         controls={name: CONTROLS[name].meaning for name in CONTROLS if metrics.get(name) is not None},
         rows=tables.metric_rows(metrics, tables.metric_names(metrics)),

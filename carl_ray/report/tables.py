@@ -86,6 +86,15 @@ def metric_rows(document: Mapping[str, Any], names: Sequence[str]) -> list[Row]:
     return rows
 
 
+def _is_trained(document: Mapping[str, Any]) -> bool:
+    return document.get("origin", {}).get("step") != 0
+
+
+def shown_name(document: Mapping[str, Any], variant: str) -> str:
+    """Name of a variant in tables: the encoder that is measured may have had no training."""
+    return "encoder" if variant == "trained" and not _is_trained(document) else variant
+
+
 def summary(document: Mapping[str, Any]) -> str:
     """One sentence: whether training was worth it, against the best control.
 
@@ -111,7 +120,7 @@ def summary(document: Mapping[str, Any]) -> str:
         )
         found.setdefault(cell.verdict, []).append((row.metric.words, numbers))
     others = ", ".join(words for words, _ in found.get("overlap", []))
-    if document.get("origin", {}).get("step") == 0 and found:
+    if found and not _is_trained(document):
         return f"Without training: {next(iter(found.values()))[0][1]}."
     if "worse" in found:
         return f"Training was not worth it: {found['worse'][0][1]}, and the intervals do not overlap."
@@ -126,16 +135,19 @@ def summary(document: Mapping[str, Any]) -> str:
         return f"Too few test videos to say whether training was worth it: {found['unknown'][0][1]}."
     entries = {variant: (document.get(variant) or {}).get("label_free") for variant in VARIANTS}
     score = ", ".join(
-        f"{_text(METRICS['label_free'], e['value'])} {name}" for name, e in entries.items() if e
+        f"{_text(METRICS['label_free'], e['value'])} {shown_name(document, name)}"
+        for name, e in entries.items()
+        if e
     )
-    said = "Whether training was worth it cannot be said without frame labels; label a few videos to find out"
+    question = "Whether training was worth it" if _is_trained(document) else "How good the embeddings are"
+    said = f"{question} cannot be said without frame labels; label a few videos to find out"
     return f"{said}. The score without labels, higher is better: {score}." if score else f"{said}."
 
 
 def metrics_text(document: Mapping[str, Any]) -> str:
     """The terminal's table of a document of metrics.json, and what it comes to."""
     variants = shown_variants(document)
-    rows = [["", *variants, ""]]
+    rows = [["", *(shown_name(document, variant) for variant in variants), ""]]
     for row in metric_rows(document, metric_names(document)):
         cells = [row.cells[variant] for variant in variants]
         rows.append([row.title, *("not embedded" if cell is None else str(cell) for cell in cells), row.note])

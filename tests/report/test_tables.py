@@ -255,3 +255,7 @@ def test_the_summary_without_labels_claims_nothing() -> None:
     assert text.endswith("The score without labels, higher is better: 0.900 trained, 0.010 positions.")
     assert "cannot be said without frame labels" in text
     assert summary({"trained": {}}).endswith("label a few videos to find out.")
+    # The same of embeddings without training: it does not speak of one.
+    text = metrics_text(metrics | {"origin": {"step": 0}})
+    assert text.split()[0] == "encoder" and " trained" not in text
+    assert "How good the embeddings are cannot be said without frame labels" in text
