@@ -15,7 +15,7 @@ import argparse
 from contextlib import ExitStack
 
 from carl_ray import storage
-from carl_ray.errors import UserError, note, one_line_errors
+from carl_ray.errors import RunError, UserError, note, one_line_errors
 from carl_ray.lease import hold
 from carl_ray.options import OptionParser, number
 from carl_ray.progress import ProgressLine
@@ -36,12 +36,13 @@ def main(arguments: list[str] | None = None) -> None:
 
         folder = storage.parent(uri) if storage.is_file(uri) else uri
         labels = options.labels or storage.join(folder, "labels.csv")
+        check = None
         try:
-            stack.enter_context(hold(f"{labels}.lock"))
-        except UserError as error:
+            lease, _ = stack.enter_context(hold(f"{labels}.lock"))
+            check = lease.check
+        except (UserError, RunError) as error:  # Another process writes, or nobody may.
             note(f"carl_ray: labels are only shown: {error}")
-            labels = None
-        workbench = open_workbench(corpus, labels, ProgressLine("indexed"))
+        workbench = open_workbench(corpus, labels, check, ProgressLine("indexed"))
         serve(make_app(corpus, workbench, cache_bytes=int(options.cache_gb * 1e9)), options.port)
 
 

@@ -33,6 +33,7 @@ _MOST_MOMENTS = 200
 _MOST_ALIGNED = 6
 _TARGETS_AT_A_TIME = 16
 _MOST_ANSWERED = 1 << 30  # bytes
+_ANSWER_SECONDS = 900.0
 _CODE = "from carl_ray.explore.alignments import main; main()"
 _NUMBERS = re.compile(r"\d{1,9}(,\d{1,9})*")
 
@@ -61,10 +62,12 @@ class Calculator:
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
                 )
                 assert process.stdin is not None and process.stdout is not None
-                process.stdin.write(json.dumps({"task": task, "arguments": arguments}).encode() + b"\n")
-                await process.stdin.drain()
-                answer = json.loads(await process.stdout.readline())
-            except (OSError, ValueError):  # No line, or not a whole one.
+                # The videos of a download are decoded there, and a decoder may hang.
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    process.stdin.write(json.dumps({"task": task, "arguments": arguments}).encode() + b"\n")
+                    await process.stdin.drain()
+                    answer = json.loads(await process.stdout.readline())
+            except (OSError, ValueError, TimeoutError):  # No line in time, or not a whole one.
                 await self.close()
                 raise RunError(
                     "the process that aligns and propagates died, perhaps for want of memory"
@@ -94,10 +97,8 @@ class Workbench:
     videos: Sequence[EmbeddedVideo]
     """In the order of the numbers; their embeddings are unit vectors."""
     index: MomentIndex
-    labels: LabelStore | None
-    """None: another process writes the labels."""
+    labels: LabelStore
     calculator: Calculator = field(default_factory=Calculator)
-    saving: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def numbers(self, text: str | None) -> list[int]:
         """Numbers of videos, separated by commas.
@@ -122,13 +123,17 @@ WORKBENCH = web.AppKey("workbench", Workbench)
 
 
 def open_workbench(
-    corpus: Corpus, labels: str | None, on_video: Callable[[int, int], None] = lambda done, total: None
+    corpus: Corpus,
+    labels: str,
+    check: Callable[[], object] | None = None,
+    on_video: Callable[[int, int], None] = lambda done, total: None,
 ) -> Workbench:
     """Open index and labels of a corpus.
 
     Args:
         corpus: The videos.
-        labels: URI of the file of labels; None: another process writes it.
+        labels: URI of the file of labels.
+        check: As of `LabelStore`.
         on_video: Called with (videos done, all videos) while the index is made.
 
     Raises:
@@ -152,7 +157,7 @@ def open_workbench(
         )
         for video in corpus.videos
     ]
-    return Workbench(videos, index, None if labels is None else LabelStore(labels, videos))
+    return Workbench(videos, index, LabelStore(labels, videos, check))
 
 
 def add_routes(app: web.Application, workbench: Workbench) -> None:
@@ -178,7 +183,7 @@ async def _calculator(app: web.Application) -> AsyncIterator[None]:
 
 def labels_of(workbench: Workbench, number: int) -> dict[str, Any]:
     """The intervals of a video, its own and those of the manifest, and the version of its own."""
-    own, version = ([], 0) if workbench.labels is None else workbench.labels.read(number)
+    own, version = workbench.labels.read(number)
     shown = [(interval, "own") for interval in own]
     shown += [(interval, "manifest") for interval in drawn(workbench.videos[number])]
     return {"intervals": [_row(interval, origin) for interval, origin in shown], "version": version}
@@ -195,7 +200,7 @@ async def _moments(request: web.Request) -> web.StreamResponse:
     )
     allowed = np.array(
         [
-            n != number and other.uri != video.uri and (split is None or other.split == split)
+            n != number and not _same_file(other, video) and (split is None or other.split == split)
             for n, other in enumerate(workbench.videos)
         ]
     )
@@ -258,12 +263,13 @@ async def _aligned_video(request: web.Request) -> web.StreamResponse:
 async def _save(request: web.Request) -> web.StreamResponse:
     workbench, body = request.app[WORKBENCH], await _json(request)
     (number,) = workbench.numbers(request.match_info["number"])
-    store, given = _store(workbench), body.get("version")
+    store, given = workbench.labels, body.get("version")
+    if not store.is_writable:
+        raise web.HTTPForbidden(text="another process writes these labels: this page only reads")
     if type(given) is not int:
         raise web.HTTPBadRequest(text="expected the version of the intervals that were changed")
     try:
-        async with workbench.saving:
-            version = await asyncio.to_thread(store.save, number, body.get("intervals"), given)
+        version = await asyncio.to_thread(store.save, number, body.get("intervals"), given)
     except ConflictError as error:
         own, version = store.read(number)
         answer = {"error": str(error), "intervals": [_row(i, "own") for i in own], "version": version}
@@ -273,14 +279,16 @@ async def _save(request: web.Request) -> web.StreamResponse:
 
 async def _propagation(request: web.Request) -> web.StreamResponse:
     workbench, body = request.app[WORKBENCH], await _json(request)
-    store = _store(workbench)
+    store = workbench.labels
     asked = body.get("sources")
     sources = store.labelled(None if asked is None else workbench.known(asked))
     if not sources:
         raise UserError("no video has labels to propagate: draw some first")
     given = body.get("targets")
     targets = workbench.known(list(range(len(workbench.videos))) if given is None else given)
-    targets = [number for number in targets if number not in sources]
+    # Without a choice, the videos that have no labels of their own.
+    own = store.labelled() if given is None else sources
+    targets = [number for number in targets if number not in own and number not in sources]
     labelled = [described(video, workbench.index.place(number)) for number, video in sources.items()]
     proposed = []
     for start in range(0, len(targets), _TARGETS_AT_A_TIME):
@@ -293,7 +301,10 @@ async def _propagation(request: web.Request) -> web.StreamResponse:
                 lengths = [interval.end - interval.start for interval in intervals]
                 sure = np.average([i.confidence for i in intervals], weights=lengths) if intervals else 0.0
                 rows = [_row(interval, "propagated") for interval in intervals]
-                proposed.append({"number": number, "intervals": rows, "confidence": float(sure)})
+                version = store.read(number)[1]
+                proposed.append(
+                    {"number": number, "intervals": rows, "confidence": float(sure), "version": version}
+                )
     proposed.sort(key=lambda video: (video["confidence"], video["number"]))
     agreement, straight_line = await workbench.calculator.ask("agreement", sources=labelled)
     shown = {"agreement": agreement, "straight_line": straight_line}
@@ -302,14 +313,8 @@ async def _propagation(request: web.Request) -> web.StreamResponse:
 
 async def _labels(request: web.Request) -> web.StreamResponse:
     headers = {"Content-Disposition": 'attachment; filename="labels.csv"'}
-    content = _store(request.app[WORKBENCH]).csv()
+    content = request.app[WORKBENCH].labels.csv()
     return web.Response(body=content, content_type="text/csv", charset="utf-8", headers=headers)
-
-
-def _store(workbench: Workbench) -> LabelStore:
-    if workbench.labels is None:
-        raise web.HTTPForbidden(text="another process writes the labels of this folder: this page only reads")
-    return workbench.labels
 
 
 async def _json(request: web.Request) -> dict[str, Any]:
@@ -320,6 +325,10 @@ async def _json(request: web.Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise web.HTTPBadRequest(text="expected a JSON object")
     return body
+
+
+def _same_file(one: EmbeddedVideo, other: EmbeddedVideo) -> bool:
+    return one.uri == other.uri or (bool(one.content_hash) and one.content_hash == other.content_hash)
 
 
 def _ends(request: web.Request) -> str:

@@ -1,16 +1,21 @@
 """Labels that people draw on the page: intervals in one CSV file, saved at every change.
 
-The file has the columns video,start,end,label, as `index --labels` and `propagate --labels` read them. It is replaced
-atomically, so that a crash leaves the last saved state. Each video has a version, which tells a page that another one
-has saved since it read.
+The file has the columns video,start,end,label, as `index --labels` and `propagate --labels` read them. It is read here
+as it was written: no interval is moved, joined or left out, and rows of videos that are not embedded stay in it. It is
+replaced atomically, so that a crash leaves the last saved state. Each video's labels have a version, a digest, which
+tells a page that they were changed elsewhere since it read them.
 """
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Int32
@@ -18,8 +23,9 @@ from jaxtyping import Int32
 from carl_ray import storage
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
-from carl_ray.evaluation.intervals import Interval, LabelledVideo, intervals, with_labels
+from carl_ray.evaluation.intervals import Interval, LabelledVideo, intervals
 
+_COLUMNS = ["video", "start", "end", "label"]
 _LONGEST_LABEL = 200
 _MOST_INTERVALS = 10_000
 _PAST_SECONDS = 0.1
@@ -30,37 +36,40 @@ class ConflictError(UserError):
     """Another page has saved the intervals of a video since they were read."""
 
 
-@dataclass
-class _Saved:
-    intervals: list[Interval]
-    version: int
-
-
 class LabelStore:
     """The intervals of videos in a file.
 
     Args:
-        uri: The file; labels in any other form that `index --labels` reads are taken over at the first change.
+        uri: The file, as this class writes it; it need not exist.
         videos: All videos, of which `seconds` must be known to be labelled.
+        check: Called before each writing; raises where this process may not write any more. None: it may never.
 
     Raises:
-        UserError: the file does not fit the videos.
+        UserError: the file is another one.
         RunError: the store refuses or fails.
     """
 
-    def __init__(self, uri: str, videos: Sequence[EmbeddedVideo]) -> None:
+    def __init__(
+        self, uri: str, videos: Sequence[EmbeddedVideo], check: Callable[[], object] | None = None
+    ) -> None:
         self.uri = uri
         self._videos = videos
-        self._saved: dict[int, _Saved] = {}
+        self._check = check
+        self._saving = threading.Lock()
+        self._saved: dict[int, list[Interval]] = {}
+        self._others: list[list[str]] = []
         if storage.exists(uri):
-            for number, video in enumerate(with_labels(videos, [uri])[0]):
-                if found := drawn(video):
-                    self._saved[number] = _Saved(found, 1)
+            self._read()
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether this process may write the file."""
+        return self._check is not None
 
     def read(self, number: int) -> tuple[list[Interval], int]:
-        """The intervals of a video in order, and their version; 0 where none were ever saved."""
-        saved = self._saved.get(number, _Saved([], 0))
-        return saved.intervals, saved.version
+        """The intervals of a video in order, and their version; 0 where there are none."""
+        found = self._saved.get(number, [])
+        return found, _version(found)
 
     def save(self, number: int, rows: object, version: int) -> int:
         """Replace the intervals of a video; return the new version, once the file is written.
@@ -71,35 +80,64 @@ class LabelStore:
             version: Of the intervals that were changed.
 
         Raises:
-            ConflictError: there is a newer version.
-            UserError: the rows are no intervals of the video.
-            RunError: the store refuses or fails; the intervals stay as they were.
+            ConflictError: they were changed elsewhere.
+            UserError: the rows are no intervals of the video, or this process only reads.
+            RunError: the store refuses or fails, or another process has taken over; the intervals stay as they were.
         """
-        now = self.read(number)[1]
-        if version != now:
-            raise ConflictError(
-                f"expected version {now} of these labels, got {version}: they were saved elsewhere"
-            )
-        before, checked = self._saved.get(number), self._checked(number, rows)
-        self._saved[number] = _Saved(checked, now + 1)
-        try:
-            storage.write_bytes(self.uri, self.csv())
-        except BaseException:
-            if before is None:
-                del self._saved[number]
-            else:
+        if self._check is None:
+            raise UserError("another process writes these labels: this page only reads")
+        checked = self._checked(number, rows)
+        # One at a time, also where the page has left: each writes the whole file.
+        with self._saving:
+            before, now = self.read(number)
+            if checked == before:
+                return now
+            if version != now:
+                raise ConflictError("these labels were changed elsewhere since they were read")
+            self._check()
+            self._saved[number] = checked
+            try:
+                storage.write_bytes(self.uri, self.csv())
+            except BaseException:
                 self._saved[number] = before
-            raise
-        return now + 1
+                raise
+        return _version(checked)
 
     def csv(self) -> bytes:
         """The content of the file."""
         rows = [
-            (self._videos[number].video_id, f"{start:.4f}", f"{end:.4f}", label)
-            for number, saved in sorted(self._saved.items())
-            for start, end, label, _ in saved.intervals
+            [self._videos[number].video_id, f"{start:.4f}", f"{end:.4f}", label]
+            for number, found in sorted(self._saved.items())
+            for start, end, label, _ in found
         ]
-        return storage.csv_bytes(["video", "start", "end", "label"], rows)
+        return storage.csv_bytes(_COLUMNS, [*rows, *self._others])
+
+    def _read(self) -> None:
+        shown = storage.public_uri(self.uri)
+        text = storage.read_bytes(self.uri).decode("utf-8-sig", "replace")
+        head, *rows = [*csv.reader(io.StringIO(text, newline=""))] or [[]]
+        if head != _COLUMNS:
+            raise UserError(
+                f"{shown}: expected the columns {','.join(_COLUMNS)}, which this page writes, got "
+                f"{','.join(head)[:80] or 'nothing'}: name another file by --labels, and join this one by "
+                "`index --labels`"
+            )
+        numbers = {video.video_id: number for number, video in enumerate(self._videos)}
+        for line, row in enumerate(rows, 2):
+            try:
+                video_id, start, end, label = row
+                interval = Interval(float(start), float(end), label, 1.0)
+                if not 0 <= interval.start < interval.end < math.inf:
+                    raise ValueError
+            except ValueError:
+                raise UserError(f"{shown}: row {line} is no interval: {','.join(row)[:80]}") from None
+            number = numbers.get(video_id)
+            if number is None:
+                self._others.append(row)
+            else:
+                self._saved.setdefault(number, []).append(interval)
+        for found in self._saved.values():
+            found.sort()
 
     def labelled(self, numbers: Sequence[int] | None = None) -> dict[int, EmbeddedVideo]:
         """Videos with intervals, with these as their only labels, by number.
@@ -108,7 +146,7 @@ class LabelStore:
             numbers: Of the videos asked for; None: of all.
         """
         wanted = self._saved if numbers is None else [n for n in numbers if n in self._saved]
-        found = {number: self._saved[number].intervals for number in sorted(wanted)}
+        found = {number: self._saved[number] for number in sorted(wanted)}
         return {
             number: _with_intervals(self._videos[number], spans) for number, spans in found.items() if spans
         }
@@ -121,7 +159,11 @@ class LabelStore:
             )
         if not isinstance(rows, list) or len(rows) > _MOST_INTERVALS:
             raise UserError(f"expected a list of at most {_MOST_INTERVALS:,} intervals")
-        length = float(video.seconds[-1]) + 1 / (video.fps or 1)
+        # The page shows the last frame for as long as the one before.
+        last = max(
+            1 / (video.fps or 1), float(video.seconds[-1] - video.seconds[-2]) if len(video) > 1 else 0.0
+        )
+        length = float(video.seconds[-1]) + last
         found = sorted(_interval(row, length) for row in rows)
         for one, other in itertools.pairwise(found):
             if other.start < one.end:
@@ -139,6 +181,12 @@ def drawn(video: EmbeddedVideo) -> list[Interval]:
     return intervals(LabelledVideo(video, labels, np.ones(len(video))))
 
 
+def _version(found: Sequence[Interval]) -> int:
+    rows = [(f"{start:.4f}", f"{end:.4f}", label) for start, end, label, _ in found]
+    # 48 bits: JavaScript's numbers are exact up to 53.
+    return int.from_bytes(hashlib.sha256(repr(rows).encode()).digest()[:6], "big") if found else 0
+
+
 def _interval(row: object, length: float) -> Interval:
     """A checked interval of a video of so many seconds."""
     if not isinstance(row, Mapping) or not {"start", "end", "label"} <= row.keys():
@@ -149,7 +197,8 @@ def _interval(row: object, length: float) -> Interval:
         raise UserError(f"expected 0 <= start < end <= {length:.3f} seconds, got {start!r} and {end!r}")
     if not isinstance(label, str) or not (text := " ".join(label.split())) or len(text) > _LONGEST_LABEL:
         raise UserError(f"expected a label of 1 to {_LONGEST_LABEL} characters, got {str(label)[:40]!r}")
-    return Interval(float(start), min(float(end), length), text, 1.0)
+    # As the file has them, so that what was saved is equal to what is read.
+    return Interval(round(float(start), 4), round(min(float(end), length), 4), text, 1.0)
 
 
 def _with_intervals(video: EmbeddedVideo, spans: Sequence[Interval]) -> EmbeddedVideo:

@@ -72,7 +72,7 @@ class Media:
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="conversion")
         self._plans: dict[int, asyncio.Task[Plan]] = {}
         self._failed: dict[int, str] = {}
-        self._open: OrderedDict[int, Conversion] = OrderedDict()
+        self._open: OrderedDict[str, Conversion] = OrderedDict()
         for part in folder.glob(".*.mp4.*"):  # of servers that were killed
             with suppress(FileNotFoundError):  # Another server cleans up, too.
                 if time.time() - part.stat().st_mtime > _STALE_SECONDS:
@@ -120,7 +120,7 @@ class Media:
         if not plan.reason:
             return await answer_file(request, video.uri, plan.media_type, video.key)
         kept = self._folder / f"{video.key}.mp4"
-        if video.number not in self._open and kept.is_file():
+        if video.key not in self._open and kept.is_file():
             os.utime(kept)
             return await answer_file(request, str(kept), "video/mp4", video.key)
         conversion = await self._conversion(video, plan, kept)
@@ -131,13 +131,13 @@ class Media:
             raise
 
     async def _conversion(self, video: Video, plan: Plan, kept: Path) -> Conversion:
-        conversion = self._open.get(video.number)
+        conversion = self._open.get(video.key)
         if conversion is None:
             conversion = Conversion(video, plan, kept, self._workers, self._trim)
-            self._open[video.number] = conversion
-            for number in [n for n, other in self._open.items() if not other.is_busy][:-_MOST_OPEN]:
-                self._open.pop(number).close()
-        self._open.move_to_end(video.number)
+            self._open[video.key] = conversion
+            for key in [k for k, other in self._open.items() if not other.is_busy][:-_MOST_OPEN]:
+                self._open.pop(key).close()
+        self._open.move_to_end(video.key)
         await conversion.prepare()
         return conversion
 

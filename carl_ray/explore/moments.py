@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from carl_ray import storage
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import Embeddings, list_parts, read_part
 from carl_ray.evaluation.frames import unit_frames
+
+_KEPT_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -136,20 +139,26 @@ def open_index(
         RunError: the store refuses or fails.
     """
     rows: dict[str, tuple[str | None, int]] = {}
+    hashes: set[tuple[str, str]] = set()
     for part in [embeddings.uri] if storage.is_file(embeddings.uri) else list_parts(embeddings.uri):
-        table = read_part(part, ["video_id", "label", "timestamps"])[1]
+        table = read_part(part, ["video_id", "label", "timestamps", "content_hash"])[1]
+        hashes.update(
+            zip(*(table.column(name).to_pylist() for name in ("video_id", "content_hash")), strict=True)
+        )
         ids, labels = (table.column(name).to_pylist() for name in ("video_id", "label"))
         for video_id, label, times in zip(ids, labels, table.column("timestamps"), strict=True):
             rows.setdefault(video_id, (label, len(times)))
     numbers = {video_id: number for number, video_id in enumerate(sorted(rows))}
     described = [(label, video_id, length) for video_id, (label, length) in rows.items() if length]
     described.sort(key=lambda row: (row[0] is not None, row[0] or "", row[1]))
-    digest = hashlib.sha256(json.dumps([embeddings.origin.model_sha256, described]).encode()).hexdigest()
+    made_of = [asdict(embeddings.origin), described, sorted(hashes)]
+    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     path = folder / f"moments-{digest[:16]}.npy"
     if not path.exists():
         _write(embeddings, path, described, on_video)
         for other in folder.glob("moments-*.npy"):
-            if other != path:
+            # Another server may be using it: alignment opens it anew.
+            if other != path and time.time() - other.stat().st_mtime > _KEPT_SECONDS:
                 other.unlink(missing_ok=True)
     lengths = np.array([length for *_, length in described], np.int64)
     order = np.array([numbers[video_id] for _, video_id, _ in described], np.int64)

@@ -227,7 +227,7 @@ async def _library(request: web.Request) -> web.StreamResponse:
                 "frames": len(video),
                 "fps": video.fps,
                 "seconds": video.seconds,
-                "labelled": labels is not None and bool(labels.read(video.number)[0]),
+                "labelled": bool(labels.read(video.number)[0]),
                 "available": video.is_available,
             }
             for video in corpus.videos
@@ -236,7 +236,7 @@ async def _library(request: web.Request) -> web.StreamResponse:
     answer = {
         "title": corpus.title,
         "corpus": corpus.key,
-        "writable": labels is not None,
+        "writable": labels.is_writable,
         "actions": [{"label": label, "phases": phases} for label, phases in corpus.actions.items()],
         "columns": list(corpus.columns),
         "videos": await asyncio.to_thread(summaries),

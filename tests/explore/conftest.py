@@ -54,7 +54,7 @@ def serve() -> Serve:
     ) -> None:
         async def talk() -> None:
             corpus = Corpus.open(uri)
-            app = make_app(corpus, open_workbench(corpus, None), **options)
+            app = make_app(corpus, open_workbench(corpus, f"{corpus.folder}/labels.csv"), **options)
             async with TestClient(TestServer(app)) as client:
                 await conversation(client, f"token={app[TOKEN]}")
 

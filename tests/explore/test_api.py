@@ -42,7 +42,9 @@ def talk(folder: str, labels: str | None, conversation: Callable[[Ask], Awaitabl
 
     async def run() -> None:
         corpus = Corpus.open(folder)
-        app = make_app(corpus, open_workbench(corpus, labels))
+        app = make_app(
+            corpus, open_workbench(corpus, labels or f"{folder}/labels.csv", labels and (lambda: None))
+        )
         async with TestClient(TestServer(app)) as client:
 
             async def ask(method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -119,12 +121,10 @@ def test_labels_are_drawn_propagated_and_exported(folder: str, tmp_path: Path) -
     async def conversation(ask: Ask) -> None:
         status, answer = await ask("POST", "/api/propagation", {})
         assert status == 400 and "draw some first" in answer["error"]
-        assert await ask("PUT", "/api/videos/0/intervals", {"intervals": rows, "version": 0}) == (
-            200,
-            {"version": 1},
-        )
+        status, saved = await ask("PUT", "/api/videos/0/intervals", {"intervals": rows, "version": 0})
+        assert status == 200 and saved["version"] > 0
         status, answer = await ask("PUT", "/api/videos/0/intervals", {"intervals": [], "version": 0})
-        assert status == 409 and answer["version"] == 1
+        assert status == 409 and answer["version"] == saved["version"]
         assert [(i["label"], i["origin"]) for i in answer["intervals"]] == [("low", "own"), ("high", "own")]
         for wrong in ({"intervals": rows}, {"intervals": 3, "version": 1}, [], "x"):
             assert (await ask("PUT", "/api/videos/0/intervals", wrong))[0] == 400
@@ -139,10 +139,11 @@ def test_labels_are_drawn_propagated_and_exported(folder: str, tmp_path: Path) -
         assert all(0 < i["confidence"] <= 1 and i["origin"] == "propagated" for i in by_number[1])
         sure = [video["confidence"] for video in found["videos"]]
         assert sure == sorted(sure)
-        assert await ask("PUT", "/api/videos/1/intervals", {"intervals": by_number[1], "version": 0}) == (
-            200,
-            {"version": 1},
-        )
+        assert [video["version"] for video in found["videos"]] == [0, 0]
+        accepted = {"intervals": by_number[1], "version": 0}
+        assert (await ask("PUT", "/api/videos/1/intervals", accepted))[0] == 200
+        status, found = await ask("POST", "/api/propagation", {"sources": [0]})
+        assert [video["number"] for video in found["videos"]] == [2]  # 1 has labels of its own now.
         status, found = await ask("POST", "/api/propagation", {"targets": [2]})
         assert [video["number"] for video in found["videos"]] == [2]
         assert found["control"]["agreement"] > found["control"]["straight_line"] > 0
@@ -157,11 +158,16 @@ def test_labels_are_drawn_propagated_and_exported(folder: str, tmp_path: Path) -
     assert labels_of(workbench, 3)["version"] == 0
 
 
-def test_a_second_reader_does_not_write(folder: str) -> None:
+def test_a_second_reader_sees_labels_and_does_not_write(folder: str) -> None:
+    Path(folder, "labels.csv").write_text("video,start,end,label\na,0,0.5,low\na,0.5,1,high\n")
+
     async def conversation(ask: Ask) -> None:
-        for method, path in (("PUT", "/api/videos/0/intervals"), ("POST", "/api/propagation")):
-            status, answer = await ask(method, path, {"intervals": [], "version": 0})
-            assert status == 403 and "this page only reads" in answer["error"]
-        assert (await ask("GET", "/api/labels.csv"))[0] == 403
+        status, answer = await ask("PUT", "/api/videos/0/intervals", {"intervals": [], "version": 0})
+        assert status == 403 and "this page only reads" in answer["error"]
+        _, library = await ask("GET", "/api/library")
+        assert library["writable"] is False and library["videos"][0]["labelled"] is True
+        assert (await ask("GET", "/api/labels.csv"))[1].count("\n") == 3
+        status, found = await ask("POST", "/api/propagation", {})
+        assert status == 200 and len(found["videos"]) == 2
 
     talk(folder, None, conversation)

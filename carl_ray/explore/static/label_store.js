@@ -75,6 +75,7 @@ export class LabelStore extends EventTarget {
 
   /** Show intervals that are kept only once they are changed or accepted (`change`). */
   propose(intervals) {
+    clearTimeout(this.#timer); // A draft that waits to be sent stays a draft; undo shows it.
     this.#undo.push(this.intervals);
     this.intervals = plain(intervals);
     this.#tell("proposed");
@@ -149,7 +150,9 @@ export class LabelStore extends EventTarget {
     this.#tell("saving");
     try {
       const body = { intervals: sent, version: this.version };
-      this.version = (await request(`/api/videos/${this.number}/intervals`, { method: "PUT", body, keepalive: true })).version;
+      // Browsers refuse to keep larger requests alive than 64 KiB.
+      const keepalive = JSON.stringify(body).length < 20000;
+      this.version = (await request(`/api/videos/${this.number}/intervals`, { method: "PUT", body, keepalive })).version;
       this.#busy = false;
       this.corpus.videos[this.number].labelled = sent.length > 0;
       if (sent !== this.intervals) {

@@ -69,9 +69,11 @@ export function show({ main, corpus, params, signal, setParams, announce }) {
     let least = 0.9;
     const accept = button("Accept these", async () => {
       accept.disabled = true;
-      for (const proposal of proposals.videos.filter(({ confidence }) => confidence >= least)) {
+      // Labels of one's own are replaced one by one only.
+      const chosen = proposals.videos.filter((p) => p.confidence >= least && p.intervals.length && !corpus.videos[p.number].labelled);
+      for (const proposal of chosen) {
         try {
-          await save(proposal.number, proposal.intervals);
+          await save(proposal);
         } catch (error) {
           draw();
           results.prepend(failure(error));
@@ -95,7 +97,7 @@ export function show({ main, corpus, params, signal, setParams, announce }) {
     const accept = button(video.labelled ? "Replace its labels" : "Accept", async () => {
       accept.disabled = true;
       try {
-        await save(number, intervals);
+        await save(proposal);
       } catch (error) {
         item.append(failure(error));
         accept.disabled = false;
@@ -136,10 +138,9 @@ export function show({ main, corpus, params, signal, setParams, announce }) {
   }
 }
 
-/** Save labels over what the server has now. */
-async function save(number, intervals) {
-  const { version } = await request(`/api/videos/${number}`);
-  const body = { intervals: intervals.map(({ start, end, label }) => ({ start, end, label })), version: version ?? 0 };
+/** Save a proposal over the labels that the server had when it was made; others are a conflict. */
+async function save({ number, intervals, version }) {
+  const body = { intervals: intervals.map(({ start, end, label }) => ({ start, end, label })), version };
   await request(`/api/videos/${number}/intervals`, { method: "PUT", body });
 }
 
