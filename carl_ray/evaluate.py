@@ -66,7 +66,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--centered",
         action="store_true",
-        help="subtract the mean of each video from its embeddings, of the trained encoder and of the controls",
+        help="subtract the mean of each video from its embeddings, of the trained, untrained and frozen encoder",
     )
     parser.add_argument("--title", metavar="TEXT", help="of the report; none: preset and steps")
     options = parser.parse_args(arguments)

@@ -165,7 +165,8 @@ def _principal_axes(videos: pa.Table, config: Config) -> Float32[np.ndarray, "wi
     return fit_axes(
         np.concatenate(
             [
-                model_input(read_features(part, group), config.model)[::every]
+                # Copied: a view would keep the windows of all frames of all videos in memory.
+                model_input(read_features(part, group), config.model)[::every].copy()
                 for part, group in zip(*columns, strict=True)
             ]
         )

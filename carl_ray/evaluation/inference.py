@@ -182,8 +182,22 @@ def load_encoder(
     """
     if isinstance(checkpoint, str):
         checkpoint = load_frozen(checkpoint) or checkpoint_at(checkpoint)
-    form: Form = "plain" if like is None else read_origin(like).form
-    frozen = load_frozen(storage.join(like or "", CONTROL)) if form == "joined" else None
+    form: Form = "plain"
+    frozen = None
+    if like is not None:
+        origin, shown = read_origin(like), storage.public_uri(like)
+        form = origin.form
+        if checkpoint.model_sha256 != origin.model_sha256:
+            raise UserError(
+                f"{shown}: embeddings of step {origin.step} of {origin.checkpoint}, not of this encoder"
+            )
+        if form == "joined":
+            folder = storage.join(storage.parent(like) if storage.is_file(like) else like, CONTROL)
+            frozen = load_frozen(folder)
+            if frozen is None:
+                raise UserError(
+                    f"{storage.public_uri(folder)}: not there, but joined embeddings need its components"
+                )
     return VideoEncoder(
         checkpoint, default_device() if device is None else torch.device(device), view, form, frozen
     )

@@ -30,6 +30,7 @@ _SHORTEST_RUN = 0.5
 _COUNTS = (1, 3, 10)
 _NUM_DRAWS = 5
 _MOST_SOURCES = 20
+_QUERIES_AT_A_TIME = 16
 
 
 class Propagation(NamedTuple):
@@ -186,11 +187,12 @@ def _run(videos: Videos) -> dict[str, Result]:
         units = unit_frames([video.embeddings for video in [*chosen, *test]], stride=stride)
         states, none = _states([video.phases[::stride] for video in chosen])
         sources, queries = units[: len(chosen)], units[len(chosen) :]
-        votes = _votes(queries, sources, states, none)  # At once: short videos fill a batch.
         for number, truth in enumerate(truths):
+            if number % _QUERIES_AT_A_TIME == 0:  # Several: short videos fill a batch.
+                votes = _votes(queries[number : number + _QUERIES_AT_A_TIME], sources, states, none)
             nearest = _nearest(queries[number], sources, states, none)
             for place, drawn in enumerate(draws if len(truth) else []):
-                some = None if votes is None else votes[number][drawn]
+                some = None if votes is None else votes[number % _QUERIES_AT_A_TIME][drawn]
                 found = _decide(nearest[drawn], some, [states[k] for k in drawn])
                 correct[place, number] = ((found.phases == truth) & (truth >= 0)).sum()
     frames = np.array([(truth >= 0).sum() for truth in truths], dtype=np.float64)

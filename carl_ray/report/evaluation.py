@@ -42,7 +42,7 @@ def evaluate_embeddings(
             without labels where no test video has any.
         stride: Every how many frames tau, AP@K and the alignment error look at; None: as in the paper.
         seed: Of label fractions, chance and the bootstrap.
-        centered: Subtract the mean of each video from its embeddings and controls.
+        centered: Subtract the mean of each video from its embeddings, also those of the untrained and frozen encoder.
         title: Of the report; None: preset and steps.
 
     Returns:

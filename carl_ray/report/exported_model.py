@@ -107,6 +107,11 @@ def _metrics(document: Mapping[str, Any]) -> str:
         "| metric | " + " | ".join(variants) + " |",
         "|---" * (len(variants) + 1) + "|",
     ]
+    form = document.get("origin", {}).get("form", "plain")
+    if form != "plain":
+        lines[0] += (
+            f" Measured on {form} embeddings (`embed --form {form}`); this folder's encoder alone gives plain ones."
+        )
     for row in rows:
         cells = (str(row.cells.get(variant) or "") for variant in variants)
         lines.append(f"| {row.title} | " + " | ".join(cells) + " |")

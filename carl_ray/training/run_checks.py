@@ -239,10 +239,13 @@ def try_objective(config: Config) -> None:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
-            objective = kind(config.objective, width, config.model.batch_norm)
+            # Classes are counted in the run.
+            objective = kind(config.objective.with_num_classes(2), width, config.model.batch_norm)
             for view, masked in batch.views.items():
                 times = torch.arange(masked.mask.shape[2]).double().expand(masked.mask.shape)
-                views[view] = replace(masked, mask=torch.ones_like(masked.mask), timestamps=times)
+                columns = {column: torch.zeros_like(value) for column, value in masked.columns.items()}
+                mask = torch.ones_like(masked.mask)
+                views[view] = replace(masked, mask=mask, timestamps=times, columns=columns)
                 frames = torch.randn(*masked.mask.shape, width, requires_grad=True)
                 encodings[view] = Encoding(frames, views[view].mask)
         terms = Terms.checked(objective(encodings, replace(batch, views=views), 0.5), name)

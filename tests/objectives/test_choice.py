@@ -16,6 +16,7 @@ from carl_ray.presets import preset
 from carl_ray.training.run_checks import try_objective
 
 FOREIGN = """
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
@@ -54,6 +55,25 @@ class Fine(Foreign):
         (frames, mask), = encodings.values()
         sums = self.head(frames)[..., 0].where(mask, 0).sum()[None]
         return Terms(sums, mask.sum()[None])
+
+
+class WithClasses(Fine):
+    @options
+    class Options(ObjectiveOptions):
+        columns = ("frame_labels",)
+        num_classes: int | None = None
+
+        def with_num_classes(self, num_classes):
+            return replace(self, num_classes=num_classes)
+
+    def __init__(self, options, width, batch_norm):
+        super().__init__(options, width, batch_norm)
+        self.classes = range(options.num_classes)
+
+    def forward(self, encodings, batch, progress):
+        for view in batch.views.values():
+            assert all(label in self.classes for label in view.columns["frame_labels"].flatten().tolist())
+        return super().forward(encodings, batch, progress)
 
 
 class Scalar(Fine):
@@ -128,6 +148,7 @@ def test_mistakes_are_one_line(installed: None, options: dict[str, object], mess
     ("name", "message"),
     [
         ("Fine", None),
+        ("WithClasses", None),
         ("Scalar", r"expected Terms\(sums, counts\).*got tensor"),
         ("Detached", "its sums have no gradient"),
         ("OtherArguments", "2 positional arguments but 4 were given"),
