@@ -241,7 +241,7 @@ def test_a_long_run_starts_at_once_and_neither_plans_far_ahead_nor_records_its_b
         time.sleep(0.1)
     time.sleep(2.0)  # for what there is no limit to, to go on
     waiting, remembered = ray.get(ask(look))
-    # Two for each of four tasks, whose rows go once they have ended; 12 were seen on starved cores. Without a limit: 72.
+    # Two for each of four tasks, whose rows go once they have ended; 12 were seen on starved cores (72: no limit).
     assert 64 <= waiting <= 64 + 4 * 4
     # At least one of each row of the plan and one of each video, if Ray Data had its way.
     assert remembered < 40
