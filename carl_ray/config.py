@@ -30,7 +30,7 @@ from carl_ray.errors import UserError
 from carl_ray.objectives.choice import EARLIER, AnyOptions, complaint, objective_options
 from carl_ray.objectives.views import CROPS, STRICT, AugmentConfig, ViewsConfig, ViewSpec
 
-CLIP_BACKBONES = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
+CLIP_BACKBONES = ("small3d", "r3d_18", "mc3_18", "r2plus1d_18", "s3d")
 """Backbones of clips."""
 BACKBONES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "small", "efficientnet_lite0"),
@@ -128,8 +128,9 @@ class ModelConfig:
     motion: Motion = "none"
     """`difference`: join the features with their central difference over two strides; `window`: with those of the four
     strides before and after. Needs data.features."""
-    temporal_encoder: Literal["transformer", "none", "c3d"] = "transformer"
-    """Module that mixes information of frames (table 5)."""
+    temporal_encoder: Literal["transformer", "none", "c3d", "clip"] = "transformer"
+    """Module that mixes information of frames (table 5). `clip`: none, and no embedding of single frames: the mean of
+    the backbone's maps of a clip is its embedding."""
     positions: Literal["sine_cosine", "none"] = "sine_cosine"
     """Positional encoding added to the Transformer's input; `none`: it sees a set of frames."""
     hidden_width: int = Field(default=512, ge=1)
@@ -167,7 +168,8 @@ class ModelConfig:
                 f"width must be a multiple of 2 x num_heads, got {self.width} and {self.num_heads}"
             )
         is_own = self.backbone not in BACKBONES and not self.backbone.startswith("timm:")
-        if (self.backbone == "small" and self.weights != "random") or (is_own and self.weights in PRETRAINED):
+        is_small = self.backbone in ("small", "small3d")
+        if (is_small and self.weights != "random") or (is_own and self.weights in PRETRAINED):
             raise ValueError(
                 f"backbone `{self.backbone}` has no pretrained weights: set model.weights to random"
             )
@@ -177,10 +179,14 @@ class ModelConfig:
 class OptimizerConfig:
     """Adam with cosine decay without restarts (paper, section 4.2)."""
 
+    name: Literal["adam", "adamw"] = "adam"
+    """`adamw` decays the weights themselves, and neither biases nor normalisation."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """At the first step; decays to zero along a cosine."""
+    """At the first step after the warm-up; decays to zero along a cosine."""
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the run in which the learning rate rises linearly."""
     weight_decay: float = Field(default=1e-5, ge=0)
-    """L2 penalty, as Adam's `weight_decay`."""
+    """L2 penalty of `adam`; factor of `adamw`."""
     max_gradient_norm: float = Field(default=10.0, gt=0)
     """The gradient is scaled down to this norm."""
 
@@ -293,8 +299,17 @@ class Config:
                 "data.features are those of a frozen backbone: model.learnable must be none, got "
                 f"{self.model.learnable}"
             )
-        if self.data.features is not None and self.model.temporal_encoder == "c3d":
-            raise ValueError("temporal_encoder c3d needs feature maps, which data.features does not hold")
+        encoder = self.model.temporal_encoder
+        if self.data.features is not None and encoder in ("c3d", "clip"):
+            raise ValueError(
+                f"temporal_encoder {encoder} needs feature maps, which data.features does not hold"
+            )
+        if self.objective.reads_clips != (encoder == "clip"):
+            needs, has = ("clips", encoder) if self.objective.reads_clips else ("frames", "clip")
+            raise ValueError(
+                f"objective {self.objective.name} is on {needs}, model.temporal_encoder is {has}: expected clip for "
+                "objectives on clips and for these alone"
+            )
         if self.augment.copies is not None and self.data.short_side != self.augment.image_size:
             raise ValueError(
                 f"augment.copies needs data.short_side equal to augment.image_size, got {self.data.short_side} and "
@@ -329,6 +344,9 @@ _ADDED = (
     ("augment", "copies", None),
     ("model", "centered", False),
     ("model", "motion", "none"),
+    ("views", "stride", (1, 4)),
+    ("optimizer", "name", "adam"),
+    ("optimizer", "warmup", 0.0),
 )
 """Fields that later versions added, with the values that change nothing."""
 """Fields besides the cluster section that change no result of a run. Logging and validation intervals are not among

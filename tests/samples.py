@@ -29,6 +29,7 @@ def crops(pixels: Any, timestamps: Any, mask: Any, frame_labels: Any = None) -> 
         parameters=np.zeros((2, 16)),
         boxes=np.zeros((2, 4)),
         flips=np.zeros(2, dtype=bool),
+        spans=np.zeros((2, 2)),
         columns={} if frame_labels is None else {"frame_labels": frame_labels},
     )
 

@@ -74,6 +74,7 @@ def measure(
             "take transformer or none, or leave the part out of --parts"
         )
     encoder = initial_encoder(config).eval()
+    assert isinstance(encoder, FrameLevelVideoEncoder)
     size = config.augment.image_size
     on_gpu = device.type == "cuda"
     clip = cut_video(videos[0], _GPU_FRAMES if on_gpu else _CPU_FRAMES)

@@ -173,6 +173,7 @@ def synthetic_batch(config: Config, num_videos: int) -> Batch:
         parameters=torch.from_numpy(np.reshape(color, (num_videos, 2, -1))),
         boxes=torch.zeros(num_videos, 2, 4, dtype=torch.float64),
         flips=torch.zeros(num_videos, 2, dtype=torch.bool),
+        spans=torch.zeros(num_videos, 2, 2, dtype=torch.float64),
         columns={name: torch.zeros(shape, dtype=torch.int64) for name in config.objective.columns},
     )
     seeds = torch.arange(2 * num_videos).unflatten(0, (num_videos, 2))

@@ -37,6 +37,7 @@ def train(
     from carl_ray.data.batch import collate
     from carl_ray.data.plan import training_plan
     from carl_ray.data.sample import Sample, sample_spec
+    from carl_ray.model.encoder import FrameLevelVideoEncoder
     from carl_ray.training.step import TrainingStep
 
     config = replace(config, data=replace(config.data, features=cache.uri, feature_channels=cache.channels))
@@ -57,7 +58,9 @@ def train(
             views = cached_views(located, row.epoch, spec, _read)
             samples.append(Sample(row.row, row.step, row.epoch, video.video_id, None, views))
         step.train(collate(samples, spec), number)
-    return step.model.encoder.eval()
+    encoder = step.model.encoder.eval()
+    assert isinstance(encoder, FrameLevelVideoEncoder)
+    return encoder
 
 
 def embed(

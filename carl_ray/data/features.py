@@ -330,6 +330,7 @@ def cached_views(
             parameters=np.zeros((view.count, NUM_PARAMETERS)),
             boxes=np.zeros((view.count, 4)),
             flips=np.zeros(view.count, bool),
+            spans=np.array([clip.crop for clip in clips]) * float(video["frame_step"]),
             features=features,
             columns={
                 name: np.stack([at_frames(clip, given.get(name)) for clip in clips]) for name in spec.columns

@@ -54,7 +54,9 @@ class ViewReader(Child):
         """
         given: dict[str, Any] = dict(video)
         columns = {
-            name: None if given.get(name) is None else np.asarray(given[name], np.int64).tolist()
+            name: None
+            if given.get(name) is None
+            else np.atleast_1d(np.asarray(given[name], np.int64)).tolist()
             for name in spec.columns
         }
         arguments = {

@@ -73,6 +73,7 @@ def make_views(
             parameters=np.stack([draw.to_vector() for draw in parameters]),
             boxes=np.array(corners) / (width, height, width, height),
             flips=np.array([draw.flip for draw in parameters]),
+            spans=np.array([clip.crop for clip in own]) * float(frame_step),
             pixels=pixels,
             columns={
                 name: np.stack([at_frames(clip, (columns or {}).get(name)) for clip in own])

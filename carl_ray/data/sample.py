@@ -18,9 +18,9 @@ from jaxtyping import Int64
 
 from carl_ray.config import Config, DataConfig, Motion
 from carl_ray.data.randomness import ViewNumber, sample_generator, view_key
-from carl_ray.data.views import ViewIndices, sample_views
+from carl_ray.data.views import ViewIndices, sample_clips, sample_views, sample_whole
 from carl_ray.objectives.base import ViewTensors
-from carl_ray.objectives.views import ViewSpec
+from carl_ray.objectives.views import Stride, ViewSpec, Whole
 
 NUM_PARAMETERS = 16
 """Length of `AugmentParameters.to_vector`."""
@@ -70,16 +70,24 @@ def draw_clips(
     view: ViewSpec, video_id: str, num_video_frames: int, epoch: int, spec: SampleSpec
 ) -> tuple[ViewIndices, ...]:
     """The frames of each clip of a view, of every `data.frame_stride`-th frame of the video."""
-    stride = spec.data.frame_stride
-    clips = sample_views(
-        math.ceil(num_video_frames / stride),
-        view.num_frames,
-        max_crop_ratio=view.span.max_crop_ratio,
-        min_overlap=view.span.min_overlap,
-        sampling=view.span.sampling,
-        crop=view.span.crop,
-        rng=sample_generator(spec.seed, epoch, video_id, view_key(view.name, ViewNumber.SHARED)),
-    )
+    stride, span = spec.data.frame_stride, view.span
+    rng = sample_generator(spec.seed, epoch, video_id, view_key(view.name, ViewNumber.SHARED))
+    taken = math.ceil(num_video_frames / stride)
+    clips: tuple[ViewIndices, ...]
+    if isinstance(span, Stride):
+        clips = sample_clips(taken, view.num_frames, (span.low, span.high), view.count, rng)
+    elif isinstance(span, Whole):
+        clips = tuple(sample_whole(taken, view.num_frames, rng) for _ in range(view.count))
+    else:
+        clips = sample_views(
+            taken,
+            view.num_frames,
+            max_crop_ratio=span.max_crop_ratio,
+            min_overlap=span.min_overlap,
+            sampling=span.sampling,
+            crop=span.crop,
+            rng=rng,
+        )
     return tuple(
         ViewIndices(
             clip.frame_indices * stride, clip.frame_mask, (clip.crop[0] * stride, clip.crop[1] * stride)
@@ -107,10 +115,16 @@ def draw_copies(view: ViewSpec, video_id: str, epoch: int, seed: int) -> tuple[i
 
 
 def at_frames(clip: ViewIndices, values: Sequence[int] | None) -> Int64[np.ndarray, " time"]:
-    """Values of a column at the frames of a clip; -1 where there is none, and at padded places."""
+    """Values of a column at the frames of a clip; -1 where there is none, and at padded places.
+
+    Args:
+        clip: The frames.
+        values: Of every frame of the video, or the one of all.
+    """
     if values is None:
         return np.full(len(clip.frame_indices), -1, np.int64)
-    return np.where(clip.frame_mask, np.asarray(values, np.int64)[clip.frame_indices], -1)
+    of_frames = np.asarray(values, np.int64)
+    return np.where(clip.frame_mask, of_frames if len(of_frames) == 1 else of_frames[clip.frame_indices], -1)
 
 
 def _array_types(spec: ViewSpec, columns: tuple[str, ...]) -> ArrayTypes:
@@ -121,6 +135,7 @@ def _array_types(spec: ViewSpec, columns: tuple[str, ...]) -> ArrayTypes:
         "parameters": ("<f8", (spec.count, NUM_PARAMETERS)),
         "boxes": ("<f8", (spec.count, 4)),
         "flips": ("|b1", (spec.count,)),
+        "spans": ("<f8", (spec.count, 2)),
         **{f"columns.{name}": ("<i8", frames) for name in columns},
     }
     if spec.features is None:

@@ -26,7 +26,7 @@ class ViewIndices:
     frame_mask: Bool[np.ndarray, " time"]
     """True where a position holds a frame of the video, false where it is padding."""
     crop: tuple[int, int]
-    """First frame of the crop, and the one after its last."""
+    """First frame of the crop, and the one after its last; of a clip at a stride, T strides after the first."""
 
     def __post_init__(self) -> None:
         if self.frame_indices.ndim != 1 or self.frame_indices.shape != self.frame_mask.shape:
@@ -99,6 +99,62 @@ def sample_views(
         return _released_view(*arguments), _released_view(*arguments)
     first, second = _sample_crops(num_video_frames, num_frames, max_crop_ratio, min_overlap, rng)
     return _view_of_crop(first, num_frames, sampling, rng), _view_of_crop(second, num_frames, sampling, rng)
+
+
+def sample_clips(
+    num_video_frames: int,
+    num_frames: int,
+    strides: tuple[int, int],
+    count: int,
+    rng: np.random.Generator,
+) -> tuple[ViewIndices, ...]:
+    """One or two clips of T frames at one stride, which stand for T times the stride frames of the video.
+
+    The stride is uniform over the integers of `strides`; in a video that is shorter it falls to S // T, at least 1. A
+    start is uniform over the places where the clip fits. In half of the draws the second clip begins so that both share
+    at least a quarter of their frames, else anywhere. A video with S < T keeps all its frames and is padded with its
+    last index, mask false.
+
+    Args:
+        num_video_frames: S, at least 1.
+        num_frames: T, at least 1.
+        strides: Smallest and largest.
+        count: 1 or 2 clips.
+        rng: Source of all draws; see `carl_ray.data.randomness`.
+    """
+    stride = int(rng.integers(strides[0], strides[1] + 1))
+    if num_video_frames < num_frames * stride:
+        stride = max(1, num_video_frames // num_frames)
+    length = num_frames * stride
+    last = max(0, num_video_frames - length)
+    starts = [int(rng.integers(last + 1))]
+    if count == 2:
+        shift = length - math.ceil(length / 4)
+        low, high = (
+            (max(0, starts[0] - shift), min(last, starts[0] + shift)) if rng.random() < 0.5 else (0, last)
+        )
+        starts.append(int(rng.integers(low, high + 1)))
+    return tuple(clip_at(start, stride, num_video_frames, num_frames) for start in starts)
+
+
+def clip_at(start: int, stride: int, num_video_frames: int, num_frames: int) -> ViewIndices:
+    """A clip of T frames from a start; what lies beyond the video is its last frame, mask false."""
+    places = start + stride * np.arange(num_frames, dtype=np.int64)
+    crop = (start, start + num_frames * stride)
+    return ViewIndices(np.minimum(places, num_video_frames - 1), places < num_video_frames, crop)
+
+
+def sample_whole(num_video_frames: int, num_frames: int, rng: np.random.Generator) -> ViewIndices:
+    """A clip over the whole video: one frame at a uniform place of each of T equal parts.
+
+    A video with S < T keeps all its frames and is padded.
+    """
+    if num_video_frames < num_frames:
+        return _padded_view(num_video_frames, num_frames)
+    edges = np.arange(num_frames + 1, dtype=np.int64) * num_video_frames // num_frames
+    return ViewIndices(
+        rng.integers(edges[:-1], edges[1:]), np.ones(num_frames, dtype=bool), (0, num_video_frames)
+    )
 
 
 def _sample_crops(

@@ -31,7 +31,7 @@ from carl_ray.evaluation.corpus import EmbeddingSettings
 from carl_ray.evaluation.feature_extractor import FeatureExtractor
 from carl_ray.evaluation.frozen import FrozenEncoder
 from carl_ray.evaluation.inference import FrozenNetwork, VideoEmbedder, WholeVideoEncoder
-from carl_ray.model.encoder import FrameLevelVideoEncoder
+from carl_ray.training.learner import build_encoder
 
 _FIRST_RETRY_SECONDS = 0.5
 _ACTOR_BYTES = 3 * 2**30
@@ -224,7 +224,7 @@ class _EmbeddingActor:
         encoders: list[WholeVideoEncoder] = []
         states, frozen = ray.get(weights)
         for state in states:
-            encoder = FrameLevelVideoEncoder(config.model).eval()
+            encoder = build_encoder(config).eval()
             encoder.load_state_dict(state)
             encoders.append(encoder)
         if frozen is not None:

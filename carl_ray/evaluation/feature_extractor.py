@@ -31,7 +31,7 @@ class FeatureExtractor:
     """
 
     def __init__(self, backbone: Backbone, config: Config, device: torch.device) -> None:
-        self._backbone = backbone.to(device).to(memory_format=torch.channels_last)
+        self._backbone = backbone.to(device)
         self._config = config
         self._reader = FrameReader()
         weakref.finalize(self, self._reader.close)

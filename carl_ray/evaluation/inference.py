@@ -30,20 +30,19 @@ from carl_ray.evaluation.embeddings import CropMode, Form, read_origin
 from carl_ray.evaluation.frames import unit_frames
 from carl_ray.evaluation.frozen import CONTROL, FrozenEncoder, formed, load_frozen
 from carl_ray.model.backbone import Backbone
-from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.model.features import normalize
 from carl_ray.model.pretrained import find_weights
 from carl_ray.model.weights import load_backbone_weights, weights_digest
 from carl_ray.training.checkpoint import Checkpoint, checkpoint_at
 from carl_ray.training.checkpoint import load_encoder as trained_encoder
-from carl_ray.training.learner import initial_encoder
+from carl_ray.training.learner import VideoNetwork, initial_encoder
 
 _CHUNK_FRAMES = 64
 
 
 def untrained_encoder(
     config: Config, *, instead: str = "--no-untrained, without the control"
-) -> FrameLevelVideoEncoder:
+) -> VideoNetwork:
     """The encoder before any training, in evaluation mode: the control in every table.
 
     Its backbone has the pretrained weights that the config names; all other weights are random.
@@ -102,7 +101,7 @@ class FrozenNetwork(nn.Module):
         return made if self.components is None else made @ self.components
 
 
-WholeVideoEncoder = FrameLevelVideoEncoder | FrozenNetwork
+WholeVideoEncoder = VideoNetwork | FrozenNetwork
 """What a `VideoEmbedder` embeds with: `backbone`, `frame_features` and `embed_features`."""
 
 
@@ -235,8 +234,6 @@ class VideoEmbedder:
         self._device = device
         self._bf16 = bf16
         self._view = view
-        for encoder in self._encoders:
-            encoder.backbone.to(memory_format=torch.channels_last)
         self._idle_readers: list[FrameReader] = []
         weakref.finalize(self, _close, self._idle_readers)
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from carl_ray.config import MOTIONS, ModelConfig
 from carl_ray.errors import UserError
+from carl_ray.layers.dropout import dropout_mask
 from carl_ray.layers.heads import gather_real, real_frame_index, scatter_real
 from carl_ray.layers.normalization import BatchNorm
 from carl_ray.model.backbone import build_backbone
@@ -28,8 +29,6 @@ from carl_ray.model.temporal import (
     frame_positions,
     sine_cosine_code,
 )
-
-_WORD = 0xFFFFFFFF
 
 
 class FrameLevelVideoEncoder(nn.Module):
@@ -45,7 +44,7 @@ class FrameLevelVideoEncoder(nn.Module):
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        self.num_frames = model.num_frames
+        self.num_frames, self.width = model.num_frames, model.embedding_width
         self.dropout = model.dropout
         self.pooling = model.pooling
         self.positions = model.positions
@@ -226,35 +225,3 @@ class FrameLevelVideoEncoder(nn.Module):
             return functional.dropout(features, self.dropout)
         kept = dropout_mask(sample_seeds[index // time], layer, index % time, features.shape[1], self.dropout)
         return features * kept.to(features.dtype) / (1 - self.dropout)
-
-
-def dropout_mask(
-    seeds: Int[Tensor, " N"], layer: int, positions: Int[Tensor, " N"], channels: int, probability: float
-) -> Bool[Tensor, "N channels"]:
-    """Dropout mask (True: kept) as a hash of (seed, layer, position, channel).
-
-    Draws of a generator would depend on earlier draws and, on a GPU, on the shape.
-
-    Args:
-        seeds: Seed of each frame's video and view; any 64-bit numbers.
-        layer: Number of the layer.
-        positions: Position of each frame in the view.
-        channels: Activations of a frame.
-        probability: Share of dropped activations.
-    """
-    key = _scramble((seeds & _WORD) + (layer + 1) * 0x9E3779B9)
-    key = _scramble(key ^ ((seeds >> 32) & _WORD))
-    rows = _scramble(key + (positions + 1) * 0x85157AF5)
-    columns = _scramble((torch.arange(channels, device=seeds.device) + 1) * 0x61C88647)
-    return _scramble(rows[:, None] + columns) >= int(probability * 2**32)
-
-
-def _scramble(values: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """32-bit hashes (in int64) of the lowest 32 bits of the values."""
-    # Two rounds of shift and multiply with the constants of MurmurHash3's finalizer.
-    values = values & _WORD
-    values = values ^ (values >> 16)
-    values = (values * 0x85EBCA6B) & _WORD
-    values = values ^ (values >> 13)
-    values = (values * 0xC2B2AE35) & _WORD
-    return values ^ (values >> 16)

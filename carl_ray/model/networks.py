@@ -27,6 +27,8 @@ _KINETICS_MEAN, _KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145,
 _RESNET_STAGES = (("conv1", "bn1", "relu", "maxpool"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 _VIDEO_STAGES = (("stem",), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 _SMALL_STAGES = (("conv1",), ("conv2",), (), ("conv3", "conv4"), ("conv5", "conv6"))
+_SMALL3D = ((24, 1, (1, 2, 2)), (32, 3, (1, 2, 2)), (48, 3, (2, 1, 1)), (64, 3, (2, 2, 2)))
+"""Channels, frames of the kernel and stride of each convolution."""
 _SMALL_CHANNELS_AND_STRIDES = ((16, 2), (32, 2), (32, 1), (64, 2), (64, 1), (128, 1))
 _TIMM_NAMES = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 """Backbones that have a name without the prefix `timm:`."""
@@ -193,6 +195,8 @@ def build_network(name: str, batch_norm: Mode) -> Network:
         return _small(batch_norm)
     if name in _TIMM_NAMES or name.startswith("timm:"):
         return TimmNetwork(_TIMM_NAMES.get(name, name.removeprefix("timm:")), batch_norm)
+    if name == "small3d":
+        return _small3d(batch_norm)
     if name in CLIP_BACKBONES:
         return _torchvision_video(name, batch_norm)
     if name.startswith("resnet"):
@@ -243,6 +247,27 @@ def _small(batch_norm: Mode) -> Chain:
         )
         before = channels
     return Chain([{name: modules[name] for name in stage} for stage in _SMALL_STAGES], channels=before)
+
+
+def _small3d(batch_norm: Mode) -> Chain:
+    """Four convolutions over space and time; clips of 8 x 32 x 32 become 2 x 4 x 4."""
+    stages: list[dict[str, nn.Module]] = []
+    before = 3
+    for number, (channels, frames, stride) in enumerate(_SMALL3D, start=1):
+        side = 5 if number == 1 else 3
+        convolution = nn.Conv3d(
+            before,
+            channels,
+            (frames, side, side),
+            stride=stride,
+            padding=(frames // 2, side // 2, side // 2),
+            bias=False,
+        )
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        layers = nn.Sequential(convolution, BatchNorm(channels, batch_norm), nn.ReLU(inplace=True))
+        stages.append({f"conv{number}": layers})
+        before = channels
+    return Chain(stages, channels=before, kind="clip", input_size=32)
 
 
 def _own(name: str, batch_norm: Mode) -> Network:

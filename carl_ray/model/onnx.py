@@ -37,14 +37,14 @@ class _Embeddings(nn.Module):
         return embeddings
 
 
-def onnx_files(encoder: FrameLevelVideoEncoder, image_size: int) -> dict[str, bytes]:
+def onnx_files(encoder: nn.Module, image_size: int) -> dict[str, bytes]:
     """`backbone.onnx` and `temporal.onnx` by name; any number of frames passes both.
 
     `backbone.onnx` computes features (N, C) of normalised `frames` (N, 3, size, size), `temporal.onnx` embeddings
     (T, D), not L2-normalised, of the `features` (T, C) of one video.
 
     Raises:
-        UserError: onnx, onnxscript or onnxruntime are missing, or the encoder convolves over time.
+        UserError: onnx, onnxscript or onnxruntime are missing, or the encoder sees clips or convolves over time.
         RunError: onnxruntime computes something else than torch.
     """
     try:
@@ -52,8 +52,10 @@ def onnx_files(encoder: FrameLevelVideoEncoder, image_size: int) -> dict[str, by
         import onnxscript  # noqa: F401 (torch needs it)
     except ImportError as error:
         raise UserError(f"--onnx: {error}: pip install 'carl_ray[onnx]'") from None
-    if encoder.convolutions is not None:
-        raise UserError("--onnx: temporal_encoder c3d mixes maps of neighbouring frames; it is not exported")
+    if not isinstance(encoder, FrameLevelVideoEncoder) or encoder.convolutions is not None:
+        raise UserError(
+            "--onnx: temporal_encoder c3d and clip mix neighbouring frames; they are not exported"
+        )
     encoder = encoder.eval()
     parts: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         "backbone": (_FrameFeatures(encoder), (3, image_size, image_size)),

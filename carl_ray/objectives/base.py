@@ -45,6 +45,9 @@ class ViewTensors(Generic[A]):
     """(n, 4) float64: left, top, right and bottom of the crop of each clip, as parts of the decoded frame."""
     flips: A
     """(n,) bool: left and right are exchanged within the box."""
+    spans: A
+    """(n, 2) float64: begin and end of what each clip stands for, in the units of the timestamps: its crop, or T frames
+    times their stride, also where some are padding."""
     pixels: A | None = None
     """(n, T, S, S, 3) uint8, or packed as by `carl_ray.data.pixels.to_yuv420`; masked frames are 0."""
     features: A | None = None
@@ -100,8 +103,17 @@ class Encoding(NamedTuple):
     """Output of the encoder for a view of the batch."""
 
     frames: Float[Tensor, "B n T D"]
-    """Embeddings H of the frames, as evaluation sees them; zeros where the mask is False."""
+    """Embeddings H of the frames, as evaluation sees them; zeros where the mask is False. Of an encoder of clips the
+    means over space of each step in time of `maps`, (B, n, t, C)."""
     mask: Bool[Tensor, "B n T"]
+    maps: Float[Tensor, "B n C t h w"] | None = None
+    """Of an encoder of clips: its backbone's maps. T is a multiple of t."""
+    clip: Float[Tensor, "B n C"] | None = None
+    """Of an encoder of clips: their mean over real cells, as evaluation sees it; zeros for clips without frames."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Encoding:
+        """The encoding with a function applied to every tensor."""
+        return Encoding(*(None if part is None else function(part) for part in self))  # type: ignore[arg-type]
 
 
 class Terms(NamedTuple):
@@ -144,7 +156,7 @@ class Phase:
     optimizer: Optimizer
     """Of the parameters that the phase updates; others get no update, whatever their gradient."""
     trains_encoder: bool = True
-    """False: the encoder is computed without gradient."""
+    """False: the encodings have no gradient. Phases share one pass of the encoder: one that trains it is the last."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
@@ -163,6 +175,8 @@ class ObjectiveOptions:
 
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns of the manifest with a number for each frame that the objective needs: `frame_labels`."""
+    reads_clips: ClassVar[bool] = False
+    """Needs `maps` and `clip` of the encodings: an encoder of clips, `model.temporal_encoder clip`."""
     pairs_videos: ClassVar[bool] = False
     """Train on pairs of videos of the same label: rows 2 k and 2 k + 1 of the plan."""
 
@@ -189,8 +203,12 @@ class Objective(Module):
         options: Its options.
         width: D.
         batch_norm: Mode of a head's `carl_ray.layers.normalization.BatchNorm`.
+
+    Attributes:
+        figures: What a run logs besides the loss: sum and number (2,) of each mean, by name, set by `forward`.
     """
 
+    figures: Mapping[str, Float[Tensor, " 2"]]
     Options: ClassVar[type[ObjectiveOptions]]
     options: Any
 
@@ -205,7 +223,7 @@ class Objective(Module):
 
     def __init__(self, options: Any, width: int, batch_norm: Any) -> None:
         super().__init__()
-        self.options = options
+        self.options, self.figures = options, {}
 
     def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
         """Terms of the loss.

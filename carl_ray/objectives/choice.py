@@ -33,6 +33,9 @@ OBJECTIVES = {
     "weak_scl": "weak:WeakSequenceContrast",
     "supervised": "supervised:FrameClassification",
     "vsp": "vsp:BrownianBridge",
+    "regions": "regions:RegionContrast",
+    "clip_contrast": "clips:ClipContrast",
+    "clip_classes": "clips:ClipClassification",
 }
 """The objectives of this package: name to module and class."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,6 +41,21 @@ def gather_rows(*tensors: Shaped[Tensor, "own ..."]) -> tuple[Shaped[Tensor, "al
         else:
             gathered.append(torch.cat(_all_gather(padded)))
     return tuple(gathered)
+
+
+def own_rows(rows: Int64[Tensor, " own"], total: int) -> Int64[Tensor, " own"]:
+    """Where rows of this worker are among the `total` rows of `gather_rows`."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    return rows + dist.get_rank() * (total // dist.get_world_size())
+
+
+def sum_over_workers(tensor: Tensor) -> Tensor:
+    """The sum over the workers, without gradient; a collective call."""
+    total = tensor.detach().clone()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+    return total
 
 
 def _all_gather(tensor: Tensor) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import ConfigDict, Field
@@ -27,6 +28,13 @@ class ViewsConfig:
     """`paper` crops as section 3.2 says; `released` draws over the whole video as the authors' code does."""
     sampling: Literal["random", "even"] = "random"
     """How T frames are taken from a crop."""
+    stride: tuple[int, int] = (1, 4)
+    """Of objectives on clips: frames from one of a clip to the next, drawn from [low, high]; evaluation takes their
+    mean, rounded down."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride[0] <= self.stride[1]:
+            raise ValueError(f"stride must be (low, high) with 1 <= low <= high, got {self.stride}")
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -82,16 +90,35 @@ class AugmentConfig:
 
 
 @plain_dataclass(frozen=True)
+class Stride:
+    """A span of clips: T frames at an even stride, a few seconds of the video."""
+
+    low: int
+    high: int
+    """The stride is drawn from [low, high], one for all clips of a view: other speeds are other motions."""
+
+    @property
+    def mean(self) -> int:
+        """The stride of evaluation."""
+        return (self.low + self.high) // 2
+
+
+@plain_dataclass(frozen=True)
+class Whole:
+    """A span of clips: T frames, one at a random place of each of T equal parts of the video."""
+
+
+@plain_dataclass(frozen=True)
 class ViewSpec:
     """A named view of a video: `count` clips of `num_frames` frames each."""
 
     name: str
     """An identifier. Draws depend on it: views of different names are independent."""
     count: int
-    """n: 1 or 2; the crops of two overlap as `span` says."""
+    """n: 1 or 2; the crops of two overlap as `span` says, and two clips of a `Stride` in half of the draws."""
     num_frames: int
     """T: frames of a clip."""
-    span: ViewsConfig
+    span: ViewsConfig | Stride | Whole
     """Where in the video its frames lie."""
     augment: AugmentConfig
     """Spatial augmentation, drawn for each clip, and size of the frames."""
@@ -110,3 +137,15 @@ class ViewSpec:
         """Shape of one frame as shipped: (S, S, 3), or YUV 4:2:0 in one row."""
         size = self.augment.image_size
         return (size * size * 3 // 2,) if self.augment.pixels == "yuv420" else (size, size, 3)
+
+
+def clips_view(default: ViewSpec, name: str, count: int) -> ViewSpec:
+    """A view of clips at a stride.
+
+    Args:
+        default: The view of the config.
+        name: Of the view.
+        count: Clips.
+    """
+    assert isinstance(default.span, ViewsConfig)
+    return replace(default, name=name, count=count, span=Stride(*default.span.stride))

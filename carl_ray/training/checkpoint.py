@@ -30,7 +30,7 @@ from carl_ray.model.pretrained import hub_folder
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from carl_ray.model.encoder import FrameLevelVideoEncoder
+    from carl_ray.training.learner import VideoNetwork
     from carl_ray.training.step import TrainingStep
 
 _LOGGER = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ def default_run(instead: str) -> str:
     )
 
 
-def load_encoder(checkpoint: Checkpoint) -> FrameLevelVideoEncoder:
+def load_encoder(checkpoint: Checkpoint) -> VideoNetwork:
     """Load the trained encoder of a checkpoint, in evaluation mode, on the CPU.
 
     Errors as `load_model`.

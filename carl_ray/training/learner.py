@@ -5,10 +5,13 @@ Legend: B videos of this worker, n clips of a view, T frames of a clip, D embedd
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from carl_ray.config import Config
+from carl_ray.model.clips import ClipEncoder
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.model.features import normalize
 from carl_ray.objectives.base import Batch, Encoding, Objective, Terms
@@ -17,29 +20,39 @@ from carl_ray.objectives.choice import find_objective
 _EARLIER_HEADS = ("projection.", "order_head.", "classifier.")
 
 
+VideoNetwork = FrameLevelVideoEncoder | ClipEncoder
+"""The encoder that a config describes."""
+
+
 class Learner(nn.Module):
     """Encoder and objective, which are trained and checkpointed together.
 
     Args:
-        encoder: Of frames.
+        encoder: Of frames or clips.
         objective: With its heads.
     """
 
-    def __init__(self, encoder: FrameLevelVideoEncoder, objective: Objective) -> None:
+    def __init__(self, encoder: VideoNetwork, objective: Objective) -> None:
         super().__init__()
         self.encoder = encoder
         self.objective = objective
 
-    def forward(self, batch: Batch, progress: float, phase: str, with_gradient: bool = True) -> Terms:
+    def forward(
+        self,
+        batch: Batch,
+        progress: float,
+        phase: str,
+        encodings: Mapping[str, Encoding] | None = None,
+    ) -> Terms:
         """Terms of a phase of the objective.
 
         Args:
             batch: On the device of the weights, with pixels as RGB.
             progress: Share of the run that is done.
             phase: Name of the phase.
-            with_gradient: False: the encoder is computed without gradient.
+            encodings: Of the batch, where they are known.
         """
-        with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()):
+        if encodings is None:
             encodings = self.encode(batch)
         terms = self.objective.phase_terms(phase, encodings, batch, progress)
         return Terms.checked(terms, self.objective.options.name)
@@ -53,6 +66,11 @@ class Learner(nn.Module):
             else:
                 assert view.pixels is not None
                 seen = normalize(view.pixels.flatten(0, 1), backbone.mean, backbone.std)
+            if isinstance(self.encoder, ClipEncoder):
+                made = self.encoder(seen, view.mask.flatten(0, 1))
+                maps, clip = (part.unflatten(0, view.mask.shape[:2]) for part in made)
+                encodings[name] = Encoding(maps.mean((-2, -1)).mT, view.mask, maps, clip)
+                continue
             frames = self.encoder(
                 seen,
                 view.mask.flatten(0, 1),
@@ -64,22 +82,25 @@ class Learner(nn.Module):
 
 def initial_learner(config: Config) -> Learner:
     """Build the learner with random weights that depend on the config's seed alone."""
-    kind, width, batch_norm = (
-        find_objective(config.objective.name),
-        config.model.embedding_width,
-        config.model.batch_norm,
-    )
+    kind = find_objective(config.objective.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        encoder = FrameLevelVideoEncoder(config.model)
-        return Learner(encoder, kind(config.objective, width, batch_norm))
+        encoder = build_encoder(config)
+        return Learner(encoder, kind(config.objective, encoder.width, config.model.batch_norm))
 
 
-def initial_encoder(config: Config) -> FrameLevelVideoEncoder:
+def initial_encoder(config: Config) -> VideoNetwork:
     """Build the encoder of `initial_learner` alone, without the code of the objective."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        return FrameLevelVideoEncoder(config.model)
+        return build_encoder(config)
+
+
+def build_encoder(config: Config) -> VideoNetwork:
+    """The encoder of a config, with random weights of torch's generator."""
+    if config.model.temporal_encoder == "clip":
+        return ClipEncoder(config)
+    return FrameLevelVideoEncoder(config.model)
 
 
 def present_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

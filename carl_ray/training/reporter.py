@@ -143,6 +143,7 @@ class Reporter:
                 "data_wait_seconds": window.waited,
                 "step_seconds": window.computed,
                 "checkpoint_seconds": window.checkpointed,
+                **report.figures,
             }
             if self._log is not None:
                 if not storage.is_remote(self._settings.run_dir):

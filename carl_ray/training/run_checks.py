@@ -203,16 +203,18 @@ def starting_weights(config: Config) -> InitialWeights | None:
 def _try_backbone(config: Config) -> None:
     """Raise `UserError` where a backbone that others made does not fit the encoder or the size of the frames."""
     model, size = config.model, config.augment.image_size
-    if model.backbone in set(BACKBONES) - set(CLIP_BACKBONES) and not model.learnable.isdecimal():
+    ours = set(BACKBONES) - set(CLIP_BACKBONES)
+    if model.backbone in ours and model.temporal_encoder != "clip" and not model.learnable.isdecimal():
         return
     import torch
 
-    from carl_ray.model.encoder import FrameLevelVideoEncoder
+    from carl_ray.training.learner import build_encoder
 
+    num_frames = model.num_frames if model.temporal_encoder == "clip" else 2
     try:
-        encoder = FrameLevelVideoEncoder(model).eval()
+        encoder = build_encoder(config).eval()
         with torch.no_grad():
-            encoder(torch.zeros(1, 2, 3, size, size), torch.ones(1, 2, dtype=torch.bool))
+            encoder(torch.zeros(1, num_frames, 3, size, size), torch.ones(1, num_frames, dtype=torch.bool))
     except UserError:
         raise
     except Exception as error:  # A network of others may raise anything.
@@ -226,7 +228,7 @@ def try_objective(config: Config) -> None:
     """Raise `UserError` where an objective of others fails on two videos, or returns no terms with a gradient."""
     name = config.objective.name
     kind = find_objective(name)
-    if name in OBJECTIVES or kind.phases is not Objective.phases:
+    if name in OBJECTIVES or kind.phases is not Objective.phases or config.objective.reads_clips:
         return
     import torch
 

@@ -63,7 +63,7 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
     on_frame_labels = "frame_labels" in objective.columns
     if on_frame_labels or objective.pairs_videos or config.data.train_fraction < 1:
         columns.append("label")
-    columns += objective.columns
+    columns += [name for name in objective.columns if name not in columns]
     training = read_manifest(uri, columns, split=config.data.train_split)
     if not training.num_rows:
         found = read_manifest(uri, ["split"]).column("split").unique().to_pylist()
@@ -103,6 +103,14 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
         if occurring < num_classes:
             print(f"frame labels make {num_classes} classes, of which {occurring} occur", flush=True)
         config = replace(config, objective=objective.with_num_classes(num_classes))
+    if "label" in objective.columns:
+        names = sorted(training.column("label").drop_null().unique().to_pylist())
+        if not names:
+            raise UserError(
+                f"{storage.public_uri(uri)}: objective {objective.name} needs labels, but no training video has one"
+            )
+        training, validation = (_with_label_classes(table, names) for table in (training, validation))
+        config = replace(config, objective=objective.with_num_classes(len(names)))
     return config, Videos(training, validation if validation.num_rows else None, record)
 
 
@@ -166,6 +174,12 @@ def _with_classes(videos: pa.Table, offsets: dict[str | None, int]) -> pa.Table:
     ]
     index = videos.schema.get_field_index("frame_labels")
     return videos.set_column(index, videos.schema.field(index), pa.array(classes, pa.list_(pa.int32())))
+
+
+def _with_label_classes(videos: pa.Table, names: list[str]) -> pa.Table:
+    """The videos with the place of their label among names; null where it has none."""
+    classes = pc.index_in(videos.column("label"), pa.array(names, pa.string()))
+    return videos.set_column(videos.schema.get_field_index("label"), "label", classes)
 
 
 def _labels(videos: pa.Table) -> list[tuple[str | None, list[int] | None]]:

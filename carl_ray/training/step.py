@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -44,12 +44,14 @@ class StepReport:
     """Of the last phase on the global batch, before clipping."""
     learning_rate: float
     applied: bool
-    """False if the loss or a gradient of a phase was not finite on some worker: then no worker changed its weights or
-    batch-norm statistics in this phase, and the phases after it were left out."""
+    """False if the loss or a gradient of a phase was not finite on some worker: then no worker changed its weights in
+    this phase, or batch-norm statistics in this step, and the phases after it were left out."""
     num_videos: int
     """Videos of the global batch that had frames."""
     num_frames: int
     """Real frames of the global batch, all views."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the objective reports besides, of the last phase on the global batch."""
 
 
 class TrainingStep:
@@ -66,7 +68,6 @@ class TrainingStep:
         self.device = device
         self.num_steps = num_steps
         self.model = initial_learner(config).to(device)
-        self.model.encoder.backbone.to(memory_format=torch.channels_last)
         self.phases = self.model.objective.phases(self.model.encoder, self._adam)
         self._rates = [[group["lr"] for group in phase.optimizer.param_groups] for phase in self.phases]
         self.num_workers = dist.get_world_size() if dist.is_initialized() else 1
@@ -81,18 +82,29 @@ class TrainingStep:
             self._forward = DistributedDataParallel(self.model, **options)
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step: one cosine decay to zero over the run (section 4.2)."""
+        """Learning rate of a step: one cosine decay to zero over the run (section 4.2), after the warm-up."""
         return self._decayed(self.config.optimizer.learning_rate, step)
 
     def train(self, batch: Batch, step: int) -> StepReport:
         """Train on this worker's part of one global batch; a collective call."""
         self._forward.train()
         batch = batch_on_device(batch, self.config, self.device)
+        statistics = [b for m in self.model.modules() if m.training for b in m.buffers(recurse=False)]
+        before = [buffer.clone() for buffer in statistics]
+        encodings = detached = None
+        if len(self.phases) > 1:
+            # Once for all phases. Where one of them trains the encoder, it is the last.
+            with self._autocast():
+                encodings = self.model.encode(batch)
+            detached = {name: encoding.map(Tensor.detach) for name, encoding in encodings.items()}
         for phase, rates in zip(self.phases, self._rates, strict=True):
             for group, rate in zip(phase.optimizer.param_groups, rates, strict=True):
                 group["lr"] = self._decayed(rate, step)
-            report = self._update(phase, batch, step)
+            report = self._update(phase, batch, step, encodings if phase.trains_encoder else detached)
             if not report.applied:
+                # The forward pass has updated them, and a NaN there would stay.
+                for buffer, value in zip(statistics, before, strict=True):
+                    buffer.copy_(value)
                 break
         return report
 
@@ -131,7 +143,7 @@ class TrainingStep:
             videos = batch.map(own)
             if not bool(chosen.any()):
                 videos = replace(videos, rows=videos.rows - 1)
-            seen = {name: Encoding(*map(own, encoding)) for name, encoding in encodings.items()}
+            seen = {name: encoding.map(own) for name, encoding in encodings.items()}
             with self._autocast():
                 sums, _ = objective.phase_terms(phase, seen, videos, 1.0)
             broken[start : start + size] = int(not bool(sums.isfinite().all()))
@@ -139,13 +151,13 @@ class TrainingStep:
             dist.all_reduce(broken)
         return [row for row, count in zip(step_rows, broken.tolist(), strict=True) if count]
 
-    def _update(self, phase: Phase, batch: Batch, step: int) -> StepReport:
+    def _update(
+        self, phase: Phase, batch: Batch, step: int, encodings: Mapping[str, Encoding] | None
+    ) -> StepReport:
         """Compute a phase of a step and apply it if everything is finite on all workers."""
         # The gradients of a phase also reach weights of others.
         self.model.zero_grad(set_to_none=True)
-        statistics = [b for m in self.model.modules() if m.training for b in m.buffers(recurse=False)]
-        before = [buffer.clone() for buffer in statistics]
-        sums, counts = self._terms(batch, self._forward, step / self.num_steps, phase)
+        sums, counts = self._terms(batch, self._forward, step / self.num_steps, phase, encodings)
         if self.num_workers > 1:
             dist.all_reduce(counts)
         loss = (sums / counts.clamp(min=1)).sum()
@@ -163,18 +175,35 @@ class TrainingStep:
         applied = math.isfinite(values[0]) and values[3] == self.num_workers
         if applied:
             phase.optimizer.step()
-        else:
-            # The forward pass has updated them, and a NaN there would stay.
-            for buffer, value in zip(statistics, before, strict=True):
-                buffer.copy_(value)
         rate = self.learning_rate(step)
-        return StepReport(values[0], norm.item(), rate, applied, int(values[1]), int(values[2]))
+        figures = self._figures()
+        return StepReport(values[0], norm.item(), rate, applied, int(values[1]), int(values[2]), figures)
 
-    def _terms(self, batch: Batch, model: nn.Module, progress: float, phase: Phase | None = None) -> Terms:
+    def _figures(self) -> dict[str, float]:
+        """Means of the objective's figures over the global batch; a collective call where there are any."""
+        figures = self.model.objective.figures
+        if not figures:
+            return {}
+        stacked = torch.stack([torch.as_tensor(figure).double() for figure in figures.values()])
+        if self.num_workers > 1:
+            dist.all_reduce(stacked)
+        return {
+            name: total / count if count else 0.0
+            for name, (total, count) in zip(figures, stacked.tolist(), strict=True)
+        }
+
+    def _terms(
+        self,
+        batch: Batch,
+        model: nn.Module,
+        progress: float,
+        phase: Phase | None = None,
+        encodings: Mapping[str, Encoding] | None = None,
+    ) -> Terms:
         """Terms of a phase, by default of the last one, with counts as floating-point numbers."""
         phase = phase or self.phases[-1]
         with self._autocast():
-            sums, counts = model(batch, progress, phase.name, phase.trains_encoder)
+            sums, counts = model(batch, progress, phase.name, encodings)
         return Terms(sums, counts.to(sums.dtype))
 
     def _autocast(self) -> torch.autocast:
@@ -183,10 +212,20 @@ class TrainingStep:
 
     def _adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         options = self.config.optimizer
-        return torch.optim.Adam(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+        if options.name == "adam":
+            return torch.optim.Adam(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+        every = list(parameters)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in every if p.ndim > 1]},
+            {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
 
     def _decayed(self, rate: float, step: int) -> float:
-        return 0.5 * rate * (1 + math.cos(math.pi * step / self.num_steps))
+        warmup = self.config.optimizer.warmup * self.num_steps
+        if step < warmup:
+            return rate * (step + 1) / (warmup + 1)
+        return 0.5 * rate * (1 + math.cos(math.pi * (step - warmup) / (self.num_steps - warmup)))
 
 
 def _rows(part: Tensor, chosen: Tensor) -> Tensor:

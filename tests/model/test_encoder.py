@@ -3,10 +3,11 @@ import torch
 from torch import nn
 
 from carl_ray.config import ModelConfig
+from carl_ray.layers.dropout import dropout_mask
 from carl_ray.layers.heads import ProjectionHead
 from carl_ray.layers.normalization import BatchNorm
 from carl_ray.model.backbone import Backbone
-from carl_ray.model.encoder import FrameLevelVideoEncoder, dropout_mask
+from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.objectives.scl import sequence_contrastive_loss
 
 TIME = 6

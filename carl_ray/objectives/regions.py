@@ -1,0 +1,490 @@
+"""Regions of local clips against regions of the whole video (controllable augmentations).
+
+A reading of the abstract of "Controllable Augmentations for Video Representation Learning" (Visual Intelligence 2:1,
+2024), whose full text was not at hand. What crop, flip and stride of a clip are is known, so each cell of its map has a
+place in the video: cells of two clips attract each other as far as their places overlap.
+
+    local clips, whole video ─ encoder ▶ maps ─ head ▶ region contrast         where and when
+                                           ├──── heads on cells and clips ▶ order    before, inside, after
+                                           └──── low-level statistics cannot be read  information
+
+Legend: B videos of this worker, A videos of all workers, n clips of a view, R and Q regions of a clip, D width of a
+projection, C channels, K low-level numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from carl_ray.objectives.base import (
+    Batch,
+    Encoding,
+    Objective,
+    ObjectiveOptions,
+    Phase,
+    Terms,
+    ViewTensors,
+    options,
+)
+from carl_ray.objectives.boxes import Measure, Overlap, cell_boxes, overlap
+from carl_ray.objectives.views import ViewSpec, Whole, clips_view
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+LOCAL, WHOLE = "local", "whole"
+_PAIRS = (
+    ((LOCAL, 0), (LOCAL, 1)),
+    ((LOCAL, 1), (LOCAL, 0)),
+    *(pair for k in (0, 1) for pair in (((LOCAL, k), (WHOLE, 0)), ((WHOLE, 0), (LOCAL, k)))),
+)
+"""Ordered pairs of clips, of anchors and candidates."""
+_LEAST_COVERAGE = 0.1
+"""Of a region by one of the other clip's, for it to be an anchor."""
+_LOW_LEVEL = 6
+
+
+class RegionContrast(Objective):
+    """Soft contrast of regions by their overlap, with a term for order and one against low-level shortcuts."""
+
+    @options
+    class Options(ObjectiveOptions):
+        reads_clips = True
+        name: Literal["regions"] = "regions"
+        temperature: float = Field(default=0.1, gt=0)
+        """tau. Divides the similarities."""
+        overlap: Measure = "iou"
+        """Of two regions: volume of the intersection as a part of the union's (`iou`) or of the anchor's."""
+        targets: Literal["soft", "hard"] = "soft"
+        """`hard`: the region that overlaps most is the only positive one."""
+        own_negatives: Literal["spatial", "all"] = "spatial"
+        """Which regions of the same video push an anchor away: `spatial` leaves out those at its place at another
+        time, whose background is the same."""
+        whole_view: bool = True
+        """Compare with a clip over the whole video, too; without it, the two local clips alone."""
+        whole_ratio: int = Field(default=2, ge=1)
+        """Frames of this clip, as a multiple of model.num_frames."""
+        whole_crop_area: tuple[float, float] = (0.6, 1.0)
+        """Range of the area of its crop, as `augment.crop_area`."""
+        hidden_width: int = Field(default=512, ge=1)
+        """Of the projection of regions."""
+        projection_width: int = Field(default=128, ge=1)
+        """D."""
+        order_weight: float = Field(default=1.0, ge=0)
+        """Weight of the order of local clips and cells of the whole video; 0: without."""
+        information_weight: float = Field(default=1.0, ge=0)
+        """Weight of what regions tell of their low-level statistics; 0: without."""
+        information_on: Literal["projection", "cells", "clip"] = "projection"
+        """What must not tell of them: the projections, the backbone's cells, or its vectors of clips."""
+        information_steps: int = Field(default=2, ge=1)
+        """Updates a step of the network that reads the statistics."""
+
+        def views(self, default: ViewSpec) -> tuple[ViewSpec, ...]:
+            """Two local clips and one over the whole video."""
+            local = clips_view(default, LOCAL, 2)
+            if not self.whole_view:
+                return (local,)
+            augment = replace(local.augment, crop_area=self.whole_crop_area)
+            num_frames = self.whole_ratio * local.num_frames
+            return local, ViewSpec(WHOLE, 1, num_frames, Whole(), augment)
+
+    options: Options
+
+    def __init__(self, options: Options, width: int, batch_norm: Any) -> None:
+        super().__init__(options, width, batch_norm)
+        from torch import nn
+
+        from carl_ray.layers.normalization import BatchNorm
+
+        self.projection = nn.Sequential(
+            nn.Conv3d(width, options.hidden_width, 1, bias=False),
+            BatchNorm(options.hidden_width, batch_norm),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(options.hidden_width, options.projection_width, 1),
+        )
+        if options.order_weight and options.whole_view:
+            self.order = nn.Sequential(nn.Linear(3 * width, 128), nn.ReLU(inplace=True), nn.Linear(128, 3))
+        if options.information_weight:
+            seen = options.projection_width if options.information_on == "projection" else width
+            self.reader = nn.Sequential(
+                nn.Linear(seen, 128), nn.ReLU(inplace=True), nn.Linear(128, 2 * _LOW_LEVEL)
+            )
+            self.standardize = BatchNorm(_LOW_LEVEL, batch_norm).requires_grad_(False)
+
+    def phases(
+        self, encoder: nn.Module, adam: Callable[[Iterable[nn.Parameter]], Optimizer]
+    ) -> tuple[Phase, ...]:
+        """Where low-level statistics are read: first their reader alone, then all else."""
+        import torch
+
+        reader = list(self.reader.parameters()) if self.options.information_weight else []
+        own = {id(p) for p in reader}
+        every = [
+            p
+            for module in (encoder, self)
+            for p in module.parameters()
+            if p.requires_grad and id(p) not in own
+        ]
+        learner = Phase("all", adam(every))
+        if not reader:
+            return (learner,)
+        phase = Phase("reader", torch.optim.Adam(reader, lr=2e-3), trains_encoder=False)
+        return (*(phase for _ in range(self.options.information_steps)), learner)
+
+    def phase_terms(
+        self, phase: str, encodings: Mapping[str, Encoding], batch: Batch, progress: float
+    ) -> Terms:
+        """Terms of a phase; see `Objective.phase_terms`."""
+        if phase == "all":
+            return self(encodings, batch, progress)
+        import torch
+
+        with torch.no_grad():
+            regions = self._regions(encodings, batch)
+        read = self._read(regions, encodings, batch)
+        assert read is not None  # This phase has pixels.
+        return Terms(read.own_loss[None], read.number[None])
+
+    def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
+        """Terms of the loss; see `Objective.forward`."""
+        import torch
+
+        regions = self._regions(encodings, batch)
+        sums, counts, figures = self._contrast(regions)
+        if self.options.order_weight and self.options.whole_view:
+            ordered, found = order_terms(self.order, encodings[LOCAL], encodings[WHOLE], batch)
+            sums.append(self.options.order_weight * ordered.sums[0])
+            counts.append(ordered.counts[0])
+            figures |= found
+        if self.options.information_weight:
+            read = self._read(regions, encodings, batch)
+            if read is not None:
+                weight = self.options.information_weight * min(1.0, progress / 0.1)
+                sums.append(weight * read.information)
+                counts.append(read.number)
+                figures["low_level_r2"] = read.explained
+        self.figures = figures
+        return Terms(torch.stack(sums), torch.stack(counts))
+
+    def _regions(self, encodings: Mapping[str, Encoding], batch: Batch) -> dict[str, _Regions]:
+        return {
+            name: _regions(self.projection, encoding, batch.views[name])
+            for name, encoding in encodings.items()
+        }
+
+    def _contrast(
+        self, regions: Mapping[str, _Regions]
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        """Sums, counts and figures of the ordered pairs of clips."""
+        import torch
+
+        sums, counts, figures = [], [], []
+        for (anchors, i), (candidates, k) in _PAIRS:
+            if anchors in regions and candidates in regions:
+                terms, found = region_terms(
+                    regions[anchors].clip(i),
+                    regions[candidates].clip(k),
+                    temperature=self.options.temperature,
+                    measure=self.options.overlap,
+                    hard=self.options.targets == "hard",
+                    all_own=self.options.own_negatives == "all",
+                )
+                sums.append(terms.sums[0])
+                counts.append(terms.counts[0])
+                figures.append(found)
+        return sums, counts, {name: torch.stack([one[name] for one in figures]).sum(0) for name in figures[0]}
+
+    def _read(
+        self, regions: Mapping[str, _Regions], encodings: Mapping[str, Encoding], batch: Batch
+    ) -> Reading | None:
+        """What can be read of the low-level statistics of all regions; None without pixels."""
+        import torch
+
+        seen, statistics, masks = [], [], []
+        for name, view in batch.views.items():
+            if view.pixels is None:
+                return None
+            encoding, on = encodings[name], self.options.information_on
+            assert encoding.maps is not None and encoding.clip is not None
+            if on == "clip":
+                shape, mask = torch.Size((1, 1, 1)), view.mask.any(-1)[..., None]
+                vectors = encoding.clip[:, :, None]
+            else:
+                shape, mask = encoding.maps.shape[3:], regions[name].mask
+                vectors = regions[name].z if on == "projection" else encoding.maps.flatten(3).mT
+            low_level = low_level_statistics(view.pixels, shape)
+            seen.append(vectors.flatten(1, 2))
+            statistics.append(low_level.flatten(1, 2))
+            masks.append(mask.flatten(1))
+        z, u, mask = (torch.cat(parts, 1) for parts in (seen, statistics, masks))
+        real = mask.flatten().nonzero()[:, 0]
+        videos = torch.arange(len(z), device=z.device)[:, None].expand(mask.shape).flatten()[real]
+        with torch.autocast(z.device.type, enabled=False):
+            wide = torch.promote_types(z.dtype, torch.float32)
+            standard = self.standardize(u.flatten(0, 1)[real].to(wide))
+            return read_terms(self.reader, z.flatten(0, 1)[real].to(wide), standard, videos, len(z))
+
+
+class _Regions(NamedTuple):
+    """Regions of the clips of a view."""
+
+    z: Float[Tensor, "B n R D"]
+    """L2-normalised, float32 or better."""
+    boxes: Float[Tensor, "B n R 6"]
+    mask: Bool[Tensor, "B n R"]
+
+    def clip(self, number: int) -> Regions:
+        """Those of one clip of each video."""
+        return Regions(self.z[:, number], self.boxes[:, number], self.mask[:, number])
+
+
+class Regions(NamedTuple):
+    """Regions of one clip of each video."""
+
+    z: Float[Tensor, "B R D"]
+    """L2-normalised, float32 or better."""
+    boxes: Float[Tensor, "B R 6"]
+    mask: Bool[Tensor, "B R"]
+    """False where fewer than half of the frames are real."""
+
+
+def _regions(head: nn.Module, encoding: Encoding, view: ViewTensors[Tensor]) -> _Regions:
+    import torch
+    from torch.nn import functional
+
+    from carl_ray.model.clips import real_cells
+
+    assert encoding.maps is not None
+    cells = encoding.maps.shape[3:]
+    if cells.numel() == 1:
+        size = (
+            f"{view.mask.shape[2]} frames"
+            if view.pixels is None
+            else " x ".join(map(str, view.pixels.shape[2:5]))
+        )
+        raise ValueError(f"region contrast needs a backbone with a feature map; got 1 x 1 x 1 from {size}")
+    mask = real_cells(view.mask, cells[0])[..., None].expand(
+        *view.mask.shape[:2], cells[0], cells[1] * cells[2]
+    )
+    # The batch norm of the head must not see clips without frames.
+    real = view.mask.any(-1).flatten().nonzero()[:, 0]
+    maps = encoding.maps.flatten(0, 1)
+    projected = head(maps[real])
+    z = projected.new_zeros(len(maps), *projected.shape[1:]).index_copy(0, real, projected)
+    z = z.unflatten(0, view.mask.shape[:2]).flatten(3).mT
+    z = functional.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
+    return _Regions(z, cell_boxes(view, (cells[0], cells[1], cells[2])), mask.flatten(2))
+
+
+def region_terms(
+    anchors: Regions,
+    candidates: Regions,
+    *,
+    temperature: float,
+    measure: Measure = "iou",
+    hard: bool = False,
+    all_own: bool = False,
+) -> tuple[Terms, dict[str, Tensor]]:
+    """Cross-entropy of the similarities of regions with their overlaps, and its figures.
+
+    Of anchor r with the regions r' of the other clip of its video, and all regions of that clip of other videos:
+
+        t_rr' = o_rr' / sum_r'' o_rr''        loss = - sum_r' t_rr' log softmax(z_r z_r' / tau)
+
+    Regions that no region of the other clip covers by a tenth are no anchors. Targets have no gradient. Candidates of
+    all workers; a collective call.
+
+    Args:
+        anchors: Of this worker's videos.
+        candidates: Of the same videos, in the same order.
+        temperature: tau.
+        measure: o.
+        hard: Put the whole target on the region that overlaps most.
+        all_own: See `own_negatives`.
+
+    Returns:
+        Sum over the anchors, and their number; figures: the targets' entropy (the least possible loss), the share of
+        regions that are anchors, and the mean rank of the region that overlaps most, from 1.
+    """
+    import torch
+
+    from carl_ray.objectives.gather import gather_rows, own_rows
+
+    with torch.no_grad():
+        found = overlap(anchors.boxes, candidates.boxes)
+        target, valid = _targets(found, anchors.mask, candidates.mask, measure, hard)
+        counted = candidates.mask[:, None, :].expand(target.shape)
+        if not all_own:
+            counted = counted & (found.in_time | ~found.in_space)
+    z, mask = gather_rows(candidates.z, candidates.mask)
+    with torch.autocast(z.device.type, enabled=False):
+        logits = torch.einsum("brd,aqd->braq", anchors.z, z) / temperature
+        allowed = mask[None, None].expand(logits.shape).clone()
+        places = torch.arange(len(anchors.z), device=z.device)
+        own = own_rows(places, len(z))
+        allowed[places, :, own] = counted
+        logits = logits.masked_fill(~allowed, -torch.inf)
+        # A row without candidates is no anchor: its logits must stay finite.
+        logits = logits.where(valid[..., None, None], 0)
+        chances = logits.flatten(2).log_softmax(-1).unflatten(2, logits.shape[2:])[places, :, own]
+        weights = target.to(logits.dtype)
+        losses = -(weights * chances.where(weights > 0, 0)).sum(-1).where(valid, 0)
+    with torch.no_grad():
+        entropy = -(target * target.clamp(min=1e-12).log()).sum(-1).where(valid, 0)
+        best = logits[places, :, own].gather(2, target.argmax(-1, keepdim=True))
+        rank = 1 + (logits.flatten(2) > best).sum(-1)
+    number, among = valid.sum(), anchors.mask.sum()
+    figures = {
+        "target_entropy": torch.stack([entropy.sum(), number]),
+        "anchor_share": torch.stack([number, among]).double(),
+        "rank_of_best": torch.stack([rank.where(valid, 0).sum(), number]).double(),
+    }
+    return Terms(losses.sum()[None], number[None]), figures
+
+
+def _targets(
+    found: Overlap,
+    anchors: Bool[Tensor, "B R"],
+    candidates: Bool[Tensor, "B Q"],
+    measure: Measure,
+    hard: bool,
+) -> tuple[Float[Tensor, "B R Q"], Bool[Tensor, "B R"]]:
+    """Targets of every region, and which are anchors."""
+    import torch
+
+    real = candidates[:, None, :]
+    overlaps = getattr(found, measure).where(real, 0)
+    if hard:
+        best = overlaps.argmax(-1, keepdim=True)
+        overlaps = torch.zeros_like(overlaps).scatter(-1, best, overlaps.gather(-1, best))
+    total = overlaps.sum(-1, keepdim=True)
+    covered = found.coverage.where(real, 0).amax(-1) >= _LEAST_COVERAGE
+    return overlaps / total.where(total > 0, 1), anchors & covered & (total[..., 0] > 0)
+
+
+def order_terms(
+    head: nn.Module, local: Encoding, whole: Encoding, batch: Batch
+) -> tuple[Terms, dict[str, Tensor]]:
+    """Cross-entropy of whether a local clip's middle lies before, inside or after a cell of the whole video.
+
+    The head sees the clip's vector f, the cell's mean over space g and f * g: no positions, so that only content can
+    answer.
+
+    Returns:
+        Sum over clips and cells, and their number; figures: accuracy, and that of the best guess for each cell
+        on this worker.
+    """
+    import torch
+    from torch.nn import functional
+
+    from carl_ray.model.clips import real_cells
+
+    assert local.clip is not None
+    cells = whole.frames.shape[2]
+    f = local.clip[:, :, None].expand(-1, -1, cells, -1).to(whole.frames.dtype)
+    g = whole.frames[:, 0, None].expand_as(f)
+    with torch.autocast(f.device.type, enabled=False):
+        wide = torch.promote_types(f.dtype, torch.float32)
+        logits = head(torch.cat([f, g, f * g], -1).to(wide))
+    views = batch.views
+    start, stop = views[WHOLE].spans[:, 0].double().unbind(-1)
+    middles = views[LOCAL].spans.double().mean(-1)[..., None]
+    places = torch.arange(cells + 1, device=f.device, dtype=torch.float64)
+    edges = (start[:, None] + places / cells * (stop - start)[:, None])[:, None]
+    classes = (middles >= edges[..., :-1]).long() + (middles >= edges[..., 1:]).long()
+    real = views[LOCAL].mask.any(-1)[..., None] & real_cells(views[WHOLE].mask[:, 0], cells)[:, None]
+    losses = functional.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none")
+    losses = losses.unflatten(0, classes.shape).where(real, 0)
+    with torch.no_grad():
+        right = ((logits.argmax(-1) == classes) & real).sum().double()
+        counts = torch.stack([((classes == k) & real).sum((0, 1)) for k in range(3)])
+        count = real.sum()
+        figures = {
+            "order_accuracy": torch.stack([right, count]),
+            "order_best_guess": torch.stack([counts.amax(0).sum(), count]).double(),
+        }
+    return Terms(losses.sum()[None], count[None]), figures
+
+
+def low_level_statistics(pixels: Tensor, cells: Sequence[int]) -> Float[Tensor, "B n R 6"]:
+    """Mean and deviation of the three colours over the pixels of each cell, float32.
+
+    Args:
+        pixels: (B, n, T, S, S, 3) uint8.
+        cells: (t, h, w), which divide T and S.
+    """
+    import torch
+
+    t, h, w = cells
+    blocks = pixels.float().unflatten(4, (w, -1)).unflatten(3, (h, -1)).unflatten(2, (t, -1))
+    # (B, n, t, T/t, h, S/h, w, S/w, 3)
+    mean = blocks.mean((3, 5, 7))
+    deviation = (blocks.square().mean((3, 5, 7)) - mean.square()).clamp(min=0).sqrt()
+    return torch.cat([mean, deviation], -1).flatten(2, 4)
+
+
+class Reading(NamedTuple):
+    """What a reader makes of low-level statistics; sums over the regions of this worker."""
+
+    own_loss: Tensor
+    """Of the reader: negative log-likelihood."""
+    information: Tensor
+    """Upper bound of the information in nats: how much likelier the own statistics are than other videos'."""
+    number: Tensor
+    """Of regions, int64; 0 where there is no other video."""
+    explained: Float[Tensor, " 2"]
+    """Variance that the reader explains, and all of it: their ratio is R²."""
+
+
+def read_terms(
+    reader: nn.Module,
+    z: Float[Tensor, "N D"],
+    statistics: Float[Tensor, "N K"],
+    videos: Int64[Tensor, " N"],
+    num_videos: int,
+) -> Reading:
+    """Variational upper bound of the information that regions have of their statistics (vCLUB).
+
+    q(u | z) is a Gaussian with diagonal variance. The expectation over the statistics of other videos is exact, by
+    their moments over all workers; a collective call.
+
+    Args:
+        reader: z to mean and log deviation of q.
+        z: Regions of this worker.
+        statistics: u, standardised.
+        videos: Of each region, its video's number.
+        num_videos: B.
+    """
+    import torch
+
+    from carl_ray.objectives.gather import sum_over_workers
+
+    mean, log_deviation = reader(z).chunk(2, -1)
+    # A sharper q makes the bound grow without limit.
+    log_deviation = log_deviation.clamp(-1, 1)
+    own_loss = (0.5 * ((statistics - mean) / log_deviation.exp()).square() + log_deviation).sum()
+    fixed = log_deviation.detach()
+    with torch.no_grad():
+        moments = torch.stack([torch.ones_like(statistics), statistics, statistics.square()]).double()
+        own = moments.new_zeros(3, num_videos, statistics.shape[1]).index_add(1, videos, moments)
+        count, first, second = sum_over_workers(own.sum(1))[:, None] - own
+        count = count.where(count > 0.5, 0)
+        other_mean = (first / count.clamp(min=1))[videos].to(z.dtype)
+        other_square = (second / count.clamp(min=1))[videos].to(z.dtype)
+        alone = count[videos][:, 0] == 0
+    # Both log-likelihoods have the same deviation, which cancels.
+    own_square = (statistics - mean).square()
+    others = mean.square() - 2 * mean * other_mean + other_square
+    nats = (0.5 * (others - own_square) * (-2 * fixed).exp()).sum(-1).where(~alone, 0).sum()
+    with torch.no_grad():
+        total, read = statistics.square().sum(), own_square.sum()
+        # The mean over all workers is at least 0.
+        above = sum_over_workers(nats.detach()) > 0
+    explained = torch.stack([total - read, total]).double()
+    return Reading(own_loss.where(~alone.any(), 0), nats * above, (~alone).sum(), explained.detach())
