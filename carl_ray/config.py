@@ -131,6 +131,9 @@ class ModelConfig:
     temporal_encoder: Literal["transformer", "none", "c3d", "clip"] = "transformer"
     """Module that mixes information of frames (table 5). `clip`: none, and no embedding of single frames: the mean of
     the backbone's maps of a clip is its embedding."""
+    clip_input: Literal["rgb", "difference"] = "rgb"
+    """What an encoder of clips sees: frames, or twice the difference of each to the next, without what does not
+    move."""
     positions: Literal["sine_cosine", "none"] = "sine_cosine"
     """Positional encoding added to the Transformer's input; `none`: it sees a set of frames."""
     hidden_width: int = Field(default=512, ge=1)
@@ -344,6 +347,7 @@ _ADDED = (
     ("augment", "copies", None),
     ("model", "centered", False),
     ("model", "motion", "none"),
+    ("model", "clip_input", "rgb"),
     ("views", "stride", (1, 4)),
     ("optimizer", "name", "adam"),
     ("optimizer", "warmup", 0.0),

@@ -46,6 +46,7 @@ class ClipEncoder(nn.Module):
         super().__init__()
         self.backbone = build_backbone(config.model)
         self.width = self.backbone.channels
+        self.sees_difference = config.model.clip_input == "difference"
         self.num_frames = config.model.num_frames
         self.stride = sum(config.views.stride) // 2
 
@@ -59,7 +60,11 @@ class ClipEncoder(nn.Module):
         (real,) = mask.any(1).nonzero(as_tuple=True)
         last = mask[real].sum(1, keepdim=True) - 1
         places = torch.arange(mask.shape[1], device=mask.device).minimum(last)
-        maps = self._maps(frames[real[:, None], places])
+        seen = frames[real[:, None], places]
+        if self.sees_difference:
+            change = 2 * seen.diff(dim=1)
+            seen = torch.cat([change, change[:, -1:]], 1)
+        maps = self._maps(seen)
         scattered = maps.new_zeros(len(mask), *maps.shape[1:]).index_copy(0, real, maps)
         weights = real_cells(mask, maps.shape[2]).to(maps.dtype)[:, None, :, None, None]
         wide = scattered.to(torch.promote_types(maps.dtype, torch.float32))

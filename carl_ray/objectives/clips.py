@@ -140,7 +140,7 @@ class ClipClassification(Objective):
             seeds = batch.seeds[_VIEW].flatten()
             kept = dropout_mask(seeds, 0, torch.zeros_like(seeds), clip.shape[1], self.options.dropout)
             clip = clip * kept / (1 - self.options.dropout)
-        classes = view.columns["label"].flatten(0, 1).amax(-1)
+        classes = view.columns["label"].where(view.mask, -1).flatten(0, 1).amax(-1)
         logits = self.classifier(clip)
         labelled = classes >= 0
         right = ((logits.argmax(-1) == classes) & labelled).sum()

@@ -37,7 +37,7 @@ class FrameContrast(Objective):
     def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
         """Terms of the loss; see `Objective.forward`."""
         encoding, view = crops(encodings, batch)
-        pairs = view_pairs(self.projection(*encoding), view)
+        pairs = view_pairs(self.projection(encoding.frames, encoding.mask), view)
         return contrastive_terms(pairs, temperature=self.options.temperature)
 
 

@@ -44,7 +44,7 @@ class SequenceContrast(Objective):
         """Terms of the loss; see `Objective.forward`."""
         encoding, view = crops(encodings, batch)
         return sequence_contrastive_terms(
-            view_pairs(self.projection(*encoding), view),
+            view_pairs(self.projection(encoding.frames, encoding.mask), view),
             temperature=self.options.temperature,
             variance=self.options.variance,
             negatives=self.options.negatives,

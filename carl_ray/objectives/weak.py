@@ -54,7 +54,7 @@ class WeakSequenceContrast(Objective):
     def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
         """Terms of the loss; see `Objective.forward`."""
         encoding, view = crops(encodings, batch)
-        options, projections = self.options, self.projection(*encoding)
+        options, projections = self.options, self.projection(encoding.frames, encoding.mask)
         loss = {"temperature": options.temperature, "variance": options.variance}
         sums, counts = sequence_contrastive_terms(view_pairs(projections, view), **loss)
         weak_sums, weak_counts = weak_contrastive_terms(

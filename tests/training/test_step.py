@@ -23,11 +23,13 @@ from carl_ray.config import (
     TrainingConfig,
     objective_options,
 )
-from carl_ray.data.batch import batch_on_device
+from carl_ray.data.batch import batch_on_device, collate
+from carl_ray.data.sample import Sample, sample_spec
 from carl_ray.layers.normalization import BatchNorm
 from carl_ray.model.features import normalize
 from carl_ray.objectives.base import Batch
 from carl_ray.objectives.choice import OBJECTIVES as EVERY
+from carl_ray.objectives.choice import find_objective
 from carl_ray.objectives.scl import sequence_contrastive_loss
 from carl_ray.objectives.views import CROPS
 from carl_ray.training.step import StepReport, TrainingStep
@@ -109,7 +111,36 @@ def worker_batch(step: int, rank: int = 0, num_workers: int = 1, config: Config 
     views, names = global_batch(step)[mine], [f"video-{i}" for i in range(NUM_VIDEOS)][mine]
     if not config.objective.columns:
         views = [replace(view, columns={}) for view in views]
+    if config.objective.reads_clips:
+        samples = [
+            Sample(row, step, step, name, None, clips_of(view, config))
+            for view, row, name in zip(views, rows[mine], names, strict=True)
+        ]
+        return collate(samples, sample_spec(config))
     return batch_of(views, rows[mine], names, config, epoch=step)
+
+
+def clips_of(view: Crops, config: Config) -> dict[str, Crops]:
+    """Clips of an objective from the frames of two crops."""
+    made = {}
+    for spec in config.view_specs:
+        times = [np.arange(spec.num_frames) % TIME] * spec.count
+        pixels = np.stack([view.pixels[clip][places] for clip, places in enumerate(times)])
+        mask = np.arange(spec.num_frames) < view.mask[0].sum() * spec.num_frames // TIME
+        pixels[:, ~mask] = 0
+        starts = 4.0 * np.arange(spec.count)
+        label = np.where(mask, int(view.timestamps[0, 0]) % 4, -1)
+        made[spec.name] = Crops(
+            timestamps=starts[:, None] + np.arange(spec.num_frames),
+            mask=np.stack([mask] * spec.count),
+            parameters=np.zeros((spec.count, 16)),
+            boxes=np.stack([np.array([0.1 * clip, 0.0, 0.9, 1.0]) for clip in range(spec.count)]),
+            flips=np.arange(spec.count) == 1,
+            spans=np.stack([starts, starts + spec.num_frames], axis=1),
+            pixels=pixels,
+            columns=dict.fromkeys(config.objective.columns, np.stack([label] * spec.count)),
+        )
+    return made
 
 
 def with_view(batch: Batch, **values: Tensor) -> Batch:
@@ -136,10 +167,18 @@ SCENARIOS = {
 }
 
 
+CLIPS = {"backbone": "small3d", "temporal_encoder": "clip"}
+
+
+def is_on_clips(name: str) -> bool:
+    return find_objective(name).Options.reads_clips
+
+
 # Five videos a step: the fifth and, in the next step, the first have no partner.
 OBJECTIVES = {
     name: replace(
-        with_model(batch_norm="frozen"),
+        CONFIG,
+        model=replace(CONFIG.model, batch_norm="frozen", **(CLIPS if is_on_clips(name) else {})),
         training=replace(CONFIG.training, global_batch_size=6),
         objective=objective_options(name).with_num_classes(4),
     )
@@ -398,9 +437,13 @@ def test_rows_whose_loss_is_not_finite_are_found_for_every_objective(name: str) 
     rows = range(2 * NUM_VIDEOS, 3 * NUM_VIDEOS)
     before = snapshot(step)
     assert step.rows_not_finite(batch, rows) == []
-    handle = step.model.encoder.register_forward_hook(
-        lambda module, inputs, made: made.masked_fill(torch.arange(len(made))[:, None, None] == 4, torch.nan)
-    )
+
+    def broken(module: Any, inputs: Any, made: Any) -> Any:
+        if isinstance(made, Tensor):
+            return made.index_fill(0, torch.tensor([made.shape[0] * 2 // NUM_VIDEOS]), torch.nan)
+        return type(made)(*(broken(module, inputs, part) for part in made))
+
+    handle = step.model.encoder.register_forward_hook(broken)
     # View 0 of the third video: where pairs are compared, it and its partner.
     found = [row - rows.start for row in step.rows_not_finite(batch, rows)]
     handle.remove()

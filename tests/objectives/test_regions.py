@@ -1,0 +1,334 @@
+"""Soft region contrast, the information term and the order of clips."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from carl_ray.objectives.base import Batch, Encoding, ViewTensors
+from carl_ray.objectives.boxes import cell_boxes
+from carl_ray.objectives.regions import (
+    LOCAL,
+    WHOLE,
+    RegionContrast,
+    Regions,
+    low_level_statistics,
+    order_terms,
+    read_terms,
+    region_terms,
+)
+
+TAU = 0.1
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def regions(videos: int = 3, count: int = 8, seed: int = 0, width: int = 5) -> Regions:
+    """Unit vectors with boxes of random places."""
+    z = functional.normalize(rand(videos, count, width, seed=seed) - 0.5, dim=-1)
+    low = rand(videos, count, 3, seed=seed + 1)
+    boxes = torch.cat([low, low + 0.2 + rand(videos, count, 3, seed=seed + 2)], -1)
+    return Regions(z, boxes, torch.ones(videos, count, dtype=torch.bool))
+
+
+def plainly(a: Regions, b: Regions, all_own: bool) -> tuple[float, int]:
+    """The loss, written from the formula."""
+    total, anchors = 0.0, 0
+    for v in range(len(a.z)):
+        for r in range(a.z.shape[1]):
+            if not a.mask[v, r]:
+                continue
+            overlaps, covered, allowed = [], 0.0, []
+            p = a.boxes[v, r]
+            volume = math.prod(float(p[3 + k] - p[k]) for k in range(3))
+            for s in range(b.z.shape[1]):
+                q = b.boxes[v, s]
+                sides = [max(0.0, float(min(p[3 + k], q[3 + k]) - max(p[k], q[k]))) for k in range(3)]
+                shared = math.prod(sides)
+                other = math.prod(float(q[3 + k] - q[k]) for k in range(3))
+                real = bool(b.mask[v, s])
+                overlaps.append(shared / (volume + other - shared) if real else 0.0)
+                covered = max(covered, shared / volume if real else 0.0)
+                allowed.append(real and (all_own or sides[2] > 0 or not (sides[0] > 0 and sides[1] > 0)))
+            if covered < 0.1:
+                continue
+            scores = {}
+            for w in range(len(b.z)):
+                for s in range(b.z.shape[1]):
+                    if (w == v and allowed[s]) or (w != v and b.mask[w, s]):
+                        scores[w, s] = float(a.z[v, r] @ b.z[w, s]) / TAU
+            norm = math.log(sum(math.exp(score) for score in scores.values()))
+            weights = [overlap / sum(overlaps) for overlap in overlaps]
+            total += sum(-weight * (scores[v, s] - norm) for s, weight in enumerate(weights) if weight > 0)
+            anchors += 1
+    return total, anchors
+
+
+@pytest.mark.parametrize("all_own", [False, True])
+def test_the_loss_is_the_formula(all_own: bool):
+    a, b = regions(), regions(seed=9, count=6)
+    mask = b.mask.clone()
+    mask[1, 2] = mask[0, 0] = False
+    b = b._replace(mask=mask)
+    terms, figures = region_terms(a, b, temperature=TAU, all_own=all_own)
+    total, anchors = plainly(a, b, all_own)
+    assert float(terms.sums) == pytest.approx(total, rel=1e-10)
+    assert int(terms.counts) == anchors
+    assert float(figures["target_entropy"][0]) <= total
+
+
+def test_equal_boxes_are_infonce_over_cells():
+    a = regions()
+    b = regions(seed=9)._replace(boxes=a.boxes)
+    grid = torch.arange(8, dtype=torch.float64)[:, None].expand(8, 3)
+    boxes = torch.cat([grid, grid + 1], -1).expand(3, 8, 6)  # No two overlap.
+    a, b = a._replace(boxes=boxes), b._replace(boxes=boxes)
+    terms, _ = region_terms(a, b, temperature=TAU, all_own=True)
+    logits = a.z.flatten(0, 1) @ b.z.flatten(0, 1).T / TAU
+    expected = functional.cross_entropy(logits, torch.arange(24), reduction="sum")
+    torch.testing.assert_close(terms.sums[0], expected)
+
+
+def test_clips_apart_have_no_anchors_and_a_finite_gradient():
+    a = regions()
+    z = a.z.clone().requires_grad_()
+    b = regions(seed=9)
+    far = b.boxes + torch.tensor([0, 0, 100.0, 0, 0, 100.0], dtype=torch.float64)
+    terms, _ = region_terms(a._replace(z=z), b._replace(boxes=far), temperature=TAU)
+    terms.sums.sum().backward()
+    assert (float(terms.sums), int(terms.counts)) == (0, 0)
+    assert z.grad is not None and not z.grad.any()
+
+
+def test_the_order_of_regions_and_videos_does_not_matter():
+    a, b = regions(), regions(seed=9)
+    terms, _ = region_terms(a, b, temperature=TAU)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    shuffled = Regions(*(part[:, order] for part in b))
+    turned = [Regions(*(part.roll(1, 0) for part in side)) for side in (a, shuffled)]
+    again, _ = region_terms(*turned, temperature=TAU)
+    torch.testing.assert_close(again.sums, terms.sums)
+
+
+def test_gradients_agree_with_central_differences_and_none_reaches_targets():
+    a, b = regions(2, 4), regions(2, 4, seed=9)
+    boxes = b.boxes.clone().requires_grad_()
+
+    def loss(z: Tensor, other: Tensor) -> Tensor:
+        terms, _ = region_terms(a._replace(z=z), b._replace(z=other, boxes=boxes), temperature=0.5)
+        return terms.sums
+
+    inputs = (a.z.clone().requires_grad_(), b.z.clone().requires_grad_())
+    assert torch.autograd.gradcheck(loss, inputs, atol=1e-7)
+    loss(*inputs).sum().backward()
+    assert boxes.grad is None
+
+
+def test_a_masked_video_changes_no_other():
+    a, b = regions(), regions(seed=9)
+    two, _ = region_terms(Regions(*(p[:2] for p in a)), Regions(*(p[:2] for p in b)), temperature=TAU)
+    gone = [side._replace(mask=side.mask & (torch.arange(3) < 2)[:, None]) for side in (a, b)]
+    garbage = [side._replace(z=side.z.index_fill(0, torch.tensor([2]), 1e3)) for side in gone]
+    three, _ = region_terms(*garbage, temperature=TAU)
+    torch.testing.assert_close(three.sums, two.sums)
+    assert torch.equal(three.counts, two.counts)
+
+
+def test_one_hot_codes_of_the_true_cell_reach_the_entropy():
+    clips = view_of(videos=2)
+    boxes = cell_boxes(clips[LOCAL], (2, 2, 2))[:, 0]
+    whole = cell_boxes(clips[LOCAL], (2, 2, 2))[:, 1]
+    codes = torch.eye(16, dtype=torch.float64).unflatten(0, (2, 8))
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    terms, figures = region_terms(
+        Regions(codes, boxes, mask), Regions(codes, boxes, mask), temperature=0.02, all_own=True
+    )
+    entropy, number = figures["target_entropy"].tolist()
+    assert float(terms.sums) / number == pytest.approx(entropy / number, abs=0.05)
+    assert figures["rank_of_best"].tolist() == [number, number]
+    assert whole.shape == boxes.shape
+
+
+def test_hard_targets_are_the_best_region_alone():
+    a, b = regions(), regions(seed=9)
+    _, figures = region_terms(a, b, temperature=TAU, hard=True)
+    assert float(figures["target_entropy"][0]) == pytest.approx(0, abs=1e-9)
+
+
+def view_of(videos: int, frames: int = 8, size: int = 8) -> dict[str, ViewTensors[Tensor]]:
+    """Local clips, and clips over the whole of videos of 64 frames."""
+
+    def view(count: int, spans: list[list[float]]) -> ViewTensors[Tensor]:
+        generator = torch.Generator().manual_seed(count)
+        shape = (videos, count, frames, size, size, 3)
+        return ViewTensors(
+            timestamps=torch.zeros(videos, count, frames, dtype=torch.float64),
+            mask=torch.ones(videos, count, frames, dtype=torch.bool),
+            parameters=torch.zeros(videos, count, 16, dtype=torch.float64),
+            boxes=torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64).expand(videos, count, 4),
+            flips=torch.zeros(videos, count, dtype=torch.bool),
+            spans=torch.tensor(spans, dtype=torch.float64).expand(videos, count, 2),
+            pixels=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+        )
+
+    return {LOCAL: view(2, [[0, 16], [8, 24]]), WHOLE: view(1, [[0, 64]])}
+
+
+def batch_of(videos: int) -> Batch:
+    seeds = torch.arange(2 * videos).unflatten(0, (videos, 2))
+    return Batch(view_of(videos), torch.arange(videos), {LOCAL: seeds, WHOLE: seeds[:, :1]})
+
+
+def encodings_of(batch: Batch, width: int = 6) -> dict[str, Encoding]:
+    found = {}
+    for name, view in batch.views.items():
+        maps = rand(*view.mask.shape[:2], width, 4 if name == WHOLE else 2, 2, 2, seed=3).float()
+        maps.requires_grad_()
+        found[name] = Encoding(maps.mean((-2, -1)).mT, view.mask, maps, maps.mean((-3, -2, -1)))
+    return found
+
+
+def objective(**options: object) -> RegionContrast:
+    torch.manual_seed(0)
+    chosen = {"hidden_width": 8, "projection_width": 5} | options
+    return RegionContrast(RegionContrast.Options(**chosen), 6, "local")  # type: ignore[arg-type]
+
+
+def test_a_phase_of_the_reader_reaches_it_alone_and_the_other_not_at_all():
+    made, batch = objective(), batch_of(3)
+    phases = made.phases(nn.Linear(1, 1), lambda parameters: torch.optim.Adam(parameters))
+    assert [phase.name for phase in phases] == ["reader", "reader", "all"]
+    reader = {id(p) for p in made.reader.parameters()}
+    assert {id(p) for g in phases[0].optimizer.param_groups for p in g["params"]} == reader
+    assert not reader & {id(p) for g in phases[-1].optimizer.param_groups for p in g["params"]}
+    encodings = encodings_of(batch)
+    made.phase_terms("reader", encodings, batch, 1.0).sums.sum().backward()
+    assert all(encoding.maps.grad is None for encoding in encodings.values() if encoding.maps is not None)
+    assert all(p.grad is None for p in made.projection.parameters())
+    assert all(p.grad is not None for p in made.reader.parameters())
+
+
+def test_videos_without_frames_change_nothing():
+    made, batch = objective().eval(), batch_of(3)
+    encodings = encodings_of(batch)
+    part = [replace(batch, views={n: v.map(lambda t: t[:2]) for n, v in batch.views.items()})]
+    two = made({name: e.map(lambda t: t[:2]) for name, e in encodings.items()}, part[0], 1.0)
+    kept = (torch.arange(3) < 2)[:, None, None]
+    gone = replace(batch, views={n: replace(v, mask=v.mask & kept) for n, v in batch.views.items()})
+    three = made(encodings, gone, 1.0)
+    torch.testing.assert_close(three.sums, two.sums, rtol=1e-4, atol=1e-4)
+    assert torch.equal(three.counts, two.counts)
+
+
+def test_bf16_changes_the_loss_little():
+    made, batch = objective().eval(), batch_of(3)
+    encodings = encodings_of(batch)
+    exact = made(encodings, batch, 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = made(encodings, batch, 1.0)
+    torch.testing.assert_close(rounded.sums, exact.sums, rtol=1e-2, atol=1e-2)
+
+
+def test_one_cell_is_refused():
+    made, batch = objective(), batch_of(2)
+    encodings = {
+        name: replace_maps(encoding, encoding.maps[..., :1, :1, :1])  # type: ignore[index]
+        for name, encoding in encodings_of(batch).items()
+    }
+    with pytest.raises(ValueError, match="needs a backbone with a feature map; got 1 x 1 x 1 from 8 x 8 x 8"):
+        made(encodings, batch, 1.0)
+
+
+def replace_maps(encoding: Encoding, maps: Tensor) -> Encoding:
+    return encoding._replace(maps=maps, frames=maps.mean((-2, -1)).mT)
+
+
+@pytest.mark.parametrize("correlation", [0.5, 0.9])
+def test_the_information_of_gaussians(correlation: float):
+    torch.manual_seed(0)
+    reader = nn.Linear(6, 12)
+
+    class Unclamped(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return reader(z)
+
+    optimizer = torch.optim.Adam(reader.parameters(), lr=2e-2)
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        z = torch.randn(count, 6, generator=generator)
+        noise = torch.randn(count, 6, generator=generator)
+        return z, correlation * z + math.sqrt(1 - correlation**2) * noise
+
+    for _ in range(600):
+        z, u = draw(512)
+        optimizer.zero_grad()
+        read_terms(Unclamped(), z, u, torch.arange(512) % 64, 64).own_loss.backward()
+        optimizer.step()
+    z, u = draw(20_000)
+    found = read_terms(Unclamped(), z, u, torch.arange(20_000) % 64, 64)
+    nats = float(found.information) / int(found.number)
+    assert nats == pytest.approx(6 * correlation**2 / (1 - correlation**2), rel=0.1)
+    explained, total = found.explained.tolist()
+    assert explained / total == pytest.approx(correlation**2, abs=0.03)
+
+
+def test_without_information_the_bound_is_nothing():
+    torch.manual_seed(0)
+    reader = nn.Linear(6, 12)
+    nn.init.zeros_(reader.weight)
+    z, u = torch.randn(5000, 6), torch.randn(5000, 6)
+    found = read_terms(reader, z, u, torch.arange(5000) % 50, 50)
+    assert float(found.information) / int(found.number) < 0.05
+
+
+def test_a_video_alone_has_no_information_term():
+    found = read_terms(nn.Linear(6, 12), torch.randn(8, 6), torch.randn(8, 6), torch.zeros(8).long(), 1)
+    assert (int(found.number), float(found.information), float(found.own_loss)) == (0, 0, 0)
+
+
+def test_statistics_are_means_and_deviations_of_the_colours():
+    pixels = torch.randint(0, 256, (1, 1, 4, 8, 8, 3), dtype=torch.uint8)
+    found = low_level_statistics(pixels, (2, 2, 4))[0, 0].unflatten(0, (2, 2, 4))
+    block = pixels[0, 0, 2:4, 0:4, 6:8].double().flatten(0, 2)
+    expected = torch.cat([block.mean(0), block.std(0, correction=0)])
+    torch.testing.assert_close(found[1, 0, 3].double(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_order_does_not_see_the_timestamps():
+    head, batch = nn.Linear(18, 3), batch_of(3)
+    encodings = encodings_of(batch)
+    moved = replace(
+        batch,
+        views={n: replace(v, spans=v.spans + 7, timestamps=v.timestamps + 7) for n, v in batch.views.items()},
+    )
+    here, _ = order_terms(head, encodings[LOCAL], encodings[WHOLE], batch)
+    there, _ = order_terms(head, encodings[LOCAL], encodings[WHOLE], moved)
+    assert torch.equal(here.sums, there.sums)
+
+
+def test_order_classes_are_before_inside_and_after():
+    batch = batch_of(2)
+    encodings = encodings_of(batch)
+    # Middles 8 and 16 of 64 frames: in cells 0 and 1 of 4.
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            seen.append(features)
+            scores = torch.zeros(*features.shape[:-1], 3)
+            expected = torch.tensor([[1, 0, 0, 0], [2, 1, 0, 0]])
+            return scores.scatter(-1, expected.expand(2, 2, 4)[..., None], 50.0)
+
+    terms, figures = order_terms(Spy(), encodings[LOCAL], encodings[WHOLE], batch)
+    assert float(terms.sums) == pytest.approx(0, abs=1e-6)
+    assert figures["order_accuracy"].tolist() == [16, 16]
+    assert figures["order_best_guess"].tolist() == [2 + 2 + 4 + 4, 16]
+    assert seen[0].shape == (2, 2, 4, 18)
