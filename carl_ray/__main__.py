@@ -34,6 +34,7 @@ COMMANDS = {
     "datasets.kinetics400": "convert Kinetics-400",
     "datasets.penn_action": "convert PennAction",
     "datasets.pouring": "convert Pouring",
+    "datasets.scenes": "render synthetic videos with independent action and scene",
 }
 """One line of help for every command; `carl_ray.COMMAND` is its module, with underscores."""
 

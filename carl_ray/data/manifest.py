@@ -368,8 +368,8 @@ def attach_labels(manifest: pa.Table, labels: pa.Table) -> pa.Table:
 
     Args:
         manifest: A manifest, or another table with `LABEL_COLUMNS`.
-        labels: Column `video_id` and any of `LABEL_COLUMNS`, which replace the manifest's. Videos that the manifest
-            lacks are ignored.
+        labels: Column `video_id` and any of `LABEL_COLUMNS`, which replace the manifest's, as do columns that are not
+            in `SCHEMA` (`group`). Videos that the manifest lacks are ignored.
 
     Raises:
         ValueError: a video of the manifest has no labels, or labels that `read_manifest` would refuse.
@@ -380,10 +380,14 @@ def attach_labels(manifest: pa.Table, labels: pa.Table) -> pa.Table:
     if unknown:
         raise ValueError(f"{unknown[0]}: it has no labels; was the manifest made of another folder?")
     found = labels.take(pa.array([place_of[video_id] for video_id in video_ids], pa.int64()))
-    for name in [name for name in LABEL_COLUMNS if name in labels.column_names]:
-        field = SCHEMA.field(name)
-        place = manifest.schema.get_field_index(name)
-        manifest = manifest.set_column(place, field, found.column(name).cast(field.type))
+    for name in labels.column_names:
+        if name in LABEL_COLUMNS:
+            field = SCHEMA.field(name)
+            place = manifest.schema.get_field_index(name)
+            manifest = manifest.set_column(place, field, found.column(name).cast(field.type))
+        elif name not in SCHEMA.names:
+            rest = manifest.drop_columns([name] if name in manifest.column_names else [])
+            manifest = rest.append_column(labels.schema.field(name).with_nullable(True), found.column(name))
     columns, problems = _clean_columns(manifest)
     if problems := problems + _contradictions(columns):
         raise ValueError("; ".join(problems))

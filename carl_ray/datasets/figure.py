@@ -18,7 +18,10 @@ Difficulty = Literal["easy", "hard"]
 """How hard the figure is to see, as `perform` describes."""
 
 _SUPERSAMPLING = 2
-_VISIBLE_HEIGHT = 1.45  # body heights from the lower to the upper edge: room for raised arms and a jump
+VISIBLE_HEIGHT = 1.45
+"""Body heights from the lower to the upper edge: room for raised arms and a jump."""
+
+_PARTS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +116,8 @@ def perform(
     key_poses = np.stack([pose.vector() for pose in poses])
     joints = slice(0, 8)
     key_poses[:, joints] += rng.normal(0, 4, key_poses[:, joints].shape)
-    body, scene = _Body.sample(rng), _Scene.sample(rng)
-    camera, sway, camera_scale = _waves(rng, np.array([0.03, 0.02, 0.03])), _waves(rng, np.full(8, 2.5)), 1
+    body, scene = Body.sample(rng), _Scene.sample(rng)
+    camera, sway, camera_scale = waves(rng, np.array([0.03, 0.02, 0.03])), waves(rng, np.full(8, 2.5)), 1
     zoom, offset = rng.uniform(0.88, 1.05), rng.uniform([-0.07, -0.03], [0.07, 0.03])
     mirror = rng.random() < 0.5
     if difficulty == "hard":
@@ -128,10 +131,10 @@ def perform(
         pose, held = movement.pose(key_poses, frame), movement.bar_held(len(poses), frame)
         pose[joints] += sway(seconds)
         pan_x, pan_y, breath = camera_scale * camera(seconds)
-        pixels = float(canvas / _VISIBLE_HEIGHT * zoom * (1 + breath))
-        centre = np.array([offset[0] + pan_x, -_VISIBLE_HEIGHT / 2 + 0.1 + offset[1] + pan_y])
+        pixels = float(canvas / VISIBLE_HEIGHT * zoom * (1 + breath))
+        centre = np.array([offset[0] + pan_x, -VISIBLE_HEIGHT / 2 + 0.1 + offset[1] + pan_y])
         image = backdrop.copy()
-        brush = _Brush(ImageDraw.Draw(image), pixels, centre, canvas / 2)
+        brush = Brush(ImageDraw.Draw(image), pixels, centre, canvas / 2)
         scene.draw(brush, seconds)
         body.draw(brush, pose, has_bar, held)
         if mirror:
@@ -150,7 +153,7 @@ def interpolate(key_poses: NDArray[np.float64], progress: float) -> NDArray[np.f
     return blend @ np.stack([key_poses[left], tangents[left], key_poses[left + 1], tangents[left + 1]])
 
 
-def _waves(rng: np.random.Generator, largest: NDArray[np.float64]) -> Callable[[float], NDArray[np.float64]]:
+def waves(rng: np.random.Generator, largest: NDArray[np.float64]) -> Callable[[float], NDArray[np.float64]]:
     """Slow oscillation of several quantities by time in seconds; it is no clock of the video."""
     amplitude = largest * rng.uniform(0.2, 1, largest.shape)
     frequency, phase = rng.uniform(0.3, 0.9, largest.shape), rng.uniform(0, 2 * np.pi, largest.shape)
@@ -158,7 +161,7 @@ def _waves(rng: np.random.Generator, largest: NDArray[np.float64]) -> Callable[[
 
 
 @dataclass(frozen=True)
-class _Brush:
+class Brush:
     """Draw on a canvas of pixels in units of body heights."""
 
     draw: ImageDraw.ImageDraw
@@ -167,6 +170,7 @@ class _Brush:
     middle: float
 
     def place(self, point: NDArray[np.float64]) -> tuple[float, float]:
+        """Pixels of a point."""
         # Scalars: arithmetic on arrays of two takes ten times as long, and this runs 40 times a frame.
         (x, y), (centre_x, centre_y) = point.tolist(), self.centre.tolist()
         return (x - centre_x) * self.pixels + self.middle, (y - centre_y) * self.pixels + self.middle
@@ -181,23 +185,25 @@ class _Brush:
             self.disc(point, thickness / 2, color)
 
     def disc(self, centre: NDArray[np.float64], radius: float, color: tuple[int, int, int]) -> None:
+        """A filled circle."""
         x, y = self.place(centre)
         r = radius * self.pixels
         self.draw.ellipse((x - r, y - r, x + r, y + r), fill=color)
 
     def box(self, low: NDArray[np.float64], high: NDArray[np.float64], color: tuple[int, int, int]) -> None:
+        """A filled rectangle."""
         self.draw.rectangle((*self.place(low), *self.place(high)), fill=color)
 
 
-def _clutter(rng: np.random.Generator) -> Callable[[_Brush, float], None]:
+def _clutter(rng: np.random.Generator) -> Callable[[Brush, float], None]:
     """A function that draws a disc, or a stick like a limb, that moves and turns, at a time in seconds."""
     is_round = rng.random() < 0.3
     middle = rng.uniform([-1.3, -1.6], [1.3, 0.3])
     length, thickness = rng.uniform(0.2, 0.6), rng.uniform(0.04, 0.16)
-    angle, color = rng.uniform(0, 180), _color(rng.uniform(20, 255, 3))
-    drift = _waves(rng, np.array([0.25, 0.2, 50.0]))  # x and y in body heights, and degrees
+    angle, color = rng.uniform(0, 180), as_color(rng.uniform(20, 255, 3))
+    drift = waves(rng, np.array([0.25, 0.2, 50.0]))  # x and y in body heights, and degrees
 
-    def draw(brush: _Brush, seconds: float) -> None:
+    def draw(brush: Brush, seconds: float) -> None:
         x, y, turn = drift(seconds)
         centre = middle + np.array([x, y])
         if is_round:
@@ -219,7 +225,7 @@ class _Scene:
     floor: tuple[int, int, int]
     shapes: tuple[tuple[bool, NDArray[np.float64], NDArray[np.float64], tuple[int, int, int]], ...]
     """(round, centre, half extent, color) of each."""
-    clutter: tuple[Callable[[_Brush, float], None], ...] = ()
+    clutter: tuple[Callable[[Brush, float], None], ...] = ()
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> _Scene:
@@ -229,24 +235,24 @@ class _Scene:
                 bool(rng.random() < 0.5),
                 np.array([rng.uniform(-0.8, 0.8), rng.uniform(-1.4, -0.1)]),
                 rng.uniform(0.05, 0.25, 2),
-                _color((top + bottom) / 2 + rng.uniform(-22, 22, 3)),
+                as_color((top + bottom) / 2 + rng.uniform(-22, 22, 3)),
             )
             for _ in range(rng.integers(1, 5))
         )
-        return cls(top, bottom, _color(rng.uniform(20, 85, 3)), shapes)
+        return cls(top, bottom, as_color(rng.uniform(20, 85, 3)), shapes)
 
     def hard(self, rng: np.random.Generator) -> _Scene:
         """This scene with a wall and a floor of any brightness, and 10 to 18 moving objects."""
         top, bottom = rng.uniform(15, 215, (2, 3))
         clutter = tuple(_clutter(rng) for _ in range(rng.integers(10, 19)))
-        return replace(self, top=top, bottom=bottom, floor=_color(rng.uniform(20, 215, 3)), clutter=clutter)
+        return replace(self, top=top, bottom=bottom, floor=as_color(rng.uniform(20, 215, 3)), clutter=clutter)
 
     def backdrop(self, canvas: int) -> Image.Image:
         height = np.linspace(0, 1, canvas)[:, None, None]
         wall = (1 - height) * self.top + height * self.bottom
         return Image.fromarray(np.broadcast_to(wall, (canvas, canvas, 3)).astype(np.uint8))
 
-    def draw(self, brush: _Brush, seconds: float) -> None:
+    def draw(self, brush: Brush, seconds: float) -> None:
         for is_round, centre, extent, color in self.shapes:
             if is_round:
                 brush.disc(centre, float(extent.mean()), color)
@@ -258,7 +264,7 @@ class _Scene:
 
 
 @dataclass(frozen=True)
-class _Body:
+class Body:
     """Limb lengths and thickness in body heights, and colors."""
 
     arm: float
@@ -274,7 +280,8 @@ class _Body:
     bar: tuple[int, int, int]
 
     @classmethod
-    def sample(cls, rng: np.random.Generator) -> _Body:
+    def sample(cls, rng: np.random.Generator) -> Body:
+        """A random body in bright clothes."""
         return cls(
             arm=rng.uniform(0.20, 0.235),
             leg=rng.uniform(0.225, 0.26),
@@ -283,19 +290,22 @@ class _Body:
             shoulders=rng.uniform(0.10, 0.14),
             hips=rng.uniform(0.05, 0.075),
             thickness=rng.uniform(0.075, 0.105),
-            skin=_color(np.array([235, 195, 160]) * rng.uniform(0.75, 1.05)),
+            skin=as_color(np.array([235, 195, 160]) * rng.uniform(0.75, 1.05)),
             shirt=_bright(rng),
             trousers=_bright(rng),
-            bar=_color(np.full(3, rng.uniform(170, 250))),
+            bar=as_color(np.full(3, rng.uniform(170, 250))),
         )
 
-    def hard(self, rng: np.random.Generator) -> _Body:
+    def hard(self, rng: np.random.Generator) -> Body:
         """This body with thin limbs and clothes of any color."""
-        shirt, trousers = (_color(rng.uniform(20, 255, 3)) for _ in range(2))
+        shirt, trousers = (as_color(rng.uniform(20, 255, 3)) for _ in range(2))
         return replace(self, thickness=0.6 * self.thickness, shirt=shirt, trousers=trousers)
 
-    def draw(self, brush: _Brush, pose: NDArray[np.float64], has_bar: bool, bar_held: float) -> None:
-        """Draw the figure with its lower foot on the floor, or `rise` above it."""
+    def joints(self, pose: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Places of the joints of a figure with its lower foot on the floor, or `rise` above it, by name.
+
+        Left is where x is smaller.
+        """
         (lean, bow, rise), sides = pose[8:11], (-1, 1)
         legs = [
             self._chain(side, hip, knee, self.leg)
@@ -309,22 +319,30 @@ class _Body:
             self._chain(side, shoulder + side * lean, elbow, self.arm)
             for side, (shoulder, elbow) in zip(sides, pose[0:4].reshape(2, 2), strict=True)
         ]
-        for side, leg in zip(sides, legs, strict=True):
-            hip = pelvis + np.array([side * self.hips, 0.0])
-            brush.limb([hip, *(hip + point for point in leg)], self.thickness, self.trousers)
-        across = np.array([self.shoulders * 0.8, 0.0])
-        brush.limb([pelvis, neck], self.shoulders * 1.6, self.shirt)
-        brush.limb([neck - across, neck + across], self.thickness, self.shirt)
-        brush.disc(head, self.head, self.skin)
-        hands = []
-        for side, arm in zip(sides, arms, strict=True):
+        found = {"pelvis": pelvis, "neck": neck, "head": head}
+        for side, name, arm, leg in zip(sides, ("left", "right"), arms, legs, strict=True):
             shoulder = neck + np.array([side * self.shoulders, 0.02])
-            points = [shoulder, *(shoulder + point for point in arm)]
+            hip = pelvis + np.array([side * self.hips, 0.0])
+            places = [shoulder, *(shoulder + point for point in arm), hip, *(hip + point for point in leg)]
+            found |= {f"{name}_{part}": place for part, place in zip(_PARTS, places, strict=True)}
+        return found
+
+    def draw(self, brush: Brush, pose: NDArray[np.float64], has_bar: bool, bar_held: float) -> None:
+        """Draw the figure in a pose, and the bar."""
+        joints, sides = self.joints(pose), ("left", "right")
+        for side in sides:
+            brush.limb([joints[f"{side}_{part}"] for part in _PARTS[3:]], self.thickness, self.trousers)
+        neck, across = joints["neck"], np.array([self.shoulders * 0.8, 0.0])
+        brush.limb([joints["pelvis"], neck], self.shoulders * 1.6, self.shirt)
+        brush.limb([neck - across, neck + across], self.thickness, self.shirt)
+        brush.disc(joints["head"], self.head, self.skin)
+        for side in sides:
+            points = [joints[f"{side}_{part}"] for part in _PARTS[:3]]
             brush.limb(points[:2], self.thickness * 0.9, self.shirt)
             brush.limb(points[1:], self.thickness * 0.8, self.skin)
-            hands.append(points[-1])
         if has_bar:
-            grip = bar_held * (hands[0] + hands[1]) / 2 + (1 - bar_held) * np.array([0.0, -0.07])
+            hands = joints["left_wrist"] + joints["right_wrist"]
+            grip = bar_held * hands / 2 + (1 - bar_held) * np.array([0.0, -0.07])
             ends = [grip - np.array([0.45, 0.0]), grip + np.array([0.45, 0.0])]
             brush.limb(ends, 0.03, self.bar)
             for end in ends:
@@ -338,7 +356,8 @@ class _Body:
         return [joint, joint + length * np.array([side * np.sin(second), np.cos(second)])]
 
 
-def _color(values: NDArray[np.float64]) -> tuple[int, int, int]:
+def as_color(values: NDArray[np.float64]) -> tuple[int, int, int]:
+    """Red, green and blue, from 0 to 255."""
     red, green, blue = np.clip(values, 0, 255).astype(int).tolist()
     return red, green, blue
 
@@ -346,4 +365,4 @@ def _color(values: NDArray[np.float64]) -> tuple[int, int, int]:
 def _bright(rng: np.random.Generator) -> tuple[int, int, int]:
     """A saturated color with contrast to every wall."""
     channels = np.array([rng.uniform(200, 255), rng.uniform(90, 230), rng.uniform(40, 120)])
-    return _color(rng.permutation(channels))
+    return as_color(rng.permutation(channels))
