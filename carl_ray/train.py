@@ -25,7 +25,7 @@ from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import Form
 from carl_ray.training.fit import FittedRun, fitted, local_cpus, new_run_dir
 
-_WITH_REPORT = ("demo", "laptop")
+_WITH_REPORT = ("demo", "clips_demo", "laptop")
 """Presets of small data, whose runs always end with a report."""
 
 

@@ -130,7 +130,7 @@ def embed_corpus(
         _check_control(checkpoint, settings)
         refuse_if_held(out)
         with connect():
-            uri = index_embedded()[0]
+            uri = index_embedded(preset=checkpoint.config.preset)[0]
             return embed_corpus(checkpoint, uri, out, settings, splits=splits, features=features)
     if settings.form is None:
         there = list_parts(out)

@@ -116,7 +116,7 @@ def run_sweep(
     refuse_if_held(folder)
     with connect(None if wanted is None or joined else local_cpus(base.cluster, wanted)):
         if embedded:
-            index_embedded()
+            index_embedded(preset=base.preset)
         check_shared(folder)
         sweep = sweep or define()
         chosen = chosen_points(sweep, search, num_trials, search_seed)
@@ -143,7 +143,7 @@ def _checked_config(base: Config, folder: str) -> Config:
     Raises:
         UserError: as training, before torch and Ray are imported.
     """
-    from carl_ray.datasets.embedded import embedded_manifest
+    from carl_ray.datasets.embedded import embedded_manifest, has_embedded
     from carl_ray.training.run_checks import refuse_secrets, starting_weights
     from carl_ray.training.run_videos import read_videos
 
@@ -151,8 +151,8 @@ def _checked_config(base: Config, folder: str) -> Config:
     refuse_secrets({"--run-dir": folder, "data.manifest": data.manifest})
     refuse_secrets({"model.weights": model.weights, "model.init_from": model.init_from})
     manifest = data.manifest
-    if base.preset == "demo" and manifest is None:
-        manifest = embedded_manifest()
+    if has_embedded(base.preset) and manifest is None:
+        manifest = embedded_manifest(base.preset)
     else:
         read_videos(base)
     if model.weights not in ("random", "imagenet"):

@@ -54,11 +54,12 @@ def fitted(config: Config, run_dir: str, *, resume: bool) -> Iterator[FittedRun]
     """Train a run as `fit` does; the body runs while Ray is still connected."""
     storage.set_patience(config.cluster.storage_seconds)
     # In the order of their cost: mistakes are reported before torch is imported and Ray starts.
-    from carl_ray.datasets.embedded import embedded_manifest, index_embedded
+    from carl_ray.datasets.embedded import embedded_manifest, has_embedded, index_embedded
     from carl_ray.training.run_checks import check_folder, check_run, check_same_run, starting_weights
 
     # A resumed demo names the manifest that it was begun with.
-    is_embedded = config.preset == "demo" and config.data.manifest in (None, embedded_manifest())
+    preset, manifest = config.preset, config.data.manifest
+    is_embedded = has_embedded(preset) and manifest in (None, embedded_manifest(preset))
     if is_embedded:
         # The videos are indexed on Ray; until then the manifest is taken to be that of the run.
         checked, saved = None, check_folder(config, run_dir, resume=resume)
@@ -75,7 +76,7 @@ def fitted(config: Config, run_dir: str, *, resume: bool) -> Iterator[FittedRun]
 
     with connect(local_cpus(config)):
         if checked is None:
-            uri, videos, _ = index_embedded()
+            uri, videos, _ = index_embedded(preset=preset)
             print(f"videos: {videos.num_rows}, described in {uri}", flush=True)
             config = replace(config, data=replace(config.data, manifest=uri))
             checked = check_run(config, run_dir, resume=resume)
