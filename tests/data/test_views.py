@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from carl_ray.data.randomness import sample_generator
-from carl_ray.data.views import ViewIndices, sample_views
+from carl_ray.data.views import ViewIndices, sample_clips, sample_views, sample_whole
 
 GOLDEN_CROPS = ((78, 90), (78, 87))
 GOLDEN_INDICES = [[79, 80, 83, 84, 86, 87, 88, 89], [78, 79, 80, 81, 83, 84, 85, 86]]
@@ -236,3 +236,52 @@ def test_view_checks_itself():
         ViewIndices(np.arange(3), np.ones(2, dtype=bool), (0, 3))
     with pytest.raises(ValueError, match="start < stop"):
         ViewIndices(np.arange(3), np.ones(3, dtype=bool), (3, 3))
+
+
+def clips_of(num_video_frames, num_frames=8, strides=(1, 4), count=2, draws=2000):
+    rng = np.random.default_rng(0)
+    return [sample_clips(num_video_frames, num_frames, strides, count, rng) for _ in range(draws)]
+
+
+def test_clips_lie_in_the_video_at_one_stride_and_half_of_them_overlap():
+    overlapping, strides, starts = 0, Counter(), Counter()
+    for first, second in clips_of(200):
+        stride = first.frame_indices[1] - first.frame_indices[0]
+        for clip in (first, second):
+            assert clip.frame_mask.all() and clip.crop[0] >= 0 and clip.crop[1] <= 200
+            assert (np.diff(clip.frame_indices) == stride).all() and clip.frame_indices[0] == clip.crop[0]
+            assert clip.crop[1] - clip.crop[0] == 8 * stride
+        shared = min(first.crop[1], second.crop[1]) - max(first.crop[0], second.crop[0])
+        overlapping += shared >= 8 * stride / 4
+        strides[int(stride)] += 1
+        starts[first.crop[0] // 50] += 1
+    assert sorted(strides) == [1, 2, 3, 4]
+    assert min(strides.values()) > 400
+    # Half of the draws, and those of the other half that happen to.
+    assert 0.5 < overlapping / 2000 < 0.72
+    assert min(starts[part] for part in range(3)) > 350
+
+
+@pytest.mark.parametrize("num_video_frames", [1, 5, 8, 15, 20, 31])
+def test_short_videos_lower_the_stride_and_are_padded(num_video_frames):
+    for first, second in clips_of(num_video_frames, strides=(4, 4), draws=20):
+        stride = max(1, num_video_frames // 8)
+        for clip in (first, second):
+            places = clip.crop[0] + stride * np.arange(8)
+            assert (clip.frame_mask == (places < num_video_frames)).all()
+            assert (clip.frame_indices == places.clip(max=num_video_frames - 1)).all()
+            assert clip.crop == (places[0], places[0] + 8 * stride)
+
+
+def test_a_clip_over_the_whole_video_has_one_frame_of_each_part():
+    rng = np.random.default_rng(0)
+    seen = np.zeros((8, 100), int)
+    for _ in range(500):
+        clip = sample_whole(100, 8, rng)
+        assert clip.crop == (0, 100) and clip.frame_mask.all()
+        seen[np.arange(8), clip.frame_indices] += 1
+    for part, counts in enumerate(seen):
+        low, high = part * 100 // 8, (part + 1) * 100 // 8
+        assert counts[low:high].all() and counts.sum() == counts[low:high].sum()
+    short = sample_whole(5, 8, rng)
+    assert short.frame_mask.tolist() == [True] * 5 + [False] * 3
