@@ -31,10 +31,13 @@ COMMANDS = {
     "compare": "tabulate several evaluations beside the paper's numbers",
     "datasets.choreography": "render synthetic videos with known phases and progress",
     "datasets.finegym": "convert FineGym",
+    "datasets.hmdb51": "index HMDB51",
     "datasets.kinetics400": "convert Kinetics-400",
     "datasets.penn_action": "convert PennAction",
     "datasets.pouring": "convert Pouring",
     "datasets.scenes": "render synthetic videos with independent action and scene",
+    "datasets.something_v2": "index Something-Something v2",
+    "datasets.ucf101": "index UCF101",
 }
 """One line of help for every command; `carl_ray.COMMAND` is its module, with underscores."""
 

@@ -55,6 +55,8 @@ from carl_ray.progress import ProgressLine
 PROBING_FAILED = "probing failed"
 """Prefix of the reject reason of a file whose probing raised an unexpected exception."""
 
+_ARCHIVES = {".7z", ".gz", ".rar", ".tar", ".tgz", ".zip"}
+
 _UNREAD = "could not be read"
 _TRANSIENT = (_UNREAD, TOO_SLOW, KILLED)
 """Prefixes of reject reasons that may not hold at the next scan, which tries these files again."""
@@ -298,12 +300,13 @@ def _list_videos(
         raise storage.storage_error(error, folder_uri, "list") from None
     files: list[ListedVideo] = []
     rejects: list[Reject] = []
-    num_others = 0
+    num_others, archives = 0, list[str]()
     for path, size, modified_ns, wrong in found:
         video_id = path.removeprefix(root.rstrip("/") + "/")
         is_video = PurePosixPath(video_id).suffix.lower() in VIDEO_SUFFIXES
         if not is_video and not (wrong or "").startswith(_UNREAD):
             num_others += 1
+            archives += [video_id] if PurePosixPath(video_id).suffix.lower() in _ARCHIVES else []
             continue
         # In a URI a name is quoted; a local path is stored absolute: it must mean the same to every worker.
         name = os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -317,7 +320,10 @@ def _list_videos(
             rejects.append({**file, "reason": wrong})
     if not files and not rejects:
         suffixes = " ".join(sorted(VIDEO_SUFFIXES))
-        raise UserError(f"{shown}: no video in it, but {num_others} other files (videos end in {suffixes})")
+        hint = f"; unpack its {len(archives)} archives ({min(archives)}, …) first" if archives else ""
+        raise UserError(
+            f"{shown}: no video in it, but {num_others} other files (videos end in {suffixes}){hint}"
+        )
     return files, rejects, num_others
 
 

@@ -22,7 +22,6 @@ from carl_ray.data.randomness import sample_generator
 from carl_ray.datasets.figure import Difficulty, perform
 from carl_ray.datasets.rendered import (
     FRAMES_PER_SECOND,
-    OnVideo,
     RenderConfig,
     Renderer,
     encode,
@@ -129,18 +128,8 @@ def read_labels(folder: Path) -> pa.Table:
 
 def main(arguments: list[str] | None = None) -> None:
     """Render into a folder; options are the fields of `ChoreographyConfig`."""
-
-    def ensure(folder: Path | None, config: ChoreographyConfig, on_video: OnVideo) -> Path:
-        return ensure_rendered(folder, config, on_video)
-
-    rendering_command(
-        "choreography",
-        "Renders choreographed videos with known phases.",
-        ChoreographyConfig(),
-        ensure,
-        arguments,
-        benchmark(),
-    )
+    description = "Renders choreographed videos with known phases."
+    rendering_command(_RENDERER, description, arguments, benchmark())
 
 
 if __name__ == "__main__":

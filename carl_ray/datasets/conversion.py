@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -42,12 +42,13 @@ class LeftOut(Exception):  # noqa: N818 - no error: the conversion goes on with 
 
 
 class LabelRow(TypedDict):
-    """A row of `LABELS_SCHEMA`."""
+    """A row of `LABELS_SCHEMA`, with `group` where the data set has groups."""
 
     video_id: str
     split: str
     label: str | None
     frame_labels: Sequence[int] | None
+    group: NotRequired[str]
 
 
 @dataclass
@@ -65,8 +66,10 @@ class Conversion:
 
     @property
     def labels(self) -> pa.Table:
-        """The rows as a table of `LABELS_SCHEMA`, sorted by video id."""
-        return pa.Table.from_pylist(self.rows, schema=LABELS_SCHEMA).sort_by("video_id")
+        """The rows as a table of `LABELS_SCHEMA` (and `group`), sorted by video id."""
+        has_groups = any("group" in row for row in self.rows)
+        schema = LABELS_SCHEMA.append(pa.field("group", pa.string())) if has_groups else LABELS_SCHEMA
+        return pa.Table.from_pylist(self.rows, schema=schema).sort_by("video_id")
 
     def add(
         self, video_id: str, split: str, label: str | None, frame_labels: Sequence[int] | None, *notes: str

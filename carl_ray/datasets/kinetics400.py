@@ -28,35 +28,24 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import PurePosixPath
-from typing import NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from carl_ray import storage
-from carl_ray.datasets.conversion import (
-    Conversion,
-    converter_parser,
-    index_videos,
-    write_manifest,
-)
-from carl_ray.errors import RunError, UserError, one_line_errors
+from carl_ray.datasets.conversion import Conversion, converter_parser
+from carl_ray.datasets.listed import Listed, find_lists, label_listed, publish_listed
+from carl_ray.errors import UserError, one_line_errors
 
 _NAMES_OF = {"train": ["train"], "validation": ["val", "validate", "validation"], "test": ["test"]}
 _SPLITS = {name: split for split, names in _NAMES_OF.items() for name in names}
+_LISTS = "the CSV files"
 _HEADER = "label,youtube_id,time_start,time_end,split[,is_cc]"
 _CLIP = re.compile(r"(?P<id>.+)_(?P<start>\d{6})_(?P<end>\d{6})")
 
 Clip = tuple[str, int, int]
 """YouTube id, start and end in seconds."""
-
-
-class Listed(NamedTuple):
-    """Split and label of a clip in the CSV files."""
-
-    split: str
-    label: str | None
 
 
 def read_lists(raw: str) -> dict[Clip, Listed]:
@@ -72,15 +61,11 @@ def read_lists(raw: str) -> dict[Clip, Listed]:
         UserError: no CSV file has the official header, or a row is not as published.
         RunError: the store refuses or fails.
     """
-    if not storage.exists(raw):
-        raise UserError(f"{storage.public_uri(raw)}: no such folder")
-    found = {}
-    folders = [raw, storage.join(raw, "annotations")]
-    for folder in folders:
-        for name in storage.list_folder(folder):
-            if name.lower().endswith(".csv") and not name.startswith("."):
-                uri = storage.join(folder, quote(name) if storage.is_remote(folder) else name)
-                found[uri] = _read_list(uri)
+    found = {
+        uri: _read_list(uri)
+        for name, uri in find_lists(raw, ["annotations"])
+        if name.lower().endswith(".csv") and not name.startswith(".")
+    }
     lists = [rows for rows in found.values() if rows is not None]
     if not lists:
         others = f"; {', '.join(map(_name, found))} have another header" if found else ""
@@ -107,31 +92,18 @@ def label_clips(
         video_ids: Files that decode, as paths inside the folder.
         rejects: Files that do not, with the reason.
     """
-    counts = Counter(listed.split for listed in clips.values())
-    conversion = Conversion({split: counts[split] for split in _NAMES_OF if counts[split]})
     by_id: dict[str, list[Clip]] = {}
     for clip in clips:
         by_id.setdefault(clip[0], []).append(clip)
-    files: dict[Clip, list[str]] = {}
-    for video_id in [*video_ids, *rejects]:
-        named = _clip_of(video_id, clips, by_id)
-        if named is None:
-            conversion.leave_out(video_id, "files that the CSV files do not list")
-        else:
-            files.setdefault(named, []).append(video_id)
-    for clip, (split, label) in clips.items():
-        names = files.get(clip, [])
-        # Files that decode first, and among them replacements of corrupted ones.
-        names.sort(key=lambda name: (name in rejects, not _is_replacement(name), name))
-        if not names:
-            conversion.leave_out("{}_{:06d}_{:06d}".format(*clip), f"{split}: missing")
-        elif names[0] in rejects:
-            conversion.leave_out(names[0], f"{split}: {rejects[names[0]]}")
-        else:
-            conversion.add(names[0], split, label, None)
-        for name in names[1:]:
-            conversion.leave_out(name, "further files of clips that are there several times")
-    return conversion
+    return label_listed(
+        clips,
+        lambda video_id: _clip_of(video_id, clips, by_id),
+        video_ids,
+        rejects,
+        lists=_LISTS,
+        shown=lambda clip: "{}_{:06d}_{:06d}".format(*clip),
+        is_preferred=_is_replacement,
+    )
 
 
 def _read_list(uri: str) -> list[tuple[Clip, Listed]] | None:
@@ -191,15 +163,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
         options = parser.parse_args(arguments)
         clips = read_lists(options.raw)
-        from carl_ray.data.manifest import rejects_uri, scan_uri
-
-        # Not at --out: an interrupted scan, or clips that no list names, must not look like the manifest.
-        indexed, rejects = index_videos(options.raw, scan_uri(options.out))
-        conversion = label_clips(clips, indexed.column("video_id").to_pylist(), rejects)
-        print(f"rejects:  {storage.public_uri(rejects_uri(scan_uri(options.out)))}")
-        write_manifest(conversion, indexed, rejects, options.out, "kinetics400")
-        if not conversion.rows:
-            raise RunError(f"{storage.public_uri(options.raw)}: none of the clips in the CSV files is usable")
+        label = partial(label_clips, clips)
+        publish_listed(options.raw, options.out, "kinetics400", label, _LISTS)
 
 
 if __name__ == "__main__":

@@ -201,24 +201,21 @@ def encode(frames: Iterable[Image.Image], path: Path, options: dict[str, str] | 
 
 
 def rendering_command(
-    name: str,
+    renderer: Renderer[_Config],
     description: str,
-    default: _Config,
-    ensure_rendered: Callable[[Path | None, _Config, OnVideo], Path],
     arguments: list[str] | None,
     benchmark: _Config | None = None,
 ) -> None:
     """The command of a set of rendered videos; its options are the fields of the config.
 
     Args:
-        name: Module in this package.
+        renderer: Of the videos.
         description: What the command does, in a sentence.
-        default: Values of the options that are not given.
-        ensure_rendered: As `Renderer.ensure_rendered`.
         arguments: Of the command; None: of the process.
         benchmark: Values with `--benchmark`; None: there is no such option.
     """
-    parser = OptionParser(prog=program(f"datasets.{name}"), description=description)
+    default = renderer.default
+    parser = OptionParser(prog=program(f"datasets.{renderer.name}"), description=description)
     parser.add_argument("folder", type=Path, nargs="?", help="default: in $CARL_RAY_HOME or ~/carl_ray")
     if benchmark is not None:
         parser.add_argument(
@@ -243,6 +240,6 @@ def rendering_command(
             config = replace(benchmark if benchmark and is_benchmark else default, **options)
         except ValueError as error:
             raise UserError(str(error)) from None
-        folder = ensure_rendered(folder, config, ProgressLine("rendered"))
+        folder = renderer.ensure_rendered(folder, config, ProgressLine("rendered"))
         print(f"{sum(config.num_videos.values())} videos and their labels are in {folder}")
         print_next("index", str(folder), "--out", str(folder / "manifest.parquet"))

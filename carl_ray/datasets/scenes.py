@@ -39,7 +39,6 @@ from carl_ray.datasets.figure import (
 )
 from carl_ray.datasets.rendered import (
     FRAMES_PER_SECOND,
-    OnVideo,
     RenderConfig,
     Renderer,
     encode,
@@ -300,17 +299,7 @@ render, ensure_rendered, read_labels = _RENDERER.render, _RENDERER.ensure_render
 
 def main(arguments: list[str] | None = None) -> None:
     """Render into a folder; options are the fields of `ScenesConfig`."""
-
-    def ensure(folder: Path | None, config: ScenesConfig, on_video: OnVideo) -> Path:
-        return ensure_rendered(folder, config, on_video)
-
-    rendering_command(
-        "scenes",
-        "Renders videos in which action and scene are independent.",
-        ScenesConfig(),
-        ensure,
-        arguments,
-    )
+    rendering_command(_RENDERER, "Renders videos whose action and scene are independent.", arguments)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from carl_ray.data import manifest
 from carl_ray.data.decode import read_frames
 from carl_ray.data.randomness import sample_generator
 from carl_ray.datasets import choreography
+from carl_ray.datasets import rendered as rendered_videos
 from carl_ray.datasets.choreography import ACTIONS, ChoreographyConfig
 from carl_ray.datasets.timeline import sample_timeline
 from carl_ray.errors import RunError, UserError
@@ -258,9 +259,9 @@ def test_command_line_starts_from_the_benchmark_where_asked(
 ) -> None:
     configs: list[ChoreographyConfig] = []
     monkeypatch.setattr(
-        choreography,
+        rendered_videos.Renderer,
         "ensure_rendered",
-        lambda folder, config, on_video: configs.append(config) or folder,
+        lambda renderer, folder, config, on_video: configs.append(config) or folder,
     )
     choreography.main([str(tmp_path)])
     choreography.main([str(tmp_path), "--max-repetitions", "2", "--varying-order", "--difficulty", "hard"])
