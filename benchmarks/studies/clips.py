@@ -1,0 +1,115 @@
+"""Region contrast, its ablations and its controls on rendered scenes, three seeds each.
+
+    python -m benchmarks.studies.clips [--seeds 3] [--steps 300] [--row NAME …] [--tint] [--out rows.jsonl]
+
+Every row trains the preset `clips_demo` with changes, on decoded frames in memory, and measures vectors of videos (mean
+of ten clips): accuracy of logistic regression, and of the nearest training video, on action, pair (the action without
+its direction) and scene; with --tint, on scenes of which each video has a colour cast of its own, and without colour
+augmentation, also R² of a ridge regression of the cast. Markdown goes to standard output, mean ± deviation over the
+seeds; a row takes two to five minutes a seed on one core, and --out keeps finished ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from carl_ray.errors import one_line_errors
+from carl_ray.options import OptionParser, number
+
+_CONTRAST = {
+    "objective.name": "clip_contrast",
+    "objective.hidden_width": "128",
+    "objective.projection_width": "64",
+}
+_SUPERVISED = {"objective.name": "clip_classes", "objective.dropout": "0"}
+_PLAIN = {"objective.information_weight": "0", "objective.order_weight": "0"}
+ROWS: dict[str, dict[str, str]] = {
+    "untrained": {"steps": "0"},
+    "untrained, batch norm adapted": {"steps": "0", "adapt": "1"},
+    "untrained, differences": {"steps": "0", "model.clip_input": "difference"},
+    "colour mean and deviation, 4 x 4": {"steps": "0", "low_level": "1"},
+    "clip InfoNCE": _CONTRAST,
+    "regions": {},
+    "regions without order": {"objective.order_weight": "0"},
+    "regions without information": {"objective.information_weight": "0"},
+    "region contrast alone": _PLAIN,
+    "region contrast, hard targets": _PLAIN | {"objective.targets": "hard"},
+    "region contrast, local clips alone": _PLAIN | {"objective.whole_view": "false"},
+    "region contrast, all own negatives": _PLAIN | {"objective.own_negatives": "all"},
+    "clip InfoNCE, differences": _CONTRAST | {"model.clip_input": "difference"},
+    "regions, differences": {"model.clip_input": "difference"},
+    "supervised": _SUPERVISED,
+    "supervised, differences": _SUPERVISED | {"model.clip_input": "difference"},
+}
+"""Changes of the preset by the row's name; `steps`, `adapt` and `low_level` are this command's own."""
+
+_MEASURES = ("action", "pair", "scene")
+_NO_COLOR = {
+    "augment.jitter_probability": "0",
+    "augment.grayscale_probability": "0",
+    "augment.blur_probability": "0",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table."""
+    with one_line_errors():
+        parser = OptionParser(
+            prog="python -m benchmarks.studies.clips",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        count = number(int, at_least=1)
+        parser.add_argument("--seeds", type=count, default=3)
+        parser.add_argument("--steps", type=count, default=300, help="of each training [300]")
+        parser.add_argument(
+            "--row", action="append", choices=list(ROWS), metavar="NAME", help="only these rows"
+        )
+        parser.add_argument("--tint", action="store_true", help="scenes with a colour cast")
+        parser.add_argument(
+            "--out", type=Path, metavar="FILE", help="of finished rows, which are not run again"
+        )
+        options = parser.parse_args(arguments)
+        _print_table(options)
+
+
+def _print_table(options: argparse.Namespace) -> None:
+    # Lazy import: --help answers at once.
+    from benchmarks.studies.scene_clips import load_world, measure
+
+    done: dict[str, dict[str, float]] = {}
+    if options.out is not None and options.out.exists():
+        done = dict(json.loads(line) for line in options.out.read_text().splitlines())
+    world = None
+    names = [f"{how} {what}" for how in ("linear", "R@1") for what in _MEASURES] + ["cast R²"] * options.tint
+    print(f"| row | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+    for name in options.row or ROWS:
+        found = []
+        for seed in range(options.seeds):
+            key = json.dumps([name, seed, options.steps, options.tint])
+            if key not in done:
+                world = world or load_world(options.tint)
+                changes = (_NO_COLOR if options.tint else {}) | ROWS[name]
+                done[key] = measure(world, changes, seed, options.steps)
+                if options.out is not None:
+                    with options.out.open("a") as file:
+                        file.write(json.dumps([key, done[key]]) + "\n")
+            found.append(done[key])
+        print(
+            f"| {name} | {' | '.join(_cell([one[column] for one in found]) for column in names)} |",
+            flush=True,
+        )
+
+
+def _cell(values: Sequence[float]) -> str:
+    import numpy as np
+
+    spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
