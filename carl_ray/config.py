@@ -30,7 +30,7 @@ from carl_ray.errors import UserError
 from carl_ray.objectives.choice import EARLIER, AnyOptions, complaint, objective_options
 from carl_ray.objectives.views import CROPS, STRICT, AugmentConfig, ViewsConfig, ViewSpec
 
-CLIP_BACKBONES = ("small3d", "r3d_18", "mc3_18", "r2plus1d_18", "s3d")
+CLIP_BACKBONES = ("small3d", "r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t")
 """Backbones of clips."""
 BACKBONES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "small", "efficientnet_lite0"),

@@ -185,6 +185,43 @@ class _S3D(nn.Module):
         return [module for module in self.features if next(module.parameters(), None) is not None]
 
 
+class _Transformer3D(nn.Module):
+    """torchvision's video Swin or MViT without its classifier, whose tokens become maps."""
+
+    kind: Literal["frame", "clip"] = "clip"
+    mean, std, input_size = _KINETICS_MEAN, _KINETICS_STD, 224
+    published = "model."
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.channels: int = model.norm.normalized_shape[0]
+        model.head = nn.Identity()
+
+    def forward(self, clips: Float[Tensor, "N 3 T height width"]) -> Float[Tensor, "N C t h w"]:
+        """Feature maps; MViT's class token is left out."""
+        model = self.model
+        if hasattr(model, "patch_embed"):
+            maps: Tensor = model.norm(model.features(model.pos_drop(model.patch_embed(clips))))
+            return maps.movedim(-1, 1)
+        tokens = model.pos_encoding(model.conv_proj(clips).flatten(2).transpose(1, 2))
+        size = (model.pos_encoding.temporal_size, *model.pos_encoding.spatial_size)
+        for block in model.blocks:
+            tokens, size = block(tokens, size)
+        return model.norm(tokens)[:, 1:].transpose(1, 2).unflatten(2, size)
+
+    def stages(self) -> Sequence[nn.Module]:
+        """The blocks, the first with what comes before them, the last with the norm after them."""
+        model = self.model
+        if hasattr(model, "patch_embed"):
+            before, blocks = [model.patch_embed], list(model.features)
+        else:
+            before, blocks = [model.conv_proj, model.pos_encoding], list(model.blocks)
+        parts = [[block] for block in blocks]
+        parts[0], parts[-1] = before + parts[0], [*parts[-1], model.norm]
+        return [nn.ModuleList(part) for part in parts]
+
+
 def build_network(name: str, batch_norm: Mode) -> Network:
     """Build the network that `model.backbone` names, with random weights.
 
@@ -221,6 +258,8 @@ def _torchvision_video(name: str, batch_norm: Mode) -> Network:
     own_batch_norm(model, batch_norm)
     if name == "s3d":
         return _S3D(model.features)
+    if name in ("mvit_v2_s", "swin3d_t"):
+        return _Transformer3D(model)
     return Chain(
         _named(model, _VIDEO_STAGES),
         channels=model.fc.in_features,

@@ -41,8 +41,10 @@ class Lacking(nn.Module):
     kind, channels = "frame", 8
 
 
+MVIT = "mvit_v2_s"  # Of one size of clips alone, which takes seconds.
 NAMES = [
-    *("resnet18", "small", "efficientnet_lite0", *CLIP_BACKBONES, f"{HERE}:OwnNetwork"),
+    *("resnet18", "small", "efficientnet_lite0", f"{HERE}:OwnNetwork"),
+    *(name for name in CLIP_BACKBONES if name != MVIT),
     *("timm:test_vit", "timm:test_resnet", "timm:test_convnext"),
 ]
 SWIN = "timm:swin_tiny_patch4_window7_224"  # Its maps have the channels last.
@@ -114,6 +116,20 @@ def test_gradients_reach_what_is_learnable_alone(name, learnable):
         k.rpartition(".")[0] for k, v in statistics.items() if not torch.equal(v, backbone.get_buffer(k))
     }
     assert moved == {key.rpartition(".")[0] for key in statistics} & trained
+
+
+def test_maps_of_mvit_are_its_tokens_without_that_of_the_class():
+    backbone, _ = build(MVIT)
+    model = backbone.eval().network.model
+    tokens = []
+    model.norm.register_forward_hook(lambda module, inputs, made: tokens.append(made))
+    with torch.no_grad():
+        maps = plain(backbone, torch.randn(1, 3, 16, 224, 224))
+    assert maps.shape == (1, backbone.channels, 8, 7, 7)
+    assert maps[0, :, 1, 2, 3].equal(tokens[0][0, 1 + 49 + 2 * 7 + 3])
+    assert sum(
+        p.numel() for s in networks.build_network(MVIT, "local").stages() for p in s.parameters()
+    ) == sum(p.numel() for p in backbone.parameters())
 
 
 def test_a_transformer_pools_as_its_classifier():
