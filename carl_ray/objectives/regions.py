@@ -48,6 +48,8 @@ _PAIRS = (
 _LEAST_COVERAGE = 0.1
 """Of a region by one of the other clip's, for it to be an anchor."""
 _LOW_LEVEL = 6
+_INFORMATION_FROM = 0.1
+"""Share of the run after which the weight of the information rises from 0, linearly, to its value at the end."""
 
 
 class RegionContrast(Objective):
@@ -80,10 +82,13 @@ class RegionContrast(Objective):
         """Weight of the order of local clips and cells of the whole video; 0: without."""
         information_weight: float = Field(default=1.0, ge=0)
         """Weight of what regions tell of their low-level statistics; 0: without."""
+        information: Literal["vclub", "correlation"] = "vclub"
+        """How that is measured: `vclub`, an upper bound in nats by a network that reads the statistics; `correlation`,
+        the mean squared correlation of every number of a region with every statistic."""
         information_on: Literal["projection", "cells", "clip"] = "projection"
         """What must not tell of them: the projections, the backbone's cells, or its vectors of clips."""
         information_steps: int = Field(default=2, ge=1)
-        """Updates a step of the network that reads the statistics."""
+        """Updates a step of the network that reads the statistics, for `vclub`."""
 
         def views(self, default: ViewSpec) -> tuple[ViewSpec, ...]:
             """Two local clips and one over the whole video."""
@@ -110,7 +115,8 @@ class RegionContrast(Objective):
         )
         if options.order_weight and options.whole_view:
             self.order = nn.Sequential(nn.Linear(3 * width, 128), nn.ReLU(inplace=True), nn.Linear(128, 3))
-        if options.information_weight:
+        self.has_reader = options.information_weight > 0 and options.information == "vclub"
+        if self.has_reader:
             seen = options.projection_width if options.information_on == "projection" else width
             self.reader = nn.Sequential(
                 nn.Linear(seen, 128), nn.ReLU(inplace=True), nn.Linear(128, 2 * _LOW_LEVEL)
@@ -123,7 +129,7 @@ class RegionContrast(Objective):
         """Where low-level statistics are read: first their reader alone, then all else."""
         import torch
 
-        reader = list(self.reader.parameters()) if self.options.information_weight else []
+        reader = list(self.reader.parameters()) if self.has_reader else []
         own = {id(p) for p in reader}
         every = [
             p
@@ -147,8 +153,9 @@ class RegionContrast(Objective):
 
         with torch.no_grad():
             regions = self._regions(encodings, batch)
-        read = self._read(regions, encodings, batch)
-        assert read is not None  # This phase has pixels.
+        seen = self._low_level(regions, encodings, batch)
+        assert seen is not None  # This phase has pixels.
+        read = read_terms(self.reader, *self._standardized(seen))
         return Terms(read.own_loss[None], read.number[None])
 
     def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
@@ -163,12 +170,12 @@ class RegionContrast(Objective):
             counts.append(ordered.counts[0])
             figures |= found
         if self.options.information_weight:
-            read = self._read(regions, encodings, batch)
-            if read is not None:
-                weight = self.options.information_weight * min(1.0, progress / 0.1)
-                sums.append(weight * read.information)
-                counts.append(read.number)
-                figures["low_level_r2"] = read.explained
+            seen = self._low_level(regions, encodings, batch)
+            if seen is not None:
+                weight = self.options.information_weight * max(0.0, progress - _INFORMATION_FROM)
+                information, number, figures["low_level_r2"] = self._information(seen)
+                sums.append(weight / (1 - _INFORMATION_FROM) * information)
+                counts.append(number)
         self.figures = figures
         return Terms(torch.stack(sums), torch.stack(counts))
 
@@ -200,10 +207,23 @@ class RegionContrast(Objective):
                 figures.append(found)
         return sums, counts, {name: torch.stack([one[name] for one in figures]).sum(0) for name in figures[0]}
 
-    def _read(
+    def _information(self, seen: LowLevel) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum and number of the information term, and its figure."""
+        if self.has_reader:
+            read = read_terms(self.reader, *self._standardized(seen))
+            return read.information, read.number, read.explained
+        return correlation_terms(seen.z, seen.statistics)
+
+    def _standardized(self, seen: LowLevel) -> LowLevel:
+        import torch
+
+        with torch.autocast(seen.z.device.type, enabled=False):
+            return seen._replace(statistics=self.standardize(seen.statistics))
+
+    def _low_level(
         self, regions: Mapping[str, _Regions], encodings: Mapping[str, Encoding], batch: Batch
-    ) -> Reading | None:
-        """What can be read of the low-level statistics of all regions; None without pixels."""
+    ) -> LowLevel | None:
+        """All regions with their low-level statistics; None without pixels."""
         import torch
 
         seen, statistics, masks = [], [], []
@@ -225,10 +245,9 @@ class RegionContrast(Objective):
         z, u, mask = (torch.cat(parts, 1) for parts in (seen, statistics, masks))
         real = mask.flatten().nonzero()[:, 0]
         videos = torch.arange(len(z), device=z.device)[:, None].expand(mask.shape).flatten()[real]
-        with torch.autocast(z.device.type, enabled=False):
-            wide = torch.promote_types(z.dtype, torch.float32)
-            standard = self.standardize(u.flatten(0, 1)[real].to(wide))
-            return read_terms(self.reader, z.flatten(0, 1)[real].to(wide), standard, videos, len(z))
+        wide = torch.promote_types(z.dtype, torch.float32)
+        z, u = (part.flatten(0, 1)[real].to(wide) for part in (z, u))
+        return LowLevel(z, u, videos, len(batch.rows))
 
 
 class _Regions(NamedTuple):
@@ -429,6 +448,18 @@ def low_level_statistics(pixels: Tensor, cells: Sequence[int]) -> Float[Tensor, 
     return torch.cat([mean, deviation], -1).flatten(2, 4)
 
 
+class LowLevel(NamedTuple):
+    """Regions of this worker, and what pixels alone say of them."""
+
+    z: Float[Tensor, "N D"]
+    """Float32 or better."""
+    statistics: Float[Tensor, "N K"]
+    videos: Int64[Tensor, " N"]
+    """Number of each region's video."""
+    num_videos: int
+    """B."""
+
+
 class Reading(NamedTuple):
     """What a reader makes of low-level statistics; sums over the regions of this worker."""
 
@@ -488,3 +519,31 @@ def read_terms(
         above = sum_over_workers(nats.detach()) > 0
     explained = torch.stack([total - read, total]).double()
     return Reading(own_loss.where(~alone.any(), 0), nats * above, (~alone).sum(), explained.detach())
+
+
+def correlation_terms(
+    z: Float[Tensor, "N D"], statistics: Float[Tensor, "N K"]
+) -> tuple[Tensor, Int64[Tensor, ""], Float[Tensor, " 2"]]:
+    """Mean squared correlation of every number of the regions with every statistic, over all workers' regions.
+
+    Where all are 0, no linear regression reads the statistics. A collective call.
+
+    Returns:
+        The mean times N, with gradient; N; and the figure of the largest R² of a single number, summed over the
+        statistics, and their number.
+    """
+    import torch
+
+    from carl_ray.objectives.gather import gather_rows
+
+    real = torch.ones(len(z), dtype=torch.bool, device=z.device)
+    every, u, there = gather_rows(z, statistics, real)
+    with torch.autocast(z.device.type, enabled=False):
+        every, u = every[there], u[there]
+        sides = [part - part.mean(0) for part in (every, u)]
+        deviations = [side.square().mean(0).sqrt().clamp(min=1e-6) for side in sides]
+        correlations = (sides[0] / deviations[0]).T @ (sides[1] / deviations[1]) / max(1, len(every))
+        squared = correlations.square()
+    best = squared.detach().amax(0).double()
+    figure = torch.stack([best.sum(), torch.full_like(best.sum(), len(best))])
+    return squared.mean() * len(z), there.new_tensor(len(z), dtype=torch.int64), figure
