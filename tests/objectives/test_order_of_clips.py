@@ -1,0 +1,79 @@
+"""The order term answers from content alone: a time that is painted into the pixels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from carl_ray.config import Config
+from carl_ray.data.batch import collate
+from carl_ray.data.sample import Sample, draw_clips, sample_spec
+from carl_ray.objectives.base import Batch, ViewTensors
+from carl_ray.objectives.regions import LOCAL
+from carl_ray.options import overridden
+from carl_ray.presets import preset
+from carl_ray.training.step import TrainingStep
+
+FRAMES, SIZE, VIDEOS = 64, 16, 12
+SETTINGS = {
+    "augment.image_size": str(SIZE),
+    "objective.information_weight": "0",
+    "objective.order_weight": "10",
+    "views.stride": "[1, 1]",
+    "training.precision": "fp32",
+}
+
+
+def batch_of(config: Config, step: int) -> Batch:
+    """Clips of videos whose brightness is the time, in a pattern of the video's own."""
+    spec = sample_spec(config)
+    samples = []
+    for number in range(VIDEOS):
+        video_id = f"{step}/{number}"
+        pattern = np.random.default_rng([step, number]).uniform(0.6, 1.0, (SIZE, SIZE, 3))
+        views = {}
+        for view in spec.views:
+            clips = draw_clips(view, video_id, FRAMES, 0, spec)
+            times = np.stack([clip.frame_indices for clip in clips])
+            shape = (view.count, view.num_frames)
+            views[view.name] = ViewTensors(
+                timestamps=times.astype(np.float64),
+                mask=np.ones(shape, bool),
+                parameters=np.zeros((view.count, 16)),
+                boxes=np.tile([0.0, 0, 1, 1], (view.count, 1)),
+                flips=np.zeros(view.count, bool),
+                spans=np.array([clip.crop for clip in clips], np.float64),
+                pixels=(255 * (times / FRAMES)[..., None, None, None] * pattern).astype(np.uint8),
+            )
+        samples.append(Sample(number, step, 0, video_id, None, views))
+    return collate(samples, spec)
+
+
+def accuracy(step: TrainingStep, swapped: bool) -> tuple[float, float]:
+    """Of the order, and of the best guess for each cell; with the local clips of other videos."""
+    totals = torch.zeros(2, 2, dtype=torch.float64)
+    for number in range(1000, 1010):
+        batch = batch_of(step.config, number)
+        if swapped:
+            local = batch.views[LOCAL]
+            moved = replace(local, pixels=None if local.pixels is None else local.pixels.roll(1, 0))
+            batch = replace(batch, views={**batch.views, LOCAL: moved})
+        step.evaluate(batch)
+        figures = step.model.objective.figures
+        totals += torch.stack([figures["order_accuracy"], figures["order_best_guess"]])
+    found, guess = (totals[:, 0] / totals[:, 1]).tolist()
+    return found, guess
+
+
+def test_order_is_learnt_from_content_and_from_nothing_else():
+    torch.set_num_threads(1)
+    config = overridden(preset("clips_demo"), SETTINGS)
+    step = TrainingStep(config, torch.device("cpu"), 200)
+    for number in range(200):
+        step.train(batch_of(step.config, number), number)
+    found, guess = accuracy(step, swapped=False)
+    assert found > 0.95 > guess + 0.1
+    found, guess = accuracy(step, swapped=True)
+    assert found < guess + 0.03
