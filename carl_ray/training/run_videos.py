@@ -28,6 +28,8 @@ from carl_ray.training.checkpoint import Checkpoint
 VIDEOS = "videos.parquet"
 """File of a run folder that records the run's videos."""
 _CONTENT = ["bytes", "content_hash"]
+_LEAST_FRAMES = 4
+"""Of a video that clips are taken of."""
 _RECORDED = ["video_id", "num_frames", "frame_step", "label", "frame_labels", *_CONTENT, "uri"]
 
 
@@ -72,6 +74,8 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
             f"{storage.public_uri(uri)}: no video with split {config.data.train_split!r}; "
             f"it has {', '.join(splits) if splits else 'no rows at all'}"
         )
+    if objective.reads_clips:
+        training = _long_enough(training, storage.public_uri(uri))
     training = _fraction(training, config.data.train_fraction, config.training.seed)
     validation = read_manifest(uri, columns, split=config.data.validation_split)
     validation = validation.slice(0, config.data.max_validation_videos)
@@ -126,6 +130,22 @@ def make_plans(config: Config, videos: Videos) -> tuple[Plan, Plan | None]:
     if validation is None:
         return plan, None
     return plan, validation_plan(seed, validation.num_rows, batch_size, codes(validation))
+
+
+def _long_enough(videos: pa.Table, shown: str) -> pa.Table:
+    """The videos that have a clip; a note names those left out.
+
+    Raises:
+        UserError: none has.
+    """
+    is_long = pc.greater_equal(videos.column("num_frames"), _LEAST_FRAMES)
+    short = videos.filter(pc.invert(is_long)).column("uri").to_pylist()
+    if len(short) == len(videos):
+        raise UserError(f"{shown}: no training video has {_LEAST_FRAMES} frames, which a clip needs")
+    if short:
+        named = f"{len(short)} training videos with fewer than {_LEAST_FRAMES} frames are left out"
+        note(f"warning: {named}, such as {storage.public_uri(short[0])}")
+    return videos.filter(is_long)
 
 
 def _fraction(videos: pa.Table, fraction: float, seed: int) -> pa.Table:

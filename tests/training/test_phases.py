@@ -40,7 +40,8 @@ class Adversary(Objective):
         return Phase("critic", critic, trains_encoder=False), encoder_phase
 
     def phase_terms(self, phase: str, encodings: Any, batch: Any, progress: float) -> Terms:
-        (frames, mask), view = crops(encodings, batch)
+        encoding, view = crops(encodings, batch)
+        frames, mask = encoding.frames, encoding.mask
         errors = (self.critic(frames)[..., 0] - view.timestamps.to(frames.dtype) / 40).square()
         sums = errors.where(mask, 0).sum()
         if phase == "encoder":
@@ -90,7 +91,7 @@ def test_each_phase_trains_its_own_weights_and_a_broken_one_ends_the_step() -> N
     step, batch = TrainingStep(config(), torch.device("cpu"), NUM_STEPS), worker_batch(0)
     before = snapshot(step)
     for phase, own in zip(step.phases, ("objective", "encoder"), strict=True):
-        assert step._update(phase, batch, 0).applied
+        assert step._update(phase, batch, 0, None).applied
         assert changed(before, before := snapshot(step)) == {own}
     weight = step.model.objective.critic[0].weight
     handle = weight.register_hook(lambda gradient: gradient * torch.inf)

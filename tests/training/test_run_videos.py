@@ -14,6 +14,7 @@ import torch
 from carl_ray.config import ClusterConfig, Config, objective_options
 from carl_ray.data.manifest import SCHEMA, videos_digest, write_table
 from carl_ray.errors import UserError
+from carl_ray.presets import preset
 from carl_ray.training.checkpoint import Progress, checkpoint_at, save_checkpoint
 from carl_ray.training.run_checks import check_same_run, find_checkpoint
 from carl_ray.training.run_videos import VIDEOS, read_videos, record_videos
@@ -159,3 +160,29 @@ def test_how_a_run_is_done_may_change_when_it_goes_on() -> None:
         check_same_run(begun, other, "/run")
     with pytest.raises(UserError, match="holds a run of preset test, not demo"):
         check_same_run(begun, replace(begun, preset="demo"), "/run")
+
+
+def test_videos_without_a_clip_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [row(k, "train", num_frames=count, frame_labels=None) for k, count in enumerate([3, 4, 9])]
+    config = preset("clips_demo")
+    config = replace(config, data=replace(config.data, manifest=write(rows, tmp_path)))
+    _, videos = read_videos(config)
+    assert videos.training.column("video_id").to_pylist() == ["train/1.mp4", "train/2.mp4"]
+    assert capsys.readouterr().err == (
+        "warning: 1 training videos with fewer than 4 frames are left out, such as s3://bucket/train/0.mp4\n"
+    )
+    config = replace(config, data=replace(config.data, manifest=write(rows[:1], tmp_path)))
+    with pytest.raises(UserError, match="no training video has 4 frames, which a clip needs"):
+        read_videos(config)
+
+
+def test_labels_of_videos_are_classes(tmp_path: Path):
+    rows = [row(k, "train", num_frames=9, frame_labels=None, label=label) for k, label in enumerate("bac")]
+    rows += [row(3, "train", num_frames=9, frame_labels=None, label=None)]
+    rows += [row(4, "validation", num_frames=9, frame_labels=None, label=label) for label in "z"]
+    config = replace(preset("clips_demo"), objective=objective_options("clip_classes"))
+    config = replace(config, data=replace(config.data, manifest=write(rows, tmp_path)))
+    counted, videos = read_videos(config)
+    assert counted.objective == objective_options("clip_classes", num_classes=3)
+    assert videos.training.column("label").to_pylist() == [1, 0, 2, None]
+    assert videos.validation is not None and videos.validation.column("label").to_pylist() == [None]
