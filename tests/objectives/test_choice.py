@@ -52,9 +52,9 @@ class WrongName(Foreign):
 
 class Fine(Foreign):
     def forward(self, encodings, batch, progress):
-        (frames, mask), = encodings.values()
-        sums = self.head(frames)[..., 0].where(mask, 0).sum()[None]
-        return Terms(sums, mask.sum()[None])
+        (encoding,) = encodings.values()
+        sums = self.head(encoding.frames)[..., 0].where(encoding.mask, 0).sum()[None]
+        return Terms(sums, encoding.mask.sum()[None])
 
 
 class WithClasses(Fine):
