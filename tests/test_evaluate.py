@@ -122,6 +122,22 @@ def test_centered_is_centering_of_each_video(tmp_path: Path) -> None:
     assert measured[0] == pytest.approx(measured[1], abs=1e-6) and measured[2] < measured[0] - 0.1
 
 
+@pytest.mark.parametrize("options", [[], ["--centered"]])
+def test_videos_of_two_labels_are_retrieved_as_wholes(tmp_path: Path, options: list[str]) -> None:
+    made = videos("train", 6) + videos("test", 4)
+    made = [replace(found, label=("run", "sit")[number % 2]) for number, found in enumerate(made)]
+    for found in made:
+        found.embeddings[:, 0] += found.label == "run"
+    write_part(str(tmp_path), made, ORIGIN, "float32")
+    evaluate.main(["--train", str(tmp_path), "--test", str(tmp_path), "--out", str(tmp_path), *options])
+    document = json.loads((tmp_path / "metrics.json").read_text())
+    if options:  # centred embeddings have no mean
+        assert "video_recall_at_1" not in document["trained"] and "recognition" not in document["not_run"]
+    else:
+        assert document["trained"]["video_recall_at_1"]["value"] == 1
+        assert '<th scope="row">video R@1 (%)' in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.parametrize(("validation", "measured"), [(3, 3), (1, 5)])
 def test_without_test_videos_what_is_possible_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], validation: int, measured: int

@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         __doc__,
         lambda options: read_lists(options.raw, options.split, unused=options.unused),
         arguments,
-        preset="laptop",
+        preset="regions_ucf101",
         has_splits=True,
         has_unused=True,
     )

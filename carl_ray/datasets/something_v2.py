@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         __doc__,
         lambda options: read_lists(options.raw),
         arguments,
-        preset="laptop",
+        preset="regions_kinetics400",
         lists="the JSON files",
     )
 

@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         __doc__,
         lambda options: read_lists(options.raw, options.split),
         arguments,
-        preset="laptop",
+        preset="regions_ucf101",
         has_splits=True,
     )
 

@@ -9,10 +9,14 @@ from typing import Any
 _MODULES = {
     "alignment_error": "alignment",
     "average_precision_at_k": "retrieval",
+    "direction_of_time": "recognition",
     "kendalls_tau": "kendall",
     "linear_probe": "frame_classes",
+    "linear_probe_of_clips": "recognition",
+    "nearest_neighbours": "recognition",
     "phase_classification": "classification",
     "phase_progression": "progression",
+    "retrieval_of_videos": "recognition",
 }
 __all__ = list(_MODULES)
 

@@ -7,6 +7,7 @@ task runs, because commands and sweeps list the metrics before they load these.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
@@ -16,8 +17,9 @@ import numpy as np
 from carl_ray.evaluation.bootstrap import Result
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 
-Need = Literal["labelled training videos", "frame labels", "progress"]
-"""What a task cannot do without: frame labels of a training or a test video, or true progress of a test video."""
+Need = Literal["labelled training videos", "frame labels", "progress", "two labels of two videos each"]
+"""What a task cannot do without: frame labels of a training or a test video, true progress of a test video, or two
+labels (of videos) that at least two training and two test videos have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,5 +112,16 @@ class Task:
             "labelled training videos": any(bool((video.phases >= 0).any()) for video in train),
             "frame labels": any(bool((video.phases >= 0).any()) for video in test),
             "progress": any(video.progress is not None for video in test),
+            "two labels of two videos each": len(_repeated_labels(train) & _repeated_labels(test)) >= 2,
         }
         return next((need for need in self.needs if not met[need]), None)
+
+
+def is_labelled(video: EmbeddedVideo) -> bool:
+    """Whether a video has frames and a label of the whole."""
+    return bool(video.label) and len(video) > 0
+
+
+def _repeated_labels(videos: Sequence[EmbeddedVideo]) -> set[str | None]:
+    counts = Counter(video.label for video in videos if is_labelled(video))
+    return {label for label, count in counts.items() if count >= 2}

@@ -13,6 +13,7 @@ from carl_ray.evaluation import (
     label_free,
     progression,
     propagation,
+    recognition,
     repetitions,
     retrieval,
 )
@@ -29,6 +30,7 @@ TASKS: dict[str, Task] = {
         repetitions.TASK,
         alignment.TASK,
         frame_classes.TASK,
+        recognition.TASK,
         label_free.TASK,
     )
 }

@@ -39,7 +39,7 @@ def evaluate_embeddings(
         out: URI of the folder.
         protocol: Which tasks, one of `carl_ray.paper.PROTOCOLS`; None: those of the paper for the preset.
             Propagation is added to the protocol of phases, repetitions where a phase of a test video returns, the score
-            without labels where no test video has any.
+            without labels where no test video has any, recognition where two labels have two videos on each side.
         stride: Every how many frames tau, AP@K and the alignment error look at; None: as in the paper.
         seed: Of label fractions, chance and the bootstrap.
         centered: Subtract the mean of each video from its embeddings, also those of the untrained and frozen encoder.
@@ -59,9 +59,11 @@ def evaluate_embeddings(
             [video.centered() for video in side] for side in (train_videos, test_videos)
         )
     # Lazy import: mistakes are reported before torch is loaded.
+    from carl_ray.evaluation.frozen import FROZEN
     from carl_ray.evaluation.overlap import overlap_warnings
     from carl_ray.evaluation.protocol import evaluate, has_returning_phase
     from carl_ray.evaluation.repetitions import find_repetitions
+    from carl_ray.evaluation.tasks import TASKS
     from carl_ray.report.page import write_report
 
     protocol = protocol or protocol_of(origin.preset)
@@ -69,6 +71,10 @@ def evaluate_embeddings(
     added = ("propagation",) * (protocol == "phases") if is_labelled else ("label_free",)
     if protocol == "phases" and any(map(has_returning_phase, test_videos)):
         added = (*added, "repetitions")
+    # The mean of a video's embeddings is nothing where they are centred.
+    has_means = origin.form == "plain" and origin.preset != FROZEN and not centered
+    if has_means and TASKS["recognition"].missing(train_videos, test_videos) is None:
+        added = (*added, "recognition")
     document = {"protocol": protocol} | evaluate(
         train_videos,
         test_videos,
