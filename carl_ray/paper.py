@@ -8,12 +8,15 @@ from dataclasses import dataclass
 PROTOCOLS: dict[str, tuple[str, ...]] = {
     "phases": ("phase_classification", "phase_progression", "kendalls_tau", "retrieval", "alignment_error"),
     "finegym": ("linear_probe",),
+    "clips": ("recognition", "clip_probe"),
 }
-"""Names of the evaluation tasks (`carl_ray.evaluation.tasks`) of each protocol of section 4.1."""
+"""Names of the evaluation tasks (`carl_ray.evaluation.tasks`) of each protocol of section 4.1, and of whole videos."""
 
 
 def protocol_of(preset: str) -> str:
-    """The paper's protocol for the data of a preset, one of `PROTOCOLS`."""
+    """The protocol for the data of a preset, one of `PROTOCOLS`."""
+    if preset.startswith(("clips", "regions")):
+        return "clips"
     return "finegym" if preset.startswith("finegym") else "phases"
 
 

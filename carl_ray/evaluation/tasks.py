@@ -8,6 +8,7 @@ from typing import Any
 from carl_ray.evaluation import (
     alignment,
     classification,
+    clip_probe,
     frame_classes,
     kendall,
     label_free,
@@ -31,6 +32,7 @@ TASKS: dict[str, Task] = {
         alignment.TASK,
         frame_classes.TASK,
         recognition.TASK,
+        clip_probe.TASK,
         label_free.TASK,
     )
 }

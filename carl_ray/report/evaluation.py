@@ -69,11 +69,13 @@ def evaluate_embeddings(
     protocol = protocol or protocol_of(origin.preset)
     is_labelled = any((video.phases >= 0).any() for video in test_videos)
     added = ("propagation",) * (protocol == "phases") if is_labelled else ("label_free",)
+    if protocol == "clips":
+        added = ()
     if protocol == "phases" and any(map(has_returning_phase, test_videos)):
         added = (*added, "repetitions")
     # The mean of a video's embeddings is nothing where they are centred.
     has_means = origin.form == "plain" and origin.preset != FROZEN and not centered
-    if has_means and TASKS["recognition"].missing(train_videos, test_videos) is None:
+    if protocol != "clips" and has_means and TASKS["recognition"].missing(train_videos, test_videos) is None:
         added = (*added, "recognition")
     document = {"protocol": protocol} | evaluate(
         train_videos,

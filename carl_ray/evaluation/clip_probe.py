@@ -1,0 +1,44 @@
+"""Linear probe of whole videos: their label from vectors of ten clips."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from carl_ray.evaluation.bootstrap import Result, ratio_of_sums
+from carl_ray.evaluation.recognition import linear_probe_of_clips
+from carl_ray.evaluation.task import Metric, Task, Videos, is_labelled
+
+_NUM_CLIPS = 10
+_NAME = "video_linear_probe"
+
+
+def _run(videos: Videos) -> dict[str, Result]:
+    train, test = ([video for video in side if is_labelled(video)] for side in (videos.train, videos.test))
+    # Rows of an encoder of clips are the clips around a frame; a short video has each of its rows once.
+    clips = [[video.embeddings[_even_places(len(video))] for video in side] for side in (train, test)]
+    labels = [[video.label for video in side] for side in (train, test)]
+    found = linear_probe_of_clips(clips[0], labels[0], clips[1], labels[1], seed=videos.seed)
+    statistics = np.zeros((2, len(videos.test)))
+    statistics[:, [is_labelled(video) for video in videos.test]] = found.statistics
+    return {_NAME: ratio_of_sums(statistics[0], statistics[1], found.left_out)}
+
+
+def _even_places(count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, _NUM_CLIPS).round().astype(int))
+
+
+TASK = Task(
+    name="clip_probe",
+    needs=("two labels of two videos each",),
+    pooled=True,
+    metrics=(
+        Metric(
+            name=_NAME,
+            title="video linear probe (%)",
+            meaning="share of the test videos whose label a logistic regression predicts, fitted to ten even clips of "
+            "each training video; probabilities of a video's clips are averaged",
+            decides=True,
+        ),
+    ),
+    run=_run,
+)
