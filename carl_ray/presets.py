@@ -105,7 +105,8 @@ def clips_demo() -> Config:
     """Region contrast on rendered scenes in which action, motion and scene are independent: minutes on two CPU cores.
 
     Everything is small (clips of 8 frames of 32 pixels, four convolutions), and the colour augmentation is half as
-    strong as the paper's, without blur.
+    strong as the paper's, without blur. The encoder sees differences of frames: with the frames themselves it learns
+    the scenes (`benchmarks.studies.clips`).
     """
     return Config(
         preset="clips_demo",
@@ -120,7 +121,12 @@ def clips_demo() -> Config:
             blur_probability=0.0,
         ),
         model=ModelConfig(
-            num_frames=8, backbone="small3d", weights="random", learnable="all", temporal_encoder="clip"
+            num_frames=8,
+            backbone="small3d",
+            weights="random",
+            learnable="all",
+            temporal_encoder="clip",
+            clip_input="difference",
         ),
         objective=objective_options("regions", hidden_width=128, projection_width=64),
         optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, warmup=0.1, weight_decay=1e-2),

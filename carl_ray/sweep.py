@@ -83,7 +83,7 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         "--metric",
         metavar="NAME",
         help="the score: a metric of metrics.json, or label_free (default phase_classification; linear_probe for "
-        "FineGym; label_free where no frame has a label)",
+        "FineGym; video_linear_probe for clips; label_free where there are no labels)",
     )
     add("--search-seed", type=int, metavar="N", default=0, help="of the random points (default 0)")
     add("--address", metavar="ADDRESS", help="of a Ray cluster; RAY_ADDRESS does the same")

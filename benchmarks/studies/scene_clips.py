@@ -82,7 +82,8 @@ def measure(world: World, changes: Mapping[str, str], seed: int, num_steps: int)
     torch.set_num_threads(1)
     own = {name: changes[name] for name in ("steps", "adapt", "low_level") if name in changes}
     fields = {name: value for name, value in changes.items() if name not in own}
-    config = overridden(preset("clips_demo"), fields | {"training.seed": str(seed)})
+    base = overridden(preset("clips_demo"), {"model.clip_input": "rgb", "training.seed": str(seed)})
+    config = overridden(base, fields)
     if "low_level" in own:
         return _accuracies(world, _color_grid(world.frames)[:, None])
     encoder, figures = train(world, config, int(own.get("steps", num_steps)))

@@ -25,6 +25,12 @@ from carl_ray.paper import PROTOCOLS, protocol_of
 from carl_ray.sweeps.space import Point, Space, changed_values, point_config
 
 LABEL_FREE = "label_free"
+_DEFAULT_METRICS = {
+    "phases": "phase_classification",
+    "finegym": "linear_probe",
+    "clips": "video_linear_probe",
+}
+"""By protocol."""
 """Name of the score that needs no labels, among the metrics."""
 REDUCTION = 3
 """Reduction factor of successive halving: ratio of the epochs of two rungs, and of the trials that pass one."""
@@ -72,7 +78,7 @@ class Sweep:
 
 def default_metric(preset: str) -> str:
     """The score of a preset's trials where frames have labels."""
-    return "linear_probe" if protocol_of(preset) == "finegym" else "phase_classification"
+    return _DEFAULT_METRICS[protocol_of(preset)]
 
 
 def trial_id(sweep: Sweep, point: Point) -> str:
@@ -107,7 +113,9 @@ def define_sweep(space: Space, base: Config, *, seeds: int, num_rungs: int, metr
             f"--data.validation_split {split}: a sweep chooses on videos that are neither trained on nor tested on; "
             "name another split"
         )
-    columns = ["video_id", "content_hash", "frame_labels"]
+    protocol = protocol_of(base.preset)
+    label = "label" if protocol == "clips" else "frame_labels"
+    columns = ["video_id", "content_hash", label]
     videos = {name: read_manifest(manifest, columns, split=name) for name in (split, train_split, _TEST)}
     shown = storage.public_uri(manifest)
     if videos[split].num_rows < 2:
@@ -126,17 +134,18 @@ def define_sweep(space: Space, base: Config, *, seeds: int, num_rungs: int, metr
                 f"{name!r}, the first {again['video_id'][0].as_py()!r}: a sweep would choose by training or "
                 "test videos"
             )
-    labelled = _has_labels(videos[split]) and _has_labels(videos[train_split])
+    labelled = all(_has_labels(videos[name].column(label)) for name in (split, train_split))
     if metric is None:
         metric = default_metric(base.preset) if labelled else LABEL_FREE
-    known = [*metric_names(PROTOCOLS[protocol_of(base.preset)]), LABEL_FREE]
+    known = [*metric_names(PROTOCOLS[protocol]), LABEL_FREE]
     if metric not in known:
         raise UserError(
             f"--metric: unknown metric {metric!r}{options.nearest(metric, known)} ({', '.join(known)})"
         )
     if metric != LABEL_FREE and not labelled:
+        kind = "labels" if protocol == "clips" else "frame labels"
         raise UserError(
-            f"--metric {metric} needs frame labels of the training and the validation videos, and {shown} has none; "
+            f"--metric {metric} needs {kind} of the training and the validation videos, and {shown} has none; "
             f"without them: --metric {LABEL_FREE}"
         )
     epochs = base.training.epochs
@@ -148,8 +157,11 @@ def define_sweep(space: Space, base: Config, *, seeds: int, num_rungs: int, metr
     return Sweep(space, base, seeds, rungs, metric, labelled)
 
 
-def _has_labels(videos: pa.Table) -> bool:
-    labels = pc.list_flatten(videos.column("frame_labels"))
+def _has_labels(column: pa.ChunkedArray) -> bool:
+    """Whether a column of labels, of videos or of their frames, has any."""
+    if pa.types.is_string(column.type):
+        return column.null_count < len(column)
+    labels = pc.list_flatten(column)
     return bool(len(labels)) and pc.max(labels).as_py() >= 0
 
 

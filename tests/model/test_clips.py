@@ -12,9 +12,10 @@ from torch import Tensor
 from carl_ray.config import Config
 from carl_ray.errors import UserError
 from carl_ray.model.clips import ClipEncoder, real_cells
+from carl_ray.options import overridden
 from carl_ray.presets import preset
 
-DEMO = preset("clips_demo")
+DEMO = overridden(preset("clips_demo"), {"model.clip_input": "rgb"})
 
 
 def encoder(config: Config = DEMO, seed: int = 0, **model: Any) -> ClipEncoder:

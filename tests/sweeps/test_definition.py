@@ -14,9 +14,9 @@ import pytest
 from carl_ray.config import Config
 from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.errors import UserError
-from carl_ray.presets import demo
+from carl_ray.presets import demo, preset
 from carl_ray.sweeps.definition import define_sweep, save_definition
-from carl_ray.sweeps.space import Choices, Space
+from carl_ray.sweeps.space import Choices, Space, loss
 
 SPACE = Space("test", {"views.sampling": Choices(("random", "even"))})
 
@@ -155,3 +155,19 @@ def test_a_folder_keeps_its_videos_and_labels(tmp_path: Path, column: str, value
     write_table(pa.Table.from_pylist(rows, schema=SCHEMA), config.data.manifest or "")
     with pytest.raises(UserError, match=f"was begun with digest of videos and labels.{split} = "):
         save_definition(sweep, str(tmp_path / "sweep"), "random", 0)
+
+
+def test_labels_of_videos_decide_the_metric_of_clips(tmp_path: Path) -> None:
+    manifest = str(base(tmp_path, "ttvvs").data.manifest)
+    clips = preset("clips_demo")
+    clips = replace(clips, data=replace(clips.data, manifest=manifest))
+    space = loss(clips)
+    assert list(space.parameters) == ["objective.temperature"]
+    found = define_sweep(space, clips, seeds=1, num_rungs=1, metric=None)
+    assert (found.metric, found.labelled) == ("video_linear_probe", True)
+    table = pq.read_table(manifest)
+    place = table.schema.get_field_index("label")
+    write_table(table.set_column(place, "label", pa.nulls(5, pa.string())), manifest)
+    assert define_sweep(space, clips, seeds=1, num_rungs=1, metric=None).metric == "label_free"
+    with pytest.raises(UserError, match="--metric video_recall_at_1 needs labels of the training"):
+        define_sweep(space, clips, seeds=1, num_rungs=1, metric="video_recall_at_1")
