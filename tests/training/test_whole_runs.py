@@ -1,0 +1,74 @@
+"""A CNN and a vision transformer of timm, and an encoder of clips: train, resume, embed, evaluate, on Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import carl_ray
+from carl_ray.config import AugmentConfig, Config, ModelConfig
+
+pytestmark = pytest.mark.slow
+
+
+def of_timm(name: str) -> Config:
+    config = carl_ray.preset("demo")
+    return replace(
+        config,
+        augment=AugmentConfig(image_size=32),
+        model=ModelConfig(
+            backbone=name, weights="random", learnable="1", num_frames=8, hidden_width=16, width=16, num_layers=1,
+            num_heads=2, feedforward_width=16, embedding_width=8,
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(of_timm("timm:test_efficientnet"), id="cnn"),
+        pytest.param(of_timm("timm:test_vit"), id="transformer"),
+        pytest.param(carl_ray.preset("clips_demo"), id="clips"),
+    ],
+)
+def test_from_training_to_metrics(
+    config: Config, make_video: Callable[..., Path], tmp_path: Path, ray_session: None
+) -> None:
+    for number, split in enumerate(["train"] * 4 + ["test"] * 4):
+        make_video(tmp_path / "videos" / "ab"[number % 2] / split / f"{number}.mp4", 24)
+    manifest, run = str(tmp_path / "videos.parquet"), tmp_path / "run"
+    videos = tmp_path / "videos"
+    labels = pa.table(
+        {
+            "video_id": [str(path.relative_to(videos)) for path in sorted(videos.rglob("*.mp4"))],
+            "label": [path.parts[-3] for path in sorted(videos.rglob("*.mp4"))],
+            "split": [path.parts[-2] for path in sorted(videos.rglob("*.mp4"))],
+        }
+    )
+    carl_ray.build_manifest(str(videos), manifest, labels)
+    config = replace(
+        config,
+        data=replace(config.data, manifest=manifest, short_side=config.augment.image_size),
+        training=replace(config.training, epochs=2, global_batch_size=2, checkpoint_every_steps=2),
+    )
+    carl_ray.fit(config, str(run))
+    last, first = (run / "checkpoints" / f"step-0000000{step}" for step in (4, 2))
+    whole = json.loads((last / "state.json").read_text())["hashes"]
+    assert first.exists()
+    shutil.rmtree(last)
+    carl_ray.fit(config, str(run), resume=True)
+    assert json.loads((last / "state.json").read_text())["hashes"] == whole
+    embeddings = str(tmp_path / "embeddings")
+    assert carl_ray.embed_corpus(str(run), manifest, embeddings).num_embedded == 8
+    document = carl_ray.evaluate_embeddings(embeddings, embeddings, str(tmp_path / "evaluation"))
+    assert {"trained", "untrained"} <= set(document) and (tmp_path / "evaluation" / "report.html").exists()
+    assert ("video_linear_probe" in document["trained"]) == (config.preset == "clips_demo")
+    if config.preset == "clips_demo":
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert {"target_entropy", "rank_of_best", "order_accuracy", "low_level_r2"} <= set(lines[-1])
