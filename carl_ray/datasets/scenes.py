@@ -292,14 +292,14 @@ def _render_video(folder: Path, config: ScenesConfig, video_id: str, action: str
     }
 
 
-_RENDERER = Renderer("scenes", 1, LABELS_SCHEMA, ScenesConfig(), video_ids, _render_video)
-default_folder, is_rendered = _RENDERER.default_folder, _RENDERER.is_rendered
-render, ensure_rendered, read_labels = _RENDERER.render, _RENDERER.ensure_rendered, _RENDERER.read_labels
+RENDERER = Renderer("scenes", 1, LABELS_SCHEMA, ScenesConfig(), video_ids, _render_video)
+default_folder, is_rendered = RENDERER.default_folder, RENDERER.is_rendered
+render, ensure_rendered, read_labels = RENDERER.render, RENDERER.ensure_rendered, RENDERER.read_labels
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Render into a folder; options are the fields of `ScenesConfig`."""
-    rendering_command(_RENDERER, "Renders videos whose action and scene are independent.", arguments)
+    rendering_command(RENDERER, "Renders videos whose action and scene are independent.", arguments)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_nearest_neighbours_vote_by_similarity() -> None:
     [
         ({"ks": [1, 7]}, r"from 1 to 6 videos, got \[1, 7\]"),
         ({"ks": [0]}, r"from 1 to 6 videos, got \[0\]"),
-        ({"gallery_labels": LABELS[:5]}, "labels of 6 videos, got 5"),
+        ({"gallery_labels": LABELS[:5]}, "labels or groups of 6 videos, got 5"),
         ({"queries": np.full((1, 2), np.nan)}, "expected finite values"),
         ({"queries": np.ones((1, 3))}, "expected width 2"),
     ],
@@ -167,7 +167,7 @@ def test_a_single_label_is_predicted() -> None:
     assert linear_probe_of_clips(clips, ["a"] * 3, clips, ["a", "a", "b"]).value == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="at least one clip"):
         linear_probe_of_clips([*clips, np.ones((0, 3))], ["a"] * 4, clips, ["a"] * 3)
-    with pytest.raises(ValueError, match="labels and groups of 3 videos, got 2"):
+    with pytest.raises(ValueError, match="labels or groups of 3 videos, got 2"):
         linear_probe_of_clips(clips, ["a"] * 3, clips, ["a"] * 3, groups=[0, 1])
 
 
