@@ -24,7 +24,7 @@ from carl_ray import embed, evaluate, storage, train
 from carl_ray.config import Config, ModelConfig
 from carl_ray.data.manifest import SCHEMA, read_manifest, videos_digest, write_table
 from carl_ray.data.scan import index_folder
-from carl_ray.datasets import choreography
+from carl_ray.datasets import choreography, embedded
 from carl_ray.evaluation.corpus import EmbeddingSettings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
 from carl_ray.lease import hold
@@ -295,8 +295,7 @@ def test_the_demo_ends_with_metrics_and_a_report(
 ) -> None:
     monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
     few = choreography.ChoreographyConfig(num_train=8, num_validation=4, num_test=12, size=32)
-    rendered = choreography.ensure_rendered
-    monkeypatch.setattr(choreography, "ensure_rendered", lambda **options: rendered(config=few, **options))
+    monkeypatch.setitem(embedded.RENDERERS, "demo", replace(choreography.RENDERER, default=few))
     run = tmp_path / "runs" / "demo-1"
     train.main(["--run-dir", str(run), "--training.epochs", "1"])
     printed = capsys.readouterr().out

@@ -113,23 +113,23 @@ def _render_video(folder: Path, config: ChoreographyConfig, video_id: str, name:
     }
 
 
-_RENDERER = Renderer("choreography", 1, LABELS_SCHEMA, ChoreographyConfig(), video_ids, _render_video)
-default_folder, is_rendered = _RENDERER.default_folder, _RENDERER.is_rendered
-# One core draws and encodes some 2,000 frames of 96 pixels a second: seconds for the default set.
-render, ensure_rendered = _RENDERER.render, _RENDERER.ensure_rendered
-
-
-def read_labels(folder: Path) -> pa.Table:
-    """Read the labels of a rendered folder: a table of `LABELS_SCHEMA` with `phase_names`, one row a video."""
-    labels = _RENDERER.read_labels(folder)
+def _with_phase_names(labels: pa.Table) -> pa.Table:
     names = [list(ACTIONS[action].phases) for action in labels.column("label").to_pylist()]
     return labels.append_column("phase_names", pa.array(names, pa.list_(pa.string())))
+
+
+# One core draws and encodes some 2,000 frames of 96 pixels a second: seconds for the default set.
+RENDERER = Renderer(
+    "choreography", 1, LABELS_SCHEMA, ChoreographyConfig(), video_ids, _render_video, _with_phase_names
+)
+default_folder, is_rendered, render = RENDERER.default_folder, RENDERER.is_rendered, RENDERER.render
+ensure_rendered, read_labels = RENDERER.ensure_rendered, RENDERER.read_labels
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Render into a folder; options are the fields of `ChoreographyConfig`."""
     description = "Renders choreographed videos with known phases."
-    rendering_command(_RENDERER, description, arguments, benchmark())
+    rendering_command(RENDERER, description, arguments, benchmark())
 
 
 if __name__ == "__main__":

@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from carl_ray import storage
 from carl_ray.datasets import choreography, scenes
+from carl_ray.datasets.rendered import Renderer
 from carl_ray.progress import ProgressLine
 
-
-@dataclass(frozen=True)
-class _Rendered:
-    config: Any
-    default_folder: Callable[[Any], Path]
-    ensure_rendered: Callable[..., Path]
-    read_labels: Callable[[Path], pa.Table]
-
-
 _DEMO = "demo"
-_RENDERED = {
-    _DEMO: _Rendered(
-        choreography.ChoreographyConfig(),
-        choreography.default_folder,
-        choreography.ensure_rendered,
-        choreography.read_labels,
-    ),
-    "clips_demo": _Rendered(
-        scenes.ScenesConfig(), scenes.default_folder, scenes.ensure_rendered, scenes.read_labels
-    ),
-}
-"""By the preset that is trained on them."""
+RENDERERS: dict[str, Renderer[Any]] = {_DEMO: choreography.RENDERER, "clips_demo": scenes.RENDERER}
+"""Of the videos of a preset, by its name."""
 
 
 def has_embedded(preset: str) -> bool:
     """Whether a preset has rendered videos."""
-    return preset in _RENDERED
+    return preset in RENDERERS
 
 
 def embedded_manifest(preset: str = _DEMO) -> str:
     """Default path of the manifest of a preset's rendered videos; the file need not exist yet."""
-    rendered = _RENDERED[preset]
-    return str(rendered.default_folder(rendered.config) / "manifest.parquet")
+    return str(RENDERERS[preset].default_folder() / "manifest.parquet")
 
 
 def index_embedded(
@@ -62,8 +40,7 @@ def index_embedded(
     from carl_ray.data.scan import index_folder
 
     preset = preset if has_embedded(preset) else _DEMO
-    rendered = _RENDERED[preset]
-    folder = rendered.ensure_rendered(on_video=ProgressLine("rendered"))
+    folder = RENDERERS[preset].ensure_rendered(on_video=ProgressLine("rendered"))
     out = out or embedded_manifest(preset)
-    manifest, rejects = index_folder(str(folder), out, rendered.read_labels(folder), verify=verify)
+    manifest, rejects = index_folder(str(folder), out, RENDERERS[preset].read_labels(folder), verify=verify)
     return storage.public_uri(out), manifest, rejects

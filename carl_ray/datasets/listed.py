@@ -67,10 +67,9 @@ def label_listed(
         # Files that decode first.
         names = sorted(files.get(key, []), key=lambda name: (name in rejects, not is_preferred(name), name))
         if listed.split is None:
-            for name in names:
+            for name in names[:1]:
                 conversion.leave_out(name, "videos that the split does not use")
-            continue
-        if not names:
+        elif not names:
             conversion.leave_out(shown(key), f"{listed.split}: missing")
         elif names[0] in rejects:
             conversion.leave_out(names[0], f"{listed.split}: {rejects[names[0]]}")

@@ -35,6 +35,7 @@ _SPLITS = ("train", "validation", "test")
 
 OnVideo = Callable[[int, int], None]
 """Called with (videos done, videos in all) after each video."""
+_IGNORED: OnVideo = lambda done, total: None  # noqa: E731
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +84,15 @@ class Renderer(Generic[_Config]):
     labels: pa.Schema
     """Of `labels.parquet`: `video_id` and what is known of each video."""
     default: _Config
+    """Which videos, where no config is named."""
     video_ids: Callable[[_Config], dict[str, str]]
     """Action of every video, by its id (the path inside the folder)."""
     render_video: Callable[[Path, _Config, str, str], dict[str, object]]
     """Render the video (folder, config, id, action) into the folder; its row of the labels."""
+    complete: Callable[[pa.Table], pa.Table] = lambda labels: labels
+    """Adds to labels that are read what need not be stored."""
 
-    def render(self, folder: Path, config: _Config, on_video: OnVideo = lambda done, total: None) -> None:
+    def render(self, folder: Path, config: _Config, on_video: OnVideo = _IGNORED) -> None:
         """Render all videos and their labels into a folder, atomically.
 
         Args:
@@ -102,9 +106,10 @@ class Renderer(Generic[_Config]):
         """
         folder = folder.absolute()
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        marker = f"{self.name}.json"
         try:
             is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-            if not is_empty and not (folder / self._marker_file).is_file():
+            if not is_empty and not (folder / marker).is_file():
                 raise UserError(
                     f"{folder}: it holds other files than rendered videos; name a new or empty folder"
                 )
@@ -117,7 +122,7 @@ class Renderer(Generic[_Config]):
                 on_video(len(rows), len(videos))
             labels = pa.Table.from_pylist(rows, schema=self.labels).sort_by("video_id")
             pq.write_table(labels, temporary / _LABELS, compression="zstd")
-            (temporary / self._marker_file).write_text(json.dumps(self._marker(config), indent=2) + "\n")
+            (temporary / marker).write_text(json.dumps(self._identity(config), indent=2) + "\n")
             if self.is_rendered(folder, config):
                 return  # another process was faster
             shutil.rmtree(folder, ignore_errors=True)
@@ -131,53 +136,40 @@ class Renderer(Generic[_Config]):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    @property
-    def _marker_file(self) -> str:
-        return f"{self.name}.json"
-
-    def _marker(self, config: _Config) -> dict[str, object]:
+    def _identity(self, config: _Config) -> dict[str, object]:
         return {"renderer_version": self.version, **asdict(config)}
 
     def is_rendered(self, folder: Path, config: _Config) -> bool:
         """Whether a folder holds exactly the videos of a config, complete."""
         try:
-            marker = json.loads((folder / self._marker_file).read_text())
+            identity = json.loads((folder / f"{self.name}.json").read_text())
         except (OSError, ValueError):
             return False
         files = [folder / _LABELS, *(folder / video_id for video_id in self.video_ids(config))]
-        return bool(marker == self._marker(config)) and all(file.is_file() for file in files)
+        return bool(identity == self._identity(config)) and all(file.is_file() for file in files)
 
-    def default_folder(self, config: _Config) -> Path:
-        """Default folder of the videos of a config: below `storage.home()`."""
-        text = json.dumps(self._marker(config), sort_keys=True)
+    def default_folder(self, config: _Config | None = None) -> Path:
+        """Default folder of the videos of a config (None: the default ones): below `storage.home()`."""
+        text = json.dumps(self._identity(config or self.default), sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         return storage.home() / "datasets" / f"{self.name}-{digest}"
 
     def ensure_rendered(
-        self,
-        folder: Path | None = None,
-        config: _Config | None = None,
-        on_video: OnVideo = lambda done, total: None,
+        self, folder: Path | None = None, config: _Config | None = None, on_video: OnVideo = _IGNORED
     ) -> Path:
-        """Return the folder with the videos of a config; render them if they are not there.
+        """Return the folder (None: the default one) with the videos of a config; render what is not there.
 
-        Args:
-            folder: None: `default_folder(config)`.
-            config: Which videos; None: the default ones.
-            on_video: As for `render`.
-
-        Raises:
-            UserError, RunError: as `render`.
+        Arguments and errors are those of `render`.
         """
-        config = self.default if config is None else config
-        folder = self.default_folder(config) if folder is None else folder
+        config = config or self.default
+        folder = folder or self.default_folder(config)
         if not self.is_rendered(folder, config):
             self.render(folder, config, on_video)
         return folder
 
     def read_labels(self, folder: Path) -> pa.Table:
         """Read the labels of a rendered folder, one row a video."""
-        return pq.read_table(folder / _LABELS, schema=self.labels)
+        return self.complete(pq.read_table(folder / _LABELS, schema=self.labels))
 
 
 def encode(frames: Iterable[Image.Image], path: Path, options: dict[str, str] | None = None) -> None:

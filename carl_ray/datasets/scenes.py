@@ -27,6 +27,7 @@ from jaxtyping import Float64, UInt8
 from PIL import Image, ImageDraw
 
 from carl_ray.data.randomness import sample_generator
+from carl_ray.datasets import timeline
 from carl_ray.datasets.figure import (
     VISIBLE_HEIGHT,
     Body,
@@ -55,22 +56,16 @@ COCO_JOINTS = (
 )
 """The keypoints of a frame, in the order of COCO. Left is where x is smaller; eyes and ears have the score 0."""
 
-_STAND = Pose()
-_GUARD = both_sides(50, 110, hip=14, knee=-8)
-_CHAMBER = replace(_GUARD, right_hip=85, right_knee=-105, lean=-6)
-_KICK = replace(
-    _CHAMBER, left_shoulder=60, left_elbow=60, right_shoulder=25, right_hip=105, right_knee=-5, lean=-22
-)
-
-SEQUENCES: dict[str, tuple[Pose, Pose, Pose, Pose]] = {
-    "raise arms": (_STAND, both_sides(92, 0), both_sides(168, 8, hip=3, knee=-1), both_sides(150, 100)),
+_CHOREOGRAPHED = {name: action.poses for name, action in timeline.ACTIONS.items()}
+SEQUENCES: dict[str, tuple[Pose, ...]] = {
+    "raise arms": (*_CHOREOGRAPHED["greet"][:3], both_sides(150, 100)),
     "squat and stretch": (
-        _STAND,
+        *_CHOREOGRAPHED["jump"][:1],
         both_sides(38, -25, hip=58, knee=-100, bow=0.25),
         both_sides(60, -60, hip=30, knee=-30, bow=0.1),
         both_sides(140, 8, hip=38, knee=-2),
     ),
-    "guard and kick": (_STAND, _GUARD, _CHAMBER, _KICK),
+    "guard and kick": _CHOREOGRAPHED["kick"][:4],
 }
 """Key poses of each pair of actions, which shows them forwards and backwards."""
 
@@ -292,14 +287,14 @@ def _render_video(folder: Path, config: ScenesConfig, video_id: str, action: str
     }
 
 
-_RENDERER = Renderer("scenes", 1, LABELS_SCHEMA, ScenesConfig(), video_ids, _render_video)
-default_folder, is_rendered = _RENDERER.default_folder, _RENDERER.is_rendered
-render, ensure_rendered, read_labels = _RENDERER.render, _RENDERER.ensure_rendered, _RENDERER.read_labels
+RENDERER = Renderer("scenes", 1, LABELS_SCHEMA, ScenesConfig(), video_ids, _render_video)
+default_folder, is_rendered = RENDERER.default_folder, RENDERER.is_rendered
+render, ensure_rendered, read_labels = RENDERER.render, RENDERER.ensure_rendered, RENDERER.read_labels
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Render into a folder; options are the fields of `ScenesConfig`."""
-    rendering_command(_RENDERER, "Renders videos whose action and scene are independent.", arguments)
+    rendering_command(RENDERER, "Renders videos whose action and scene are independent.", arguments)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def retrieval_of_videos(
     Args:
         gallery: One vector a video.
         gallery_labels: Of these.
-        queries: One vector a video.
+        queries: As `gallery`.
         query_labels: Of these.
         ks: Numbers of neighbours.
         center: See `Center`.
@@ -125,9 +125,9 @@ def linear_probe_of_clips(
             or groups than of videos.
     """
     truth, names = np.asarray(train_labels), np.asarray(range(len(train)) if groups is None else groups)
-    for videos, labels in ((train, truth), (train, names), (test, np.asarray(test_labels))):
-        if len(videos) != len(labels):
-            raise ValueError(f"expected labels and groups of {len(videos)} videos, got {len(labels)}")
+    _check(train, truth)
+    _check(train, names)
+    _check(test, np.asarray(test_labels))
     if not all(len(video) for video in [*train, *test]):
         raise ValueError("expected at least one clip of each video")
     unit_frames([*train, *test])  # checks shapes and values
@@ -194,9 +194,9 @@ def _predicted(
     return predicted
 
 
-def _check(vectors: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1,)) -> None:
+def _check(vectors: Sequence[Any] | np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1,)) -> None:
     if len(vectors) != len(labels):
-        raise ValueError(f"expected labels of {len(vectors)} videos, got {len(labels)}")
+        raise ValueError(f"expected labels or groups of {len(vectors)} videos, got {len(labels)}")
     if not ks or min(ks) < 1 or max(ks) > len(vectors):
         raise ValueError(f"expected numbers of neighbours from 1 to {len(vectors)} videos, got {list(ks)}")
 
@@ -240,32 +240,27 @@ def _run(videos: Videos) -> dict[str, Result]:
     return results
 
 
+def _metric(name: str, title: str, meaning: str) -> Metric:
+    meaning = f"{meaning}, by the mean of their embeddings"
+    return Metric(name=f"video_{name}", title=f"video {title} (%)", meaning=meaning)
+
+
+_FOUND = "have a training video of their label among the {} nearest"
 TASK = Task(
     name="recognition",
     needs=("two labels of two videos each",),
     pooled=True,
     metrics=(
         *(
-            Metric(
-                name=f"video_recall_at_{k}",
-                title=f"video R@{k} (%)",
-                meaning=f"share of the test videos that have a training video of their label among the {k} nearest, by "
-                "the mean of their embeddings",
-            )
+            _metric(f"recall_at_{k}", f"R@{k}", f"share of the test videos that {_FOUND.format(k)}")
             for k in KS
         ),
-        Metric(
-            name="video_mean_average_precision",
-            title="video mAP (%)",
-            meaning="mean over test videos of the average precision with which training videos of their label are "
-            "found, by the mean of their embeddings",
+        _metric(
+            "mean_average_precision", "mAP", "average precision of finding training videos of the same label"
         ),
         *(
-            Metric(
-                name=f"video_knn_{k}",
-                title=f"video kNN, k = {k} (%)",
-                meaning=f"share of the test videos whose label the {k} nearest training videos vote for, by the mean "
-                "of their embeddings",
+            _metric(
+                f"knn_{k}", f"kNN, k = {k}", f"share of the test videos whose label the {k} nearest vote for"
             )
             for k in _VOTERS
         ),

@@ -15,7 +15,8 @@ from sklearn.preprocessing import StandardScaler
 from carl_ray.data.manifest import SCHEMA, attach_labels, read_manifest
 from carl_ray.data.scan import index_folder
 from carl_ray.datasets import scenes
-from carl_ray.datasets.scenes import ACTIONS, COCO_JOINTS, NUM_FRAMES, ScenesConfig, perform
+from carl_ray.datasets.figure import Body
+from carl_ray.datasets.scenes import ACTIONS, COCO_JOINTS, NUM_FRAMES, SEQUENCES, ScenesConfig, perform
 
 SMALL = ScenesConfig(num_train=6, num_validation=1, num_test=1, size=32)
 SEEN = [place for place, name in enumerate(COCO_JOINTS) if "eye" not in name and "ear" not in name]
@@ -89,6 +90,18 @@ def test_keypoints_are_where_the_figure_is_drawn() -> None:
         performance.keypoints[:, COCO_JOINTS.index(f"{side}_shoulder"), 0] for side in ("left", "right")
     )
     assert (left < right).all()
+
+
+def test_a_mirrored_pose_is_the_mirror_image() -> None:
+    body, flip = Body.sample(np.random.default_rng(0)), np.array([-1, 1])
+    for poses in SEQUENCES.values():
+        rows = np.stack([pose.vector() for pose in poses])
+        for pose, mirrored in zip(rows, scenes._mirrored(rows), strict=True):
+            found, expected = body.joints(mirrored), body.joints(pose)
+            for name, place in found.items():
+                side = {"left": "right", "right": "left"}.get(name.partition("_")[0], "")
+                other = f"{side}_{name.partition('_')[2]}" if side else name
+                np.testing.assert_allclose(place, expected[other] * flip, atol=1e-12)
 
 
 def test_a_tint_is_a_constant_gain_and_changes_nothing_else() -> None:

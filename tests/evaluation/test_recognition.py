@@ -105,7 +105,7 @@ def test_nearest_neighbours_vote_by_similarity() -> None:
     [
         ({"ks": [1, 7]}, r"from 1 to 6 videos, got \[1, 7\]"),
         ({"ks": [0]}, r"from 1 to 6 videos, got \[0\]"),
-        ({"gallery_labels": LABELS[:5]}, "labels of 6 videos, got 5"),
+        ({"gallery_labels": LABELS[:5]}, "labels or groups of 6 videos, got 5"),
         ({"queries": np.full((1, 2), np.nan)}, "expected finite values"),
         ({"queries": np.ones((1, 3))}, "expected width 2"),
     ],
@@ -141,25 +141,27 @@ def test_the_linear_probe_averages_the_clips_of_a_video() -> None:
 
 
 def test_the_penalty_is_chosen_on_groups_that_the_fit_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(1)
     labels, groups = np.arange(120) % 3, np.arange(120) // 6
+    # The first number of a clip names its group.
+    clips = [
+        np.hstack([np.full((5, 1), g), video])
+        for g, video in zip(groups, _clips(labels, np.random.default_rng(1), 0.7), strict=True)
+    ]
     calls: list[tuple[int, int, float]] = []
     predicted = recognition._predicted
 
     def spy(train, fitted, test, penalty):
         calls.append((len(train), len(test), penalty))
+        if len(train) < 120:
+            seen, held = ({video[0, 0] for video in side} for side in (train, test))
+            assert (len(seen), len(held)) == (18, 2) and not seen & held
+            # The third penalty is the best one.
+            return labels[np.isin(groups, list(held))] if penalty == 1.0 else np.full(len(test), -1)
         return predicted(train, fitted, test, penalty)
 
     monkeypatch.setattr(recognition, "_predicted", spy)
-    clips = _clips(labels, rng, 0.7)
-    # Every vector names its group: only whole groups that are held out keep that from paying.
-    marked = [
-        np.hstack([video, np.repeat(5 * np.eye(20)[[group]], 5, 0)])
-        for video, group in zip(clips, groups, strict=True)
-    ]
-    linear_probe_of_clips(marked, labels, marked[:9], labels[:9], groups=groups)
-    assert calls[:4] == [(108, 12, penalty) for penalty in (0.01, 0.1, 1.0, 10.0)]
-    assert calls[4][:2] == (120, 9) and len(calls) == 5
+    linear_probe_of_clips(clips, labels, clips[:9], labels[:9], groups=groups)
+    assert calls == [*((108, 12, penalty) for penalty in (0.01, 0.1, 1.0, 10.0)), (120, 9, 1.0)]
 
 
 def test_a_single_label_is_predicted() -> None:
@@ -167,11 +169,11 @@ def test_a_single_label_is_predicted() -> None:
     assert linear_probe_of_clips(clips, ["a"] * 3, clips, ["a", "a", "b"]).value == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="at least one clip"):
         linear_probe_of_clips([*clips, np.ones((0, 3))], ["a"] * 4, clips, ["a"] * 3)
-    with pytest.raises(ValueError, match="labels and groups of 3 videos, got 2"):
+    with pytest.raises(ValueError, match="labels or groups of 3 videos, got 2"):
         linear_probe_of_clips(clips, ["a"] * 3, clips, ["a"] * 3, groups=[0, 1])
 
 
-def test_direction_of_time() -> None:
+def test_direction_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
 
     def videos(sees: float) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -182,6 +184,18 @@ def test_direction_of_time() -> None:
     assert direction_of_time(videos(2), videos(2)).value > 0.95
     blind = direction_of_time(videos(0), videos(0))
     assert blind.value == 0.5 and blind.num_videos == 60
+    # A video and its reversal are held out together.
+    groups: list[np.ndarray] = []
+    probe = recognition.linear_probe_of_clips
+    monkeypatch.setattr(
+        recognition,
+        "linear_probe_of_clips",
+        lambda *videos, **options: groups.append(options["groups"]) or probe(*videos, **options),
+    )
+    direction_of_time(videos(1), videos(1))
+    direction_of_time(videos(1), videos(1), groups=["a", "b", "c"] * 20)
+    assert groups[0].tolist() == np.repeat(range(60), 2).tolist()
+    assert groups[1].tolist() == list("aabbcc") * 20
 
 
 def test_the_task_runs_on_the_mean_of_frames_with_every_control() -> None:
