@@ -33,6 +33,12 @@ def scatter_real(real: Tensor, index: Int[Tensor, " N"], batch: int, time: int) 
     return flat.index_copy(0, index, real).unflatten(0, (batch, time))
 
 
+def real_cells(mask: Bool[Tensor, "*clips T"], cells: int) -> Bool[Tensor, "*clips t"]:
+    """Which of the cells in time have at least half of their frames."""
+    frames = mask.unflatten(-1, (cells, -1))
+    return 2 * frames.sum(-1) >= frames.shape[-1]
+
+
 class ProjectionHead(nn.Module):
     """Projection Z of embeddings, for the loss (section 3.4).
 

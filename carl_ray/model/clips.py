@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from carl_ray.config import Config
 from carl_ray.errors import UserError
+from carl_ray.layers.heads import real_cells
 from carl_ray.model.backbone import build_backbone
 
 _CLIPS_PER_SPAN = 4
@@ -140,12 +141,6 @@ class ClipEncoder(nn.Module):
     def embed_features(self, features: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:
         """The features themselves: there is no module over time."""
         return features
-
-
-def real_cells(mask: Bool[Tensor, "*clips T"], cells: int) -> Bool[Tensor, "*clips t"]:
-    """Which of the cells in time have at least half of their frames."""
-    frames = mask.unflatten(-1, (cells, -1))
-    return 2 * frames.sum(-1) >= frames.shape[-1]
 
 
 def _between(made: list[tuple[float, Tensor]], start: int, stop: int) -> Float[Tensor, "rows C"]:

@@ -277,7 +277,7 @@ def _regions(head: nn.Module, encoding: Encoding, view: ViewTensors[Tensor]) -> 
     import torch
     from torch.nn import functional
 
-    from carl_ray.model.clips import real_cells
+    from carl_ray.layers.heads import real_cells
 
     assert encoding.maps is not None
     cells = encoding.maps.shape[3:]
@@ -402,7 +402,7 @@ def order_terms(
     import torch
     from torch.nn import functional
 
-    from carl_ray.model.clips import real_cells
+    from carl_ray.layers.heads import real_cells
 
     assert local.clip is not None
     cells = whole.frames.shape[2]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from carl_ray.config import Config
 from carl_ray.errors import UserError
-from carl_ray.model.clips import ClipEncoder, real_cells
+from carl_ray.layers.heads import real_cells
+from carl_ray.model.clips import ClipEncoder
 from carl_ray.options import overridden
 from carl_ray.presets import preset
 
