@@ -51,9 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
             from carl_ray.evaluation.lance_index import update_index
 
             update = update_index(Embeddings.open(embeddings), out, ProgressLine("indexed"))
-            print(f"videos added:    {update.added}")
-            print(f"videos replaced: {update.replaced}")
-            print(f"there before:    {update.kept}")
+            for done in ("added", "replaced", "kept"):
+                print(f"videos {f'{done}:':<9} {update[done]:,}")
             print(f"index:           {storage.public_uri(out)}")
             searched = out
         elif file_format == "qdrant":

@@ -123,7 +123,7 @@ def _query_video(
     """
     if query is None:
         if isinstance(embeddings, LanceIndex):
-            return embeddings.first()
+            raise UserError("QUERY missing: expected the id of a video in the index, or a video file")
         tested = (video for video in embeddings if video.split == "test")
         first = next(tested, None) or next(iter(embeddings), None)
         if first is None:

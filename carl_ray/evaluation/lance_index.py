@@ -1,9 +1,9 @@
 """Approximate index of the frames of many videos: a LanceDB table, local or in a bucket (extra `carl_ray[search]`).
 
-    NAME.lance/   one row a frame: `SCHEMA`; the schema's metadata holds the `Origin` and the folder of the embeddings
+    NAME.lance/   one row a frame: `SCHEMA`; its metadata has the `Origin` and the folder of the embeddings
 
-A search reads the parts of the table that it needs, in place. Each update is a version of the table, which readers
-see whole; rows that are in no index yet are compared one by one, so that they are found at once.
+A search reads the parts of the table that it needs, in place. Rows that are in no index of the table yet are compared
+one by one, so that they are found at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,13 +39,12 @@ MOST_SCANNED = 1 << 17
 
 SCHEMA = pa.schema(
     [
-        pa.field("video", pa.string(), nullable=False),  # its id
-        pa.field("frame", pa.int32(), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
-        pa.field("split", pa.string()),
-        pa.field("label", pa.string()),  # of the video
+        pa.field("frame", pa.int32(), nullable=False),
         pa.field("seconds", pa.float64()),  # from the first frame; null where the rate is unknown
-        pa.field("phase", pa.int32(), nullable=False),  # -1: none
+        pa.field("label", pa.string()),  # of the video
+        pa.field("phase", pa.int32()),  # label of the frame
         pa.field("phase_name", pa.string()),
         pa.field("digest", pa.int64(), nullable=False),  # of all that is known of the video
     ]
@@ -53,20 +52,12 @@ SCHEMA = pa.schema(
 """Columns but `embedding` (float32, as the encoder gives it)."""
 
 _ORIGIN, _SOURCE = b"carl_ray.origin", b"carl_ray.embeddings"
+_FOUND = [name for name in SCHEMA.names if name != "digest"]
 # A best frame is among its video's neighbours in time: without many of them, few videos are found.
 _FETCHED, _REFINED, _PROBED = 500, 10, 64
 _NUMBERS_A_CODE = 8
-# A quarter and less than half of LanceDB's: a third of the time, the same recall (docs/benchmarks.md).
+# A quarter and less than half of LanceDB's: a sixth of the time, the same recall.
 _SAMPLED_A_PARTITION, _ITERATIONS = 64, 20
-
-
-class Update(NamedTuple):
-    """What an update did, in videos."""
-
-    added: int
-    replaced: int
-    """Whose embeddings or labels had changed."""
-    kept: int
 
 
 @dataclass(frozen=True)
@@ -95,19 +86,9 @@ class LanceIndex:
         with _one_line(uri, "open"):
             table = _connect(uri).open_table(_name(uri))
             known = table.schema.metadata or {}
-        try:
-            return cls(uri, Origin(**json.loads(known[_ORIGIN])), known[_SOURCE].decode(), table)
-        except (KeyError, ValueError, TypeError):
-            raise UserError(f"{storage.public_uri(uri)}: not a table of `carl-ray export`") from None
-
-    def first(self) -> EmbeddedVideo:
-        """A test video, if there is one."""
-        with _one_line(self.uri, "read"):
-            for where in ("split = 'test'", "true"):
-                rows = self._table.search().where(where).select(["video"]).limit(1).to_arrow()
-                if len(rows):
-                    return self.video(rows["video"][0].as_py())
-        raise UserError(f"{storage.public_uri(self.uri)}: it holds no embedded frame")
+        if not {_ORIGIN, _SOURCE} <= known.keys():
+            raise UserError(f"{storage.public_uri(uri)}: not a table of `carl-ray export`")
+        return cls(uri, Origin(**json.loads(known[_ORIGIN])), known[_SOURCE].decode(), table)
 
     def video(self, video_id: str) -> EmbeddedVideo:
         """The video of an id.
@@ -116,37 +97,31 @@ class LanceIndex:
             NotEmbeddedError: no video has this id.
         """
         with _one_line(self.uri, "read"):
-            rows = self._table.search().where(f"video = {_quoted(video_id)}").limit(None).to_arrow()
+            rows = self._table.search().where(f"video_id = {_quoted(video_id)}").limit(None).to_arrow()
         if not len(rows):
             shown = storage.public_uri(self.uri)
             raise NotEmbeddedError(
                 f"{storage.public_uri(video_id)}: neither the id of a video in {shown} nor a file"
             )
         rows = rows.sort_by("frame")
-        phases = rows["phase"].to_numpy()
+        phases = rows["phase"].fill_null(-1).to_numpy()
         names = dict(zip(phases.tolist(), rows["phase_name"].to_pylist(), strict=True))
-        times = rows["seconds"].to_numpy()
+        times = rows["seconds"]
         return EmbeddedVideo(
             video_id=video_id,
             uri=rows["uri"][0].as_py(),
-            split=rows["split"][0].as_py(),
             label=rows["label"][0].as_py(),
             timestamps=np.arange(len(rows), dtype=np.float64),
-            embeddings=_vectors(rows),
+            embeddings=rows["embedding"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1),
             frame_labels=phases,
             phase_names=[names.get(phase) or f"phase {phase}" for phase in range(max(names) + 1)],
-            frame_times=None if np.isnan(times).any() else times,
+            frame_times=None if times.null_count else times.to_numpy(),
         )
 
     def search(
         self, query: tuple[EmbeddedVideo, int], k: int = 10, *, label: str | None = None
     ) -> list[FoundFrame]:
-        """The nearest frame of each of the `k` nearest videos, as `Embeddings.search` finds them, nearly always.
-
-        Args:
-            query: A video and the index of its frame. That video, found by id or file, is not searched.
-            k: The most frames returned.
-            label: Only videos of this label; None: all.
+        """What `Embeddings.search` finds for a video and the index of its frame, nearly always.
 
         Raises:
             ValueError: the query has another width.
@@ -156,60 +131,40 @@ class LanceIndex:
         width = self._table.schema.field("embedding").type.list_size
         if video.embeddings.shape[1] != width:
             raise ValueError(f"expected a query of {width} numbers, got {video.embeddings.shape[1]}")
-        files = ", ".join(_quoted(uri) for uri in {video.uri, storage.absolute(video.uri)})
+        files = ", ".join(map(_quoted, (video.uri, storage.absolute(video.uri))))
         where = f"uri NOT IN ({files})" + ("" if label is None else f" AND label = {_quoted(label)}")
         found: dict[str, FoundFrame] = {}
         with _one_line(self.uri, "search"):
-            # A few long videos may fill the first answer: the next ones are of others.
+            # A few long videos may fill an answer: the next one is of others.
             while len(found) < k:
                 excluded = ", ".join(map(_quoted, [video.video_id, *found]))
-                rows = self._nearest(video.embeddings[frame], f"video NOT IN ({excluded}) AND {where}")
+                rows = self._nearest(video.embeddings[frame], f"video_id NOT IN ({excluded}) AND {where}")
                 for row in rows:
-                    found.setdefault(row.video_id, row)
+                    similarity = 1 - row.pop("_distance")
+                    found.setdefault(row["video_id"], FoundFrame(**row, similarity=similarity))
                 if len(rows) < _FETCHED:
                     break
         return sorted(found.values(), key=lambda f: (-f.similarity, f.video_id, f.frame))[:k]
 
-    def _nearest(self, vector: np.ndarray, where: str) -> list[FoundFrame]:
-        """The nearest frames, nearest first."""
-        rows = (
-            self._table.search(vector.astype(np.float32), vector_column_name="embedding")
-            .distance_type("cosine")
-            .where(where)
-            .minimum_nprobes(_PROBED)
-            .maximum_nprobes(0)  # As many more as a filter makes necessary.
-            .refine_factor(_REFINED)
-            .limit(_FETCHED)
-            .select(["video", "uri", "frame", "seconds", "label", "phase", "phase_name", "_distance"])
-            .to_arrow()
-        )
-        return [
-            FoundFrame(
-                video_id=row["video"],
-                uri=row["uri"],
-                frame=row["frame"],
-                seconds=row["seconds"],
-                similarity=1 - row["_distance"],
-                label=row["label"],
-                phase=None if row["phase"] < 0 else row["phase"],
-                phase_name=row["phase_name"],
-            )
-            for row in rows.to_pylist()
-        ]
+    def _nearest(self, vector: np.ndarray, where: str) -> list[dict[str, Any]]:
+        """The rows of the nearest frames, nearest first, with their `_distance` (1 - cosine)."""
+        query = self._table.search(vector.astype(np.float32), vector_column_name="embedding")
+        # As many more probes as a filter makes necessary.
+        query = query.distance_type("cosine").where(where).minimum_nprobes(_PROBED).maximum_nprobes(0)
+        query = query.refine_factor(_REFINED).limit(_FETCHED).select([*_FOUND, "_distance"])
+        return query.to_arrow().to_pylist()
 
 
 def update_index(
     embeddings: Embeddings, uri: str, on_video: Callable[[int], None] = lambda done: None
-) -> Update:
-    """Add videos to a table, made where it is missing; replace those that have changed.
+) -> Counter[str]:
+    """Add videos to a table, made where it is missing; replace those whose embeddings or labels have changed.
 
     Only one process at a time may write to a table. Interrupted, it goes on at the next call. Videos that other
-    embeddings have added stay.
+    embeddings have added stay; those without frames are left out.
 
-    Args:
-        embeddings: The videos. Those without frames are left out.
-        uri: The table.
-        on_video: Called with the number of videos done.
+    Returns:
+        Numbers of videos "added", "replaced" and "kept".
 
     Raises:
         UserError: the table is of another encoder, or an embedding is not finite; or the extra is not installed.
@@ -217,7 +172,7 @@ def update_index(
     """
     database = _connect(uri)
     table = _opened(uri, embeddings) if storage.exists(uri) else None
-    known = {} if table is None else _digests(uri, table)
+    known = {} if table is None else _digests(table, uri)
     counts: Counter[str] = Counter()
     waiting: list[pa.Table] = []
     stale: list[int] = []
@@ -252,7 +207,7 @@ def update_index(
     # Also where nothing is new: a call before may have been interrupted here.
     with _one_line(uri, "index"):
         _build_indices(table)
-    return Update(counts["added"], counts["replaced"], counts["kept"])
+    return counts
 
 
 def _opened(uri: str, embeddings: Embeddings) -> Table:
@@ -267,13 +222,13 @@ def _opened(uri: str, embeddings: Embeddings) -> Table:
     return index._table
 
 
-def _digests(uri: str, table: Table) -> dict[str, list[int]]:
+def _digests(table: Table, uri: str) -> dict[str, list[int]]:
     """Digests by video id; several where a replacement was interrupted."""
     known: dict[str, list[int]] = {}
     with _one_line(uri, "read"):
-        for batch in table.search().where("frame = 0").select(["video", "digest"]).to_batches():
-            for video_id, digest in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                known.setdefault(video_id, []).append(digest)
+        for batch in table.search().where("frame = 0").select(["video_id", "digest"]).to_batches():
+            for row in batch.to_pylist():
+                known.setdefault(row["video_id"], []).append(row["digest"])
     return known
 
 
@@ -281,13 +236,18 @@ def _build_indices(table: Table) -> None:
     """Make missing indices, and add new rows to the others."""
     from lancedb.index import Bitmap, BTree, IvfPq
 
+    existing = {index.columns[0]: index.name for index in table.list_indices()}
+    rows = table.count_rows()
+    if name := existing.get("embedding"):
+        # Below that, comparing the new rows one by one costs less than rewriting indices.
+        stats = table.index_stats(name)
+        if stats is not None and stats.num_unindexed_rows < MOST_SCANNED:
+            return
     # First: small files are joined, which would move the rows of new indices.
     table.optimize()
-    existing = {index.columns[0] for index in table.list_indices()}
-    for column, kind in (("video", BTree()), ("uri", BTree()), ("label", Bitmap())):
+    for column, kind in (("video_id", BTree()), ("uri", BTree()), ("label", Bitmap())):
         if column not in existing:
             table.create_index(column, config=kind)
-    rows = table.count_rows()
     if rows >= MOST_SCANNED and "embedding" not in existing:
         width = table.schema.field("embedding").type.list_size
         vectors = IvfPq(
@@ -304,41 +264,33 @@ def _rows(video: EmbeddedVideo, embeddings: Embeddings) -> pa.Table:
     """The frames of a video as rows of a table."""
     if not np.isfinite(video.embeddings).all():
         raise UserError(f"{video.video_id}: expected finite values")
-    described = (video.uri, video.content_hash, video.split, video.label, video.phase_names)
-    digest = hashlib.sha256(repr(described).encode())
-    for array in (video.embeddings, video.phases, video.seconds):
-        digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     phases = video.phases.astype(np.int32)
-    columns = {
-        "video": video.video_id,
-        "frame": np.arange(len(video), dtype=np.int32),
-        "uri": video.uri,
-        "split": video.split,
-        "label": video.label,
-        "seconds": video.seconds,
-        "phase": phases,
-        "phase_name": [video.phase_name(phase) for phase in phases.tolist()],
-        "digest": int.from_bytes(digest.digest()[:8], "big", signed=True),
-    }
+    described = (video.video_id, video.uri, video.content_hash, video.label, video.phase_names)
+    digest = hashlib.sha256(repr(described).encode())
+    for array in (video.embeddings, phases, video.seconds):
+        digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    values = (
+        video.video_id,
+        video.uri,
+        np.arange(len(video), dtype=np.int32),
+        video.seconds,
+        video.label,
+        [None if phase < 0 else phase for phase in phases.tolist()],
+        [video.phase_name(phase) for phase in phases.tolist()],
+        int.from_bytes(digest.digest()[:8], "big", signed=True),
+    )
     arrays = [
         pa.repeat(pa.scalar(value, field.type), len(video))
         if value is None or isinstance(value, (str, int))
         else pa.array(value, field.type)
-        for field, value in zip(SCHEMA, columns.values(), strict=True)
+        for field, value in zip(SCHEMA, values, strict=True)
     ]
     flat = pa.array(video.embeddings.astype(np.float32).reshape(-1))
     vectors = pa.FixedSizeListArray.from_arrays(flat, video.embeddings.shape[1])
-    known = {
-        _ORIGIN: json.dumps(asdict(embeddings.origin)),
-        _SOURCE: storage.public_uri(storage.absolute(embeddings.uri)),
-    }
+    source = storage.public_uri(storage.absolute(embeddings.uri))
+    known = {_ORIGIN: json.dumps(asdict(embeddings.origin)), _SOURCE: source}
     schema = SCHEMA.append(pa.field("embedding", vectors.type)).with_metadata(known)
     return pa.table([*arrays, vectors], schema=schema)
-
-
-def _vectors(rows: pa.Table) -> np.ndarray:
-    column = rows["embedding"].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(rows), -1)
 
 
 def _connect(uri: str) -> Any:
@@ -349,7 +301,7 @@ def _connect(uri: str) -> Any:
         import lancedb
     except ImportError:
         raise UserError(
-            f"{storage.public_uri(uri)}: tables of LanceDB need it: pip install 'carl_ray[search]'"
+            f"{storage.public_uri(uri)}: needs LanceDB, which is not installed: pip install 'carl_ray[search]'"
         ) from None
     folder, options = storage.object_store_options(storage.parent(uri))
     with _one_line(uri, "reach"):
@@ -357,7 +309,7 @@ def _connect(uri: str) -> Any:
 
 
 def _name(uri: str) -> str:
-    return (uri.partition("?")[0] if storage.is_remote(uri) else uri).rpartition("/")[2].removesuffix(SUFFIX)
+    return storage.object_store_options(uri)[0].rpartition("/")[2].removesuffix(SUFFIX)
 
 
 def _quoted(text: str) -> str:
