@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         store = None if options.local else stack.enter_context(S3Store(0))
         # Through the proxy, which spoils nothing here, but counts.
         uri = str(folder / "moments.lance") if store is None else store.uri("moments.lance", faulty=True)
-        print(table_text(_measured(options, folder, uri, store and store.proxy)))
+        print(table_text(_measured(options, folder, uri, None if store is None else store.proxy)))
 
 
 def _measured(options: argparse.Namespace, folder: Path, uri: str, proxy: FaultProxy | None) -> Table:

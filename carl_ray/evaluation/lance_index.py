@@ -153,7 +153,7 @@ class LanceIndex:
 
     def _nearest(self, vector: np.ndarray, where: str) -> list[dict[str, Any]]:
         """Id, row and distance (1 - cosine) of the nearest frames; further columns are read of the best alone."""
-        query = self._table.search(vector.astype(np.float32), vector_column_name="embedding")
+        query: Any = self._table.search(vector.astype(np.float32), vector_column_name="embedding")
         # As many more probes as a filter makes necessary.
         query = query.distance_type("cosine").where(where).minimum_nprobes(_PROBED).maximum_nprobes(0)
         query = query.refine_factor(_REFINED).limit(_FETCHED).select(["video_id", "_distance"])
@@ -186,10 +186,12 @@ def update_index(
     def commit() -> None:
         nonlocal table
         with _one_line(uri, "write"):
-            if waiting and table is None:
-                table = database.create_table(_name(uri), pa.concat_tables(waiting))
-            elif waiting:
-                table.add(pa.concat_tables(waiting))
+            if waiting:
+                rows = pa.concat_tables(waiting)
+                if table is None:
+                    table = database.create_table(_name(uri), rows)
+                else:
+                    table.add(rows)
             if stale and table is not None:
                 # After the new ones: a reader finds a video twice at worst, and an interrupted call ends here later.
                 table.delete(f"digest IN ({', '.join(map(str, stale))})")

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -76,14 +76,18 @@ def export_points(
     try:
         with closing(QdrantClient(**place, check_compatibility=False)) as client:
             if not client.collection_exists(collection):
-                form = models.VectorParams(
-                    size=len(first.vector), distance=models.Distance.COSINE, on_disk=True
-                )
+                width = len(cast(list[float], first.vector))
+                form = models.VectorParams(size=width, distance=models.Distance.COSINE, on_disk=True)
                 client.create_collection(collection, vectors_config=form)
                 for name in ("video", "label") if is_server else ():
                     client.create_payload_index(collection, name, models.PayloadSchemaType.KEYWORD)
-            batches = {"batch_size": _POINTS_A_REQUEST, "max_retries": _ATTEMPTS, "wait": True}
-            client.upload_points(collection, chain([first], stream), **batches)
+            client.upload_points(
+                collection,
+                chain([first], stream),
+                batch_size=_POINTS_A_REQUEST,
+                max_retries=_ATTEMPTS,
+                wait=True,
+            )
     except (ApiException, OSError, RuntimeError, ValueError) as error:
         raise storage.storage_error(OSError(str(error)), uri, "write") from None
     return number

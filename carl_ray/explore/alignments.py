@@ -101,7 +101,7 @@ def aligned_clips(
     Raises:
         UserError: a video cannot be read, or the ends are open and the videos have nothing in common.
     """
-    path = _path(*embeddings, ends)
+    path = _path(embeddings[0], embeddings[1], ends)
     if len(path) == 0:
         raise UserError("the two videos have nothing in common")
     (one, first), (two, second) = files
