@@ -153,9 +153,9 @@ def _pairs(clips: list[Clip], path: np.ndarray) -> bytes:
 def _seconds(clip: Clip) -> list[str]:
     from carl_ray.data.decode import probe_video
 
-    found = probe_video(clip.uri)
+    found = probe_video(clip.source)
     if len(found.frame_times) != clip.num_frames:  # The packets are not the frames.
-        found = probe_video(clip.uri, verify=True)
+        found = probe_video(clip.source, verify=True)
     if found.fps is None or len(found.frame_times) != clip.num_frames:
         return [""] * clip.num_frames
     return [f"{seconds:.3f}" for seconds in found.frame_times]

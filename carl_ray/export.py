@@ -1,12 +1,22 @@
-"""Export embeddings for other tools: a table of frames, or features for temporal action localisation with G-TAD.
+"""Export embeddings for search in large corpora and for other tools.
 
     python -m carl_ray.export --embeddings EMBEDDINGS --out frames.parquet
     python -m carl_ray.export --embeddings EMBEDDINGS --out FOLDER
     python -m carl_ray.export --embeddings EMBEDDINGS --out FOLDER --format csv
+    python -m carl_ray.export --embeddings EMBEDDINGS --out s3://bucket/moments.lance
+    python -m carl_ray.export --embeddings EMBEDDINGS --out http://HOST:6333/COLLECTION --format qdrant
     python -m carl_ray.export
 
 A name that ends in .parquet, .csv or .npz gets a table with one row a frame: video, frame, time_s, label (name of the
 phase), and e0, e1, … (float32, not normalised); in .npz the arrays of that name, with `embeddings` (frames, width).
+
+A name that ends in .lance is an index for `search --embeddings NAME.lance` (LanceDB; pip install 'carl_ray[search]'):
+made at the first call, and each further one adds new videos and replaces changed ones, of the same or of other
+folders of the same encoder. One process at a time may write it.
+
+`--format qdrant` writes one point a frame into a collection of a Qdrant server (same extra; key in $QDRANT_API_KEY),
+or of a local folder where --out is a path: cosine, with the payload `video`, `frame`, `seconds`, `label` and `phase`.
+The id of a point is made of video and frame: a further call writes the same points.
 
 A folder gets `<video name>.h5` for each video, with the data set `<video name>`, 100 snippets x width, float32, as the
 ActivityNet code of G-TAD reads with `--feature_path FOLDER/ --feat_dim WIDTH`; with `--format csv`,
@@ -29,13 +39,29 @@ from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import default_run
 
 _TABLES = ("parquet", "csv", "npz")
+_SUFFIXES = (*_TABLES, "lance")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit status 0 only when all files are written."""
     with one_line_errors():
         embeddings, out, file_format, length = _parse(arguments)
-        if out.rpartition(".")[2] == file_format:
+        searched = embeddings
+        if file_format == "lance":
+            from carl_ray.evaluation.lance_index import update_index
+
+            update = update_index(Embeddings.open(embeddings), out, ProgressLine("indexed"))
+            for done in ("added", "replaced", "kept"):
+                print(f"videos {f'{done}:':<9} {update[done]:,}")
+            print(f"index:           {storage.public_uri(out)}")
+            searched = out
+        elif file_format == "qdrant":
+            from carl_ray.evaluation.qdrant import export_points
+
+            num_frames = export_points(Embeddings.open(embeddings), out, ProgressLine("exported"))
+            print(f"points:   {num_frames:,}")
+            print(f"qdrant:   {storage.public_uri(out)}")
+        elif _suffix(out) == file_format:
             num_frames = _export_table(embeddings, out, file_format)
             print(f"frames:   {num_frames:,}")
             print(f"table:    {storage.public_uri(out)}")
@@ -47,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"videos written: {written}")
             print(f"there before:   {kept}")
             print(f"features:       {storage.public_uri(out)}")
-        print_next("search", "--embeddings", embeddings, "--out", "sheet.png")
+        print_next("search", "--embeddings", searched, "--out", "sheet.png")
 
 
 def _parse(arguments: list[str] | None) -> tuple[str, str, typing.Any, int]:
@@ -59,7 +85,9 @@ def _parse(arguments: list[str] | None) -> tuple[str, str, typing.Any, int]:
     )
     parser.add_argument("--embeddings", metavar="URI", help="folder that `python -m carl_ray.embed` wrote")
     parser.add_argument(
-        "--out", metavar="URI", help="a table (.parquet, .csv, .npz), or a folder for the files"
+        "--out",
+        metavar="URI",
+        help="a table (.parquet, .csv, .npz), an index (.lance), a Qdrant collection, or a folder for the files",
     )
     parser.add_argument(
         "--length",
@@ -70,7 +98,7 @@ def _parse(arguments: list[str] | None) -> tuple[str, str, typing.Any, int]:
     )
     parser.add_argument(
         "--format",
-        choices=dict.fromkeys((*typing.get_args(Format), *_TABLES)),
+        choices=dict.fromkeys((*typing.get_args(Format), *_SUFFIXES, "qdrant")),
         help="none: the suffix of --out, hdf5 for a folder",
     )
     options = parser.parse_args(arguments)
@@ -81,11 +109,16 @@ def _parse(arguments: list[str] | None) -> tuple[str, str, typing.Any, int]:
     elif embeddings is None or out is None:
         missing = "--embeddings" if embeddings is None else "--out"
         raise UserError(f"{missing} missing: --embeddings and --out go together")
-    suffix = out.rpartition(".")[2]
-    file_format = options.format or (suffix if suffix in _TABLES else "hdf5")
-    if suffix != file_format and (suffix in _TABLES or file_format in ("parquet", "npz")):
+    suffix = _suffix(out)
+    file_format = options.format or (suffix if suffix in _SUFFIXES else "hdf5")
+    is_named = suffix in _SUFFIXES or file_format not in typing.get_args(Format)
+    if file_format not in (suffix, "qdrant") and is_named:
         raise UserError(f"--format {file_format}: expected --out to end in .{file_format}, got {out!r}")
     return embeddings, out, file_format, options.length
+
+
+def _suffix(out: str) -> str:
+    return (out.partition("?")[0] if storage.is_remote(out) else out).rpartition(".")[2]
 
 
 def _export_table(embeddings: str, out: str, file_format: str) -> int:

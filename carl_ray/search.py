@@ -2,11 +2,13 @@
 
     python -m carl_ray.search QUERY --frame N --embeddings FOLDER --top 10 --out sheet.png --out moments.csv
     python -m carl_ray.search video.mp4 --frame 120 --embeddings FOLDER
+    python -m carl_ray.search QUERY --frame N --embeddings s3://bucket/moments.lance --label squat
     python -m carl_ray.search
 
 QUERY is the id of an embedded video, or a video file; a file is embedded with the checkpoint of the embeddings. Each
-video is listed once, with its most similar frame. Without arguments the query is a frame of the newest demo run's
-embeddings.
+video is listed once, with its most similar frame. Folders of embeddings are searched exactly; an index (.lance) that
+`export` has made of them approximately, without reading all of it. Without arguments the query is a frame of the newest
+demo run's embeddings.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import CropMode, EmbeddedVideo, Embeddings, NotEmbeddedError
 from carl_ray.evaluation.frozen import load_frozen
+from carl_ray.evaluation.lance_index import SUFFIX, LanceIndex
 from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, printable
 from carl_ray.options import OptionParser, number, print_next
 from carl_ray.report.tables import text_table
@@ -30,20 +33,19 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit status 0 only when all output is written."""
     with one_line_errors():
         options = _parse(arguments)
-        embeddings = Embeddings.open(
-            options.embeddings or storage.join(default_run("--embeddings"), "embeddings")
-        )
+        embeddings = _open(options.embeddings or storage.join(default_run("--embeddings"), "embeddings"))
         checkpoint_uri = options.checkpoint or embeddings.origin.checkpoint
         video = _query_video(options.query, embeddings, checkpoint_uri)
         frame = _frame(options.frame, video)
         query = found_frame(video, frame)
         shown = storage.public_uri(embeddings.uri)
         try:
-            found = embeddings.search((video, frame), options.top)
+            found = embeddings.search((video, frame), options.top, label=options.label)
         except ValueError as error:
             raise UserError(f"{shown}: {error}") from None
         if not found:
-            raise UserError(f"{shown}: it holds no video but {query.video_id!r}")
+            of_label = "" if options.label is None else f" of the label {options.label!r}"
+            raise UserError(f"{shown}: it holds no video{of_label} but {query.video_id!r}")
         print(_table(query, found))
         for out in options.out:
             if _is_table(out):
@@ -73,8 +75,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="its frame, from 0; none: the middle one of the labelled frames",
     )
     parser.add_argument(
-        "--embeddings", metavar="EMBEDDINGS", help="folder or file of embeddings; none: the newest demo's"
+        "--embeddings",
+        metavar="EMBEDDINGS",
+        help="folder or file of embeddings, or an index of them (.lance); none: the newest demo's",
     )
+    parser.add_argument("--label", metavar="LABEL", help="search only videos of this label")
     parser.add_argument(
         "--checkpoint",
         metavar="URI",
@@ -103,13 +108,22 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _query_video(query: str | None, embeddings: Embeddings, checkpoint_uri: str) -> EmbeddedVideo:
+def _open(uri: str) -> Embeddings | LanceIndex:
+    path = uri.partition("?")[0] if storage.is_remote(uri) else uri
+    return LanceIndex.open(uri) if path.endswith(SUFFIX) else Embeddings.open(uri)
+
+
+def _query_video(
+    query: str | None, embeddings: Embeddings | LanceIndex, checkpoint_uri: str
+) -> EmbeddedVideo:
     """The query: an embedded video, the first test video, or an embedded file.
 
     Raises:
         UserError: neither an embedded video nor a file has this name.
     """
     if query is None:
+        if isinstance(embeddings, LanceIndex):
+            raise UserError("QUERY missing: expected the id of a video in the index, or a video file")
         tested = (video for video in embeddings if video.split == "test")
         first = next(tested, None) or next(iter(embeddings), None)
         if first is None:
@@ -123,7 +137,7 @@ def _query_video(query: str | None, embeddings: Embeddings, checkpoint_uri: str)
     return _embed(query, embeddings, checkpoint_uri)
 
 
-def _embed(uri: str, embeddings: Embeddings, checkpoint_uri: str) -> EmbeddedVideo:
+def _embed(uri: str, embeddings: Embeddings | LanceIndex, checkpoint_uri: str) -> EmbeddedVideo:
     """Embed a video file with the encoder and the view of the embeddings."""
     from carl_ray.data.decode import DecodeError, probe_video
 
@@ -149,7 +163,8 @@ def _embed(uri: str, embeddings: Embeddings, checkpoint_uri: str) -> EmbeddedVid
 
     from carl_ray.evaluation.inference import load_encoder
 
-    frames = load_encoder(checkpoint, view=cast(CropMode, origin.view), like=embeddings.uri).embed(uri)
+    folder = embeddings.source if isinstance(embeddings, LanceIndex) else embeddings.uri
+    frames = load_encoder(checkpoint, view=cast(CropMode, origin.view), like=folder).embed(uri)
     timestamps = np.arange(len(frames), dtype=np.float64)
     shown = storage.public_uri(uri)
     return EmbeddedVideo(video_id=shown, uri=uri, fps=fps, timestamps=timestamps, embeddings=frames)

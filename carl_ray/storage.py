@@ -119,6 +119,36 @@ def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     return filesystem, path
 
 
+def object_store_options(uri: str) -> tuple[str, dict[str, str]]:
+    """A URI without query and credentials, and what they say, for libraries that use Rust's `object_store`.
+
+    Local paths become absolute. Credentials that the URI does not hold are looked up by the library, as pyarrow does.
+    """
+    filesystem, path = resolve(uri)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return path, {}
+    options = {
+        "connect_timeout": f"{_CONNECT_SECONDS:.0f}s",
+        "client_retry_timeout": f"{PATIENCE_SECONDS:.0f}",
+    }
+    if isinstance(filesystem, fs.S3FileSystem):
+        _, (given,) = filesystem.__reduce__()
+        endpoint = given["endpoint_override"]
+        if endpoint and "://" not in endpoint:
+            endpoint = f"{given['scheme']}://{endpoint}"
+        options |= {
+            "aws_region": given["region"],
+            "aws_endpoint": endpoint,
+            "allow_http": "true" if endpoint.startswith("http://") else "",
+            "aws_access_key_id": given["access_key"],
+            "aws_secret_access_key": given["secret_key"],
+            "aws_session_token": given["session_token"],
+            "aws_skip_signature": "true" if given["anonymous"] else "",
+            "aws_virtual_hosted_style_request": "true" if given["force_virtual_addressing"] else "",
+        }
+    return f"{uri.partition('://')[0]}://{path}", {name: value for name, value in options.items() if value}
+
+
 def has_secret(uri: str) -> bool:
     """Whether a URI holds credentials."""
     return "://" in uri and public_uri(uri) != uri.partition("#")[0].rstrip("?&")

@@ -254,7 +254,7 @@ def soak(minutes: float, seed: int, folder: Path, report: Callable[[str], None])
     calm_from = started + 60 * minutes * (1 - _CALM_SHARE)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        store = _Store(seed) if find_spec("moto") is not None else None
+        store = S3Store(seed) if find_spec("moto") is not None else None
         if store is not None:
             stack.enter_context(store)
         cluster = stack.enter_context(
@@ -500,7 +500,7 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], what: str) -> None:
     raise RunError(f"{what} was not there within {_READY_SECONDS:.0f} s")
 
 
-class _Store:
+class S3Store:
     """An S3 server of our own, and a proxy before it that fails on demand."""
 
     def __init__(self, seed: int) -> None:
@@ -513,7 +513,7 @@ class _Store:
         self._random = random.Random(seed)
         self.proxy = FaultProxy(f"127.0.0.1:{self._port}", seed)
 
-    def __enter__(self) -> _Store:
+    def __enter__(self) -> S3Store:
         # This process reads the logs of the runs.
         os.environ |= self.environment
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)]
@@ -552,7 +552,7 @@ class _Store:
         return f"endpoint_override={endpoint}&scheme=http&allow_bucket_creation=true"
 
 
-def _carry_out(strike: Strike, store: _Store | None) -> bool:
+def _carry_out(strike: Strike, store: S3Store | None) -> bool:
     if strike.kind == _STORAGE_FAULT:
         assert store is not None
         store.fail()
@@ -560,7 +560,7 @@ def _carry_out(strike: Strike, store: _Store | None) -> bool:
     return kill(strike.kind, strike.choice) is not None
 
 
-def _make_videos(folder: Path, cluster: _Cluster, store: _Store | None) -> str:
+def _make_videos(folder: Path, cluster: _Cluster, store: S3Store | None) -> str:
     """URI of the manifest of a few rendered videos, which lie in the store where there is one; one is damaged."""
     videos, manifest = folder / "videos", folder / "manifest.parquet"
     render(videos, ChoreographyConfig(num_train=_NUM_VIDEOS, num_validation=2, num_test=0, size=48))

@@ -244,7 +244,11 @@ class Embeddings:
         )
 
     def search(
-        self, query: Float[np.ndarray, " width"] | tuple[str | EmbeddedVideo, int], k: int = 10
+        self,
+        query: Float[np.ndarray, " width"] | tuple[str | EmbeddedVideo, int],
+        k: int = 10,
+        *,
+        label: str | None = None,
     ) -> list[FoundFrame]:
         """The frames most similar to a query, nearest first, at most one a video.
 
@@ -252,6 +256,7 @@ class Embeddings:
             query: Embedding of a frame, or a video (or the id of one of these) and the index of its frame. That video
                 itself, found by its id or its file, is not searched.
             k: The most frames returned.
+            label: Only videos of this label; None: all.
 
         Returns:
             Frames with `video_id`, `uri`, `frame`, `seconds`, `similarity` (cosine), `label` and `phase`.
@@ -260,8 +265,9 @@ class Embeddings:
             UserError: the video or the frame is not there.
             ValueError: `k` is below 1, an embedding is not finite, or the query has another width.
         """
+        searched = (video for video in self if label in (None, video.label))
         if not isinstance(query, tuple):
-            return nearest_frames(query, self, k)
+            return nearest_frames(query, searched, k)
         video, frame = query
         if isinstance(video, str):
             video = self.video(video)
@@ -269,7 +275,7 @@ class Embeddings:
             raise UserError(
                 f"{video.video_id!r} has {len(video)} frames, expected 0 to {len(video) - 1}, got {frame}"
             )
-        return nearest_frames(video.embeddings[frame], self, k, excluded=video)
+        return nearest_frames(video.embeddings[frame], searched, k, excluded=video)
 
     def to_pandas(self) -> pd.DataFrame:
         """A data frame with one row for each frame, all embeddings in memory.

@@ -19,12 +19,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64
 
+from carl_ray.data.child import MEMORY, Array, BadVideoError, Child, Values, open_channel
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.intervals import Interval, intervals
 
-Ends = Literal["tied", "open"]
+Ends = Literal["tied", "open", "repetitions"]
 _MOST_COMPARED = 10
+_CONTENT = Array("|u1", (range(1, 1 << 30),))
+_CLIPS_SECONDS = 600.0
 
 
 class Follower(NamedTuple):
@@ -47,17 +50,18 @@ def follow(
         leader: Embeddings of the video that keeps its pace.
         others: Those of the videos that follow.
         ends: `open`: frames at the ends of either video may be without partner; the follower stands still there.
+            `repetitions`: the first repetition with the first, and so on.
 
     Raises:
+        UserError: a video does not repeat, where repetitions are to be aligned.
         ValueError: a video has no frames, or an embedding is not finite.
     """
     from carl_ray.evaluation.frames import unit_frames
-    from carl_ray.evaluation.warping import align_pair
     from carl_ray.report.video import partners, same_relative_position
 
     found = []
     for other in others:
-        path = align_pair(leader, other, open_ends=ends == "open")
+        path = _path(leader, other, ends)
         if len(path) == 0:
             found.append(Follower(same_relative_position(len(leader), len(other)), (0, 0), None))
             continue
@@ -66,6 +70,22 @@ def follow(
         shared = (int(path[0, 0]), int(path[-1, 0]) + 1)
         found.append(Follower(partners(path, len(leader)), shared, float(cosines.mean())))
     return found
+
+
+def _path(
+    leader: Float[np.ndarray, "N width"], other: Float[np.ndarray, "M width"], ends: Ends
+) -> Int64[np.ndarray, "steps 2"]:
+    from carl_ray.evaluation.warping import align_pair, align_repetitions
+
+    if ends != "repetitions":
+        return align_pair(leader, other, open_ends=ends == "open")
+    from carl_ray.evaluation.repetitions import find_repetitions
+
+    found = find_repetitions(leader), find_repetitions(other)
+    if min(map(len, found)) < 2:
+        counts = f"{len(found[0])} and {len(found[1])}"
+        raise UserError(f"expected videos that repeat, found {counts} repetitions: align them as a whole")
+    return align_repetitions(leader, other, found)
 
 
 def aligned_clips(
@@ -81,18 +101,42 @@ def aligned_clips(
     Raises:
         UserError: a video cannot be read, or the ends are open and the videos have nothing in common.
     """
-    from carl_ray.data.decode import DecodeError
-    from carl_ray.evaluation.warping import align_pair
-    from carl_ray.report.video import Clip, aligned_video
-
-    path = align_pair(*embeddings, open_ends=ends == "open")
+    path = _path(embeddings[0], embeddings[1], ends)
     if len(path) == 0:
         raise UserError("the two videos have nothing in common")
-    clips = [Clip(name, uri, len(frames)) for (name, uri), frames in zip(files, embeddings, strict=True)]
+    (one, first), (two, second) = files
+    described = {
+        "names": (one, two),
+        "lengths": [*map(len, embeddings)],
+        "second": second,
+        "path": path.tolist(),
+    }
+    child = Child("from carl_ray.explore.alignments import answer_clips; answer_clips()")
     try:
-        return aligned_video(clips[0], clips[1], path)
-    except DecodeError as error:
+        (fields,) = child.ask(first, described, {"content": _CONTENT}, seconds=_CLIPS_SECONDS, memory=MEMORY)
+    except BadVideoError as error:
         raise UserError(str(error)) from None
+    finally:
+        child.close()
+    return fields["content"].tobytes()
+
+
+def answer_clips() -> None:
+    """Main function of the child process that decodes two videos and encodes them side by side."""
+    serve = open_channel("aligning")
+    from carl_ray.report.video import Clip, aligned_video
+
+    def clips(
+        source: bytes | str,
+        names: Sequence[str],
+        lengths: Sequence[int],
+        second: str,
+        path: Sequence[Sequence[int]],
+    ) -> Values:
+        one, two = (Clip(*clip) for clip in zip(names, (source, second), lengths, strict=True))
+        yield {"content": np.frombuffer(aligned_video(one, two, np.array(path)), np.uint8)}
+
+    serve(clips)
 
 
 class Agreement(NamedTuple):

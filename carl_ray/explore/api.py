@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from aiohttp import web
@@ -24,7 +24,7 @@ from aiohttp import web
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.intervals import Interval
-from carl_ray.explore.alignments import described
+from carl_ray.explore.alignments import Ends, described
 from carl_ray.explore.labels import ConflictError, LabelStore, drawn
 from carl_ray.explore.library import Corpus
 from carl_ray.explore.moments import MomentIndex, open_index
@@ -333,8 +333,8 @@ def _same_file(one: EmbeddedVideo, other: EmbeddedVideo) -> bool:
 
 def _ends(request: web.Request) -> str:
     ends = request.query.get("ends", "tied")
-    if ends not in ("tied", "open"):
-        raise web.HTTPBadRequest(text=f"ends: expected tied or open, got {ends[:20]!r}")
+    if ends not in get_args(Ends):
+        raise web.HTTPBadRequest(text=f"ends: expected {', '.join(get_args(Ends))}, got {ends[:20]!r}")
     return ends
 
 

@@ -14,6 +14,7 @@ import io
 import itertools
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -28,6 +29,7 @@ from carl_ray.evaluation.intervals import Interval, LabelledVideo, intervals
 _COLUMNS = ["video", "start", "end", "label"]
 _LONGEST_LABEL = 200
 _MOST_INTERVALS = 10_000
+_FRESH_SECONDS = 1.0
 _PAST_SECONDS = 0.1
 """An end this far behind the last frame is the end of the video."""
 
@@ -58,8 +60,8 @@ class LabelStore:
         self._saving = threading.Lock()
         self._saved: dict[int, list[Interval]] = {}
         self._others: list[list[str]] = []
-        if storage.exists(uri):
-            self._read()
+        self._read_at = -math.inf
+        self._read()
 
     @property
     def is_writable(self) -> bool:
@@ -68,6 +70,7 @@ class LabelStore:
 
     def read(self, number: int) -> tuple[list[Interval], int]:
         """The intervals of a video in order, and their version; 0 where there are none."""
+        self._refresh()
         found = self._saved.get(number, [])
         return found, _version(found)
 
@@ -105,6 +108,7 @@ class LabelStore:
 
     def csv(self) -> bytes:
         """The content of the file."""
+        self._refresh()
         rows = [
             [self._videos[number].video_id, f"{start:.4f}", f"{end:.4f}", label]
             for number, found in sorted(self._saved.items())
@@ -112,7 +116,15 @@ class LabelStore:
         ]
         return storage.csv_bytes(_COLUMNS, [*rows, *self._others])
 
+    def _refresh(self) -> None:
+        """Read what the process that writes has saved since."""
+        if self._check is None and time.monotonic() - self._read_at > _FRESH_SECONDS:
+            self._read()
+
     def _read(self) -> None:
+        self._read_at = time.monotonic()
+        if not storage.exists(self.uri):
+            return
         shown = storage.public_uri(self.uri)
         text = storage.read_bytes(self.uri).decode("utf-8-sig", "replace")
         head, *rows = [*csv.reader(io.StringIO(text, newline=""))] or [[]]
@@ -123,6 +135,8 @@ class LabelStore:
                 "`index --labels`"
             )
         numbers = {video.video_id: number for number, video in enumerate(self._videos)}
+        saved: dict[int, list[Interval]] = {}
+        others = []
         for line, row in enumerate(rows, 2):
             try:
                 video_id, start, end, label = row
@@ -133,11 +147,11 @@ class LabelStore:
                 raise UserError(f"{shown}: row {line} is no interval: {','.join(row)[:80]}") from None
             number = numbers.get(video_id)
             if number is None:
-                self._others.append(row)
+                others.append(row)
             else:
-                self._saved.setdefault(number, []).append(interval)
-        for found in self._saved.values():
-            found.sort()
+                saved.setdefault(number, []).append(interval)
+        self._saved = {number: sorted(found) for number, found in saved.items()}
+        self._others = others
 
     def labelled(self, numbers: Sequence[int] | None = None) -> dict[int, EmbeddedVideo]:
         """Videos with intervals, with these as their only labels, by number.
@@ -145,6 +159,7 @@ class LabelStore:
         Args:
             numbers: Of the videos asked for; None: of all.
         """
+        self._refresh()
         wanted = self._saved if numbers is None else [n for n in numbers if n in self._saved]
         found = {number: self._saved[number] for number in sorted(wanted)}
         return {

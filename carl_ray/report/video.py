@@ -38,7 +38,8 @@ class Clip:
     """A video file and its name in the picture."""
 
     name: str
-    uri: str
+    source: bytes | str
+    """The content of the file, or its path or URI."""
     num_frames: int
 
 
@@ -82,7 +83,8 @@ def aligned_video(first: Clip, second: Clip, path: Int[np.ndarray, "steps 2"]) -
     """
     # A remote file is fetched once for all panels.
     sources = [
-        storage.read_bytes(clip.uri) if storage.is_remote(clip.uri) else clip.uri for clip in (first, second)
+        storage.read_bytes(source) if isinstance(source, str) and storage.is_remote(source) else source
+        for source in (first.source, second.source)
     ]
     probes = [probe_video(source) for source in sources]
     unaligned = same_relative_position(first.num_frames, second.num_frames)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from carl_ray.data.decode import probe_video
+from carl_ray.errors import UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
-from carl_ray.explore.alignments import agreement, follow, propagate_intervals
+from carl_ray.explore import alignments
+from carl_ray.explore.alignments import agreement, aligned_clips, follow, propagate_intervals
 
 ANGLES = np.linspace(0, 3, 40)
 
@@ -42,6 +47,34 @@ def test_videos_with_nothing_in_common_run_side_by_side() -> None:
     leader, other = np.eye(4)[[0, 0, 1]], np.eye(4)[[2, 2, 3, 3, 3]]
     (follower,) = follow(leader, [other], "open")
     assert (follower.frames.tolist(), follower.shared, follower.similarity) == ([0, 2, 4], (0, 0), None)
+
+
+def test_repetitions_follow_one_by_one() -> None:
+    leader = frames(np.linspace(0, 3 * 2 * np.pi, 150))
+    other = np.concatenate(
+        [np.tile(frames(np.zeros(1)), (60, 1)), frames(np.linspace(0, 3 * 2 * np.pi, 240))]
+    )
+    (follower,) = follow(leader, [other], "repetitions")
+    first, stop = follower.shared
+    assert stop - first > 80 and follower.similarity > 0.95
+    # From the second repetition on, each one is in its place.
+    assert (np.diff(follower.frames) >= 0).all() and follower.frames[first] >= 50
+    with pytest.raises(UserError, match=r"expected videos that repeat, found .* and 1 repetitions"):
+        follow(leader, [frames(ANGLES)], "repetitions")
+
+
+def test_a_download_is_decoded_under_a_memory_limit(
+    tmp_path: Path, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [(name, str(make_video(tmp_path / name, 20))) for name in ("a.mp4", "b.mp4")]
+    vectors = [frames(np.linspace(0, 3, 20))] * 2
+    content = aligned_clips(files, vectors, "tied")
+    assert probe_video(content).num_frames == 20
+    with pytest.raises(UserError, match="30 frames were expected, but only 20 decode"):
+        aligned_clips(files, [vectors[0], frames(np.linspace(0, 3, 30))], "tied")
+    monkeypatch.setattr(alignments, "MEMORY", 1)
+    with pytest.raises(UserError, match="GiB of memory"):
+        aligned_clips(files, vectors, "tied")
 
 
 def labelled(name: str, edges: list[int], **fields: Any) -> EmbeddedVideo:

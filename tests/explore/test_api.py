@@ -15,7 +15,7 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
 from carl_ray.evaluation.embeddings import Origin, write_part
-from carl_ray.explore import api
+from carl_ray.explore import api, labels
 from carl_ray.explore.api import labels_of, open_workbench
 from carl_ray.explore.library import Corpus
 from carl_ray.explore.server import TOKEN, make_app
@@ -158,7 +158,7 @@ def test_labels_are_drawn_propagated_and_exported(folder: str, tmp_path: Path) -
     assert labels_of(workbench, 3)["version"] == 0
 
 
-def test_a_second_reader_sees_labels_and_does_not_write(folder: str) -> None:
+def test_a_second_reader_sees_labels_and_does_not_write(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(folder, "labels.csv").write_text("video,start,end,label\na,0,0.5,low\na,0.5,1,high\n")
 
     async def conversation(ask: Ask) -> None:
@@ -169,5 +169,11 @@ def test_a_second_reader_sees_labels_and_does_not_write(folder: str) -> None:
         assert (await ask("GET", "/api/labels.csv"))[1].count("\n") == 3
         status, found = await ask("POST", "/api/propagation", {})
         assert status == 200 and len(found["videos"]) == 2
+        # What the one that writes saves meanwhile.
+        Path(folder, "labels.csv").write_text("video,start,end,label\nd,0,0.4,low\n")
+        monkeypatch.setattr(labels, "_FRESH_SECONDS", 0.0)
+        _, library = await ask("GET", "/api/library")
+        assert [video["labelled"] for video in library["videos"]] == [False, False, False, True]
+        assert (await ask("GET", "/api/videos/3"))[1]["intervals"][0]["label"] == "low"
 
     talk(folder, None, conversation)

@@ -257,6 +257,10 @@ def test_aligned_players_stand_on_the_path(page: Any, server: Server) -> None:
     assert row > 40
     for index in range(3):
         wait_for_frame(page, frames[index][row], f".pane:nth-child({index + 1}) video", tolerance=1)
+    page.get_by_label("Align").select_option("repetitions")
+    page.get_by_text("expected videos that repeat").wait_for()
+    page.get_by_role("link", name="Align them from end to end").click()
+    slider.wait_for()
 
 
 def draw_two(page: Any) -> None:
@@ -304,6 +308,8 @@ def test_labels_are_drawn_propagated_corrected_and_exported(page: Any, server: S
     accepted = proposals.first.locator(".name").text_content()
     proposals.first.get_by_role("button", name="Accept").click()
     api.expect(proposals).to_have_count(3)
+    page.reload()
+    api.expect(proposals).to_have_count(3)
     corrected = proposals.first.locator(".name").text_content()
     proposals.first.get_by_role("button", name="Correct").click()
     page.get_by_role("heading", name=corrected).wait_for()
@@ -320,6 +326,8 @@ def test_labels_are_drawn_propagated_corrected_and_exported(page: Any, server: S
     assert [row[3] for row in rows if row[0] == corrected] == ["approach", "grasp"]
     assert {row[0] for row in rows} == {"pour/0.mp4", accepted, corrected}
     assert rows == server.own_labels()
+    page.get_by_role("link", name="Propagate", exact=True).last.click()
+    api.expect(proposals).to_have_count(2)
 
 
 def test_no_label_is_lost_when_server_and_page_die(page: Any, server: Server) -> None:

@@ -128,4 +128,4 @@ def test_videos_that_cannot_be_shown(make_video: Callable[..., Path], tmp_path: 
         aligned_video(clip, Clip("gone", str(tmp_path / "gone.mp4"), 5), path)
     longer = np.array([(i, i) for i in range(9)])
     with pytest.raises(DecodeError, match="9 frames were expected, but only 5 decode"):
-        aligned_video(clip, Clip("shorter than it was", clip.uri, 9), longer[:5] * 2)
+        aligned_video(clip, Clip("shorter than it was", clip.source, 9), longer[:5] * 2)

@@ -7,6 +7,7 @@ import { FramePlayer } from "./player.js";
 
 const TICK = 100; // ms between corrections of the followers' pace
 const FAR = 0.35; // seconds off, above which a follower jumps
+const ALIGNED = [["", "from end to end"], ["open", "with open ends: idle time may stay over"], ["repetitions", "repetition by repetition"]];
 const PLOT = { widest: 960, height: 170, left: 48, bottom: 20 }; // px
 
 export async function show(context) {
@@ -27,7 +28,10 @@ export async function show(context) {
     ]);
     if (!signal.aborted) build(context, heading, numbers, alignment, videos);
   } catch (error) {
-    if (error.name !== "AbortError") main.replaceChildren(heading, failure(error, () => show(context)));
+    if (error.name !== "AbortError") {
+      const whole = params.get("ends") && el("a", { href: `#/align?videos=${numbers}` }, "Align them from end to end");
+      main.replaceChildren(heading, failure(error, () => show(context)), whole || "");
+    }
   }
 }
 
@@ -56,7 +60,7 @@ function build(context, heading, numbers, alignment, videos) {
       "div.controls",
       {},
       play,
-      choice("Ends", [["", "tied"], ["open", "open: idle time at the ends may stay over"]], params.get("ends") ?? "", (ends) =>
+      choice("Align", ALIGNED, params.get("ends") ?? "", (ends) =>
         another({ ends, frame: row }),
       ),
     ),

@@ -4,7 +4,7 @@ import { request } from "./api.js";
 import { button, choice, el, failure, lateImage } from "./dom.js";
 import { bar } from "./ribbon.js";
 
-let proposals = null; // answer of the last propagation, until the page is loaded again
+let proposals = null; // answer of the last propagation, kept in this browser until it is worked off
 const corrections = new Map(); // video number → intervals that the label panel shows as a proposal
 
 /** Proposal that the label panel of this video begins with; once. */
@@ -12,6 +12,17 @@ export function takeProposal(number) {
   const intervals = corrections.get(number);
   corrections.delete(number);
   return intervals;
+}
+
+const key = (corpus) => `carl-ray proposals ${corpus.corpus}`;
+
+function keep(corpus) {
+  try {
+    if (proposals.videos.length) localStorage.setItem(key(corpus), JSON.stringify(proposals));
+    else localStorage.removeItem(key(corpus));
+  } catch {
+    localStorage.removeItem(key(corpus)); // The storage is full: old ones would be worse than none.
+  }
 }
 
 export function show({ main, corpus, params, signal, setParams, announce }) {
@@ -34,6 +45,12 @@ export function show({ main, corpus, params, signal, setParams, announce }) {
     ),
     results,
   );
+  proposals ??= JSON.parse(localStorage.getItem(key(corpus)));
+  // What was corrected leaves the list once it is saved; numbers change where videos are added.
+  if (proposals)
+    proposals.videos = proposals.videos.filter(
+      ({ number, id, corrected }) => corpus.videos[number]?.id === id && !(corrected && corpus.videos[number].labelled),
+    );
   if (proposals) draw();
   else if (!corpus.videos.some((video) => video.labelled)) results.append(el("p.note", {}, "No video has labels yet: label one first."));
 
@@ -46,6 +63,8 @@ export function show({ main, corpus, params, signal, setParams, announce }) {
     setParams({ sources: from && sources.join(","), targets: to && targets.join(",") });
     try {
       proposals = await request("/api/propagation", { method: "POST", body, signal });
+      for (const proposal of proposals.videos) proposal.id = corpus.videos[proposal.number].id;
+      keep(corpus);
       draw();
     } catch (error) {
       if (error.name !== "AbortError") results.replaceChildren(failure(error));
@@ -115,7 +134,8 @@ export function show({ main, corpus, params, signal, setParams, announce }) {
         accept,
         button("Correct", () => {
           corrections.set(number, intervals);
-          forget(proposal);
+          proposal.corrected = true;
+          keep(corpus);
           location.hash = `#/video/${number}?panel=label`;
         }),
         button("Dismiss", () => leave(proposal, item, `${video.id}: dismissed`)),
@@ -126,6 +146,7 @@ export function show({ main, corpus, params, signal, setParams, announce }) {
 
   function forget(proposal) {
     proposals.videos = proposals.videos.filter((other) => other !== proposal);
+    keep(corpus);
   }
 
   function leave(proposal, item, text) {

@@ -190,7 +190,7 @@ def test_the_next_strike_waits_for_the_restart_after_the_one_before(tmp_path: Pa
 
 
 def test_a_store_that_does_not_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = rounds._Store(0)
+    store = rounds.S3Store(0)
     for name in store.environment:
         monkeypatch.setenv(name, "")
     servers: list[subprocess.Popen[bytes]] = []
