@@ -58,7 +58,8 @@ def test_help_shows_descriptions_and_defaults() -> None:
     add_config_options(parser)
     text = " ".join(parser.format_help().split())
     assert (
-        "--optimizer.learning_rate VALUE At the first step; decays to zero along a cosine. [0.0001]" in text
+        "--optimizer.learning_rate VALUE At the first step after the warm-up; decays to zero along a cosine. [0.0001]"
+        in text
     )
     assert "[[0.8, 1.0]]" in text
 
