@@ -27,16 +27,12 @@ from jaxtyping import Float
 from pyarrow import fs
 
 from benchmarks.faults.proxy import FaultProxy
-from benchmarks.faults.rounds import S3Store
 from benchmarks.parts.table import Table, table_text
 from carl_ray import storage
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Embeddings, write_part
 from carl_ray.evaluation.frames import unit_frames
 from carl_ray.evaluation.lance_index import LanceIndex, update_index
-from carl_ray.evaluation.warping import align_pair
-from carl_ray.explore.moments import open_index
 from carl_ray.machine import machine_name
-from carl_ray.report.video import partners
 
 _VIDEOS_A_PART = 500
 _ADDED_SHARE = 50
@@ -61,6 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--local", action="store_true", help="on the disk instead of in a bucket")
     options = parser.parse_args(arguments)
+    # Lazy imports here and below: --help answers at once.
+    from benchmarks.faults.rounds import S3Store
+
     print(machine_name(use_gpu=False), flush=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -71,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _measured(options: argparse.Namespace, folder: Path, uri: str, proxy: FaultProxy | None) -> Table:
+    from carl_ray.explore.moments import open_index
+
     old = Embeddings.open(options.embeddings)
     origin = replace(old.origin, has_untrained=False)
     rows: list[tuple[str, str]] = []
@@ -137,6 +138,9 @@ def _measured(options: argparse.Namespace, folder: Path, uri: str, proxy: FaultP
 
 def _made_up(old: Embeddings) -> Iterator[EmbeddedVideo]:
     """Videos without end, of the actions of trained ones in turn."""
+    from carl_ray.evaluation.warping import align_pair
+    from carl_ray.report.video import partners
+
     rng = np.random.default_rng(0)
     of_label: dict[str | None, list[Float[np.ndarray, "_ D"]]] = {}
     for video in old:
