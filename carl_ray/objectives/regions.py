@@ -9,12 +9,12 @@ place in the video: cells of two clips attract each other as far as their places
                                            └──── low-level statistics cannot be read  information
 
 Legend: B videos of this worker, A videos of all workers, n clips of a view, R and Q regions of a clip, D width of a
-projection, C channels, K low-level numbers.
+projection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -31,10 +31,17 @@ from carl_ray.objectives.base import (
     options,
 )
 from carl_ray.objectives.boxes import Measure, Overlap, cell_boxes, overlap
+from carl_ray.objectives.low_level import (
+    NUM_STATISTICS,
+    LowLevel,
+    correlation_terms,
+    low_level_statistics,
+    read_terms,
+)
 from carl_ray.objectives.views import ViewSpec, Whole, clips_view
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int64
+    from jaxtyping import Bool, Float
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
@@ -47,7 +54,6 @@ _PAIRS = (
 """Ordered pairs of clips, of anchors and candidates."""
 _LEAST_COVERAGE = 0.1
 """Of a region by one of the other clip's, for it to be an anchor."""
-_LOW_LEVEL = 6
 _INFORMATION_FROM = 0.1
 """Share of the run after which the weight of the information rises from 0, linearly, to its value at the end."""
 
@@ -119,9 +125,9 @@ class RegionContrast(Objective):
         if self.has_reader:
             seen = options.projection_width if options.information_on == "projection" else width
             self.reader = nn.Sequential(
-                nn.Linear(seen, 128), nn.ReLU(inplace=True), nn.Linear(128, 2 * _LOW_LEVEL)
+                nn.Linear(seen, 128), nn.ReLU(inplace=True), nn.Linear(128, 2 * NUM_STATISTICS)
             )
-            self.standardize = BatchNorm(_LOW_LEVEL, batch_norm).requires_grad_(False)
+            self.standardize = BatchNorm(NUM_STATISTICS, batch_norm).requires_grad_(False)
 
     def phases(
         self, encoder: nn.Module, adam: Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -291,6 +297,11 @@ def _regions(head: nn.Module, encoding: Encoding, view: ViewTensors[Tensor]) -> 
     mask = real_cells(view.mask, cells[0])[..., None].expand(
         *view.mask.shape[:2], cells[0], cells[1] * cells[2]
     )
+    if view.pixels is not None and (view.pixels.shape[3] % cells[1] or view.pixels.shape[4] % cells[2]):
+        raise ValueError(
+            f"region contrast needs frames whose side the {cells[1]} x {cells[2]} cells of a map divide, got "
+            f"{view.pixels.shape[3]} pixels: choose another augment.image_size"
+        )
     # The batch norm of the head must not see clips without frames.
     real = view.mask.any(-1).flatten().nonzero()[:, 0]
     maps = encoding.maps.flatten(0, 1)
@@ -429,121 +440,3 @@ def order_terms(
             "order_best_guess": torch.stack([counts.amax(0).sum(), count]).double(),
         }
     return Terms(losses.sum()[None], count[None]), figures
-
-
-def low_level_statistics(pixels: Tensor, cells: Sequence[int]) -> Float[Tensor, "B n R 6"]:
-    """Mean and deviation of the three colours over the pixels of each cell, float32.
-
-    Args:
-        pixels: (B, n, T, S, S, 3) uint8.
-        cells: (t, h, w), which divide T and S.
-    """
-    import torch
-
-    t, h, w = cells
-    blocks = pixels.float().unflatten(4, (w, -1)).unflatten(3, (h, -1)).unflatten(2, (t, -1))
-    # (B, n, t, T/t, h, S/h, w, S/w, 3)
-    mean = blocks.mean((3, 5, 7))
-    deviation = (blocks.square().mean((3, 5, 7)) - mean.square()).clamp(min=0).sqrt()
-    return torch.cat([mean, deviation], -1).flatten(2, 4)
-
-
-class LowLevel(NamedTuple):
-    """Regions of this worker, and what pixels alone say of them."""
-
-    z: Float[Tensor, "N D"]
-    """Float32 or better."""
-    statistics: Float[Tensor, "N K"]
-    videos: Int64[Tensor, " N"]
-    """Number of each region's video."""
-    num_videos: int
-    """B."""
-
-
-class Reading(NamedTuple):
-    """What a reader makes of low-level statistics; sums over the regions of this worker."""
-
-    own_loss: Tensor
-    """Of the reader: negative log-likelihood."""
-    information: Tensor
-    """Upper bound of the information in nats: how much likelier the own statistics are than other videos'."""
-    number: Tensor
-    """Of regions, int64; 0 where there is no other video."""
-    explained: Float[Tensor, " 2"]
-    """Variance that the reader explains, and all of it: their ratio is R²."""
-
-
-def read_terms(
-    reader: nn.Module,
-    z: Float[Tensor, "N D"],
-    statistics: Float[Tensor, "N K"],
-    videos: Int64[Tensor, " N"],
-    num_videos: int,
-) -> Reading:
-    """Variational upper bound of the information that regions have of their statistics (vCLUB).
-
-    q(u | z) is a Gaussian with diagonal variance. The expectation over the statistics of other videos is exact, by
-    their moments over all workers; a collective call.
-
-    Args:
-        reader: z to mean and log deviation of q.
-        z: Regions of this worker.
-        statistics: u, standardised.
-        videos: Of each region, its video's number.
-        num_videos: B.
-    """
-    import torch
-
-    from carl_ray.objectives.gather import sum_over_workers
-
-    mean, log_deviation = reader(z).chunk(2, -1)
-    # A sharper q makes the bound grow without limit.
-    log_deviation = log_deviation.clamp(-1, 1)
-    own_loss = (0.5 * ((statistics - mean) / log_deviation.exp()).square() + log_deviation).sum()
-    fixed = log_deviation.detach()
-    with torch.no_grad():
-        moments = torch.stack([torch.ones_like(statistics), statistics, statistics.square()]).double()
-        own = moments.new_zeros(3, num_videos, statistics.shape[1]).index_add(1, videos, moments)
-        count, first, second = sum_over_workers(own.sum(1))[:, None] - own
-        count = count.where(count > 0.5, 0)
-        other_mean = (first / count.clamp(min=1))[videos].to(z.dtype)
-        other_square = (second / count.clamp(min=1))[videos].to(z.dtype)
-        alone = count[videos][:, 0] == 0
-    # Both log-likelihoods have the same deviation, which cancels.
-    own_square = (statistics - mean).square()
-    others = mean.square() - 2 * mean * other_mean + other_square
-    nats = (0.5 * (others - own_square) * (-2 * fixed).exp()).sum(-1).where(~alone, 0).sum()
-    with torch.no_grad():
-        total, read = statistics.square().sum(), own_square.sum()
-        # The mean over all workers is at least 0.
-        above = sum_over_workers(nats.detach()) > 0
-    explained = torch.stack([total - read, total]).double()
-    return Reading(own_loss.where(~alone.any(), 0), nats * above, (~alone).sum(), explained.detach())
-
-
-def correlation_terms(
-    z: Float[Tensor, "N D"], statistics: Float[Tensor, "N K"]
-) -> tuple[Tensor, Int64[Tensor, ""], Float[Tensor, " 2"]]:
-    """Mean squared correlation of every number of the regions with every statistic, over all workers' regions.
-
-    Where all are 0, no linear regression reads the statistics. A collective call.
-
-    Returns:
-        The mean times N, with gradient; N; and the figure of the largest R² of a single number, summed over the
-        statistics, and their number.
-    """
-    import torch
-
-    from carl_ray.objectives.gather import gather_rows
-
-    real = torch.ones(len(z), dtype=torch.bool, device=z.device)
-    every, u, there = gather_rows(z, statistics, real)
-    with torch.autocast(z.device.type, enabled=False):
-        every, u = every[there], u[there]
-        sides = [part - part.mean(0) for part in (every, u)]
-        deviations = [side.square().mean(0).sqrt().clamp(min=1e-6) for side in sides]
-        correlations = (sides[0] / deviations[0]).T @ (sides[1] / deviations[1]) / max(1, len(every))
-        squared = correlations.square()
-    best = squared.detach().amax(0).double()
-    figure = torch.stack([best.sum(), torch.full_like(best.sum(), len(best))])
-    return squared.mean() * len(z), there.new_tensor(len(z), dtype=torch.int64), figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,14 +13,13 @@ from torch.nn import functional
 
 from carl_ray.objectives.base import Batch, Encoding, ViewTensors
 from carl_ray.objectives.boxes import cell_boxes
+from carl_ray.objectives.low_level import correlation_terms, low_level_statistics, read_terms
 from carl_ray.objectives.regions import (
     LOCAL,
     WHOLE,
     RegionContrast,
     Regions,
-    low_level_statistics,
     order_terms,
-    read_terms,
     region_terms,
 )
 
@@ -103,7 +103,7 @@ def test_clips_apart_have_no_anchors_and_a_finite_gradient():
     far = b.boxes + torch.tensor([0, 0, 100.0, 0, 0, 100.0], dtype=torch.float64)
     terms, _ = region_terms(a._replace(z=z), b._replace(boxes=far), temperature=TAU)
     terms.sums.sum().backward()
-    assert (float(terms.sums), int(terms.counts)) == (0, 0)
+    assert (terms.sums.item(), terms.counts.item()) == (0, 0)
     assert z.grad is not None and not z.grad.any()
 
 
@@ -332,3 +332,25 @@ def test_order_classes_are_before_inside_and_after():
     assert figures["order_accuracy"].tolist() == [16, 16]
     assert figures["order_best_guess"].tolist() == [2 + 2 + 4 + 4, 16]
     assert seen[0].shape == (2, 2, 4, 18)
+
+
+def test_correlations_are_those_of_numpy():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(50, 4, generator=generator, dtype=torch.float64)
+    u = torch.randn(50, 6, generator=generator, dtype=torch.float64) + z[:, :1]
+    mean, number, figure = correlation_terms(z, u)
+    squared = np.square(np.corrcoef(z.T, u.T)[:4, 4:])
+    assert float(mean) / int(number) == pytest.approx(squared.mean())
+    assert figure.tolist() == pytest.approx([squared.max(0).sum(), 6])
+    constant, _, _ = correlation_terms(torch.ones(50, 4, dtype=torch.float64), u)
+    assert float(constant) == pytest.approx(0, abs=1e-6)
+
+
+def test_cells_that_do_not_divide_the_frames_are_refused():
+    made, batch = objective(), batch_of(2)
+    encodings = {
+        name: replace_maps(encoding, encoding.maps.repeat(1, 1, 1, 1, 1, 2)[..., :3])  # type: ignore[union-attr]
+        for name, encoding in encodings_of(batch).items()
+    }
+    with pytest.raises(ValueError, match="whose side the 2 x 3 cells of a map divide, got 8 pixels"):
+        made(encodings, batch, 1.0)
