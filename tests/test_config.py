@@ -131,7 +131,7 @@ def test_refuses_in_one_line(document: Any, message: str) -> None:
         with pytest.raises(UserError, match=message) as caught:
             read()
         assert "\n" not in str(caught.value)
-        assert len(str(caught.value)) < 250
+        assert len(str(caught.value)) < 280
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"preset": "test"', "\udcff"])

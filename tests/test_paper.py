@@ -17,9 +17,12 @@ def test_protocols_and_strides() -> None:
     assert {task for tasks in PROTOCOLS.values() for task in tasks} <= set(TASKS)
 
 
+OF_OTHER_DATA = ("demo", "laptop", "clips_demo", "regions_kinetics400")
+
+
 @pytest.mark.parametrize("preset", [*PRESETS, "of another version"])
 def test_every_preset_has_the_papers_numbers(preset: str) -> None:
     numbers, same_data = paper_numbers(preset)
-    assert same_data is (preset in PRESETS and preset not in ("demo", "laptop"))
+    assert same_data is (preset in PRESETS and preset not in OF_OTHER_DATA)
     assert set(numbers.numbers) <= set(metric_names(PROTOCOLS[protocol_of(preset)]))
     assert numbers.numbers

@@ -147,10 +147,10 @@ def clip_at(start: int, stride: int, num_video_frames: int, num_frames: int) -> 
 def sample_whole(num_video_frames: int, num_frames: int, rng: np.random.Generator) -> ViewIndices:
     """A clip over the whole video: one frame at a uniform place of each of T equal parts.
 
-    A video with S < T keeps all its frames and is padded.
+    A video with S < T keeps all its frames and is padded; the clip stands for T frames.
     """
     if num_video_frames < num_frames:
-        return _padded_view(num_video_frames, num_frames)
+        return clip_at(0, 1, num_video_frames, num_frames)
     edges = np.arange(num_frames + 1, dtype=np.int64) * num_video_frames // num_frames
     return ViewIndices(
         rng.integers(edges[:-1], edges[1:]), np.ones(num_frames, dtype=bool), (0, num_video_frames)

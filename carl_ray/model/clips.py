@@ -5,7 +5,7 @@ Legend: N clips, T frames of a clip, C channels of the backbone, (t, h, w) cells
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -113,10 +113,13 @@ class ClipEncoder(nn.Module):
         for chunk in chunks:
             waiting = chunk if waiting is None else torch.cat([waiting, chunk])
             ready: list[Tensor] = []
-            while start + span <= first + len(waiting):
-                made.append((start + span / 2, self._clip(waiting[start - first :], self.stride)))
+            starts = range(start, first + len(waiting) - span + 1, hop)
+            for begin, clip in zip(
+                starts, self._clips(waiting, [s - first for s in starts], self.stride), strict=True
+            ):
+                made.append((begin + span / 2, clip))
                 rows = _between(made, done, int(made[-1][0]) + 1)
-                ready, done, start = [*ready, rows], done + len(rows), start + hop
+                ready, done, start = [*ready, rows], done + len(rows), begin + hop
                 del made[:-1]
             kept = max(0, start - hop - first)  # The last clip of the video begins after the one before.
             waiting, first = waiting[kept:], first + kept
@@ -128,15 +131,17 @@ class ClipEncoder(nn.Module):
         start = max(0, num_frames - self.num_frames * stride)
         middle = start + self.num_frames * stride / 2
         if not made or middle > made[-1][0]:
-            made.append((middle, self._clip(waiting[start - first :], stride)))
+            made.append((middle, self._clips(waiting, [start - first], stride)[0]))
         yield _between(made, done, num_frames)
 
-    def _clip(self, frames: Tensor, stride: int) -> Float[Tensor, " C"]:
-        """Vector of the clip that begins with the first of some frames."""
-        places = stride * torch.arange(self.num_frames, device=frames.device)
-        mask = places < len(frames)
-        clip: Tensor = self(frames[places.clamp(max=len(frames) - 1)][None], mask[None]).clip[0]
-        return clip
+    def _clips(self, frames: Tensor, starts: Sequence[int], stride: int) -> Float[Tensor, "clips C"]:
+        """Vectors of the clips that begin with these of some frames."""
+        if not starts:
+            return frames.new_zeros(0, self.width)
+        begin = torch.tensor(starts, device=frames.device)[:, None]
+        places = begin + stride * torch.arange(self.num_frames, device=frames.device)
+        clips: Tensor = self(frames[places.clamp(max=len(frames) - 1)], places < len(frames)).clip
+        return clips
 
     def embed_features(self, features: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:
         """The features themselves: there is no module over time."""

@@ -193,10 +193,15 @@ class _Transformer3D(nn.Module):
     published = "model."
 
     def __init__(self, model: Any) -> None:
+        from torchvision.ops import StochasticDepth
+
         super().__init__()
         self.model = model
         self.channels: int = model.norm.normalized_shape[0]
         model.head = nn.Identity()
+        for module in model.modules():
+            if isinstance(module, StochasticDepth):
+                module.p = 0.0  # Its draws would depend on the worker, and on those before.
 
     def forward(self, clips: Float[Tensor, "N 3 T height width"]) -> Float[Tensor, "N C t h w"]:
         """Feature maps; MViT's class token is left out."""

@@ -156,7 +156,8 @@ class Phase:
     optimizer: Optimizer
     """Of the parameters that the phase updates; others get no update, whatever their gradient."""
     trains_encoder: bool = True
-    """False: the encodings have no gradient. Phases share one pass of the encoder: one that trains it is the last."""
+    """False: the encodings have no gradient. Where no phase but the last trains the encoder, all share one
+    pass of it."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))

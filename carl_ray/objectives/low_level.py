@@ -10,27 +10,33 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int64
+    from jaxtyping import Bool, Float, Int64
     from torch import Tensor, nn
 
 NUM_STATISTICS = 6
 """K: mean and deviation of three colours."""
 
 
-def low_level_statistics(pixels: Tensor, cells: Sequence[int]) -> Float[Tensor, "B n R 6"]:
-    """Mean and deviation of the three colours over the pixels of each cell, float32.
+def low_level_statistics(
+    pixels: Tensor, mask: Bool[Tensor, "B n T"], cells: Sequence[int]
+) -> Float[Tensor, "B n R 6"]:
+    """Mean and deviation of the three colours over the real pixels of each cell, float32; 0 where there are none.
 
     Args:
         pixels: (B, n, T, S, S, 3) uint8.
+        mask: True where a frame is real.
         cells: (t, h, w), which divide T and S.
     """
     import torch
 
     t, h, w = cells
-    blocks = pixels.float().unflatten(4, (w, -1)).unflatten(3, (h, -1)).unflatten(2, (t, -1))
-    # (B, n, t, T/t, h, S/h, w, S/w, 3)
-    mean = blocks.mean((3, 5, 7))
-    deviation = (blocks.square().mean((3, 5, 7)) - mean.square()).clamp(min=0).sqrt()
+    blocks = pixels.float().unflatten(4, (w, -1)).unflatten(3, (h, -1))
+    # Over the pixels of a frame, (B, n, T, h, w, 3), then over the real frames of a cell.
+    moments = torch.stack([blocks.mean((4, 6)), blocks.square().mean((4, 6))])
+    weights = mask.float().unflatten(2, (t, -1))
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
+    mean, square = torch.einsum("mbntfhwc,bntf->mbnthwc", moments.unflatten(3, (t, -1)), weights)
+    deviation = (square - mean.square()).clamp(min=0).sqrt()
     return torch.cat([mean, deviation], -1).flatten(2, 4)
 
 
@@ -82,7 +88,8 @@ def read_terms(
 
     from carl_ray.objectives.gather import sum_over_workers
 
-    mean, log_deviation = reader(z).chunk(2, -1)
+    with torch.autocast(z.device.type, enabled=False):
+        mean, log_deviation = reader(z).chunk(2, -1)
     # A sharper q makes the bound grow without limit.
     log_deviation = log_deviation.clamp(-1, 1)
     own_loss = (0.5 * ((statistics - mean) / log_deviation.exp()).square() + log_deviation).sum()
@@ -127,7 +134,8 @@ def correlation_terms(
     with torch.autocast(z.device.type, enabled=False):
         every, u = every[there], u[there]
         sides = [part - part.mean(0) for part in (every, u)]
-        deviations = [side.square().mean(0).sqrt().clamp(min=1e-6) for side in sides]
+        # Below the root: its gradient at 0 is infinite.
+        deviations = [side.square().mean(0).clamp(min=1e-12).sqrt() for side in sides]
         correlations = (sides[0] / deviations[0]).T @ (sides[1] / deviations[1]) / max(1, len(every))
         squared = correlations.square()
     best = squared.detach().amax(0).double()

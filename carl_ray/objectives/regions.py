@@ -96,6 +96,13 @@ class RegionContrast(Objective):
         information_steps: int = Field(default=2, ge=1)
         """Updates a step of the network that reads the statistics, for `vclub`."""
 
+        def __post_init__(self) -> None:
+            low, high = self.whole_crop_area
+            if not 0 < low <= high <= 1:
+                raise ValueError(
+                    f"whole_crop_area must be (low, high) with 0 < low <= high <= 1, got ({low:g}, {high:g})"
+                )
+
         def views(self, default: ViewSpec) -> tuple[ViewSpec, ...]:
             """Two local clips and one over the whole video."""
             local = clips_view(default, LOCAL, 2)
@@ -121,13 +128,14 @@ class RegionContrast(Objective):
         )
         if options.order_weight and options.whole_view:
             self.order = nn.Sequential(nn.Linear(3 * width, 128), nn.ReLU(inplace=True), nn.Linear(128, 3))
+        self._explained: Tensor | None = None
         self.has_reader = options.information_weight > 0 and options.information == "vclub"
         if self.has_reader:
             seen = options.projection_width if options.information_on == "projection" else width
             self.reader = nn.Sequential(
                 nn.Linear(seen, 128), nn.ReLU(inplace=True), nn.Linear(128, 2 * NUM_STATISTICS)
             )
-            self.standardize = BatchNorm(NUM_STATISTICS, batch_norm).requires_grad_(False)
+            self.standardize = BatchNorm(NUM_STATISTICS).requires_grad_(False)
 
     def phases(
         self, encoder: nn.Module, adam: Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -162,6 +170,8 @@ class RegionContrast(Objective):
         seen = self._low_level(regions, encodings, batch)
         assert seen is not None  # This phase has pixels.
         read = read_terms(self.reader, *self._standardized(seen))
+        if self._explained is None:
+            self._explained = read.explained
         return Terms(read.own_loss[None], read.number[None])
 
     def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
@@ -179,7 +189,10 @@ class RegionContrast(Objective):
             seen = self._low_level(regions, encodings, batch)
             if seen is not None:
                 weight = self.options.information_weight * max(0.0, progress - _INFORMATION_FROM)
-                information, number, figures["low_level_r2"] = self._information(seen)
+                information, number, explained = self._information(seen)
+                # A reader has just learnt from these regions: what it knew before says more.
+                figures["low_level_r2"] = explained if self._explained is None else self._explained
+                self._explained = None
                 sums.append(weight / (1 - _INFORMATION_FROM) * information)
                 counts.append(number)
         self.figures = figures
@@ -244,7 +257,7 @@ class RegionContrast(Objective):
             else:
                 shape, mask = encoding.maps.shape[3:], regions[name].mask
                 vectors = regions[name].z if on == "projection" else encoding.maps.flatten(3).mT
-            low_level = low_level_statistics(view.pixels, shape)
+            low_level = low_level_statistics(view.pixels, view.mask, shape)
             seen.append(vectors.flatten(1, 2))
             statistics.append(low_level.flatten(1, 2))
             masks.append(mask.flatten(1))
@@ -372,6 +385,7 @@ def region_terms(
     number, among = valid.sum(), anchors.mask.sum()
     figures = {
         "target_entropy": torch.stack([entropy.sum(), number]),
+        "region_loss": torch.stack([losses.detach().sum(), number]),
         "anchor_share": torch.stack([number, among]).double(),
         "rank_of_best": torch.stack([rank.where(valid, 0).sum(), number]).double(),
     }
@@ -407,13 +421,13 @@ def order_terms(
     answer.
 
     Returns:
-        Sum over clips and cells, and their number; figures: accuracy, and that of the best guess for each cell
-        on this worker.
+        Sum over clips and cells, and their number; figures: loss, accuracy, and that of the best guess for each cell.
     """
     import torch
     from torch.nn import functional
 
     from carl_ray.layers.heads import real_cells
+    from carl_ray.objectives.gather import sum_over_workers
 
     assert local.clip is not None
     cells = whole.frames.shape[2]
@@ -433,10 +447,14 @@ def order_terms(
     losses = losses.unflatten(0, classes.shape).where(real, 0)
     with torch.no_grad():
         right = ((logits.argmax(-1) == classes) & real).sum().double()
-        counts = torch.stack([((classes == k) & real).sum((0, 1)) for k in range(3)])
         count = real.sum()
+        counts = torch.stack([((classes == k) & real).sum((0, 1)) for k in range(3)])
+        # Of all workers; each reports its share.
+        every = sum_over_workers(counts)
+        best = every.amax(0).sum() * count.double() / every.sum().clamp(min=1)
         figures = {
+            "order_loss": torch.stack([losses.sum().double(), count]),
             "order_accuracy": torch.stack([right, count]),
-            "order_best_guess": torch.stack([counts.amax(0).sum(), count]).double(),
+            "order_best_guess": torch.stack([best, count]),
         }
     return Terms(losses.sum()[None], count[None]), figures

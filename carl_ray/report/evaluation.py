@@ -75,6 +75,11 @@ def evaluate_embeddings(
         added = (*added, "repetitions")
     # The mean of a video's embeddings is nothing where they are centred.
     has_means = origin.form == "plain" and origin.preset != FROZEN and not centered
+    if protocol == "clips" and not has_means:
+        raise UserError(
+            "protocol clips compares the means of videos, which centred embeddings have not: embed with --form plain, "
+            "evaluate without --centered, or name another --protocol"
+        )
     if protocol != "clips" and has_means and TASKS["recognition"].missing(train_videos, test_videos) is None:
         added = (*added, "recognition")
     document = {"protocol": protocol} | evaluate(

@@ -204,23 +204,53 @@ def _try_backbone(config: Config) -> None:
     """Raise `UserError` where a backbone that others made does not fit the encoder or the size of the frames."""
     model, size = config.model, config.augment.image_size
     ours = set(BACKBONES) - set(CLIP_BACKBONES)
-    if model.backbone in ours and model.temporal_encoder != "clip" and not model.learnable.isdecimal():
+    if model.temporal_encoder == "clip":
+        _try_clips(config)
+        return
+    if model.backbone in ours and not model.learnable.isdecimal():
         return
     import torch
 
-    from carl_ray.training.learner import build_encoder
+    from carl_ray.model.encoder import FrameLevelVideoEncoder
 
-    num_frames = model.num_frames if model.temporal_encoder == "clip" else 2
     try:
-        encoder = build_encoder(config).eval()
+        encoder = FrameLevelVideoEncoder(model).eval()
         with torch.no_grad():
-            encoder(torch.zeros(1, num_frames, 3, size, size), torch.ones(1, num_frames, dtype=torch.bool))
+            encoder(torch.zeros(1, 2, 3, size, size), torch.ones(1, 2, dtype=torch.bool))
     except UserError:
         raise
     except Exception as error:  # A network of others may raise anything.
         raise UserError(
             f"model.backbone: {model.backbone} fails on frames of {size} pixels (augment.image_size): "
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def _try_clips(config: Config) -> None:
+    """Raise `UserError` where encoder and objective fail on the views of a black video."""
+    import torch
+
+    from carl_ray.data.batch import collate
+    from carl_ray.data.sample import Sample, masked_views, sample_spec
+    from carl_ray.training.learner import initial_learner
+
+    # Classes are counted in the run, and its colours and codec do not matter here.
+    augment = replace(config.augment, pixels="rgb", color_on="workers")
+    config = replace(config, augment=augment, objective=config.objective.with_num_classes(2))
+    spec = sample_spec(config)
+    batch = collate([Sample(0, 0, 0, "", None, masked_views(spec))], spec)
+    seen = {name: replace(view, mask=torch.ones_like(view.mask)) for name, view in batch.views.items()}
+    batch = replace(batch, views=seen)
+    try:
+        learner = initial_learner(config).eval()
+        with torch.no_grad():
+            learner(batch, 0.5, learner.objective.phases(learner.encoder, torch.optim.Adam)[-1].name)
+    except UserError:
+        raise
+    except Exception as error:  # A network or an objective of others may raise anything.
+        raise UserError(
+            f"{config.objective.name} with {config.model.backbone} fails on clips of {config.model.num_frames} frames "
+            f"of {config.augment.image_size} pixels: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from None
 
 

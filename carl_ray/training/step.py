@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -92,9 +92,10 @@ class TrainingStep:
         statistics = [b for m in self.model.modules() if m.training for b in m.buffers(recurse=False)]
         before = [buffer.clone() for buffer in statistics]
         encodings = detached = None
-        if len(self.phases) > 1:
-            # Once for all phases. Where one of them trains the encoder, it is the last.
-            with self._autocast():
+        *earlier, last = self.phases
+        if earlier and not any(phase.trains_encoder for phase in earlier):
+            # Once for all phases.
+            with self._autocast(), torch.set_grad_enabled(last.trains_encoder):
                 encodings = self.model.encode(batch)
             detached = {name: encoding.map(Tensor.detach) for name, encoding in encodings.items()}
         for phase, rates in zip(self.phases, self._rates, strict=True):
@@ -157,13 +158,19 @@ class TrainingStep:
         """Compute a phase of a step and apply it if everything is finite on all workers."""
         # The gradients of a phase also reach weights of others.
         self.model.zero_grad(set_to_none=True)
-        sums, counts = self._terms(batch, self._forward, step / self.num_steps, phase, encodings)
+        own = [parameter for group in phase.optimizer.param_groups for parameter in group["params"]]
+        # DDP would send the gradients of the whole encoder, which are none here.
+        model = self._forward if phase.trains_encoder else self.model
+        sums, counts = self._terms(batch, model, step / self.num_steps, phase, encodings)
         if self.num_workers > 1:
             dist.all_reduce(counts)
         loss = (sums / counts.clamp(min=1)).sum()
-        # DDP averages the workers' gradients; the loss is a sum over them.
-        (loss * self.num_workers).backward()
-        own = [parameter for group in phase.optimizer.param_groups for parameter in group["params"]]
+        if model is self._forward:
+            # DDP averages the workers' gradients; the loss is a sum over them.
+            (loss * self.num_workers).backward()
+        else:
+            loss.backward()
+            self._add_gradients(own)
         norm = nn.utils.clip_grad_norm_(own, self.config.optimizer.max_gradient_norm)
         num_frames = sum(view.mask.sum() for view in batch.views.values())
         totals = (loss.detach(), batch.is_real.sum(), num_frames, norm.isfinite())
@@ -178,6 +185,13 @@ class TrainingStep:
         rate = self.learning_rate(step)
         figures = self._figures()
         return StepReport(values[0], norm.item(), rate, applied, int(values[1]), int(values[2]), figures)
+
+    def _add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Sum the gradients over the workers; a collective call."""
+        for parameter in parameters if self.num_workers > 1 else ():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
 
     def _figures(self) -> dict[str, float]:
         """Means of the objective's figures over the global batch; a collective call where there are any."""
@@ -203,6 +217,9 @@ class TrainingStep:
         """Terms of a phase, by default of the last one, with counts as floating-point numbers."""
         phase = phase or self.phases[-1]
         with self._autocast():
+            if encodings is None and not phase.trains_encoder:
+                with torch.no_grad():
+                    encodings = self.model.encode(batch)
             sums, counts = model(batch, progress, phase.name, encodings)
         return Terms(sums, counts.to(sums.dtype))
 

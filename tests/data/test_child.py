@@ -75,6 +75,7 @@ PAIR: dict[str, tuple[str, list[int], bytes]] = {
     "crops.parameters": ("<f8", [2, 16], bytes(256)),
     "crops.boxes": ("<f8", [2, 4], bytes(64)),
     "crops.flips": ("|b1", [2], bytes(2)),
+    "crops.spans": ("<f8", [2, 2], bytes(32)),
     "crops.columns.frame_labels": ("<i8", [2, 8], struct.pack("<q", -1) * 16),
 }
 END = message("end", {"reason": ""})

@@ -285,3 +285,5 @@ def test_a_clip_over_the_whole_video_has_one_frame_of_each_part():
         assert counts[low:high].all() and counts.sum() == counts[low:high].sum()
     short = sample_whole(5, 8, rng)
     assert short.frame_mask.tolist() == [True] * 5 + [False] * 3
+    # Each of four cells stands for the two frames that it shows.
+    assert short.crop == (0, 8)

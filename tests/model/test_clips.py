@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -122,13 +123,13 @@ def test_rows_of_a_whole_video(total: int, chunk: int):
 def test_memory_is_that_of_a_clip():
     made = encoder().eval()
     held = []
-    forward = made._clip
+    forward = made._clips
 
-    def spy(waiting: Tensor, stride: int) -> Tensor:
+    def spy(waiting: Tensor, starts: Sequence[int], stride: int) -> Tensor:
         held.append(len(waiting))
-        return forward(waiting, stride)
+        return forward(waiting, starts, stride)
 
-    made._clip = spy  # type: ignore[method-assign]
+    made._clips = spy  # type: ignore[method-assign]
     rows = list(made.frame_features(frames(8, seed=k) for k in range(40)))
     assert sum(map(len, rows)) == 320
     assert max(held) <= 32

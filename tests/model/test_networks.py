@@ -169,7 +169,7 @@ def test_an_entry_point(monkeypatch):
     monkeypatch.setattr("carl_ray.config.entry_points", lambda group: found.select(group=group))
     monkeypatch.setattr("carl_ray.model.networks.entry_points", lambda group: found.select(group=group))
     assert build("theirs")[0].channels == 8
-    with pytest.raises(ValueError, match=r"'s3d', 'theirs', 'timm:NAME' or 'module:Class', got 'their'"):
+    with pytest.raises(ValueError, match=r"'swin3d_t', 'theirs', 'timm:NAME' or 'module:Class', got 'their'"):
         ModelConfig(backbone="their", weights="random")
 
 

@@ -19,6 +19,7 @@ from carl_ray.training.step import TrainingStep
 FRAMES, SIZE, VIDEOS = 64, 16, 12
 SETTINGS = {
     "augment.image_size": str(SIZE),
+    "model.clip_input": "rgb",
     "objective.information_weight": "0",
     "objective.order_weight": "10",
     "views.stride": "[1, 1]",

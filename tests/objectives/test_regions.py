@@ -296,10 +296,16 @@ def test_a_video_alone_has_no_information_term():
 
 def test_statistics_are_means_and_deviations_of_the_colours():
     pixels = torch.randint(0, 256, (1, 1, 4, 8, 8, 3), dtype=torch.uint8)
-    found = low_level_statistics(pixels, (2, 2, 4))[0, 0].unflatten(0, (2, 2, 4))
+    mask = torch.ones(1, 1, 4, dtype=torch.bool)
+    found = low_level_statistics(pixels, mask, (2, 2, 4))[0, 0].unflatten(0, (2, 2, 4))
     block = pixels[0, 0, 2:4, 0:4, 6:8].double().flatten(0, 2)
     expected = torch.cat([block.mean(0), block.std(0, correction=0)])
     torch.testing.assert_close(found[1, 0, 3].double(), expected, rtol=1e-4, atol=1e-3)
+    mask[0, 0, 3:] = False
+    padded = low_level_statistics(pixels, mask, (2, 2, 4))[0, 0].unflatten(0, (2, 2, 4))
+    block = pixels[0, 0, 2, 0:4, 6:8].double().flatten(0, 1)
+    expected = torch.cat([block.mean(0), block.std(0, correction=0)])
+    torch.testing.assert_close(padded[1, 0, 3].double(), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_order_does_not_see_the_timestamps():
@@ -342,8 +348,11 @@ def test_correlations_are_those_of_numpy():
     squared = np.square(np.corrcoef(z.T, u.T)[:4, 4:])
     assert float(mean) / int(number) == pytest.approx(squared.mean())
     assert figure.tolist() == pytest.approx([squared.max(0).sum(), 6])
-    constant, _, _ = correlation_terms(torch.ones(50, 4, dtype=torch.float64), u)
-    assert float(constant) == pytest.approx(0, abs=1e-6)
+    dead = torch.ones(50, 4, dtype=torch.float64, requires_grad=True)
+    constant, _, _ = correlation_terms(dead, u)
+    constant.backward()
+    assert constant.item() == pytest.approx(0, abs=1e-6)
+    assert dead.grad is not None and dead.grad.isfinite().all()
 
 
 def test_cells_that_do_not_divide_the_frames_are_refused():

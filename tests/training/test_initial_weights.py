@@ -14,6 +14,8 @@ from carl_ray import train
 from carl_ray.config import Config, ModelConfig, objective_options
 from carl_ray.data.scan import index_folder
 from carl_ray.errors import RunError, UserError
+from carl_ray.options import overridden
+from carl_ray.presets import preset
 from carl_ray.training.checkpoint import (
     Progress,
     checkpoint_at,
@@ -23,6 +25,7 @@ from carl_ray.training.checkpoint import (
 )
 from carl_ray.training.fit import fit
 from carl_ray.training.learner import initial_learner
+from carl_ray.training.run_checks import starting_weights
 from carl_ray.training.run_log import read_log
 from carl_ray.training.step import TrainingStep
 from tests.samples import batch_of, crops
@@ -194,3 +197,27 @@ def test_a_run_begins_with_them(
     assert [line["step"] for line in read_log(run) if "loss" in line] == [1]
     # In Python; nothing is left to do.
     assert fit(checkpoint.config, run, resume=True) == run
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model.num_frames": "9"}, "small3d makes 64 x 5 x 4 x 4 of 18 frames; expected maps"),
+        (
+            {"model.num_frames": "4", "augment.image_size": "8"},
+            "region contrast needs a backbone with a feature map; got 1 x 1 x 1 from 4 x 8 x 8",
+        ),
+        ({"augment.image_size": "36"}, "whose side the 5 x 5 cells of a map divide, got 36 pixels"),
+        ({"model.backbone": "timm:test_vit"}, "expected maps"),
+    ],
+)
+def test_clips_that_do_not_fit_are_found_before_the_run(given: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        starting_weights(overridden(preset("clips_demo"), given))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert starting_weights(preset("clips_demo")) is None
+
+
+def test_a_crop_of_the_whole_clip_is_a_part_of_the_frame() -> None:
+    with pytest.raises(UserError, match=r"objective: whole_crop_area must be .*got \(0.6, 2\)"):
+        overridden(preset("clips_demo"), {"objective.whole_crop_area": "[0.6, 2.0]"})

@@ -186,6 +186,9 @@ OBJECTIVES = {
     if name != "scl"
 }
 SCENARIOS |= OBJECTIVES
+SCENARIOS["regions synchronized"] = replace(
+    OBJECTIVES["regions"], model=replace(OBJECTIVES["regions"].model, batch_norm="synchronized")
+)
 
 
 def float64_step(config: Config, num_steps: int) -> TrainingStep:
@@ -345,7 +348,9 @@ def test_the_splits_are_uneven_and_leave_workers_without_videos() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
-@pytest.mark.parametrize("scenario", ["synchronized", "frozen", "global negatives", *OBJECTIVES])
+@pytest.mark.parametrize(
+    "scenario", ["synchronized", "frozen", "global negatives", *OBJECTIVES, "regions synchronized"]
+)
 def test_losses_and_weights_do_not_depend_on_the_number_of_workers(
     on_workers: dict[int, list[dict[str, Any]]], scenario: str, num_workers: int
 ) -> None:
@@ -367,7 +372,7 @@ def test_the_weights_move_so_that_they_could_differ(on_workers: dict[int, list[d
         start = snapshot(TrainingStep(config, CPU, NUM_STEPS))
         end = on_workers[1][0][name]["state"]
         weights = [n for n in start if n.endswith("weight") and start[n].dim() > 1]
-        least = (1 if name in OBJECTIVES else 5) * config.optimizer.learning_rate
+        least = (1 if config.objective.name in OBJECTIVES else 5) * config.optimizer.learning_rate
         assert all((start[n] - end[n]).abs().max() > least for n in weights), name
 
 

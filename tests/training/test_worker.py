@@ -164,7 +164,7 @@ def test_the_precision_is_decided_once_and_written_down(
 
 def report() -> StepReport:
     return SimpleNamespace(
-        loss=1.0, learning_rate=1e-4, gradient_norm=1.0, num_videos=3, num_frames=24, applied=True
+        loss=1.0, learning_rate=1e-4, gradient_norm=1.0, num_videos=3, num_frames=24, applied=True, figures={}
     )  # type: ignore[return-value]
 
 
