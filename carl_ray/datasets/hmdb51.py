@@ -37,10 +37,7 @@ _ROW = re.compile(r"(?P<stem>\S.*)\.\w+\s+(?P<flag>[012])")
 def read_lists(raw: str, split: int, *, unused: bool = False) -> dict[str, Listed]:
     """Read split and class of each video of one of the three splits, by CLASS/NAME without suffix.
 
-    Args:
-        raw: Path or URI of the folder.
-        split: 1 to 3.
-        unused: Videos that it does not use are in the split "unused", and not in none.
+    Videos that it does not use are in no split, or with `unused` in that of this name.
 
     Raises:
         UserError: there are no lists, or a row is not as published.

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from carl_ray import storage
+from carl_ray.data.manifest import rejects_uri, scan_uri
 from carl_ray.datasets.conversion import Conversion, converter_parser, index_videos, write_manifest
 from carl_ray.errors import RunError, UserError, note, one_line_errors
 
@@ -46,8 +47,8 @@ def label_listed(
     """Select the files to use and label them; count what is missing or broken, by split.
 
     Args:
-        entries: What the lists say, by the video's name there.
-        match: The entry of a file, by its path; None where the lists do not name it.
+        entries: What the lists say, by a key of each video.
+        match: The key of a file, by its path; None where the lists do not name it.
         video_ids: Files that decode, as paths inside the folder.
         rejects: Files that do not, with the reason.
         lists: What the lists are called.
@@ -147,28 +148,16 @@ def _counts(entries: Mapping[Any, Listed]) -> Counter[str]:
     return Counter(listed.split for listed in entries.values() if listed.split is not None)
 
 
-def publish_listed(
-    raw: str,
-    out: str,
-    preset: str,
-    label: Callable[[Sequence[str], Mapping[str, str]], Conversion],
-    lists: str,
-) -> None:
-    """Index the videos of a folder where they are; write the manifest of the listed ones, with report.
+Labeller = Callable[[Sequence[str], Mapping[str, str]], Conversion]
+"""Labels of the files that decode, given these and the reasons why others do not."""
 
-    Args:
-        raw: Path or URI of the folder.
-        out: Path or URI of the manifest.
-        preset: To train with.
-        label: Labels of the files that decode, given these and the reasons why others do not.
-        lists: What the lists are called.
+
+def publish_listed(raw: str, out: str, preset: str, label: Labeller, lists: str) -> None:
+    """Index the videos of a folder where they are; write the manifest of the listed ones, with report.
 
     Raises:
         RunError: none of the listed clips is usable, or as `write_manifest`.
     """
-    # Lazy import: usage errors need no pyarrow.
-    from carl_ray.data.manifest import rejects_uri, scan_uri
-
     # Not at --out: an interrupted scan, or videos that no list names, must not look like the manifest.
     indexed, rejects = index_videos(raw, scan_uri(out))
     conversion = label(indexed.column("video_id").to_pylist(), rejects)
@@ -189,17 +178,10 @@ def listed_command(
     has_splits: bool = False,
     has_unused: bool = False,
 ) -> None:
-    """The command of a data set whose lists name files: RAW, --out, and --split of three where there are splits.
+    """The command of a data set whose lists name files, as `read_lists` returns them: CLASS/NAME without suffix.
 
-    Args:
-        module: Name in this package.
-        description: The module's docstring.
-        read_lists: What the lists in `raw` of the options say, by CLASS/NAME or NAME without suffix.
-        arguments: Of the command; None: of the process.
-        preset: To train with.
-        lists: What the lists are called.
-        has_splits: Whether there are three splits, each with a training and a test list.
-        has_unused: Whether these name videos that they do not use.
+    It has RAW and --out, and --split where there are three of them (`has_splits`), and --unused where these name videos
+    that they do not use (`has_unused`). `preset` is the one to train with.
     """
     parser = converter_parser(
         module,

@@ -200,11 +200,7 @@ def rendering_command(
 ) -> None:
     """The command of a set of rendered videos; its options are the fields of the config.
 
-    Args:
-        renderer: Of the videos.
-        description: What the command does, in a sentence.
-        arguments: Of the command; None: of the process.
-        benchmark: Values with `--benchmark`; None: there is no such option.
+    Their defaults are those of the renderer, with `--benchmark` (where there is one) those of `benchmark`.
     """
     default = renderer.default
     parser = OptionParser(prog=program(f"datasets.{renderer.name}"), description=description)

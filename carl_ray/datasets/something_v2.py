@@ -30,9 +30,6 @@ _PREFIX = "something-something-v2-"
 def read_lists(raw: str) -> dict[str, Listed]:
     """Read split and label of each video, by its id.
 
-    Args:
-        raw: Path or URI of the folder.
-
     Raises:
         UserError: a file is missing or not as published.
         RunError: the store refuses or fails.

@@ -37,10 +37,6 @@ _GROUP = re.compile(r"_(g\d+)_c\d+$")
 def read_lists(raw: str, split: int) -> dict[str, Listed]:
     """Read split, class and group of each video of one of the three splits, by CLASS/NAME without suffix.
 
-    Args:
-        raw: Path or URI of the folder.
-        split: 1 to 3.
-
     Raises:
         UserError: a list is missing, or a row is not as published.
         RunError: the store refuses or fails.
@@ -65,7 +61,7 @@ def read_lists(raw: str, split: int) -> dict[str, Listed]:
         for place, line in read_lines(uris[name]):
             row = _ROW.fullmatch(line)
             known = classes.get(row["label"].casefold()) if row else None
-            if row is None or known is None or labels.get(row["number"] or "", known) != known:
+            if row is None or known is None or (row["number"] and labels.get(row["number"]) != known):
                 raise UserError(
                     f"{place}: expected CLASS/VIDEO.avi of a class of classInd.txt, with its number if any, "
                     f"got {line[:100]!r}"

@@ -156,11 +156,8 @@ def direction_of_time(
 ) -> Result:
     """Accuracy of a linear probe that tells clips from the same clips played backwards; a half says nothing.
 
-    Args:
-        train: For each training video its clips' vectors, and those of the reversed clips.
-        test: As `train`.
-        groups: As `linear_probe_of_clips`; a video and its reversal are held out together.
-        seed: Of the choice of groups.
+    A video is its clips' vectors and those of the reversed clips, which are held out together. `groups` and `seed` are
+    those of `linear_probe_of_clips`.
     """
     names = np.asarray(range(len(train)) if groups is None else groups)
     result = linear_probe_of_clips(

@@ -176,6 +176,7 @@ def test_a_folder_without_listed_videos_fails(lay_out, tmp_path, ray_session, ca
         (ucf101, UCF101, {"classInd.txt": None}, "there is no classInd.txt$"),
         (ucf101, UCF101, {"classInd.txt": "ApplyEyeMakeup\n"}, "line 1: expected a number and a class"),
         (ucf101, UCF101, {"trainlist01.txt": "ApplyEyeMakeup/v_a_g01_c01.avi 2\n"}, r"line 1: .*_c01.avi 2'$"),
+        (ucf101, UCF101, {"trainlist01.txt": "ApplyEyeMakeup/v_a_g01_c01.avi 9\n"}, r"line 1: .*_c01.avi 9'$"),
         (ucf101, UCF101, {"testlist01.txt": "\nDancing/v_a_g01_c01.avi\n"}, "line 2: expected CLASS/VIDEO.avi"),
         (ucf101, UCF101, {"testlist01.txt": b"\xff\xfe"}, "expected a list in UTF-8"),
         (
