@@ -220,7 +220,7 @@ def _measure_video(video: str, config: Config) -> tuple[list[float], list[Sample
     try:
         print(
             f"{shown}: {probe.width} x {probe.height}, {probe.num_frames} frames, {probe.codec}; preset "
-            f"{config.preset}: 2 views of {config.model.num_frames} frames, {config.augment.image_size} pixels",
+            f"{config.preset}: {cluster_plan.shown_views(config)}, {config.augment.image_size} pixels",
             flush=True,
         )
         progress = _progress("the video on one core")

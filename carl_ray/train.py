@@ -64,7 +64,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     parser.add_argument(
         "--title",
         metavar="TEXT",
-        help="end with a report of this title; those of demo and laptop have it anyway",
+        help="end with a report of this title; those of demo, clips_demo and laptop have it anyway",
     )
     return options.parse_with_config(parser, arguments)
 

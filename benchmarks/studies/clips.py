@@ -4,8 +4,8 @@
 
 Every row trains the preset `clips_demo` with changes, on decoded frames in memory, and measures vectors of videos (mean
 of ten clips): accuracy of logistic regression, and of the nearest training video, on action, pair (the action without
-its direction) and scene; and whether a linear probe tells clips from their reversals. With --tint, on scenes of which
-each video has a colour cast of its own, and without colour augmentation, also R² of a ridge regression of the cast.
+its direction) and scene. With --tint, on scenes of which each video has a colour cast of its own, and without colour
+augmentation, also R² of a ridge regression of the cast.
 Markdown goes to standard output, mean ± deviation over the seeds; a row takes two to five minutes a seed on one core,
 and --out keeps finished ones.
 """
@@ -86,7 +86,7 @@ def _print_table(options: argparse.Namespace) -> None:
         done = dict(json.loads(line) for line in options.out.read_text().splitlines())
     world = None
     names = [f"{how} {what}" for how in ("linear", "R@1") for what in _MEASURES]
-    names += ["direction"] + ["cast R²"] * options.tint
+    names += ["cast R²"] * options.tint
     print(f"| row | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     for name in options.row or ROWS:
         found = []
@@ -100,15 +100,13 @@ def _print_table(options: argparse.Namespace) -> None:
                     with options.out.open("a") as file:
                         file.write(json.dumps([key, done[key]]) + "\n")
             found.append(done[key])
-        cells = [_cell([one[column] for one in found if column in one]) for column in names]
+        cells = [_cell([one[column] for one in found]) for column in names]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def _cell(values: Sequence[float]) -> str:
     import numpy as np
 
-    if not values:
-        return ""
     spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
     return f"{np.mean(values):.2f}{spread}"
 

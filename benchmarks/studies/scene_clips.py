@@ -23,7 +23,6 @@ from carl_ray.data.plan import training_plan
 from carl_ray.data.sample import Sample, sample_spec
 from carl_ray.data.views import clip_at
 from carl_ray.datasets import scenes
-from carl_ray.evaluation.recognition import direction_of_time
 from carl_ray.model.clips import ClipEncoder
 from carl_ray.model.features import normalize
 from carl_ray.options import overridden
@@ -89,12 +88,7 @@ def measure(world: World, changes: Mapping[str, str], seed: int, num_steps: int)
     encoder, figures = train(world, config, int(own.get("steps", num_steps)))
     if "adapt" in own:
         _adapt(encoder, world)
-    vectors, reversed_clips = (
-        clip_vectors(encoder, world.frames),
-        clip_vectors(encoder, world.frames, backwards=True),
-    )
-    sides = [[(vectors[v], reversed_clips[v]) for v in side] for side in (world.train, world.test)]
-    return _accuracies(world, vectors) | {"direction": direction_of_time(*sides, seed=seed).value} | figures
+    return _accuracies(world, clip_vectors(encoder, world.frames)) | figures
 
 
 def train(world: World, config: Config, num_steps: int) -> tuple[ClipEncoder, dict[str, float]]:
@@ -130,14 +124,10 @@ def train(world: World, config: Config, num_steps: int) -> tuple[ClipEncoder, di
 
 @torch.no_grad()
 def clip_vectors(
-    encoder: ClipEncoder, frames: UInt8[np.ndarray, "V 64 height width 3"], *, backwards: bool = False
+    encoder: ClipEncoder, frames: UInt8[np.ndarray, "V 64 height width 3"]
 ) -> Float[np.ndarray, "V clips C"]:
-    """Vectors of clips at even places, of the central square; of the same clips backwards."""
-    found = []
-    for video in frames:
-        pixels, mask = _clips(encoder, video)
-        found.append(encoder(pixels.flip(1) if backwards else pixels, mask).clip.numpy())
-    return np.stack(found)
+    """Vectors of clips at even places, of the central square."""
+    return np.stack([encoder(*_clips(encoder, video)).clip.numpy() for video in frames])
 
 
 def _clips(encoder: ClipEncoder, video: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

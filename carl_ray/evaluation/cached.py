@@ -40,6 +40,10 @@ def cache_of(
     try:
         cache = cache or require_cache(config.data.features or "")
         for encoder in encoders:
+            if config.model.temporal_encoder == "clip":
+                raise UserError(
+                    f"{storage.public_uri(cache.uri)}: features of frames, which no encoder of clips has"
+                )
             cache.check(config, weights_digest(encoder.backbone), clean_only=True)
     except UserError:
         if features is not None:

@@ -32,7 +32,7 @@ h = encoder.embed("video.mp4")  # float32 (frames, {width}), L2-normalised
 
 ## Data
 
-Manifest `{manifest}`, split `{split}`{share}. Frames of {size} pixels; the whole video is seen at once.
+Manifest `{manifest}`, split `{split}`{share}. Frames of {size} pixels; {seen}.
 
 ## Training
 
@@ -75,7 +75,10 @@ def exported_files(name: str, checkpoint: Checkpoint, document: Mapping[str, Any
 
 def _card(name: str, checkpoint: Checkpoint, document: Mapping[str, Any] | None) -> str:
     config = checkpoint.config
+    from carl_ray.training.learner import initial_encoder
+
     model, data = config.model, config.data
+    is_of_clips = model.temporal_encoder == "clip"
     training = {
         "preset": config.preset,
         "objective": config.objective.name,
@@ -87,7 +90,10 @@ def _card(name: str, checkpoint: Checkpoint, document: Mapping[str, Any] | None)
     }
     return _CARD.format(
         name=name,
-        width=model.embedding_width,
+        width=initial_encoder(config).width if is_of_clips else model.embedding_width,
+        seen=f"a frame has the embedding of the clip of {model.num_frames} frames around it"
+        if is_of_clips
+        else "the whole video is seen at once",
         version=config.versions.get("carl_ray", ""),
         manifest=storage.public_uri(data.manifest or "the rendered videos of the demo").rpartition("/")[2],
         split=data.train_split,

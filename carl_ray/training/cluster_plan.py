@@ -227,9 +227,15 @@ def measure_step(
             return _timed(train, times, on_done)
     except torch.OutOfMemoryError:
         raise UserError(
-            f"a step of {num_videos} videos, 2 views of {config.model.num_frames} frames each, does not fit into the "
+            f"a step of {num_videos} videos, {shown_views(config)} each, does not fit into the "
             "GPU's memory: raise --gpus, or lower training.global_batch_size or model.num_frames"
         ) from None
+
+
+def shown_views(config: Config) -> str:
+    """Number and length of the views of a video, as words."""
+    views = config.view_specs
+    return " and ".join(f"{v.count} view{'s' * (v.count > 1)} of {v.num_frames} frames" for v in views)
 
 
 def _timed(action: Callable[[int], None], times: int, on_done: Callable[[float], None]) -> list[float]:
