@@ -252,7 +252,7 @@ def _build_indices(table: Table, is_new: bool) -> None:
         if stats is not None and stats.num_unindexed_rows < MOST_SCANNED:
             return
     # First: small files are joined, which would move the rows of new indices.
-    table.optimize(cleanup_older_than=timedelta(seconds=1) if is_new else timedelta(days=_KEPT_DAYS))
+    table.optimize(cleanup_older_than=timedelta(milliseconds=1) if is_new else timedelta(days=_KEPT_DAYS))
     for column, kind in (("video_id", BTree()), ("uri", BTree()), ("label", Bitmap())):
         if column not in existing:
             table.create_index(column, config=kind)
