@@ -46,15 +46,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit status 0 only when all files are written."""
     with one_line_errors():
         embeddings, out, file_format, length = _parse(arguments)
-        searched = embeddings
+        searched = ["--embeddings", embeddings]
         if file_format == "lance":
             from carl_ray.evaluation.lance_index import update_index
 
-            update = update_index(Embeddings.open(embeddings), out, ProgressLine("indexed"))
+            opened = Embeddings.open(embeddings)
+            update = update_index(opened, out, ProgressLine("indexed"))
             for done in ("added", "replaced", "kept"):
                 print(f"videos {f'{done}:':<9} {update[done]:,}")
             print(f"index:           {storage.public_uri(out)}")
-            searched = out
+            searched = [next(iter(opened)).video_id, "--embeddings", out]
         elif file_format == "qdrant":
             from carl_ray.evaluation.qdrant import export_points
 
@@ -73,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"videos written: {written}")
             print(f"there before:   {kept}")
             print(f"features:       {storage.public_uri(out)}")
-        print_next("search", "--embeddings", searched, "--out", "sheet.png")
+        print_next("search", *searched, "--out", "sheet.png")
 
 
 def _parse(arguments: list[str] | None) -> tuple[str, str, typing.Any, int]:

@@ -209,7 +209,7 @@ def test_the_commands(
         "videos added:    40\nvideos replaced: 0\nvideos kept:     0\nindex:           moments.lance\n"
         in printed.out
     )
-    assert "search --embeddings moments.lance" in printed.out and "Traceback" not in printed.err
+    assert "search v00 --embeddings moments.lance" in printed.out and "Traceback" not in printed.err
     outputs = []
     for given in ("E", "moments.lance"):
         out = ["--out", f"{given}.csv", "--out", f"{given}.png"]
