@@ -57,10 +57,8 @@ def test_help_shows_descriptions_and_defaults() -> None:
     parser = OptionParser(prog="command")
     add_config_options(parser)
     text = " ".join(parser.format_help().split())
-    assert (
-        "--optimizer.learning_rate VALUE At the first step after the warm-up; decays to zero along a cosine. [0.0001]"
-        in text
-    )
+    described = "At the first step after the warm-up; decays to zero along a cosine. [0.0001]"
+    assert f"--optimizer.learning_rate VALUE {described}" in text
     assert "[[0.8, 1.0]]" in text
 
 
