@@ -6,6 +6,7 @@ this process (no torch) ── request ▶ child: fetch ▶ decode ▶ augment, 
 from __future__ import annotations
 
 import math
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +16,11 @@ from pydantic import TypeAdapter
 
 from carl_ray.config import Config
 from carl_ray.data.child import MEMORY, Array, BadVideoError, Child, Values, keep_memory, open_channel
+from carl_ray.data.keypoints import NUM_JOINTS
 from carl_ray.data.manifest import StreamVideo
 from carl_ray.data.sample import SampleSpec, arrays_of, load_task_bytes, views_of
 from carl_ray.objectives.base import ViewTensors
-from carl_ray.objectives.views import AugmentConfig
+from carl_ray.objectives.views import AugmentConfig, Follows
 
 UNEXPECTED = "reading failed"
 """Prefix of the reject reason of a video whose reading raised an unexpected exception."""
@@ -59,6 +61,7 @@ class ViewReader(Child):
             else np.atleast_1d(np.asarray(given[name], np.int64)).tolist()
             for name in spec.columns
         }
+        keypoints = video.get("keypoints")
         arguments = {
             "video_id": video["video_id"],
             "num_video_frames": video["num_frames"],
@@ -67,14 +70,17 @@ class ViewReader(Child):
             "spec": _SPEC.dump_python(spec, mode="json"),
             "verified": video["verified"],
             "columns": columns,
+            "key_frames": video.get("key_frames"),
+            "keypoints": None if keypoints is None else b64encode(keypoints.tobytes()).decode(),
         }
         expected = {name: Array(*found) for name, found in spec.array_types.items()}
         memory = load_task_bytes(spec) + MEMORY
         (arrays,) = self.ask(video["uri"], arguments, expected, seconds=spec.data.time_limit, memory=memory)
         views = views_of(arrays, spec)
-        for view in views.values():
-            known = all(np.isin(view.columns[name], [-1, *(columns[name] or [])]).all() for name in columns)
-            if not (known and view.mask.any(1).all()):
+        for view in spec.views:
+            of_frames, mask = views[view.name].columns, views[view.name].mask
+            known = all(np.isin(of_frames[name], [-1, *(columns[name] or [])]).all() for name in columns)
+            if not (known and (mask.any(1).all() or isinstance(view.span, Follows))):
                 raise BadVideoError("the decoder sent labels that the video does not have, or no frames")
         return views
 
@@ -167,7 +173,9 @@ def answer_views() -> None:
 
     cv2.setNumThreads(1)  # its threads, started at large images, would count against the memory limit
 
-    def views(source: bytes | str, spec: dict[str, Any], **arguments: Any) -> Values:
+    def views(source: bytes | str, spec: dict[str, Any], keypoints: str | None, **arguments: Any) -> Values:
+        found = None if keypoints is None else np.frombuffer(b64decode(keypoints), np.float16)
+        arguments["keypoints"] = None if found is None else found.reshape(-1, NUM_JOINTS, 3)
         yield arrays_of(make_views.make_views(source, spec=_SPEC.validate_python(spec), **arguments))
 
     serve(views)

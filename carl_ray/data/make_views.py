@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 
 from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
 from carl_ray.data.decode import read_frames
+from carl_ray.data.keypoints import keypoints_in_view
 from carl_ray.data.pixels import to_yuv420
 from carl_ray.data.randomness import COPY_EPOCH, ViewNumber, sample_generator, view_key
 from carl_ray.data.sample import SampleSpec, at_frames, draw_clips, draw_copies
@@ -33,6 +34,8 @@ def make_views(
     *,
     verified: bool = False,
     columns: Mapping[str, Sequence[int] | None] | None = None,
+    key_frames: Sequence[int] | None = None,
+    keypoints: Float[np.ndarray, "frames 17 3"] | None = None,
 ) -> dict[str, ViewTensors[np.ndarray]]:
     """The augmented views of one video in one epoch (paper, section 3.2), by name.
 
@@ -47,11 +50,16 @@ def make_views(
         spec: Of the run's samples.
         verified: Every frame was decoded once to count them: the decoder may rely on it.
         columns: Of each column of the spec the value of every frame, -1 for none; None where the video has none.
+        key_frames: Indices of the key frames, as in the manifest; None where they are not known.
+        keypoints: x and y (parts of the frame) and score of COCO's joints in every frame; None: no valid ones.
 
     Raises:
         DecodeError: the video cannot be read.
     """
-    drawn = {view.name: draw_clips(view, video_id, num_video_frames, epoch, spec) for view in spec.views}
+    drawn = {
+        view.name: draw_clips(view, video_id, num_video_frames, epoch, spec, key_frames)
+        for view in spec.views
+    }
     clips = [clip for view in drawn.values() for clip in view]
     needed = np.unique(np.concatenate([clip.frame_indices[clip.frame_mask] for clip in clips]))
     decoded = read_frames(
@@ -61,20 +69,22 @@ def make_views(
         decoder=spec.data.decoder,
         num_frames=num_video_frames if verified else None,
     )
+    height, width = decoded.shape[1:3]
     views = {}
     for view in spec.views:
         own = drawn[view.name]
-        pixels, parameters = _augmented(decoded, needed, own, view, (spec.seed, epoch, video_id))
-        height, width = decoded.shape[1:3]
-        corners = [(d.left, d.top, d.left + d.width, d.top + d.height) for d in parameters]
+        draws = _draw(view, spec, (height, width), (spec.seed, epoch, video_id))
+        corners = [(d.left, d.top, d.left + d.width, d.top + d.height) for d in draws]
+        boxes, flips = np.array(corners) / (width, height, width, height), np.array([d.flip for d in draws])
         views[view.name] = ViewTensors(
             timestamps=np.stack([clip.frame_indices * float(frame_step) for clip in own]),
             mask=np.stack([clip.frame_mask for clip in own]),
-            parameters=np.stack([draw.to_vector() for draw in parameters]),
-            boxes=np.array(corners) / (width, height, width, height),
-            flips=np.array([draw.flip for draw in parameters]),
+            parameters=np.stack([draw.to_vector() for draw in draws]),
+            boxes=boxes,
+            flips=flips,
             spans=np.array([clip.crop for clip in own]) * float(frame_step),
-            pixels=pixels,
+            pixels=_augmented(decoded, needed, own, view, draws),
+            keypoints=keypoints_in_view(keypoints, own, boxes, flips) if view.keypoints else None,
             columns={
                 name: np.stack([at_frames(clip, (columns or {}).get(name)) for clip in own])
                 for name in spec.columns
@@ -83,24 +93,32 @@ def make_views(
     return views
 
 
+def _draw(
+    view: ViewSpec, spec: SampleSpec, size: tuple[int, int], key: tuple[int, int, str]
+) -> list[AugmentParameters]:
+    """The spatial draw of each clip of a view, for decoded frames of this height and width."""
+    count, view = view.count, spec.drawn_as(view)
+    copies = draw_copies(view, key[2], key[1], key[0])
+    if copies is not None:
+        return [copy_parameters(copy, *size, (key[0], key[2]), view.augment) for copy in copies[:count]]
+    numbers = range(ViewNumber.FIRST, ViewNumber.FIRST + count)
+    generators = (sample_generator(*key, view_key(view.name, number)) for number in numbers)
+    return [draw_parameters(view.augment, *size, rng) for rng in generators]
+
+
 def _augmented(
     decoded: UInt8[np.ndarray, "needed height width 3"],
     needed: Int64[np.ndarray, " needed"],
     clips: Sequence[ViewIndices],
     view: ViewSpec,
-    key: tuple[int, int, str],
-) -> tuple[UInt8[np.ndarray, "n time *frame"], list[AugmentParameters]]:
-    """Pixels of the clips of a view, zeros where masked, and the draw of each."""
-    augment, drawn = view.augment, []
-    copies = draw_copies(view, key[2], key[1], key[0])
+    draws: Sequence[AugmentParameters],
+) -> UInt8[np.ndarray, "n time *frame"]:
+    """Pixels of the clips of a view, zeros where masked."""
+    augment = view.augment
     pixels = np.zeros((view.count, view.num_frames, *view.frame_shape), dtype=np.uint8)
-    for number, clip in enumerate(clips):
-        height, width = decoded.shape[1:3]
-        if copies is None:
-            rng = sample_generator(*key, view_key(view.name, ViewNumber.FIRST + number))
-            parameters = draw_parameters(augment, height, width, rng)
-        else:
-            parameters = copy_parameters(copies[number], height, width, (key[0], key[2]), augment)
+    for number, (clip, parameters) in enumerate(zip(clips, draws, strict=True)):
+        if not clip.frame_mask.any():
+            continue  # It follows a clip at the end of the video.
         places = np.searchsorted(needed, clip.frame_indices[clip.frame_mask])
         # Into the output array without a copy if it has this layout: new pages are slow.
         whole = clip.frame_mask.all() and augment.pixels == "rgb"
@@ -112,8 +130,7 @@ def _augmented(
             pixels[number, clip.frame_mask] = (
                 to_yuv420(frames) if augment.pixels == "yuv420" else frames.numpy()
             )
-        drawn.append(parameters)
-    return pixels, drawn
+    return pixels
 
 
 def copy_parameters(

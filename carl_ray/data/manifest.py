@@ -84,6 +84,9 @@ class StreamVideo(TypedDict):
     verified: bool
     frame_step: float
     frame_labels: NotRequired[list[int] | None]
+    key_frames: NotRequired[list[int] | None]
+    keypoints: NotRequired[np.ndarray | None]
+    """float16 (num_frames, 17, 3), as from `carl_ray.data.keypoints.video_keypoints`."""
     features_part: NotRequired[str]
     features_group: NotRequired[int]
 

@@ -17,10 +17,12 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from carl_ray.config import Config, DataConfig, Motion
+from carl_ray.data.key_frames import choose_key_frames
+from carl_ray.data.keypoints import NUM_JOINTS
 from carl_ray.data.randomness import ViewNumber, sample_generator, view_key
-from carl_ray.data.views import ViewIndices, sample_clips, sample_views, sample_whole
+from carl_ray.data.views import ViewIndices, clip_at, sample_clips, sample_views, sample_whole
 from carl_ray.objectives.base import ViewTensors
-from carl_ray.objectives.views import Stride, ViewSpec, Whole
+from carl_ray.objectives.views import Follows, KeyFrame, Stride, ViewSpec, Whole
 
 NUM_PARAMETERS = 16
 """Length of `AugmentParameters.to_vector`."""
@@ -43,6 +45,17 @@ class SampleSpec:
     """As `model.centered`; features alone."""
     motion: Motion = "none"
     """As `model.motion`; features alone."""
+
+    def drawn_as(self, view: ViewSpec) -> ViewSpec:
+        """The view whose spatial draw a view has: the one it follows, or itself."""
+        if not isinstance(view.span, Follows):
+            return view
+        for other in self.views:
+            if other.name == view.span.view and not isinstance(other.span, Follows):
+                return other
+        raise ValueError(
+            f"view {view.name} follows {view.span.view!r}, which is not a view with a place of its own"
+        )
 
     @property
     def array_types(self) -> ArrayTypes:
@@ -67,15 +80,27 @@ def sample_spec(config: Config) -> SampleSpec:
 
 
 def draw_clips(
-    view: ViewSpec, video_id: str, num_video_frames: int, epoch: int, spec: SampleSpec
+    view: ViewSpec,
+    video_id: str,
+    num_video_frames: int,
+    epoch: int,
+    spec: SampleSpec,
+    key_frames: Sequence[int] | None = None,
 ) -> tuple[ViewIndices, ...]:
-    """The frames of each clip of a view, of every `data.frame_stride`-th frame of the video."""
+    """The frames of each clip of a view, of every `data.frame_stride`-th frame of the video; a key frame may be any."""
     stride, span = spec.data.frame_stride, view.span
     rng = sample_generator(spec.seed, epoch, video_id, view_key(view.name, ViewNumber.SHARED))
     taken = math.ceil(num_video_frames / stride)
     clips: tuple[ViewIndices, ...]
-    if isinstance(span, Stride):
-        clips = sample_clips(taken, view.num_frames, (span.low, span.high), view.count, rng)
+    if isinstance(span, KeyFrame):
+        candidates, _ = choose_key_frames(key_frames, num_video_frames, span.policy)
+        return (clip_at(int(rng.choice(candidates)), 1, num_video_frames, 1),)
+    if isinstance(span, Follows):
+        followed, *_ = draw_clips(spec.drawn_as(view), video_id, num_video_frames, epoch, spec, key_frames)
+        clips = (clip_at(math.ceil(followed.crop[1] / stride), span.stride, taken, view.num_frames),)
+    elif isinstance(span, Stride):
+        strides = span.low, span.high
+        clips = sample_clips(taken, view.num_frames, strides, view.count, rng, reserve=span.reserve)
     elif isinstance(span, Whole):
         clips = tuple(sample_whole(taken, view.num_frames, rng) for _ in range(view.count))
     else:
@@ -138,6 +163,8 @@ def _array_types(spec: ViewSpec, columns: tuple[str, ...]) -> ArrayTypes:
         "spans": ("<f8", (spec.count, 2)),
         **{f"columns.{name}": ("<i8", frames) for name in columns},
     }
+    if spec.keypoints:
+        types["keypoints"] = ("<f4", (*frames, NUM_JOINTS, 3))
     if spec.features is None:
         return types | {"pixels": ("|u1", (*frames, *spec.frame_shape))}
     return types | {"features": ("<f2", (*frames, spec.features))}

@@ -107,6 +107,8 @@ def sample_clips(
     strides: tuple[int, int],
     count: int,
     rng: np.random.Generator,
+    *,
+    reserve: int = 0,
 ) -> tuple[ViewIndices, ...]:
     """One or two clips of T frames at one stride, which stand for T times the stride frames of the video.
 
@@ -121,12 +123,13 @@ def sample_clips(
         strides: Smallest and largest.
         count: 1 or 2 clips.
         rng: Source of all draws; see `carl_ray.data.randomness`.
+        reserve: Frames that follow a clip, as many as there are in a short video.
     """
     stride = int(rng.integers(strides[0], strides[1] + 1))
     if num_video_frames < num_frames * stride:
         stride = max(1, num_video_frames // num_frames)
     length = num_frames * stride
-    last = max(0, num_video_frames - length)
+    last = max(0, num_video_frames - length - reserve)
     starts = [int(rng.integers(last + 1))]
     if count == 2:
         shift = length - math.ceil(length / 4)

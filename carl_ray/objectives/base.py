@@ -52,6 +52,9 @@ class ViewTensors(Generic[A]):
     """(n, T, S, S, 3) uint8, or packed as by `carl_ray.data.pixels.to_yuv420`; masked frames are 0."""
     features: A | None = None
     """(n, T, C) float16: features of the frames from a cache, in the place of pixels."""
+    keypoints: A | None = None
+    """(n, T, 17, 3) float32, of views with `ViewSpec.keypoints`: x, y (0 to 1 within the view, COCO's joints, left and
+    right exchanged under a flip) and 1 where valid, else three zeros; see `carl_ray.data.keypoints`."""
     columns: Mapping[str, A] = field(default_factory=dict)
     """(n, T) int64 each: values of the objective's columns at the frames; -1 where there is none, and padded."""
 

@@ -89,13 +89,15 @@ class AugmentConfig:
             raise ValueError(f"crop_area is a part of the frame, at most 1, got {self.crop_area[1]:g}")
 
 
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Stride:
     """A span of clips: T frames at an even stride, a few seconds of the video."""
 
     low: int
     high: int
     """The stride is drawn from [low, high], one for all clips of a view: other speeds are other motions."""
+    reserve: int = 0
+    """So many frames, in units of `data.frame_stride`, follow a clip wherever the video is long enough."""
 
     @property
     def mean(self) -> int:
@@ -103,9 +105,31 @@ class Stride:
         return (self.low + self.high) // 2
 
 
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Whole:
     """A span of clips: T frames, one at a random place of each of T equal parts of the video."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class KeyFrame:
+    """A span of one frame: a key frame of the video, or an evenly spaced one."""
+
+    policy: Literal["auto", "codec", "even"] = "auto"
+    """`codec`: a key frame of the file, where the manifest has any; `even`: one of the frames 0, 12, 24, …; `auto`: a
+    key frame where the file has at least two and at most a quarter of its frames are, else an even one."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Follows:
+    """A span of one clip: T frames from the end of the first clip of another view, with its spatial draw.
+
+    Frames beyond the end of the video are masked.
+    """
+
+    view: str
+    """Name of the other view."""
+    stride: int
+    """Frames from one to the next, in units of `data.frame_stride`."""
 
 
 @plain_dataclass(frozen=True)
@@ -118,18 +142,32 @@ class ViewSpec:
     """n: 1 or 2; the crops of two overlap as `span` says, and two clips of a `Stride` in half of the draws."""
     num_frames: int
     """T: frames of a clip."""
-    span: ViewsConfig | Stride | Whole
-    """Where in the video its frames lie."""
+    span: Whole | Stride | KeyFrame | Follows | ViewsConfig
+    """Where in the video its frames lie. `Whole` comes first: of a span without fields, pydantic takes the first."""
     augment: AugmentConfig
     """Spatial augmentation, drawn for each clip, and size of the frames."""
     features: int | None = None
     """C: channels of features of the frames from a cache, in the place of pixels; None: pixels."""
+    encoded: bool = True
+    """False: the encoder does not see it, only the objective."""
+    keypoints: bool = False
+    """With `ViewTensors.keypoints`."""
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or self.count not in (1, 2) or self.num_frames < 1:
             raise ValueError(
                 "a view needs an identifier as name, a count of 1 or 2 and at least one frame, got "
                 f"{self.name!r}, {self.count}, {self.num_frames}"
+            )
+        if isinstance(self.span, KeyFrame | Follows) and self.count != 1:
+            raise ValueError(
+                f"view {self.name}: a {type(self.span).__name__} has a count of 1, got {self.count}"
+            )
+        if isinstance(self.span, KeyFrame) and self.num_frames != 1:
+            raise ValueError(f"view {self.name}: a KeyFrame has one frame, got {self.num_frames}")
+        if self.keypoints and self.features is not None:
+            raise ValueError(
+                f"view {self.name}: where cached features lie in the frame, for keypoints, is not known"
             )
 
     @property

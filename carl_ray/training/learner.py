@@ -5,7 +5,7 @@ Legend: B videos of this worker, n clips of a view, T frames of a clip, D embedd
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,14 @@ class Learner(nn.Module):
     Args:
         encoder: Of frames or clips.
         objective: With its heads.
+        unseen: Names of the views that the encoder does not see.
     """
 
-    def __init__(self, encoder: VideoNetwork, objective: Objective) -> None:
+    def __init__(self, encoder: VideoNetwork, objective: Objective, unseen: Collection[str] = ()) -> None:
         super().__init__()
         self.encoder = encoder
         self.objective = objective
+        self.unseen = frozenset(unseen)
 
     def forward(
         self,
@@ -58,9 +60,11 @@ class Learner(nn.Module):
         return Terms.checked(terms, self.objective.options.name)
 
     def encode(self, batch: Batch) -> dict[str, Encoding]:
-        """Embeddings of all views."""
+        """Embeddings of the views that the encoder sees."""
         encodings, backbone = {}, self.encoder.backbone
         for name, view in batch.views.items():
+            if name in self.unseen:
+                continue
             if view.features is not None:
                 seen = view.features.flatten(0, 1).float()
             else:
@@ -86,7 +90,8 @@ def initial_learner(config: Config) -> Learner:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         encoder = build_encoder(config)
-        return Learner(encoder, kind(config.objective, encoder.width, config.model.batch_norm))
+        objective = kind(config.objective, encoder.width, config.model.batch_norm)
+        return Learner(encoder, objective, [view.name for view in config.view_specs if not view.encoded])
 
 
 def initial_encoder(config: Config) -> VideoNetwork:

@@ -133,7 +133,8 @@ class TrainingStep:
         batch = batch_on_device(batch, self.config, self.device)
         with self._autocast():
             encodings = self.model.encode(batch)
-        batch = replace(batch, views={name: replace(v, pixels=None) for name, v in batch.views.items()})
+        views = {n: replace(v, pixels=None) if n in encodings else v for n, v in batch.views.items()}
+        batch = replace(batch, views=views)
         size = 2 if self.config.objective.pairs_videos else 1
         broken = torch.zeros(len(step_rows), dtype=torch.int64, device=self.device)
         # On all workers in the same order: objectives on pairs call collectives.

@@ -139,9 +139,7 @@ def test_what_passes_is_waited_for(
         assert storage.read_bytes(uri) == b"new"
 
 
-def test_an_attempt_that_hangs_ends(
-    proxy: FaultProxy, folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_attempt_that_hangs_ends(proxy: FaultProxy, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = storage.join(folder, "file")
     storage.write_bytes(uri, b"content")
     monkeypatch.setattr(storage, "_SILENCE_SECONDS", 1.0)
