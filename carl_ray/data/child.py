@@ -79,7 +79,7 @@ class _MalformedError(Exception):
 
 @dataclass(frozen=True)
 class Array:
-    """Specification of an array: `numpy.dtype.str`, sizes or their ranges (from 1)."""
+    """Specification of an array: `numpy.dtype.str`, sizes or their ranges."""
 
     dtype: str
     shape: tuple[int | range, ...]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ import av.container
 import av.video
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 
 from carl_ray.data.decord_reader import read_with_decord
 from carl_ray.data.seeking import WORTH_A_SEEK, read_by_seeking
@@ -66,6 +67,9 @@ class VideoProbe:
     """The packets determine neither the number of frames nor their times."""
     frame_times: Float64[np.ndarray, " frames"] = field(compare=False)
     """Seconds from the first frame to each; index / `fps` where the file does not say."""
+    key_frames: Int64[np.ndarray, " key"] = field(compare=False)
+    """Indices of the frames that the file marks as key frames, ascending: by the decoder where `verified`, else by the
+    packets."""
 
 
 def read_frames(
@@ -273,9 +277,11 @@ def probe_video(source: bytes | str, *, verify: bool | None = None) -> VideoProb
         verified = doubtful if verify is None else verify
         width, height = displayed_size(stream, first, Orientation.of(first))
         if verified:
-            timestamps: Sequence[int | None] = [first.pts, *(frame.pts for frame in frames)]
+            marked = [(frame.pts, frame.key_frame) for frame in chain([first], frames)]
         else:
-            timestamps = sorted(pts for pts, *_ in packets if pts is not None)
+            in_order = sorted((p for p in packets if p[0] is not None), key=lambda p: p[0] or 0)
+            marked = [(pts, is_key) for pts, _, is_key, damaged in in_order]
+        timestamps = [pts for pts, _ in marked]
         fps, duration, frame_times = _timing(container, stream, timestamps, longest_pause)
         return VideoProbe(
             num_frames=len(timestamps) if verified else len(packets),
@@ -288,6 +294,7 @@ def probe_video(source: bytes | str, *, verify: bool | None = None) -> VideoProb
             verified=verified,
             doubtful=doubtful,
             frame_times=frame_times,
+            key_frames=np.flatnonzero([is_key for _, is_key in marked]),
         )
 
 

@@ -317,7 +317,8 @@ def cached_views(
     video_id, part, group = video["video_id"], video["features_part"], video["features_group"]
     views = {}
     for view in spec.views:
-        clips = draw_clips(view, video_id, video["num_frames"], epoch, spec)
+        key_frames = video.get("key_frames")
+        clips = draw_clips(view, video_id, video["num_frames"], epoch, spec, key_frames)
         copies = draw_copies(view, video_id, epoch, spec.seed) or (0,) * view.count
         features = np.zeros((view.count, view.num_frames, view.features or 0), np.float16)
         for number, (clip, copy) in enumerate(zip(clips, copies, strict=True)):

@@ -31,11 +31,11 @@ def choose_key_frames(
     if policy == "even":
         return even, None
     if key_frames is None:
-        return even, "not in the manifest"
+        return even, "none in a manifest of an earlier version"
     if not len(found):
-        return even, "no key frame"
+        return even, "none in the file"
     if policy == "auto" and len(found) == 1:
         return even, "one key frame"
     if policy == "auto" and len(found) > num_frames * _LARGEST_SHARE:
-        return even, "more than a quarter of the frames are key frames"
+        return even, "more than a quarter of the frames"
     return found, None

@@ -6,18 +6,77 @@ Legend: S frames of a video, T frames of a clip, 17 joints in COCO's order, each
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+import pyarrow as pa
+from jaxtyping import Bool, Float, Float16, Float32
 
 from carl_ray.data.views import ViewIndices
+from carl_ray.errors import UserError, note
 
+KEYPOINTS = "keypoints"
+"""Column of a manifest: the values of every frame, of which NaN is no joint; null: not known."""
 NUM_JOINTS = 17
 _MIRRORED = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])
 """Of each joint the one on the other side."""
 _LEAST_SCORE = 0.5
 _BEYOND = 0.1
 """How far outside a view, as a part of it, a joint is still valid."""
+
+
+def check_keypoints(videos: pa.Table, source: str, *, few: bool = False) -> pa.Table:
+    """The videos with `KEYPOINTS` as float16, null where nobody is in the video, and a hash, `keypoints_digest`.
+
+    Says how many have none.
+
+    Args:
+        videos: Columns `video_id`, `num_frames` and `KEYPOINTS`.
+        source: Name of their manifest.
+        few: Whether most videos may have none.
+
+    Raises:
+        UserError: more than half of them have none; or a video has another number of values than its frames need.
+    """
+    try:
+        column = videos.column(KEYPOINTS).cast(pa.list_(pa.float16()))
+    except pa.ArrowException as error:
+        raise UserError(f"{source}: expected lists of numbers as {KEYPOINTS} ({error})") from None
+    rows: list[np.ndarray | None] = []
+    for row, found in enumerate(column):
+        values = None if found.values is None else found.values.to_numpy(zero_copy_only=False)
+        num_frames = videos.column("num_frames")[row].as_py()
+        if values is not None and len(values) != num_frames * NUM_JOINTS * 3:
+            raise UserError(
+                f"{source}: video {videos.column('video_id')[row].as_py()!r} has {len(values)} values of {KEYPOINTS}: "
+                f"expected {num_frames} frames x {NUM_JOINTS} joints x (x, y, score)"
+            )
+        rows.append(values if values is not None and (values[2::3] >= _LEAST_SCORE).any() else None)
+    missing = sum(values is None for values in rows)
+    if missing > len(rows) / 2 and not few:
+        raise UserError(
+            f"{source}: {missing} of {len(rows)} training videos have no keypoints of a person, which the objective "
+            "needs; `python -m carl_ray.poses MANIFEST --out TABLE` estimates them"
+        )
+    if missing:
+        note(
+            f"{missing} of {len(rows)} {'validation' if few else 'training'} videos have no keypoints of a person"
+        )
+    videos = videos.set_column(
+        videos.schema.get_field_index(KEYPOINTS), KEYPOINTS, pa.array(rows, column.type)
+    )
+    digests = [None if r is None else blake2b(r.tobytes(), digest_size=8).hexdigest() for r in rows]
+    return videos.append_column("keypoints_digest", pa.array(digests, pa.string()))
+
+
+def video_keypoints(row: pa.Table) -> Float16[np.ndarray, "frames 17 3"] | None:
+    """The keypoints of every frame of a video; None where it has none.
+
+    Args:
+        row: Of a table of videos, with `KEYPOINTS`.
+    """
+    values = row.column(KEYPOINTS)[0].values
+    return None if values is None else values.to_numpy().reshape(-1, NUM_JOINTS, 3)
 
 
 def keypoints_in_view(

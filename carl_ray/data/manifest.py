@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         pa.field("verified", pa.bool_(), nullable=False),  # every frame was decoded once
         pa.field("frame_step", pa.float64(), nullable=False),  # timestamp of frame i is i * frame_step
         pa.field("frame_times", pa.list_(pa.float64())),  # seconds from frame 0; null: frame i is at i / fps
+        pa.field("key_frames", pa.list_(pa.int32())),  # indices of those that the file marks; null: not known
         pa.field("split", pa.string()),  # null counts as "train"
         pa.field("label", pa.string()),  # of the video
         pa.field("frame_labels", pa.list_(pa.int32())),  # num_frames of them
@@ -71,8 +72,8 @@ _COUNT_AGAIN = "`carl_ray.index … --verify` counts the frames again"
 LABEL_COLUMNS = ["split", "label", "frame_labels", "phase_names", "progress"]
 """Columns that people and converters add, and a scan leaves null."""
 
-_MAY_LACK = [*LABEL_COLUMNS, "frame_times"]
-"""Columns that a file may lack: they are null then."""
+_MAY_LACK = [*LABEL_COLUMNS, "frame_times", "key_frames", "keypoints"]
+"""Columns that a file may lack: they are null then. `keypoints` is not of `SCHEMA`, whose cleaning drops NaN."""
 
 
 class StreamVideo(TypedDict):
@@ -163,7 +164,7 @@ def read_manifest(
     except OSError as error:
         raise storage.storage_error(error, uri, "read") from None
     for name in _MAY_LACK:
-        if name not in names:
+        if name in wanted and name not in names:
             table = table.append_column(name, pa.nulls(len(table)))
     cleaned, problems = _clean_columns(table)
     if check or problems:

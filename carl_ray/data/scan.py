@@ -434,7 +434,10 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
             raise OSError("its size has changed since the folder was listed")
 
     def probe(source: str | tuple[int, Iterator[bytes]], seconds: float, verify: bool) -> dict[str, Any]:
-        fields = get_type_hints(VideoProbe) | {"frame_times": Array("<f8", (range(1, _MOST_FRAMES),))}
+        fields = get_type_hints(VideoProbe) | {
+            "frame_times": Array("<f8", (range(1, _MOST_FRAMES),)),
+            "key_frames": Array("<i8", (range(_MOST_FRAMES),)),
+        }
         (probed,) = _child.ask(source, {"verify": verify}, fields, seconds=seconds, memory=2 * size + MEMORY)
         if min(probed["num_frames"], probed["width"], probed["height"]) < 1:
             raise BadVideoError(f"the decoder sent no valid answer ({probed})")
@@ -452,9 +455,13 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
         raise OSError(str(error)) from None
     if probed["num_frames"] != len(times := probed["frame_times"]):
         return {"reason": f"the decoder sent no valid answer ({len(times)} times)"}
+    keys = probed["key_frames"]
+    if not (np.diff(keys, prepend=-1, append=len(times)) > 0).all():
+        return {"reason": "the decoder sent no valid answer (key frames that the video does not have)"}
     is_even = not probed["fps"] or np.abs(times - np.arange(len(times)) / probed["fps"]).max() < _EVEN_SECONDS
     frame_times = None if is_even else times.round(6).tolist()
-    return {**probed, "frame_times": frame_times, "content_hash": digest.hexdigest()}
+    probed |= {"frame_times": frame_times, "key_frames": keys.tolist()}
+    return {**probed, "content_hash": digest.hexdigest()}
 
 
 def answer_probes() -> None:

@@ -22,6 +22,7 @@ from carl_ray.config import Config
 from carl_ray.data.coordinator import install_endless_stream_scheduling, limit_retries
 from carl_ray.data.features import cached_views
 from carl_ray.data.guard import BadVideoError, ViewReader
+from carl_ray.data.keypoints import KEYPOINTS, video_keypoints
 from carl_ray.data.manifest import StreamVideo
 from carl_ray.data.plan import ABSENT, Plan
 from carl_ray.data.sample import Sample, SampleSpec, load_task_bytes, sample_spec
@@ -122,7 +123,11 @@ def _load_sample(planned: dict[str, int], manifest: ray.ObjectRef, spec: SampleS
     if planned["video_index"] != ABSENT:
         # In shared memory: the table is mapped, not copied, however many videos it has.
         table: pa.Table = ray.get(manifest)
-        video: StreamVideo = table.slice(planned["video_index"], 1).to_pylist()[0]
+        found = table.slice(planned["video_index"], 1)
+        names = [name for name in table.column_names if name != KEYPOINTS]
+        video: StreamVideo = found.select(names).to_pylist()[0]
+        if KEYPOINTS in table.column_names:
+            video["keypoints"] = video_keypoints(found)
         video_id = video["video_id"]
         try:
             views = _read_with_retries(video, planned["epoch"], spec)

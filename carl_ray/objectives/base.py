@@ -178,7 +178,8 @@ class ObjectiveOptions:
     """The objective."""
 
     columns: ClassVar[tuple[str, ...]] = ()
-    """Columns of the manifest with a number for each frame that the objective needs: `frame_labels`."""
+    """Columns of the manifest with a number for each frame, or one for all, that the objective needs: `frame_labels`,
+    `label`, or `content_hash`, a number that only copies share."""
     reads_clips: ClassVar[bool] = False
     """Needs `maps` and `clip` of the encodings: an encoder of clips, `model.temporal_encoder clip`."""
     pairs_videos: ClassVar[bool] = False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +16,8 @@ import pyarrow.parquet as pq
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.data.features import require_cache
+from carl_ray.data.key_frames import choose_key_frames
+from carl_ray.data.keypoints import KEYPOINTS, check_keypoints
 from carl_ray.data.manifest import (
     STREAM_COLUMNS,
     first_difference,
@@ -23,6 +28,7 @@ from carl_ray.data.manifest import (
 )
 from carl_ray.data.plan import Plan, training_plan, validation_plan
 from carl_ray.errors import UserError, note
+from carl_ray.objectives.views import KeyFrame
 from carl_ray.training.checkpoint import Checkpoint
 
 VIDEOS = "videos.parquet"
@@ -30,7 +36,10 @@ VIDEOS = "videos.parquet"
 _CONTENT = ["bytes", "content_hash"]
 _LEAST_FRAMES = 4
 """Of a video that clips are taken of."""
-_RECORDED = ["video_id", "num_frames", "frame_step", "label", "frame_labels", *_CONTENT, "uri"]
+_RECORDED = [
+    *("video_id", "num_frames", "frame_step", "label", "frame_labels", "key_frames", "keypoints_digest"),
+    *(*_CONTENT, "uri"),
+]
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
     if on_frame_labels or objective.pairs_videos or config.data.train_fraction < 1:
         columns.append("label")
     columns += [name for name in objective.columns if name not in columns]
+    columns += _columns_of_views(config)
     training = read_manifest(uri, columns, split=config.data.train_split)
     if not training.num_rows:
         found = read_manifest(uri, ["split"]).column("split").unique().to_pylist()
@@ -79,8 +89,12 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
     training = _fraction(training, config.data.train_fraction, config.training.seed)
     validation = read_manifest(uri, columns, split=config.data.validation_split)
     validation = validation.slice(0, config.data.max_validation_videos)
+    _note_key_frames(training, config)
+    if KEYPOINTS in columns:
+        shown = storage.public_uri(uri)
+        training, validation = check_keypoints(training, shown), check_keypoints(validation, shown, few=True)
     record = pa.concat_tables(
-        table.select([name for name in _RECORDED if name in columns]).append_column(
+        table.select([name for name in _RECORDED if name in table.column_names]).append_column(
             "part", pa.array([part] * table.num_rows, pa.string()).dictionary_encode()
         )
         for part, table in (("training", training), ("validation", validation))
@@ -89,7 +103,7 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
         cache = require_cache(config.data.features)
         training, validation = (cache.locate_all(table) for table in (training, validation))
         config = replace(config, data=replace(config.data, feature_channels=cache.channels))
-    training, validation = (table.drop_columns(_CONTENT) for table in (training, validation))
+    training, validation = (_without_records(table, objective.columns) for table in (training, validation))
     if objective.pairs_videos and not training.column("label").drop_null():
         raise UserError(
             f"{storage.public_uri(uri)}: objective {objective.name} trains on pairs of videos of the same "
@@ -146,6 +160,38 @@ def _long_enough(videos: pa.Table, shown: str) -> pa.Table:
         named = f"{len(short)} training videos with fewer than {_LEAST_FRAMES} frames are left out"
         note(f"warning: {named}, such as {storage.public_uri(short[0])}")
     return videos.filter(is_long)
+
+
+def _columns_of_views(config: Config) -> list[str]:
+    """Columns of the manifest that the views of a run need."""
+    specs = config.view_specs
+    columns = ["key_frames"] if any(isinstance(view.span, KeyFrame) for view in specs) else []
+    return [*columns, KEYPOINTS] if any(view.keypoints for view in specs) else columns
+
+
+def _without_records(videos: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The videos without what is only recorded; with a number for each content where an objective reads it."""
+    hashes = videos.column("content_hash").to_pylist()
+    videos = videos.select([n for n in videos.column_names if n not in (*_CONTENT, "keypoints_digest")])
+    if "content_hash" not in columns:
+        return videos
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in hashes)
+    numbers = pa.array([int.from_bytes(digest) >> 1 for digest in digests], pa.int64())
+    return videos.append_column("content_hash", numbers)
+
+
+def _note_key_frames(videos: pa.Table, config: Config) -> None:
+    """Say how many videos have evenly spaced frames instead of key frames, by reason."""
+    for policy in {view.span.policy for view in config.view_specs if isinstance(view.span, KeyFrame)}:
+        rows = zip(*(videos.column(name).to_pylist() for name in ("key_frames", "num_frames")), strict=True)
+        counts = Counter(choose_key_frames(found, frames, policy)[1] for found, frames in rows)
+        del counts[None]
+        if counts:
+            reasons = "; ".join(f"{number} with {reason}" for reason, number in counts.most_common())
+            note(
+                f"evenly spaced frames instead of key frames in {counts.total()} of {len(videos)} training videos: "
+                f"{reasons}"
+            )
 
 
 def _fraction(videos: pa.Table, fraction: float, seed: int) -> pa.Table:

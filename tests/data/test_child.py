@@ -229,15 +229,20 @@ PROBE = {
     [{"num_frames": 2**31}, {"width": -1}, {"height": 0}, {"num_frames": -9},
      {"num_frames": 9.0}, {"fps": float("inf")}, {"duration": "0.3"},
      {"codec": "\ud800"}, {"codec": "a\x1b[2J"}, {"codec": None}, {"rotation": [0]},
-     {"verified": 1}, {"other": 1}],
+     {"verified": 1}, {"other": 1}, [9], [-1], [4, 2], [2, 2]],
 )  # fmt: skip
 def test_what_is_said_of_a_file_fits_the_manifest(
-    change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any] | list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for sound in (True, False):
-        fields = PROBE | ({"rotation": -90} if sound else change)
-        times = {"arrays": [["frame_times", "<f8", [9]]], "content": (np.arange(9) / 30).tobytes()}
-        monkeypatch.setattr(scan, "_child", Child(hostile(message(fields=fields, **times) + END)))
+        is_field = isinstance(change, dict)
+        fields = PROBE | (change if is_field and not sound else {"rotation": -90})
+        keys = [0, 8] if is_field or sound else change
+        arrays = {
+            "arrays": [["frame_times", "<f8", [9]], ["key_frames", "<i8", [len(keys)]]],
+            "content": (np.arange(9) / 30).tobytes() + np.array(keys, np.int64).tobytes(),
+        }
+        monkeypatch.setattr(scan, "_child", Child(hostile(message(fields=fields, **arrays) + END)))
         found = scan.probe_guarded(io.BytesIO(b"x"), 1, verify=False)
         assert ("reason" in found) != sound
 

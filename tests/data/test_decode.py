@@ -483,3 +483,34 @@ def test_plain_files_are_counted_without_decoding(make_video, tmp_path):
     }.items():
         probe = probe_video(str(make_video(tmp_path / name, **options)))
         assert (probe.num_frames, probe.doubtful) == (options.get("num_frames", 60), False), name
+
+
+def _marked(path: Path) -> list[int]:
+    """Frames that a full decode marks as key frames."""
+    with av.open(str(path)) as container:
+        return [i for i, frame in enumerate(container.decode(video=0)) if frame.key_frame]
+
+
+def test_key_frames_are_those_that_a_decoder_marks(made_video):
+    # Packets also mark where a decoder recovers, without a key frame.
+    for verify in (True,) if made_video.name == "intra_refresh.mp4" else (None, True):
+        assert probe_video(str(made_video), verify=verify).key_frames.tolist() == _marked(made_video)
+
+
+def test_key_frames_of_all_and_of_one_and_behind_an_edit_list(make_video, remux, tmp_path):
+    whole = make_video(tmp_path / "whole.mp4", 60, gop=12, b_frames=2)
+    # Negative times are before the video: the edit list hides these frames.
+    cut = {"movflags": "use_metadata_tags", "avoid_negative_ts": "disabled", "use_editlist": "1"}
+    hidden = remux(whole, tmp_path / "hidden.mp4", (0, None, -14 * 512), options=cut)
+    every = make_video(tmp_path / "every.mp4", 20, gop=1, b_frames=0)
+    one = make_video(tmp_path / "one.mkv", 60, options={"x264-params": "scenecut=0"})
+    for path, expected in (
+        (whole, [0, 12, 24, 36, 48]),
+        (hidden, [10, 22, 34]),
+        (every, [*range(20)]),
+        (one, [0]),
+    ):
+        for verify in (None, True):
+            probe = probe_video(str(path), verify=verify)
+            assert probe.key_frames.tolist() == expected == _marked(path), path.name
+            assert probe.key_frames.dtype == np.int64

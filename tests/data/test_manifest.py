@@ -37,6 +37,7 @@ def row(video_id: str = "a", **values: Any) -> dict[str, Any]:
         "verified": True,
         "frame_step": 1.0,
         "frame_times": [0.0, 0.03, 0.1],
+        "key_frames": [0, 2],
         "split": None,
         "label": None,
         "frame_labels": [0, 1, -1],
@@ -129,11 +130,13 @@ def test_what_is_no_manifest(tmp_path: Path) -> None:
 
 def test_label_columns_that_a_file_lacks_are_null(tmp_path: Path) -> None:
     uri = str(tmp_path / "older.parquet")
-    write_table(table(row(), row(video_id="b")).drop(["split", "progress"]), uri)
+    write_table(table(row(), row(video_id="b")).drop(["split", "progress", "key_frames"]), uri)
     for split in (None, "train"):
         read = read_manifest(uri, split=split)
         assert set(read.column_names) == set(SCHEMA.names)
         assert read.column("progress").to_pylist() == read.column("split").to_pylist() == [None, None]
+        assert read.column("key_frames").to_pylist() == [None, None]
+    assert read_manifest(uri, ["keypoints"]).column("keypoints").to_pylist() == [None, None]
     assert read_manifest(uri, ["video_id"], split="test").num_rows == 0
 
 

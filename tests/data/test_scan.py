@@ -58,6 +58,7 @@ def test_everything_is_accounted_for(videos, ray_session, tmp_path, capsys):
     assert (row["bytes"], row["width"], row["height"], row["rotation"]) == (len(content), 80, 48, -90)
     assert (row["uri"], row["verified"], row["frame_step"]) == (str(videos / "c.MP4"), True, 1.0)
     assert row["modified_ns"] == (videos / "c.MP4").stat().st_mtime_ns
+    assert row["key_frames"] == [0] and rows["val/deep/b.mkv"]["key_frames"][0] == 0
     reasons = {row["uri"].rpartition("/")[2]: row["reason"] for row in rejects.to_pylist()}
     assert reasons["empty.webm"] == "the file is empty" and "not a video" in reasons["broken.mp4"]
     assert len(reasons) == 2

@@ -23,8 +23,9 @@ import ray
 
 from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from carl_ray.data import coordinator, stream
+from carl_ray.data.make_views import make_views
 from carl_ray.data.plan import Plan, training_plan, validation_plan
-from carl_ray.data.sample import Sample, sample_spec
+from carl_ray.data.sample import Sample, arrays_of, sample_spec
 from carl_ray.data.stream import read_samples, stream_views
 from carl_ray.objectives.choice import objective_options
 from tests.samples import make_crops
@@ -92,6 +93,32 @@ def test_rows_are_the_plans_and_views_are_those_made_by_hand(videos: pa.Table) -
             row.views["crops"].columns["frame_labels"], by_hand.columns["frame_labels"]
         )
         np.testing.assert_array_equal(row.views["crops"].parameters, by_hand.parameters)
+
+
+def test_key_frames_and_keypoints_reach_the_views(videos: pa.Table) -> None:
+    config = replace(
+        CONFIG,
+        model=replace(CONFIG.model, backbone="small3d", temporal_encoder="clip"),
+        objective=objective_options("tests.training.test_learner:Stills"),
+    )
+    rng = np.random.default_rng(0)
+    lengths = videos.column("num_frames").to_pylist()
+    keypoints = [rng.random((count, 17, 3)).astype(np.float16) for count in lengths[:-1]]
+    keypoints[1][3] = np.nan
+    values = pa.array([*(points.ravel() for points in keypoints), None], pa.list_(pa.float16()))
+    keys = [[0, 2], [7, 11], [], None, [5, 9, 13]]
+    given = videos.append_column("key_frames", pa.array(keys, pa.list_(pa.int32())))
+    given = given.append_column("keypoints", values)
+    plan = training_plan(CONFIG.training.seed, videos.num_rows, 3, epochs=1)
+    rows = {row.video_id: row for row in collect(plan, given, config)}
+    for video, own, points in zip(given.to_pylist(), keys, [*keypoints, None], strict=True):
+        row = rows[video["video_id"]]
+        arguments = video["uri"], video["video_id"], video["num_frames"], video["frame_step"], row.epoch
+        here = make_views(*arguments, sample_spec(config), key_frames=own, keypoints=points)
+        assert row.views is not None and arrays_of(row.views).keys() == arrays_of(here).keys()
+        for name, expected in arrays_of(here).items():
+            np.testing.assert_array_equal(arrays_of(row.views)[name], expected)
+        assert here["clip"].keypoints.any() == (points is not None)
 
 
 def test_starts_at_any_row_with_the_same_rows(videos: pa.Table) -> None:

@@ -186,3 +186,90 @@ def test_labels_of_videos_are_classes(tmp_path: Path):
     assert counted.objective == objective_options("clip_classes", num_classes=3)
     assert videos.training.column("label").to_pylist() == [1, 0, 2, None]
     assert videos.validation is not None and videos.validation.column("label").to_pylist() == [None]
+
+
+STILLS = replace(preset("clips_demo"), objective=objective_options("tests.training.test_learner:Stills"))
+
+
+def with_stills(rows: list[dict[str, Any]], folder: Path, keypoints: list[Any] | None = None) -> Config:
+    """A run with clips, key frames and keypoints."""
+    table = pa.Table.from_pylist([{"frame_labels": None} | r for r in rows], schema=SCHEMA)
+    if keypoints is not None:
+        table = table.append_column("keypoints", pa.array(keypoints, pa.list_(pa.float16())))
+    write_table(table, str(folder / "manifest.parquet"))
+    return replace(STILLS, data=replace(STILLS.data, manifest=str(folder / "manifest.parquet")))
+
+
+def clip_row(
+    number: int, keys: list[int] | None = None, split: str = "train", num_frames: int = 8
+) -> dict[str, Any]:
+    return row(number, split, num_frames=num_frames, frame_labels=None, key_frames=keys)
+
+
+PERSON = [0.5, 0.25, 1.0] * 17 * 8
+NOBODY = [0.0] * len(PERSON)
+
+
+def test_even_frames_instead_of_key_frames_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    keys = [[0, 4], [0, 5], [0], [], None, [0], list(range(8))]
+    rows = [clip_row(number, each) for number, each in enumerate(keys)] + [clip_row(9, [], "validation")]
+    _, videos = read_videos(with_stills(rows, tmp_path, [PERSON] * 8))
+    assert capsys.readouterr().err == (
+        "evenly spaced frames instead of key frames in 5 of 7 training videos: 2 with one key frame; 1 with none in "
+        "the file; 1 with none in a manifest of an earlier version; 1 with more than a quarter of the frames\n"
+    )
+    assert videos.training.column("key_frames").to_pylist() == keys
+    read_videos(with_stills(rows[:2], tmp_path, [PERSON] * 2))
+    assert not capsys.readouterr().err
+
+
+def test_videos_without_keypoints_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [clip_row(number, [0, 4]) for number in range(4)] + [clip_row(9, [0, 4], "validation")]
+    broken = [float("nan"), *PERSON[1:]]
+    _, videos = read_videos(with_stills(rows, tmp_path, [PERSON, None, NOBODY, broken, None]))
+    assert capsys.readouterr().err == (
+        "2 of 4 training videos have no keypoints of a person\n1 of 1 validation videos have no keypoints of a person\n"
+    )
+    read = videos.training.column("keypoints").to_pylist()
+    assert [each is None for each in read] == [False, True, True, False] and read[0] == PERSON
+    assert videos.record.column("keypoints_digest").null_count == 3
+    for keypoints, said in (
+        ([PERSON, None, NOBODY, None, PERSON], "3 of 4 training videos have no keypoints of a person"),
+        (None, r"4 of 4 training videos .* `python -m carl_ray.poses MANIFEST --out TABLE` estimates them"),
+        (
+            [PERSON, PERSON[:-3], PERSON, PERSON, None],
+            r"'train/1.mp4' has 405 values of keypoints: expected 8 frames",
+        ),
+    ):
+        with pytest.raises(UserError, match=said):
+            read_videos(with_stills(rows, tmp_path, keypoints))
+
+
+def test_a_run_goes_on_with_the_same_keypoints_and_key_frames_only(tmp_path: Path):
+    rows = [clip_row(number, [0, 4]) for number in range(3)]
+    points = [PERSON, [float("nan"), *PERSON[1:]], None]
+    config = with_stills(rows, tmp_path, points)
+    _, videos = read_videos(config)
+    record_videos(videos, str(tmp_path))
+    step = TrainingStep(config, torch.device("cpu"), 3)
+    save_checkpoint(str(tmp_path), step, Progress(1, 4, 0, 0, 1.0, videos_digest(videos.training)), 1)
+    assert find_checkpoint(config, read_videos(config)[1], str(tmp_path)) is not None
+    for other_rows, other_points, said in (
+        (rows, [PERSON, PERSON, None], "video 'train/1.mp4': keypoints_digest was "),
+        (
+            [*rows[:2], clip_row(2, [0, 5])],
+            points,
+            "video 'train/2.mp4': frame 1: key_frames was 4, is now 5",
+        ),
+    ):
+        _, videos = read_videos(with_stills(other_rows, tmp_path, other_points))
+        with pytest.raises(UserError, match=said):
+            find_checkpoint(config, videos, str(tmp_path))
+
+
+def test_copies_share_the_number_of_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = [{**clip_row(k, [0, 4]), "content_hash": text} for k, text in enumerate("aba")]
+    config = with_stills(rows, tmp_path, [PERSON] * 3)
+    monkeypatch.setattr(type(config.objective), "columns", ("content_hash",))
+    first, second, third = read_videos(config)[1].training.column("content_hash").to_pylist()
+    assert first == third != second and min(first, second) >= 0
