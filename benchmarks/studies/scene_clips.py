@@ -21,8 +21,8 @@ from carl_ray.data.batch import collate
 from carl_ray.data.decode import read_frames
 from carl_ray.data.plan import training_plan
 from carl_ray.data.sample import Sample, sample_spec
-from carl_ray.data.views import clip_at
 from carl_ray.datasets import scenes
+from carl_ray.evaluation.predictions import even_clips
 from carl_ray.model.clips import ClipEncoder
 from carl_ray.model.features import normalize
 from carl_ray.options import overridden
@@ -30,7 +30,6 @@ from carl_ray.presets import preset
 from carl_ray.progress import ProgressLine
 from carl_ray.training.step import TrainingStep
 
-_NUM_CLIPS = 10
 _GRID = 4
 
 
@@ -131,11 +130,8 @@ def clip_vectors(
 
 
 def _clips(encoder: ClipEncoder, video: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    span = encoder.num_frames * encoder.stride
-    starts = np.linspace(0, len(video) - span, _NUM_CLIPS).round().astype(int)
-    places = np.stack(
-        [clip_at(int(s), encoder.stride, len(video), encoder.num_frames).frame_indices for s in starts]
-    )
+    clips = even_clips(len(video), encoder.num_frames, encoder.stride)
+    places = np.stack([clip.frame_indices for clip in clips])
     size = preset("clips_demo").augment.image_size
     top, left = ((side - size) // 2 for side in video.shape[1:3])
     seen = torch.from_numpy(video[places][:, :, top : top + size, left : left + size])

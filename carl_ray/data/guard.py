@@ -100,8 +100,9 @@ class FrameReader(Child):
         chunk_frames: int,
         short_side: int | None = None,
         copies_of: str | None = None,
+        whole: bool = False,
     ) -> Iterator[UInt8[np.ndarray, "*copies chunk height width 3"]]:
-        """Yield the chunks of `iterate_frames`, cropped to squares; one is decoded ahead.
+        """Yield the chunks of `iterate_frames`, cropped to squares unless `whole`; one is decoded ahead.
 
         Close the iterator to stop early, which ends the process.
 
@@ -113,6 +114,7 @@ class FrameReader(Child):
             chunk_frames: Frames of a chunk; the last one may have fewer.
             short_side: As for `iterate_frames`.
             copies_of: Id of the video: yield the clean squares and their augmented copies (`make_copies`), stacked.
+            whole: Yield whole frames.
 
         Returns:
             Chunks, in order: the central S x S pixels of each frame, or the whole frame if a side is shorter. If the
@@ -127,7 +129,7 @@ class FrameReader(Child):
             "num_frames": num_frames,
             "chunk_frames": chunk_frames,
             "short_side": short_side,
-            "image_size": config.augment.image_size,
+            "image_size": _LONGEST_SIDE if whole else config.augment.image_size,
             "decoder": config.data.decoder,
             "frame_stride": config.data.frame_stride,
         }

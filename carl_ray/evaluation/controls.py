@@ -106,4 +106,5 @@ def embedded_by(
     embeddings = CONTROLS[variant].embed(videos, origin, seed)
     if embeddings is None:
         return None
-    return [replace(video, embeddings=array) for video, array in zip(videos, embeddings, strict=True)]
+    pairs = zip(videos, embeddings, strict=True)
+    return [replace(video, embeddings=array, predicted=None) for video, array in pairs]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,9 @@ from carl_ray.model.pretrained import find_weights
 from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import Checkpoint, checkpoint_at
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
+
+if TYPE_CHECKING:
+    from carl_ray.evaluation.predictions import Classifier
 
 _PART_BYTES = 64 * 2**20
 _PART_SECONDS = 300.0
@@ -146,9 +150,11 @@ def embed_corpus(
     refuse_if_held(out)
     from carl_ray.evaluation import cached as from_cache
     from carl_ray.evaluation import inference
+    from carl_ray.evaluation.predictions import trained_classifier
 
     config = checkpoint.config
     encoders = inference.load_encoders(checkpoint, untrained=settings.untrained)
+    classifier = None if isinstance(checkpoint, FrozenEncoder) else trained_classifier(checkpoint)
     cache = from_cache.cache_of(encoders, config, features) if settings.view == "resized" else None
     is_joined = origin.form == "joined"
     if is_joined and cache is None and load_frozen(storage.join(out, CONTROL)) is None:
@@ -163,7 +169,7 @@ def embed_corpus(
         def write(taken: list[tuple[pa.Table, int, list[np.ndarray]]]) -> None:
             write_part(
                 out,
-                [_embedded_video(*video, origin, config.data.frame_stride) for video in taken],
+                [_embedded_video(*video, origin, config.data.frame_stride, classifier) for video in taken],
                 origin,
                 settings.precision,
             )
@@ -186,7 +192,9 @@ def embed_corpus(
             with connect():
                 extraction.check_resources(settings)
                 beside = from_cache.frozen_control(out, cache, videos) if is_joined else None
-                rows = extraction.embedded_rows(encoders, config, missing, settings, frozen=beside)
+                rows = extraction.embedded_rows(
+                    encoders, config, missing, settings, frozen=beside, classifier=classifier
+                )
                 write_rows(rows, missing, result, writer)
     if len(result.bad_videos) > (most := checkpoint.config.data.max_bad_fraction) * videos.num_rows:
         video_id, reason = result.bad_videos[0]
@@ -321,8 +329,17 @@ def _update_labels(part: str, known: pa.Table, videos: pa.Table) -> None:
 
 
 def _embedded_video(
-    videos: pa.Table, index: int, embedded: list[np.ndarray], origin: Origin, frame_stride: int
+    videos: pa.Table,
+    index: int,
+    embedded: list[np.ndarray],
+    origin: Origin,
+    frame_stride: int,
+    classifier: Classifier | None,
 ) -> EmbeddedVideo:
+    predicted = None
+    if classifier is not None:
+        *embedded, classes = embedded
+        predicted = [classifier.labels[k] for k in classes.tolist()] or None
     own = 1 + origin.has_untrained
     frozen = embedded[-1] if origin.form == "joined" else None
     made = [formed(array, frozen, origin.form, frame_stride) for array in embedded[:own]]
@@ -334,6 +351,7 @@ def _embedded_video(
         embeddings=made[0],
         untrained=made[1] if origin.has_untrained else None,
         frozen=embedded[own] if len(embedded) > own else None,
+        predicted=predicted,
     )
 
 

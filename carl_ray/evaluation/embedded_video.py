@@ -37,6 +37,9 @@ class EmbeddedVideo:
     """Average frame rate, frames per second."""
     frame_times: Float64[np.ndarray, " frames"] | None = None
     """Seconds from the first frame to each; None where they are index / `fps`."""
+    predicted: list[str] | None = None
+    """The five most probable labels by the run's own classifier, the most probable first; None without one, and for
+    videos that it was trained on."""
 
     def __len__(self) -> int:
         return len(self.embeddings)

@@ -7,6 +7,8 @@
     timestamps              of every frame: its number times the manifest's `frame_step`
     seconds                 of every frame, from the first one: the manifest's `frame_times`, or its number by the
                             average frame rate; null where that is unknown
+    predicted               of videos that a run on labels was not trained on: the five most probable labels by its
+                            classifier
     video_id, uri, content_hash, split, label, frame_labels, phase_names, progress, fps   as in the manifest
 
 Parts of earlier versions lack `seconds` and `phase_names`, and can still be read.
@@ -96,6 +98,8 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
         )
     if controls := [video.frozen for video in videos if video.frozen is not None]:
         columns["frozen"] = _to_lists(controls, precision)
+    if any(video.predicted is not None for video in videos):
+        columns["predicted"] = pa.array([video.predicted for video in videos], pa.list_(pa.string()))
     table = pa.table(columns).replace_schema_metadata({_ORIGIN: json.dumps(asdict(origin))})
     numbers = [int(part.rpartition("-")[2].removesuffix(_SUFFIX)) for part in list_parts(folder)]
     write_table(table, storage.join(folder, f"{_PREFIX}{max(numbers, default=-1) + 1:05d}{_SUFFIX}"))
@@ -379,6 +383,7 @@ def _video(batch: pa.Table, row: int, uri: str) -> EmbeddedVideo:
         embeddings=embeddings,
         untrained=vectors("untrained") if "untrained" in batch.schema.names else None,
         frozen=vectors("frozen") if "frozen" in batch.schema.names else None,
+        predicted=batch.column("predicted")[row].as_py() if "predicted" in batch.schema.names else None,
     )
 
 

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,8 @@ from carl_ray.evaluation.corpus import EmbeddingSettings
 from carl_ray.evaluation.feature_extractor import FeatureExtractor
 from carl_ray.evaluation.frozen import FrozenEncoder
 from carl_ray.evaluation.inference import FrozenNetwork, VideoEmbedder, WholeVideoEncoder
+from carl_ray.evaluation.predictions import Classifier, Predictor
+from carl_ray.model.clips import ClipEncoder
 from carl_ray.training.learner import build_encoder
 
 _FIRST_RETRY_SECONDS = 0.5
@@ -46,6 +48,7 @@ _ROW = pa.schema(
             "embedded",
             pa.list_(pa.large_binary()),
         ),  # by encoder: float32 (frames, width); by copy: float16 (taken, C)
+        ("classes", pa.list_(pa.int64())),  # the most probable ones
     ]
 )
 
@@ -99,16 +102,19 @@ def embedded_rows(
     *,
     features: bool = False,
     frozen: FrozenEncoder | None = None,
+    classifier: Classifier | None = None,
 ) -> Generator[tuple[int, list[np.ndarray] | str], None, None]:
     """Embed videos on the connected cluster.
 
     Args:
         encoders: In evaluation mode.
         config: Of the run that trained them.
-        videos: Columns `video_id`, `uri` and `num_frames`.
+        videos: Columns `video_id`, `uri` and `num_frames`; `content_hash` for a classifier.
         settings: How.
         features: Yield the features of a `FeatureExtractor` with the first encoder's backbone instead of embeddings.
         frozen: Of the first encoder's backbone; one array more.
+        classifier: On the first encoder's clips; an int64 array of the most probable classes more, the last one, which
+            is empty for videos that it was trained on.
 
     Yields:
         Index of a video, in the order of completion, with one float32 array (frames, width) for each encoder, or one
@@ -118,8 +124,9 @@ def embedded_rows(
     largest = int(max((node.get("memory", 0) for node in _nodes()), default=0))
     memory = min(_wanted_bytes(settings.cpus_per_worker), largest or sys.maxsize)
     num_workers = settings.num_workers or room_for_workers(settings.cpus_per_worker, settings.use_gpu)
-    weights = ray.put(([encoder.state_dict() for encoder in encoders], frozen))
-    dataset = _videos(videos.select(["video_id", "uri", "num_frames"])).map_batches(
+    weights = ray.put(([encoder.state_dict() for encoder in encoders], frozen, classifier))
+    columns = ["video_id", "uri", "num_frames", *(["content_hash"] if classifier else [])]
+    dataset = _videos(videos.select(columns)).map_batches(
         _EmbeddingActor,
         fn_constructor_args=(weights, config, settings, features, _Attempts.remote()),  # type: ignore[attr-defined]
         batch_size=settings.cpus_per_worker,
@@ -144,7 +151,8 @@ def embedded_rows(
                             math.ceil(lengths[index] / stride), -1
                         )
                         for content in row["embedded"]
-                    ],
+                    ]
+                    + ([] if row["classes"] is None else [np.array(row["classes"], np.int64)]),
                 )
 
 
@@ -222,7 +230,7 @@ class _EmbeddingActor:
         self._attempts = attempts
         torch.set_num_threads(settings.cpus_per_worker)
         encoders: list[WholeVideoEncoder] = []
-        states, frozen = ray.get(weights)
+        states, frozen, self._classifier = ray.get(weights)
         for state in states:
             encoder = build_encoder(config).eval()
             encoder.load_state_dict(state)
@@ -235,6 +243,10 @@ class _EmbeddingActor:
             if features
             else VideoEmbedder(encoders, config, device, bf16=settings.bf16, view=settings.view)
         )
+        self._predictor = None
+        if self._classifier is not None:
+            network = cast(ClipEncoder, encoders[0])
+            self._predictor = Predictor(network, self._classifier, config, device, bf16=settings.bf16)
         self._columns = ["uri", "num_frames", *(["video_id"] if features else [])]
         self._retries = config.data.retries
 
@@ -246,18 +258,40 @@ class _EmbeddingActor:
             embedded: list[Any] = [BadVideoError(reason)] * len(indices)
         else:
             columns = (videos.column(name).to_pylist() for name in self._columns)
-            embedded = embed_with_retries(self._embedder, list(zip(*columns, strict=True)), self._retries)
-        rows = [
-            {"video_index": index, "error": " ".join(str(result).split()) or type(result).__name__}
-            if isinstance(result, Exception)
-            else {"video_index": index, "embedded": [array.tobytes() for array in result]}
-            for index, result in zip(indices, embedded, strict=True)
-        ]
-        return pa.Table.from_pylist(rows, schema=_ROW)
+            sources = list(zip(*columns, strict=True))
+            embedded = embed_with_retries(self._embedder, sources, self._retries)
+            if self._predictor is not None:
+                classes = self._classes(self._predictor, videos, sources)
+                return _rows(indices, embedded, classes)
+        return _rows(indices, embedded)
+
+    def _classes(self, predictor: Predictor, videos: pa.Table, sources: Sequence[Any]) -> list[Any]:
+        """Classes of each video, none of those that the classifier was trained on, or why there are none."""
+        assert self._classifier is not None
+        ids = zip(*(videos.column(name).to_pylist() for name in ("video_id", "content_hash")), strict=True)
+        wanted = [place for place, key in enumerate(ids) if key not in self._classifier.seen]
+        found = embed_with_retries(predictor, [sources[place] for place in wanted], self._retries)
+        classes: list[Any] = [[np.array([], np.int64)]] * len(sources)
+        for place, result in zip(wanted, found, strict=True):
+            classes[place] = result
+        return classes
+
+
+def _rows(indices: Sequence[int], embedded: Sequence[Any], classes: Sequence[Any] | None = None) -> pa.Table:
+    """Rows of what was made of each video, or of the first error."""
+    rows: list[dict[str, Any]] = []
+    for index, result, found in zip(indices, embedded, classes or [None] * len(indices), strict=True):
+        error = next((part for part in (result, found) if isinstance(part, Exception)), None)
+        if error is not None:
+            rows.append({"video_index": index, "error": " ".join(str(error).split()) or type(error).__name__})
+            continue
+        own = None if found is None else found[0].tolist()
+        rows.append({"video_index": index, "embedded": [array.tobytes() for array in result], "classes": own})
+    return pa.Table.from_pylist(rows, schema=_ROW)
 
 
 def embed_with_retries(
-    embedder: VideoEmbedder | FeatureExtractor, sources: Sequence[Any], retries: int
+    embedder: VideoEmbedder | FeatureExtractor | Predictor, sources: Sequence[Any], retries: int
 ) -> list[list[np.ndarray] | BadVideoError | RunError]:
     """Results of the embedder's `embed` for these sources, with retries of transient failures."""
     embedded = list(embedder.embed(sources))

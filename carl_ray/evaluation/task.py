@@ -17,9 +17,15 @@ import numpy as np
 from carl_ray.evaluation.bootstrap import Result
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 
-Need = Literal["labelled training videos", "frame labels", "progress", "two labels of two videos each"]
-"""What a task cannot do without: frame labels of a training or a test video, true progress of a test video, or two
-labels (of videos) that at least two training and two test videos have."""
+Need = Literal[
+    "labelled training videos",
+    "frame labels",
+    "progress",
+    "two labels of two videos each",
+    "predictions of a classifier",
+]
+"""What a task cannot do without: frame labels of a training or a test video, true progress of a test video, two labels
+(of videos) that at least two training and two test videos have, or the predicted label of a labelled test video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +119,7 @@ class Task:
             "frame labels": any(bool((video.phases >= 0).any()) for video in test),
             "progress": any(video.progress is not None for video in test),
             "two labels of two videos each": len(_repeated_labels(train) & _repeated_labels(test)) >= 2,
+            "predictions of a classifier": any(video.label and video.predicted for video in test),
         }
         return next((need for need in self.needs if not met[need]), None)
 

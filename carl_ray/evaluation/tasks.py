@@ -8,6 +8,7 @@ from typing import Any
 from carl_ray.evaluation import (
     alignment,
     classification,
+    classifier,
     clip_probe,
     frame_classes,
     kendall,
@@ -33,6 +34,7 @@ TASKS: dict[str, Task] = {
         frame_classes.TASK,
         recognition.TASK,
         clip_probe.TASK,
+        classifier.TASK,
         label_free.TASK,
     )
 }

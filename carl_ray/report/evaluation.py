@@ -11,7 +11,7 @@ from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
 from carl_ray.paper import PROTOCOLS, protocol_of, stride_of
-from carl_ray.training.checkpoint import CHECKPOINTS, CONFIG
+from carl_ray.training.checkpoint import CONFIG, run_of
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
 METRICS_FILE = "metrics.json"
@@ -39,7 +39,8 @@ def evaluate_embeddings(
         out: URI of the folder.
         protocol: Which tasks, one of `carl_ray.paper.PROTOCOLS`; None: those of the paper for the preset.
             Propagation is added to the protocol of phases, repetitions where a phase of a test video returns, the score
-            without labels where no test video has any, recognition where two labels have two videos on each side.
+            without labels where no test video has any, recognition where two labels have two videos on each side, the
+            classifier's accuracy where `embed` wrote its predictions.
         stride: Every how many frames tau, AP@K and the alignment error look at; None: as in the paper.
         seed: Of label fractions, chance and the bootstrap.
         centered: Subtract the mean of each video from its embeddings, also those of the untrained and frozen encoder.
@@ -82,6 +83,8 @@ def evaluate_embeddings(
         )
     if protocol != "clips" and has_means and TASKS["recognition"].missing(train_videos, test_videos) is None:
         added = (*added, "recognition")
+    if TASKS["classifier"].missing(train_videos, test_videos) is None:
+        added = (*added, "classifier")
     document = {"protocol": protocol} | evaluate(
         train_videos,
         test_videos,
@@ -93,7 +96,7 @@ def evaluate_embeddings(
     )
     document["centered"] = centered
     document["not_embedded"] = sum(len(read_log(uri, BAD_VIDEOS)) for uri in dict.fromkeys((train, test)))
-    run_dir = _run_of(origin)
+    run_dir = run_of(origin.checkpoint)
     config = _config(run_dir)
     persons = _persons(config.get("data", {}).get("manifest"))
     document["warnings"] = [*warnings, *overlap_warnings(train_videos, test_videos, persons)]
@@ -156,13 +159,6 @@ def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[Embe
         return origin, splits["train"], splits["validation"], [measured]
     measured = f"{without} all {len(videos)} videos were measured, those of the training among them. {advice}"
     return origin, [], videos, [measured]
-
-
-def _run_of(origin: Origin) -> str | None:
-    """The run folder that holds the checkpoint; None where it lies elsewhere."""
-    folder = storage.parent(origin.checkpoint)
-    run_dir = storage.parent(folder)
-    return run_dir if folder == storage.join(run_dir, CHECKPOINTS) else None
 
 
 def _config(run_dir: str | None) -> dict[str, Any]:

@@ -149,8 +149,8 @@ def metrics_text(document: Mapping[str, Any]) -> str:
     variants = shown_variants(document)
     rows = [["", *(shown_name(document, variant) for variant in variants), ""]]
     for row in metric_rows(document, metric_names(document)):
-        cells = [row.cells[variant] for variant in variants]
-        rows.append([row.title, *("not embedded" if cell is None else str(cell) for cell in cells), row.note])
+        cells = [str(row.cells[v] or ("not embedded" if document.get(v) is None else "–")) for v in variants]
+        rows.append([row.title, *cells, row.note])
     return "\n".join(
         [text_table(rows), *not_run_lines(document), *document.get("warnings", []), summary(document)]
     )

@@ -253,6 +253,13 @@ def default_run(instead: str) -> str:
     )
 
 
+def run_of(uri: str) -> str | None:
+    """The run folder that holds a checkpoint; None where it lies elsewhere."""
+    folder = storage.parent(uri)
+    run_dir = storage.parent(folder)
+    return run_dir if folder == storage.join(run_dir, CHECKPOINTS) else None
+
+
 def load_encoder(checkpoint: Checkpoint) -> VideoNetwork:
     """Load the trained encoder of a checkpoint, in evaluation mode, on the CPU.
 

@@ -122,7 +122,7 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
             print(f"frame labels make {num_classes} classes, of which {occurring} occur", flush=True)
         config = replace(config, objective=objective.with_num_classes(num_classes))
     if "label" in objective.columns:
-        names = sorted(training.column("label").drop_null().unique().to_pylist())
+        names = _label_names(training)
         if not names:
             raise UserError(
                 f"{storage.public_uri(uri)}: objective {objective.name} needs labels, but no training video has one"
@@ -248,6 +248,37 @@ def _with_label_classes(videos: pa.Table, names: list[str]) -> pa.Table:
     return videos.set_column(videos.schema.get_field_index("label"), "label", classes)
 
 
+def _label_names(videos: pa.Table) -> list[str]:
+    """Labels of the videos; the place of one is its class."""
+    return sorted(videos.column("label").drop_null().unique().to_pylist())
+
+
+def recorded_labels(run_dir: str) -> tuple[list[str], set[tuple[str, str]]]:
+    """Labels of the classes of a run on labels of videos, and id and content hash of its training videos.
+
+    Raises:
+        UserError: the folder has no such record.
+    """
+    uri = storage.join(run_dir, VIDEOS)
+    try:
+        record = _read_record(uri)
+        training = record.filter(pc.equal(record.column("part"), "training"))
+        ids = (training.column(name).to_pylist() for name in ("video_id", "content_hash"))
+        return _label_names(training), set(zip(*ids, strict=True))
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise _no_record(uri, error) from None
+
+
+def _read_record(uri: str) -> pa.Table:
+    record = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    refuse_pickles(record.schema)
+    return record
+
+
+def _no_record(uri: str, error: Exception) -> UserError:
+    return UserError(f"{storage.public_uri(uri)}: not the record of a run's videos ({error})")
+
+
 def _labels(videos: pa.Table) -> list[tuple[str | None, list[int] | None]]:
     """Label and frame labels of each video."""
     columns = (videos.column(name).to_pylist() for name in ("label", "frame_labels"))
@@ -284,8 +315,7 @@ def _difference(videos: Videos, checkpoint: Checkpoint, run_dir: str) -> str | N
             )
         return None
     try:
-        before = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
-        refuse_pickles(before.schema)
+        before = _read_record(uri)
         for part in ("training", "validation"):
             old, new = (
                 table.filter(pc.equal(table.column("part"), part)) for table in (before, videos.record)
@@ -293,7 +323,7 @@ def _difference(videos: Videos, checkpoint: Checkpoint, run_dir: str) -> str | N
             if found := first_difference(old, new):
                 return f"{part}: {found}"
     except (pa.ArrowException, ValueError, KeyError) as error:
-        raise UserError(f"{storage.public_uri(uri)}: not the record of a run's videos ({error})") from None
+        raise _no_record(uri, error) from None
     return None
 
 

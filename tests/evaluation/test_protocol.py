@@ -53,6 +53,7 @@ def make_video(number: int, action: str, **fields) -> EmbeddedVideo:
         "embeddings": (curve + 0.02 * rng.standard_normal(curve.shape)).astype(np.float32),
         "untrained": rng.standard_normal(curve.shape).astype(np.float32),
         "frozen": rng.standard_normal((len(curve), 3)).astype(np.float32),
+        "predicted": ["kick", "lift"],
     }
     return EmbeddedVideo(video_id=f"{action}/{number}", **(defaults | fields))
 

@@ -13,6 +13,7 @@ import pytest
 
 import carl_ray
 from carl_ray.config import AugmentConfig, Config, ModelConfig
+from carl_ray.objectives.choice import objective_options
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +36,9 @@ def of_timm(name: str) -> Config:
         pytest.param(of_timm("timm:test_efficientnet"), id="cnn"),
         pytest.param(of_timm("timm:test_vit"), id="transformer"),
         pytest.param(carl_ray.preset("clips_demo"), id="clips"),
+        pytest.param(
+            replace(carl_ray.preset("clips_demo"), objective=objective_options("clip_classes")), id="classes"
+        ),
     ],
 )
 def test_from_training_to_metrics(
@@ -69,6 +73,13 @@ def test_from_training_to_metrics(
     document = carl_ray.evaluate_embeddings(embeddings, embeddings, str(tmp_path / "evaluation"))
     assert {"trained", "untrained"} <= set(document) and (tmp_path / "evaluation" / "report.html").exists()
     assert ("video_linear_probe" in document["trained"]) == (config.preset == "clips_demo")
-    if config.preset == "clips_demo":
+    if config.objective.name == "clip_classes":
+        counts = document["trained"]["classifier_top_1"]["left_out"]
+        assert counts == {"test_videos_without_prediction_or_label": 0}
+        embedded = list(carl_ray.Embeddings.open(embeddings))
+        for video in embedded:
+            expected = ["a", "b"] if video.split == "test" else None
+            assert (video.predicted and sorted(video.predicted)) == expected
+    if config.objective.name == "regions":
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert {"target_entropy", "rank_of_best", "order_accuracy", "low_level_r2"} <= set(lines[-1])
