@@ -230,7 +230,7 @@ class _EmbeddingActor:
         self._attempts = attempts
         torch.set_num_threads(settings.cpus_per_worker)
         encoders: list[WholeVideoEncoder] = []
-        states, frozen, self._classifier = ray.get(weights)
+        states, frozen, classifier = ray.get(weights)
         for state in states:
             encoder = build_encoder(config).eval()
             encoder.load_state_dict(state)
@@ -244,9 +244,9 @@ class _EmbeddingActor:
             else VideoEmbedder(encoders, config, device, bf16=settings.bf16, view=settings.view)
         )
         self._predictor = None
-        if self._classifier is not None:
+        if classifier is not None:
             network = cast(ClipEncoder, encoders[0])
-            self._predictor = Predictor(network, self._classifier, config, device, bf16=settings.bf16)
+            self._predictor = Predictor(network, classifier, config, device, bf16=settings.bf16)
         self._columns = ["uri", "num_frames", *(["video_id"] if features else [])]
         self._retries = config.data.retries
 
@@ -267,9 +267,8 @@ class _EmbeddingActor:
 
     def _classes(self, predictor: Predictor, videos: pa.Table, sources: Sequence[Any]) -> list[Any]:
         """Classes of each video, none of those that the classifier was trained on, or why there are none."""
-        assert self._classifier is not None
         ids = zip(*(videos.column(name).to_pylist() for name in ("video_id", "content_hash")), strict=True)
-        wanted = [place for place, key in enumerate(ids) if key not in self._classifier.seen]
+        wanted = [place for place, key in enumerate(ids) if key not in predictor.classifier.seen]
         found = embed_with_retries(predictor, [sources[place] for place in wanted], self._retries)
         classes: list[Any] = [[np.array([], np.int64)]] * len(sources)
         for place, result in zip(wanted, found, strict=True):

@@ -94,6 +94,9 @@ class Predictor:
         config: Of this run.
         device: Where it computes.
         bf16: Matrix products in bfloat16.
+
+    Attributes:
+        classifier: As given.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class Predictor:
         *,
         bf16: bool = False,
     ) -> None:
-        self._encoder, self._bf16 = encoder.to(device), bf16
+        self.classifier, self._encoder, self._bf16 = classifier, encoder.to(device), bf16
         self._weight, self._bias = classifier.weight.to(device), classifier.bias.to(device)
         self._config, self._device, self._reader = config, device, FrameReader()
 

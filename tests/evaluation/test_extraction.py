@@ -138,7 +138,7 @@ def test_videos_whose_actor_always_dies_are_not_tried_forever(ray_session) -> No
         # As after a restart: what the actor knew is gone.
         actor = object.__new__(extraction._EmbeddingActor)
         actor._embedder, actor._retries, actor._attempts = Embedder(), 0, attempts
-        actor._columns = ["uri", "num_frames"]
+        actor._columns, actor._predictor = ["uri", "num_frames"], None
         errors.append(actor(videos).column("error").to_pylist())
     assert errors == [[None] * 2] * 4 + [["the process that embeds it died 4 times (too little memory?)"] * 2]
 
