@@ -134,6 +134,9 @@ class ModelConfig:
     clip_input: Literal["rgb", "difference"] = "rgb"
     """What an encoder of clips sees: frames, or twice the difference of each to the next, without what does not
     move."""
+    clip_streams: Literal["one", "two", "shared"] = "one"
+    """Of an encoder of clips. `two`: a dynamic stream, which sees `clip_input`, and a static one, which sees frames;
+    their vectors are joined in this order. `shared`: the same with one backbone for both."""
     positions: Literal["sine_cosine", "none"] = "sine_cosine"
     """Positional encoding added to the Transformer's input; `none`: it sees a set of frames."""
     hidden_width: int = Field(default=512, ge=1)
@@ -313,6 +316,16 @@ class Config:
                 f"objective {self.objective.name} is on {needs}, model.temporal_encoder is {has}: expected clip for "
                 "objectives on clips and for these alone"
             )
+        if self.objective.reads_streams != (self.model.clip_streams != "one") and encoder == "clip":
+            raise ValueError(
+                f"objective {self.objective.name} and model.clip_streams {self.model.clip_streams}: expected two (or "
+                "shared) streams for objectives on streams and for these alone"
+            )
+        if self.training.global_batch_size < self.objective.least_videos:
+            raise ValueError(
+                f"objective {self.objective.name} compares videos: training.global_batch_size must be at least "
+                f"{self.objective.least_videos}, got {self.training.global_batch_size}"
+            )
         if self.augment.copies is not None and self.data.short_side != self.augment.image_size:
             raise ValueError(
                 f"augment.copies needs data.short_side equal to augment.image_size, got {self.data.short_side} and "
@@ -348,6 +361,7 @@ _ADDED = (
     ("model", "centered", False),
     ("model", "motion", "none"),
     ("model", "clip_input", "rgb"),
+    ("model", "clip_streams", "one"),
     ("views", "stride", (1, 4)),
     ("optimizer", "name", "adam"),
     ("optimizer", "warmup", 0.0),

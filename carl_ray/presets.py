@@ -167,6 +167,54 @@ def regions_kinetics400() -> Config:
     )
 
 
+def csvr_demo() -> Config:
+    """Future poses, key frames and generated clips on rendered scenes: minutes on two CPU cores.
+
+    Sizes and augmentation are those of `clips_demo`, the clips generated ones of 4 frames of 24 pixels.
+    """
+    base = clips_demo()
+    return replace(
+        base,
+        preset="csvr_demo",
+        views=ViewsConfig(stride=(2, 2)),
+        augment=replace(base.augment, crop_area=(0.5, 1.0)),
+        model=replace(base.model, clip_streams="two"),
+        objective=objective_options(
+            "csvr",
+            hidden_width=128,
+            projection_width=64,
+            key_frame_backbone="small",
+            generated_frames=4,
+            generated_size=24,
+        ),
+    )
+
+
+def csvr_ucf101() -> Config:
+    """CSVR on UCF101 (split 1), from scratch: clips of 16 frames of 112 pixels, one GPU; keypoints from `poses`."""
+    base = regions_ucf101()
+    return replace(
+        base,
+        preset="csvr_ucf101",
+        views=ViewsConfig(stride=(2, 2)),
+        augment=replace(base.augment, crop_area=(0.5, 1.0)),
+        model=replace(base.model, clip_input="difference", clip_streams="two"),
+        objective=objective_options("csvr"),
+    )
+
+
+def csvr_kinetics400() -> Config:
+    """CSVR on Kinetics-400, from scratch: as `csvr_ucf101`, with R(2+1)D-18 on eight GPUs."""
+    base, larger = csvr_ucf101(), regions_kinetics400()
+    return replace(
+        base,
+        preset="csvr_kinetics400",
+        model=replace(base.model, backbone=larger.model.backbone),
+        optimizer=larger.optimizer,
+        training=larger.training,
+    )
+
+
 def pouring() -> Config:
     """The paper's run on Pouring (table 4): T = 240, 500 epochs."""
     return Config(preset="pouring", model=ModelConfig(num_frames=240), training=TrainingConfig(epochs=500))
@@ -215,6 +263,9 @@ PRESETS: dict[str, Callable[[], Config]] = {
         clips_demo,
         regions_ucf101,
         regions_kinetics400,
+        csvr_demo,
+        csvr_ucf101,
+        csvr_kinetics400,
         pouring,
         penn_action,
         finegym99,

@@ -31,6 +31,8 @@ from carl_ray.progress import ProgressLine
 from carl_ray.training.step import TrainingStep
 
 _GRID = 4
+_KEY_FRAME_INTERVAL = 12
+"""Of the files."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class World:
     classes: Mapping[str, Int64[np.ndarray, " V"]]
     """action, pair and scene."""
     tint: Float[np.ndarray, "V 3"]
+    keypoints: Float[np.ndarray, "V 64 17 3"]
     train: Int64[np.ndarray, " fitted"]
     test: Int64[np.ndarray, " held"]
 
@@ -63,6 +66,7 @@ def load_world(tint: bool) -> World:
             "scene": labels["scene"].to_numpy(np.int64),
         },
         np.stack(labels["tint"].to_list()),
+        np.stack(labels["keypoints"].to_list()).reshape(len(labels), scenes.NUM_FRAMES, -1, 3),
         np.flatnonzero(split == "train"),
         np.flatnonzero(split == "test"),
     )
@@ -108,9 +112,17 @@ def train(world: World, config: Config, num_steps: int) -> tuple[ClipEncoder, di
             samples = []
             for row in plan.rows(number * size, (number + 1) * size):
                 video = int(world.train[row.video_index])
-                columns = {"label": [int(actions[video])]}
+                columns = {"label": [int(actions[video])], "content_hash": [video]}
                 views = make_views.make_views(
-                    str(video), str(video), scenes.NUM_FRAMES, 1.0, row.epoch, spec, columns=columns
+                    str(video),
+                    str(video),
+                    scenes.NUM_FRAMES,
+                    1.0,
+                    row.epoch,
+                    spec,
+                    columns=columns,
+                    key_frames=range(0, scenes.NUM_FRAMES, _KEY_FRAME_INTERVAL),
+                    keypoints=world.keypoints[video],
                 )
                 samples.append(Sample(row.row, number, row.epoch, str(video), None, views))
             report = step.train(collate(samples, spec), number)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
 
-Policy = Literal["auto", "codec", "even"]
+from carl_ray.objectives.views import Policy
+
 _EVEN_STEP = 12
 """A usual interval of key frames, half a second."""
 _LARGEST_SHARE = 1 / 4

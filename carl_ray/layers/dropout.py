@@ -1,9 +1,11 @@
-"""Dropout that depends on a sample's seed alone."""
+"""Dropout and noise that depend on a sample's seed alone."""
 
 from __future__ import annotations
 
+import math
+
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _WORD = 0xFFFFFFFF
@@ -23,11 +25,28 @@ def dropout_mask(
         channels: Activations of a frame.
         probability: Share of dropped activations.
     """
+    return _hashes(seeds, layer, positions, channels) >= int(probability * 2**32)
+
+
+def uniform_noise(seeds: Int[Tensor, " N"], width: int) -> Float[Tensor, "N width"]:
+    """Numbers of mean 0 and deviation 1, uniform, as hashes of (seed, column); float32.
+
+    Args:
+        seeds: Any 64-bit numbers.
+        width: Of a row.
+    """
+    drawn = _hashes(seeds, 0, torch.zeros_like(seeds), width)
+    return (drawn.float() / 2**31 - 1) * math.sqrt(3)
+
+
+def _hashes(
+    seeds: Int[Tensor, " N"], layer: int, positions: Int[Tensor, " N"], channels: int
+) -> Int[Tensor, "N channels"]:
     key = _scramble((seeds & _WORD) + (layer + 1) * 0x9E3779B9)
     key = _scramble(key ^ ((seeds >> 32) & _WORD))
     rows = _scramble(key + (positions + 1) * 0x85157AF5)
     columns = _scramble((torch.arange(channels, device=seeds.device) + 1) * 0x61C88647)
-    return _scramble(rows[:, None] + columns) >= int(probability * 2**32)
+    return _scramble(rows[:, None] + columns)
 
 
 def _scramble(values: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:

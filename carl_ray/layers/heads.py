@@ -39,6 +39,16 @@ def real_cells(mask: Bool[Tensor, "*clips T"], cells: int) -> Bool[Tensor, "*cli
     return 2 * frames.sum(-1) >= frames.shape[-1]
 
 
+def projection(width: int, hidden_width: int, projection_width: int, batch_norm: Mode) -> nn.Sequential:
+    """A projection of vectors (N, width), for a contrastive loss: one hidden layer with batch norm."""
+    return nn.Sequential(
+        nn.Linear(width, hidden_width, bias=False),
+        BatchNorm(hidden_width, batch_norm),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_width, projection_width),
+    )
+
+
 class ProjectionHead(nn.Module):
     """Projection Z of embeddings, for the loss (section 3.4).
 
@@ -49,12 +59,7 @@ class ProjectionHead(nn.Module):
 
     def __init__(self, width: int, batch_norm: Mode) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(width, width, bias=False),
-            BatchNorm(width, batch_norm),
-            nn.ReLU(inplace=True),
-            nn.Linear(width, width),
-        )
+        self.layers = projection(width, width, width, batch_norm)
 
     def forward(
         self, embeddings: Float[Tensor, "*views T D"], frame_mask: Bool[Tensor, "*views T"]

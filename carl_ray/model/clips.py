@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from carl_ray.config import Config
 from carl_ray.errors import UserError
 from carl_ray.layers.heads import real_cells
-from carl_ray.model.backbone import build_backbone
+from carl_ray.model.backbone import Backbone, build_backbone
 
 _CLIPS_PER_SPAN = 4
 """Clips of a whole video overlap: one begins each fourth of the span of a clip."""
@@ -39,54 +39,54 @@ class ClipEncoder(nn.Module):
         config: Of the run: `model`, and the stride of evaluation in `views`.
 
     Attributes:
-        backbone: With random weights.
-        width: C.
+        backbone: With random weights; of the dynamic stream where there are two.
+        static_backbone: Of the static stream, where it has one of its own.
+        width: C; of two streams that of both, of which the first half is the dynamic one's.
     """
+
+    static_backbone: Backbone | None = None
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.backbone = build_backbone(config.model)
-        self.width = self.backbone.channels
+        self.has_streams = config.model.clip_streams != "one"
+        if config.model.clip_streams == "two":
+            self.static_backbone = build_backbone(config.model)
+        self.width = self.backbone.channels * (1 + self.has_streams)
         self.sees_difference = config.model.clip_input == "difference"
         self.num_frames = config.model.num_frames
         self.stride = sum(config.views.stride) // 2
 
-    def forward(self, frames: Float[Tensor, "N T 3 height width"], mask: Bool[Tensor, "N T"]) -> EncodedClips:
+    def forward(
+        self,
+        frames: Float[Tensor, "N T 3 height width"],
+        mask: Bool[Tensor, "N T"],
+        *,
+        static_alone: bool = False,
+    ) -> EncodedClips:
         """Encode clips; padded frames, which follow the real ones, count as the last of these.
 
         Args:
             frames: Normalised by the backbone's mean and deviation; padded ones may hold anything.
             mask: True where a frame is real.
+            static_alone: Maps and vectors of the static stream only, half as wide.
         """
         (real,) = mask.any(1).nonzero(as_tuple=True)
         last = mask[real].sum(1, keepdim=True) - 1
         places = torch.arange(mask.shape[1], device=mask.device).minimum(last)
         seen = frames[real[:, None], places]
-        if self.sees_difference:
-            change = 2 * seen.diff(dim=1)
-            seen = torch.cat([change, change[:, -1:]], 1)
-        maps = self._maps(seen)
+        streams = []
+        if not static_alone:
+            streams.append(_maps(self.backbone, _differences(seen) if self.sees_difference else seen))
+        if self.has_streams:
+            streams.append(_maps(self.static_backbone or self.backbone, seen))
+        maps = torch.cat(streams, 1)
         scattered = maps.new_zeros(len(mask), *maps.shape[1:]).index_copy(0, real, maps)
         weights = real_cells(mask, maps.shape[2]).to(maps.dtype)[:, None, :, None, None]
         wide = scattered.to(torch.promote_types(maps.dtype, torch.float32))
         area = maps.shape[3] * maps.shape[4]
         clip = (wide * weights).sum((2, 3, 4)) / (area * weights.sum((2, 3, 4))).clamp(min=1)
         return EncodedClips(scattered, clip)
-
-    def _maps(self, frames: Float[Tensor, "N T 3 height width"]) -> Float[Tensor, "N C t h w"]:
-        if self.backbone.kind == "clip":
-            maps = self.backbone(frames.transpose(1, 2))
-        else:
-            maps = self.backbone(frames.flatten(0, 1))
-            if maps.ndim == 4:
-                maps = maps.unflatten(0, frames.shape[:2]).transpose(1, 2)
-        if maps.ndim != 5 or frames.shape[1] % maps.shape[2]:
-            shape = " x ".join(map(str, maps.shape[1:]))
-            raise UserError(
-                f"model.backbone: {self.backbone.name} makes {shape} of {frames.shape[1]} frames; expected maps (C, t, "
-                "h, w) with a number of frames (model.num_frames) that t divides"
-            )
-        return maps
 
     @torch.no_grad()
     def frame_features(
@@ -146,6 +146,27 @@ class ClipEncoder(nn.Module):
     def embed_features(self, features: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:
         """The features themselves: there is no module over time."""
         return features
+
+
+def _differences(frames: Float[Tensor, "N T 3 height width"]) -> Float[Tensor, "N T 3 height width"]:
+    change = 2 * frames.diff(dim=1)
+    return torch.cat([change, change[:, -1:]], 1)
+
+
+def _maps(backbone: Backbone, frames: Float[Tensor, "N T 3 height width"]) -> Float[Tensor, "N C t h w"]:
+    if backbone.kind == "clip":
+        maps = backbone(frames.transpose(1, 2))
+    else:
+        maps = backbone(frames.flatten(0, 1))
+        if maps.ndim == 4:
+            maps = maps.unflatten(0, frames.shape[:2]).transpose(1, 2)
+    if maps.ndim != 5 or frames.shape[1] % maps.shape[2]:
+        shape = " x ".join(map(str, maps.shape[1:]))
+        raise UserError(
+            f"model.backbone: {backbone.name} makes {shape} of {frames.shape[1]} frames; expected maps (C, t, h, w) with "
+            "a number of frames (model.num_frames) that t divides"
+        )
+    return maps
 
 
 def _between(made: list[tuple[float, Tensor]], start: int, stop: int) -> Float[Tensor, "rows C"]:

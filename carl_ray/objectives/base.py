@@ -182,6 +182,11 @@ class ObjectiveOptions:
     `label`, or `content_hash`, a number that only copies share."""
     reads_clips: ClassVar[bool] = False
     """Needs `maps` and `clip` of the encodings: an encoder of clips, `model.temporal_encoder clip`."""
+    reads_streams: ClassVar[bool] = False
+    """Needs an encoder of clips with two streams, whose halves of `maps` and `clip` are the dynamic and the static
+    one's."""
+    least_videos: ClassVar[int] = 1
+    """Of a step, over all workers."""
     pairs_videos: ClassVar[bool] = False
     """Train on pairs of videos of the same label: rows 2 k and 2 k + 1 of the plan."""
 
@@ -211,9 +216,11 @@ class Objective(Module):
 
     Attributes:
         figures: What a run logs besides the loss: sum and number (2,) of each mean, by name, set by `forward`.
+        warnings: What a run warns of after a step, the same on every worker.
     """
 
     figures: Mapping[str, Float[Tensor, " 2"]]
+    warnings: tuple[str, ...] = ()
     Options: ClassVar[type[ObjectiveOptions]]
     options: Any
 

@@ -34,6 +34,7 @@ OBJECTIVES = {
     "supervised": "supervised:FrameClassification",
     "vsp": "vsp:BrownianBridge",
     "regions": "regions:RegionContrast",
+    "csvr": "csvr:Csvr",
     "clip_contrast": "clips:ClipContrast",
     "clip_classes": "clips:ClipClassification",
 }

@@ -43,16 +43,9 @@ class ClipContrast(Objective):
 
     def __init__(self, options: Options, width: int, batch_norm: Any) -> None:
         super().__init__(options, width, batch_norm)
-        from torch import nn
+        from carl_ray.layers.heads import projection
 
-        from carl_ray.layers.normalization import BatchNorm
-
-        self.projection = nn.Sequential(
-            nn.Linear(width, options.hidden_width, bias=False),
-            BatchNorm(options.hidden_width, batch_norm),
-            nn.ReLU(inplace=True),
-            nn.Linear(options.hidden_width, options.projection_width),
-        )
+        self.projection = projection(width, options.hidden_width, options.projection_width, batch_norm)
 
     def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
         """Terms of the loss; see `Objective.forward`."""

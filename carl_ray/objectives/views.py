@@ -110,11 +110,15 @@ class Whole:
     """A span of clips: T frames, one at a random place of each of T equal parts of the video."""
 
 
+Policy = Literal["auto", "codec", "even"]
+"""Of the choice of key frames."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class KeyFrame:
     """A span of one frame: a key frame of the video, or an evenly spaced one."""
 
-    policy: Literal["auto", "codec", "even"] = "auto"
+    policy: Policy = "auto"
     """`codec`: a key frame of the file, where the manifest has any; `even`: one of the frames 0, 12, 24, …; `auto`: a
     key frame where the file has at least two and at most a quarter of its frames are, else an even one."""
 
@@ -148,8 +152,9 @@ class ViewSpec:
     """Spatial augmentation, drawn for each clip, and size of the frames."""
     features: int | None = None
     """C: channels of features of the frames from a cache, in the place of pixels; None: pixels."""
-    encoded: bool = True
-    """False: the encoder does not see it, only the objective."""
+    encoder: Literal["all", "static", "none"] = "all"
+    """Which streams of the encoder see it: all, of an encoder of clips the static one alone, or none, so that only the
+    objective does."""
     keypoints: bool = False
     """With `ViewTensors.keypoints`."""
 

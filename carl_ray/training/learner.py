@@ -5,7 +5,7 @@ Legend: B videos of this worker, n clips of a view, T frames of a clip, D embedd
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.model.features import normalize
 from carl_ray.objectives.base import Batch, Encoding, Objective, Terms
 from carl_ray.objectives.choice import find_objective
+from carl_ray.objectives.views import ViewSpec
 
 _EARLIER_HEADS = ("projection.", "order_head.", "classifier.")
 
@@ -30,14 +31,14 @@ class Learner(nn.Module):
     Args:
         encoder: Of frames or clips.
         objective: With its heads.
-        unseen: Names of the views that the encoder does not see.
+        views: Those of a sample.
     """
 
-    def __init__(self, encoder: VideoNetwork, objective: Objective, unseen: Collection[str] = ()) -> None:
+    def __init__(self, encoder: VideoNetwork, objective: Objective, views: Iterable[ViewSpec]) -> None:
         super().__init__()
         self.encoder = encoder
         self.objective = objective
-        self.unseen = frozenset(unseen)
+        self._seen_by = {view.name: view.encoder for view in views}
 
     def forward(
         self,
@@ -63,7 +64,7 @@ class Learner(nn.Module):
         """Embeddings of the views that the encoder sees."""
         encodings, backbone = {}, self.encoder.backbone
         for name, view in batch.views.items():
-            if name in self.unseen:
+            if self._seen_by[name] == "none":
                 continue
             if view.features is not None:
                 seen = view.features.flatten(0, 1).float()
@@ -71,7 +72,8 @@ class Learner(nn.Module):
                 assert view.pixels is not None
                 seen = normalize(view.pixels.flatten(0, 1), backbone.mean, backbone.std)
             if isinstance(self.encoder, ClipEncoder):
-                made = self.encoder(seen, view.mask.flatten(0, 1))
+                static_alone = self._seen_by[name] == "static"
+                made = self.encoder(seen, view.mask.flatten(0, 1), static_alone=static_alone)
                 maps, clip = (part.unflatten(0, view.mask.shape[:2]) for part in made)
                 encodings[name] = Encoding(maps.mean((-2, -1)).mT, view.mask, maps, clip)
                 continue
@@ -91,7 +93,7 @@ def initial_learner(config: Config) -> Learner:
         torch.manual_seed(config.training.seed)
         encoder = build_encoder(config)
         objective = kind(config.objective, encoder.width, config.model.batch_norm)
-        return Learner(encoder, objective, [view.name for view in config.view_specs if not view.encoded])
+        return Learner(encoder, objective, config.view_specs)
 
 
 def initial_encoder(config: Config) -> VideoNetwork:

@@ -126,6 +126,8 @@ class Reporter:
         window.computed += computed
         window.cpu += cpu
         window.frames += report.num_frames
+        for warning in report.warnings if self._log is not None else ():
+            _LOGGER.warning("%s", warning)
         every = self._settings.config.training.log_every_steps
         if progress.step % every == 0 or progress.step == plan.num_steps:
             elapsed = time.perf_counter() - window.since

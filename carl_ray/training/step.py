@@ -52,6 +52,8 @@ class StepReport:
     """Real frames of the global batch, all views."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """What the objective reports besides, of the last phase on the global batch."""
+    warnings: tuple[str, ...] = ()
+    """Of the objective."""
 
 
 class TrainingStep:
@@ -133,8 +135,6 @@ class TrainingStep:
         batch = batch_on_device(batch, self.config, self.device)
         with self._autocast():
             encodings = self.model.encode(batch)
-        views = {n: replace(v, pixels=None) if n in encodings else v for n, v in batch.views.items()}
-        batch = replace(batch, views=views)
         size = 2 if self.config.objective.pairs_videos else 1
         broken = torch.zeros(len(step_rows), dtype=torch.int64, device=self.device)
         # On all workers in the same order: objectives on pairs call collectives.
@@ -184,8 +184,8 @@ class TrainingStep:
         if applied:
             phase.optimizer.step()
         rate = self.learning_rate(step)
-        figures = self._figures()
-        return StepReport(values[0], norm.item(), rate, applied, int(values[1]), int(values[2]), figures)
+        found = self._figures(), self.model.objective.warnings
+        return StepReport(values[0], norm.item(), rate, applied, int(values[1]), int(values[2]), *found)
 
     def _add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum the gradients over the workers; a collective call."""
