@@ -44,11 +44,10 @@ class ClipEncoder(nn.Module):
         width: C; of two streams that of both, of which the first half is the dynamic one's.
     """
 
-    static_backbone: Backbone | None = None
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.backbone = build_backbone(config.model)
+        self.static_backbone: Backbone | None = None
         self.has_streams = config.model.clip_streams != "one"
         if config.model.clip_streams == "two":
             self.static_backbone = build_backbone(config.model)

@@ -219,7 +219,7 @@ class Csvr(Objective):
             if name == "pose":
                 figures["mean_pose_error"] = mean_pose_error(made)
                 figures["people"] = torch.stack([made.number.new_tensor(len(made.real)), batch.is_real.sum()])
-            if critic_weight:
+            if name in self.critics:  # Also where its weight is 0 yet: DDP expects a gradient.
                 critic = self.critics[name].eval()
                 sums.append(-weight * critic_weight * critic(made.fake, *made.given).mean(1).sum())
                 counts.append(made.number.new_tensor(len(made.fake)))
@@ -244,7 +244,7 @@ class Csvr(Objective):
         clips, key_frames = batch.views[CONTEXT], batch.views[KEY_FRAME]
         real = clips.mask[:, 0].any(-1) & key_frames.mask[:, 0].any(-1)
         assert key_frames.pixels is not None
-        shown = key_frames.pixels[real][:, 0, 0].movedim(-1, 1).float() / 255
+        shown = key_frames.pixels[real][:, 0, 0].movedim(-1, 1).to(encoding.clip.dtype) / 255
         mean, deviation = (shown.new_tensor(of)[:, None, None] for of in (_MEAN, _DEVIATION))
         maps = self.key_frame_encoder((shown - mean) / deviation)
         content = clips.columns["content_hash"][:, 0].amax(-1)

@@ -50,9 +50,9 @@ def spec_of(augment: AugmentConfig = PLAIN, frame_stride: int = 1) -> SampleSpec
     return replace(
         sample_spec(config),
         views=(
-            ViewSpec("future", 1, 4, Follows("clip", 2), small, encoded=False),
+            ViewSpec("future", 1, 4, Follows("clip", 2), small, encoder="none"),
             ViewSpec("clip", 1, TIME, Stride(1, 3, reserve=8), augment, keypoints=True),
-            ViewSpec("still", 1, 1, KeyFrame(), augment, encoded=False),
+            ViewSpec("still", 1, 1, KeyFrame(), augment, encoder="none"),
         ),
     )
 

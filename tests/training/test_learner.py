@@ -33,8 +33,8 @@ class Stills(Objective):
 
         def views(self, default: ViewSpec) -> tuple[ViewSpec, ...]:
             clip = replace(default, name="clip", count=1, span=Stride(1, 2, reserve=4), keypoints=True)
-            future = replace(clip, name="future", num_frames=2, span=Follows("clip", 2), encoded=False)
-            still = replace(default, name="still", count=1, num_frames=1, span=KeyFrame(), encoded=False)
+            future = replace(clip, name="future", num_frames=2, span=Follows("clip", 2), encoder="none")
+            still = replace(default, name="still", count=1, num_frames=1, span=KeyFrame(), encoder="none")
             return clip, future, still
 
     def forward(self, encodings: Any, batch: Any, progress: float) -> Terms:
