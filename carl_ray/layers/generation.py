@@ -6,6 +6,8 @@ pixels.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -68,7 +70,7 @@ class ClipGenerator(nn.Module):
         self.shape = (num_frames, size, size)
         widths = (channels, *_WIDTHS, 3)
         self.layers = nn.ModuleList(
-            nn.Conv3d(before, after, 3, padding=1) for before, after in zip(widths, widths[1:], strict=False)
+            nn.Conv3d(before, after, 3, padding=1) for before, after in itertools.pairwise(widths)
         ).to(memory_format=torch.channels_last_3d)  # The layout in which convolutions are fastest.
 
     def forward(self, maps: Float[Tensor, "N C t h w"]) -> Float[Tensor, "N 3 T S S"]:
@@ -89,7 +91,7 @@ class ClipCritic(nn.Module):
         widths = (3, *_CRITIC_WIDTHS, 1)
         self.layers = nn.ModuleList(
             spectral_norm(nn.Conv3d(before, after, 3, stride=2, padding=1))
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in itertools.pairwise(widths)
         )
 
     def forward(self, clips: Float[Tensor, "N 3 T S S"]) -> Float[Tensor, "N patches"]:
@@ -124,7 +126,7 @@ class PoseGenerator(nn.Module):
     def forward(
         self, condition: Float[Tensor, "N D"], noise: Float[Tensor, "N Z"]
     ) -> Float[Tensor, "N F K 2"]:
-        """x and y of every joint, as parts of the view."""
+        """Poses: x and y of every joint, as parts of the view."""
         made: Tensor = self.layers(torch.cat([condition, noise], 1))
         # From the middle of the view: else the first steps learn that constant.
         return 0.5 + made.unflatten(1, self.shape)

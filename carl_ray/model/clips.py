@@ -162,8 +162,8 @@ def _maps(backbone: Backbone, frames: Float[Tensor, "N T 3 height width"]) -> Fl
     if maps.ndim != 5 or frames.shape[1] % maps.shape[2]:
         shape = " x ".join(map(str, maps.shape[1:]))
         raise UserError(
-            f"model.backbone: {backbone.name} makes {shape} of {frames.shape[1]} frames; expected maps (C, t, h, w) with "
-            "a number of frames (model.num_frames) that t divides"
+            f"model.backbone: {backbone.name} makes {shape} of {frames.shape[1]} frames; expected maps (C, t, h, w) "
+            "with a number of frames (model.num_frames) that t divides"
         )
     return maps
 

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Phase, Terms, ViewTensors, options
+from carl_ray.objectives.base import (
+    Batch,
+    Encoding,
+    Objective,
+    ObjectiveOptions,
+    Phase,
+    Terms,
+    ViewTensors,
+    options,
+)
 from carl_ray.objectives.views import Follows, KeyFrame, Policy, Stride, ViewSpec, clips_view
 
 if TYPE_CHECKING:
