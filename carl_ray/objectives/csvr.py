@@ -33,7 +33,7 @@ from carl_ray.objectives.base import (
 from carl_ray.objectives.views import Follows, KeyFrame, Policy, Stride, ViewSpec, clips_view
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int64
+    from jaxtyping import Float, Int64
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
