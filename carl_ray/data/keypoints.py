@@ -56,7 +56,7 @@ def check_keypoints(videos: pa.Table, source: str, *, few: bool = False) -> pa.T
     if missing > len(rows) / 2 and not few:
         raise UserError(
             f"{source}: {missing} of {len(rows)} training videos have no keypoints of a person, which the objective "
-            "needs; `python -m carl_ray.poses MANIFEST --out TABLE` estimates them"
+            "needs; `carl-ray poses MANIFEST --out TABLE` estimates them"
         )
     if missing:
         note(

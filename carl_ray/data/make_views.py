@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 
 from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
-from carl_ray.data.decode import read_frames
+from carl_ray.data.decode import DecodeError, read_frames
 from carl_ray.data.keypoints import keypoints_in_view
 from carl_ray.data.pixels import to_yuv420
 from carl_ray.data.randomness import COPY_EPOCH, ViewNumber, sample_generator, view_key
 from carl_ray.data.sample import SampleSpec, at_frames, draw_clips, draw_copies
 from carl_ray.data.views import ViewIndices
 from carl_ray.objectives.base import ViewTensors
-from carl_ray.objectives.views import AugmentConfig, ViewSpec
+from carl_ray.objectives.views import AugmentConfig, KeyFrame, ViewSpec
 
 
 def make_views(
@@ -56,19 +56,7 @@ def make_views(
     Raises:
         DecodeError: the video cannot be read.
     """
-    drawn = {
-        view.name: draw_clips(view, video_id, num_video_frames, epoch, spec, key_frames)
-        for view in spec.views
-    }
-    clips = [clip for view in drawn.values() for clip in view]
-    needed = np.unique(np.concatenate([clip.frame_indices[clip.frame_mask] for clip in clips]))
-    decoded = read_frames(
-        source,
-        needed,
-        short_side=spec.data.short_side,
-        decoder=spec.data.decoder,
-        num_frames=num_video_frames if verified else None,
-    )
+    drawn, needed, decoded = _decode(source, video_id, num_video_frames, epoch, spec, verified, key_frames)
     height, width = decoded.shape[1:3]
     views = {}
     for view in spec.views:
@@ -91,6 +79,34 @@ def make_views(
             },
         )
     return views
+
+
+def _decode(
+    source: bytes | str,
+    video_id: str,
+    num_video_frames: int,
+    epoch: int,
+    spec: SampleSpec,
+    verified: bool,
+    key_frames: Sequence[int] | None,
+) -> tuple[
+    dict[str, tuple[ViewIndices, ...]], Int64[np.ndarray, " needed"], UInt8[np.ndarray, "needed h w 3"]
+]:
+    """The clips of each view, the indices of their frames, and these; where a key frame fails, with another one."""
+    failures: list[DecodeError] = []
+    for attempt in range(3 if any(isinstance(view.span, KeyFrame) for view in spec.views) else 1):
+        arguments = video_id, num_video_frames, epoch, spec, key_frames, attempt
+        drawn = {view.name: draw_clips(view, *arguments) for view in spec.views}
+        clips = [clip for view in drawn.values() for clip in view]
+        needed = np.unique(np.concatenate([clip.frame_indices[clip.frame_mask] for clip in clips]))
+        try:
+            num_frames = num_video_frames if verified else None
+            size, decoder = spec.data.short_side, spec.data.decoder
+            decoded = read_frames(source, needed, short_side=size, decoder=decoder, num_frames=num_frames)
+            return drawn, needed, decoded
+        except DecodeError as error:
+            failures.append(error)
+    raise failures[0]
 
 
 def _draw(

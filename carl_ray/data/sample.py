@@ -86,15 +86,21 @@ def draw_clips(
     epoch: int,
     spec: SampleSpec,
     key_frames: Sequence[int] | None = None,
+    attempt: int = 0,
 ) -> tuple[ViewIndices, ...]:
-    """The frames of each clip of a view, of every `data.frame_stride`-th frame of the video; a key frame may be any."""
+    """The frames of each clip of a view, of every `data.frame_stride`-th frame of the video; a key frame may be any.
+
+    At the second attempt, a key frame is the one after that of the first; at the third, it is an even one.
+    """
     stride, span = spec.data.frame_stride, view.span
     rng = sample_generator(spec.seed, epoch, video_id, view_key(view.name, ViewNumber.SHARED))
     taken = math.ceil(num_video_frames / stride)
     clips: tuple[ViewIndices, ...]
     if isinstance(span, KeyFrame):
-        candidates, _ = choose_key_frames(key_frames, num_video_frames, span.policy)
-        return (clip_at(int(rng.choice(candidates)), 1, num_video_frames, 1),)
+        policy = "even" if attempt == 2 else span.policy
+        candidates, _ = choose_key_frames(key_frames, num_video_frames, policy)
+        place = (int(rng.integers(len(candidates))) + attempt % 2) % len(candidates)
+        return (clip_at(int(candidates[place]), 1, num_video_frames, 1),)
     if isinstance(span, Follows):
         followed, *_ = draw_clips(spec.drawn_as(view), video_id, num_video_frames, epoch, spec, key_frames)
         clips = (clip_at(math.ceil(followed.crop[1] / stride), span.stride, taken, view.num_frames),)

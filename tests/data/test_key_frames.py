@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
 from carl_ray.config import Config, DataConfig, ModelConfig
+from carl_ray.data.decode import DecodeError
 from carl_ray.data.guard import ViewReader
 from carl_ray.data.key_frames import choose_key_frames
 from carl_ray.data.make_views import make_views
@@ -180,3 +183,33 @@ def test_a_view_follows_one_that_is_there() -> None:
         ValueError, match="view b follows 'future', which is not a view with a place of its own"
     ):
         draw_clips(lost, "v", 40, 0, replace(spec, views=(*spec.views, lost)))
+
+
+def test_a_damaged_key_frame_gives_way_to_another(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    path = make_video(tmp_path / "v.mp4", 60, 48, 48, gop=12)
+    with av.open(str(path)) as container:
+        damaged = [packet for packet in container.demux(video=0) if packet.size and packet.is_keyframe][2]
+        start, size = damaged.pos, damaged.size
+    content = bytearray(path.read_bytes())
+    content[start : start + size] = bytes(size)
+    spec = replace(spec_of(), views=spec_of().views[2:])
+    keys = [0, 12, 24, 36, 48]
+
+    def stills(given: list[int], policy: str) -> set[tuple[int, int]]:
+        """The key frames that are drawn, with the one that is read, where one is."""
+        view = replace(spec.views[0], span=KeyFrame(policy))
+        own = replace(spec, views=(view,))
+        found = set()
+        for epoch in range(40):
+            (drawn,) = draw_clips(view, "v", 60, epoch, own, given)
+            with contextlib.suppress(DecodeError):
+                read = make_views(bytes(content), "v", 60, 1.0, epoch, own, key_frames=given)["still"]
+                found.add((drawn.frame_indices.item(), int(read.timestamps.item())))
+        return found
+
+    assert stills(keys, "auto") == {(0, 0), (12, 12), (24, 36), (36, 36), (48, 48)}
+    # There is no other one: an even one, unless it is the same.
+    assert stills([24], "codec") == {(24, 0), (24, 12), (24, 36), (24, 48)}
+    whole = replace(spec_of(), views=(*spec_of().views, ViewSpec("all", 1, 60, Whole(), PLAIN)))
+    with pytest.raises(DecodeError, match=r"^frame 59 was asked for"):
+        make_views(bytes(content), "v", 60, 1.0, 0, whole, key_frames=keys)

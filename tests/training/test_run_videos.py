@@ -235,7 +235,7 @@ def test_videos_without_keypoints_are_counted(tmp_path: Path, capsys: pytest.Cap
     assert videos.record.column("keypoints_digest").null_count == 3
     for keypoints, said in (
         ([PERSON, None, NOBODY, None, PERSON], "3 of 4 training videos have no keypoints of a person"),
-        (None, r"4 of 4 training videos .* `python -m carl_ray.poses MANIFEST --out TABLE` estimates them"),
+        (None, r"4 of 4 training videos .* `carl-ray poses MANIFEST --out TABLE` estimates them"),
         (
             [PERSON, PERSON[:-3], PERSON, PERSON, None],
             r"'train/1.mp4' has 405 values of keypoints: expected 8 frames",
