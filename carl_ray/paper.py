@@ -15,7 +15,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
 
 def protocol_of(preset: str) -> str:
     """The protocol for the data of a preset, one of `PROTOCOLS`."""
-    if preset.startswith(("clips", "regions")):
+    if preset.startswith(("clips", "regions", "csvr")):
         return "clips"
     return "finegym" if preset.startswith("finegym") else "phases"
 
@@ -46,7 +46,8 @@ _PENN_ACTION = PaperNumbers(
         "average_precision_at_15": "91.82",
     },
 )
-# The full text of the paper that `regions` reads was not at hand: those of another method, from its README.
+# The full texts of the papers that `regions` and `csvr` read were not at hand: those of another method, from its
+# README.
 _IIC = PaperNumbers(
     "another method: IIC on UCF101 (R3D, from its README)",
     {
@@ -59,6 +60,7 @@ _IIC = PaperNumbers(
 )
 _PAPER = {
     "regions_ucf101": _IIC,
+    "csvr_ucf101": _IIC,
     "penn_action": _PENN_ACTION,
     "pouring": PaperNumbers(
         "CARL on Pouring (table 4)",

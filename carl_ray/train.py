@@ -25,7 +25,7 @@ from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import Form
 from carl_ray.training.fit import FittedRun, fitted, local_cpus, new_run_dir
 
-_WITH_REPORT = ("demo", "clips_demo", "laptop")
+_WITH_REPORT = ("demo", "clips_demo", "csvr_demo", "laptop")
 """Presets of small data, whose runs always end with a report."""
 
 
@@ -64,7 +64,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     parser.add_argument(
         "--title",
         metavar="TEXT",
-        help="end with a report of this title; those of demo, clips_demo and laptop have it anyway",
+        help="end with a report of this title; those of the demos and of laptop have it anyway",
     )
     return options.parse_with_config(parser, arguments)
 

@@ -17,7 +17,7 @@ def test_protocols_and_strides() -> None:
     assert {task for tasks in PROTOCOLS.values() for task in tasks} <= set(TASKS)
 
 
-OF_OTHER_DATA = ("demo", "laptop", "clips_demo", "regions_kinetics400")
+OF_OTHER_DATA = ("demo", "laptop", "clips_demo", "regions_kinetics400", "csvr_demo", "csvr_kinetics400")
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, "of another version"])

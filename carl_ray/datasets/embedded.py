@@ -12,7 +12,11 @@ from carl_ray.datasets.rendered import Renderer
 from carl_ray.progress import ProgressLine
 
 _DEMO = "demo"
-RENDERERS: dict[str, Renderer[Any]] = {_DEMO: choreography.RENDERER, "clips_demo": scenes.RENDERER}
+RENDERERS: dict[str, Renderer[Any]] = {
+    _DEMO: choreography.RENDERER,
+    "clips_demo": scenes.RENDERER,
+    "csvr_demo": scenes.RENDERER,
+}
 """Of the videos of a preset, by its name."""
 
 
