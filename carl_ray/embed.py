@@ -83,7 +83,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         choices=typing.get_args(Form),
         help="of the embeddings: plain; centered: minus the mean of their video; joined: that, averaged over five "
         "strides, beside embeddings of the frozen backbone, in a folder that begins with videos that have features; "
-        "none: as in the folder, in a new one plain",
+        "dynamic, static: the half of that stream, of an encoder with two; none: as in the folder, in a new one plain",
     )
     parser.add_argument(
         "--no-untrained", action="store_true", help="leave out the control (half the time; no evaluation)"

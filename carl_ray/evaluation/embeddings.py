@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Precision = Literal["float16", "float32"]
-Form = Literal["plain", "centered", "joined"]
+Form = Literal["plain", "centered", "joined", "dynamic", "static"]
 """What is made of the encoders' output, of each video: see `carl_ray.evaluation.frozen.formed`."""
 CropMode = Literal["resized", "central"]
 """`resized`: shorter side resized to the encoder's size, then the central square. `central`: the central

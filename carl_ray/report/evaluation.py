@@ -75,7 +75,7 @@ def evaluate_embeddings(
     if protocol == "phases" and any(map(has_returning_phase, test_videos)):
         added = (*added, "repetitions")
     # The mean of a video's embeddings is nothing where they are centred.
-    has_means = origin.form == "plain" and origin.preset != FROZEN and not centered
+    has_means = origin.form in ("plain", "dynamic", "static") and origin.preset != FROZEN and not centered
     if protocol == "clips" and not has_means:
         raise UserError(
             "protocol clips compares the means of videos, which centred embeddings have not: embed with --form plain, "

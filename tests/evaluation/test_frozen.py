@@ -15,6 +15,8 @@ FROZEN = RNG.standard_normal((30, 4)).astype(np.float32)
 def test_plain_and_centered():
     assert formed(OUTPUT, None, "plain", 3) is OUTPUT
     np.testing.assert_allclose(formed(OUTPUT, None, "centered", 3).mean(axis=0), 0, atol=1e-5)
+    halves = [formed(OUTPUT, None, form, 3) for form in ("dynamic", "static")]
+    np.testing.assert_array_equal(np.concatenate(halves, axis=1), OUTPUT)
     with pytest.raises(ValueError, match="frozen backbone"):
         formed(OUTPUT, None, "joined", 3)
 
