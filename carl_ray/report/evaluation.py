@@ -13,6 +13,7 @@ from carl_ray import storage
 from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
+from carl_ray.objectives.views import Stride
 from carl_ray.paper import PROTOCOLS, protocol_of, stride_of
 from carl_ray.training.checkpoint import CONFIG, run_of
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
@@ -123,6 +124,7 @@ def evaluate_embeddings(
         test_videos,
         log=None if run_dir is None else read_log(run_dir) or None,
         objective=config.get("objective", {}).get("name"),
+        clip_span=_clip_span(config),
         title=title,
     )
     return document
@@ -195,6 +197,15 @@ def _config(run_dir: str | None) -> dict[str, Any]:
     # Not parsed as a Config, so that runs of other versions can be read.
     found: dict[str, Any] = json.loads(storage.read_bytes(uri))
     return found
+
+
+def _clip_span(config: dict[str, Any]) -> int | None:
+    """Frames of a video that a clip of evaluation stands for; None without an encoder of clips."""
+    model = config.get("model", {})
+    if model.get("temporal_encoder") != "clip":
+        return None
+    span = model["num_frames"] * Stride(*config["views"]["stride"]).mean * config["data"]["frame_stride"]
+    return int(span)
 
 
 def _persons(manifest: str | None) -> dict[str, str | None]:
