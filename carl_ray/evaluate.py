@@ -4,8 +4,8 @@
     python -m carl_ray.evaluate
 
 Writes metrics.json and report.html. Where --train and --test are the same, probes are fitted to the videos of the split
-"train" (or of no split), and those of the split "test" are measured; without such videos those of "validation", or all,
-and a warning says so. Without arguments it takes the newest demo run.
+"train" (or of no split), and those of the split "test" are measured; without such videos, or where none has a label,
+those of "validation", or all, and a warning says so. Without arguments it takes the newest demo run.
 """
 
 from __future__ import annotations

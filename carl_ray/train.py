@@ -157,17 +157,14 @@ def _print_results(run: FittedRun) -> None:
 
 def _evaluate(run: FittedRun, title: str | None, form: Form) -> None:
     """Embed and evaluate the videos in the run folder; without test videos, as far as that is possible."""
-    from carl_ray.data.manifest import read_manifest
     from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
     from carl_ray.evaluation.embeddings import list_parts
-    from carl_ray.report.evaluation import print_evaluation
+    from carl_ray.report.evaluation import measured_splits, print_evaluation
 
     embeddings, out = (storage.join(run.run_dir, name) for name in ("embeddings", "evaluation"))
-    has_test = "test" in read_manifest(run.manifest, ["split"]).column("split").to_pylist()
-    splits = ["train", "test"] if has_test else None
     # Embeddings that are there keep their form: those of an earlier version are plain.
     settings = EmbeddingSettings(form=None if list_parts(embeddings) else form)
-    embed_corpus(run.run_dir, run.manifest, embeddings, settings, splits=splits)
+    embed_corpus(run.run_dir, run.manifest, embeddings, settings, splits=measured_splits(run.manifest))
     try:
         print_evaluation(embeddings, embeddings, out, title=title)
     except UserError as error:  # The run is trained, but there are too few videos to compare.

@@ -19,7 +19,9 @@ from carl_ray.evaluation.controls import VARIANTS
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
 from carl_ray.evaluation.tasks import metric_names as metrics_of_tasks
 from carl_ray.paper import PROTOCOLS
+from carl_ray.report.evaluation import evaluate_embeddings, measured_splits
 from carl_ray.report.tables import metric_names, title_of
+from tests.evaluation.test_extraction import row
 from tests.evaluation.test_repetitions import video
 
 ORIGIN = Origin("/run/checkpoints/step-00000002", "ab", "penn_action", 2, 16, 8, "resized", True)
@@ -154,6 +156,26 @@ def test_without_test_videos_what_is_possible_is_measured(
     assert ("phase_classification" in document["trained"]) is (validation > 1)
     page = (tmp_path / "report.html").read_text()
     assert warning in page and "<h1>My &lt;videos&gt;</h1>" in page
+
+
+@pytest.mark.parametrize("is_labelled", [True, False])
+def test_where_no_test_video_has_a_label_the_validation_videos_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_labelled: bool
+) -> None:
+    folder, bare = str(tmp_path / "embeddings"), {"label": None, "frame_labels": None}
+    validation = [replace(v, **({} if is_labelled else bare)) for v in videos("validation", 3)]
+    tests = [replace(v, **bare) for v in videos("test", 2)]  # type: ignore[arg-type]
+    write_part(folder, [*videos("train", 4), *validation, *tests], ORIGIN, "float16")
+    document = evaluate_embeddings(folder, folder, str(tmp_path))
+    warning = "No test video has a label, so the 3 validation videos were measured."
+    assert document["warnings"] == [warning] * is_labelled
+    assert document["test"]["videos"] == (3 if is_labelled else 2)
+
+    rows = [*videos("train", 1), *validation, *tests]
+    scanned = [row(tmp_path / "a.mp4", v.video_id, len(v), split=v.split, label=v.label) for v in rows]
+    write_table(pa.Table.from_pylist(scanned, schema=SCHEMA), str(tmp_path / "manifest.parquet"))
+    expected = ["train", "validation" if is_labelled else "test"]
+    assert measured_splits(str(tmp_path / "manifest.parquet")) == expected
 
 
 def test_what_means_nothing_is_no_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

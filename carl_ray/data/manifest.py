@@ -122,7 +122,12 @@ def _beside(manifest_uri: str, name: str) -> str:
 
 
 def read_manifest(
-    uri: str, columns: list[str] | None = None, *, split: str | None = None, check: bool = True
+    uri: str,
+    columns: list[str] | None = None,
+    *,
+    further: tuple[str, ...] = (),
+    split: str | None = None,
+    check: bool = True,
 ) -> pa.Table:
     """Read, validate and clean a manifest; label columns that it lacks are null.
 
@@ -131,6 +136,7 @@ def read_manifest(
     Args:
         uri: Path or URI of the manifest.
         columns: The columns to return, in this order; None: all of the file.
+        further: Columns to return besides, where the file has them.
         split: Only rows of this split; rows without a split count as "train".
         check: Refuse contradictions between values anywhere in the table, whichever rows and columns are returned;
             otherwise only values of another type, and null where it is not allowed.
@@ -151,6 +157,7 @@ def read_manifest(
             uri, "read", lambda: pq.ParquetDataset(path, filesystem=filesystem).schema
         )
         refuse_pickles(schema)
+        columns = columns and [*columns, *(name for name in further if name in schema.names)]
         wanted = {*SCHEMA.names, *(columns or schema.names)}
         names = [name for name in schema.names if name in wanted]
         missing = [n for n in columns or SCHEMA.names if n not in schema.names and n not in _MAY_LACK]

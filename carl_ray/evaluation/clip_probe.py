@@ -17,7 +17,8 @@ def _run(videos: Videos) -> dict[str, Result]:
     # Rows of an encoder of clips are the clips around a frame; a short video has each of its rows once.
     clips = [[video.embeddings[_even_places(len(video))] for video in side] for side in (train, test)]
     labels = [[video.label for video in side] for side in (train, test)]
-    found = linear_probe_of_clips(clips[0], labels[0], clips[1], labels[1], seed=videos.seed)
+    groups = [video.group or video.video_id for video in train]
+    found = linear_probe_of_clips(clips[0], labels[0], clips[1], labels[1], groups=groups, seed=videos.seed)
     statistics = np.zeros((2, len(videos.test)))
     statistics[:, [is_labelled(video) for video in videos.test]] = found.statistics
     return {_NAME: ratio_of_sums(statistics[0], statistics[1], found.left_out)}

@@ -27,6 +27,7 @@ from carl_ray.evaluation.embeddings import (
     Form,
     Origin,
     Precision,
+    further_cell,
     list_parts,
     read_origin,
     read_part,
@@ -55,6 +56,8 @@ _COLUMNS = [
     "frame_times",
     *LABEL_COLUMNS,
 ]
+_GROUP = "group"
+"""A column that converters add to manifests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +259,11 @@ def _origin(checkpoint: Checkpoint | FrozenEncoder, settings: EmbeddingSettings)
 
 def read_videos(manifest: str, splits: Sequence[str] | None) -> pa.Table:
     """Rows of the manifest in the splits; `UserError` where there are none."""
-    table = read_manifest(manifest, _COLUMNS)
+    table = read_manifest(manifest, _COLUMNS, further=(_GROUP,))
+    if _GROUP in table.column_names:
+        names = [None if name is None else str(name) for name in table.column(_GROUP).to_pylist()]
+        place = table.schema.get_field_index(_GROUP)
+        table = table.set_column(place, _GROUP, pa.array(names, pa.string()))
     if splits is not None:
         table = table.filter(pc.is_in(table.column("split").fill_null("train"), pa.array(splits)))
     if table.num_rows == 0:
@@ -298,7 +305,7 @@ def finished_videos(folder: str, origin: Origin, videos: pa.Table) -> set[str]:
     )
     found: set[str] = set()
     for part in list_parts(folder):
-        there, known = read_part(part, ["video_id", "content_hash", *LABEL_COLUMNS])
+        there, known = read_part(part, ["video_id", "content_hash", *LABEL_COLUMNS, _GROUP])
         if there != origin:
             different = [k for k, v in asdict(there).items() if asdict(origin)[k] != v]
             raise UserError(
@@ -321,10 +328,11 @@ def _update_labels(part: str, known: pa.Table, videos: pa.Table) -> None:
     listed = pc.is_in(known.column("video_id"), videos.column("video_id").combine_chunks())
     if not pc.any(listed).as_py():
         return
+    names = ("video_id", *LABEL_COLUMNS, _GROUP)
     labels = pa.concat_tables(
         [
-            videos.select(["video_id", *LABEL_COLUMNS]),
-            known.filter(pc.invert(listed)).select(["video_id", *LABEL_COLUMNS]),
+            table.select([name for name in names if name in table.column_names])
+            for table in (videos, known.filter(pc.invert(listed)))
         ],
         promote_options="permissive",
     )
@@ -355,6 +363,7 @@ def _embedded_video(
         embeddings=made[0],
         untrained=made[1] if origin.has_untrained else None,
         frozen=embedded[own] if len(embedded) > own else None,
+        group=further_cell(videos, _GROUP, index),
         predicted=predicted,
     )
 

@@ -27,6 +27,8 @@ class EmbeddedVideo:
     """Hash of the embedded file, as in the manifest."""
     split: str | None = None
     label: str | None = None
+    group: str | None = None
+    """Videos of one group must not be on both sides of a hold-out; None: it is its own."""
     frame_labels: Int[np.ndarray, " frames"] | None = None
     """int32; -1 for frames without one."""
     phase_names: list[str] | None = None

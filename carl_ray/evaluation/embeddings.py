@@ -9,6 +9,7 @@
                             average frame rate; null where that is unknown
     predicted               of videos that a run on labels was not trained on: the five most probable labels by its
                             classifier
+    group                   the manifest's, where it has this column
     video_id, uri, content_hash, split, label, frame_labels, phase_names, progress, fps   as in the manifest
 
 Parts of earlier versions lack `seconds` and `phase_names`, and can still be read.
@@ -89,6 +90,8 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
         name: pa.array([getattr(video, name) for video in videos], type=MANIFEST_SCHEMA.field(name).type)
         for name in ("video_id", "uri", "content_hash", *LABEL_COLUMNS, "fps")
     }
+    if any(video.group is not None for video in videos):
+        columns["group"] = pa.array([video.group for video in videos], pa.string())
     columns["timestamps"] = pa.array([video.timestamps for video in videos], pa.list_(pa.float64()))
     columns["seconds"] = pa.array([video.seconds for video in videos], pa.list_(pa.float64()))
     columns["embeddings"] = _to_lists([video.embeddings for video in videos], precision)
@@ -383,7 +386,8 @@ def _video(batch: pa.Table, row: int, uri: str) -> EmbeddedVideo:
         embeddings=embeddings,
         untrained=vectors("untrained") if "untrained" in batch.schema.names else None,
         frozen=vectors("frozen") if "frozen" in batch.schema.names else None,
-        predicted=batch.column("predicted")[row].as_py() if "predicted" in batch.schema.names else None,
+        group=further_cell(batch, "group", row),
+        predicted=further_cell(batch, "predicted", row),
     )
 
 
@@ -394,6 +398,11 @@ def video_metadata(table: pa.Table, row: int) -> dict[str, Any]:
         "frame_labels": _array(table, "frame_labels", row, np.int32),
         "progress": _array(table, "progress", row, np.float32),
     }
+
+
+def further_cell(table: pa.Table, name: str, row: int) -> Any:
+    """A cell of a column that a table may lack; None there."""
+    return table.column(name)[row].as_py() if name in table.column_names else None
 
 
 def _array(table: pa.Table, name: str, row: int, dtype: type) -> Any:

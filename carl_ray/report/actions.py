@@ -33,13 +33,15 @@ _MOST_EMBEDDED_BYTES = 6 * 2**20
 
 @dataclass(frozen=True)
 class Tile:
-    """A frame on a retrieval sheet."""
+    """A frame or clip on a retrieval sheet."""
 
     found: FoundFrame
     picture: Picture | None
     """None where the file cannot be read."""
     verdict: str
-    """Whether its phase is that of the query: `right`, `wrong` or `unknown`."""
+    """Whether its phase, of a clip its label, is that of the query: `right`, `wrong` or `unknown`."""
+    still: Picture | None = None
+    """Of a clip, one frame of it for people who want no motion."""
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
+
+import pyarrow.compute as pc
 
 from carl_ray import storage
 from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
+from carl_ray.objectives.views import Stride
 from carl_ray.paper import PROTOCOLS, protocol_of, stride_of
 from carl_ray.training.checkpoint import CONFIG, run_of
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
+_TRUTH = ("label", "frame_labels", "progress")
+"""Of which a test video must have one."""
 
 
 def evaluate_embeddings(
@@ -34,8 +40,8 @@ def evaluate_embeddings(
     Args:
         train: URI of the embeddings that probes are fitted to.
         test: URI of the embeddings that are measured. Where it is `train`, the split of each video decides: "train"
-            (or none) and "test". Without videos of the split "test" those of "validation" are measured, or all videos,
-            and a warning says so.
+            (or none) and "test". Without videos of the split "test", or where none of them has a label, those of
+            "validation" are measured, or all videos, and a warning says so.
         out: URI of the folder.
         protocol: Which tasks, one of `carl_ray.paper.PROTOCOLS`; None: those of the paper for the preset.
             Propagation is added to the protocol of phases, repetitions where a phase of a test video returns, the score
@@ -118,6 +124,7 @@ def evaluate_embeddings(
         test_videos,
         log=None if run_dir is None else read_log(run_dir) or None,
         objective=config.get("objective", {}).get("name"),
+        clip_span=_clip_span(config),
         title=title,
     )
     return document
@@ -147,8 +154,12 @@ def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[Embe
         split: [video for video in videos if (video.split or "train") == split]
         for split in ("train", "validation", "test")
     }
-    if splits["test"]:
+    if splits["test"] and (_has_truth(splits["test"]) or not _has_truth(splits["validation"])):
         return origin, splits["train"], splits["test"], []
+    if splits["test"]:
+        number = len(splits["validation"])
+        warning = f"No test video has a label, so the {number} validation videos were measured."
+        return origin, splits["train"], splits["validation"], [warning]
     without = "There are no videos of the split test, so"
     advice = (
         "For a measurement on videos that training has not seen, index them in folders train/ and test/, or split them "
@@ -161,6 +172,24 @@ def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[Embe
     return origin, [], videos, [measured]
 
 
+def _has_truth(videos: Sequence[EmbeddedVideo]) -> bool:
+    """Whether one of the videos has labels."""
+    return any(getattr(video, name) is not None for video in videos for name in _TRUTH)
+
+
+def measured_splits(manifest: str) -> list[str] | None:
+    """The splits of a manifest that `evaluate_embeddings` reads; None: all."""
+    table = read_manifest(manifest, ["split", *_TRUTH])
+
+    def has_truth(split: str) -> bool:
+        rows = table.filter(pc.equal(table.column("split"), split))
+        return any(rows.column(name).null_count < len(rows) for name in _TRUTH)
+
+    if "test" not in table.column("split").to_pylist():
+        return None
+    return ["train", "test" if has_truth("test") or not has_truth("validation") else "validation"]
+
+
 def _config(run_dir: str | None) -> dict[str, Any]:
     """The run's config.json; empty where it is missing."""
     if run_dir is None or not storage.exists(uri := storage.join(run_dir, CONFIG)):
@@ -170,10 +199,19 @@ def _config(run_dir: str | None) -> dict[str, Any]:
     return found
 
 
+def _clip_span(config: dict[str, Any]) -> int | None:
+    """Frames of a video that a clip of evaluation stands for; None without an encoder of clips."""
+    model = config.get("model", {})
+    if model.get("temporal_encoder") != "clip":
+        return None
+    span = model["num_frames"] * Stride(*config["views"]["stride"]).mean * config["data"]["frame_stride"]
+    return int(span)
+
+
 def _persons(manifest: str | None) -> dict[str, str | None]:
     """The column `person` of the run's manifest, by video id; empty where there is none."""
     try:
-        table = read_manifest(manifest, check=False) if manifest else None
+        table = read_manifest(manifest, ["video_id"], further=("person",), check=False) if manifest else None
     except (UserError, RunError):  # It may have been moved.
         table = None
     if table is None or "person" not in table.column_names:

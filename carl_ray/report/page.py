@@ -19,6 +19,7 @@ from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.report import figures, tables
 from carl_ray.report.actions import draw_action
+from carl_ray.report.clips import clip_sheets
 from carl_ray.report.timelines import legends, timelines
 
 _MOST_ACTIONS = 4  # with pictures
@@ -33,6 +34,7 @@ def write_report(
     *,
     log: Sequence[Mapping[str, Any]] | None,
     objective: str | None = None,
+    clip_span: int | None = None,
     title: str | None = None,
     today: datetime.date | None = None,
 ) -> None:
@@ -47,6 +49,7 @@ def write_report(
         test_videos: The measured videos; their files are read for the pictures.
         log: Lines of the run's metrics.jsonl; None where there is no log.
         objective: Name of the run's objective; None where it is unknown.
+        clip_span: Of an encoder of clips, frames of a video that a clip stands for.
         title: Title of the page; None: preset and steps.
         today: The date in the heading; None: today in UTC.
 
@@ -94,6 +97,7 @@ def write_report(
         timelines=lines[:_MOST_TIMELINES],
         num_timelines=len(lines),
         legends=legends(lines),
+        clips=clip_sheets(train_videos, test_videos, clip_span) if clip_span else [],
     )
     storage.write_bytes(out_uri, page.encode())
 

@@ -138,6 +138,8 @@ def test_label_columns_that_a_file_lacks_are_null(tmp_path: Path) -> None:
         assert read.column("key_frames").to_pylist() == [None, None]
     assert read_manifest(uri, ["keypoints"]).column("keypoints").to_pylist() == [None, None]
     assert read_manifest(uri, ["video_id"], split="test").num_rows == 0
+    read = read_manifest(uri, ["video_id"], further=("label", "group"))
+    assert read.column_names == ["video_id", "label"]
 
 
 def test_a_damaged_file_is_one_line_or_unharmed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from carl_ray.evaluation import clip_probe
 from carl_ray.evaluation.clip_probe import TASK
 from carl_ray.evaluation.task import Videos
 from tests.evaluation.test_recognition import make_video
@@ -36,6 +37,21 @@ def test_ten_even_rows_tell_the_label(seen: slice, lowest: float, highest: float
     # Rows 1 to 3 are between the first two of ten even ones.
     assert lowest <= result.value <= highest
     assert result.num_videos == 20
+
+
+def test_videos_of_a_group_are_held_out_together(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    train = [labelled(rng, number, 20, slice(None)) for number in range(8)]
+    train[:6] = [replace(v, group=f"g{n // 3}") for n, v in enumerate(train[:6])]  # type: ignore[type-var]
+    seen = []
+    probe = clip_probe.linear_probe_of_clips
+    monkeypatch.setattr(
+        clip_probe,
+        "linear_probe_of_clips",
+        lambda *videos, **options: seen.append(options["groups"]) or probe(*videos, **options),
+    )
+    TASK.run(Videos(train, train[:2]))  # type: ignore[arg-type]
+    assert seen == [["g0"] * 3 + ["g1"] * 3 + [v.video_id for v in train[6:]]]  # type: ignore[attr-defined]
 
 
 def test_short_videos_have_each_row_once_and_unlabelled_ones_do_not_count():

@@ -172,6 +172,20 @@ def test_labels_follow_the_manifest(tmp_path: Path) -> None:
     assert Embeddings.open(str(tmp_path)).search(("b", 0))[0].phase_name in ("up", "down", None)
 
 
+def test_groups_are_those_of_the_manifest(tmp_path: Path) -> None:
+    write_part(str(tmp_path / "old"), [video("a"), video("b"), video("c")], ORIGIN, "float32")
+    write_part(str(tmp_path / "new"), [video("a", group="g1"), video("b"), video("c")], ORIGIN, "float32")
+    for folder, kept in (("old", None), ("new", "g1")):
+        assert [v.group for v in read_embeddings(str(tmp_path / folder))] == [kept, None, None]
+        rows = listed(video("b"), video("c")).append_column("group", pa.array(["g2", None]))
+        for _ in range(2):
+            finished_videos(str(tmp_path / folder), ORIGIN, rows)
+            assert [v.group for v in read_embeddings(str(tmp_path / folder))] == [kept, "g2", None]
+            content = (tmp_path / folder / "part-00000.parquet").read_bytes()
+        finished_videos(str(tmp_path / folder), ORIGIN, rows)
+        assert (tmp_path / folder / "part-00000.parquet").read_bytes() == content
+
+
 def test_parts_of_earlier_versions(tmp_path: Path) -> None:
     uri = str(tmp_path / "part-00000.parquet")
     write_part(str(tmp_path), [video("a")], ORIGIN, "float32")

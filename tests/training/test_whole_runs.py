@@ -53,6 +53,7 @@ def test_from_training_to_metrics(
             "video_id": [str(path.relative_to(videos)) for path in sorted(videos.rglob("*.mp4"))],
             "label": [path.parts[-3] for path in sorted(videos.rglob("*.mp4"))],
             "split": [path.parts[-2] for path in sorted(videos.rglob("*.mp4"))],
+            "group": [path.stem for path in sorted(videos.rglob("*.mp4"))],
         }
     )
     carl_ray.build_manifest(str(videos), manifest, labels)
@@ -78,6 +79,7 @@ def test_from_training_to_metrics(
         assert counts == {"test_videos_without_prediction_or_label": 0}
         embedded = list(carl_ray.Embeddings.open(embeddings))
         for video in embedded:
+            assert video.group == Path(video.video_id).stem
             expected = ["a", "b"] if video.split == "test" else None
             assert (video.predicted and sorted(video.predicted)) == expected
     if config.objective.name == "regions":

@@ -1,0 +1,94 @@
+"""Retrieval sheets of clips for the report: a query clip and the nearest clips, as short loops.
+
+Queries are selected by name alone, never by result.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float64
+from PIL import Image
+
+from carl_ray.data.decode import DecodeError, read_frames
+from carl_ray.errors import RunError, UserError
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
+from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, nearest_frames
+from carl_ray.evaluation.task import is_labelled
+from carl_ray.report.actions import Tile
+from carl_ray.report.figures import Picture
+from carl_ray.report.sheets import jpeg
+
+_MOST_QUERIES = 4
+_NUM_NEIGHBOURS = 5
+_MOST_FRAMES = 16  # of a loop
+_SIDE = 112  # of its shorter side, pixels
+_USUAL_RATE = 25.0
+
+
+def clip_sheets(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], span: int) -> list[list[Tile]]:
+    """The clip in the middle of a test video of each of four labels, then the nearest clips of training videos.
+
+    One clip a video, by cosine after the training videos' mean is subtracted, as retrieval is measured.
+
+    Args:
+        train: Videos that are searched; those without a label are skipped.
+        test: Videos of the queries.
+        span: Frames of a video that a clip stands for.
+    """
+    gallery = [video for video in train if is_labelled(video)]
+    first: dict[str | None, EmbeddedVideo] = {}
+    for video in sorted(filter(is_labelled, test), key=lambda video: video.video_id):
+        first.setdefault(video.label, video)
+    if not gallery:
+        return []
+    total = sum(video.embeddings.sum(axis=0, dtype=np.float64) for video in gallery)
+    mean = total / sum(map(len, gallery))
+    videos = {video.video_id: video for video in gallery}
+    sheets = []
+    for label in sorted(first, key=str)[:_MOST_QUERIES]:
+        query = first[label]
+        middle = len(query) // 2
+        found = nearest_frames(query.embeddings[middle] - mean, _centered(gallery, mean), _NUM_NEIGHBOURS)
+        shown = [(query, found_frame(query, middle)), *((videos[item.video_id], item) for item in found)]
+        sheets.append([_tile(video, item, label, span) for video, item in shown])
+    return sheets
+
+
+def _centered(
+    videos: Sequence[EmbeddedVideo], mean: Float64[np.ndarray, " width"]
+) -> Iterator[EmbeddedVideo]:
+    for video in videos:
+        yield replace(video, embeddings=video.embeddings - mean)
+
+
+def _tile(video: EmbeddedVideo, found: FoundFrame, label: str | None, span: int) -> Tile:
+    start = int(np.clip(found.frame - span // 2, 0, max(0, len(video) - span)))
+    step = -(-span // _MOST_FRAMES)
+    places = np.arange(start, min(start + span, len(video)), step)
+    loop = still = None
+    try:
+        frames = read_frames(video.uri, places, short_side=_SIDE)
+    except (DecodeError, UserError, RunError):
+        pass
+    else:
+        loop, still = _loop(frames, 1000 * step / (video.fps or _USUAL_RATE)), jpeg(frames[len(frames) // 2])
+    return Tile(found, loop, "right" if found.label == label else "wrong", still)
+
+
+def _loop(frames: np.ndarray, milliseconds: float) -> Picture:
+    """The frames as an animation without end."""
+    images, buffer = [Image.fromarray(frame) for frame in frames], io.BytesIO()
+    images[0].save(
+        buffer,
+        "WEBP",
+        save_all=True,
+        append_images=images[1:],
+        duration=round(milliseconds),
+        loop=0,
+        quality=60,
+    )
+    return Picture(buffer.getvalue(), "image/webp")
