@@ -1,11 +1,14 @@
-"""Region contrast, its ablations and its controls on rendered scenes, three seeds each.
+"""The systems of clips, their ablations and their controls on rendered scenes, three seeds each.
 
-    python -m benchmarks.studies.clips [--seeds 3] [--steps 300] [--row NAME …] [--tint] [--out rows.jsonl]
+    python -m benchmarks.studies.clips [--preset clips_demo] [--seeds 3] [--steps 300] [--row NAME …]
+        [--world static] [--out rows.jsonl]
 
-Every row trains the preset `clips_demo` with changes, on decoded frames in memory, and measures vectors of videos (mean
-of ten clips): accuracy of logistic regression, and of the nearest training video, on action, pair (the action without
-its direction) and scene. With --tint, on scenes of which each video has a colour cast of its own, and without colour
-augmentation, also R² of a ridge regression of the cast.
+Every row trains the preset with changes, on decoded frames in memory, and measures vectors of videos (mean of ten
+clips): accuracy of logistic regression, and of the nearest training video, on action, pair (the action without its
+direction) and scene; of csvr_demo those of each stream and of both, the error of predicted poses of the test videos as
+a part of that of their mean pose, and the loss of context matching as a part of that of guessing. In the world `tint`
+each video has a colour cast of its own, there is no colour augmentation, and R² of a ridge regression of the cast is
+measured; in `pan` the camera moves.
 Markdown goes to standard output, mean ± deviation over the seeds; a row takes two to five minutes a seed on one core,
 and --out keeps finished ones.
 """
@@ -17,7 +20,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from carl_ray.errors import one_line_errors
+from carl_ray.errors import UserError, one_line_errors
 from carl_ray.options import OptionParser, number
 
 _CONTRAST = {
@@ -26,8 +29,9 @@ _CONTRAST = {
     "objective.projection_width": "64",
 }
 _SUPERVISED = {"objective.name": "clip_classes", "objective.dropout": "0"}
+_ALONE = dict.fromkeys((f"objective.{part}_weight" for part in ("pose", "context", "generation")), "0")
 _PLAIN = {"objective.information_weight": "0", "objective.order_weight": "0"}
-ROWS: dict[str, dict[str, str]] = {
+REGIONS: dict[str, dict[str, str]] = {
     "untrained": {"steps": "0"},
     "untrained, batch norm adapted": {"steps": "0", "adapt": "1"},
     "untrained, differences": {"steps": "0", "model.clip_input": "difference"},
@@ -45,7 +49,21 @@ ROWS: dict[str, dict[str, str]] = {
     "supervised": _SUPERVISED,
     "supervised, differences": _SUPERVISED | {"model.clip_input": "difference"},
 }
-"""Changes of the preset by the row's name; `steps`, `adapt` and `low_level` are this command's own."""
+CSVR: dict[str, dict[str, str]] = {
+    "untrained": {"steps": "0"},
+    "CSVR": {},
+    "CSVR, poses of another video": {"poses": "other"},
+    "poses alone": _ALONE | {"objective.pose_weight": "1"},
+    "poses alone, of another video": _ALONE | {"objective.pose_weight": "1", "poses": "other"},
+    "poses alone, from frames": _ALONE | {"objective.pose_weight": "1", "model.clip_input": "rgb"},
+    "context alone": _ALONE | {"objective.context_weight": "1"},
+    "generation alone": _ALONE | {"objective.generation_weight": "1"},
+    "without critics": {"objective.pose_critic_weight": "0", "objective.clip_critic_weight": "0"},
+    "one backbone for both streams": {"model.clip_streams": "shared"},
+    "even frames as key frames": {"objective.key_frames": "even"},
+}
+"""Changes of the preset by the row's name; `steps`, `adapt`, `low_level` and `poses` are this command's own."""
+_ROWS = {"clips_demo": REGIONS, "csvr_demo": CSVR}
 
 _MEASURES = ("action", "pair", "scene")
 _NO_COLOR = {
@@ -66,14 +84,16 @@ def main(arguments: list[str] | None = None) -> None:
         count = number(int, at_least=1)
         parser.add_argument("--seeds", type=count, default=3)
         parser.add_argument("--steps", type=count, default=300, help="of each training [300]")
-        parser.add_argument(
-            "--row", action="append", choices=list(ROWS), metavar="NAME", help="only these rows"
-        )
-        parser.add_argument("--tint", action="store_true", help="scenes with a colour cast")
+        parser.add_argument("--preset", choices=list(_ROWS), default="clips_demo")
+        parser.add_argument("--row", action="append", metavar="NAME", help="only these rows")
+        parser.add_argument("--world", choices=["static", "tint", "pan"], default="static")
         parser.add_argument(
             "--out", type=Path, metavar="FILE", help="of finished rows, which are not run again"
         )
         options = parser.parse_args(arguments)
+        rows = _ROWS[options.preset]
+        if not set(options.row or ()) <= set(rows):
+            raise UserError(f"--row: expected one of {', '.join(rows)}")
         _print_table(options)
 
 
@@ -81,32 +101,40 @@ def _print_table(options: argparse.Namespace) -> None:
     # Lazy import: --help answers at once.
     from benchmarks.studies.scene_clips import load_world, measure
 
-    done: dict[str, dict[str, float]] = {}
+    rows, is_tinted = _ROWS[options.preset], options.world == "tint"
+    done: dict[str, dict[str, dict[str, float]]] = {}
     if options.out is not None and options.out.exists():
         done = dict(json.loads(line) for line in options.out.read_text().splitlines())
     world = None
     names = [f"{how} {what}" for how in ("linear", "R@1") for what in _MEASURES]
-    names += ["cast R²"] * options.tint
+    names += ["cast R²"] * is_tinted
+    names += ["pose error", "context loss"] * (options.preset == "csvr_demo")
     print(f"| row | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
-    for name in options.row or ROWS:
+    for name in options.row or rows:
         found = []
         for seed in range(options.seeds):
-            key = json.dumps([name, seed, options.steps, options.tint])
+            key = json.dumps([options.preset, name, seed, options.steps, options.world])
             if key not in done:
-                world = world or load_world(options.tint)
-                changes = (_NO_COLOR if options.tint else {}) | ROWS[name]
-                done[key] = measure(world, changes, seed, options.steps)
+                world = world or load_world(options.world)
+                changes = (_NO_COLOR if is_tinted else {}) | rows[name]
+                done[key] = measure(world, options.preset, changes, seed, options.steps)
                 if options.out is not None:
                     with options.out.open("a") as file:
                         file.write(json.dumps([key, done[key]]) + "\n")
             found.append(done[key])
-        cells = [_cell([one[column] for one in found]) for column in names]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        for vector in found[0]:
+            cells = [
+                _cell([one[vector][column] for one in found if column in one[vector]]) for column in names
+            ]
+            shown = f"{name}, {vector}" if vector else name
+            print(f"| {shown} ({len(found)}) | {' | '.join(cells)} |", flush=True)
 
 
 def _cell(values: Sequence[float]) -> str:
     import numpy as np
 
+    if not values:
+        return ""
     spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
     return f"{np.mean(values):.2f}{spread}"
 

@@ -5,8 +5,9 @@ Legend: V videos of 64 frames, C width of a vector.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 from unittest.mock import patch
 
 import numpy as np
@@ -19,12 +20,13 @@ from carl_ray.config import Config
 from carl_ray.data import make_views
 from carl_ray.data.batch import collate
 from carl_ray.data.decode import read_frames
-from carl_ray.data.plan import training_plan
+from carl_ray.data.plan import VALIDATION_EPOCH, training_plan
 from carl_ray.data.sample import Sample, sample_spec
 from carl_ray.datasets import scenes
 from carl_ray.evaluation.predictions import even_clips
 from carl_ray.model.clips import ClipEncoder
 from carl_ray.model.features import normalize
+from carl_ray.objectives.base import Batch
 from carl_ray.options import overridden
 from carl_ray.presets import preset
 from carl_ray.progress import ProgressLine
@@ -48,9 +50,10 @@ class World:
     test: Int64[np.ndarray, " held"]
 
 
-def load_world(tint: bool) -> World:
-    """Render the videos, unless they are there, and decode them for the preset `clips_demo`."""
-    folder = scenes.ensure_rendered(config=scenes.ScenesConfig(tint=tint), on_video=ProgressLine("rendered"))
+def load_world(kind: Literal["static", "tint", "pan"]) -> World:
+    """Render the videos, unless they are there, and decode them for the demos of clips."""
+    config = scenes.ScenesConfig(tint=kind == "tint", camera="pan" if kind == "pan" else "static")
+    folder = scenes.ensure_rendered(config=config, on_video=ProgressLine("rendered"))
     labels = scenes.read_labels(folder).to_pandas()
     short_side = preset("clips_demo").data.short_side
     every = np.arange(scenes.NUM_FRAMES)
@@ -72,30 +75,47 @@ def load_world(tint: bool) -> World:
     )
 
 
-def measure(world: World, changes: Mapping[str, str], seed: int, num_steps: int) -> dict[str, float]:
-    """Accuracies of vectors by the name of the table's column, and the last figures of the objective.
+def measure(
+    world: World, name: str, changes: Mapping[str, str], seed: int, num_steps: int
+) -> dict[str, dict[str, float]]:
+    """Accuracies by the name of the table's column, and the last figures of the objective, of each kind of vector.
 
     Args:
         world: The videos.
-        changes: Of the preset, and `steps`, `adapt`, `low_level`.
+        name: Of the preset.
+        changes: Of the preset, and `steps`, `adapt`, `low_level`, `poses`.
         seed: Of weights, order and views.
         num_steps: Of the training.
     """
     torch.set_num_threads(1)
-    own = {name: changes[name] for name in ("steps", "adapt", "low_level") if name in changes}
-    fields = {name: value for name, value in changes.items() if name not in own}
-    base = overridden(preset("clips_demo"), {"model.clip_input": "rgb", "training.seed": str(seed)})
-    config = overridden(base, fields)
+    own = {key: changes[key] for key in ("steps", "adapt", "low_level", "poses") if key in changes}
+    fields = {key: value for key, value in changes.items() if key not in own}
+    seen = {"model.clip_input": "rgb"} if name == "clips_demo" else {}
+    config = overridden(preset(name), seen | {"training.seed": str(seed)} | fields)
     if "low_level" in own:
-        return _accuracies(world, _color_grid(world.frames)[:, None])
-    encoder, figures = train(world, config, int(own.get("steps", num_steps)))
+        return {"": _accuracies(world, _color_grid(world.frames)[:, None])}
+    shown = world
+    if "poses" in own:
+        keypoints = world.keypoints.copy()
+        keypoints[world.train] = keypoints[np.roll(world.train, len(world.train) // 3)]
+        shown = replace(world, keypoints=keypoints)
+    encoder, figures = train(shown, config, int(own.get("steps", num_steps)))
     if "adapt" in own:
         _adapt(encoder, world)
-    return _accuracies(world, clip_vectors(encoder, world.frames)) | figures
+    vectors = clip_vectors(encoder, world.frames)
+    if not encoder.has_streams:
+        return {"": _accuracies(world, vectors) | figures}
+    dynamic, static = np.split(vectors, 2, axis=2)
+    found = {"dynamic": dynamic, "static": static, "both": vectors}
+    return {stream: _accuracies(world, part) | figures for stream, part in found.items()}
 
 
 def train(world: World, config: Config, num_steps: int) -> tuple[ClipEncoder, dict[str, float]]:
-    """The encoder after some steps, and the mean of the loss and the objective's figures over the last twenty."""
+    """The encoder after some steps, and the mean of the loss and the objective's figures over the last twenty.
+
+    Of predicted poses and context matching also `pose error` and `context loss` of the test videos, as parts of those
+    of the mean pose and of guessing.
+    """
     actions = world.classes["action"]
     config = replace(config, objective=config.objective.with_num_classes(int(actions.max()) + 1))
     step = TrainingStep(config, torch.device("cpu"), max(1, num_steps))
@@ -103,34 +123,52 @@ def train(world: World, config: Config, num_steps: int) -> tuple[ClipEncoder, di
     plan = training_plan(
         config.training.seed, len(world.train), size, 1 + num_steps * size // len(world.train)
     )
-    reports = []
+    reports: list[dict[str, float]] = []
+
+    def batch_of(rows: Iterable[tuple[int, int, int]], number: int) -> Batch:
+        """Views of videos, by their row, epoch and place in the world."""
+        samples = []
+        for row, epoch, video in rows:
+            views = make_views.make_views(
+                str(video),
+                str(video),
+                scenes.NUM_FRAMES,
+                1.0,
+                epoch,
+                spec,
+                columns={"label": [int(actions[video])], "content_hash": [video]},
+                key_frames=range(0, scenes.NUM_FRAMES, _KEY_FRAME_INTERVAL),
+                keypoints=world.keypoints[video],
+            )
+            samples.append(Sample(row, number, epoch, str(video), None, views))
+        return collate(samples, spec)
+
     decoded = patch.object(
         make_views, "read_frames", lambda video, needed, **how: world.frames[int(video)][needed]
     )
     with decoded:  # As if they were read.
         for number in range(num_steps):
-            samples = []
-            for row in plan.rows(number * size, (number + 1) * size):
-                video = int(world.train[row.video_index])
-                columns = {"label": [int(actions[video])], "content_hash": [video]}
-                views = make_views.make_views(
-                    str(video),
-                    str(video),
-                    scenes.NUM_FRAMES,
-                    1.0,
-                    row.epoch,
-                    spec,
-                    columns=columns,
-                    key_frames=range(0, scenes.NUM_FRAMES, _KEY_FRAME_INTERVAL),
-                    keypoints=world.keypoints[video],
-                )
-                samples.append(Sample(row.row, number, row.epoch, str(video), None, views))
-            report = step.train(collate(samples, spec), number)
+            rows = plan.rows(number * size, (number + 1) * size)
+            batch = batch_of(((r.row, r.epoch, int(world.train[r.video_index])) for r in rows), number)
+            report = step.train(batch, number)
             reports.append({"loss": report.loss, **report.figures})
+        held_out: list[dict[str, float]] = []
+        for start in range(0, len(world.test) if config.objective.reads_streams else 0, size):
+            videos = world.test[start : start + size].tolist()
+            step.evaluate(batch_of(((n, VALIDATION_EPOCH, video) for n, video in enumerate(videos)), 0))
+            held_out.append(step.figures())
     encoder = step.model.encoder.eval()
     assert isinstance(encoder, ClipEncoder)
-    last = reports[-20:]
-    return encoder, {name: float(np.mean([one[name] for one in last])) for name in (last[-1] if last else {})}
+    found, unseen = _means(reports[-20:]), _means(held_out)
+    if "pose_error" in unseen:
+        found["pose error"] = unseen["pose_error"] / unseen["mean_pose_error"]
+    if "context_loss" in unseen:
+        found["context loss"] = unseen["context_loss"] / float(np.log(size))
+    return encoder, found
+
+
+def _means(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([one[name] for one in figures])) for name in (figures[-1] if figures else {})}
 
 
 @torch.no_grad()

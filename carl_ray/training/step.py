@@ -184,7 +184,7 @@ class TrainingStep:
         if applied:
             phase.optimizer.step()
         rate = self.learning_rate(step)
-        found = self._figures(), self.model.objective.warnings
+        found = self.figures(), self.model.objective.warnings
         return StepReport(values[0], norm.item(), rate, applied, int(values[1]), int(values[2]), *found)
 
     def _add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -194,7 +194,7 @@ class TrainingStep:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
 
-    def _figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """Means of the objective's figures over the global batch; a collective call where there are any."""
         figures = self.model.objective.figures
         if not figures:
