@@ -242,8 +242,7 @@ class Objective(Module):
 
         Args:
             encodings: Of each view.
-            batch: This worker's videos, on the device of the encodings. Those of other workers: `gather.py`. Pixels are
-                there in training, but not where the loss of each row is searched for what is not finite.
+            batch: This worker's videos, on the device of the encodings. Those of other workers: `gather.py`.
             progress: Share of the run that is done, from 0 to 1; 1 in evaluation.
         """
         raise NotImplementedError
