@@ -316,10 +316,9 @@ class Config:
                 f"objective {self.objective.name} is on {needs}, model.temporal_encoder is {has}: expected clip for "
                 "objectives on clips and for these alone"
             )
-        if self.objective.reads_streams != (self.model.clip_streams != "one") and encoder == "clip":
+        if self.objective.reads_streams and self.model.clip_streams == "one":
             raise ValueError(
-                f"objective {self.objective.name} and model.clip_streams {self.model.clip_streams}: expected two (or "
-                "shared) streams for objectives on streams and for these alone"
+                f"objective {self.objective.name} trains two streams, model.clip_streams is one: expected two or shared"
             )
         if self.training.global_batch_size < self.objective.least_videos:
             raise ValueError(

@@ -30,6 +30,7 @@ from carl_ray.evaluation.embeddings import CropMode, Form, read_origin
 from carl_ray.evaluation.frames import unit_frames
 from carl_ray.evaluation.frozen import CONTROL, FrozenEncoder, formed, load_frozen
 from carl_ray.model.backbone import Backbone
+from carl_ray.model.clips import ClipEncoder
 from carl_ray.model.features import normalize
 from carl_ray.model.pretrained import find_weights
 from carl_ray.model.weights import load_backbone_weights, weights_digest
@@ -57,6 +58,8 @@ def untrained_encoder(
     find_weights(config.model, instead)
     encoder = initial_encoder(config)
     load_backbone_weights(encoder.backbone, config.model)
+    if isinstance(encoder, ClipEncoder) and encoder.static_backbone is not None:
+        load_backbone_weights(encoder.static_backbone, config.model)
     return encoder.eval()
 
 

@@ -196,7 +196,9 @@ def starting_weights(config: Config) -> InitialWeights | None:
 
     backbone = build_backbone(model)
     report = str(load_backbone_weights(backbone, model))
-    tensors = {f"encoder.backbone.{name}": value for name, value in backbone.state_dict().items()}
+    streams = ("backbone", "static_backbone") if model.clip_streams == "two" else ("backbone",)
+    found = backbone.state_dict().items()
+    tensors = {f"encoder.{stream}.{name}": value for stream in streams for name, value in found}
     return InitialWeights(tensors, report)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from carl_ray.evaluation.inference import untrained_encoder
 from carl_ray.objectives.base import Batch
 from carl_ray.objectives.choice import objective_options
 from carl_ray.objectives.csvr import (
@@ -26,8 +27,15 @@ from carl_ray.objectives.csvr import (
 )
 from carl_ray.options import overridden
 from carl_ray.presets import preset
-from carl_ray.training.checkpoint import Progress, open_checkpoint, restore, save_checkpoint
-from carl_ray.training.learner import build_encoder
+from carl_ray.training.checkpoint import (
+    Progress,
+    initial_weights,
+    open_checkpoint,
+    restore,
+    save_checkpoint,
+)
+from carl_ray.training.learner import build_encoder, initial_learner
+from carl_ray.training.run_checks import starting_weights
 from carl_ray.training.step import TrainingStep
 from tests.training.test_step import OBJECTIVES, same_state, snapshot, worker_batch
 
@@ -290,7 +298,7 @@ def test_mistakes_are_found_in_the_config():
     config = preset("csvr_demo")
     for changes, message in (
         ({"training.global_batch_size": "1"}, "csvr compares videos: .* at least 2, got 1"),
-        ({"model.clip_streams": "one"}, "csvr and model.clip_streams one: expected two"),
+        ({"model.clip_streams": "one"}, "trains two streams, model.clip_streams is one: expected two"),
         ({"objective.key_frame_crop_area": "[0.3, 2]"}, "key_frame_crop_area must be"),
         (
             dict.fromkeys((f"objective.{name}_weight" for name in ("context", "pose", "generation")), "0"),
@@ -309,6 +317,34 @@ def test_a_shared_backbone_has_half_the_weights_and_the_same_width():
     assert two.width == shared.width == 2 * build_encoder(preset("clips_demo")).width
     weights = [sum(p.numel() for p in encoder.parameters()) for encoder in (two, shared)]
     assert weights[0] == 2 * weights[1]
+
+
+@pytest.mark.parametrize("streams", ["one", "two"])
+def test_fine_tuning_takes_the_dynamic_stream_or_both(tmp_path: Path, streams: str):
+    step = step_of()
+    uri = save_checkpoint(str(tmp_path), step, Progress(1, 5, 0, 0, 1.0, "videos"), 1)
+    tuned = replace(
+        step.config,
+        model=replace(step.config.model, clip_streams=streams),
+        objective=objective_options("clip_classes").with_num_classes(4),
+    )
+    found = initial_weights(tuned, uri).tensors
+    expected = initial_learner(tuned).encoder.state_dict()
+    assert {f"encoder.{name}" for name in expected} == found.keys()
+    assert all(torch.equal(found[name], step.model.state_dict()[name]) for name in found)
+
+
+def test_both_streams_begin_with_pretrained_weights(tmp_path: Path):
+    config = replace(CONFIG, model=replace(CONFIG.model, backbone="r3d_18"))
+    path = tmp_path / "r3d_18.pt"
+    torch.save(build_encoder(config).backbone.state_dict(), path)
+    config = replace(config, model=replace(config.model, weights=str(path)))
+    start = starting_weights(config)
+    assert start is not None
+    encoder = untrained_encoder(config)
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(start.tensors[f"encoder.{name}"], value)
+    assert sum(name.startswith("encoder.static_backbone.") for name in start.tensors) > 50
 
 
 def test_the_halves_are_the_streams():
