@@ -27,6 +27,7 @@ from carl_ray.evaluation.predictions import even_clips
 from carl_ray.model.clips import ClipEncoder
 from carl_ray.model.features import normalize
 from carl_ray.objectives.base import Batch
+from carl_ray.objectives.csvr import FUTURE
 from carl_ray.options import overridden
 from carl_ray.presets import preset
 from carl_ray.progress import ProgressLine
@@ -94,12 +95,7 @@ def measure(
     config = overridden(preset(name), seen | {"training.seed": str(seed)} | fields)
     if "low_level" in own:
         return {"": _accuracies(world, _color_grid(world.frames)[:, None])}
-    shown = world
-    if "poses" in own:
-        keypoints = world.keypoints.copy()
-        keypoints[world.train] = keypoints[np.roll(world.train, len(world.train) // 3)]
-        shown = replace(world, keypoints=keypoints)
-    encoder, figures = train(shown, config, int(own.get("steps", num_steps)))
+    encoder, figures = train(world, config, int(own.get("steps", num_steps)), other_poses="poses" in own)
     if "adapt" in own:
         _adapt(encoder, world)
     vectors = clip_vectors(encoder, world.frames)
@@ -110,11 +106,20 @@ def measure(
     return {stream: _accuracies(world, part) | figures for stream, part in found.items()}
 
 
-def train(world: World, config: Config, num_steps: int) -> tuple[ClipEncoder, dict[str, float]]:
+def train(
+    world: World, config: Config, num_steps: int, *, other_poses: bool = False
+) -> tuple[ClipEncoder, dict[str, float]]:
     """The encoder after some steps, and the mean of the loss and the objective's figures over the last twenty.
 
     Of predicted poses and context matching also `pose error` and `context loss` of the test videos, as parts of those
     of the mean pose and of guessing.
+
+    Args:
+        world: The videos.
+        config: Of the run.
+        num_steps: Of the training.
+        other_poses: Train on the poses of another video of the batch, at each step of another one: those of a fixed one
+            could be learnt by heart, which tells the videos' motions apart.
     """
     actions = world.classes["action"]
     config = replace(config, objective=config.objective.with_num_classes(int(actions.max()) + 1))
@@ -150,6 +155,11 @@ def train(world: World, config: Config, num_steps: int) -> tuple[ClipEncoder, di
         for number in range(num_steps):
             rows = plan.rows(number * size, (number + 1) * size)
             batch = batch_of(((r.row, r.epoch, int(world.train[r.video_index])) for r in rows), number)
+            if other_poses:
+                future = batch.views[FUTURE]
+                assert future.keypoints is not None
+                turned = replace(future, keypoints=future.keypoints.roll(1, 0))
+                batch = replace(batch, views={**batch.views, FUTURE: turned})
             report = step.train(batch, number)
             reports.append({"loss": report.loss, **report.figures})
         held_out: list[dict[str, float]] = []
