@@ -196,14 +196,15 @@ class Csvr(Objective):
             return self(encodings, batch, progress)
         import torch
 
-        with torch.no_grad():
-            made = self._made(encodings[CLIP], batch)
         sums, counts = [], []
-        for name, critic in self.critics.items():
-            critic.train()
-            found = critic_terms(critic, made[name])
-            sums.append(found.sums[0])
-            counts.append(found.counts[0])
+        with torch.autocast(batch.rows.device.type, enabled=False):
+            with torch.no_grad():
+                made = self._made(encodings[CLIP], batch)
+            for name, critic in self.critics.items():
+                critic.train()
+                found = critic_terms(critic, made[name])
+                sums.append(found.sums[0])
+                counts.append(found.counts[0])
         terms = Terms(torch.stack(sums), torch.stack(counts))
         self._note_collapse(terms)
         return terms
@@ -212,29 +213,34 @@ class Csvr(Objective):
         """Terms of the loss; see `Objective.forward`."""
         import torch
 
-        sums: list[Tensor] = []
-        counts: list[Tensor] = []
+        found: list[tuple[Tensor, Tensor]] = []
         figures = dict(self._critic_figures)
         if self.options.context_weight:
             matched = self._context(encodings[CONTEXT], batch)
-            sums += (0.5 * self.options.context_weight * matched.sums).unbind()
-            counts += matched.counts.unbind()
+            sums = 0.5 * self.options.context_weight * matched.sums
+            found += zip(sums.unbind(), matched.counts.unbind(), strict=True)
             figures["context_loss"] = torch.stack([0.5 * matched.sums.sum(), matched.counts[0]])
-        for name, made in self._made(encodings[CLIP], batch).items():
-            figures[f"{name}_error"] = torch.stack([made.error, made.number])
-            weight, error_weight, critic_weight = self._weights(name, progress)
-            sums.append(weight * error_weight * made.error)
-            counts.append(made.number)
-            if name == "pose":
-                figures["mean_pose_error"] = mean_pose_error(made)
-                figures["people"] = torch.stack([made.number.new_tensor(len(made.real)), batch.is_real.sum()])
-            if name in self.critics:  # Also where its weight is 0 yet: DDP expects a gradient.
-                critic = self.critics[name].eval()
-                sums.append(-weight * critic_weight * critic(made.fake, *made.given).mean(1).sum())
-                counts.append(made.number.new_tensor(len(made.fake)))
+        # Generators and critics in full precision: spectral norm needs it.
+        with torch.autocast(batch.rows.device.type, enabled=False):
+            for name, made in self._made(encodings[CLIP], batch).items():
+                found += self._terms_of(name, made, progress)
+                figures[f"{name}_error"] = torch.stack([made.error, made.number])
+                if name == "pose":
+                    figures["mean_pose_error"] = mean_pose_error(made)
+                    people = made.number.new_tensor(len(made.real))
+                    figures["people"] = torch.stack([people, batch.is_real.sum()])
         self.figures = {name: figure.detach() for name, figure in figures.items()}
         self._critic_figures = {}
-        return Terms(torch.stack(sums), torch.stack(counts))
+        return Terms(*map(torch.stack, zip(*found, strict=True)))
+
+    def _terms_of(self, name: str, made: Made, progress: float) -> list[tuple[Tensor, Tensor]]:
+        """Sum and number of the error of what was made and, where it has one, of its critic's opinion."""
+        weight, error_weight, critic_weight = self._weights(name, progress)
+        terms = [(weight * error_weight * made.error, made.number)]
+        if name in self.critics:  # Also where its weight is 0 yet: DDP expects a gradient.
+            scores = self.critics[name].eval()(made.fake, *made.given).mean(1)
+            terms.append((-weight * critic_weight * scores.sum(), made.number.new_tensor(len(scores))))
+        return terms
 
     def _weights(self, name: str, progress: float) -> tuple[float, float, float]:
         """Of what is made: of the whole, and within it of the error and of the critic."""
@@ -263,7 +269,7 @@ class Csvr(Objective):
     def _made(self, encoding: Encoding, batch: Batch) -> dict[str, Made]:
         """Everything that is generated, beside what is real."""
         assert encoding.maps is not None and encoding.clip is not None
-        dynamic = encoding.clip[:, 0].chunk(2, -1)[0]
+        dynamic = encoding.clip[:, 0].chunk(2, -1)[0]  # Float32 or better, as all that follows.
         made = {}
         if self.options.pose_weight:
             made["pose"] = self._predicted_poses(dynamic, batch)

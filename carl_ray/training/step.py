@@ -27,6 +27,16 @@ from carl_ray.objectives.base import Batch, Encoding, Phase, Terms
 from carl_ray.training.learner import initial_learner
 
 
+def computes_bf16(config: Config, device_type: str) -> bool:
+    """Whether a device computes a model in bf16 in hardware, and rightly.
+
+    On CPUs, encoders of clips are not: oneDNN's gradient of a 3-D convolution over two frames is not finite, or any
+    number (torch 2.14), for its weights.
+    """
+    is_wrong = device_type == "cpu" and config.model.temporal_encoder == "clip"
+    return has_native_bf16(device_type) and not is_wrong
+
+
 def with_precision(config: Config, *, native_bf16: bool) -> Config:
     """Replace a `training.precision` of `auto` by bf16 or fp32."""
     if config.training.precision != "auto":
@@ -66,7 +76,7 @@ class TrainingStep:
     """
 
     def __init__(self, config: Config, device: torch.device, num_steps: int) -> None:
-        self.config = config = with_precision(config, native_bf16=has_native_bf16(device.type))
+        self.config = config = with_precision(config, native_bf16=computes_bf16(config, device.type))
         self.device = device
         self.num_steps = num_steps
         self.model = initial_learner(config).to(device)

@@ -31,7 +31,7 @@ from carl_ray.training.process_group import TERMINATED, TRAINING
 from carl_ray.training.reader import Prefetch
 from carl_ray.training.reporter import Reporter, UnsavedError, WorkerSettings, sum_over_workers
 from carl_ray.training.run_log import SKIPPED_STEPS, RunLog
-from carl_ray.training.step import TrainingStep, with_precision
+from carl_ray.training.step import TrainingStep, computes_bf16, with_precision
 from carl_ray.training.step_batches import (
     FINGERPRINTS,
     AgreedError,
@@ -166,7 +166,7 @@ def _decide_precision(
     settings: WorkerSettings, checkpoint: Checkpoint | None, device: torch.device, is_first: bool
 ) -> Config:
     """Resolve a precision of `auto`, alike on all workers, and save the config."""
-    config, native = settings.config, has_native_bf16(device.type)
+    config, native = settings.config, computes_bf16(settings.config, device.type)
     (num_emulating,) = sum_over_workers(device, [not native])
     if config.training.precision == "auto":
         # A run that has a checkpoint keeps its precision on any workers.
@@ -175,7 +175,12 @@ def _decide_precision(
         if is_first:
             uri = storage.join(settings.run_dir, CONFIG)
             storage.write_bytes(uri, configuration.to_json(config).encode())
-    if config.training.precision == "bf16" and not native:
+    if config.training.precision == "bf16" and not native and has_native_bf16(device.type):
+        _LOGGER.warning(
+            "gradients of convolutions over two frames are wrong in bf16 on CPUs: begin the run with "
+            "--training.precision fp32"
+        )
+    elif config.training.precision == "bf16" and not native:
         factor = f"{bf16_slowdown():.0f} times" if device.type == "cpu" else "several times"
         _LOGGER.warning(
             "this machine computes bf16 %s as slowly as float32: begin the run with --training.precision fp32",

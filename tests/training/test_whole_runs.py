@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -39,6 +40,7 @@ def of_timm(name: str) -> Config:
         pytest.param(
             replace(carl_ray.preset("clips_demo"), objective=objective_options("clip_classes")), id="classes"
         ),
+        pytest.param(carl_ray.preset("csvr_demo"), id="streams"),
     ],
 )
 def test_from_training_to_metrics(
@@ -53,6 +55,7 @@ def test_from_training_to_metrics(
             "video_id": [str(path.relative_to(videos)) for path in sorted(videos.rglob("*.mp4"))],
             "label": [path.parts[-3] for path in sorted(videos.rglob("*.mp4"))],
             "split": [path.parts[-2] for path in sorted(videos.rglob("*.mp4"))],
+            "keypoints": pa.array([np.full(24 * 17 * 3, 0.5, np.float16)] * 8, pa.list_(pa.float16())),
             "group": [path.stem for path in sorted(videos.rglob("*.mp4"))],
         }
     )
@@ -73,7 +76,7 @@ def test_from_training_to_metrics(
     assert carl_ray.embed_corpus(str(run), manifest, embeddings).num_embedded == 8
     document = carl_ray.evaluate_embeddings(embeddings, embeddings, str(tmp_path / "evaluation"))
     assert {"trained", "untrained"} <= set(document) and (tmp_path / "evaluation" / "report.html").exists()
-    assert ("video_linear_probe" in document["trained"]) == (config.preset == "clips_demo")
+    assert ("video_linear_probe" in document["trained"]) == (config.preset in ("clips_demo", "csvr_demo"))
     if config.objective.name == "clip_classes":
         counts = document["trained"]["classifier_top_1"]["left_out"]
         assert counts == {"test_videos_without_prediction_or_label": 0}
@@ -82,6 +85,10 @@ def test_from_training_to_metrics(
             assert video.group == Path(video.video_id).stem
             expected = ["a", "b"] if video.split == "test" else None
             assert (video.predicted and sorted(video.predicted)) == expected
+    if config.objective.name == "csvr":
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert {"pose_error", "mean_pose_error", "context_loss", "next_critic_loss"} <= set(lines[-1])
+        assert lines[-1]["people"] == 1
     if config.objective.name == "regions":
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert {"target_entropy", "rank_of_best", "order_accuracy", "low_level_r2"} <= set(lines[-1])

@@ -28,8 +28,10 @@ from carl_ray.data.plan import Plan, training_plan, validation_plan
 from carl_ray.errors import OutageError, RunError
 from carl_ray.lease import LostError
 from carl_ray.objectives.views import CROPS
+from carl_ray.presets import preset
 from carl_ray.training import process_group, trainer, worker
 from carl_ray.training import reporter as reporting
+from carl_ray.training import step as training_step
 from carl_ray.training.checkpoint import Checkpoint, Progress
 from carl_ray.training.monitor import RunMonitor, Status
 from carl_ray.training.reader import Prefetch
@@ -144,7 +146,8 @@ def test_the_precision_is_decided_once_and_written_down(
     *, asked: Any, native: bool, kept: Any, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(worker, "has_native_bf16", lambda device_type: native)
+    for module in (worker, training_step):
+        monkeypatch.setattr(module, "has_native_bf16", lambda device_type: native)
     config = replace(CONFIG, training=replace(CONFIG.training, precision=asked))
     (tmp_path / "config.json").write_text(to_json(config))
     checkpoint = None
@@ -162,9 +165,34 @@ def test_the_precision_is_decided_once_and_written_down(
     assert ("times as slowly" in caplog.text) == (expected == "bf16" and not native)
 
 
+@pytest.mark.parametrize(("asked", "expected"), [("auto", "fp32"), ("bf16", "bf16")])
+def test_encoders_of_clips_have_full_precision_on_cpus(
+    asked: Any,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for module in (worker, training_step):
+        monkeypatch.setattr(module, "has_native_bf16", lambda device_type: True)
+    clips = preset("clips_demo")
+    config = replace(clips, training=replace(clips.training, precision=asked))
+    decided = worker._decide_precision(replace(settings(tmp_path), config=config), None, CPU, is_first=True)
+    assert decided.training.precision == expected
+    assert ("wrong in bf16" in caplog.text) == (asked == "bf16")
+    assert training_step.computes_bf16(CONFIG, "cpu") and training_step.computes_bf16(clips, "cuda")
+
+
 def report() -> StepReport:
     return SimpleNamespace(
-        loss=1.0, learning_rate=1e-4, gradient_norm=1.0, num_videos=3, num_frames=24, applied=True, figures={}
+        loss=1.0,
+        learning_rate=1e-4,
+        gradient_norm=1.0,
+        num_videos=3,
+        num_frames=24,
+        applied=True,
+        figures={},
+        warnings=(),
     )  # type: ignore[return-value]
 
 
