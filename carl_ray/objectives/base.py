@@ -187,6 +187,8 @@ class ObjectiveOptions:
     one's."""
     least_videos: ClassVar[int] = 1
     """Of a step, over all workers."""
+    contrasts_videos: ClassVar[bool] = False
+    """Takes the other videos of a batch as negatives."""
     pairs_videos: ClassVar[bool] = False
     """Train on pairs of videos of the same label: rows 2 k and 2 k + 1 of the plan."""
 

@@ -26,7 +26,7 @@ class ClipContrast(Objective):
 
     @options
     class Options(ObjectiveOptions):
-        reads_clips = True
+        reads_clips = contrasts_videos = True
         name: Literal["clip_contrast"] = "clip_contrast"
         temperature: float = Field(default=0.1, gt=0)
         """tau. Divides the similarities."""

@@ -6,38 +6,53 @@ numbers of a region.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
     from torch import Tensor, nn
 
-NUM_STATISTICS = 6
-"""K: mean and deviation of three colours."""
+Statistics = Literal["color", "color+edges"]
+NUM_STATISTICS: dict[Statistics, int] = {"color": 6, "color+edges": 14}
+"""K: mean and deviation of three colours, and a histogram of edges."""
+_BINS = 8
 
 
 def low_level_statistics(
-    pixels: Tensor, mask: Bool[Tensor, "B n T"], cells: Sequence[int]
-) -> Float[Tensor, "B n R 6"]:
+    pixels: Tensor, mask: Bool[Tensor, "B n T"], cells: Sequence[int], which: Statistics = "color"
+) -> Float[Tensor, "B n R K"]:
     """Mean and deviation of the three colours over the real pixels of each cell, float32; 0 where there are none.
 
     Args:
         pixels: (B, n, T, S, S, 3) uint8.
         mask: True where a frame is real.
         cells: (t, h, w), which divide T and S.
+        which: `color+edges`: also the shares of eight orientations in the grey levels' gradients, by their size.
     """
     import torch
 
     t, h, w = cells
-    blocks = pixels.float().unflatten(4, (w, -1)).unflatten(3, (h, -1))
-    # Over the pixels of a frame, (B, n, T, h, w, 3), then over the real frames of a cell.
-    moments = torch.stack([blocks.mean((4, 6)), blocks.square().mean((4, 6))])
     weights = mask.float().unflatten(2, (t, -1))
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
-    mean, square = torch.einsum("mbntfhwc,bntf->mbnthwc", moments.unflatten(3, (t, -1)), weights)
-    deviation = (square - mean.square()).clamp(min=0).sqrt()
-    return torch.cat([mean, deviation], -1).flatten(2, 4)
+
+    def cell_means(values: Float[Tensor, "B n T S S k"]) -> Float[Tensor, "B n R k"]:
+        # Over the pixels of a frame, (B, n, T, h, w, k), then over the real frames of a cell.
+        of_frames = values.unflatten(4, (w, -1)).unflatten(3, (h, -1)).mean((4, 6))
+        return torch.einsum("bntfhwk,bntf->bnthwk", of_frames.unflatten(2, (t, -1)), weights).flatten(2, 4)
+
+    colors = pixels.float()
+    mean, square = cell_means(colors), cell_means(colors.square())
+    found = [mean, (square - mean.square()).clamp(min=0).sqrt()]
+    if which == "color+edges":
+        down, across = torch.gradient(colors.mean(-1), dim=(3, 4))
+        # Level and upright edges are the middles of bins.
+        bins = (torch.atan2(down, across) * (_BINS / math.pi)).round().long() % _BINS
+        sizes = torch.zeros(*bins.shape, _BINS, device=bins.device)
+        edges = cell_means(sizes.scatter(-1, bins[..., None], torch.hypot(down, across)[..., None]))
+        found.append(edges / edges.sum(-1, keepdim=True).clamp(min=1e-6))
+    return torch.cat(found, -1)
 
 
 class LowLevel(NamedTuple):

@@ -31,9 +31,11 @@ from carl_ray.objectives.base import (
     options,
 )
 from carl_ray.objectives.boxes import Measure, Overlap, cell_boxes, overlap
+from carl_ray.objectives.clip_order import LOCAL, WHOLE, order_terms
 from carl_ray.objectives.low_level import (
     NUM_STATISTICS,
     LowLevel,
+    Statistics,
     correlation_terms,
     low_level_statistics,
     read_terms,
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-LOCAL, WHOLE = "local", "whole"
 _PAIRS = (
     ((LOCAL, 0), (LOCAL, 1)),
     ((LOCAL, 1), (LOCAL, 0)),
@@ -63,7 +64,7 @@ class RegionContrast(Objective):
 
     @options
     class Options(ObjectiveOptions):
-        reads_clips = True
+        reads_clips = contrasts_videos = True
         name: Literal["regions"] = "regions"
         temperature: float = Field(default=0.1, gt=0)
         """tau. Divides the similarities."""
@@ -86,11 +87,16 @@ class RegionContrast(Objective):
         """D."""
         order_weight: float = Field(default=1.0, ge=0)
         """Weight of the order of local clips and cells of the whole video; 0: without."""
+        order_targets: Literal["three", "distance"] = "three"
+        """Whether a clip lies before, inside or after a cell, or how far from it, as a part of the video."""
         information_weight: float = Field(default=1.0, ge=0)
         """Weight of what regions tell of their low-level statistics; 0: without."""
-        information: Literal["vclub", "correlation"] = "vclub"
-        """How that is measured: `vclub`, an upper bound in nats by a network that reads the statistics; `correlation`,
-        the mean squared correlation of every number of a region with every statistic."""
+        information: Literal["vclub", "correlation", "adversary"] = "vclub"
+        """How that is measured: `vclub`, an upper bound in nats by a network that reads the statistics; `adversary`,
+        the error of this network, whose gradient reaches the regions reversed; `correlation`, the mean squared
+        correlation of every number of a region with every statistic."""
+        low_level: Statistics = "color"
+        """These statistics: mean and deviation of the colours, or also the orientations of edges."""
         information_on: Literal["projection", "cells", "clip"] = "projection"
         """What must not tell of them: the projections, the backbone's cells, or its vectors of clips."""
         information_steps: int = Field(default=2, ge=1)
@@ -127,23 +133,28 @@ class RegionContrast(Objective):
             nn.Conv3d(options.hidden_width, options.projection_width, 1),
         )
         if options.order_weight and options.whole_view:
-            self.order = nn.Sequential(nn.Linear(3 * width, 128), nn.ReLU(inplace=True), nn.Linear(128, 3))
+            outputs = 3 if options.order_targets == "three" else 1
+            self.order = nn.Sequential(
+                nn.Linear(3 * width, 128), nn.ReLU(inplace=True), nn.Linear(128, outputs)
+            )
         self._explained: Tensor | None = None
-        self.has_reader = options.information_weight > 0 and options.information == "vclub"
+        self.has_reader = options.information_weight > 0 and options.information != "correlation"
         if self.has_reader:
             seen = options.projection_width if options.information_on == "projection" else width
+            number = NUM_STATISTICS[options.low_level]
             self.reader = nn.Sequential(
-                nn.Linear(seen, 128), nn.ReLU(inplace=True), nn.Linear(128, 2 * NUM_STATISTICS)
+                nn.Linear(seen, 128), nn.ReLU(inplace=True), nn.Linear(128, 2 * number)
             )
-            self.standardize = BatchNorm(NUM_STATISTICS).requires_grad_(False)
+            self.standardize = BatchNorm(number).requires_grad_(False)
 
     def phases(
         self, encoder: nn.Module, adam: Callable[[Iterable[nn.Parameter]], Optimizer]
     ) -> tuple[Phase, ...]:
-        """Where low-level statistics are read: first their reader alone, then all else."""
+        """For `vclub`: first the reader of low-level statistics alone, then all else."""
         import torch
 
-        reader = list(self.reader.parameters()) if self.has_reader else []
+        is_first = self.has_reader and self.options.information == "vclub"
+        reader = list(self.reader.parameters()) if is_first else []
         own = {id(p) for p in reader}
         every = [
             p
@@ -189,11 +200,12 @@ class RegionContrast(Objective):
             seen = self._low_level(regions, encodings, batch)
             if seen is not None:
                 weight = self.options.information_weight * max(0.0, progress - _INFORMATION_FROM)
-                information, number, explained = self._information(seen)
+                weight /= 1 - _INFORMATION_FROM
+                information, number, explained = self._information(seen, weight)
                 # A reader has just learnt from these regions: what it knew before says more.
                 figures["low_level_r2"] = explained if self._explained is None else self._explained
                 self._explained = None
-                sums.append(weight / (1 - _INFORMATION_FROM) * information)
+                sums.append(information)
                 counts.append(number)
         self.figures = figures
         return Terms(torch.stack(sums), torch.stack(counts))
@@ -226,12 +238,19 @@ class RegionContrast(Objective):
                 figures.append(found)
         return sums, counts, {name: torch.stack([one[name] for one in figures]).sum(0) for name in figures[0]}
 
-    def _information(self, seen: LowLevel) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum and number of the information term, and its figure."""
-        if self.has_reader:
-            read = read_terms(self.reader, *self._standardized(seen))
-            return read.information, read.number, read.explained
-        return correlation_terms(seen.z, seen.statistics)
+    def _information(self, seen: LowLevel, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum and number of the information term, times the weight, and its figure."""
+        if self.options.information == "correlation":
+            mean, number, figure = correlation_terms(seen.z, seen.statistics)
+            return weight * mean, number, figure
+        seen = self._standardized(seen)
+        if self.options.information == "adversary":
+            # The regions themselves, with their gradient times -weight: the reader learns, they unlearn.
+            fixed = seen.z.detach()
+            seen = seen._replace(z=fixed + weight * (fixed - seen.z))
+        read = read_terms(self.reader, *seen)
+        is_vclub = self.options.information == "vclub"
+        return weight * read.information if is_vclub else read.own_loss, read.number, read.explained
 
     def _standardized(self, seen: LowLevel) -> LowLevel:
         import torch
@@ -257,7 +276,7 @@ class RegionContrast(Objective):
             else:
                 shape, mask = encoding.maps.shape[3:], regions[name].mask
                 vectors = regions[name].z if on == "projection" else encoding.maps.flatten(3).mT
-            low_level = low_level_statistics(view.pixels, view.mask, shape)
+            low_level = low_level_statistics(view.pixels, view.mask, shape, self.options.low_level)
             seen.append(vectors.flatten(1, 2))
             statistics.append(low_level.flatten(1, 2))
             masks.append(mask.flatten(1))
@@ -410,51 +429,3 @@ def _targets(
     total = overlaps.sum(-1, keepdim=True)
     covered = found.coverage.where(real, 0).amax(-1) >= _LEAST_COVERAGE
     return overlaps / total.where(total > 0, 1), anchors & covered & (total[..., 0] > 0)
-
-
-def order_terms(
-    head: nn.Module, local: Encoding, whole: Encoding, batch: Batch
-) -> tuple[Terms, dict[str, Tensor]]:
-    """Cross-entropy of whether a local clip's middle lies before, inside or after a cell of the whole video.
-
-    The head sees the clip's vector f, the cell's mean over space g and f * g: no positions, so that only content can
-    answer.
-
-    Returns:
-        Sum over clips and cells, and their number; figures: loss, accuracy, and that of the best guess for each cell.
-    """
-    import torch
-    from torch.nn import functional
-
-    from carl_ray.layers.heads import real_cells
-    from carl_ray.objectives.gather import sum_over_workers
-
-    assert local.clip is not None
-    cells = whole.frames.shape[2]
-    f = local.clip[:, :, None].expand(-1, -1, cells, -1).to(whole.frames.dtype)
-    g = whole.frames[:, 0, None].expand_as(f)
-    with torch.autocast(f.device.type, enabled=False):
-        wide = torch.promote_types(f.dtype, torch.float32)
-        logits = head(torch.cat([f, g, f * g], -1).to(wide))
-    views = batch.views
-    start, stop = views[WHOLE].spans[:, 0].double().unbind(-1)
-    middles = views[LOCAL].spans.double().mean(-1)[..., None]
-    places = torch.arange(cells + 1, device=f.device, dtype=torch.float64)
-    edges = (start[:, None] + places / cells * (stop - start)[:, None])[:, None]
-    classes = (middles >= edges[..., :-1]).long() + (middles >= edges[..., 1:]).long()
-    real = views[LOCAL].mask.any(-1)[..., None] & real_cells(views[WHOLE].mask[:, 0], cells)[:, None]
-    losses = functional.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none")
-    losses = losses.unflatten(0, classes.shape).where(real, 0)
-    with torch.no_grad():
-        right = ((logits.argmax(-1) == classes) & real).sum().double()
-        count = real.sum()
-        counts = torch.stack([((classes == k) & real).sum((0, 1)) for k in range(3)])
-        # Of all workers; each reports its share.
-        every = sum_over_workers(counts)
-        best = every.amax(0).sum() * count.double() / every.sum().clamp(min=1)
-        figures = {
-            "order_loss": torch.stack([losses.sum().double(), count]),
-            "order_accuracy": torch.stack([right, count]),
-            "order_best_guess": torch.stack([best, count]),
-        }
-    return Terms(losses.sum()[None], count[None]), figures

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import BACKBONES, CLIP_BACKBONES, Config
-from carl_ray.errors import UserError
+from carl_ray.errors import UserError, note
 from carl_ray.lease import refuse_if_held
 from carl_ray.model.pretrained import find_weights
 from carl_ray.objectives.base import Encoding, Objective, Terms
@@ -91,7 +91,12 @@ def refresh_checkpoint(run: CheckedRun) -> None:
 
 
 def check_inputs(config: Config) -> None:
-    """Raise `UserError` where the model needs features that the run does not name."""
+    """Raise `UserError` where the model needs features that the run does not name; warn of steps without negatives."""
+    if config.objective.contrasts_videos and config.training.global_batch_size == 1:
+        note(
+            "warning: training.global_batch_size is 1: a step has no other videos, which the objective "
+            f"{config.objective.name} takes as negatives"
+        )
     if config.data.features is None and (config.model.centered or config.model.motion != "none"):
         raise UserError(
             "model.centered and model.motion need whole videos: name their features by --data.features URI, as "

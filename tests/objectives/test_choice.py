@@ -13,7 +13,7 @@ from carl_ray.config import Config, digest, from_document, from_json, to_documen
 from carl_ray.errors import UserError
 from carl_ray.objectives.choice import EARLIER, OBJECTIVES, find_objective, objective_options
 from carl_ray.presets import preset
-from carl_ray.training.run_checks import try_objective
+from carl_ray.training.run_checks import check_inputs, try_objective
 
 FOREIGN = """
 from dataclasses import replace
@@ -167,6 +167,19 @@ def test_an_objective_of_ones_own_is_tried_before_ray_starts(
         f"objective foreign_package:{name} fails on a batch of two videos: TypeError: "
     )
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "warns"), [("regions", True), ("clip_contrast", True), ("clip_classes", False)]
+)
+def test_steps_of_one_video_have_no_negatives(
+    name: str, warns: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = replace(preset("clips_demo"), objective=objective_options(name))
+    for size in (1, 2):
+        check_inputs(replace(base, training=replace(base.training, global_batch_size=size)))
+        found = "has no other videos, which the objective" in capsys.readouterr().err
+        assert found == (warns and size == 1)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -11,7 +11,7 @@ from carl_ray.config import Config
 from carl_ray.data.batch import collate
 from carl_ray.data.sample import Sample, draw_clips, sample_spec
 from carl_ray.objectives.base import Batch, ViewTensors
-from carl_ray.objectives.regions import LOCAL
+from carl_ray.objectives.clip_order import LOCAL
 from carl_ray.options import overridden
 from carl_ray.presets import preset
 from carl_ray.training.step import TrainingStep

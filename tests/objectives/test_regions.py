@@ -13,15 +13,9 @@ from torch.nn import functional
 
 from carl_ray.objectives.base import Batch, Encoding, ViewTensors
 from carl_ray.objectives.boxes import cell_boxes
+from carl_ray.objectives.clip_order import LOCAL, WHOLE, order_terms
 from carl_ray.objectives.low_level import correlation_terms, low_level_statistics, read_terms
-from carl_ray.objectives.regions import (
-    LOCAL,
-    WHOLE,
-    RegionContrast,
-    Regions,
-    order_terms,
-    region_terms,
-)
+from carl_ray.objectives.regions import RegionContrast, Regions, region_terms
 
 TAU = 0.1
 
@@ -308,8 +302,82 @@ def test_statistics_are_means_and_deviations_of_the_colours():
     torch.testing.assert_close(padded[1, 0, 3].double(), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_order_does_not_see_the_timestamps():
-    head, batch = nn.Linear(18, 3), batch_of(3)
+def test_edges_are_shares_of_orientations():
+    pixels = torch.zeros(1, 1, 2, 16, 16, 3, dtype=torch.uint8)
+    places = torch.arange(16)
+    pixels[..., :8, :] = (8 * places[:8]).byte()[:, None]  # brighter to the right: gradients at 0
+    diagonal = 8 * ((places[:, None] + places[None, 8:]) - 8)
+    pixels[..., 8:, :] = diagonal.clamp(0, 255).byte()[..., None]  # at 45 degrees
+    mask = torch.tensor([[[True, False]]])
+    pixels[:, :, 1] = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8)
+    found = low_level_statistics(pixels, mask, (1, 1, 2), "color+edges")[0, 0]
+    assert found.shape == (2, 14)
+    torch.testing.assert_close(found[:, :6], low_level_statistics(pixels, mask, (1, 1, 2))[0, 0])
+    edges = found[:, 6:]
+    torch.testing.assert_close(edges.sum(-1), torch.ones(2))
+    # Both cells see the border between them in one of eight columns.
+    assert edges[0].argmax() == 0 and edges[0, 0] > 0.8
+    assert edges[1].argmax() == 2 and edges[1, 2] > 0.7
+    flat = low_level_statistics(torch.full_like(pixels, 7), mask, (1, 1, 2), "color+edges")
+    assert float(flat[..., 6:].abs().max()) == 0
+
+
+def test_the_adversary_learns_and_the_regions_unlearn_with_the_weight():
+    batch = batch_of(3)
+    made = objective(information="adversary", low_level="color+edges", information_weight=2.0).eval()
+    (phase,) = made.phases(nn.Linear(1, 1), lambda parameters: torch.optim.Adam(parameters))
+    assert {id(p) for p in made.reader.parameters()} <= {
+        id(p) for g in phase.optimizer.param_groups for p in g["params"]
+    }
+    grown = []
+    for progress in (0.05, 0.55, 1.0):
+        encodings = encodings_of(batch)
+        made.zero_grad()
+        seen = made._low_level(made._regions(encodings, batch), encodings, batch)
+        assert seen is not None
+        seen = seen._replace(z=seen.z.detach().requires_grad_())
+        weight = 2 * max(0.0, progress - 0.1) / 0.9
+        loss, number, _ = made._information(seen, weight)
+        loss.backward()
+        assert made.reader[0].weight.grad is not None and int(number) == len(seen.z)
+        learnt = made.reader[0].weight.grad.clone()
+        plain = seen.z.detach().clone().requires_grad_()
+        own = read_terms(made.reader, *made._standardized(seen._replace(z=plain))).own_loss
+        torch.testing.assert_close(loss, own)
+        made.zero_grad()
+        own.backward()
+        torch.testing.assert_close(made.reader[0].weight.grad, learnt)
+        assert plain.grad is not None and seen.z.grad is not None
+        torch.testing.assert_close(seen.z.grad, -weight * plain.grad, rtol=1e-4, atol=1e-6)
+        grown.append(float(seen.z.grad.abs().sum()))
+        assert len(made(encodings, batch, progress).sums) == len(objective()(encodings, batch, progress).sums)
+    assert 0 == grown[0] < grown[1] < grown[2]
+
+
+def test_distances_are_of_the_clips_middle_from_the_cells():
+    batch = batch_of(2)
+    encodings = encodings_of(batch)
+    # Middles 8 and 16 of 64 frames; middles of the cells 8, 24, 40 and 56.
+    expected = (torch.tensor([8.0, 16])[:, None] - torch.tensor([8.0, 24, 40, 56])) / 64
+
+    class Off(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            return (expected + 0.05).expand(2, 2, 4)[..., None]
+
+    terms, figures = order_terms(Off(), encodings[LOCAL], encodings[WHOLE], batch)
+    assert float(terms.sums) == pytest.approx(16 * 0.5 * 0.05**2 / 0.1, rel=1e-4)
+    assert int(terms.counts) == 16
+    # Of each cell the two distances differ by an eighth, whatever the cell.
+    spread = 16 * (1 / 16) ** 2
+    assert figures["order_r2"].tolist() == pytest.approx([spread - 16 * 0.05**2, spread], rel=1e-4)
+    few = encodings[WHOLE]._replace(frames=encodings[WHOLE].frames[:, :, :2])
+    with pytest.raises(ValueError, match="needs 4 cells in time of the whole video, got 2"):
+        order_terms(Off(), encodings[LOCAL], few, batch)
+
+
+@pytest.mark.parametrize("outputs", [3, 1])
+def test_order_does_not_see_the_timestamps(outputs: int):
+    head, batch = nn.Linear(18, outputs), batch_of(3)
     encodings = encodings_of(batch)
     moved = replace(
         batch,

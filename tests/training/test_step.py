@@ -194,7 +194,11 @@ OBJECTIVES = {
 }
 SCENARIOS |= OBJECTIVES
 SCENARIOS["regions synchronized"] = replace(
-    OBJECTIVES["regions"], model=replace(OBJECTIVES["regions"].model, batch_norm="synchronized")
+    OBJECTIVES["regions"],
+    model=replace(OBJECTIVES["regions"].model, batch_norm="synchronized"),
+    objective=objective_options(
+        "regions", information="adversary", low_level="color+edges", order_targets="distance"
+    ),
 )
 
 
