@@ -440,8 +440,8 @@ def _shortened(value: object) -> str:
     return f"{len(value)} values" if isinstance(value, list) else repr(value)
 
 
-def write_table(table: pa.Table, uri: str) -> None:
-    """Write a table as one Parquet file, atomically."""
+def write_table(table: pa.Table, uri: str, row_group_size: int | None = None) -> None:
+    """Write a table as one Parquet file, atomically; None: row groups of pyarrow's size."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
     storage.write_bytes(uri, sink.getvalue())
