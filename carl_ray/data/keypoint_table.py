@@ -9,7 +9,9 @@ Rows are in the order of the ids. A row group holds few videos, so that a run re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Float16
 
 from carl_ray import storage
-from carl_ray.data.manifest import refuse_pickles, write_table
+from carl_ray.data.features import open_parquet
+from carl_ray.data.keypoints import KEYPOINTS, NUM_JOINTS, keypoints_digest, with_digests
+from carl_ray.data.manifest import write_table
 from carl_ray.errors import UserError
 
 SCHEMA = pa.schema(
@@ -31,7 +35,11 @@ SCHEMA = pa.schema(
     ]
 )
 
+GROUP = "keypoints_group"
+"""Column of the videos of a run: number of the row group of the table; null where a video has no keypoints."""
+
 _VIDEOS_PER_GROUP = 8
+_T = TypeVar("_T")
 
 
 def keypoint_rows(
@@ -63,10 +71,85 @@ def read_keypoint_table(uri: str) -> pa.Table:
     """
     if not storage.exists(uri):
         return SCHEMA.empty_table()
+    open_parquet.cache_clear()  # It may have grown.
+    return _read(uri, lambda file: file.read(SCHEMA.names).select(SCHEMA.names).cast(SCHEMA))
+
+
+def locate_keypoints(videos: pa.Table, uri: str, *, few: bool = False) -> pa.Table:
+    """The videos with `keypoints_group`, null where they have none, and `keypoints_digest`.
+
+    A video has none where its row is missing, made of another file or of another number of frames, or nobody is in it.
+    Says how many.
+
+    Args:
+        videos: Columns `video_id`, `content_hash`, `num_frames`.
+        uri: Of the table.
+        few: Whether most videos may have none.
+
+    Raises:
+        UserError: there is no such table, or more than half of the videos have no keypoints.
+        RunError: the store refuses or fails.
+    """
+    shown = storage.public_uri(storage.absolute(uri))
+    if not storage.exists(uri):
+        raise UserError(
+            f"{shown}: no table of keypoints there; `carl-ray poses MANIFEST --out TABLE` makes one"
+        )
+    names = ("video_id", "content_hash", "num_frames")
+    wanted = zip(*(videos.column(name).to_pylist() for name in names), strict=True)
+    indices = {key: index for index, key in enumerate(wanted)}
+    groups: list[int | None] = [None] * len(videos)
+    digests: list[str | None] = [None] * len(videos)
+
+    def scan(file: pq.ParquetFile) -> None:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        group_of = iter(np.repeat(np.arange(len(sizes)), sizes).tolist())
+        for batch in file.iter_batches(batch_size=256, columns=[*names[:2], KEYPOINTS]):
+            for video_id, content_hash, found in zip(*batch.columns, strict=True):
+                group, values = next(group_of), found.values.to_numpy(zero_copy_only=False)
+                frames, rest = divmod(len(values), NUM_JOINTS * 3)
+                index = indices.get((video_id.as_py(), content_hash.as_py(), frames))
+                if index is not None and not rest:
+                    digests[index] = keypoints_digest(values)
+                    groups[index] = None if digests[index] is None else group
+
+    open_parquet.cache_clear()
+    _read(uri, scan)
+    videos = videos.append_column(GROUP, pa.array(groups, pa.int32()))
+    return with_digests(videos, digests, shown, few=few)
+
+
+def read_keypoints(uri: str, group: int, video_id: str) -> Float16[np.ndarray, "frames 17 3"]:
+    """The keypoints of every frame of a video.
+
+    Args:
+        uri: Of the table.
+        group: Number of its row group, as from `locate_keypoints`.
+        video_id: Of the video.
+
+    Raises:
+        UserError: the table is damaged, or another one than was located.
+        RunError: the store refuses or fails.
+    """
+    for _ in range(2):
+        with suppress(UserError):
+            rows = _read(uri, lambda file: file.read_row_group(group, ["video_id", KEYPOINTS]))
+            ids = rows.column("video_id").to_pylist()
+            if video_id in ids:
+                values = rows.column(KEYPOINTS)[ids.index(video_id)].values
+                return values.to_numpy(zero_copy_only=False).reshape(-1, NUM_JOINTS, 3)
+        open_parquet.cache_clear()  # It was opened before it was replaced by the one that was located.
+    raise UserError(
+        f"{storage.public_uri(uri)}: its rows are not those of the start of the run; start it again"
+    )
+
+
+def _read(uri: str, attempt: Callable[[pq.ParquetFile], _T]) -> _T:
+    """Read from a table, persistently."""
     try:
-        file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri)))
-        refuse_pickles(file.schema_arrow)
-        return file.read(SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
-    except (pa.ArrowException, ValueError, KeyError) as error:
+        return storage.persistently(uri, "read", lambda: attempt(open_parquet(uri, "table of keypoints")))
+    except (pa.ArrowException, ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{storage.public_uri(uri)}: not a table of keypoints ({reason})") from None
+    except OSError as error:
+        raise storage.storage_error(error, uri, "read") from None

@@ -1,7 +1,7 @@
-"""Keypoints of a person in every frame of a video, from an estimator behind a protocol. No Ray here.
+"""Estimators of the keypoints of a person in every frame of a video, behind a protocol. No Ray here.
 
-COCO's 17 joints, each (x, y, score): x and y as parts of the displayed frame, score from 0 to 1. A frame without a
-person is zeros.
+Of each frame the 17 joints of `COCO_JOINTS`, x and y as parts of the displayed frame and a score from 0 to 1; a frame
+without a person is zeros.
 """
 
 from __future__ import annotations
@@ -13,12 +13,9 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from carl_ray.data.keypoints import COCO_JOINTS, LEAST_SCORE
 from carl_ray.errors import UserError
 
-_PAIRS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-COCO_JOINTS = ("nose", *(f"{side}_{part}" for part in _PAIRS for side in ("left", "right")))
-LEAST_SCORE = 0.5
-"""A joint of a lower score is not where it is said to be."""
 INSTALL = 'pip install --no-deps mediapipe==0.10.21 absl-py attrs flatbuffers "protobuf>=6.31,<7"'
 """Installs MediaPipe beside this package. Without --no-deps it wants NumPy 1 and JAX, which it does not use here."""
 
