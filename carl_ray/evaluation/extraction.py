@@ -125,7 +125,9 @@ def embedded_rows(
     arguments = (weights, config, settings, features)
     if features:
         stride = config.data.frame_stride
-        yield from rows_of_actors(_EmbeddingActor, arguments, videos.select(columns), settings, np.float16, stride)
+        yield from rows_of_actors(
+            _EmbeddingActor, arguments, videos.select(columns), settings, np.float16, stride
+        )
     else:
         yield from rows_of_actors(_EmbeddingActor, arguments, videos.select(columns), settings, np.float32)
 

@@ -104,13 +104,9 @@ def estimate_poses(
                 result.without_person += [] if with_person else [video_id]
             table = write_keypoint_table(table, keypoint_rows(rows, keypoints, *origin), out)
 
+        arguments = (lambda: PoseExtractor(make_estimator(), every), _RETRIES)
         found = extraction.rows_of_actors(
-            lambda: PoseExtractor(make_estimator(), every),
-            missing,
-            ["uri", "num_frames"],
-            settings,
-            _RETRIES,
-            actor_bytes=_ACTOR_BYTES,
+            extraction.ExtractingActor, arguments, missing, settings, np.float16, actor_bytes=_ACTOR_BYTES
         )
         write_rows(found, missing, result, PartWriter(folder, lease, write), "estimated")
     if missing.num_rows and not result.num_embedded:

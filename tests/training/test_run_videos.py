@@ -254,9 +254,7 @@ def test_keypoints_of_a_table_replace_those_of_the_manifest(
     config = with_stills(rows, tmp_path, [None] * 4)
     uri = str(tmp_path / "keypoints.parquet")
     config = replace(config, data=replace(config.data, keypoints=uri))
-    with pytest.raises(
-        UserError, match=r"no table of keypoints there; `python -m carl_ray.poses MANIFEST --out"
-    ):
+    with pytest.raises(UserError, match=r"no table of keypoints there; `carl-ray poses MANIFEST --out"):
         read_videos(config)
 
     def estimate(number: int, values: list[float]) -> None:
@@ -267,7 +265,7 @@ def test_keypoints_of_a_table_replace_those_of_the_manifest(
     estimate(0, PERSON)
     estimate(1, NOBODY)
     with pytest.raises(
-        UserError, match=r"2 of 3 training videos .* python -m carl_ray.poses .* --data.keypoints TABLE"
+        UserError, match=r"2 of 3 training videos .* `carl-ray poses .* --data.keypoints TABLE"
     ):
         read_videos(config)
     estimate(2, PERSON)
