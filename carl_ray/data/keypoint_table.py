@@ -42,28 +42,31 @@ _VIDEOS_PER_GROUP = 8
 _T = TypeVar("_T")
 
 
-def keypoint_rows(
-    videos: pa.Table, keypoints: Sequence[Float16[np.ndarray, "frames 51"]], estimator: str, version: str
-) -> pa.Table:
-    """Rows with `SCHEMA` of videos with the columns `video_id` and `content_hash`."""
+def add_keypoints(
+    uri: str,
+    videos: pa.Table,
+    keypoints: Sequence[Float16[np.ndarray, "frames 51"]],
+    estimator: str,
+    version: str,
+) -> None:
+    """Add rows of videos to a table, or begin it, atomically; they replace rows of the same ids.
+
+    `videos` has the columns `video_id` and `content_hash`.
+    """
+    table = read_keypoint_table(uri)
     offsets = np.cumsum([0, *(array.size for array in keypoints)]).astype(np.int32)
     values = pa.array(np.concatenate([array.reshape(-1) for array in keypoints]))
     columns = [videos.column("video_id"), videos.column("content_hash")]
     columns += [pa.ListArray.from_arrays(pa.array(offsets), values)]
     columns += [pa.array([text] * len(videos)) for text in (estimator, version)]
-    return pa.table(columns, schema=SCHEMA)
-
-
-def write_keypoint_table(table: pa.Table, rows: pa.Table, uri: str) -> pa.Table:
-    """Write a table with more rows, atomically, and return it; they replace those of the same ids."""
-    is_old = pc.is_in(table.column("video_id"), rows.column("video_id").combine_chunks())
+    is_old = pc.is_in(table.column("video_id"), columns[0].combine_chunks())
+    rows = pa.table(columns, schema=SCHEMA)
     whole = pa.concat_tables([table.filter(pc.invert(is_old)), rows]).sort_by("video_id")
     write_table(whole, uri, row_group_size=_VIDEOS_PER_GROUP)
-    return whole
 
 
-def read_keypoint_table(uri: str) -> pa.Table:
-    """All rows of a table; none where it does not exist.
+def read_keypoint_table(uri: str, names: Sequence[str] = SCHEMA.names) -> pa.Table:
+    """These columns of a table, without rows where it does not exist.
 
     Raises:
         UserError: it is another file.
@@ -72,7 +75,8 @@ def read_keypoint_table(uri: str) -> pa.Table:
     if not storage.exists(uri):
         return SCHEMA.empty_table()
     open_parquet.cache_clear()  # It may have grown.
-    return _read(uri, lambda file: file.read(SCHEMA.names).select(SCHEMA.names).cast(SCHEMA))
+    schema = pa.schema([SCHEMA.field(name) for name in names])
+    return _read(uri, lambda file: file.read(names).select(names).cast(schema))
 
 
 def locate_keypoints(videos: pa.Table, uri: str, *, few: bool = False) -> pa.Table:
@@ -138,7 +142,7 @@ def read_keypoints(uri: str, group: int, video_id: str) -> Float16[np.ndarray, "
             if video_id in ids:
                 values = rows.column(KEYPOINTS)[ids.index(video_id)].values
                 return values.to_numpy(zero_copy_only=False).reshape(-1, NUM_JOINTS, 3)
-        open_parquet.cache_clear()  # It was opened before it was replaced by the one that was located.
+        open_parquet.cache_clear()  # It may have been opened before the one that was located replaced it.
     raise UserError(
         f"{storage.public_uri(uri)}: its rows are not those of the start of the run; start it again"
     )

@@ -123,13 +123,8 @@ def embedded_rows(
     weights = ray.put(([encoder.state_dict() for encoder in encoders], frozen, classifier))
     columns = ["video_id", "uri", "num_frames", *(["content_hash"] if classifier else [])]
     arguments = (weights, config, settings, features)
-    if features:
-        stride = config.data.frame_stride
-        yield from rows_of_actors(
-            _EmbeddingActor, arguments, videos.select(columns), settings, np.float16, stride
-        )
-    else:
-        yield from rows_of_actors(_EmbeddingActor, arguments, videos.select(columns), settings, np.float32)
+    of_array = (np.float16, config.data.frame_stride) if features else (np.float32, 1)
+    yield from rows_of_actors(_EmbeddingActor, arguments, videos.select(columns), settings, *of_array)
 
 
 def rows_of_actors(
@@ -143,14 +138,7 @@ def rows_of_actors(
 ) -> Generator[tuple[int, list[np.ndarray] | str], None, None]:
     """Arrays that a pool of actors makes of videos; yields as `embedded_rows`.
 
-    Args:
-        actor: Class of the actors.
-        arguments: Of its constructor.
-        videos: Columns `uri`, `num_frames`, and others that the actor reads.
-        settings: Workers.
-        dtype: Of the arrays.
-        frame_stride: They have a row for every so many frames.
-        actor_bytes: Memory of an actor with one CPU.
+    The arrays have a row for every `frame_stride`-th frame. `actor_bytes` is the memory of an actor with one CPU.
     """
     # A small machine reserves less, since the demo fits all the same.
     largest = int(max((node.get("memory", 0) for node in _nodes()), default=0))

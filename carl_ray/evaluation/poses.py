@@ -18,7 +18,7 @@ import pyarrow as pa
 from carl_ray import storage
 from carl_ray.config import Config, DataConfig
 from carl_ray.data.guard import BadVideoError, FrameReader
-from carl_ray.data.keypoint_table import keypoint_rows, read_keypoint_table, write_keypoint_table
+from carl_ray.data.keypoint_table import add_keypoints, read_keypoint_table
 from carl_ray.data.pose_estimator import BlazePose, PoseEstimator, interpolated
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.corpus import (
@@ -80,7 +80,7 @@ def estimate_poses(
     estimator = make_estimator()
     version = estimator.version if every == 1 else f"{estimator.version}, every {every} frames"
     origin = (estimator.name, version)
-    missing = _missing(videos, read_keypoint_table(out), origin, out)
+    missing = _missing(videos, origin, out)
     if missing.num_rows == 0:
         return PoseResult(videos.num_rows, False)
     folder = storage.parent(storage.absolute(out))
@@ -89,20 +89,18 @@ def estimate_poses(
     from carl_ray.session import connect
 
     with connect(), hold(folder) as (lease, _):
-        table = read_keypoint_table(out)
-        missing = _missing(videos, table, origin, out)
+        missing = _missing(videos, origin, out)
         result = PoseResult(videos.num_rows - missing.num_rows, False)
         extraction.check_resources(settings)
 
         def write(taken: list[tuple[pa.Table, int, list[np.ndarray]]]) -> None:
-            nonlocal table
             rows = pa.concat_tables(listed.slice(index, 1) for listed, index, _ in taken)
             keypoints = [arrays[0] for _, _, arrays in taken]
             for video_id, found in zip(rows.column("video_id").to_pylist(), keypoints, strict=True):
                 with_person = int(found.any(axis=1).sum())
                 result.num_with_person += with_person
                 result.without_person += [] if with_person else [video_id]
-            table = write_keypoint_table(table, keypoint_rows(rows, keypoints, *origin), out)
+            add_keypoints(out, rows, keypoints, *origin)
 
         arguments = (lambda: PoseExtractor(make_estimator(), every), _RETRIES)
         found = extraction.rows_of_actors(
@@ -116,9 +114,10 @@ def estimate_poses(
     return result
 
 
-def _missing(videos: pa.Table, table: pa.Table, origin: tuple[str, str], out: str) -> pa.Table:
+def _missing(videos: pa.Table, origin: tuple[str, str], out: str) -> pa.Table:
     """The videos that a table lacks; `UserError` where it is of another estimator."""
     columns = ["video_id", "content_hash", "estimator", "estimator_version"]
+    table = read_keypoint_table(out, columns)
     rows = list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
     if others := sorted({row[2:] for row in rows} - {origin}):
         raise UserError(

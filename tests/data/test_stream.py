@@ -23,12 +23,7 @@ import ray
 
 from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from carl_ray.data import coordinator, stream
-from carl_ray.data.keypoint_table import (
-    keypoint_rows,
-    locate_keypoints,
-    read_keypoint_table,
-    write_keypoint_table,
-)
+from carl_ray.data.keypoint_table import add_keypoints, locate_keypoints
 from carl_ray.data.make_views import make_views
 from carl_ray.data.plan import Plan, training_plan, validation_plan
 from carl_ray.data.sample import Sample, arrays_of, sample_spec
@@ -120,8 +115,7 @@ def test_key_frames_and_keypoints_reach_the_views(videos: pa.Table, of: str, tmp
     else:
         uri = str(tmp_path / "keypoints.parquet")
         identified = given.append_column("content_hash", pa.array(list("abcde")))
-        rows_of_table = keypoint_rows(identified.slice(0, 4), keypoints, "fake", "1")
-        write_keypoint_table(read_keypoint_table(uri), rows_of_table, uri)
+        add_keypoints(uri, identified.slice(0, 4), keypoints, "fake", "1")
         given = locate_keypoints(identified, uri).drop_columns(["content_hash", "keypoints_digest"])
         config = replace(config, data=replace(config.data, keypoints=uri))
     plan = training_plan(CONFIG.training.seed, videos.num_rows, 3, epochs=1)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from carl_ray.config import ClusterConfig, Config, objective_options
-from carl_ray.data.keypoint_table import keypoint_rows, read_keypoint_table, write_keypoint_table
+from carl_ray.data.keypoint_table import add_keypoints
 from carl_ray.data.manifest import SCHEMA, videos_digest, write_table
 from carl_ray.errors import UserError
 from carl_ray.presets import preset
@@ -259,8 +259,7 @@ def test_keypoints_of_a_table_replace_those_of_the_manifest(
 
     def estimate(number: int, values: list[float]) -> None:
         row = pa.Table.from_pylist(rows[number : number + 1], schema=SCHEMA)
-        new = keypoint_rows(row, [np.array(values, np.float16)], "fake", "1")
-        write_keypoint_table(read_keypoint_table(uri), new, uri)
+        add_keypoints(uri, row, [np.array(values, np.float16)], "fake", "1")
 
     estimate(0, PERSON)
     estimate(1, NOBODY)
