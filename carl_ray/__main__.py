@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train an encoder; without arguments, the demo on rendered videos",
     "index": "scan a folder of videos and write its manifest (Parquet, one row a video)",
     "cache": "compute features of a frozen backbone once, for training and embedding",
+    "poses": "estimate the keypoints of a person in every frame",
     "embed": "embed every frame of the videos of a manifest",
     "evaluate": "compute metrics with controls and write report.html",
     "search": "find the nearest moments in other videos",

@@ -122,6 +122,8 @@ def test_an_unknown_option_answers_at_once(command: str, tmp_path: Path) -> None
         ("carl_ray.index", ["--update", "gone.parquet", "--label-from", "1"], f"{ROOT}/gone.parquet: no manifest"),
         ("carl_ray.index", ["tests", "--out", "m", "--labels", "gone.csv"], "gone.csv: no such file of labels"),
         ("carl_ray.index", ["a", "--out", "b", "--label-from", "x"], "expected folder, or the level of a folder from"),
+        ("carl_ray.poses", ["gone.parquet", "--out", "k.parquet"], f"{ROOT}/gone.parquet: no manifest there"),
+        ("carl_ray.poses", ["gone.parquet"], "the following arguments are required: --out"),
         ("carl_ray.embed", [], "no trained demo there"),
         ("carl_ray.embed", ["--checkpoint", "gone", "--out", "e"], f"{ROOT}/gone: expected a run folder"),
         ("carl_ray.evaluate", [], "no trained demo there"),

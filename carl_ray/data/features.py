@@ -86,7 +86,7 @@ class FeatureCache:
         """
         places: dict[tuple[str, str], tuple[str, int]] = {}
         for part in list_parts(self.uri):
-            listed = _open_part(part).read(["video_id", "content_hash"]).to_pylist()
+            listed = open_parquet(part).read(["video_id", "content_hash"]).to_pylist()
             for group, row in enumerate(listed):
                 places[row["video_id"], row["content_hash"]] = (part, group)
         keys = zip(*(videos.column(name).to_pylist() for name in ("video_id", "content_hash")), strict=True)
@@ -215,8 +215,13 @@ def write_part(folder: str, videos: pa.Table, features: Sequence[Sequence[np.nda
 
 
 @lru_cache(maxsize=_OPEN_PARTS)
-def _open_part(uri: str) -> pq.ParquetFile:
-    """A part; its footer stays in memory, since a run reads it at every row."""
+def open_parquet(uri: str, kind: str = "part of features") -> pq.ParquetFile:
+    """A file; its footer stays in memory, since a run reads it at every row.
+
+    Raises:
+        UserError: it is not a Parquet file, or has a column that may run code.
+        RunError: the store refuses or fails.
+    """
 
     def opened() -> pq.ParquetFile:
         filesystem, path = storage.resolve(uri)
@@ -227,7 +232,7 @@ def _open_part(uri: str) -> pq.ParquetFile:
         refuse_pickles(file.schema_arrow)
         return file
     except (pa.ArrowException, ValueError) as error:
-        raise UserError(f"{storage.public_uri(uri)}: not a part of features ({error})") from None
+        raise UserError(f"{storage.public_uri(uri)}: not a {kind} ({error})") from None
     except OSError as error:
         raise storage.storage_error(error, uri, "read") from None
 
@@ -246,7 +251,7 @@ def read_features(part: str, group: int, copy: int = 0) -> Float16[np.ndarray, "
     """
     columns = ["channels", f"copy_{copy}"]
     try:
-        row = storage.persistently(part, "read", lambda: _open_part(part).read_row_group(group, columns))
+        row = storage.persistently(part, "read", lambda: open_parquet(part).read_row_group(group, columns))
         content = row.column(1)[0].as_buffer()
         return np.frombuffer(content, "<f2").reshape(-1, row.column(0)[0].as_py())
     except (pa.ArrowException, ValueError, KeyError, IndexError) as error:

@@ -17,10 +17,13 @@ from carl_ray.errors import UserError, note
 
 KEYPOINTS = "keypoints"
 """Column of a manifest: the values of every frame, of which NaN is no joint; null: not known."""
-NUM_JOINTS = 17
+_PAIRS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+COCO_JOINTS = ("nose", *(f"{side}_{part}" for part in _PAIRS for side in ("left", "right")))
+NUM_JOINTS = len(COCO_JOINTS)
+LEAST_SCORE = 0.5
+"""A joint with a lower score is not valid."""
 _MIRRORED = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])
 """Of each joint the one on the other side."""
-_LEAST_SCORE = 0.5
 _BEYOND = 0.1
 """How far outside a view, as a part of it, a joint is still valid."""
 
@@ -51,21 +54,33 @@ def check_keypoints(videos: pa.Table, source: str, *, few: bool = False) -> pa.T
                 f"{source}: video {videos.column('video_id')[row].as_py()!r} has {len(values)} values of {KEYPOINTS}: "
                 f"expected {num_frames} frames x {NUM_JOINTS} joints x (x, y, score)"
             )
-        rows.append(values if values is not None and (values[2::3] >= _LEAST_SCORE).any() else None)
-    missing = sum(values is None for values in rows)
-    if missing > len(rows) / 2 and not few:
+        rows.append(values)
+    digests = [keypoints_digest(values) for values in rows]
+    rows = [values if digest else None for values, digest in zip(rows, digests, strict=True)]
+    place = videos.schema.get_field_index(KEYPOINTS)
+    videos = videos.set_column(place, KEYPOINTS, pa.array(rows, column.type))
+    return with_digests(videos, digests, source, few=few)
+
+
+def keypoints_digest(values: Float16[np.ndarray, " values"] | None) -> str | None:
+    """Hash of the keypoints of a video; None where it has none, or no valid joint in any frame."""
+    if values is None or not (values[2::3] >= LEAST_SCORE).any():
+        return None
+    return blake2b(values.tobytes(), digest_size=8).hexdigest()
+
+
+def with_digests(videos: pa.Table, digests: list[str | None], source: str, *, few: bool) -> pa.Table:
+    """The videos with the column `keypoints_digest`; says how many have none. Arguments as `check_keypoints`."""
+    missing = digests.count(None)
+    which = "validation" if few else "training"
+    said = f"{missing} of {len(digests)} {which} videos have no keypoints of a person"
+    if missing > len(digests) / 2 and not few:
         raise UserError(
-            f"{source}: {missing} of {len(rows)} training videos have no keypoints of a person, which the objective "
-            "needs; `carl-ray poses MANIFEST --out TABLE` estimates them"
+            f"{source}: {said}, which the objective needs; `carl-ray poses MANIFEST --out TABLE` estimates them, and "
+            "--data.keypoints TABLE names them"
         )
     if missing:
-        note(
-            f"{missing} of {len(rows)} {'validation' if few else 'training'} videos have no keypoints of a person"
-        )
-    videos = videos.set_column(
-        videos.schema.get_field_index(KEYPOINTS), KEYPOINTS, pa.array(rows, column.type)
-    )
-    digests = [None if r is None else blake2b(r.tobytes(), digest_size=8).hexdigest() for r in rows]
+        note(said)
     return videos.append_column("keypoints_digest", pa.array(digests, pa.string()))
 
 
@@ -105,5 +120,5 @@ def keypoints_in_view(
     places[flips, ..., 0] = 1 - places[flips, ..., 0]
     # Comparisons with NaN are false.
     valid = ((places >= -_BEYOND) & (places <= 1 + _BEYOND)).all(-1) & mask[..., None]
-    valid &= (found[..., 2] >= _LEAST_SCORE) & (found[..., 2] < np.inf)
+    valid &= (found[..., 2] >= LEAST_SCORE) & (found[..., 2] < np.inf)
     return np.concatenate([np.where(valid[..., None], places, 0), valid[..., None]], -1).astype(np.float32)

@@ -88,6 +88,7 @@ class StreamVideo(TypedDict):
     key_frames: NotRequired[list[int] | None]
     keypoints: NotRequired[np.ndarray | None]
     """float16 (num_frames, 17, 3), as from `carl_ray.data.keypoints.video_keypoints`."""
+    keypoints_group: NotRequired[int | None]
     features_part: NotRequired[str]
     features_group: NotRequired[int]
 
@@ -440,8 +441,8 @@ def _shortened(value: object) -> str:
     return f"{len(value)} values" if isinstance(value, list) else repr(value)
 
 
-def write_table(table: pa.Table, uri: str) -> None:
-    """Write a table as one Parquet file, atomically."""
+def write_table(table: pa.Table, uri: str, row_group_size: int | None = None) -> None:
+    """Write a table as one Parquet file, atomically; None: row groups of pyarrow's size."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
     storage.write_bytes(uri, sink.getvalue())

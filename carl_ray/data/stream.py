@@ -22,6 +22,7 @@ from carl_ray.config import Config
 from carl_ray.data.coordinator import install_endless_stream_scheduling, limit_retries
 from carl_ray.data.features import cached_views
 from carl_ray.data.guard import BadVideoError, ViewReader
+from carl_ray.data.keypoint_table import read_keypoints
 from carl_ray.data.keypoints import KEYPOINTS, video_keypoints
 from carl_ray.data.manifest import StreamVideo
 from carl_ray.data.plan import ABSENT, Plan
@@ -149,6 +150,8 @@ def _read_with_retries(
         if attempt:
             time.sleep(random.SystemRandom().uniform(0.5, 1.5) * _FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
         try:
+            if spec.data.keypoints is not None and (group := video.get("keypoints_group")) is not None:
+                video["keypoints"] = read_keypoints(spec.data.keypoints, group, video["video_id"])
             if spec.data.features is not None:
                 return cached_views(video, epoch, spec)
             return _reader.read(video, epoch, spec)

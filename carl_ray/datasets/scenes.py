@@ -26,6 +26,7 @@ import pyarrow as pa
 from jaxtyping import Float64, UInt8
 from PIL import Image, ImageDraw
 
+from carl_ray.data.keypoints import COCO_JOINTS
 from carl_ray.data.randomness import sample_generator
 from carl_ray.datasets import timeline
 from carl_ray.datasets.figure import (
@@ -48,13 +49,6 @@ from carl_ray.datasets.rendered import (
 
 NUM_FRAMES = 64
 KEY_FRAME_INTERVAL = 12
-
-COCO_JOINTS = (
-    *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder"),
-    *("left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip"),
-    *("left_knee", "right_knee", "left_ankle", "right_ankle"),
-)
-"""The keypoints of a frame, in the order of COCO. Left is where x is smaller; eyes and ears have the score 0."""
 
 _CHOREOGRAPHED = {name: action.poses for name, action in timeline.ACTIONS.items()}
 SEQUENCES: dict[str, tuple[Pose, ...]] = {
@@ -143,7 +137,7 @@ class Performance:
 
     @property
     def keypoints(self) -> Float64[np.ndarray, "frames 17 3"]:
-        """x, y and score of `COCO_JOINTS` in each frame."""
+        """x, y and score of `COCO_JOINTS` in each frame. Left is where x is smaller; eyes and ears have the score 0."""
         canvas = self.size * _SUPERSAMPLING
         found = np.zeros((len(self.poses), len(COCO_JOINTS), 3))
         for frame, pose in enumerate(self.poses):

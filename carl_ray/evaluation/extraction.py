@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -53,20 +53,20 @@ _ROW = pa.schema(
 )
 
 
-def room_for_workers(cpus_per_worker: int, use_gpu: bool) -> int:
+def room_for_workers(cpus_per_worker: int, use_gpu: bool, actor_bytes: int = _ACTOR_BYTES) -> int:
     """How many actors the connected cluster has room for now, at least 1."""
     resources = ray.cluster_resources()
     room = [
         resources.get("CPU", 0) // cpus_per_worker,
-        resources.get("memory", 0) // _wanted_bytes(cpus_per_worker),
+        resources.get("memory", 0) // _wanted_bytes(cpus_per_worker, actor_bytes),
     ]
     if use_gpu:
         room.append(resources.get("GPU", 0))
     return max(1, int(min(room)))
 
 
-def _wanted_bytes(cpus_per_worker: int) -> int:
-    return _ACTOR_BYTES + (cpus_per_worker - 1) * _DECODER_BYTES
+def _wanted_bytes(cpus_per_worker: int, actor_bytes: int) -> int:
+    return actor_bytes + (cpus_per_worker - 1) * _DECODER_BYTES
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -120,15 +120,35 @@ def embedded_rows(
         Index of a video, in the order of completion, with one float32 array (frames, width) for each encoder, or one
         float16 array (taken, C) for each copy, or with the reason why it could not be embedded.
     """
-    # A small machine reserves less, since the demo fits all the same.
-    largest = int(max((node.get("memory", 0) for node in _nodes()), default=0))
-    memory = min(_wanted_bytes(settings.cpus_per_worker), largest or sys.maxsize)
-    num_workers = settings.num_workers or room_for_workers(settings.cpus_per_worker, settings.use_gpu)
     weights = ray.put(([encoder.state_dict() for encoder in encoders], frozen, classifier))
     columns = ["video_id", "uri", "num_frames", *(["content_hash"] if classifier else [])]
-    dataset = _videos(videos.select(columns)).map_batches(
-        _EmbeddingActor,
-        fn_constructor_args=(weights, config, settings, features, _Attempts.remote()),  # type: ignore[attr-defined]
+    arguments = (weights, config, settings, features)
+    of_array = (np.float16, config.data.frame_stride) if features else (np.float32, 1)
+    yield from rows_of_actors(_EmbeddingActor, arguments, videos.select(columns), settings, *of_array)
+
+
+def rows_of_actors(
+    actor: type[_EmbeddingActor],
+    arguments: tuple[object, ...],
+    videos: pa.Table,
+    settings: EmbeddingSettings,
+    dtype: type,
+    frame_stride: int = 1,
+    actor_bytes: int = _ACTOR_BYTES,
+) -> Generator[tuple[int, list[np.ndarray] | str], None, None]:
+    """Arrays that a pool of actors makes of videos; yields as `embedded_rows`.
+
+    The arrays have a row for every `frame_stride`-th frame. `actor_bytes` is the memory of an actor with one CPU.
+    """
+    # A small machine reserves less, since the demo fits all the same.
+    largest = int(max((node.get("memory", 0) for node in _nodes()), default=0))
+    memory = min(_wanted_bytes(settings.cpus_per_worker, actor_bytes), largest or sys.maxsize)
+    num_workers = settings.num_workers or room_for_workers(
+        settings.cpus_per_worker, settings.use_gpu, actor_bytes
+    )
+    dataset = _videos(videos).map_batches(
+        actor,
+        fn_constructor_args=(*arguments, _Attempts.remote()),  # type: ignore[attr-defined]
         batch_size=settings.cpus_per_worker,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(num_workers, videos.num_rows)),
@@ -137,21 +157,16 @@ def embedded_rows(
         memory=memory,
     )
     lengths = videos.column("num_frames").to_pylist()
-    stride = config.data.frame_stride if features else 1
     with _without_lines(b"has constructor arguments in the object store"):
         batch: Any
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in batch.to_pylist():
                 index = row["video_index"]
+                shape = (math.ceil(lengths[index] / frame_stride), -1)
                 yield (
                     index,
                     row["error"]
-                    or [
-                        np.frombuffer(content, np.float16 if features else np.float32).reshape(
-                            math.ceil(lengths[index] / stride), -1
-                        )
-                        for content in row["embedded"]
-                    ]
+                    or [np.frombuffer(content, dtype).reshape(shape) for content in row["embedded"]]
                     + ([] if row["classes"] is None else [np.array(row["classes"], np.int64)]),
                 )
 
@@ -274,6 +289,14 @@ class _EmbeddingActor:
         for place, result in zip(wanted, found, strict=True):
             classes[place] = result
         return classes
+
+
+class ExtractingActor(_EmbeddingActor):
+    """Actor with an extractor of its own making, whose `embed` gets pairs of a URI and a number of frames."""
+
+    def __init__(self, make: Callable[[], Any], retries: int, attempts: Any) -> None:
+        self._embedder, self._retries, self._attempts = make(), retries, attempts
+        self._predictor, self._columns = None, ["uri", "num_frames"]
 
 
 def _rows(indices: Sequence[int], embedded: Sequence[Any], classes: Sequence[Any] | None = None) -> pa.Table:

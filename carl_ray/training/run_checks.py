@@ -127,7 +127,7 @@ def check_folder(config: Config, run_dir: str, *, resume: bool) -> Config | None
     """
     refuse_secrets(
         {"--run-dir": run_dir, "data.manifest": config.data.manifest, "model.weights": config.model.weights}
-        | {"model.init_from": config.model.init_from}
+        | {"model.init_from": config.model.init_from, "data.keypoints": config.data.keypoints}
     )
     refuse_if_held(run_dir)
     saved = saved_config(run_dir)

@@ -17,6 +17,7 @@ from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.data.features import require_cache
 from carl_ray.data.key_frames import choose_key_frames
+from carl_ray.data.keypoint_table import locate_keypoints
 from carl_ray.data.keypoints import KEYPOINTS, check_keypoints
 from carl_ray.data.manifest import (
     STREAM_COLUMNS,
@@ -90,9 +91,10 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
     validation = read_manifest(uri, columns, split=config.data.validation_split)
     validation = validation.slice(0, config.data.max_validation_videos)
     _note_key_frames(training, config)
-    if KEYPOINTS in columns:
-        shown = storage.public_uri(uri)
-        training, validation = check_keypoints(training, shown), check_keypoints(validation, shown, few=True)
+    if any(view.keypoints for view in config.view_specs):
+        check = check_keypoints if config.data.keypoints is None else locate_keypoints
+        source = config.data.keypoints or storage.public_uri(uri)
+        training, validation = check(training, source), check(validation, source, few=True)
     record = pa.concat_tables(
         table.select([name for name in _RECORDED if name in table.column_names]).append_column(
             "part", pa.array([part] * table.num_rows, pa.string()).dictionary_encode()
@@ -166,7 +168,9 @@ def _columns_of_views(config: Config) -> list[str]:
     """Columns of the manifest that the views of a run need."""
     specs = config.view_specs
     columns = ["key_frames"] if any(isinstance(view.span, KeyFrame) for view in specs) else []
-    return [*columns, KEYPOINTS] if any(view.keypoints for view in specs) else columns
+    if config.data.keypoints is None and any(view.keypoints for view in specs):
+        columns.append(KEYPOINTS)
+    return columns
 
 
 def _without_records(videos: pa.Table, columns: Sequence[str]) -> pa.Table:

@@ -23,6 +23,7 @@ import ray
 
 from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from carl_ray.data import coordinator, stream
+from carl_ray.data.keypoint_table import add_keypoints, locate_keypoints
 from carl_ray.data.make_views import make_views
 from carl_ray.data.plan import Plan, training_plan, validation_plan
 from carl_ray.data.sample import Sample, arrays_of, sample_spec
@@ -95,7 +96,8 @@ def test_rows_are_the_plans_and_views_are_those_made_by_hand(videos: pa.Table) -
         np.testing.assert_array_equal(row.views["crops"].parameters, by_hand.parameters)
 
 
-def test_key_frames_and_keypoints_reach_the_views(videos: pa.Table) -> None:
+@pytest.mark.parametrize("of", ["the manifest", "a table"])
+def test_key_frames_and_keypoints_reach_the_views(videos: pa.Table, of: str, tmp_path: Path) -> None:
     config = replace(
         CONFIG,
         model=replace(CONFIG.model, backbone="small3d", temporal_encoder="clip"),
@@ -108,7 +110,14 @@ def test_key_frames_and_keypoints_reach_the_views(videos: pa.Table) -> None:
     values = pa.array([*(points.ravel() for points in keypoints), None], pa.list_(pa.float16()))
     keys = [[0, 2], [7, 11], [], None, [5, 9, 13]]
     given = videos.append_column("key_frames", pa.array(keys, pa.list_(pa.int32())))
-    given = given.append_column("keypoints", values)
+    if of == "the manifest":
+        given = given.append_column("keypoints", values)
+    else:
+        uri = str(tmp_path / "keypoints.parquet")
+        identified = given.append_column("content_hash", pa.array(list("abcde")))
+        add_keypoints(uri, identified.slice(0, 4), keypoints, "fake", "1")
+        given = locate_keypoints(identified, uri).drop_columns(["content_hash", "keypoints_digest"])
+        config = replace(config, data=replace(config.data, keypoints=uri))
     plan = training_plan(CONFIG.training.seed, videos.num_rows, 3, epochs=1)
     rows = {row.video_id: row for row in collect(plan, given, config)}
     for video, own, points in zip(given.to_pylist(), keys, [*keypoints, None], strict=True):

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from carl_ray.config import ClusterConfig, Config, objective_options
+from carl_ray.data.keypoint_table import add_keypoints
 from carl_ray.data.manifest import SCHEMA, videos_digest, write_table
 from carl_ray.errors import UserError
 from carl_ray.presets import preset
@@ -243,6 +245,37 @@ def test_videos_without_keypoints_are_counted(tmp_path: Path, capsys: pytest.Cap
     ):
         with pytest.raises(UserError, match=said):
             read_videos(with_stills(rows, tmp_path, keypoints))
+
+
+def test_keypoints_of_a_table_replace_those_of_the_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [clip_row(number, [0, 4]) for number in range(3)] + [clip_row(9, [0, 4], "validation")]
+    config = with_stills(rows, tmp_path, [None] * 4)
+    uri = str(tmp_path / "keypoints.parquet")
+    config = replace(config, data=replace(config.data, keypoints=uri))
+    with pytest.raises(UserError, match=r"no table of keypoints there; `carl-ray poses MANIFEST --out"):
+        read_videos(config)
+
+    def estimate(number: int, values: list[float]) -> None:
+        row = pa.Table.from_pylist(rows[number : number + 1], schema=SCHEMA)
+        add_keypoints(uri, row, [np.array(values, np.float16)], "fake", "1")
+
+    estimate(0, PERSON)
+    estimate(1, NOBODY)
+    with pytest.raises(
+        UserError, match=r"2 of 3 training videos .* `carl-ray poses .* --data.keypoints TABLE"
+    ):
+        read_videos(config)
+    estimate(2, PERSON)
+    _, videos = read_videos(config)
+    assert capsys.readouterr().err == (
+        "1 of 3 training videos have no keypoints of a person\n1 of 1 validation videos have no keypoints of a person\n"
+    )
+    assert videos.training.column("keypoints_group").to_pylist() == [0, None, 0]
+    assert not {"keypoints", "keypoints_digest"} & set(videos.training.column_names)
+    of_manifest = with_stills(rows, tmp_path, [PERSON, None, PERSON, None])
+    assert read_videos(of_manifest)[1].record.equals(videos.record)
 
 
 def test_a_run_goes_on_with_the_same_keypoints_and_key_frames_only(tmp_path: Path):
