@@ -51,6 +51,7 @@ REGIONS: dict[str, dict[str, str]] = {
 }
 CSVR: dict[str, dict[str, str]] = {
     "untrained": {"steps": "0"},
+    "untrained, batch norm adapted": {"steps": "0", "adapt": "1"},
     "CSVR": {},
     "CSVR, poses of another video": {"poses": "other"},
     "poses alone": _ALONE | {"objective.pose_weight": "1"},

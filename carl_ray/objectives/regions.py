@@ -179,7 +179,6 @@ class RegionContrast(Objective):
         with torch.no_grad():
             regions = self._regions(encodings, batch)
         seen = self._low_level(regions, encodings, batch)
-        assert seen is not None  # This phase has pixels.
         read = read_terms(self.reader, *self._standardized(seen))
         if self._explained is None:
             self._explained = read.explained
@@ -197,16 +196,15 @@ class RegionContrast(Objective):
             counts.append(ordered.counts[0])
             figures |= found
         if self.options.information_weight:
+            weight = self.options.information_weight * max(0.0, progress - _INFORMATION_FROM)
+            weight /= 1 - _INFORMATION_FROM
             seen = self._low_level(regions, encodings, batch)
-            if seen is not None:
-                weight = self.options.information_weight * max(0.0, progress - _INFORMATION_FROM)
-                weight /= 1 - _INFORMATION_FROM
-                information, number, explained = self._information(seen, weight)
-                # A reader has just learnt from these regions: what it knew before says more.
-                figures["low_level_r2"] = explained if self._explained is None else self._explained
-                self._explained = None
-                sums.append(information)
-                counts.append(number)
+            information, number, explained = self._information(seen, weight)
+            # A reader has just learnt from these regions: what it knew before says more.
+            figures["low_level_r2"] = explained if self._explained is None else self._explained
+            self._explained = None
+            sums.append(information)
+            counts.append(number)
         self.figures = figures
         return Terms(torch.stack(sums), torch.stack(counts))
 
@@ -260,16 +258,14 @@ class RegionContrast(Objective):
 
     def _low_level(
         self, regions: Mapping[str, _Regions], encodings: Mapping[str, Encoding], batch: Batch
-    ) -> LowLevel | None:
-        """All regions with their low-level statistics; None without pixels."""
+    ) -> LowLevel:
+        """All regions with their low-level statistics."""
         import torch
 
         seen, statistics, masks = [], [], []
         for name, view in batch.views.items():
-            if view.pixels is None:
-                return None
             encoding, on = encodings[name], self.options.information_on
-            assert encoding.maps is not None and encoding.clip is not None
+            assert encoding.maps is not None and encoding.clip is not None and view.pixels is not None
             if on == "clip":
                 shape, mask = torch.Size((1, 1, 1)), view.mask.any(-1)[..., None]
                 vectors = encoding.clip[:, :, None]
@@ -317,19 +313,15 @@ def _regions(head: nn.Module, encoding: Encoding, view: ViewTensors[Tensor]) -> 
 
     from carl_ray.layers.heads import real_cells
 
-    assert encoding.maps is not None
+    assert encoding.maps is not None and view.pixels is not None
     cells = encoding.maps.shape[3:]
     if cells.numel() == 1:
-        size = (
-            f"{view.mask.shape[2]} frames"
-            if view.pixels is None
-            else " x ".join(map(str, view.pixels.shape[2:5]))
-        )
+        size = " x ".join(map(str, view.pixels.shape[2:5]))
         raise ValueError(f"region contrast needs a backbone with a feature map; got 1 x 1 x 1 from {size}")
     mask = real_cells(view.mask, cells[0])[..., None].expand(
         *view.mask.shape[:2], cells[0], cells[1] * cells[2]
     )
-    if view.pixels is not None and (view.pixels.shape[3] % cells[1] or view.pixels.shape[4] % cells[2]):
+    if view.pixels.shape[3] % cells[1] or view.pixels.shape[4] % cells[2]:
         raise ValueError(
             f"region contrast needs frames whose side the {cells[1]} x {cells[2]} cells of a map divide, got "
             f"{view.pixels.shape[3]} pixels: choose another augment.image_size"
