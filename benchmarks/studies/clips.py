@@ -8,7 +8,7 @@ clips): accuracy of logistic regression, and of the nearest training video, on a
 direction) and scene; of csvr_demo those of each stream and of both, the error of predicted poses of the test videos as
 a part of that of their mean pose, and the loss of context matching as a part of that of guessing. In the world `tint`
 each video has a colour cast of its own, there is no colour augmentation, and R² of a ridge regression of the cast is
-measured; in `pan` the camera moves.
+measured, and whether an information term halves it; in `pan` the camera moves.
 Markdown goes to standard output, mean ± deviation over the seeds; a row takes two to five minutes a seed on one core,
 and --out keeps finished ones.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from carl_ray.errors import UserError, one_line_errors
@@ -40,6 +40,7 @@ REGIONS: dict[str, dict[str, str]] = {
     "regions": {},
     "regions without order": {"objective.order_weight": "0"},
     "regions without information": {"objective.information_weight": "0"},
+    "regions, adversary": {"objective.information": "adversary", "objective.information_on": "clip"},
     "region contrast alone": _PLAIN,
     "region contrast, hard targets": _PLAIN | {"objective.targets": "hard"},
     "region contrast, local clips alone": _PLAIN | {"objective.whole_view": "false"},
@@ -103,6 +104,7 @@ def _print_table(options: argparse.Namespace) -> None:
     from benchmarks.studies.scene_clips import load_world, measure
 
     rows, is_tinted = _ROWS[options.preset], options.world == "tint"
+    casts: dict[str, list[float]] = {}
     done: dict[str, dict[str, dict[str, float]]] = {}
     if options.out is not None and options.out.exists():
         done = dict(json.loads(line) for line in options.out.read_text().splitlines())
@@ -123,12 +125,29 @@ def _print_table(options: argparse.Namespace) -> None:
                     with options.out.open("a") as file:
                         file.write(json.dumps([key, done[key]]) + "\n")
             found.append(done[key])
+        casts[name] = [one[""]["cast R²"] for one in found if is_tinted and "" in one]
         for vector in found[0]:
             cells = [
                 _cell([one[vector][column] for one in found if column in one[vector]]) for column in names
             ]
             shown = f"{name}, {vector}" if vector else name
             print(f"| {shown} ({len(found)}) | {' | '.join(cells)} |", flush=True)
+    print("\n".join(claims({name: sum(values) / len(values) for name, values in casts.items() if values})))
+
+
+def claims(casts: Mapping[str, float]) -> list[str]:
+    """Whether rows with an information term halve the R² of the cast without it.
+
+    Args:
+        casts: R² by the row's name.
+    """
+    without = casts.get("regions without information")
+    return [
+        f"claim {'holds' if casts[name] <= without / 2 else 'FAILS'}: {name} leaves R² {casts[name]:.2f} of the cast, "
+        f"half of {without:.2f} without information is {without / 2:.2f}"
+        for name in ("regions", "regions without order", "regions, adversary")
+        if without is not None and name in casts
+    ]
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from carl_ray.config import Config
@@ -27,13 +28,15 @@ SETTINGS = {
 }
 
 
-def batch_of(config: Config, step: int) -> Batch:
-    """Clips of videos whose brightness is the time, in a pattern of the video's own."""
+def batch_of(config: Config, step: int, shuffled: bool = False) -> Batch:
+    """Clips of videos whose brightness is the time, in a pattern of the video's own; or their frames shuffled."""
     spec = sample_spec(config)
     samples = []
     for number in range(VIDEOS):
         video_id = f"{step}/{number}"
-        pattern = np.random.default_rng([step, number]).uniform(0.6, 1.0, (SIZE, SIZE, 3))
+        rng = np.random.default_rng([step, number])
+        pattern = rng.uniform(0.6, 1.0, (SIZE, SIZE, 3))
+        painted = rng.permutation(FRAMES) if shuffled else np.arange(FRAMES)
         views = {}
         for view in spec.views:
             clips = draw_clips(view, video_id, FRAMES, 0, spec)
@@ -46,17 +49,17 @@ def batch_of(config: Config, step: int) -> Batch:
                 boxes=np.tile([0.0, 0, 1, 1], (view.count, 1)),
                 flips=np.zeros(view.count, bool),
                 spans=np.array([clip.crop for clip in clips], np.float64),
-                pixels=(255 * (times / FRAMES)[..., None, None, None] * pattern).astype(np.uint8),
+                pixels=(255 * (painted[times] / FRAMES)[..., None, None, None] * pattern).astype(np.uint8),
             )
         samples.append(Sample(number, step, 0, video_id, None, views))
     return collate(samples, spec)
 
 
-def accuracy(step: TrainingStep, swapped: bool) -> tuple[float, float]:
+def accuracy(step: TrainingStep, swapped: bool = False, shuffled: bool = False) -> tuple[float, float]:
     """Of the order, and of the best guess for each cell; with the local clips of other videos."""
     totals = torch.zeros(2, 2, dtype=torch.float64)
     for number in range(1000, 1010):
-        batch = batch_of(step.config, number)
+        batch = batch_of(step.config, number, shuffled)
         if swapped:
             local = batch.views[LOCAL]
             moved = replace(local, pixels=None if local.pixels is None else local.pixels.roll(1, 0))
@@ -68,13 +71,25 @@ def accuracy(step: TrainingStep, swapped: bool) -> tuple[float, float]:
     return found, guess
 
 
-def test_order_is_learnt_from_content_and_from_nothing_else():
+def trained(shuffled: bool) -> TrainingStep:
     torch.set_num_threads(1)
     config = overridden(preset("clips_demo"), SETTINGS)
     step = TrainingStep(config, torch.device("cpu"), 200)
     for number in range(200):
-        step.train(batch_of(step.config, number), number)
-    found, guess = accuracy(step, swapped=False)
+        step.train(batch_of(config, number, shuffled), number)
+    return step
+
+
+@pytest.mark.slow
+def test_shuffled_frames_have_no_order():
+    """Of the whole video: within a clip, the painted times would still tell where it lies."""
+    found, guess = accuracy(trained(shuffled=True), shuffled=True)
+    assert found < guess + 0.03
+
+
+def test_order_is_learnt_from_content_and_from_nothing_else():
+    step = trained(shuffled=False)
+    found, guess = accuracy(step)
     assert found > 0.95 > guess + 0.1
     found, guess = accuracy(step, swapped=True)
     assert found < guess + 0.03
