@@ -79,7 +79,7 @@ def read_keypoint_table(uri: str, names: Sequence[str] = SCHEMA.names) -> pa.Tab
     return _read(uri, lambda file: file.read(names).select(names).cast(schema))
 
 
-def locate_keypoints(videos: pa.Table, uri: str, *, few: bool = False) -> pa.Table:
+def locate_keypoints(videos: pa.Table, uri: str, kind: str = "training") -> pa.Table:
     """The videos with `keypoints_group`, null where they have none, and `keypoints_digest`.
 
     A video has none where its row is missing, made of another file or of another number of frames, or nobody is in it.
@@ -88,7 +88,7 @@ def locate_keypoints(videos: pa.Table, uri: str, *, few: bool = False) -> pa.Tab
     Args:
         videos: Columns `video_id`, `content_hash`, `num_frames`.
         uri: Of the table.
-        few: Whether most videos may have none.
+        kind: As for `check_keypoints`.
 
     Raises:
         UserError: there is no such table, or more than half of the videos have no keypoints.
@@ -120,7 +120,7 @@ def locate_keypoints(videos: pa.Table, uri: str, *, few: bool = False) -> pa.Tab
     open_parquet.cache_clear()
     _read(uri, scan)
     videos = videos.append_column(GROUP, pa.array(groups, pa.int32()))
-    return with_digests(videos, digests, shown, few=few)
+    return with_digests(videos, digests, shown, kind)
 
 
 def read_keypoints(uri: str, group: int, video_id: str) -> Float16[np.ndarray, "frames 17 3"]:

@@ -28,7 +28,7 @@ _BEYOND = 0.1
 """How far outside a view, as a part of it, a joint is still valid."""
 
 
-def check_keypoints(videos: pa.Table, source: str, *, few: bool = False) -> pa.Table:
+def check_keypoints(videos: pa.Table, source: str, kind: str = "training") -> pa.Table:
     """The videos with `KEYPOINTS` as float16, null where nobody is in the video, and a hash, `keypoints_digest`.
 
     Says how many have none.
@@ -36,7 +36,7 @@ def check_keypoints(videos: pa.Table, source: str, *, few: bool = False) -> pa.T
     Args:
         videos: Columns `video_id`, `num_frames` and `KEYPOINTS`.
         source: Name of their manifest.
-        few: Whether most videos may have none.
+        kind: Which videos of the manifest; of others than `training` most may have none.
 
     Raises:
         UserError: more than half of them have none; or a video has another number of values than its frames need.
@@ -59,7 +59,7 @@ def check_keypoints(videos: pa.Table, source: str, *, few: bool = False) -> pa.T
     rows = [values if digest else None for values, digest in zip(rows, digests, strict=True)]
     place = videos.schema.get_field_index(KEYPOINTS)
     videos = videos.set_column(place, KEYPOINTS, pa.array(rows, column.type))
-    return with_digests(videos, digests, source, few=few)
+    return with_digests(videos, digests, source, kind)
 
 
 def keypoints_digest(values: Float16[np.ndarray, " values"] | None) -> str | None:
@@ -69,12 +69,11 @@ def keypoints_digest(values: Float16[np.ndarray, " values"] | None) -> str | Non
     return blake2b(values.tobytes(), digest_size=8).hexdigest()
 
 
-def with_digests(videos: pa.Table, digests: list[str | None], source: str, *, few: bool) -> pa.Table:
+def with_digests(videos: pa.Table, digests: list[str | None], source: str, kind: str) -> pa.Table:
     """The videos with the column `keypoints_digest`; says how many have none. Arguments as `check_keypoints`."""
     missing = digests.count(None)
-    which = "validation" if few else "training"
-    said = f"{missing} of {len(digests)} {which} videos have no keypoints of a person"
-    if missing > len(digests) / 2 and not few:
+    said = f"{missing} of {len(digests)} {kind} videos have no keypoints of a person"
+    if missing > len(digests) / 2 and kind == "training":
         raise UserError(
             f"{source}: {said}, which the objective needs; `carl-ray poses MANIFEST --out TABLE` estimates them, and "
             "--data.keypoints TABLE names them"

@@ -8,7 +8,7 @@ each action.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,7 @@ from carl_ray.evaluation.controls import VARIANTS, embedded_by
 from carl_ray.evaluation.embedded_video import EmbeddedVideo, phase_names
 from carl_ray.evaluation.embeddings import Origin
 from carl_ray.evaluation.probes import LABEL_FRACTIONS, num_fitted
-from carl_ray.evaluation.task import MetricEntry, Task, Videos
+from carl_ray.evaluation.task import Metric, MetricEntry, Task, Videos
 from carl_ray.evaluation.tasks import TASKS
 
 Groups = dict[str, tuple[list[EmbeddedVideo], list[EmbeddedVideo]]]
@@ -111,6 +111,14 @@ def evaluate(
             for name, (fitted, held) in shown.items()
         },
     }
+
+
+def add_results(
+    document: dict[str, Any], metrics: Iterable[Metric], results: Mapping[str, Result], seed: int
+) -> None:
+    """Add results of the trained encoder alone, by metric, to a document of metrics.json."""
+    document["metrics"] |= {metric.name: asdict(metric) for metric in metrics if metric.name in results}
+    document["trained"] |= {name: _entry([result], seed) for name, result in results.items()}
 
 
 def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> None:

@@ -33,7 +33,7 @@ from carl_ray.objectives.base import (
 from carl_ray.objectives.views import Follows, KeyFrame, Policy, Stride, ViewSpec, clips_view
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int64
+    from jaxtyping import Bool, Float, Int64
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
@@ -199,7 +199,7 @@ class Csvr(Objective):
         sums, counts = [], []
         with torch.autocast(batch.rows.device.type, enabled=False):
             with torch.no_grad():
-                made = self._made(encodings[CLIP], batch)
+                made = self.made(encodings[CLIP], batch)
             for name, critic in self.critics.items():
                 critic.train()
                 found = critic_terms(critic, made[name])
@@ -222,7 +222,7 @@ class Csvr(Objective):
             figures["context_loss"] = torch.stack([0.5 * matched.sums.sum(), matched.counts[0]])
         # Generators and critics in full precision: spectral norm needs it.
         with torch.autocast(batch.rows.device.type, enabled=False):
-            for name, made in self._made(encodings[CLIP], batch).items():
+            for name, made in self.made(encodings[CLIP], batch).items():
                 found += self._terms_of(name, made, progress)
                 figures[f"{name}_error"] = torch.stack([made.error, made.number])
                 if name == "pose":
@@ -266,8 +266,8 @@ class Csvr(Objective):
         sides = (self.project_clip(encoding.clip[real, 0]), self.project_key_frame(maps.mean((2, 3))))
         return matching_terms(*sides, content[real], temperature=self.options.temperature)
 
-    def _made(self, encoding: Encoding, batch: Batch) -> dict[str, Made]:
-        """Everything that is generated, beside what is real."""
+    def made(self, encoding: Encoding, batch: Batch) -> dict[str, Made]:
+        """Everything that is generated from the view `CLIP`, beside what is real: `pose`, `now` and `next`."""
         assert encoding.maps is not None and encoding.clip is not None
         dynamic = encoding.clip[:, 0].chunk(2, -1)[0]  # Float32 or better, as all that follows.
         made = {}
@@ -280,22 +280,18 @@ class Csvr(Objective):
         return made
 
     def _predicted_poses(self, dynamic: Float[Tensor, "B C"], batch: Batch) -> Made:
-        from torch.nn import functional
-
         from carl_ray.layers.dropout import uniform_noise
 
         keypoints = batch.views[FUTURE].keypoints
         assert keypoints is not None
         keypoints = keypoints[:, 0, :NUM_POSES]
-        # Too few joints are no pose.
-        chosen = 2 * keypoints[..., 2].sum((1, 2)) >= NUM_POSES * NUM_JOINTS
-        chosen &= batch.views[CLIP].mask[:, 0].any(-1)
+        chosen = show_a_person(keypoints) & batch.views[CLIP].mask[:, 0].any(-1)
         condition, keypoints = dynamic[chosen], keypoints[chosen]
         noise = uniform_noise(batch.seeds[CLIP][chosen, 0], _NOISE_WIDTH).to(condition.dtype)
         fake = self.poses(condition, noise).to(dynamic.dtype)
         real, valid = keypoints[..., :2].to(fake.dtype), keypoints[..., 2].to(fake.dtype)
-        errors = functional.smooth_l1_loss(fake, real, reduction="none", beta=_SMOOTH).mean(-1) * valid
-        return Made(fake, real, (valid, condition.detach()), errors.sum(), valid.sum())
+        error = pose_error(fake, real, valid)
+        return Made(fake, real, (valid, condition.detach()), error, valid.sum())
 
     def _generated(
         self, generator: nn.Module, maps: Float[Tensor, "B C t h w"], view: ViewTensors[Tensor]
@@ -403,18 +399,38 @@ def matching_terms(
     return Terms(torch.stack(sums), real.sum().expand(2))
 
 
-def mean_pose_error(made: Made) -> Float[Tensor, " 2"]:
-    """Sum and number of the errors of the batch's mean pose, of all workers: what a prediction must stay below."""
-    import torch
+def show_a_person(keypoints: Float[Tensor, "N F 17 3"]) -> Bool[Tensor, " N"]:
+    """Which poses are poses: not those of too few valid joints."""
+    return 2 * keypoints[..., 2].sum((1, 2)) >= NUM_POSES * NUM_JOINTS
+
+
+def pose_error(
+    fake: Float[Tensor, "N F 17 2"], real: Float[Tensor, "N F 17 2"], valid: Float[Tensor, "N F 17"]
+) -> Float[Tensor, ""]:
+    """Sum over the valid joints of the smooth distance of a coordinate, as a part of the view."""
     from torch.nn import functional
+
+    errors = functional.smooth_l1_loss(fake, real, reduction="none", beta=_SMOOTH)
+    return (errors.mean(-1) * valid).sum()
+
+
+def mean_pose(real: Float[Tensor, "N F 17 2"], valid: Float[Tensor, "N F 17"]) -> Float[Tensor, "F 17 2"]:
+    """The mean of each joint where it is valid, over the videos of all workers; a collective call."""
+    import torch
 
     from carl_ray.objectives.gather import sum_over_workers
 
+    total = sum_over_workers(torch.cat([(real * valid[..., None]).sum(0), valid.sum(0)[..., None]], -1))
+    return total[..., :2] / total[..., 2:].clamp(min=1)
+
+
+def mean_pose_error(made: Made) -> Float[Tensor, " 2"]:
+    """Sum and number of the errors of the batch's mean pose, of all workers: what a prediction must stay below."""
+    import torch
+
     valid = made.given[0]
-    total = sum_over_workers(torch.cat([(made.real * valid[..., None]).sum(0), valid.sum(0)[..., None]], -1))
-    mean = total[..., :2] / total[..., 2:].clamp(min=1)
-    errors = functional.smooth_l1_loss(made.real, mean.expand_as(made.real), reduction="none", beta=_SMOOTH)
-    return torch.stack([(errors.mean(-1) * valid).sum(), valid.sum()])
+    mean = mean_pose(made.real, valid).expand_as(made.real)
+    return torch.stack([pose_error(mean, made.real, valid), valid.sum()])
 
 
 def _frame_encoder(name: str, batch_norm: Any) -> tuple[nn.Module, int]:

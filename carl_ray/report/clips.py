@@ -6,8 +6,8 @@ Queries are selected by name alone, never by result.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64
@@ -29,7 +29,23 @@ _SIDE = 112  # of its shorter side, pixels
 _USUAL_RATE = 25.0
 
 
-def clip_sheets(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], span: int) -> list[list[Tile]]:
+@dataclass(frozen=True)
+class ClipSheet:
+    """A query clip, then the nearest ones."""
+
+    tiles: list[Tile]
+    heading: str = ""
+    """What was compared; empty where it is the whole embedding."""
+    judged_by: str = "class"
+    """What a clip is marked by: `class` or `scene`."""
+
+
+def clip_sheets(
+    train: Sequence[EmbeddedVideo],
+    test: Sequence[EmbeddedVideo],
+    span: int,
+    scenes: Mapping[str, str] | None = None,
+) -> list[ClipSheet]:
     """The clip in the middle of a test video of each of four labels, then the nearest clips of training videos.
 
     One clip a video, by cosine after the training videos' mean is subtracted, as retrieval is measured.
@@ -38,7 +54,32 @@ def clip_sheets(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], s
         train: Videos that are searched; those without a label are skipped.
         test: Videos of the queries.
         span: Frames of a video that a clip stands for.
+        scenes: Of embeddings of two streams, which make two sheets a query: scene of each video by its id, as far as
+            they are known.
     """
+    if scenes is None:
+        return [ClipSheet(tiles) for tiles in _sheets(train, test, span, {})]
+    halves = (
+        [replace(v, embeddings=np.split(v.embeddings, 2, axis=1)[half]) for v in side]
+        for half in (0, 1)
+        for side in (train, test)
+    )
+    dynamic = _sheets(next(halves), next(halves), span, {})
+    static = _sheets(next(halves), next(halves), span, scenes)
+    return [
+        sheet
+        for moving, still in zip(dynamic, static, strict=True)
+        for sheet in (
+            ClipSheet(moving, "By the dynamic stream: the same motion?"),
+            ClipSheet(still, "By the static stream: the same scene?", "scene" if scenes else "class"),
+        )
+    ]
+
+
+def _sheets(
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], span: int, scenes: Mapping[str, str]
+) -> list[list[Tile]]:
+    """Sheets of a query of each label; marked by the scene where scenes are known, else by the label."""
     gallery = [video for video in train if is_labelled(video)]
     first: dict[str | None, EmbeddedVideo] = {}
     for video in sorted(filter(is_labelled, test), key=lambda video: video.video_id):
@@ -54,6 +95,9 @@ def clip_sheets(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo], s
         middle = len(query) // 2
         found = nearest_frames(query.embeddings[middle] - mean, _centered(gallery, mean), _NUM_NEIGHBOURS)
         shown = [(query, found_frame(query, middle)), *((videos[item.video_id], item) for item in found)]
+        if scenes:
+            label = scenes.get(query.video_id)
+            shown = [(v, replace(item, label=scenes.get(v.video_id))) for v, item in shown]
         sheets.append([_tile(video, item, label, span) for video, item in shown])
     return sheets
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
@@ -17,6 +17,9 @@ from carl_ray.objectives.views import Stride
 from carl_ray.paper import PROTOCOLS, protocol_of, stride_of
 from carl_ray.training.checkpoint import CONFIG, run_of
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
+
+if TYPE_CHECKING:
+    from carl_ray.report.generation import GenerationSection
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
@@ -104,7 +107,8 @@ def evaluate_embeddings(
     document["not_embedded"] = sum(len(read_log(uri, BAD_VIDEOS)) for uri in dict.fromkeys((train, test)))
     run_dir = run_of(origin.checkpoint)
     config = _config(run_dir)
-    persons = _persons(config.get("data", {}).get("manifest"))
+    manifest = config.get("data", {}).get("manifest")
+    persons = _column(manifest, "person")
     document["warnings"] = [*warnings, *overlap_warnings(train_videos, test_videos, persons)]
     # Where no labels tell, some fifty videos do.
     some = [] if is_labelled else test_videos[:: -(-len(test_videos) // 50)]
@@ -114,6 +118,15 @@ def evaluate_embeddings(
             f"In {repeating} of {len(some)} test videos the action seems to repeat (carl-ray segments): the score "
             "without labels supposes that it comes once."
         )
+    is_csvr = config.get("objective", {}).get("name") == "csvr"
+    generation = _generation(document, origin, test_videos, seed) if is_csvr else None
+    has_streams = config.get("model", {}).get("clip_streams") == "two" and origin.form in (
+        "plain",
+        "centered",
+    )
+    scenes = {
+        video: f"scene {scene}" for video, scene in _column(manifest, "scene").items() if scene is not None
+    }
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     storage.write_bytes(storage.join(out, METRICS_FILE), text.encode())
     print("evaluated; now the report", file=sys.stderr, flush=True)
@@ -125,6 +138,8 @@ def evaluate_embeddings(
         log=None if run_dir is None else read_log(run_dir) or None,
         objective=config.get("objective", {}).get("name"),
         clip_span=_clip_span(config),
+        scenes=scenes if has_streams else None,
+        generation=generation,
         title=title,
     )
     return document
@@ -208,15 +223,32 @@ def _clip_span(config: dict[str, Any]) -> int | None:
     return int(span)
 
 
-def _persons(manifest: str | None) -> dict[str, str | None]:
-    """The column `person` of the run's manifest, by video id; empty where there is none."""
+def _column(manifest: str | None, name: str) -> dict[str, Any]:
+    """A further column of the run's manifest, by video id; empty where there is none."""
     try:
-        table = read_manifest(manifest, ["video_id"], further=("person",), check=False) if manifest else None
+        table = read_manifest(manifest, ["video_id"], further=(name,), check=False) if manifest else None
     except (UserError, RunError):  # It may have been moved.
         table = None
-    if table is None or "person" not in table.column_names:
+    if table is None or name not in table.column_names:
         return {}
-    return dict(zip(*(table.column(name).to_pylist() for name in ("video_id", "person")), strict=True))
+    return dict(zip(*(table.column(of).to_pylist() for of in ("video_id", name)), strict=True))
+
+
+def _generation(
+    document: dict[str, Any], origin: Origin, test: Sequence[EmbeddedVideo], seed: int
+) -> GenerationSection:
+    """What a run of `csvr` makes for test videos, or why there is nothing; its errors go into the document."""
+    from carl_ray.evaluation.generation import METRICS, generate
+    from carl_ray.evaluation.protocol import add_results
+    from carl_ray.report.generation import GenerationSection, draw_generation
+
+    print("predicting poses and generating clips of test videos", file=sys.stderr, flush=True)
+    try:
+        made = generate(origin, test, seed)
+    except (UserError, RunError) as error:  # Checkpoint, manifest or videos may have been moved.
+        return GenerationSection([], 0, {}, {}, str(error))
+    add_results(document, METRICS, made.results, seed)
+    return draw_generation(made)
 
 
 def _print_progress(what: str, done: int, total: int) -> None:

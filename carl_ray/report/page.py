@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -21,6 +21,9 @@ from carl_ray.report import figures, tables
 from carl_ray.report.actions import draw_action
 from carl_ray.report.clips import clip_sheets
 from carl_ray.report.timelines import legends, timelines
+
+if TYPE_CHECKING:
+    from carl_ray.report.generation import GenerationSection
 
 _MOST_ACTIONS = 4  # with pictures
 _MOST_TIMELINES = 24
@@ -35,6 +38,8 @@ def write_report(
     log: Sequence[Mapping[str, Any]] | None,
     objective: str | None = None,
     clip_span: int | None = None,
+    scenes: Mapping[str, str] | None = None,
+    generation: GenerationSection | None = None,
     title: str | None = None,
     today: datetime.date | None = None,
 ) -> None:
@@ -50,6 +55,8 @@ def write_report(
         log: Lines of the run's metrics.jsonl; None where there is no log.
         objective: Name of the run's objective; None where it is unknown.
         clip_span: Of an encoder of clips, frames of a video that a clip stands for.
+        scenes: As for `clip_sheets`.
+        generation: What a run of `csvr` makes for test videos; None: no such section.
         title: Title of the page; None: preset and steps.
         today: The date in the heading; None: today in UTC.
 
@@ -97,7 +104,8 @@ def write_report(
         timelines=lines[:_MOST_TIMELINES],
         num_timelines=len(lines),
         legends=legends(lines),
-        clips=clip_sheets(train_videos, test_videos, clip_span) if clip_span else [],
+        clips=clip_sheets(train_videos, test_videos, clip_span, scenes) if clip_span else [],
+        generation=generation,
     )
     storage.write_bytes(out_uri, page.encode())
 

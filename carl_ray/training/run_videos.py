@@ -94,7 +94,7 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
     if any(view.keypoints for view in config.view_specs):
         check = check_keypoints if config.data.keypoints is None else locate_keypoints
         source = config.data.keypoints or storage.public_uri(uri)
-        training, validation = check(training, source), check(validation, source, few=True)
+        training, validation = check(training, source), check(validation, source, "validation")
     record = pa.concat_tables(
         table.select([name for name in _RECORDED if name in table.column_names]).append_column(
             "part", pa.array([part] * table.num_rows, pa.string()).dictionary_encode()

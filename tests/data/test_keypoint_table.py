@@ -76,7 +76,7 @@ def test_rows_of_other_content_or_length_count_as_missing(table, capsys) -> None
         UserError, match=r"2 of 3 training videos have no keypoints .* --data.keypoints TABLE names"
     ):
         locate_keypoints(strange, table)
-    assert locate_keypoints(strange, table, few=True).column("keypoints_group").null_count == 2
+    assert locate_keypoints(strange, table, "validation").column("keypoints_group").null_count == 2
 
 
 def test_a_table_that_is_replaced_during_a_run(table) -> None:

@@ -47,7 +47,7 @@ def sides(uri: str) -> tuple[list[EmbeddedVideo], list[EmbeddedVideo]]:
 
 
 def test_the_nearest_clips_are_of_the_class_and_marked(sides) -> None:
-    sheets = clip_sheets(*sides, 32)
+    sheets = [sheet.tiles for sheet in clip_sheets(*sides, 32)]
     assert [sheet[0].found.video_id for sheet in sheets] == ["test/1", "test/3", "test/2"]
     assert [sheet[0].found.frame for sheet in sheets] == [30] * 3
     for sheet, label in zip(sheets, sorted(LABELS), strict=True):
@@ -67,7 +67,7 @@ def test_a_loop_shows_the_clip_around_the_frame(
     sides, uri: str, frame_numbers: Callable[[np.ndarray], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clips, "_SIDE", 96)
-    query = clip_sheets(*sides, 32)[0][0]
+    query = clip_sheets(*sides, 32)[0].tiles[0]
     assert query.picture is not None and query.still is not None and query.picture.mime == "image/webp"
     image = Image.open(io.BytesIO(query.picture.content))
     frames = []
@@ -77,10 +77,34 @@ def test_a_loop_shows_the_clip_around_the_frame(
     assert frame_numbers(np.stack(frames)) == list(range(14, 46, 2))
     assert image.info["loop"] == 0 and image.info["duration"] == round(2000 / 30)
     short = [replace(side[0], embeddings=side[0].embeddings[:5]) for side in sides]
-    assert len(clip_sheets(short[:1], short[1:], 32)[0]) == 2
+    assert len(clip_sheets(short[:1], short[1:], 32)[0].tiles) == 2
     gone = [replace(v, uri="/nowhere.mp4") for v in sides[0]]
-    assert {tile.picture for tile in clip_sheets(gone, sides[1], 32)[0][1:]} == {None}
+    assert {tile.picture for tile in clip_sheets(gone, sides[1], 32)[0].tiles[1:]} == {None}
     assert clip_sheets([], sides[1], 32) == []
+
+
+def test_two_streams_have_a_sheet_each(sides) -> None:
+    """The first half of the embedding is near by the label, the second by the scene."""
+    scenes = {v.video_id: f"scene {n % 2}" for side in sides for n, v in enumerate(side)}
+    rng = np.random.default_rng(0)
+
+    def joined(v: EmbeddedVideo) -> EmbeddedVideo:
+        static = 0.1 * rng.standard_normal(v.embeddings.shape) + OFFSET
+        static[:, int(scenes[v.video_id][-1])] += 2
+        return replace(v, embeddings=np.concatenate([v.embeddings, static], 1).astype(np.float32))
+
+    train, test = ([joined(v) for v in side] for side in sides)
+    moving, still = (clip_sheets(train, test, 32, scenes)[n::2] for n in (0, 1))
+    alone = clip_sheets(*sides, 32)
+    found = [[[tile.found.video_id for tile in sheet.tiles] for sheet in each] for each in (moving, alone)]
+    assert found[0] == found[1] and "motion" in moving[0].heading and not alone[0].heading
+    for sheet in still:
+        assert sheet.judged_by == "scene" and "scene" in sheet.heading
+        query, *others = sheet.tiles
+        assert {tile.found.label for tile in others} == {query.found.label} == {scenes[query.found.video_id]}
+        assert {tile.verdict for tile in others} == {"right"}
+    # Without scenes, by the class.
+    assert [s.judged_by for s in clip_sheets(train, test, 32, {})] == ["class"] * 6
 
 
 def test_the_page_has_the_sheets_of_an_encoder_of_clips_alone(sides, tmp_path: Path) -> None:
@@ -91,4 +115,9 @@ def test_the_page_has_the_sheets_of_an_encoder_of_clips_alone(sides, tmp_path: P
     assert content.count(b"data:image/webp") == 3 * 6 and "Nearest clips" in page.text
     assert page.text.count("✓ same class") >= 3 and "✗ other class" in page.text
     assert all(source.startswith(("#", "data:")) for source in page.sources())
+    assert "dynamic" not in page.text and "generated" not in page.text
+    scenes = {v.video_id: "scene 1" for v in (*train, *test)}
+    page = Page(written(tmp_path, test[:3], metrics, train[:6], clip_span=16, scenes=scenes))
+    assert page.text.count("By the static stream") == 3 and page.text.count("✓ same scene") == 15
+    assert " s, scene 1" in page.text
     assert b'id="clips"' not in written(tmp_path, test[:3], metrics, train[:6])
