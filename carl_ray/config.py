@@ -322,10 +322,10 @@ class Config:
             raise ValueError(
                 f"objective {self.objective.name} trains two streams, model.clip_streams is one: expected two or shared"
             )
-        if self.training.global_batch_size < self.objective.least_videos:
+        if self.training.global_batch_size < self.objective.least_videos():
             raise ValueError(
                 f"objective {self.objective.name} compares videos: training.global_batch_size must be at least "
-                f"{self.objective.least_videos}, got {self.training.global_batch_size}"
+                f"{self.objective.least_videos()}, got {self.training.global_batch_size}"
             )
         if self.augment.copies is not None and self.data.short_side != self.augment.image_size:
             raise ValueError(
@@ -358,6 +358,7 @@ _ADDED = (
     ("data", "features", None),
     ("data", "feature_channels", None),
     ("data", "frame_stride", 1),
+    ("data", "keypoints", None),
     ("augment", "copies", None),
     ("model", "centered", False),
     ("model", "motion", "none"),

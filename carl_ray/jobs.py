@@ -36,7 +36,14 @@ from carl_ray.pipelines.shipped import SHIPPED
 _MAX_PACKAGE_BYTES = 100 * 2**20
 """Of the zipped code: the limit of a request to Ray's dashboard."""
 _NUM_LARGEST = 3
-_INPUTS = ("--data.manifest", "--manifest", "--model.weights", "--model.init_from", "--checkpoint")
+_INPUTS = (
+    "--data.manifest",
+    "--data.keypoints",
+    "--manifest",
+    "--model.weights",
+    "--model.init_from",
+    "--checkpoint",
+)
 _NO_FILES = ("random", "imagenet", "none")
 
 

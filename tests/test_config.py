@@ -144,3 +144,8 @@ def test_json_keeps_types_strictly_where_the_command_line_need_not() -> None:
     assert from_document(changed("cluster", use_gpu="true", num_workers="3"), "here").cluster.num_workers == 3
     with pytest.raises(UserError, match=r"preset: .*got 3$"):
         from_json('{"preset": 3}', "here")
+
+
+def test_a_config_of_an_earlier_version_keeps_its_digest() -> None:
+    """Folders are named by it: a field that is added belongs into `_ADDED`."""
+    assert digest(preset("demo")) == "3d616204257aec2a"

@@ -4,7 +4,8 @@
     keypoints                     list<float16>: num_frames x 17 joints x (x, y, score), as `pose_estimator` has them
     estimator, estimator_version  that made them
 
-Rows are in the order of the ids. A row group holds few videos, so that a run reads those of a sample alone.
+Rows are in the order of the ids. A row group holds few videos, of which a run reads one for a sample. The whole table
+is written anew each time: up to some 40 million frames, the most that one column of an Arrow table holds.
 """
 
 from __future__ import annotations

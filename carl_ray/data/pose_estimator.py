@@ -6,6 +6,7 @@ without a person is zeros.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -16,7 +17,8 @@ from jaxtyping import Float32, UInt8
 from carl_ray.data.keypoints import COCO_JOINTS, LEAST_SCORE
 from carl_ray.errors import UserError
 
-INSTALL = 'pip install --no-deps mediapipe==0.10.21 absl-py attrs flatbuffers "protobuf>=6.31,<7"'
+_VERSION = "0.10.21"
+INSTALL = f'pip install --no-deps mediapipe=={_VERSION} absl-py attrs flatbuffers "protobuf>=6.31,<7"'
 """Installs MediaPipe beside this package. Without --no-deps it wants NumPy 1 and JAX, which it does not use here."""
 
 
@@ -46,10 +48,16 @@ class BlazePose:
     def __init__(self) -> None:
         found = {name: _version(name) for name in ("mediapipe", "protobuf")}
         self.version = found["mediapipe"] or ""
+        shown = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
         # Later ones hold no model; its options are read by a function that protobuf 7 has dropped.
-        if not self.version.startswith("0.10.") or (found["protobuf"] or "7") >= "7":
-            shown = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
-            raise UserError(f"poses need MediaPipe with its models (here: {shown}): {INSTALL}")
+        if self.version != _VERSION or (found["protobuf"] or "7") >= "7":
+            raise UserError(
+                f"poses need MediaPipe {_VERSION}, whose wheel holds models (here: {shown}): install it with {INSTALL}"
+            )
+        try:
+            importlib.import_module("mediapipe.python.solutions.pose")
+        except ImportError as error:
+            raise UserError(f"poses need all of MediaPipe ({error}): install it with {INSTALL}") from None
 
     def track(
         self, frames: Iterable[UInt8[np.ndarray, "height width 3"]]

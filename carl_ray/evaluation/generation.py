@@ -225,7 +225,7 @@ def _generated(
     objective = learner.objective
     assert isinstance(objective, Csvr)
     for video_id, batch in samples:
-        made = objective.made(learner.encode(batch)[CLIP], batch)
+        made = objective.made(learner.encode(batch), batch)
         pose = made.pop("pose", None)
         poses = None if mean is None or pose is None or not len(pose.fake) else _poses(pose, batch, mean)
         clips = {name: _clip(of) for name, of in made.items() if len(of.fake)}

@@ -185,8 +185,6 @@ class ObjectiveOptions:
     reads_streams: ClassVar[bool] = False
     """Needs an encoder of clips with two streams, whose halves of `maps` and `clip` are the dynamic and the static
     one's."""
-    least_videos: ClassVar[int] = 1
-    """Of a step, over all workers."""
     contrasts_videos: ClassVar[bool] = False
     """Takes the other videos of a batch as negatives."""
     pairs_videos: ClassVar[bool] = False
@@ -199,6 +197,10 @@ class ObjectiveOptions:
             default: Two overlapping crops, as the sections `model`, `views` and `augment` of the config say.
         """
         return (default,)
+
+    def least_videos(self) -> int:
+        """How many videos a step must have, over all workers."""
+        return 1
 
     def with_num_classes(self, num_classes: int) -> Self:
         """The options for so many classes of `frame_labels`."""

@@ -64,7 +64,6 @@ class Csvr(Objective):
     class Options(ObjectiveOptions):
         reads_clips = True
         reads_streams = True
-        least_videos = 2
         columns = ("content_hash",)
         name: Literal["csvr"] = "csvr"
         temperature: float = Field(default=0.1, gt=0)
@@ -106,23 +105,25 @@ class Csvr(Objective):
             if not self.context_weight + self.pose_weight + self.generation_weight:
                 raise ValueError("one of context_weight, pose_weight and generation_weight must be above 0")
 
+        def least_videos(self) -> int:
+            """Two, where key frames of others are compared."""
+            return 2 if self.context_weight else 1
+
         def views(self, default: ViewSpec) -> tuple[ViewSpec, ...]:
             """A clip, the frames after it, another clip, and a key frame."""
-            view = clips_view(default, CLIP, 1)
+            view, found = clips_view(default, CLIP, 1), []
             assert isinstance(view.span, Stride)
-            found = [replace(view, span=replace(view.span, reserve=_FUTURE_SPAN))]
             if self.pose_weight or self.generation_weight:
-                found.append(
-                    ViewSpec(
-                        FUTURE,
-                        1,
-                        max(NUM_POSES, self.generated_frames),
-                        Follows(CLIP, _FUTURE_STRIDE),
-                        view.augment,
-                        encoder="none",
-                        keypoints=self.pose_weight > 0,
-                    )
+                future = ViewSpec(
+                    FUTURE,
+                    1,
+                    max(NUM_POSES, self.generated_frames),
+                    Follows(CLIP, _FUTURE_STRIDE),
+                    view.augment,
+                    encoder="none",
+                    keypoints=self.pose_weight > 0,
                 )
+                found += [replace(view, span=replace(view.span, reserve=_FUTURE_SPAN)), future]
             if self.context_weight:
                 augment = replace(view.augment, crop_area=self.key_frame_crop_area)
                 found += [
@@ -199,14 +200,14 @@ class Csvr(Objective):
         sums, counts = [], []
         with torch.autocast(batch.rows.device.type, enabled=False):
             with torch.no_grad():
-                made = self.made(encodings[CLIP], batch)
+                made = self.made(encodings, batch)
             for name, critic in self.critics.items():
                 critic.train()
                 found = critic_terms(critic, made[name])
                 sums.append(found.sums[0])
                 counts.append(found.counts[0])
         terms = Terms(torch.stack(sums), torch.stack(counts))
-        self._note_collapse(terms)
+        self._note_collapse(terms, progress)
         return terms
 
     def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
@@ -222,7 +223,7 @@ class Csvr(Objective):
             figures["context_loss"] = torch.stack([0.5 * matched.sums.sum(), matched.counts[0]])
         # Generators and critics in full precision: spectral norm needs it.
         with torch.autocast(batch.rows.device.type, enabled=False):
-            for name, made in self.made(encodings[CLIP], batch).items():
+            for name, made in self.made(encodings, batch).items():
                 found += self._terms_of(name, made, progress)
                 figures[f"{name}_error"] = torch.stack([made.error, made.number])
                 if name == "pose":
@@ -237,7 +238,8 @@ class Csvr(Objective):
         """Sum and number of the error of what was made and, where it has one, of its critic's opinion."""
         weight, error_weight, critic_weight = self._weights(name, progress)
         terms = [(weight * error_weight * made.error, made.number)]
-        if name in self.critics:  # Also where its weight is 0 yet: DDP expects a gradient.
+        # Also where its weight is 0 yet: DDP, whose hooks the critics' own phase has called, expects a gradient.
+        if name in self.critics:
             scores = self.critics[name].eval()(made.fake, *made.given).mean(1)
             terms.append((-weight * critic_weight * scores.sum(), made.number.new_tensor(len(scores))))
         return terms
@@ -266,8 +268,11 @@ class Csvr(Objective):
         sides = (self.project_clip(encoding.clip[real, 0]), self.project_key_frame(maps.mean((2, 3))))
         return matching_terms(*sides, content[real], temperature=self.options.temperature)
 
-    def made(self, encoding: Encoding, batch: Batch) -> dict[str, Made]:
+    def made(self, encodings: Mapping[str, Encoding], batch: Batch) -> dict[str, Made]:
         """Everything that is generated from the view `CLIP`, beside what is real: `pose`, `now` and `next`."""
+        if CLIP not in encodings:
+            return {}
+        encoding = encodings[CLIP]
         assert encoding.maps is not None and encoding.clip is not None
         dynamic = encoding.clip[:, 0].chunk(2, -1)[0]  # Float32 or better, as all that follows.
         made = {}
@@ -310,21 +315,29 @@ class Csvr(Objective):
         whole = there[chosen].all(1)
         return Made(fake[whole], real[chosen][whole], (), errors.sum(), torch.count_nonzero(there))
 
-    def _note_collapse(self, terms: Terms) -> None:
-        """Count the steps in a row in which a critic has hardly any loss; a collective call."""
+    def _note_collapse(self, terms: Terms, progress: float) -> None:
+        """Count the steps in a row in which a critic has hardly any loss; a collective call.
+
+        Of those in which it had samples, and what it criticises opposes it.
+        """
         import torch
 
         from carl_ray.objectives.gather import sum_over_workers
 
         figures = torch.stack([terms.sums.detach().double(), terms.counts.double()], 1)
         sums, counts = sum_over_workers(figures).unbind(1)
-        low = (sums < _COLLAPSED_LOSS * counts) & (counts > 0)
-        self.collapsed.copy_((self.collapsed + 1).where(low, 0))
+        weights = [self._weights(name, progress)[2] for name in self.critics]
+        counted = (counts > 0) & (counts.new_tensor(weights) > 0)
+        low = sums < _COLLAPSED_LOSS * counts
+        before = self.collapsed.clone()
+        self.collapsed.copy_((before + low).where(low, 0).where(counted, before))
         self.warnings = tuple(
             f"the critic of objective csvr for {name} has told generated from real ones for {_COLLAPSED_STEPS} steps "
-            f"almost without error (loss below {_COLLAPSED_LOSS:g}): what it criticises learns nothing from it"
-            for name, steps in zip(self.critics, self.collapsed.tolist(), strict=True)
-            if steps == _COLLAPSED_STEPS
+            f"almost without error (loss below {_COLLAPSED_LOSS:g}): its term has no useful gradient any more"
+            for name, steps, earlier in zip(
+                self.critics, self.collapsed.tolist(), before.tolist(), strict=True
+            )
+            if steps == _COLLAPSED_STEPS > earlier
         )
         self._critic_figures = {
             f"{name}_critic_loss": figure for name, figure in zip(self.critics, figures, strict=True)

@@ -89,8 +89,9 @@ class TrainingStep:
             # torch 2.14 deprecates `broadcast_buffers`; both names leave the buffers alone in the forward pass.
             parameters = inspect.signature(DistributedDataParallel).parameters
             name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-            # A phase of several reaches only some of the weights.
-            options: dict[str, Any] = {name: False, "find_unused_parameters": len(self.phases) > 1}
+            # A phase of several reaches only some of the weights, an objective on streams perhaps one of them.
+            reaches_some = len(self.phases) > 1 or config.objective.reads_streams
+            options: dict[str, Any] = {name: False, "find_unused_parameters": reaches_some}
             self._forward = DistributedDataParallel(self.model, **options)
 
     def learning_rate(self, step: int) -> float:
@@ -194,7 +195,7 @@ class TrainingStep:
         if applied:
             phase.optimizer.step()
         rate = self.learning_rate(step)
-        found = self.figures(), self.model.objective.warnings
+        found = (self.figures(), self.model.objective.warnings) if phase is self.phases[-1] else ({}, ())
         return StepReport(values[0], norm.item(), rate, applied, int(values[1]), int(values[2]), *found)
 
     def _add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:

@@ -193,6 +193,12 @@ OBJECTIVES = {
     if name != "scl"
 }
 SCENARIOS |= OBJECTIVES
+_context = objective_options("csvr", pose_weight=0, generation_weight=0, key_frame_backbone="small")
+SCENARIOS["csvr, context alone"] = replace(
+    OBJECTIVES["csvr"],
+    model=replace(OBJECTIVES["csvr"].model, batch_norm="synchronized", clip_input="difference"),
+    objective=_context,
+)
 SCENARIOS["regions synchronized"] = replace(
     OBJECTIVES["regions"],
     model=replace(OBJECTIVES["regions"].model, batch_norm="synchronized"),
@@ -360,7 +366,15 @@ def test_the_splits_are_uneven_and_leave_workers_without_videos() -> None:
 
 @pytest.mark.parametrize("num_workers", [2, 3])
 @pytest.mark.parametrize(
-    "scenario", ["synchronized", "frozen", "global negatives", *OBJECTIVES, "regions synchronized"]
+    "scenario",
+    [
+        "synchronized",
+        "frozen",
+        "global negatives",
+        *OBJECTIVES,
+        "regions synchronized",
+        "csvr, context alone",
+    ],
 )
 def test_losses_and_weights_do_not_depend_on_the_number_of_workers(
     on_workers: dict[int, list[dict[str, Any]]], scenario: str, num_workers: int
