@@ -22,6 +22,7 @@ from carl_ray.config import (
     to_json,
 )
 from carl_ray.errors import UserError
+from carl_ray.presets import preset
 
 CONFIG = Config(
     preset="test",
