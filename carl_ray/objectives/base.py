@@ -268,8 +268,13 @@ class Objective(Module):
             encoder: The encoder.
             adam: Makes an Adam of the config's section `optimizer`. Learning rates decay alike in all optimisers.
         """
-        parameters = [p for module in (encoder, self) for p in module.parameters() if p.requires_grad]
-        return (Phase("all", adam(parameters)),)
+        return (Phase("all", adam(self.learnable(encoder))),)
+
+    def learnable(self, encoder: nn.Module, without: Iterable[nn.Parameter] = ()) -> list[nn.Parameter]:
+        """Parameters of encoder and heads that train, without those of another phase."""
+        left_out = {id(p) for p in without}
+        every = (p for module in (encoder, self) for p in module.parameters())
+        return [p for p in every if p.requires_grad and id(p) not in left_out]
 
 
 def crops(encodings: Mapping[str, Encoding], batch: Batch) -> tuple[Encoding, ViewTensors[Tensor]]:

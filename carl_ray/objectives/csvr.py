@@ -176,14 +176,7 @@ class Csvr(Objective):
         import torch
 
         critics = list(self.critics.parameters())
-        own = {id(p) for p in critics}
-        every = [
-            p
-            for module in (encoder, self)
-            for p in module.parameters()
-            if p.requires_grad and id(p) not in own
-        ]
-        learner = Phase("all", adam(every))
+        learner = Phase("all", adam(self.learnable(encoder, critics)))
         if not critics:
             return (learner,)
         optimizer = torch.optim.Adam(critics, lr=_CRITIC_RATE, betas=(0.0, 0.9))

@@ -155,14 +155,7 @@ class RegionContrast(Objective):
 
         is_first = self.has_reader and self.options.information == "vclub"
         reader = list(self.reader.parameters()) if is_first else []
-        own = {id(p) for p in reader}
-        every = [
-            p
-            for module in (encoder, self)
-            for p in module.parameters()
-            if p.requires_grad and id(p) not in own
-        ]
-        learner = Phase("all", adam(every))
+        learner = Phase("all", adam(self.learnable(encoder, reader)))
         if not reader:
             return (learner,)
         phase = Phase("reader", torch.optim.Adam(reader, lr=2e-3), trains_encoder=False)
