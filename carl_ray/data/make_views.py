@@ -93,20 +93,22 @@ def _decode(
     dict[str, tuple[ViewIndices, ...]], Int64[np.ndarray, " needed"], UInt8[np.ndarray, "needed h w 3"]
 ]:
     """The clips of each view, the indices of their frames, and these; where a key frame fails, with another one."""
-    failures: list[DecodeError] = []
+    failures: dict[bytes, DecodeError] = {}  # By the frames that were asked for.
     for attempt in range(3 if any(isinstance(view.span, KeyFrame) for view in spec.views) else 1):
         arguments = video_id, num_video_frames, epoch, spec, key_frames, attempt
         drawn = {view.name: draw_clips(view, *arguments) for view in spec.views}
         clips = [clip for view in drawn.values() for clip in view]
         needed = np.unique(np.concatenate([clip.frame_indices[clip.frame_mask] for clip in clips]))
+        if needed.tobytes() in failures:
+            continue
         try:
             num_frames = num_video_frames if verified else None
             size, decoder = spec.data.short_side, spec.data.decoder
             decoded = read_frames(source, needed, short_side=size, decoder=decoder, num_frames=num_frames)
             return drawn, needed, decoded
         except DecodeError as error:
-            failures.append(error)
-    raise failures[0]
+            failures[needed.tobytes()] = error
+    raise next(iter(failures.values()))
 
 
 def _draw(
