@@ -170,7 +170,7 @@ def regions_kinetics400() -> Config:
 def csvr_demo() -> Config:
     """Future poses, key frames and generated clips on rendered scenes: minutes on two CPU cores.
 
-    Sizes and augmentation are those of `clips_demo`, the clips generated ones of 4 frames of 24 pixels.
+    Sizes and augmentation are those of `clips_demo`, generated clips have 4 frames of 16 pixels.
     """
     base = clips_demo()
     return replace(
@@ -185,7 +185,7 @@ def csvr_demo() -> Config:
             projection_width=64,
             key_frame_backbone="small",
             generated_frames=4,
-            generated_size=24,
+            generated_size=16,
         ),
     )
 
