@@ -125,7 +125,7 @@ def test_generated_clips_lie_beside_the_real_ones(made):
     for video in made.drawn:
         assert set(video.clips) == {"now", "next"}
         for clip in video.clips.values():
-            assert clip.real.shape == clip.fake.shape == (4, 24, 24, 3)
+            assert clip.real.shape == clip.fake.shape == (4, 16, 16, 3)
             difference = np.abs(clip.real.astype(float) - clip.fake).mean() / 255
             assert clip.error == pytest.approx(difference, abs=0.004)
     assert set(made.clip_errors) == {"now", "next"}
