@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -397,8 +396,7 @@ def test_a_ray_that_is_not_as_expected_streams_without_our_scheduling(
 def test_a_ray_that_does_not_number_attempts_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Not Ray's own: its threads in this process would call it, too, and end the process.
-    monkeypatch.setattr(coordinator, "ray", SimpleNamespace(get_runtime_context=object, __version__="2.60.0"))
+    monkeypatch.setattr(coordinator.ray, "get_runtime_context", object)
     coordinator._warn.cache_clear()
     for _ in range(2):
         coordinator.limit_retries("row 1")
