@@ -58,7 +58,7 @@ class DataConfig:
     """Folder of `carl_ray.cache` with features of the frozen backbone, which the run reads instead of decoding videos;
     needs model.learnable none."""
     keypoints: str | None = None
-    """Table of `carl_ray.poses` with keypoints, for objectives that need them; none: the manifest's own."""
+    """Folder of `carl_ray.poses` with keypoints, for objectives that need them; none: the manifest's own."""
     feature_channels: int | None = Field(default=None, ge=1)
     """Channels of these features; read at the start of a run."""
     frame_stride: int = Field(default=1, ge=1)

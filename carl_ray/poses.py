@@ -1,12 +1,12 @@
 """Estimate the keypoints of a person in every frame of the videos of a manifest.
 
-    python -m carl_ray.poses MANIFEST --out keypoints.parquet
-    python -m carl_ray.poses MANIFEST --out s3://bucket/keypoints.parquet --every 2
-    python -m carl_ray.train PRESET --data.manifest MANIFEST --data.keypoints keypoints.parquet
+    python -m carl_ray.poses MANIFEST --out keypoints
+    python -m carl_ray.poses MANIFEST --out s3://bucket/keypoints --every 2
+    python -m carl_ray.train PRESET --data.manifest MANIFEST --data.keypoints keypoints
 
 The estimator is MediaPipe's BlazePose: COCO's 17 joints of one person, zeros where there is none. Called again, the
 command adds missing videos, also after an interruption. Videos that cannot be read are listed in bad_videos.jsonl
-beside the table. With --every N, joints are interpolated between every N-th frame: N times as fast.
+in the folder. With --every N, joints are interpolated between every N-th frame: N times as fast.
 
 It needs a package that pip cannot install beside the others by its name alone:
 
@@ -36,7 +36,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add, count = parser.add_argument, number(int, at_least=1)
     add("manifest", metavar="MANIFEST", help="path or URI of the manifest")
-    add("--out", metavar="TABLE", required=True, help="path or URI of the table, new or to be continued")
+    add(
+        "--out",
+        metavar="FOLDER",
+        required=True,
+        help="path or URI of the folder of keypoints, new or to be continued",
+    )
     add(
         "--every",
         type=count,
@@ -64,7 +69,7 @@ def _run(options: argparse.Namespace) -> None:
         share = result.num_with_person / result.num_frames
         print(f"with a person:    {share:.1%} of the frames; nobody in {len(result.without_person)} videos")
     if result.bad_videos:
-        print(f"not readable:     {len(result.bad_videos)}, listed in bad_videos.jsonl beside the table")
+        print(f"not readable:     {len(result.bad_videos)}, listed in bad_videos.jsonl in the folder")
     print(f"keypoints:        {storage.public_uri(options.out)}")
 
 

@@ -184,7 +184,7 @@ def create_cache(uri: str, config: Config, weights_digest: str, channels: int) -
 
 
 def list_parts(folder: str) -> list[str]:
-    """URIs of the parts in a folder of features."""
+    """URIs of the parts in a folder of features or keypoints, in the order of writing."""
     return [storage.join(folder, name) for name in storage.list_folder(folder) if _PART_NAME.fullmatch(name)]
 
 
@@ -208,15 +208,18 @@ def write_part(folder: str, videos: pa.Table, features: Sequence[Sequence[np.nda
     pq.write_table(
         table, sink, row_group_size=1, compression="none", use_dictionary=False, write_statistics=False
     )
+    add_part(folder, sink.getvalue())
+
+
+def add_part(folder: str, content: bytes) -> None:
+    """Write the next part of a folder, atomically; only one process at a time may write to a folder."""
     numbers = [int(part.rpartition("-")[2].partition(".")[0]) for part in list_parts(folder)]
-    storage.write_bytes(
-        storage.join(folder, f"part-{max(numbers, default=-1) + 1:05d}.parquet"), sink.getvalue()
-    )
+    storage.write_bytes(storage.join(folder, f"part-{max(numbers, default=-1) + 1:05d}.parquet"), content)
 
 
 @lru_cache(maxsize=_OPEN_PARTS)
 def open_parquet(uri: str, kind: str = "part of features") -> pq.ParquetFile:
-    """A file; its footer stays in memory, since a run reads it at every row.
+    """A part; its footer stays in memory, since a run reads it at every row.
 
     Raises:
         UserError: it is not a Parquet file, or has a column that may run code.

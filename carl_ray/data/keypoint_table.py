@@ -1,160 +1,155 @@
-"""The table of keypoints beside a manifest, which `carl_ray.poses` writes: format, writing, reading. No Ray here.
+"""The keypoints beside a manifest, which `carl_ray.poses` writes: files, writing, reading. No Ray and no torch here.
+
+    FOLDER/part-00000.parquet     one row, and row group, a video
 
     video_id, content_hash        as in the manifest, by which the table joins it
+    num_frames                    as in the manifest
     keypoints                     list<float16>: num_frames x 17 joints x (x, y, score), as `pose_estimator` has them
+    keypoints_digest              hash of them; null: nobody is in the video
     estimator, estimator_version  that made them
 
-Rows are in the order of the ids. A row group holds few videos, of which a run reads one for a sample. The whole table
-is written anew each time: up to some 40 million frames, the most that one column of an Arrow table holds.
+Parts are written atomically and never changed: a run that reads a folder is not disturbed by a process that adds to it.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float16
 
 from carl_ray import storage
-from carl_ray.data.features import open_parquet
+from carl_ray.data.features import add_part, list_parts, open_parquet
 from carl_ray.data.keypoints import KEYPOINTS, NUM_JOINTS, keypoints_digest, with_digests
-from carl_ray.data.manifest import write_table
 from carl_ray.errors import UserError
 
 SCHEMA = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("num_frames", pa.int64(), nullable=False),
         pa.field("keypoints", pa.list_(pa.float16()), nullable=False),
+        pa.field("keypoints_digest", pa.string()),
         pa.field("estimator", pa.string(), nullable=False),
         pa.field("estimator_version", pa.string(), nullable=False),
     ]
 )
 
-GROUP = "keypoints_group"
-"""Column of the videos of a run: number of the row group of the table; null where a video has no keypoints."""
+PART, GROUP = "keypoints_part", "keypoints_group"
+"""Columns of the videos of a run: URI of the part, number of the row group; null where a video has no keypoints."""
 
-_VIDEOS_PER_GROUP = 8
+_KEY = ("video_id", "content_hash", "num_frames")
 _T = TypeVar("_T")
 
 
 def add_keypoints(
-    uri: str,
+    folder: str,
     videos: pa.Table,
     keypoints: Sequence[Float16[np.ndarray, "frames 51"]],
     estimator: str,
     version: str,
 ) -> None:
-    """Add rows of videos to a table, or begin it, atomically; they replace rows of the same ids.
+    """Add a part, atomically; of the same video, the last part counts.
 
-    `videos` has the columns `video_id` and `content_hash`.
+    Args:
+        folder: URI; only one process at a time may write to it.
+        videos: Columns `video_id`, `content_hash`.
+        keypoints: Of each video.
+        estimator: Name of what made them.
+        version: Its version.
     """
-    table = read_keypoint_table(uri)
-    offsets = np.cumsum([0, *(array.size for array in keypoints)]).astype(np.int32)
-    values = pa.array(np.concatenate([array.reshape(-1) for array in keypoints]))
+    flat = [array.reshape(-1) for array in keypoints]
+    offsets = np.cumsum([0, *(values.size for values in flat)]).astype(np.int32)
     columns = [videos.column("video_id"), videos.column("content_hash")]
-    columns += [pa.ListArray.from_arrays(pa.array(offsets), values)]
+    columns += [pa.array([len(array) for array in keypoints])]
+    columns += [pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(flat)))]
+    columns += [pa.array([keypoints_digest(values) for values in flat], pa.string())]
     columns += [pa.array([text] * len(videos)) for text in (estimator, version)]
-    is_old = pc.is_in(table.column("video_id"), columns[0].combine_chunks())
-    rows = pa.table(columns, schema=SCHEMA)
-    whole = pa.concat_tables([table.filter(pc.invert(is_old)), rows]).sort_by("video_id")
-    write_table(whole, uri, row_group_size=_VIDEOS_PER_GROUP)
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=SCHEMA), sink, row_group_size=1, compression="zstd")
+    add_part(folder, sink.getvalue())
 
 
-def read_keypoint_table(uri: str, names: Sequence[str] = SCHEMA.names) -> pa.Table:
-    """These columns of a table, without rows where it does not exist.
+def read_keypoint_table(folder: str, names: Sequence[str] = SCHEMA.names) -> pa.Table:
+    """These columns of all parts, in the order of writing; without rows where there are none.
 
     Raises:
-        UserError: it is another file.
+        UserError: a part is another file.
         RunError: the store refuses or fails.
     """
-    if not storage.exists(uri):
-        return SCHEMA.empty_table()
-    open_parquet.cache_clear()  # It may have grown.
     schema = pa.schema([SCHEMA.field(name) for name in names])
-    return _read(uri, lambda file: file.read(names).select(names).cast(schema))
+    parts = [_read(part, lambda file: _checked(file.read(names), schema)) for part in _parts(folder)]
+    return pa.concat_tables([schema.empty_table(), *parts])
 
 
-def locate_keypoints(videos: pa.Table, uri: str, kind: str = "training") -> pa.Table:
-    """The videos with `keypoints_group`, null where they have none, and `keypoints_digest`.
+def locate_keypoints(videos: pa.Table, folder: str, kind: str = "training") -> pa.Table:
+    """The videos with `PART` and `GROUP`, null where they have no keypoints, and `keypoints_digest`.
 
     A video has none where its row is missing, made of another file or of another number of frames, or nobody is in it.
     Says how many.
 
     Args:
         videos: Columns `video_id`, `content_hash`, `num_frames`.
-        uri: Of the table.
+        folder: URI.
         kind: As for `check_keypoints`.
 
     Raises:
-        UserError: there is no such table, or more than half of the videos have no keypoints.
+        UserError: there is no such folder, or more than half of the videos have no keypoints.
         RunError: the store refuses or fails.
     """
-    shown = storage.public_uri(storage.absolute(uri))
-    if not storage.exists(uri):
-        raise UserError(
-            f"{shown}: no table of keypoints there; `carl-ray poses MANIFEST --out TABLE` makes one"
-        )
-    names = ("video_id", "content_hash", "num_frames")
-    wanted = zip(*(videos.column(name).to_pylist() for name in names), strict=True)
-    indices = {key: index for index, key in enumerate(wanted)}
-    groups: list[int | None] = [None] * len(videos)
-    digests: list[str | None] = [None] * len(videos)
-
-    def scan(file: pq.ParquetFile) -> None:
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        group_of = iter(np.repeat(np.arange(len(sizes)), sizes).tolist())
-        for batch in file.iter_batches(batch_size=256, columns=[*names[:2], KEYPOINTS]):
-            for video_id, content_hash, found in zip(*batch.columns, strict=True):
-                group, values = next(group_of), found.values.to_numpy(zero_copy_only=False)
-                frames, rest = divmod(len(values), NUM_JOINTS * 3)
-                index = indices.get((video_id.as_py(), content_hash.as_py(), frames))
-                if index is not None and not rest:
-                    digests[index] = keypoints_digest(values)
-                    groups[index] = None if digests[index] is None else group
-
-    open_parquet.cache_clear()
-    _read(uri, scan)
-    videos = videos.append_column(GROUP, pa.array(groups, pa.int32()))
-    return with_digests(videos, digests, shown, kind)
+    folder = storage.absolute(folder)  # Decoding tasks have other working directories.
+    shown = storage.public_uri(folder)
+    parts = _parts(folder)
+    if not parts:
+        raise UserError(f"{shown}: no keypoints there; `carl-ray poses MANIFEST --out FOLDER` makes them")
+    schema = pa.schema([SCHEMA.field(name) for name in (*_KEY, "keypoints_digest")])
+    places: dict[tuple[str, str, int], tuple[str | None, int | None, str | None]] = {}
+    for part in parts:
+        rows = _read(part, lambda file: _checked(file.read(schema.names), schema))
+        for group, (*key, digest) in enumerate(zip(*(column.to_pylist() for column in rows), strict=True)):
+            places[tuple(key)] = (None, None, None) if digest is None else (part, group, digest)
+    wanted = zip(*(videos.column(name).to_pylist() for name in _KEY), strict=True)
+    found = [places.get(key, (None, None, None)) for key in wanted]
+    videos = videos.append_column(PART, pa.array([part for part, _, _ in found], pa.string()))
+    videos = videos.append_column(GROUP, pa.array([group for _, group, _ in found], pa.int32()))
+    return with_digests(videos, [digest for _, _, digest in found], shown, kind)
 
 
-def read_keypoints(uri: str, group: int, video_id: str) -> Float16[np.ndarray, "frames 17 3"]:
+def read_keypoints(part: str, group: int) -> Float16[np.ndarray, "frames 17 3"]:
     """The keypoints of every frame of a video.
 
     Args:
-        uri: Of the table.
-        group: Number of its row group, as from `locate_keypoints`.
-        video_id: Of the video.
+        part: URI, as from `locate_keypoints`.
+        group: Number of the row group there.
 
     Raises:
-        UserError: the table is damaged, or another one than was located.
+        UserError: the part is damaged.
         RunError: the store refuses or fails.
     """
-    for _ in range(2):
-        with suppress(UserError):
-            rows = _read(uri, lambda file: file.read_row_group(group, ["video_id", KEYPOINTS]))
-            ids = rows.column("video_id").to_pylist()
-            if video_id in ids:
-                values = rows.column(KEYPOINTS)[ids.index(video_id)].values
-                return values.to_numpy(zero_copy_only=False).reshape(-1, NUM_JOINTS, 3)
-        open_parquet.cache_clear()  # It may have been opened before the one that was located replaced it.
-    raise UserError(
-        f"{storage.public_uri(uri)}: its rows are not those of the start of the run; start it again"
-    )
+    values = _read(part, lambda file: file.read_row_group(group, [KEYPOINTS]).column(0)[0].values)
+    return values.to_numpy(zero_copy_only=False).reshape(-1, NUM_JOINTS, 3)
 
 
-def _read(uri: str, attempt: Callable[[pq.ParquetFile], _T]) -> _T:
-    """Read from a table, persistently."""
+def _parts(folder: str) -> list[str]:
+    if storage.is_file(folder):
+        raise UserError(f"{storage.public_uri(folder)}: expected a folder of keypoints, found a file")
+    return list_parts(folder)
+
+
+def _checked(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    return table.select(schema.names).cast(schema)
+
+
+def _read(part: str, attempt: Callable[[pq.ParquetFile], _T]) -> _T:
+    """Read from a part, persistently."""
     try:
-        return storage.persistently(uri, "read", lambda: attempt(open_parquet(uri, "table of keypoints")))
+        return storage.persistently(part, "read", lambda: attempt(open_parquet(part, "part of keypoints")))
     except (pa.ArrowException, ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{storage.public_uri(uri)}: not a table of keypoints ({reason})") from None
+        raise UserError(f"{storage.public_uri(part)}: not a part of keypoints ({reason})") from None
     except OSError as error:
-        raise storage.storage_error(error, uri, "read") from None
+        raise storage.storage_error(error, part, "read") from None

@@ -75,8 +75,8 @@ def with_digests(videos: pa.Table, digests: list[str | None], source: str, kind:
     said = f"{missing} of {len(digests)} {kind} videos have no keypoints of a person"
     if missing > len(digests) / 2 and kind == "training":
         raise UserError(
-            f"{source}: {said}, which the objective needs; `carl-ray poses MANIFEST --out TABLE` estimates them, and "
-            "--data.keypoints TABLE names them"
+            f"{source}: {said}, which the objective needs; `carl-ray poses MANIFEST --out FOLDER` estimates them, "
+            "and --data.keypoints FOLDER names them"
         )
     if missing:
         note(said)

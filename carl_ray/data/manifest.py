@@ -88,7 +88,8 @@ class StreamVideo(TypedDict):
     key_frames: NotRequired[list[int] | None]
     keypoints: NotRequired[np.ndarray | None]
     """float16 (num_frames, 17, 3), as from `carl_ray.data.keypoints.video_keypoints`."""
-    keypoints_group: NotRequired[int | None]
+    keypoints_part: NotRequired[str | None]
+    keypoints_group: NotRequired[int]
     features_part: NotRequired[str]
     features_group: NotRequired[int]
 

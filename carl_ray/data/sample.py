@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from carl_ray import storage
 from carl_ray.config import Config, DataConfig, Motion
 from carl_ray.data.key_frames import choose_key_frames
 from carl_ray.data.keypoints import NUM_JOINTS
@@ -70,14 +69,11 @@ class SampleSpec:
 
 def sample_spec(config: Config) -> SampleSpec:
     """The spec of a run's samples."""
-    data = config.data
-    if data.keypoints is not None:  # Decoding tasks have other working directories.
-        data = replace(data, keypoints=storage.absolute(data.keypoints))
     return SampleSpec(
         config.training.seed,
         config.view_specs,
         config.objective.columns,
-        data,
+        config.data,
         config.model.centered,
         config.model.motion,
     )

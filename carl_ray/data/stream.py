@@ -150,8 +150,8 @@ def _read_with_retries(
         if attempt:
             time.sleep(random.SystemRandom().uniform(0.5, 1.5) * _FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
         try:
-            if spec.data.keypoints is not None and (group := video.get("keypoints_group")) is not None:
-                video["keypoints"] = read_keypoints(spec.data.keypoints, group, video["video_id"])
+            if (part := video.get("keypoints_part")) is not None:
+                video["keypoints"] = read_keypoints(part, video["keypoints_group"])
             if spec.data.features is not None:
                 return cached_views(video, epoch, spec)
             return _reader.read(video, epoch, spec)

@@ -23,7 +23,7 @@ from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.data.batch import collate
 from carl_ray.data.guard import BadVideoError, ViewReader
-from carl_ray.data.keypoint_table import GROUP, locate_keypoints, read_keypoints
+from carl_ray.data.keypoint_table import GROUP, PART, locate_keypoints, read_keypoints
 from carl_ray.data.keypoints import KEYPOINTS, check_keypoints, keypoints_in_view, video_keypoints
 from carl_ray.data.manifest import STREAM_COLUMNS, read_manifest
 from carl_ray.data.sample import Sample, SampleSpec, draw_clips, sample_spec
@@ -183,11 +183,10 @@ def _some(videos: pa.Table, spec: SampleSpec, manifest: str, kind: str) -> pa.Ta
     return check_keypoints(videos, manifest, kind) if KEYPOINTS in videos.column_names else videos
 
 
-def _keypoints(videos: pa.Table, index: int, spec: SampleSpec) -> Float16[np.ndarray, "frames 17 3"] | None:
-    if GROUP in videos.column_names and spec.data.keypoints is not None:
-        group = videos.column(GROUP)[index].as_py()
-        video_id = videos.column("video_id")[index].as_py()
-        return None if group is None else read_keypoints(spec.data.keypoints, group, video_id)
+def _keypoints(videos: pa.Table, index: int) -> Float16[np.ndarray, "frames 17 3"] | None:
+    if PART in videos.column_names:
+        part = videos.column(PART)[index].as_py()
+        return None if part is None else read_keypoints(part, videos.column(GROUP)[index].as_py())
     return video_keypoints(videos.slice(index, 1)) if KEYPOINTS in videos.column_names else None
 
 
@@ -195,7 +194,7 @@ def _samples(videos: pa.Table, spec: SampleSpec) -> Iterator[tuple[str, Batch]]:
     """Id and batch of each video that can be read."""
     with closing(ViewReader()) as reader:
         for index, row in enumerate(videos.select(STREAM_COLUMNS).to_pylist()):
-            row["keypoints"] = _keypoints(videos, index, spec)
+            row["keypoints"] = _keypoints(videos, index)
             try:
                 views = reader.read(row, 0, spec)
             except (BadVideoError, RunError):
@@ -207,7 +206,7 @@ def _mean_pose(videos: pa.Table, spec: SampleSpec) -> Float[Tensor, "F 17 2"] | 
     """Mean of the poses after a clip of each video, in the central square; None where there are none."""
     found = []
     for index, row in enumerate(videos.select(["video_id", "num_frames", "width", "height"]).to_pylist()):
-        keypoints = _keypoints(videos, index, spec)
+        keypoints = _keypoints(videos, index)
         clips = draw_clips(spec.views[1], row["video_id"], row["num_frames"], 0, spec)
         size = np.array([row["width"], row["height"]])
         edge = (1 - size.min() / size) / 2

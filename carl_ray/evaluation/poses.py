@@ -1,9 +1,9 @@
-"""Keypoints of every frame of the videos of a manifest, in one table, resumable.
+"""Keypoints of every frame of the videos of a manifest, resumable.
 
-    URIs (one lazy task) ─ decode and estimate (actor pool, CPUs; one video at a time) ─▶ driver ─▶ table
+    URIs (one lazy task) ─ decode and estimate (actor pool, CPUs; one video at a time) ─▶ driver ─▶ parts of a folder
 
-The driver saves the table every few minutes. Called again, it adds the videos that are missing. Videos that could not
-be read are listed in bad_videos.jsonl beside the table. torch and Ray are imported lazily: mistakes and complete tables
+The driver writes a part every few minutes. Called again, it adds the videos that are missing. Videos that could not
+be read are listed in bad_videos.jsonl in the folder. torch and Ray are imported lazily: mistakes and complete folders
 are reported without them.
 """
 
@@ -57,22 +57,22 @@ def estimate_poses(
     splits: Sequence[str] | None = None,
     make_estimator: Callable[[], PoseEstimator] = BlazePose,
 ) -> PoseResult:
-    """Estimate the keypoints of the videos of a manifest that a table lacks.
+    """Estimate the keypoints of the videos of a manifest that a folder lacks.
 
     Uses the Ray cluster that this process is connected to, or connects as `carl_ray.session.connect`, but only where
     videos are missing. Progress goes to standard error.
 
     Args:
         manifest: URI of the manifest.
-        out: URI of the table, new or begun by the same estimator.
+        out: URI of the folder, new or begun by the same estimator.
         settings: Workers; None: the defaults.
         every: Estimate every so many frames, interpolate between them.
         splits: Only videos of these splits; those without one count as "train".
         make_estimator: Called here and in each actor.
 
     Raises:
-        UserError: the manifest is missing or malformed, the estimator is not installed, `out` is another file or a
-            table of another estimator, or another process writes in its folder.
+        UserError: the manifest is missing or malformed, the estimator is not installed, `out` is something else
+            or of another estimator, or another process writes to it.
         RunError: storage failed, or no video could be read.
     """
     settings = settings or EmbeddingSettings()
@@ -83,12 +83,11 @@ def estimate_poses(
     missing = _missing(videos, origin, out)
     if missing.num_rows == 0:
         return PoseResult(videos.num_rows, False)
-    folder = storage.parent(storage.absolute(out))
-    refuse_if_held(folder)
+    refuse_if_held(out)
     from carl_ray.evaluation import extraction
     from carl_ray.session import connect
 
-    with connect(), hold(folder) as (lease, _):
+    with connect(), hold(out) as (lease, _):
         missing = _missing(videos, origin, out)
         result = PoseResult(videos.num_rows - missing.num_rows, False)
         extraction.check_resources(settings)
@@ -106,7 +105,7 @@ def estimate_poses(
         found = extraction.rows_of_actors(
             extraction.ExtractingActor, arguments, missing, settings, np.float16, actor_bytes=_ACTOR_BYTES
         )
-        write_rows(found, missing, result, PartWriter(folder, lease, write), "estimated")
+        write_rows(found, missing, result, PartWriter(out, lease, write), "estimated")
     if missing.num_rows and not result.num_embedded:
         raise RunError(
             "none of {} videos could be read; {}: {}".format(missing.num_rows, *result.bad_videos[0])
@@ -115,7 +114,7 @@ def estimate_poses(
 
 
 def _missing(videos: pa.Table, origin: tuple[str, str], out: str) -> pa.Table:
-    """The videos that a table lacks; `UserError` where it is of another estimator."""
+    """The videos that a folder lacks; `UserError` where it is of another estimator."""
     columns = ["video_id", "content_hash", "estimator", "estimator_version"]
     table = read_keypoint_table(out, columns)
     rows = list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))

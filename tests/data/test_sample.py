@@ -333,12 +333,3 @@ def test_named_views_of_a_video(video: Path) -> None:
     assert 0.4 < (right - left) * (bottom - top) < 0.7
     short = make_views(str(video), "a", 6, 1.0, 0, spec)
     assert short["far"].mask.sum() == 6 and not short["far"].pixels[0, 6:].any()
-
-
-def test_decoding_tasks_find_a_table_of_keypoints_by_its_whole_path(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = Config(preset="test", data=DataConfig(keypoints="keypoints.parquet"))
-    assert sample_spec(config).data.keypoints == str(tmp_path / "keypoints.parquet")
-    assert sample_spec(Config(preset="test")).data.keypoints is None

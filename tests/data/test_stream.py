@@ -113,7 +113,7 @@ def test_key_frames_and_keypoints_reach_the_views(videos: pa.Table, of: str, tmp
     if of == "the manifest":
         given = given.append_column("keypoints", values)
     else:
-        uri = str(tmp_path / "keypoints.parquet")
+        uri = str(tmp_path / "keypoints")
         identified = given.append_column("content_hash", pa.array(list("abcde")))
         add_keypoints(uri, identified.slice(0, 4), keypoints, "fake", "1")
         given = locate_keypoints(identified, uri).drop_columns(["content_hash", "keypoints_digest"])

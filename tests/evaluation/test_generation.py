@@ -140,7 +140,7 @@ def test_the_seed_alone_decides(run, made):
 
 def test_keypoints_of_a_table_are_those_of_the_run(run, made, tmp_path: Path):
     _, origin, test, rows = run
-    table = str(tmp_path / "keypoints.parquet")
+    table = str(tmp_path / "keypoints")
     people = [n for n in range(9) if n != 7]
     poses = [np.tile(pose(n).reshape(-1), (NUM_FRAMES, 1)) for n in people]
     videos = pa.Table.from_pylist([rows[n] for n in people], schema=SCHEMA)

@@ -237,7 +237,7 @@ def test_videos_without_keypoints_are_counted(tmp_path: Path, capsys: pytest.Cap
     assert videos.record.column("keypoints_digest").null_count == 3
     for keypoints, said in (
         ([PERSON, None, NOBODY, None, PERSON], "3 of 4 training videos have no keypoints of a person"),
-        (None, r"4 of 4 training videos .* `carl-ray poses MANIFEST --out TABLE` estimates them"),
+        (None, r"4 of 4 training videos .* `carl-ray poses MANIFEST --out FOLDER` estimates them"),
         (
             [PERSON, PERSON[:-3], PERSON, PERSON, None],
             r"'train/1.mp4' has 405 values of keypoints: expected 8 frames",
@@ -252,19 +252,19 @@ def test_keypoints_of_a_table_replace_those_of_the_manifest(
 ):
     rows = [clip_row(number, [0, 4]) for number in range(3)] + [clip_row(9, [0, 4], "validation")]
     config = with_stills(rows, tmp_path, [None] * 4)
-    uri = str(tmp_path / "keypoints.parquet")
+    uri = str(tmp_path / "keypoints")
     config = replace(config, data=replace(config.data, keypoints=uri))
-    with pytest.raises(UserError, match=r"no table of keypoints there; `carl-ray poses MANIFEST --out"):
+    with pytest.raises(UserError, match=r"no keypoints there; `carl-ray poses MANIFEST --out"):
         read_videos(config)
 
     def estimate(number: int, values: list[float]) -> None:
         row = pa.Table.from_pylist(rows[number : number + 1], schema=SCHEMA)
-        add_keypoints(uri, row, [np.array(values, np.float16)], "fake", "1")
+        add_keypoints(uri, row, [np.array(values, np.float16).reshape(-1, 51)], "fake", "1")
 
     estimate(0, PERSON)
     estimate(1, NOBODY)
     with pytest.raises(
-        UserError, match=r"2 of 3 training videos .* `carl-ray poses .* --data.keypoints TABLE"
+        UserError, match=r"2 of 3 training videos .* `carl-ray poses .* --data.keypoints FOLDER"
     ):
         read_videos(config)
     estimate(2, PERSON)
@@ -272,7 +272,9 @@ def test_keypoints_of_a_table_replace_those_of_the_manifest(
     assert capsys.readouterr().err == (
         "1 of 3 training videos have no keypoints of a person\n1 of 1 validation videos have no keypoints of a person\n"
     )
-    assert videos.training.column("keypoints_group").to_pylist() == [0, None, 0]
+    assert videos.training.column("keypoints_part").to_pylist() == [
+        f"{uri}/part-0000{number}.parquet" if number != 1 else None for number in range(3)
+    ]
     assert not {"keypoints", "keypoints_digest"} & set(videos.training.column_names)
     of_manifest = with_stills(rows, tmp_path, [PERSON, None, PERSON, None])
     assert read_videos(of_manifest)[1].record.equals(videos.record)
