@@ -257,7 +257,7 @@ def test_a_long_run_starts_at_once_and_neither_plans_far_ahead_nor_records_its_b
     config = replace(CONFIG, augment=replace(CONFIG.augment, image_size=224))
     plan = training_plan(0, videos.num_rows, 4, epochs=20_000_000)
     (shard,) = stream_views(plan, ray.put(videos), config, max_workers=1).streaming_split(1, equal=True)
-    iterator = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
+    iterator: Any = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
     seen = [row.row for _ in range(40) for row in read_samples(next(iterator), sample_spec(config))]
     assert seen == list(range(40))
 
@@ -277,8 +277,9 @@ def test_a_long_run_starts_at_once_and_neither_plans_far_ahead_nor_records_its_b
         time.sleep(0.1)
     time.sleep(2.0)  # for what there is no limit to, to go on
     waiting, remembered = ray.get(ask(look))
-    # Two for each of four tasks, whose rows go once they have ended; 12 were seen on starved cores (72: no limit).
-    assert 64 <= waiting <= 64 + 4 * 4
+    iterator.close()  # A thread of it that is left when Ray is shut down ends the process.
+    # Two for each of four tasks, whose rows go once they have ended; 27 were seen on starved cores (72: no limit).
+    assert 64 <= waiting < 64 + 48
     # At least one of each row of the plan and one of each video, if Ray Data had its way.
     assert remembered < 40
 
