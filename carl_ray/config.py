@@ -44,6 +44,8 @@ LEARNABLE_NAMES = {"none": "0", "block5": "1", "block4+5": "2"}
 Motion = Literal["none", "difference", "window"]
 MOTIONS: dict[Motion, int] = {"none": 1, "difference": 2, "window": 9}
 """Values of `model.motion` by the parts, as wide as the features, that the model's input has."""
+Logger = Literal["wandb", "mlflow"]
+"""Values of `training.loggers`: the names of their packages."""
 PRETRAINED = ("imagenet", "pretrained")
 """Values of `model.weights` for what the backbone's own library or package offers."""
 
@@ -95,6 +97,13 @@ def _known_backbone(name: str) -> str:
             f"expected one of {', '.join(map(repr, known))}, 'timm:NAME' or 'module:Class', got {name!r}"
         )
     return name
+
+
+def _names(value: object) -> object:
+    """The names in a text, as a command line has them; `none` is none."""
+    if not isinstance(value, str):
+        return value
+    return tuple(name for name in re.split(r"[,\s]+", value) if name not in ("", "none"))
 
 
 def _known_learnable(value: object) -> str:
@@ -221,6 +230,8 @@ class TrainingConfig:
     """Older checkpoints are deleted."""
     validate_every_steps: int = Field(default=500, ge=1)
     """Steps between two validation losses; there is one before the first step and one after the last."""
+    loggers: Annotated[tuple[Logger, ...], BeforeValidator(_names)] = ()
+    """Services that get a copy of metrics.jsonl: wandb, mlflow or wandb,mlflow."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -353,6 +364,7 @@ _HOW_DONE = (
     ("data", "max_bad_fraction"),
     ("training", "checkpoint_every_steps"),
     ("training", "keep_checkpoints"),
+    ("training", "loggers"),
 )
 _ADDED = (
     ("data", "features", None),

@@ -5,6 +5,7 @@ Ray, torch and torchvision are imported lazily, so that mistakes are reported at
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, replace
 
 from carl_ray import config as configuration
@@ -91,7 +92,12 @@ def refresh_checkpoint(run: CheckedRun) -> None:
 
 
 def check_inputs(config: Config) -> None:
-    """Raise `UserError` where the model needs features that the run does not name; warn of steps without negatives."""
+    """Raise `UserError` where features or a logger's package are missing; warn of steps without negatives."""
+    for name in config.training.loggers:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"training.loggers {name}: its package is missing: pip install 'carl_ray[{name}]'"
+            )
     if config.objective.contrasts_videos and config.training.global_batch_size == 1:
         note(
             "warning: training.global_batch_size is 1: a step has no other videos, which the objective "

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carl_ray import storage
+from carl_ray.config import Config
 from carl_ray.errors import RunError
+from carl_ray.training.loggers import LoggerThread
 
 if TYPE_CHECKING:
     from tensorboardX.proto.event_pb2 import Event
@@ -41,12 +43,13 @@ class RunLog:
     Args:
         run_dir: URI of the run folder.
         step: Steps already done; later lines, written after the last checkpoint of an earlier start, are dropped.
+        config: Of the run; each of its `training.loggers` gets the lines, too. None: no logger does.
 
     Raises:
         RunError: the folder cannot be written to.
     """
 
-    def __init__(self, run_dir: str, step: int) -> None:
+    def __init__(self, run_dir: str, step: int, config: Config | None = None) -> None:
         self._run_dir = run_dir
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         try:
@@ -58,12 +61,15 @@ class RunLog:
             (self._folder / _EVENTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage.storage_error(error, run_dir, "write") from None
+        metrics: list[dict[str, Any]] = []
         for name in (METRICS, BAD_VIDEOS, SKIPPED_STEPS, WARNINGS):
             uri = storage.join(run_dir, name)
             # A run that starts from the beginning writes its line of step 0 again.
             lines = read_log(run_dir, name) if step or name == WARNINGS else []
             # Warnings are kept: they remain true when steps are repeated.
             kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step or name == WARNINGS]
+            if name == METRICS:
+                metrics = [line for line in lines if line["step"] <= step]
             if kept or storage.exists(uri):
                 # Atomically: a full disk must not lose the existing lines.
                 storage.write_bytes(str(self._folder / name), "".join(kept).encode())
@@ -77,13 +83,18 @@ class RunLog:
         first = [(Event(file_version="brain.Event:2"), 0)]
         first.append((Event(session_log=SessionLog(status=SessionLog.START)), step + 1 if step else 0))
         self._add(self._events, b"".join(_record(event, of_step) for event, of_step in first))
+        names = () if config is None else config.training.loggers
+        self._loggers = [LoggerThread(name, run_dir, config, metrics) for name in names if config is not None]
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl, null for non-finite numbers, and its events."""
+        """Add one line to metrics.jsonl, null for non-finite numbers, its events, and the loggers' copies."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
-        self._append(METRICS, {"step": step, **_finite(values)})
+        line = {"step": step, **_finite(values)}
+        self._append(METRICS, line)
+        for logger in self._loggers:
+            logger.write(line)
         numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         self._add(
             self._events, b"".join(_record(Event(summary=scalar(k, v)), step) for k, v in numbers.items())
@@ -123,6 +134,8 @@ class RunLog:
 
     def close(self) -> None:
         """Sync and delete temporary files. Errors as `sync`."""
+        for logger in self._loggers:
+            logger.close()
         try:
             self.sync()
         finally:

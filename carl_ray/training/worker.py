@@ -158,7 +158,7 @@ def _begin(
             f"{storage.public_uri(source)}: expected weights that are finite, got some that are not, from which "
             "nothing can be learnt: begin with others"
         )
-    log = RunLog(settings.run_dir, progress.step) if is_first else None
+    log = RunLog(settings.run_dir, progress.step, config) if is_first else None
     return step, Reporter(settings, log, None if checkpoint is None else progress.step), progress
 
 
