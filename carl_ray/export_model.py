@@ -2,10 +2,11 @@
 
     python -m carl_ray.export_model RUN --out FOLDER
     python -m carl_ray.export_model RUN --out FOLDER --evaluation RUN/evaluation --onnx
+    python -m carl_ray.export_model RUN --push hf://OWNER/NAME --license apache-2.0
     python -m carl_ray.export_model
 
 Writes model.safetensors (the encoder), config.json and README.md with the metrics and controls of an evaluation.
-`carl_ray.load_encoder` and every option --checkpoint read the folder, and hf://OWNER/NAME once it is uploaded there.
+`carl_ray.load_encoder` and every option --checkpoint read the folder, and hf://OWNER/NAME once --push has uploaded it.
 Without arguments it takes the newest demo run.
 """
 
@@ -16,6 +17,7 @@ import json
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
+from carl_ray.model.pretrained import check_hub_name, push_to_hub
 from carl_ray.options import OptionParser, print_next
 from carl_ray.training.checkpoint import checkpoint_at, default_run
 
@@ -40,31 +42,45 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(
             "--onnx", action="store_true", help="also backbone.onnx and temporal.onnx, checked in onnxruntime"
         )
+        parser.add_argument("--license", metavar="ID", help="of the weights, for the model card, such as mit")
+        parser.add_argument(
+            "--push",
+            metavar="hf://OWNER/NAME",
+            help="upload to the Hugging Face hub; a new repository is private",
+        )
         options = parser.parse_args(arguments)
-        if options.run is None and options.out is None:
+        if options.push is not None:
+            check_hub_name(options.push)
+        outs = [uri for uri in (options.out, options.push) if uri is not None]
+        if options.run is None and not outs:
             run = default_run("RUN and --out")
-            out = storage.join(run, "model")
-        elif options.run is None or options.out is None:
-            raise UserError(f"{'RUN' if options.run is None else '--out'} missing: RUN and --out go together")
+            outs = [storage.join(run, "model")]
+        elif options.run is None or not outs:
+            raise UserError(f"{'RUN' if outs else '--out'} missing: RUN goes together with --out or --push")
         else:
-            run, out = options.run, options.out
+            run = options.run
         checkpoint = checkpoint_at(run)
         document = _metrics(run, options.evaluation)
         # Imported late: mistakes answer at once.
         from carl_ray.report.exported_model import exported_files
         from carl_ray.training.checkpoint import load_encoder
 
-        name = storage.absolute(out).rstrip("/").rpartition("/")[2]
-        files = exported_files(name, checkpoint, document)
+        name = storage.absolute(outs[-1]).rstrip("/").rpartition("/")[2]
+        files = exported_files(name, checkpoint, document, options.license)
         if options.onnx:
             from carl_ray.model.onnx import onnx_files
 
             files |= onnx_files(load_encoder(checkpoint), checkpoint.config.augment.image_size)
         for file_name, content in files.items():
-            storage.write_bytes(storage.join(out, file_name), content)
             print(f"{file_name:<20}{len(content) / 2**20:.2f} MiB")
-        print(f"model: {storage.public_uri(out)}")
-        print_next("embed", "--checkpoint", out, "--manifest", "MANIFEST", "--out", "EMBEDDINGS")
+        for out in outs:
+            if out == options.push:
+                print(f"commit: {push_to_hub(out, files)}")
+            else:
+                for file_name, content in files.items():
+                    storage.write_bytes(storage.join(out, file_name), content)
+            print(f"model: {storage.public_uri(out)}")
+        print_next("embed", "--checkpoint", outs[-1], "--manifest", "MANIFEST", "--out", "EMBEDDINGS")
 
 
 def _metrics(run: str, evaluation: str | None) -> dict[str, object] | None:

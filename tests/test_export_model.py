@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import shutil
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import huggingface_hub.constants as hub
 import numpy as np
@@ -12,6 +19,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 import carl_ray
 from carl_ray import evaluate, export_model
@@ -69,6 +77,120 @@ def test_the_hub(
     assert "expected OWNER/NAME" in failure(capsys, export_model, "hf://a/b/c", "--out", tmp_path)
 
 
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as a push and a pull need: repositories, commits, files by name."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    private: ClassVar[dict[str, bool]] = {}
+    status: ClassVar[int] = 200
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.status != 200 or self.headers["Authorization"] != "Bearer hf_token":
+            return self.answer({"error": "no"}, status=self.status if self.status != 200 else 401)
+        if self.path == "/api/repos/create":
+            settings = json.loads(body)  # Named by the version of huggingface_hub.
+            self.private["lab/squats"] = settings.get("visibility") == "private" or settings.get("private")
+            return self.answer({"url": "https://huggingface.co/lab/squats"})
+        if self.path == "/api/validate-yaml":
+            ModelCard(json.loads(body)["content"])
+            return self.answer({"errors": [], "warnings": []})
+        if self.path.startswith("/api/models/lab/squats/preupload/"):
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            return self.answer(
+                {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]}
+            )
+        assert self.path.startswith("/api/models/lab/squats/commit/main"), self.path
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        return self.answer({"commitUrl": "https://huggingface.co/lab/squats/commit/1", "commitOid": "1" * 40})
+
+    def do_GET(self) -> None:
+        repository, _, name = self.path.removeprefix("/").partition("/resolve/main/")
+        content = self.files.get(name) if repository == "lab/squats" else None
+        self.answer(content or {}, status=404 if content is None else 200)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def answer(self, content: object, status: int = 200) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        etag = f'"{hashlib.sha1(data).hexdigest()}"'
+        self.send_response(status)
+        for key, value in {"Content-Length": len(data), "ETag": etag, "X-Repo-Commit": "1" * 40}.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        self.wfile.write(data if self.command != "HEAD" else b"")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(hub, "ENDPOINT", url)
+    monkeypatch.setattr(hub, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    monkeypatch.setattr(Hub, "status", 200)
+    yield Hub
+    server.shutdown()
+
+
+def test_push_and_pull(
+    tiny_run: Path,
+    tmp_path: Path,
+    hub_server: type[Hub],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [
+        str(tiny_run),
+        "--push",
+        "hf://lab/squats",
+        "--out",
+        str(tmp_path / "model"),
+        "--license",
+        "mit",
+    ]
+    export_model.main(arguments)
+    assert (
+        "commit: https://huggingface.co/lab/squats/commit/1\nmodel: hf://lab/squats\n"
+        in capsys.readouterr().out
+    )
+    assert hub_server.private == {"lab/squats": True}
+    assert hub_server.files == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert ModelCard(hub_server.files["README.md"].decode()).data.license == "mit"
+    embedded = carl_ray.load_encoder("hf://lab/squats").embed(FRAMES)
+    assert np.array_equal(embedded, carl_ray.load_encoder(str(tiny_run)).embed(FRAMES))
+
+    monkeypatch.setattr(Hub, "status", 403)
+    with pytest.raises(SystemExit) as left:
+        export_model.main(arguments)
+    message = capsys.readouterr().err
+    assert left.value.code == 1 and "could not write to the Hugging Face hub" in message
+    assert message.endswith("gives a token that may write there\n")
+    assert "hf_token" not in message and message.count("\n") == 1
+
+
+def test_the_card_by_the_rules_of_the_hub(exported: Path, tiny_run: Path) -> None:
+    """Its fields by the hub's own classes; whether a licence is a known one, only the hub's server checks."""
+    data = ModelCard.load(exported / "README.md").data
+    document = json.loads((exported.parent / "evaluation" / "metrics.json").read_text())
+    assert (data.library_name, data.pipeline_tag, data.model_name) == (
+        "carl_ray",
+        "feature-extraction",
+        "model",
+    )
+    values = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert len(values) > 5 and all(document["trained"][name]["value"] == values[name] for name in values)
+    assert all(result.dataset_split == "test" for result in data.eval_results)
+
+
 def test_a_damaged_file(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "model")
     with (tmp_path / "model" / "model.safetensors").open("ab") as file:
@@ -92,6 +214,8 @@ def test_onnx_of_any_length(exported: Path, tiny_run: Path) -> None:
 
 def test_mistakes(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--out missing" in failure(capsys, export_model, tiny_run)
+    assert "hf://OWNER/NAME" in failure(capsys, export_model, tiny_run, "--push", "squats")
+    assert "hf://OWNER/NAME" in failure(capsys, export_model, tiny_run, "--push", "hf://a/b/c")
     message = failure(capsys, export_model, tiny_run, "--out", tmp_path, "--evaluation", tmp_path)
     assert "metrics.json: no such file" in message
     config = checkpoint_at(str(tiny_run)).config

