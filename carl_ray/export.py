@@ -5,6 +5,7 @@
     python -m carl_ray.export --embeddings EMBEDDINGS --out FOLDER --format csv
     python -m carl_ray.export --embeddings EMBEDDINGS --out s3://bucket/moments.lance
     python -m carl_ray.export --embeddings EMBEDDINGS --out http://HOST:6333/COLLECTION --format qdrant
+    python -m carl_ray.export --embeddings EMBEDDINGS --out NAME --format fiftyone
     python -m carl_ray.export
 
 A name that ends in .parquet, .csv or .npz gets a table with one row a frame: video, frame, time_s, label (name of the
@@ -17,6 +18,9 @@ folders of the same encoder. One process at a time may write it.
 `--format qdrant` writes one point a frame into a collection of a Qdrant server (same extra; key in $QDRANT_API_KEY),
 or of a local folder where --out is a path: cosine, with the payload `video`, `frame`, `seconds`, `label` and `phase`.
 The id of a point is made of video and frame: a further call writes the same points.
+
+`--format fiftyone` makes the dataset NAME of FiftyOne (pip install 'carl_ray[fiftyone]'), with one sample a video:
+label, phases, and embeddings of the video and of its frames.
 
 A folder gets `<video name>.h5` for each video, with the data set `<video name>`, 100 snippets x width, float32, as the
 ActivityNet code of G-TAD reads with `--feature_path FOLDER/ --feat_dim WIDTH`; with `--format csv`,
@@ -40,6 +44,7 @@ from carl_ray.training.checkpoint import default_run
 
 _TABLES = ("parquet", "csv", "npz")
 _SUFFIXES = (*_TABLES, "lance")
+_STORES = ("qdrant", "fiftyone")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,6 +67,12 @@ def main(arguments: list[str] | None = None) -> None:
             num_frames = export_points(Embeddings.open(embeddings), out, ProgressLine("exported"))
             print(f"points:   {num_frames:,}")
             print(f"qdrant:   {storage.public_uri(out)}")
+        elif file_format == "fiftyone":
+            from carl_ray.evaluation.fiftyone_samples import export_samples
+
+            num_videos = export_samples(Embeddings.open(embeddings), out, ProgressLine("exported"))
+            print(f"videos:   {num_videos:,}")
+            print(f"dataset:  {out}; fiftyone app launch {out}")
         elif _suffix(out) == file_format:
             num_frames = _export_table(embeddings, out, file_format)
             print(f"frames:   {num_frames:,}")
@@ -88,7 +99,8 @@ def _parse(arguments: list[str] | None) -> tuple[str, str, typing.Any, int]:
     parser.add_argument(
         "--out",
         metavar="URI",
-        help="a table (.parquet, .csv, .npz), an index (.lance), a Qdrant collection, or a folder for the files",
+        help="a table (.parquet, .csv, .npz), an index (.lance), a Qdrant collection, a FiftyOne dataset, or a "
+        "folder for the files",
     )
     parser.add_argument(
         "--length",
@@ -99,7 +111,7 @@ def _parse(arguments: list[str] | None) -> tuple[str, str, typing.Any, int]:
     )
     parser.add_argument(
         "--format",
-        choices=dict.fromkeys((*typing.get_args(Format), *_SUFFIXES, "qdrant")),
+        choices=dict.fromkeys((*typing.get_args(Format), *_SUFFIXES, *_STORES)),
         help="none: the suffix of --out, hdf5 for a folder",
     )
     options = parser.parse_args(arguments)
@@ -113,7 +125,7 @@ def _parse(arguments: list[str] | None) -> tuple[str, str, typing.Any, int]:
     suffix = _suffix(out)
     file_format = options.format or (suffix if suffix in _SUFFIXES else "hdf5")
     is_named = suffix in _SUFFIXES or file_format not in typing.get_args(Format)
-    if file_format not in (suffix, "qdrant") and is_named:
+    if file_format not in (suffix, *_STORES) and is_named:
         raise UserError(f"--format {file_format}: expected --out to end in .{file_format}, got {out!r}")
     return embeddings, out, file_format, options.length
 
