@@ -266,27 +266,17 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with one checkpoint of a tiny encoder (T = 6, 16 pixels, width 8), as after 3 steps; read only."""
     import torch
 
-    from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainingConfig
+    from carl_ray.config import AugmentConfig, Config, DataConfig, TrainingConfig
     from carl_ray.training.checkpoint import Progress, save_checkpoint
     from carl_ray.training.run_log import RunLog
     from carl_ray.training.step import TrainingStep
+    from tests.samples import small_model
 
     config = Config(
         preset="demo",
         data=DataConfig(short_side=20, retries=0),
         augment=AugmentConfig(image_size=16),
-        model=ModelConfig(
-            num_frames=6,
-            backbone="small",
-            weights="random",
-            learnable="all",
-            hidden_width=16,
-            width=16,
-            num_layers=1,
-            num_heads=2,
-            feedforward_width=16,
-            embedding_width=8,
-        ),
+        model=small_model(),
         training=TrainingConfig(precision="fp32"),
     )
     run_dir = tmp_path_factory.mktemp("runs") / "demo-tiny"

@@ -1,23 +1,46 @@
-"""Short ways of tests to the samples of a config's one view."""
+"""Small models, rows of manifests, and the samples of a config's one view, for tests."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
-from carl_ray.config import Config
+from carl_ray.config import Config, ModelConfig
 from carl_ray.data.batch import collate
 from carl_ray.data.make_views import make_views
-from carl_ray.data.manifest import StreamVideo
+from carl_ray.data.manifest import SCHEMA, StreamVideo, write_table
 from carl_ray.data.sample import Sample, sample_spec
 from carl_ray.objectives.base import Batch, ViewTensors
 from carl_ray.objectives.views import CROPS
 
 _CPU = torch.device("cpu")
 Crops = ViewTensors[np.ndarray]
+
+
+def small_model(width: int = 16, **changes: Any) -> ModelConfig:
+    """An encoder of frames that trains in milliseconds: T = 6, six convolutions, one layer of two heads."""
+    widths = dict.fromkeys(("hidden_width", "width", "feedforward_width"), width)
+    sizes = {"num_frames": 6, "num_layers": 1, "num_heads": 2, "embedding_width": 8}
+    backbone = {"backbone": "small", "weights": "random", "learnable": "all"}
+    return ModelConfig(**(widths | sizes | backbone | changes))
+
+
+def manifest_row(video_id: str = "a.mp4", **values: Any) -> dict[str, Any]:
+    """A row of a manifest: 3 frames of 64 x 48 pixels at 30 a second, without labels."""
+    numbers = {"num_frames": 3, "fps": 30.0, "width": 64, "height": 48, "rotation": 0, "frame_step": 1.0}
+    content = {"bytes": 1, "content_hash": "0", "verified": True}
+    return {"video_id": video_id, "uri": f"/videos/{video_id}"} | numbers | content | values
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], uri: Path | str) -> str:
+    """Write a manifest of these rows; return its URI."""
+    write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), str(uri))
+    return str(uri)
 
 
 def crops(pixels: Any, timestamps: Any, mask: Any, frame_labels: Any = None) -> Crops:

@@ -16,12 +16,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from ray.util.state import list_actors, list_nodes, list_tasks
 
-from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.training.run_log import read_log
+from tests.samples import manifest_row, write_rows
 
 RAY = str(Path(sys.executable).with_name("ray"))
 HEAD_ID = "f" * 51 + "0" * 5
@@ -112,11 +111,8 @@ def test_a_job_makes_the_cluster_grow_and_leaves_it_empty(
     rows = []
     for index in range(6):
         path = make_video(tmp_path / f"{index}.mp4", num_frames=90)
-        rows.append(
-            {"video_id": path.name, "uri": str(path), "num_frames": 90, "verified": True, "frame_step": 1.0}
-            | {"width": 64, "height": 48, "rotation": 0, "bytes": 1, "content_hash": path.name}
-        )
-    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), str(tmp_path / "manifest.parquet"))
+        rows.append(manifest_row(path.name, uri=str(path), num_frames=90, content_hash=path.name))
+    write_rows(rows, tmp_path / "manifest.parquet")
     assert head.num_workers() == 0
     submitted = subprocess.run(
         [

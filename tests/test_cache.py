@@ -14,18 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import carl_ray
 from carl_ray import align, cache, embed, evaluate, presets, search, train
 from carl_ray.data.features import list_parts, read_features, require_cache
-from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.evaluation import corpus
 from carl_ray.evaluation.embeddings import Embeddings
 from carl_ray.evaluation.frames import unit_frames
 from carl_ray.evaluation.frozen import load_frozen
+from tests.samples import manifest_row, write_rows
 
 TINY = (
     *("--augment.image_size", "32", "--data.short_side", "32", "--model.backbone", "small"),
@@ -40,27 +39,11 @@ def manifest(make_video: Callable[..., Path], tmp_path: Path) -> str:
     for number in range(6):
         frames = 50 + number
         path = make_video(tmp_path / "videos" / f"{number}.mp4", frames, 40, 24)
-        rows.append(
-            {
-                "video_id": f"v{number}",
-                "uri": str(path),
-                "num_frames": frames,
-                "fps": 30.0,
-                "width": 40,
-                "height": 24,
-                "rotation": 0,
-                "bytes": 1,
-                "content_hash": str(number),
-                "verified": True,
-                "frame_step": 1.0,
-                "split": "test" if number > 3 else "train",
-                "label": "jump",
-                "frame_labels": [int(n > 25) for n in range(frames)],
-            }
-        )
-    uri = str(tmp_path / "manifest.parquet")
-    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), uri)
-    return uri
+        file = {"uri": str(path), "num_frames": frames, "content_hash": str(number)}
+        labels = {"label": "jump", "frame_labels": [int(n > 25) for n in range(frames)]}
+        split = "test" if number > 3 else "train"
+        rows.append(manifest_row(f"v{number}", width=40, height=24, split=split, **file, **labels))
+    return write_rows(rows, tmp_path / "manifest.parquet")
 
 
 @pytest.fixture
@@ -209,18 +192,9 @@ def test_laptop_from_a_manifest_to_a_report(
     encoder = carl_ray.load_encoder(str(run), like=str(run / "embeddings"))
     np.testing.assert_allclose(encoder.embed(joined.video("v0").uri), wanted, atol=0.02)
     rows = pq.read_table(manifest).to_pylist()
-    more = pa.Table.from_pylist([{**rows[0], "video_id": "new", "content_hash": "new"}], schema=SCHEMA)
-    write_table(more, str(tmp_path / "more.parquet"))
-    embed.main(
-        [
-            "--checkpoint",
-            str(run),
-            "--manifest",
-            str(tmp_path / "more.parquet"),
-            "--out",
-            str(run / "embeddings"),
-        ]
-    )
+    new = {**rows[0], "video_id": "new", "content_hash": "new"}
+    more = write_rows([new], tmp_path / "more.parquet")
+    embed.main(["--checkpoint", str(run), "--manifest", more, "--out", str(run / "embeddings")])
     video = Embeddings.open(str(run / "embeddings")).video("new")
     np.testing.assert_allclose(unit_frames([video.embeddings])[0], wanted, atol=0.02)
     words_of_other = ["--checkpoint", str(run), "--manifest", manifest, "--out", str(run / "embeddings")]

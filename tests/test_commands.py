@@ -11,12 +11,11 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from carl_ray import config
-from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.presets import PRESETS
+from tests.samples import manifest_row, write_rows
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(
@@ -164,18 +163,8 @@ def test_mistakes_answer_at_once(command: str, arguments: list[str], message: st
 
 
 def test_a_file_of_weights_that_is_not_there(tmp_path: Path) -> None:
-    row = {
-        "video_id": "a",
-        "uri": "/a.mp4",
-        "num_frames": 9,
-        "width": 8,
-        "height": 8,
-        "rotation": 0,
-        "bytes": 9,
-    }
-    row |= {"content_hash": "0", "verified": True, "frame_step": 1.0}
-    write_table(pa.Table.from_pylist([row], schema=SCHEMA), str(tmp_path / "m.parquet"))
-    arguments = ["pouring", "--data.manifest", str(tmp_path / "m.parquet"), "--model.weights", "gone.pt"]
+    manifest = write_rows([manifest_row()], tmp_path / "m.parquet")
+    arguments = ["pouring", "--data.manifest", manifest, "--model.weights", "gone.pt"]
     # Reading a table takes time and memory of its own.
     status, output = answer("carl_ray.train", *arguments, home=tmp_path / "home", limits=(3.0, 250 * 2**20))
     assert (status, output) == (2, f"carl_ray: model.weights: {ROOT}/gone.pt: no such file")

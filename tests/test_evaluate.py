@@ -23,6 +23,7 @@ from carl_ray.report.evaluation import evaluate_embeddings, measured_splits
 from carl_ray.report.tables import metric_names, title_of
 from tests.evaluation.test_extraction import row
 from tests.evaluation.test_repetitions import video
+from tests.samples import manifest_row
 
 ORIGIN = Origin("/run/checkpoints/step-00000002", "ab", "penn_action", 2, 16, 8, "resized", True)
 
@@ -199,18 +200,7 @@ def test_what_means_nothing_is_no_win(tmp_path: Path, capsys: pytest.CaptureFixt
     run.mkdir()
     config = {"objective": {"name": "tcc"}, "data": {"manifest": str(run / "videos.parquet")}}
     (run / "config.json").write_text(json.dumps(config))
-    numbers = {"num_frames": 1, "width": 64, "height": 48, "rotation": 0, "bytes": 1, "frame_step": 1.0}
-    rows = [
-        {
-            "video_id": video_id,
-            "uri": video_id,
-            "content_hash": "",
-            "verified": True,
-            "person": "ann",
-            **numbers,
-        }
-        for video_id in ("train/1", "test/2")
-    ]
+    rows = [manifest_row(video_id, uri=video_id, person="ann") for video_id in ("train/1", "test/2")]
     schema = SCHEMA.append(pa.field("person", pa.string()))
     write_table(pa.Table.from_pylist(rows, schema), str(run / "videos.parquet"))
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")

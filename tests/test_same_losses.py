@@ -13,14 +13,14 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from carl_ray.config import AugmentConfig, Config, DataConfig, TrainingConfig
 from carl_ray.data.augment import AugmentParameters, draw_parameters
 from carl_ray.data.randomness import ViewNumber, sample_generator
 from carl_ray.data.views import sample_views
 from carl_ray.objectives.base import Batch
 from carl_ray.objectives.views import CROPS
 from carl_ray.training.step import StepReport, TrainingStep
-from tests.samples import Crops, batch_of, crops, make_crops
+from tests.samples import Crops, batch_of, crops, make_crops, small_model
 
 CPU = torch.device("cpu")
 LENGTHS = (23, 6)  # the second is padded
@@ -29,18 +29,8 @@ CONFIG = Config(
     preset="test",
     data=DataConfig(short_side=45),  # 79 wide of 112 x 64: the short way to an odd width; 60 of 80 x 60
     augment=AugmentConfig(image_size=SIZE, jitter_probability=1.0, blur_probability=1.0),
-    model=ModelConfig(
-        num_frames=8,
-        backbone="resnet18",
-        weights="random",
-        learnable="block5",
-        hidden_width=32,
-        width=32,
-        num_layers=1,
-        num_heads=2,
-        feedforward_width=32,
-        embedding_width=16,
-        dropout=0.0,
+    model=small_model(
+        32, num_frames=8, backbone="resnet18", learnable="block5", embedding_width=16, dropout=0.0
     ),
     training=TrainingConfig(precision="fp32", seed=5),
 )

@@ -20,7 +20,7 @@ import pytest
 
 from carl_ray import config as configuration
 from carl_ray import train
-from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, TrainingConfig
 from carl_ray.data.manifest import write_table
 from carl_ray.data.scan import index_folder
 from carl_ray.errors import one_line_errors
@@ -31,6 +31,7 @@ from carl_ray.sweeps.runner import default_num_trials, trial_config
 from carl_ray.sweeps.space import SPACES, Choices, Space
 from carl_ray.sweeps.tune_driver import chosen_points, run_trials
 from carl_ray.training.run_log import read_log
+from tests.samples import small_model
 
 SWEEP = Path(__file__).parents[1] / "tuning" / "sweep.py"
 EPOCHS, STEPS_OF_EPOCH = 10, 4
@@ -60,18 +61,7 @@ def tiny(manifest: str) -> Config:
         preset="demo",
         data=DataConfig(manifest=manifest, short_side=16),
         augment=AugmentConfig(image_size=16, blur_probability=0.0),
-        model=ModelConfig(
-            num_frames=6,
-            backbone="small",
-            weights="random",
-            learnable="all",
-            hidden_width=8,
-            width=8,
-            num_layers=1,
-            num_heads=2,
-            feedforward_width=8,
-            embedding_width=8,
-        ),
+        model=small_model(8),
         training=TrainingConfig(
             epochs=EPOCHS,
             global_batch_size=2,

@@ -32,6 +32,7 @@ from carl_ray.presets import PRESETS
 from carl_ray.training.checkpoint import Progress, save_checkpoint
 from carl_ray.training.fit import FittedRun
 from carl_ray.training.step import TrainingStep
+from tests.samples import manifest_row, write_rows
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -275,13 +276,8 @@ def test_a_run_without_test_videos_ends_with_what_is_possible(
         write_part(out, videos, origin, "float32")
 
     monkeypatch.setattr("carl_ray.evaluation.corpus.embed_corpus", embed_corpus)
-    manifest = str(tmp_path / "videos.parquet")
-    numbers = {"num_frames": 20, "width": 64, "height": 48, "rotation": 0, "bytes": 1, "frame_step": 1.0}
-    rows = [
-        {"video_id": video.video_id, "uri": video.uri, "content_hash": "", "verified": True, **numbers}
-        for video in videos
-    ]
-    write_table(pa.Table.from_pylist(rows, SCHEMA), manifest)
+    rows = [manifest_row(video.video_id, uri=video.uri, num_frames=20) for video in videos]
+    manifest = write_rows(rows, tmp_path / "videos.parquet")
     train._evaluate(FittedRun(str(tmp_path), manifest, 2, 1.0), "My videos", "joined")
     printed = capsys.readouterr().out
     assert said in printed

@@ -47,6 +47,7 @@ from carl_ray.pipelines.plan import check_runtime_env
 from carl_ray.pipelines.runner import read_plan
 from carl_ray.training.checkpoint import Checkpoint, Progress, initial_weights, load_model, open_checkpoint
 from carl_ray.training.learner import initial_learner
+from tests import samples
 
 ROOT = Path(carl_ray.__file__).parent
 MODEL = ModelConfig(backbone="small", weights="random", num_frames=4, hidden_width=8, width=8, num_heads=2)
@@ -127,10 +128,7 @@ def pickled_column(mark: Path) -> pa.Array:
 
 
 def manifest_row() -> pa.Table:
-    numbers = dict.fromkeys(("num_frames", "width", "height", "bytes"), 4) | {"rotation": 0}
-    texts = {"video_id": "a", "uri": "/a.mp4", "content_hash": "0"}
-    row: dict[str, Any] = {**numbers, **texts, "verified": False, "frame_step": 1.0}
-    return pa.Table.from_pylist([row], schema=SCHEMA)
+    return pa.Table.from_pylist([samples.manifest_row()], schema=SCHEMA)
 
 
 def embeddings_row() -> dict[str, pa.Array]:

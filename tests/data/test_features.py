@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from carl_ray.config import MOTIONS, Config, DataConfig, ModelConfig, TrainingConfig
+from carl_ray.config import MOTIONS, Config, DataConfig, TrainingConfig
 from carl_ray.data.batch import collate
 from carl_ray.data.features import (
     cached_views,
@@ -33,25 +33,14 @@ from carl_ray.model.weights import weights_digest
 from carl_ray.objectives.choice import objective_options
 from carl_ray.objectives.views import CROPS, AugmentConfig
 from carl_ray.training.step import TrainingStep
+from tests.samples import small_model
 
 CPU = torch.device("cpu")
 CONFIG = Config(
     preset="test",
     data=DataConfig(short_side=32, frame_stride=2),
     augment=AugmentConfig(image_size=32, copies=2),
-    model=ModelConfig(
-        num_frames=8,
-        backbone="small",
-        weights="random",
-        learnable="none",
-        hidden_width=16,
-        width=16,
-        num_layers=1,
-        num_heads=2,
-        feedforward_width=16,
-        embedding_width=8,
-        dropout=0.0,
-    ),
+    model=small_model(num_frames=8, learnable="none", dropout=0.0),
     training=TrainingConfig(precision="fp32", seed=5),
 )
 CACHED = {"feature_channels": 128}

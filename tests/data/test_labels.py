@@ -16,6 +16,7 @@ from carl_ray import index
 from carl_ray.data.labels import LabelOptions, folders_like_labels, join_labels, label_manifest
 from carl_ray.data.manifest import SCHEMA, read_manifest, write_table
 from carl_ray.errors import UserError
+from tests.samples import manifest_row
 
 NUM_FRAMES = 48
 RATES = {"a.mp4": 24.0, "sub/b.mp4": 30000 / 1001, "sub/c d.mp4": 20.0}
@@ -25,13 +26,8 @@ SPANS = [(2, 10, "up"), (10, 31, "down"), (33, 48, "up")]  # first frame, frame 
 
 def manifest(**columns: list[Any]) -> pa.Table:
     rows = [
-        {
-            **{field.name: None if field.nullable else 0 for field in SCHEMA if field.type != pa.string()},
-            **{"video_id": name, "uri": f"/videos/{name}", "content_hash": "0"},
-            **{"num_frames": NUM_FRAMES, "fps": fps, "frame_step": 1.0, "verified": False},
-            "frame_times": VARIABLE.tolist() if name == "sub/c d.mp4" else None,
-        }
-        for name, fps in RATES.items()
+        manifest_row(name, num_frames=NUM_FRAMES, fps=fps, frame_times=times)
+        for (name, fps), times in zip(RATES.items(), (None, None, VARIABLE.tolist()), strict=True)
     ]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     for name, values in columns.items():

@@ -18,32 +18,15 @@ from carl_ray.data.manifest import (
     write_table,
 )
 from carl_ray.errors import RunError, UserError
+from tests.samples import manifest_row
 
 
 def row(video_id: str = "a", **values: Any) -> dict[str, Any]:
-    return {
-        "video_id": video_id,
-        "uri": f"/videos/{video_id}.mp4",
-        "num_frames": 3,
-        "fps": 29.97,
-        "width": 64,
-        "height": 48,
-        "rotation": 90,
-        "duration": 0.1,
-        "codec": "h264",
-        "bytes": 1000,
-        "modified_ns": 1_700_000_000_123_456_789,
-        "content_hash": "00",
-        "verified": True,
-        "frame_step": 1.0,
-        "frame_times": [0.0, 0.03, 0.1],
-        "key_frames": [0, 2],
-        "split": None,
-        "label": None,
-        "frame_labels": [0, 1, -1],
-        "phase_names": ["up", "down", "rest"],
-        "progress": [0.0, 0.5, 1.0],
-    } | values
+    file = {"duration": 0.1, "codec": "h264", "modified_ns": 1_700_000_000_123_456_789}
+    frames = {"frame_times": [0.0, 0.03, 0.1], "key_frames": [0, 2], "frame_labels": [0, 1, -1]}
+    names = {"phase_names": ["up", "down", "rest"], "progress": [0.0, 0.5, 1.0]}
+    row = manifest_row(video_id, uri=f"/videos/{video_id}.mp4", rotation=90, split=None, label=None)
+    return row | file | frames | names | values
 
 
 def table(*rows: dict[str, Any]) -> pa.Table:

@@ -25,6 +25,7 @@ from carl_ray.datasets import rendered as rendered_videos
 from carl_ray.datasets.choreography import ACTIONS, ChoreographyConfig
 from carl_ray.datasets.timeline import sample_timeline
 from carl_ray.errors import RunError, UserError
+from tests.samples import manifest_row
 
 SMALL = ChoreographyConfig(num_train=4, num_validation=1, num_test=1, size=32)
 
@@ -192,19 +193,7 @@ def test_folder_with_foreign_files_is_refused_and_untouched(tmp_path: Path, name
 
 
 def _manifest(counts: dict[str, int]) -> pa.Table:
-    rows = [
-        {
-            **{
-                "video_id": video_id,
-                "uri": f"/videos/{video_id}",
-                "num_frames": count,
-                "width": 32,
-                "height": 32,
-            },
-            **{"rotation": 0, "bytes": 1, "content_hash": "0", "verified": False, "frame_step": 1.0},
-        }
-        for video_id, count in counts.items()
-    ]
+    rows = [manifest_row(video_id, num_frames=count) for video_id, count in counts.items()]
     return pa.Table.from_pylist(rows, schema=manifest.SCHEMA)
 
 

@@ -21,25 +21,13 @@ from carl_ray.evaluation.embeddings import read_embeddings, read_origin
 from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
 from carl_ray.lease import hold
 from carl_ray.training.checkpoint import checkpoint_at, load_encoder
+from tests.samples import manifest_row
 
 SETTINGS = EmbeddingSettings(num_workers=1, cpus_per_worker=2, precision="float32")
 
 
 def row(path: Path, video_id: str, num_frames: int, **fields) -> dict:
-    return {
-        "video_id": video_id,
-        "uri": str(path),
-        "num_frames": num_frames,
-        "fps": 30.0,
-        "width": 64,
-        "height": 48,
-        "rotation": 0,
-        "bytes": 1,
-        "content_hash": "0",
-        "verified": True,
-        "frame_step": 2.0,
-        **fields,
-    }
+    return manifest_row(video_id, uri=str(path), num_frames=num_frames, frame_step=2.0, **fields)
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from carl_ray.config import Config
-from carl_ray.data.manifest import SCHEMA, write_table
+from carl_ray.data.manifest import write_table
 from carl_ray.errors import UserError
 from carl_ray.presets import demo, preset
 from carl_ray.sweeps.definition import define_sweep, save_definition
 from carl_ray.sweeps.space import Choices, Space, loss
+from tests.samples import manifest_row, write_rows
 
 SPACE = Space("test", {"views.sampling": Choices(("random", "even"))})
 
@@ -29,22 +30,14 @@ def base(
     The two videos `same` are copies of one file.
     """
     names = {"t": "train", "v": "validation", "s": "test"}
-    anything = {"int32": 1, "int64": 4, "double": 1.0, "bool": True, "string": "0"}
+    frames = {"num_frames": len(labels or [0]), "frame_labels": labels, "label": "0"}
     rows = [
-        {field.name: anything.get(str(field.type)) for field in SCHEMA}
-        | {
-            "video_id": f"{number}",
-            "content_hash": f"{number}",
-            "split": names[letter],
-            "num_frames": len(labels or [0]),
-            "frame_labels": labels,
-        }
+        manifest_row(f"{number}", content_hash=f"{number}", split=names[letter], **frames)
         for number, letter in enumerate(splits)
     ]
     if same is not None:
         rows[same[1]]["content_hash"] = rows[same[0]]["content_hash"]
-    uri = str(folder / f"{splits}-{len(labels or [])}.parquet")
-    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), uri)
+    uri = write_rows(rows, folder / f"{splits}-{len(labels or [])}.parquet")
     return replace(demo(), data=replace(demo().data, manifest=uri))
 
 
@@ -149,10 +142,10 @@ def test_a_folder_keeps_its_videos_and_labels(tmp_path: Path, column: str, value
     sweep = define_sweep(SPACE, config, seeds=1, num_rungs=1, metric=None)
     save_definition(sweep, str(tmp_path / "sweep"), "random", 0)
     rows = pq.read_table(config.data.manifest).to_pylist()
-    write_table(pa.Table.from_pylist(rows[::-1], schema=SCHEMA), config.data.manifest or "")
+    write_rows(rows[::-1], config.data.manifest or "")
     save_definition(sweep, str(tmp_path / "sweep"), "random", 0)  # the order is nothing to it
     rows[0 if split == "train" else 2][column] = value
-    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), config.data.manifest or "")
+    write_rows(rows, config.data.manifest or "")
     with pytest.raises(UserError, match=f"was begun with digest of videos and labels.{split} = "):
         save_definition(sweep, str(tmp_path / "sweep"), "random", 0)
 

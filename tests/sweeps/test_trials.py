@@ -9,11 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from carl_ray import storage
-from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.errors import RunError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.embeddings import Origin, write_part
@@ -23,6 +21,7 @@ from carl_ray.sweeps.definition import Sweep, trial_id
 from carl_ray.sweeps.space import LogRange, Space
 from carl_ray.sweeps.trials import measured, run_dir, run_trial
 from carl_ray.training.trainer import TrainingResult
+from tests.samples import manifest_row, write_rows
 
 SPACE = Space("test", {"objective.temperature": LogRange(0.03, 1.0, (0.1,))})
 STEPS_OF_EPOCH = 12
@@ -31,14 +30,8 @@ STEPS_OF_EPOCH = 12
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
     """Of four validation videos without labels, measured after 2 and 6 epochs."""
-    anything = {"int32": 1, "int64": 4, "double": 1.0, "bool": True, "string": "0"}
-    rows = [
-        {field.name: anything.get(str(field.type)) for field in SCHEMA}
-        | {"video_id": f"v{number}", "split": "validation"}
-        for number in range(4)
-    ]
-    uri = str(tmp_path / "manifest.parquet")
-    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), uri)
+    rows = [manifest_row(f"v{number}", split="validation") for number in range(4)]
+    uri = write_rows(rows, tmp_path / "manifest.parquet")
     base = replace(demo(), data=replace(demo().data, manifest=uri))
     return Sweep(SPACE, base, 1, (2, 6), "label_free", labelled=False)
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from carl_ray import storage
-from carl_ray.config import AugmentConfig, Config, ModelConfig, OptimizerConfig, TrainingConfig
+from carl_ray.config import AugmentConfig, Config, OptimizerConfig, TrainingConfig
 from carl_ray.errors import RunError, UserError
 from carl_ray.objectives.base import Batch
 from carl_ray.training import run_checks
@@ -36,24 +36,13 @@ from carl_ray.training.learner import initial_learner
 from carl_ray.training.run_checks import CheckedRun, refresh_checkpoint
 from carl_ray.training.run_videos import Videos
 from carl_ray.training.step import StepReport, TrainingStep
-from tests.samples import batch_of, crops
+from tests.samples import batch_of, crops, small_model
 
 CPU = torch.device("cpu")
 CONFIG = Config(
     preset="test",
     augment=AugmentConfig(image_size=16, crop_area=(0.5, 1.0)),
-    model=ModelConfig(
-        num_frames=6,
-        backbone="small",
-        weights="random",
-        learnable="all",
-        hidden_width=16,
-        width=16,
-        num_layers=1,
-        num_heads=2,
-        feedforward_width=16,
-        embedding_width=8,
-    ),
+    model=small_model(),
     optimizer=OptimizerConfig(learning_rate=1e-3),
     training=TrainingConfig(precision="fp32"),
 )

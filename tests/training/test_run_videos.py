@@ -21,28 +21,13 @@ from carl_ray.training.checkpoint import Progress, checkpoint_at, save_checkpoin
 from carl_ray.training.run_checks import check_same_run, find_checkpoint
 from carl_ray.training.run_videos import VIDEOS, read_videos, record_videos
 from carl_ray.training.step import TrainingStep
+from tests.samples import manifest_row, write_rows
 
 
 def row(number: int, split: str, **values: Any) -> dict[str, Any]:
-    return {
-        "video_id": f"{split}/{number}.mp4",
-        "uri": f"s3://bucket/{split}/{number}.mp4",
-        "num_frames": 3,
-        "fps": 30.0,
-        "width": 64,
-        "height": 48,
-        "rotation": 0,
-        "duration": 0.1,
-        "codec": "h264",
-        "bytes": 1000,
-        "modified_ns": 1,
-        "content_hash": f"{number:032x}",
-        "verified": False,
-        "frame_step": 1.0,
-        "split": split,
-        "label": "jump" if number % 2 else "run",
-        "frame_labels": [0, 1, 2],
-    } | values
+    file = {"uri": f"s3://bucket/{split}/{number}.mp4", "bytes": 1000, "content_hash": f"{number:032x}"}
+    labels = {"label": "jump" if number % 2 else "run", "frame_labels": [0, 1, 2]}
+    return manifest_row(f"{split}/{number}.mp4", verified=False, split=split, **(file | labels | values))
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +46,7 @@ def begun(config: Config, rows: list[dict[str, Any]], folder: Path) -> Config:
 
 
 def write(rows: list[dict[str, Any]], folder: Path) -> str:
-    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), str(folder / "manifest.parquet"))
-    return str(folder / "manifest.parquet")
+    return write_rows(rows, folder / "manifest.parquet")
 
 
 ROWS = [*(row(number, "train") for number in range(4)), row(9, "validation")]

@@ -18,7 +18,6 @@ from torch import Tensor, multiprocessing
 from carl_ray.config import (
     AugmentConfig,
     Config,
-    ModelConfig,
     OptimizerConfig,
     TrainingConfig,
     objective_options,
@@ -33,7 +32,7 @@ from carl_ray.objectives.choice import find_objective
 from carl_ray.objectives.scl import sequence_contrastive_loss
 from carl_ray.objectives.views import CROPS
 from carl_ray.training.step import StepReport, TrainingStep
-from tests.samples import Crops, batch_of, crops, make_crops
+from tests.samples import Crops, batch_of, crops, make_crops, small_model
 
 ROUNDING = 1e-9
 """Far above that of 20 steps in float64 (1e-12 is seen), far below a step of Adam, 1e-4."""
@@ -47,18 +46,7 @@ CPU = torch.device("cpu")
 CONFIG = Config(
     preset="test",
     augment=AugmentConfig(image_size=SIZE),
-    model=ModelConfig(
-        num_frames=TIME,
-        backbone="small",
-        weights="random",
-        learnable="all",
-        hidden_width=32,
-        width=32,
-        num_layers=1,
-        num_heads=2,
-        feedforward_width=32,
-        embedding_width=16,
-    ),
+    model=small_model(32, num_frames=TIME, embedding_width=16),
     optimizer=OptimizerConfig(learning_rate=1e-4),
     training=TrainingConfig(seed=3, global_batch_size=NUM_VIDEOS, precision="fp32"),
 )

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 
 import carl_ray
-from carl_ray.config import AugmentConfig, Config, ModelConfig
+from carl_ray.config import AugmentConfig, Config
 from carl_ray.objectives.choice import objective_options
+from tests.samples import small_model
 
 pytestmark = pytest.mark.slow
 
@@ -24,10 +25,7 @@ def of_timm(name: str) -> Config:
     return replace(
         config,
         augment=AugmentConfig(image_size=32),
-        model=ModelConfig(
-            backbone=name, weights="random", learnable="1", num_frames=8, hidden_width=16, width=16, num_layers=1,
-            num_heads=2, feedforward_width=16, embedding_width=8,
-        ),
+        model=small_model(backbone=name, learnable="1", num_frames=8),
     )  # fmt: skip
 
 

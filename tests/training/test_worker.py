@@ -19,7 +19,6 @@ from carl_ray.config import (
     AugmentConfig,
     Config,
     DataConfig,
-    ModelConfig,
     OptimizerConfig,
     TrainingConfig,
     to_json,
@@ -41,17 +40,14 @@ from carl_ray.training.run_log import SKIPPED_STEPS, WARNINGS, RunLog, read_log
 from carl_ray.training.step import StepReport, TrainingStep
 from carl_ray.training.step_batches import AgreedError, StepBatch, check_rows, row_fingerprint
 from carl_ray.training.worker import MAX_SKIPPED_IN_A_ROW
-from tests.samples import batch_of
+from tests.samples import batch_of, small_model
 
 CPU = torch.device("cpu")
 CONFIG = Config(
     preset="test",
     data=DataConfig(max_bad_fraction=1.0),
     augment=AugmentConfig(image_size=16),
-    model=ModelConfig(
-        num_frames=4, backbone="small", weights="random", learnable="all", hidden_width=8, width=8,
-        num_heads=2, feedforward_width=8, embedding_width=8, num_layers=1,
-    ),
+    model=small_model(8, num_frames=4),
     optimizer=OptimizerConfig(learning_rate=1e-4),
     training=TrainingConfig(seed=3, global_batch_size=3, precision="fp32", log_every_steps=1),
 )  # fmt: skip
