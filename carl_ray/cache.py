@@ -31,36 +31,20 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         prog="python -m carl_ray.cache",
         usage="%(prog)s --manifest URI [--out URI] [--copies K] [--frame-stride N] [--section.field VALUE …]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("--manifest", metavar="URI", required=True, help="the videos")
-    parser.add_argument("--out", metavar="URI", help="folder of the features [features/ beside the manifest]")
-    parser.add_argument(
-        "--copies",
-        type=options.number(int, at_least=0),
-        metavar="K",
-        help="augmented copies of each video beside the clean frames [4]; as --augment.copies",
+    add, count = parser.add_argument, options.number(int, at_least=1)
+    add("--manifest", metavar="URI", required=True, help="the videos")
+    add("--out", metavar="URI", help="folder of the features [features/ beside the manifest]")
+    copies = "augmented copies of each video beside the clean frames [4]; as --augment.copies"
+    add("--copies", type=options.number(int, at_least=0), metavar="K", help=copies)
+    stride = (
+        "every how many frames one is encoded; auto: about nine a second, as --data.frame_stride otherwise"
     )
-    parser.add_argument(
-        "--frame-stride",
-        default="auto",
-        metavar="N",
-        help="every how many frames one is encoded; auto: about nine a second, as --data.frame_stride otherwise",
-    )
-    parser.add_argument(
-        "--split", action="append", metavar="NAME", help="only videos of this split; may be given repeatedly"
-    )
-    parser.add_argument("--use-gpu", action="store_true", help="one GPU for each actor")
-    parser.add_argument(
-        "--num-workers",
-        type=options.number(int, at_least=1),
-        metavar="N",
-        help="actors [as many as fit now]",
-    )
-    parser.add_argument(
-        "--cpus-per-worker", type=options.number(int, at_least=1), default=1, metavar="N", help="[1]"
-    )
+    add("--frame-stride", default="auto", metavar="N", help=stride)
+    add("--split", action="append", metavar="NAME", help="only videos of this split; may be given repeatedly")
+    add("--use-gpu", action="store_true", help="one GPU for each actor")
+    add("--num-workers", type=count, metavar="N", help="actors [as many as fit now]")
+    add("--cpus-per-worker", type=count, default=1, metavar="N", help="[1]")
     parsed, overrides = options.parse_with_config(parser, arguments)
     if parsed.copies is not None:
         overrides["augment.copies"] = str(parsed.copies)

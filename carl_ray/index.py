@@ -67,17 +67,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="python -m carl_ray.index",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="path or URI of the videos")
-    parser.add_argument(
-        "--out", metavar="MANIFEST", help="path or URI of the manifest, new or to be continued"
-    )
-    parser.add_argument("--verify", action="store_true", help="decode every frame; count what really decodes")
+    parser = OptionParser(prog="python -m carl_ray.index", description=__doc__)
     add = parser.add_argument
+    add("folder", nargs="?", metavar="FOLDER", help="path or URI of the videos")
+    add("--out", metavar="MANIFEST", help="path or URI of the manifest, new or to be continued")
+    add("--verify", action="store_true", help="decode every frame; count what really decodes")
     add("--update", metavar="MANIFEST", help="a manifest that labels are joined to")
     add("--labels", action="append", metavar="FILE", help="labels to join; may be given repeatedly")
     by_level = "the label of a video is its `folder`, or that of this level of its path, from 1"

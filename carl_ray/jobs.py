@@ -28,7 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from carl_ray import storage
-from carl_ray.errors import RunError, UserError, one_line_errors
+from carl_ray.errors import RunError, UserError, one_line, one_line_errors
 from carl_ray.options import OptionParser, json_object, name_and_value, print_next, uri_without_credentials
 from carl_ray.pipelines.plan import PIPELINE_JOB, Plan, check_runtime_env, make_plan
 from carl_ray.pipelines.shipped import SHIPPED
@@ -36,14 +36,10 @@ from carl_ray.pipelines.shipped import SHIPPED
 _MAX_PACKAGE_BYTES = 100 * 2**20
 """Of the zipped code: the limit of a request to Ray's dashboard."""
 _NUM_LARGEST = 3
-_INPUTS = (
-    "--data.manifest",
-    "--data.keypoints",
-    "--manifest",
-    "--model.weights",
-    "--model.init_from",
-    "--checkpoint",
-)
+_INPUTS = {
+    *("--data.manifest", "--data.keypoints", "--model.weights", "--model.init_from"),
+    *("--manifest", "--checkpoint"),
+}
 _NO_FILES = ("random", "imagenet", "none")
 
 
@@ -62,8 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    raw: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = OptionParser(prog="python -m carl_ray.jobs", description=__doc__, **raw)
+    parser = OptionParser(prog="python -m carl_ray.jobs", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("submit", "start a pipeline, or continue it"),
@@ -71,7 +66,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         ("logs", "print its output, with that of its stages"),
         ("stop", "stop it; training writes a checkpoint first"),
     ):
-        command = commands.add_parser(name, help=text, description=text, **raw)
+        command = commands.add_parser(name, help=text, description=text)
         add = command.add_argument
         add("pipeline", metavar="PIPELINE", help=f"{', '.join(SHIPPED)}, or FILE.py:FUNCTION")
         folder: Any = {"type": uri_without_credentials, "metavar": "URI"}
@@ -83,32 +78,19 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             add("--follow", action="store_true", help="until the job ends")
         if name != "submit":
             continue
-        add(
-            "--set",
-            action="append",
-            default=[],
-            type=name_and_value,
-            metavar="NAME=VALUE",
-            help="a parameter of the pipeline; repeatedly. Paths from the root: jobs run in a folder of their own",
+        parameter = (
+            "a parameter of the pipeline; repeatedly. Paths from the root: jobs run in a folder of their own"
         )
+        value: Any = {"type": name_and_value, "metavar": "NAME=VALUE"}
+        add("--set", action="append", default=[], **value, help=parameter)
         add("--wait", action="store_true", help="print the output until the pipeline ends")
         sent = "checkout that is sent to the cluster, without data [.]"
         add("--working-dir", metavar="FOLDER", default=".", help=sent)
         add("--installed", action="store_true", help="send nothing: the cluster's nodes have carl_ray")
-        add(
-            "--runtime-env-json",
-            type=json_object,
-            default={},
-            metavar="JSON",
-            help="more of Ray's runtime environment, such as env_vars, for all jobs; who may use the cluster can read "
-            "it",
-        )
-        add(
-            "--python",
-            metavar="PATH",
-            default="python",
-            help="interpreter on the head of the cluster [python]",
-        )
+        more = "more of Ray's runtime environment, such as env_vars, for all jobs; all users of the cluster can read it"
+        add("--runtime-env-json", type=json_object, default={}, metavar="JSON", help=more)
+        interpreter = "interpreter on the head of the cluster [python]"
+        add("--python", metavar="PATH", default="python", help=interpreter)
         command.epilog = "\n\n".join(f"{name}: {inspect.getdoc(found)}" for name, found in SHIPPED.items())
     return parser.parse_args(arguments)
 
@@ -251,7 +233,7 @@ def _client(address: str | None) -> Any:
             "its dashboard requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
         )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        hint = f"{' '.join(str(error).split())}; name its dashboard, --address http://HOST:8265"
+        hint = f"{one_line(error)}; name its dashboard, --address http://HOST:8265"
     where = where or "this machine"
     # Ray quotes the address, which may hold the password of a proxy.
     shown = storage.public_uri(where)

@@ -44,10 +44,12 @@ class OptionParser(argparse.ArgumentParser):
 
     Args:
         prog: `python -m carl_ray.COMMAND`; usage lines show `carl-ray COMMAND` if the console script runs.
+        options: Of `argparse.ArgumentParser`. Line breaks of the description stay by default.
     """
 
     def __init__(self, *, prog: str, **options: Any) -> None:
         prefix, found, command = prog.partition("python -m carl_ray.")
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(prog=f"{prefix}{program(command)}" if found else prog, **options)
 
     def error(self, message: str) -> NoReturn:
@@ -204,6 +206,7 @@ def parse_with_config(
         UserError: an option is unknown; the message has the nearest name.
     """
     add_config_options(parser, arguments)
+    parser.allow_abbrev = False  # An abbreviated option could name a field as well.
     parsed, unknown = parser.parse_known_args(arguments)
     for argument in unknown:
         if argument.startswith("-"):

@@ -29,26 +29,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="python -m carl_ray.poses",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionParser(prog="python -m carl_ray.poses", description=__doc__)
     add, count = parser.add_argument, number(int, at_least=1)
     add("manifest", metavar="MANIFEST", help="path or URI of the manifest")
-    add(
-        "--out",
-        metavar="FOLDER",
-        required=True,
-        help="path or URI of the folder of keypoints, new or to be continued",
-    )
-    add(
-        "--every",
-        type=count,
-        default=1,
-        metavar="N",
-        help="estimate every N-th frame, interpolate between [1]",
-    )
+    out = "path or URI of the folder of keypoints, new or to be continued"
+    add("--out", metavar="FOLDER", required=True, help=out)
+    every = "estimate every N-th frame, interpolate between [1]"
+    add("--every", type=count, default=1, metavar="N", help=every)
     add("--split", action="append", metavar="NAME", help="only videos of this split; may be given repeatedly")
     add("--num-workers", type=count, metavar="N", help="actors, of one CPU each [as many as fit now]")
     return parser.parse_args(arguments)

@@ -27,6 +27,9 @@ from carl_ray.config import (
 from carl_ray.errors import UserError
 from carl_ray.objectives.choice import objective_options
 
+_OFTEN = TrainingConfig(checkpoint_every_steps=100, validate_every_steps=100)
+_HALF_COLOUR = AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_probability=0.0)
+
 
 def demo() -> Config:
     """A small encoder on the rendered videos of the demo, from scratch: minutes on two CPU cores.
@@ -39,9 +42,7 @@ def demo() -> Config:
         preset="demo",
         data=DataConfig(short_side=56),
         views=ViewsConfig(max_crop_ratio=3.0),
-        augment=AugmentConfig(
-            image_size=48, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_probability=0.0
-        ),
+        augment=replace(_HALF_COLOUR, image_size=48),
         model=ModelConfig(
             num_frames=32,
             backbone="small",
@@ -91,13 +92,7 @@ def laptop() -> Config:
         ),
         objective=objective_options("scl", variance=9.0),
         optimizer=OptimizerConfig(learning_rate=1e-3),
-        training=TrainingConfig(
-            epochs=67,
-            global_batch_size=8,
-            log_every_steps=10,
-            checkpoint_every_steps=100,
-            validate_every_steps=100,
-        ),
+        training=replace(_OFTEN, epochs=67, global_batch_size=8),
     )
 
 
@@ -111,15 +106,7 @@ def clips_demo() -> Config:
     return Config(
         preset="clips_demo",
         data=DataConfig(short_side=36),
-        augment=AugmentConfig(
-            image_size=32,
-            crop_area=(0.2, 1.0),
-            brightness=0.4,
-            contrast=0.4,
-            saturation=0.4,
-            hue=0.1,
-            blur_probability=0.0,
-        ),
+        augment=replace(_HALF_COLOUR, image_size=32, crop_area=(0.2, 1.0)),
         model=ModelConfig(
             num_frames=8,
             backbone="small3d",
@@ -130,13 +117,7 @@ def clips_demo() -> Config:
         ),
         objective=objective_options("regions", hidden_width=128, projection_width=64),
         optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, warmup=0.1, weight_decay=1e-2),
-        training=TrainingConfig(
-            epochs=30,
-            global_batch_size=24,
-            log_every_steps=10,
-            checkpoint_every_steps=100,
-            validate_every_steps=100,
-        ),
+        training=replace(_OFTEN, epochs=30, global_batch_size=24),
     )
 
 

@@ -58,37 +58,20 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Config]:
         prog="python -m carl_ray.sizing",
         usage="%(prog)s [VIDEO [PRESET]] [--gpus N] [--videos N] [--step-seconds S] [--section.field VALUE …]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     count, positive = options.number(int, at_least=1), options.number(float, above=0)
     add = parser.add_argument
     add("video", nargs="?", metavar="VIDEO", help="path or URI of a typical training video")
-    add(
-        "preset",
-        nargs="?",
-        default="demo",
-        metavar="PRESET",
-        help=f"one of {', '.join(presets.PRESETS)} [demo]",
-    )
+    named = f"one of {', '.join(presets.PRESETS)} [demo]"
+    add("preset", nargs="?", default="demo", metavar="PRESET", help=named)
     gpus = options.number(int, at_least=0)
     add("--gpus", type=gpus, metavar="N", help="training workers; 0: one, on the CPU [cluster.num_workers]")
     add("--videos", type=count, metavar="N", help="videos of an epoch [training videos of data.manifest]")
     add("--step-seconds", type=positive, metavar="S", help="of a step, where the GPU is not in this machine")
-    add(
-        "--node-cpus",
-        type=count,
-        default=_NODE_CPUS,
-        metavar="N",
-        help=f"of a data node [{_NODE_CPUS}, as in cluster/]",
-    )
-    add(
-        "--data-node-price",
-        type=positive,
-        default=_DATA_NODE_PRICE,
-        metavar="P",
-        help=f"of a data node, where a train node of one GPU costs 1 [{_DATA_NODE_PRICE}; a guess, look it up]",
-    )
+    cpus = f"of a data node [{_NODE_CPUS}, as in cluster/]"
+    add("--node-cpus", type=count, default=_NODE_CPUS, metavar="N", help=cpus)
+    price = f"of a data node, where a train node of one GPU costs 1 [{_DATA_NODE_PRICE}; a guess, look it up]"
+    add("--data-node-price", type=positive, default=_DATA_NODE_PRICE, metavar="P", help=price)
     parsed, overrides = options.parse_with_config(parser, arguments)
     config = options.overridden(presets.preset(parsed.preset), overrides)
     parsed.gpus = config.cluster.max_workers if parsed.gpus is None else parsed.gpus
@@ -177,14 +160,9 @@ def _run_cached(parsed: argparse.Namespace, config: Config) -> None:
     else:
         video = parsed.video or _demo_video()
         probe = _probe(video)
-        row = {
-            "uri": video,
-            "content_hash": "",
-            "num_frames": probe.num_frames,
-            "fps": probe.fps,
-            "split": "train",
-        }
-        rows = [row | {"video_id": f"{_VIDEO_ID}-{n}"} for n in range(parsed.videos or _CACHED_VIDEOS)]
+        file = {"uri": video, "content_hash": "", "num_frames": probe.num_frames, "fps": probe.fps}
+        names = (f"{_VIDEO_ID}-{number}" for number in range(parsed.videos or _CACHED_VIDEOS))
+        rows = [{"video_id": name, "split": "train"} | file for name in names]
         videos = training = pa.Table.from_pylist(rows)
     config, timing = fit_to_videos(config, training, parsed.given)
     print(f"stride {config.data.frame_stride}, T {config.model.num_frames}: {timing.reason}", flush=True)

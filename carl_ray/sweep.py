@@ -15,7 +15,6 @@ rendered videos of the demo.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
@@ -43,8 +42,6 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         prog="python -m carl_ray.sweep",
         usage="%(prog)s [SPACE] [--preset NAME] [--run-dir URI] [--num-trials N] [--section.field VALUE …]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     number: dict[str, Any] = {"type": options.number(int, at_least=1), "metavar": "N"}

@@ -52,20 +52,14 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         prog="python -m carl_ray.train",
         usage="%(prog)s [PRESET] [--run-dir URI] [--resume] [--section.field VALUE …]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("preset", nargs="?", help=f"one of {', '.join(presets.PRESETS)} [demo]")
-    parser.add_argument("--run-dir", metavar="URI", help="folder for everything that the run writes")
-    parser.add_argument(
-        "--config", metavar="URI", help="config.json of a run, or best.json of a sweep, to begin with"
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
-    parser.add_argument(
-        "--title",
-        metavar="TEXT",
-        help="end with a report of this title; those of the demos and of laptop have it anyway",
-    )
+    add = parser.add_argument
+    add("preset", nargs="?", help=f"one of {', '.join(presets.PRESETS)} [demo]")
+    add("--run-dir", metavar="URI", help="folder for everything that the run writes")
+    add("--config", metavar="URI", help="config.json of a run, or best.json of a sweep, to begin with")
+    add("--resume", action="store_true", help="continue the run in --run-dir")
+    title = "end with a report of this title; those of the demos and of laptop have it anyway"
+    add("--title", metavar="TEXT", help=title)
     return options.parse_with_config(parser, arguments)
 
 

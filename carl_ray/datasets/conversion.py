@@ -6,7 +6,6 @@ labels a video. Everything that it skips or corrects is counted with the reason.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -190,11 +189,7 @@ def converter_parser(
         raw: Help text of RAW.
         out: Help text of --out.
     """
-    parser = OptionParser(
-        prog=program(f"datasets.{module}"),
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionParser(prog=program(f"datasets.{module}"), description=description)
     parser.add_argument("raw", metavar="RAW", help=raw)
     parser.add_argument("--out", required=True, metavar="OUT", help=out)
     return parser

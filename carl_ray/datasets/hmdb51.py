@@ -68,15 +68,7 @@ def read_lists(raw: str, split: int, *, unused: bool = False) -> dict[str, Liste
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
-    listed_command(
-        "hmdb51",
-        __doc__,
-        lambda options: read_lists(options.raw, options.split, unused=options.unused),
-        arguments,
-        preset="regions_ucf101",
-        has_splits=True,
-        has_unused=True,
-    )
+    listed_command("hmdb51", __doc__, read_lists, arguments, preset="regions_ucf101")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ and decode.
 
 from __future__ import annotations
 
-import argparse
+import inspect
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -170,18 +170,16 @@ def publish_listed(raw: str, out: str, preset: str, label: Labeller, lists: str)
 def listed_command(
     module: str,
     description: str | None,
-    read_lists: Callable[[argparse.Namespace], Mapping[str, Listed]],
+    read_lists: Callable[..., Mapping[str, Listed]],
     arguments: list[str] | None,
     *,
     preset: str,
     lists: str = "the lists",
-    has_splits: bool = False,
-    has_unused: bool = False,
 ) -> None:
     """The command of a data set whose lists name files, as `read_lists` returns them: CLASS/NAME without suffix.
 
-    It has RAW and --out, and --split where there are three of them (`has_splits`), and --unused where these name videos
-    that they do not use (`has_unused`). `preset` is the one to train with.
+    It has RAW and --out, --split where `read_lists` has a parameter `split`, of three, and --unused where it has
+    `unused`. `preset` is the one to train with.
     """
     parser = converter_parser(
         module,
@@ -189,16 +187,14 @@ def listed_command(
         raw=f"path or URI of the folder with {lists.removeprefix('the ')} and videos",
         out="path or URI of the manifest",
     )
-    if has_splits:
+    choices = inspect.signature(read_lists).parameters.keys() - {"raw"}
+    if "split" in choices:
         parser.add_argument("--split", type=int, choices=(1, 2, 3), default=1, help="of the three [1]")
-    if has_unused:
-        parser.add_argument(
-            "--unused",
-            action="store_true",
-            help='keep videos that the split does not use, as the split "unused"',
-        )
+    if "unused" in choices:
+        unused = 'keep videos that the split does not use, as the split "unused"'
+        parser.add_argument("--unused", action="store_true", help=unused)
     with one_line_errors():
         options = parser.parse_args(arguments)
-        entries = read_lists(options)
+        entries = read_lists(options.raw, **{name: getattr(options, name) for name in choices})
         label = partial(label_listed, entries, match_names(entries), lists=lists)
         publish_listed(options.raw, options.out, preset, label, lists)

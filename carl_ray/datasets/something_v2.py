@@ -78,12 +78,7 @@ def _read_json(uri: str, kind: type) -> Any:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     listed_command(
-        "something_v2",
-        __doc__,
-        lambda options: read_lists(options.raw),
-        arguments,
-        preset="regions_kinetics400",
-        lists="the JSON files",
+        "something_v2", __doc__, read_lists, arguments, preset="regions_kinetics400", lists="the JSON files"
     )
 
 

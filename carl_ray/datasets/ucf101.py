@@ -76,14 +76,7 @@ def read_lists(raw: str, split: int) -> dict[str, Listed]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
-    listed_command(
-        "ucf101",
-        __doc__,
-        lambda options: read_lists(options.raw, options.split),
-        arguments,
-        preset="regions_ucf101",
-        has_splits=True,
-    )
+    listed_command("ucf101", __doc__, read_lists, arguments, preset="regions_ucf101")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from carl_ray import index
-from carl_ray.data.labels import LabelOptions, folders_like_labels, join_labels, label_manifest
+from carl_ray.data.labels import LabelOptions, folders_like_labels, join_labels
 from carl_ray.data.manifest import SCHEMA, read_manifest, write_table
 from carl_ray.errors import UserError
 from tests.samples import manifest_row
@@ -333,13 +333,6 @@ def test_labels_join_a_manifest_later(tmp_path: Path, capsys: pytest.CaptureFixt
     block = capsys.readouterr().err.splitlines()
     assert exit_.value.code == 2 and len(block) == 3 and read_manifest(uri).equals(read)
     assert block[0].startswith("carl_ray: ") and block[1] == "  labels.csv, row 2: no video 'x'"
-
-
-def test_the_remark_on_lists_of_another_length(tmp_path: Path) -> None:
-    uri = str(tmp_path / "m.parquet")
-    write_table(manifest(frame_labels=[[0] * 47, None, None]), uri)
-    with pytest.raises(UserError, match="has 47 frame_labels for 48 frames"):
-        label_manifest(uri, LabelOptions(label_from="folder"))
 
 
 def test_labels_of_a_video_that_could_not_be_read_are_passed_over(tmp_path: Path) -> None:
