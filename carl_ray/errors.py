@@ -120,6 +120,11 @@ def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def one_line(error: object) -> str:
+    """A text, or that of an exception, on one line."""
+    return " ".join(str(error).split())
+
+
 def last_line(error: object) -> str:
     """The last line of a text, or of an exception's, that is not empty; without any the exception's class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

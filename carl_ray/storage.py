@@ -21,8 +21,8 @@ import re
 import shlex
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -30,7 +30,7 @@ from urllib.parse import unquote
 
 from pyarrow import ArrowException, NativeFile, fs
 
-from carl_ray.errors import OutageError, RunError, UserError
+from carl_ray.errors import OutageError, RunError, UserError, one_line
 
 PATIENCE_SECONDS = 120.0
 """Retries of an object store end this long after its first failure; `set_patience` changes it."""
@@ -89,7 +89,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         raise storage_error(error, uri, "reach") from None
     except (ArrowException, ValueError) as error:
         # pyarrow quotes the URI, secrets and all.
-        reason = _one_line(error).replace(uri, public_uri(uri))
+        reason = one_line(error).replace(uri, public_uri(uri))
         raise UserError(f"{public_uri(uri)}: expected a path or a file, s3 or gs URI ({reason})") from None
 
 
@@ -392,9 +392,29 @@ def _on_store(uri: str, action: str, attempt: Callable[[fs.FileSystem, str], _T]
         raise storage_error(error, uri, action) from None
 
 
+@contextmanager
+def reading(uri: str, complaint: str) -> Iterator[None]:
+    """Raise the errors of a body that reads and parses a file in one line.
+
+    Args:
+        uri: Of the file.
+        complaint: About its content, "not a manifest".
+
+    Raises:
+        UserError: the content is another one.
+        RunError: the store refuses or fails.
+    """
+    try:
+        yield
+    except (ArrowException, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{public_uri(uri)}: {complaint} ({one_line(error)})") from None
+    except OSError as error:
+        raise storage_error(error, uri, "read") from None
+
+
 def storage_error(error: OSError, uri: str, action: str) -> RunError:
     """The one-line error for a store that refused or failed."""
-    text = _one_line(error).replace(uri, public_uri(uri))
+    text = one_line(error).replace(uri, public_uri(uri))
     hint = ""
     if "No space left" in text or error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = ": no room; free some or choose another place"
@@ -404,7 +424,3 @@ def storage_error(error: OSError, uri: str, action: str) -> RunError:
         hint = ": no permission; check the credentials of this machine and the policy of the bucket"
     kind = OutageError if is_remote(uri) and not hint else RunError
     return kind(f"{public_uri(uri)}: could not {action} it{hint} ({text})")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -152,13 +152,10 @@ def open_cache(uri: str) -> FeatureCache | None:
                 f"{storage.public_uri(uri)}: expected a folder of features, found no {DESCRIPTION}"
             )
         return None
-    shown = storage.public_uri(source)
-    try:
+    with storage.reading(source, "not the description of features"):
         document = json.loads(storage.read_bytes(source))
-        config = configuration.from_document(document["config"], shown)
+        config = configuration.from_document(document["config"], storage.public_uri(source))
         return FeatureCache(uri, config, str(document["weights_digest"]), int(document["channels"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{shown}: not the description of features ({error})") from None
 
 
 def require_cache(uri: str) -> FeatureCache:
@@ -230,14 +227,10 @@ def open_parquet(uri: str, kind: str = "part of features") -> pq.ParquetFile:
         filesystem, path = storage.resolve(uri)
         return pq.ParquetFile(path, filesystem=filesystem)
 
-    try:
+    with storage.reading(uri, f"not a {kind}"):
         file = storage.persistently(uri, "read", opened)
         refuse_pickles(file.schema_arrow)
         return file
-    except (pa.ArrowException, ValueError) as error:
-        raise UserError(f"{storage.public_uri(uri)}: not a {kind} ({error})") from None
-    except OSError as error:
-        raise storage.storage_error(error, uri, "read") from None
 
 
 def read_features(part: str, group: int, copy: int = 0) -> Float16[np.ndarray, "frames C"]:
@@ -253,14 +246,10 @@ def read_features(part: str, group: int, copy: int = 0) -> Float16[np.ndarray, "
         RunError: the store refuses or fails.
     """
     columns = ["channels", f"copy_{copy}"]
-    try:
+    with storage.reading(part, "a damaged part of features"):
         row = storage.persistently(part, "read", lambda: open_parquet(part).read_row_group(group, columns))
         content = row.column(1)[0].as_buffer()
         return np.frombuffer(content, "<f2").reshape(-1, row.column(0)[0].as_py())
-    except (pa.ArrowException, ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{storage.public_uri(part)}: a damaged part of features ({error})") from None
-    except OSError as error:
-        raise storage.storage_error(error, part, "read") from None
 
 
 def model_input(

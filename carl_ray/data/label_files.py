@@ -96,16 +96,13 @@ def read_label_file(uri: str) -> LabelFile:
         UserError: it is not there, or no such file; the message says what was expected.
         RunError: the store fails.
     """
-    shown = storage.public_uri(uri)
     if not storage.is_file(uri):
-        raise UserError(f"{shown}: no such file of labels")
+        raise UserError(f"{storage.public_uri(uri)}: no such file of labels")
     content = storage.read_bytes(uri)
     is_parquet = content.startswith(b"PAR1")
-    try:
+    with storage.reading(uri, "not a file of labels"):
         cells = _parquet_cells(content) if is_parquet else _text_cells(content)
         return _recognise(storage.resolve(uri)[1].rpartition("/")[2], cells, -1 if is_parquet else 1)
-    except (pa.ArrowException, csv.Error, ValueError) as error:
-        raise UserError(f"{shown}: not a file of labels ({' '.join(str(error).split())})") from None
 
 
 def seconds(text: str) -> float:
@@ -132,7 +129,10 @@ def _text_cells(content: bytes) -> list[list[str]]:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith(('"#', "#"))]
     is_tabular = any("\t" in line for line in lines[:_MOST_LINES_BEFORE])
     delimiter = "\t" if is_tabular else ";" if lines and ";" in lines[0] else ","
-    return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    try:
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
 
 
 def _recognise(name: str, cells: list[list[str]], first: int) -> LabelFile:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from carl_ray.data.manifest import (
     rejects_uri,
     write_table,
 )
-from carl_ray.errors import UserError
+from carl_ray.errors import UserError, note
 from carl_ray.options import nearest
 
 
@@ -71,8 +70,8 @@ def label_manifest(uri: str, options: LabelOptions) -> pa.Table:
     rejected = read_manifest(rejects, ["uri"]).column("uri").to_pylist() if storage.exists(rejects) else []
     table, notes = join_labels(table, options, rejected)
     write_table(table, uri)
-    for note in notes:
-        print(note, file=sys.stderr, flush=True)
+    for line in notes:
+        note(line)
     return table
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import sys
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -24,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from carl_ray import storage
-from carl_ray.errors import UserError
+from carl_ray.errors import UserError, note
 
 SCHEMA = pa.schema(
     [
@@ -154,7 +153,7 @@ def read_manifest(
             "`python -m carl_ray.index FOLDER --out MANIFEST`"
         )
     shown = storage.public_uri(uri)
-    try:
+    with storage.reading(uri, "not a manifest"):
         schema = storage.persistently(
             uri, "read", lambda: pq.ParquetDataset(path, filesystem=filesystem).schema
         )
@@ -168,10 +167,6 @@ def read_manifest(
         table = storage.persistently(
             uri, "read", lambda: pq.read_table(path, filesystem=filesystem, columns=names)
         )
-    except (pa.ArrowException, ValueError) as error:
-        raise UserError(f"{shown}: not a manifest ({' '.join(str(error).split())})") from None
-    except OSError as error:
-        raise storage.storage_error(error, uri, "read") from None
     for name in _MAY_LACK:
         if name in wanted and name not in names:
             table = table.append_column(name, pa.nulls(len(table)))
@@ -361,8 +356,7 @@ def _warn_of_spellings(columns: dict[str, pa.ChunkedArray], shown: str) -> None:
         for value in sorted(columns[name].unique().drop_null().to_pylist()):
             other = spelled.setdefault(value.casefold(), value)
             if other != value:
-                warning = f"warning: {shown}: {name} {other!r} and {value!r} differ only by case"
-                print(warning, file=sys.stderr, flush=True)
+                note(f"warning: {shown}: {name} {other!r} and {value!r} differ only by case")
 
 
 def refuse_pickles(schema: pa.Schema) -> None:

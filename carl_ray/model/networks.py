@@ -27,8 +27,11 @@ _KINETICS_MEAN, _KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145,
 _RESNET_STAGES = (("conv1", "bn1", "relu", "maxpool"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 _VIDEO_STAGES = (("stem",), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 _SMALL_STAGES = (("conv1",), ("conv2",), (), ("conv3", "conv4"), ("conv5", "conv6"))
-_SMALL3D = ((24, 1, (1, 2, 2)), (32, 3, (1, 2, 2)), (48, 3, (2, 1, 1)), (64, 3, (2, 2, 2)))
-"""Channels, frames of the kernel and stride of each convolution."""
+_SMALL3D = (
+    *((24, (1, 5, 5), (1, 2, 2)), (32, (3, 3, 3), (1, 2, 2))),
+    *((48, (3, 3, 3), (2, 1, 1)), (64, (3, 3, 3), (2, 2, 2))),
+)
+"""Channels, kernel and stride of each convolution."""
 _SMALL_CHANNELS_AND_STRIDES = ((16, 2), (32, 2), (32, 1), (64, 2), (64, 1), (128, 1))
 _TIMM_NAMES = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 """Backbones that have a name without the prefix `timm:`."""
@@ -281,37 +284,36 @@ def _small(batch_norm: Mode) -> Chain:
     The resolution is halved twice before the third convolution, at half the cost of halving every second one. Counted
     as the paper's blocks, conv1 and conv2 are blocks 1 and 2, conv3 and conv4 block 4, conv5 and conv6 block 5.
     """
-    modules: dict[str, nn.Module] = {}
-    before = 3
-    for number, (channels, stride) in enumerate(_SMALL_CHANNELS_AND_STRIDES, start=1):
-        convolution = nn.Conv2d(before, channels, 3, stride=stride, padding=1, bias=False)
-        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        modules[f"conv{number}"] = nn.Sequential(
-            convolution, BatchNorm(channels, batch_norm), nn.ReLU(inplace=True)
-        )
-        before = channels
-    return Chain([{name: modules[name] for name in stage} for stage in _SMALL_STAGES], channels=before)
+    modules = _convolutions(
+        nn.Conv2d, [(c, (3, 3), (s, s)) for c, s in _SMALL_CHANNELS_AND_STRIDES], batch_norm
+    )
+    channels = _SMALL_CHANNELS_AND_STRIDES[-1][0]
+    return Chain([{name: modules[name] for name in stage} for stage in _SMALL_STAGES], channels=channels)
 
 
 def _small3d(batch_norm: Mode) -> Chain:
     """Four convolutions over space and time; clips of 8 x 32 x 32 become 2 x 4 x 4."""
-    stages: list[dict[str, nn.Module]] = []
+    modules = _convolutions(nn.Conv3d, _SMALL3D, batch_norm)
+    stages = [{name: module} for name, module in modules.items()]
+    return Chain(stages, channels=_SMALL3D[-1][0], kind="clip", input_size=32)
+
+
+def _convolutions(
+    kind: type[nn.Conv2d | nn.Conv3d],
+    layers: Sequence[tuple[int, tuple[int, ...], tuple[int, ...]]],
+    batch_norm: Mode,
+) -> dict[str, nn.Module]:
+    """Convolutions (channels, kernel, stride) with batch norm and ReLU, by name from `conv1` on."""
+    modules: dict[str, nn.Module] = {}
     before = 3
-    for number, (channels, frames, stride) in enumerate(_SMALL3D, start=1):
-        side = 5 if number == 1 else 3
-        convolution = nn.Conv3d(
-            before,
-            channels,
-            (frames, side, side),
-            stride=stride,
-            padding=(frames // 2, side // 2, side // 2),
-            bias=False,
-        )
+    for number, (channels, kernel, stride) in enumerate(layers, start=1):
+        padding: Any = tuple(side // 2 for side in kernel)
+        convolution = kind(before, channels, kernel, stride, padding, bias=False)  # type: ignore[arg-type]
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        layers = nn.Sequential(convolution, BatchNorm(channels, batch_norm), nn.ReLU(inplace=True))
-        stages.append({f"conv{number}": layers})
+        norm = BatchNorm(channels, batch_norm)
+        modules[f"conv{number}"] = nn.Sequential(convolution, norm, nn.ReLU(inplace=True))
         before = channels
-    return Chain(stages, channels=before, kind="clip", input_size=32)
+    return modules
 
 
 def _own(name: str, batch_norm: Mode) -> Network:

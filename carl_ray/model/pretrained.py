@@ -1,4 +1,4 @@
-"""Pretrained weights: whether they are there, and files of the Hugging Face hub, without torch."""
+"""Pretrained weights: whether they are there and fit, and files of the Hugging Face hub, without torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from carl_ray import storage
 from carl_ray.config import PRETRAINED, ModelConfig
-from carl_ray.errors import RunError, UserError
+from carl_ray.errors import RunError, UserError, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _IMAGENET_HOST = "https://download.pytorch.org"
 _TIMEOUT_SECONDS = 10.0
@@ -51,9 +55,19 @@ def find_weights(model: ModelConfig, instead: str = _OTHER_WEIGHTS) -> None:
         return  # Any answer shows that the host is reachable.
     except OSError as error:
         raise RunError(
-            f"could not reach {_IMAGENET_HOST} for torchvision's ImageNet weights ({' '.join(str(error).split())}); "
+            f"could not reach {_IMAGENET_HOST} for torchvision's ImageNet weights ({one_line(error)}); "
             f"use {instead}"
         ) from None
+
+
+def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """Say how many tensors differ in name or shape, and how the first does; None where none does."""
+    shapes, others = ({name: tuple(t.shape) for name, t in part.items()} for part in (expected, found))
+    wrong = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
+    if not wrong:
+        return None
+    first = f"{wrong[0]}: expected shape {shapes.get(wrong[0], 'none')}, got {others.get(wrong[0], 'none')}"
+    return f"{len(wrong)} tensors differ, first {first}"
 
 
 def lite0_file() -> Path:
@@ -137,14 +151,12 @@ def hub_folder(uri: str, files: Sequence[str]) -> str:
     try:
         paths = [hf_hub_download(repository, name, revision=revision or None) for name in files]
     except LocalEntryNotFoundError as error:  # Not in the cache, and no connection.
-        raise RunError(
-            f"{uri}: could not reach the Hugging Face hub ({' '.join(str(error).split())})"
-        ) from None
+        raise RunError(f"{uri}: could not reach the Hugging Face hub ({one_line(error)})") from None
     except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UserError(
             f"{uri}: expected OWNER/NAME of an exported encoder on the Hugging Face hub "
-            f"({' '.join(str(error).split())[:200]})"
+            f"({one_line(error)[:200]})"
         ) from None
     except OSError as error:
-        raise RunError(f"{uri}: could not fetch it ({' '.join(str(error).split())[:200]})") from None
+        raise RunError(f"{uri}: could not fetch it ({one_line(error)[:200]})") from None
     return str(Path(paths[0]).parent)

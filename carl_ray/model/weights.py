@@ -6,15 +6,14 @@ import hashlib
 import io
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from carl_ray.config import PRETRAINED, ModelConfig
-from carl_ray.errors import RunError, UserError
+from carl_ray.errors import RunError, UserError, one_line
 from carl_ray.model.backbone import Backbone
-from carl_ray.model.pretrained import lite0_file
+from carl_ray.model.pretrained import lite0_file, mismatch
 from carl_ray.storage import public_uri, read_bytes
 
 _STATE_KEYS = ("model", "state_dict")
@@ -24,33 +23,8 @@ _ENCODER_PREFIXES = ("module.encoder_q.", "module.encoder.", "encoder.")
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
-@dataclass(frozen=True)
-class WeightsReport:
-    """Source of a backbone's weights; `str()` is one line for the log.
-
-    Attributes:
-        source: `random`, the library of the pretrained ones, or the URI, without secrets.
-        matched: Tensors that were loaded.
-        expected: Tensors that the backbone has (batch norm's counters aside).
-        unused: Tensors of the source that the backbone does not have, such as a classifier's.
-    """
-
-    source: str
-    matched: int
-    expected: int
-    unused: int
-
-    def __str__(self) -> str:
-        if self.source == "random":
-            return f"backbone: {self.expected} tensors at random"
-        return (
-            f"backbone: {self.matched} of {self.expected} tensors from {self.source}, "
-            f"{self.unused} of the source unused"
-        )
-
-
-def load_backbone_weights(backbone: Backbone, model: ModelConfig) -> WeightsReport:
-    """Load the weights that a config names into a backbone, and report the matches.
+def load_backbone_weights(backbone: Backbone, model: ModelConfig) -> str:
+    """Load the weights that a config names into a backbone; return a line for the log with their source.
 
     Args:
         backbone: The return value of `build_backbone(model)`, changed in place.
@@ -66,31 +40,24 @@ def load_backbone_weights(backbone: Backbone, model: ModelConfig) -> WeightsRepo
     known = {name.removeprefix(backbone.published): value for name, value in backbone.state_dict().items()}
     expected = {name: value for name, value in known.items() if not name.endswith("num_batches_tracked")}
     if model.weights == "random":
-        return WeightsReport("random", 0, len(expected), 0)
+        return f"backbone: {len(expected)} tensors at random"
     if model.weights in PRETRAINED:
         source, tensors = _pretrained(model)
     else:
         source, tensors = public_uri(model.weights), _encoder_tensors(_read_checkpoint(model.weights))
-    missing = [name for name in expected if name not in tensors]
-    misshapen = [name for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
-    matched = len(expected) - len(missing) - len(misshapen)
-    if matched < len(expected):
-        reasons = []
-        if missing:
-            reasons.append(
-                f"missing {_some(missing)}; it has {_some(list(tensors)) or 'no tensors of that kind'}"
-            )
-        if misshapen:
-            name = misshapen[0]
-            wanted, got = tuple(expected[name].shape), tuple(tensors[name].shape)
-            reasons.append(f"{len(misshapen)} of another shape, such as {name}: expected {wanted}, got {got}")
+    there = {name: tensors[name] for name in expected if name in tensors}
+    if wrong := mismatch(expected, there):
         raise UserError(
-            f"{source}: it covers {matched} of the {len(expected)} tensors of {model.backbone}: "
-            f"{'; '.join(reasons)}; check model.backbone, and that the file is of torchvision, BYOL, MoCo v2 or SimCLR"
+            f"{source}: it does not cover the {len(expected)} tensors of {model.backbone}: {wrong}; it has "
+            f"{_some(list(tensors)) or 'no tensors of that kind'}; check model.backbone, and that the file is of "
+            "torchvision, BYOL, MoCo v2 or SimCLR"
         )
     found = {backbone.published + name: value for name, value in tensors.items() if name in known}
     backbone.load_state_dict(found, strict=False)
-    return WeightsReport(source, matched, len(expected), sum(name not in known for name in tensors))
+    unused = sum(name not in known for name in tensors)
+    return (
+        f"backbone: {len(expected)} of {len(expected)} tensors from {source}, {unused} of the source unused"
+    )
 
 
 def weights_digest(backbone: Backbone) -> str:
@@ -160,7 +127,7 @@ def _download_timm(name: str) -> dict[str, Tensor]:
 
 def _could_not_fetch(what: str, error: Exception, where: str) -> RunError:
     return RunError(
-        f"could not fetch {what} ({' '.join(str(error).split())}); use --model.weights random, or --model.weights "
+        f"could not fetch {what} ({one_line(error)}); use --model.weights random, or --model.weights "
         f"with the path or URI of a file that has them{where}"
     )
 
@@ -180,11 +147,11 @@ def _read_checkpoint(uri: str) -> Mapping[str, object]:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{public_uri(uri)}: holds more than tensors, or is no torch file; save its tensors alone with "
-            f"torch.save ({' '.join(str(error).split())[:200]})"
+            f"torch.save ({one_line(error)[:200]})"
         ) from None
     except Exception as error:  # Other content makes torch.load fail in many ways.
         raise UserError(
-            f"{public_uri(uri)}: expected a file written by torch.save ({' '.join(str(error).split())[:200]})"
+            f"{public_uri(uri)}: expected a file written by torch.save ({one_line(error)[:200]})"
         ) from None
     if not isinstance(document, Mapping):
         raise UserError(f"{public_uri(uri)}: expected a dictionary of tensors, got {type(document).__name__}")

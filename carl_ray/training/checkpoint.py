@@ -25,7 +25,7 @@ from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError, UserError
-from carl_ray.model.pretrained import hub_folder
+from carl_ray.model.pretrained import hub_folder, mismatch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -197,7 +197,7 @@ def open_checkpoint(uri: str, state_file: str = _STATE, files: Sequence[str] = _
         UserError: there is none, or it is torn.
     """
     source = storage.join(uri, state_file)
-    try:
+    with storage.reading(source, "not the state of a checkpoint"):
         state = json.loads(storage.read_bytes(source))
         return Checkpoint(
             uri=uri,
@@ -206,8 +206,6 @@ def open_checkpoint(uri: str, state_file: str = _STATE, files: Sequence[str] = _
             # Fixed names: one from the file could point outside the folder.
             hashes={name: state["hashes"][name] for name in files},
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{storage.public_uri(source)}: not the state of a checkpoint ({error})") from None
 
 
 def checkpoint_at(uri: str) -> Checkpoint:
@@ -282,13 +280,10 @@ def load_model(checkpoint: Checkpoint, model: nn.Module, prefix: str = "") -> No
     tensors = {
         k.removeprefix(prefix): v for k, v in checkpoint_tensors(checkpoint).items() if k.startswith(prefix)
     }
-    expected, found = _shapes(model.state_dict()), _shapes(tensors)
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if wrong:
+    if wrong := mismatch(model.state_dict(), tensors):
         raise UserError(
-            f"{storage.public_uri(checkpoint.uri)}: does not fit the model: {len(wrong)} tensors differ, "
-            f"{_difference(wrong[0], expected, found)}; use the --model options it was trained with (its state.json "
-            "has them)"
+            f"{storage.public_uri(checkpoint.uri)}: does not fit the model: {wrong}; use the --model options it was "
+            "trained with (its state.json has them)"
         )
     model.load_state_dict(tensors)
 
@@ -318,40 +313,33 @@ def initial_weights(config: Config, uri: str) -> InitialWeights:
     """
     checkpoint = checkpoint_at(uri)
     shown = storage.public_uri(checkpoint.uri)
-    for name in _NOT_IN_SHAPES:
-        theirs, ours = getattr(checkpoint.config.model, name), getattr(config.model, name)
-        if theirs != ours:
-            raise UserError(
-                f"model.init_from: {shown}: its encoder is another: model.{name} is {theirs!r} there, here {ours!r}; "
-                "use the --model options that it was trained with"
-            )
+    pairs = (
+        (name, getattr(checkpoint.config.model, name), getattr(config.model, name)) for name in _NOT_IN_SHAPES
+    )
+    wrong = [
+        f"model.{name} is {theirs!r} there, here {ours!r}" for name, theirs, ours in pairs if theirs != ours
+    ]
     from carl_ray.training.learner import initial_learner
 
-    tensors = checkpoint_tensors(checkpoint)
-    expected, found = _shapes(initial_learner(config).state_dict()), _shapes(tensors)
-    fitting = {name: tensors[name] for name in expected if found.get(name) == expected[name]}
-    encoder = [name for name in expected if name.startswith(ENCODER)]
-    missing = sorted(name for name in encoder if name not in fitting)
-    if missing:
+    tensors, expected = checkpoint_tensors(checkpoint), initial_learner(config).state_dict()
+    encoder = {name: value for name, value in expected.items() if name.startswith(ENCODER)}
+    found = {name: value for name, value in tensors.items() if name in encoder}
+    if reason := wrong[0] if wrong else mismatch(encoder, found):
         raise UserError(
-            f"model.init_from: {shown}: its encoder is another: {len(missing)} tensors do not fit, "
-            f"{_difference(missing[0], expected, found)}; use the --model options that it was trained with (its "
-            "state.json has them)"
+            f"model.init_from: {shown}: its encoder is another: {reason}; use the --model options that it was trained "
+            "with (its state.json has them)"
         )
+    head = {
+        name: tensors[name]
+        for name, value in expected.items()
+        if name not in encoder and name in tensors and tensors[name].shape == value.shape
+    }
     return InitialWeights(
-        fitting,
+        found | head,
         f"begins with {shown} (step {checkpoint.progress.step}, T = {checkpoint.config.model.num_frames}): "
-        f"{len(encoder)} tensors of the encoder, {len(fitting) - len(encoder)} of the "
-        f"{len(expected) - len(encoder)} of the head; the optimiser begins anew",
+        f"{len(encoder)} tensors of the encoder, {len(head)} of the {len(expected) - len(encoder)} of the head; the "
+        "optimiser begins anew",
     )
-
-
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-def _difference(name: str, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> str:
-    return f"first {name}: expected shape {expected.get(name, 'none')}, got {found.get(name, 'none')}"
 
 
 def restore(checkpoint: Checkpoint, step: TrainingStep) -> None:

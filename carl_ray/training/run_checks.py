@@ -6,15 +6,17 @@ Ray, torch and torchvision are imported lazily, so that mistakes are reported at
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import BACKBONES, CLIP_BACKBONES, Config
-from carl_ray.errors import UserError, note
+from carl_ray.errors import UserError, note, one_line
 from carl_ray.lease import refuse_if_held
 from carl_ray.model.pretrained import find_weights
-from carl_ray.objectives.base import Encoding, Objective, Terms
+from carl_ray.objectives.base import Batch, Encoding, Objective, Terms
 from carl_ray.objectives.choice import OBJECTIVES, find_objective
 from carl_ray.training.checkpoint import (
     CONFIG,
@@ -206,7 +208,7 @@ def starting_weights(config: Config) -> InitialWeights | None:
     from carl_ray.model.weights import load_backbone_weights
 
     backbone = build_backbone(model)
-    report = str(load_backbone_weights(backbone, model))
+    report = load_backbone_weights(backbone, model)
     streams = ("backbone", "static_backbone") if model.clip_streams == "two" else ("backbone",)
     found = backbone.state_dict().items()
     tensors = {f"encoder.{stream}.{name}": value for stream in streams for name, value in found}
@@ -216,94 +218,93 @@ def starting_weights(config: Config) -> InitialWeights | None:
 def _try_backbone(config: Config) -> None:
     """Raise `UserError` where a backbone that others made does not fit the encoder or the size of the frames."""
     model, size = config.model, config.augment.image_size
-    ours = set(BACKBONES) - set(CLIP_BACKBONES)
     if model.temporal_encoder == "clip":
         _try_clips(config)
         return
-    if model.backbone in ours and not model.learnable.isdecimal():
+    if model.backbone in set(BACKBONES) - set(CLIP_BACKBONES) and not model.learnable.isdecimal():
         return
     import torch
 
     from carl_ray.model.encoder import FrameLevelVideoEncoder
 
-    try:
+    with _blaming(f"model.backbone: {model.backbone} fails on frames of {size} pixels (augment.image_size)"):
         encoder = FrameLevelVideoEncoder(model).eval()
         with torch.no_grad():
             encoder(torch.zeros(1, 2, 3, size, size), torch.ones(1, 2, dtype=torch.bool))
-    except UserError:
-        raise
-    except Exception as error:  # A network of others may raise anything.
-        raise UserError(
-            f"model.backbone: {model.backbone} fails on frames of {size} pixels (augment.image_size): "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        ) from None
 
 
 def _try_clips(config: Config) -> None:
     """Raise `UserError` where encoder and objective fail on the views of a black video."""
     import torch
 
-    from carl_ray.data.batch import collate
-    from carl_ray.data.sample import Sample, masked_views, sample_spec
     from carl_ray.training.learner import initial_learner
 
-    # Classes are counted in the run, and its colours and codec do not matter here.
-    augment = replace(config.augment, pixels="rgb", color_on="workers")
-    config = replace(config, augment=augment, objective=config.objective.with_num_classes(2))
-    spec = sample_spec(config)
-    batch = collate([Sample(0, 0, 0, "", None, masked_views(spec))], spec)
-    seen = {name: replace(view, mask=torch.ones_like(view.mask)) for name, view in batch.views.items()}
-    batch = replace(batch, views=seen)
-    try:
+    # Its colours and codec do not matter here.
+    config = replace(config, augment=replace(config.augment, pixels="rgb", color_on="workers"))
+    config = replace(config, objective=config.objective.with_num_classes(2))
+    frames = f"{config.model.num_frames} frames of {config.augment.image_size} pixels"
+    with _blaming(f"{config.objective.name} with {config.model.backbone} fails on clips of {frames}"):
         learner = initial_learner(config).eval()
+        phase = learner.objective.phases(learner.encoder, torch.optim.Adam)[-1].name
         with torch.no_grad():
-            learner(batch, 0.5, learner.objective.phases(learner.encoder, torch.optim.Adam)[-1].name)
-    except UserError:
-        raise
-    except Exception as error:  # A network or an objective of others may raise anything.
-        raise UserError(
-            f"{config.objective.name} with {config.model.backbone} fails on clips of {config.model.num_frames} frames "
-            f"of {config.augment.image_size} pixels: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        ) from None
+            learner(_black_videos(config, 1), 0.5, phase)
 
 
 def try_objective(config: Config) -> None:
     """Raise `UserError` where an objective of others fails on two videos, or returns no terms with a gradient."""
-    name = config.objective.name
+    name, width = config.objective.name, config.model.embedding_width
     kind = find_objective(name)
     if name in OBJECTIVES or kind.phases is not Objective.phases or config.objective.reads_clips:
         return
     import torch
 
-    from carl_ray.data.batch import collate
-    from carl_ray.data.sample import Sample, masked_views, sample_spec
-
-    spec, width = sample_spec(config), config.model.embedding_width
-    batch = collate([Sample(row, row, 0, "", None, masked_views(spec)) for row in range(2)], spec)
-    views, encodings = {}, {}
-    try:
+    batch = _black_videos(config, 2)
+    with _blaming(f"objective {name} fails on a batch of two videos"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             # Classes are counted in the run.
             objective = kind(config.objective.with_num_classes(2), width, config.model.batch_norm)
-            for view, masked in batch.views.items():
-                times = torch.arange(masked.mask.shape[2]).double().expand(masked.mask.shape)
-                columns = {column: torch.zeros_like(value) for column, value in masked.columns.items()}
-                mask = torch.ones_like(masked.mask)
-                views[view] = replace(masked, mask=mask, timestamps=times, columns=columns)
-                frames = torch.randn(*masked.mask.shape, width, requires_grad=True)
-                encodings[view] = Encoding(frames, views[view].mask)
-        terms = Terms.checked(objective(encodings, replace(batch, views=views), 0.5), name)
+            encodings = {
+                view: Encoding(torch.randn(*seen.mask.shape, width, requires_grad=True), seen.mask)
+                for view, seen in batch.views.items()
+            }
+        terms = Terms.checked(objective(encodings, batch, 0.5), name)
         if not terms.sums.requires_grad:
             raise TypeError("its sums have no gradient: were the encodings detached?")
         terms.sums.sum().backward()
+
+
+def _black_videos(config: Config, count: int) -> Batch:
+    """A batch of whole videos with labels 0."""
+    import torch
+
+    from carl_ray.data.batch import collate
+    from carl_ray.data.sample import Sample, masked_views, sample_spec
+
+    spec = sample_spec(config)
+    batch = collate([Sample(row, row, 0, "", None, masked_views(spec)) for row in range(count)], spec)
+    views = {
+        name: replace(
+            view,
+            mask=torch.ones_like(view.mask),
+            timestamps=torch.arange(view.mask.shape[2]).double().expand(view.mask.shape),
+            columns={column: torch.zeros_like(value) for column, value in view.columns.items()},
+        )
+        for name, view in batch.views.items()
+    }
+    return replace(batch, views=views)
+
+
+@contextmanager
+def _blaming(what: str) -> Iterator[None]:
+    """Raise `UserError` for whatever a network or an objective of others raises."""
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # An objective of others may raise anything.
-        raise UserError(
-            f"objective {name} fails on a batch of two videos: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}"
-        ) from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line(error)[:300]}"
+        raise UserError(f"{what}: {reason}") from None
 
 
 def refuse_secrets(uris: dict[str, str | None]) -> None:

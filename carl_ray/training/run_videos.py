@@ -34,6 +34,7 @@ from carl_ray.training.checkpoint import Checkpoint
 
 VIDEOS = "videos.parquet"
 """File of a run folder that records the run's videos."""
+_NO_RECORD = "not the record of a run's videos"
 _CONTENT = ["bytes", "content_hash"]
 _LEAST_FRAMES = 4
 """Of a video that clips are taken of."""
@@ -264,23 +265,20 @@ def recorded_labels(run_dir: str) -> tuple[list[str], set[tuple[str, str]]]:
         UserError: the folder has no such record.
     """
     uri = storage.join(run_dir, VIDEOS)
-    try:
-        record = _read_record(uri)
-        training = record.filter(pc.equal(record.column("part"), "training"))
+    with storage.reading(uri, _NO_RECORD):
+        training = _read_record(uri, "training")
         ids = (training.column(name).to_pylist() for name in ("video_id", "content_hash"))
         return _label_names(training), set(zip(*ids, strict=True))
-    except (pa.ArrowException, ValueError, KeyError) as error:
-        raise _no_record(uri, error) from None
 
 
-def _read_record(uri: str) -> pa.Table:
+def _read_record(uri: str, part: str) -> pa.Table:
     record = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
     refuse_pickles(record.schema)
-    return record
+    return _part(record, part)
 
 
-def _no_record(uri: str, error: Exception) -> UserError:
-    return UserError(f"{storage.public_uri(uri)}: not the record of a run's videos ({error})")
+def _part(record: pa.Table, part: str) -> pa.Table:
+    return record.filter(pc.equal(record.column("part"), part))
 
 
 def _labels(videos: pa.Table) -> list[tuple[str | None, list[int] | None]]:
@@ -318,16 +316,10 @@ def _difference(videos: Videos, checkpoint: Checkpoint, run_dir: str) -> str | N
                 "with this one's weights"
             )
         return None
-    try:
-        before = _read_record(uri)
+    with storage.reading(uri, _NO_RECORD):
         for part in ("training", "validation"):
-            old, new = (
-                table.filter(pc.equal(table.column("part"), part)) for table in (before, videos.record)
-            )
-            if found := first_difference(old, new):
+            if found := first_difference(_read_record(uri, part), _part(videos.record, part)):
                 return f"{part}: {found}"
-    except (pa.ArrowException, ValueError, KeyError) as error:
-        raise _no_record(uri, error) from None
     return None
 
 

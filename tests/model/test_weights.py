@@ -22,9 +22,7 @@ LITE0 = ModelConfig(backbone="efficientnet_lite0", weights="pretrained", learnab
 
 def test_lite0_knows_a_bell_cote_and_a_daisy():
     backbone = build_backbone(LITE0)
-    assert str(load_backbone_weights(backbone, LITE0)).startswith(
-        "backbone: 245 of 245 tensors from efficientnet"
-    )
+    assert load_backbone_weights(backbone, LITE0).startswith("backbone: 245 of 245 tensors from efficientnet")
     images = [
         cv2.resize(image, (224, 224), interpolation=cv2.INTER_AREA) for image in load_sample_images().images
     ]
@@ -60,10 +58,10 @@ def test_a_file_has_the_names_that_others_gave(name, tmp_path):
     model = ModelConfig(backbone=name, weights=str(path))
     other = build_backbone(model)
     assert weights_digest(other) != weights_digest(backbone)
-    report = load_backbone_weights(other, model)
-    assert report.matched == report.expected and weights_digest(other) == weights_digest(backbone)
+    load_backbone_weights(other, model)
+    assert weights_digest(other) == weights_digest(backbone)
     safetensors.torch.save_file({"another.weight": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match=r"covers 0 of the .* it has another\.weight"):
+    with pytest.raises(UserError, match=r"does not cover the .* it has another\.weight"):
         load_backbone_weights(other, model)
     path.write_bytes(b"no tensors")
     with pytest.raises(UserError, match=r"weights\.safetensors: no safetensors file"):
