@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 
 from carl_ray.config import Config, ModelConfig
@@ -35,6 +36,18 @@ def manifest_row(video_id: str = "a.mp4", **values: Any) -> dict[str, Any]:
     numbers = {"num_frames": 3, "fps": 30.0, "width": 64, "height": 48, "rotation": 0, "frame_step": 1.0}
     content = {"bytes": 1, "content_hash": "0", "verified": True}
     return {"video_id": video_id, "uri": f"/videos/{video_id}"} | numbers | content | values
+
+
+def failure(
+    capsys: pytest.CaptureFixture[str], command: Callable[[list[str]], None], *words: str
+) -> tuple[int, str]:
+    """Exit status and the one line of a command that must fail."""
+    with pytest.raises(SystemExit) as left:
+        command(list(words))
+    captured = capsys.readouterr().err
+    lines = [line for line in captured.splitlines() if line.startswith("carl_ray:")]
+    assert len(lines) == 1 and "Traceback" not in captured, captured
+    return int(left.value.code or 0), lines[0]
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], uri: Path | str) -> str:

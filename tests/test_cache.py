@@ -24,7 +24,7 @@ from carl_ray.evaluation import corpus
 from carl_ray.evaluation.embeddings import Embeddings
 from carl_ray.evaluation.frames import unit_frames
 from carl_ray.evaluation.frozen import load_frozen
-from tests.samples import manifest_row, write_rows
+from tests.samples import failure, manifest_row, write_rows
 
 TINY = (
     *("--augment.image_size", "32", "--data.short_side", "32", "--model.backbone", "small"),
@@ -56,25 +56,13 @@ def small_laptop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(presets.PRESETS, "laptop", lambda: small)
 
 
-def failure(
-    capsys: pytest.CaptureFixture[str], command: Callable[[list[str]], None], *words: str
-) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as left:
-        command(list(words))
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("carl_ray:")]
-    return int(left.value.code or 0), line
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "--manifest"),
         (["--manifest", "none.parquet"], "no manifest there"),
-        (["--manifest", "m", "--copies", "-1"], "--copies: expected a whole number of at least 0"),
         (["--manifest", "m", "--frame-stride", "x"], "data.frame_stride"),
         (["--manifest", "m", "--model.learnable", "all"], "frozen backbone"),
         (["--manifest", "m", "--augment.image_size", "96"], "augment.copies needs data.short_side equal to"),
-        (["--manifest", "m", "--copys", "1"], "unknown option --copys; did you mean"),
     ],
 )
 def test_mistakes_of_cache(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:

@@ -109,6 +109,8 @@ def test_an_unknown_option_answers_at_once(command: str, tmp_path: Path) -> None
         ("carl_ray.train", ["penn_action"], "needs videos: --data.manifest"),
         ("carl_ray.train", ["penn_action", "--data.manifest", "gone.parquet"], f"{ROOT}/gone.parquet: no manifest"),
         ("carl_ray.train", ["--data.manifest", "ftp://host/m.parquet"], "expected a path or a file, s3 or gs URI"),
+        ("carl_ray.train", ["--resume"], "--resume needs --run-dir"),
+        ("carl_ray.train", ["--data.manifest", "s3://K:hushhush@b/m"], "data.manifest: expected a URI without cred"),
         ("carl_ray.train", ["--run-dir", "gone", "--resume"], f"{ROOT}/gone holds no run"),
         ("carl_ray.train", ["--run-dir", "BEGUN"], "begun already holds a run; another --run-dir starts anew"),
         ("carl_ray.train", ["--run-dir", "BEGUN", "--resume", "--training.epochs", "7"], "begun with training.epochs"),

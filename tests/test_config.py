@@ -41,19 +41,6 @@ def test_survives_json(config: Config) -> None:
     assert from_document(json.loads(json.dumps(to_document(config))), "here") == config
 
 
-def test_defaults_are_the_papers() -> None:
-    config = Config(preset="default")
-    assert (config.views.max_crop_ratio, config.views.min_overlap, config.views.crop) == (1.5, 0.2, "paper")
-    assert (config.objective.temperature, config.objective.variance) == (0.1, 10.0)
-    assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (1e-4, 1e-5)
-    assert (config.training.global_batch_size, config.model.learnable) == (4, "block5")
-
-
-def test_cannot_be_changed_afterwards() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        CONFIG.training.seed = 1  # type: ignore[misc]
-
-
 def test_a_run_without_versions_is_read_and_computes_the_same() -> None:
     config = Config(preset="penn_action")
     old = to_document(config)

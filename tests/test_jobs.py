@@ -14,28 +14,15 @@ from pathlib import Path
 import pytest
 
 from carl_ray import jobs
+from tests.samples import failure
 
 TOKEN = "0123456789abcdef0123456789abcdef"
-
-
-def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Exit status and the one line of a command that must fail."""
-    with pytest.raises(SystemExit) as left:
-        jobs.main(list(arguments))
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("carl_ray:")]
-    assert len(lines) == 1
-    return int(left.value.code or 0), lines[0]
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["submit", "pourin", "--folder", "/x"], "unknown pipeline 'pourin': expected one of demo, finegym99"),
-        (["submit", "demo"], "required: --folder"),
-        (["submit", "pouring", "--folder", "/x"], "pouring needs --set manifest=VALUE: URI of the manifest"),
-        (["submit", "demo", "--folder", "/x", "--set", "videos"], "--set: expected NAME=VALUE, got 'videos'"),
         (["submit", "demo", "--folder", "/x", "--working-dir", "/"], "/: expected a checkout with carl_ray in it"),
-        (["submit", "demo", "--folder", "/x", "--runtime-env-json", "{"], "--runtime-env-json: not JSON"),
         (["submit", "demo", "--folder", "/x", "--runtime-env-json", "[]"], "json: expected a JSON object"),
         (["status", "demo", "--folder", "s3://K:hushhush@b/x"], "s3://b/x: expected a URI without credentials"),
         (["submit", "demo", "--folder", "s3://K:hushhush@b/x"], "s3://b/x: expected a URI without credentials"),
@@ -44,7 +31,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 def test_mistakes_are_one_line(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, line = failure(capsys, *arguments)
+    status, line = failure(capsys, jobs.main, *arguments)
     assert status == 2
     assert expected in line
     assert "hushhush" not in line
@@ -53,7 +40,7 @@ def test_mistakes_are_one_line(
 def test_names_of_stages_are_fixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "a.py"
     file.write_text("def a(folder, n='1'): return {f'stage-{n}': ['x']}")
-    status, line = failure(capsys, "submit", str(file), "--folder", str(tmp_path), "--set", "n=2")
+    status, line = failure(capsys, jobs.main, "submit", str(file), "--folder", str(tmp_path), "--set", "n=2")
     assert (status, "the names of its stages must not depend on its parameters" in line) == (2, True)
 
 

@@ -250,26 +250,6 @@ def test_a_failed_write_leaves_the_old_content_and_one_line(
     assert storage.list_folder(str(tmp_path)) == ["step-00000403"]
 
 
-def test_a_full_disk_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = str(tmp_path / "file")
-    storage.write_bytes(uri, b"old")
-    open_path = Path.open
-
-    def open_on_a_full_disk(path: Path, mode: str) -> Any:
-        open_path(path, mode).close()
-        return open_path(Path("/dev/full"), mode)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", open_on_a_full_disk)
-        for size in (1, 1 << 20):
-            with pytest.raises(
-                RunError, match=r"file: could not write it: no room; .*No space left on device"
-            ):
-                storage.write_bytes(uri, b"x" * size)
-    assert storage.read_bytes(uri) == b"old"
-    assert storage.list_folder(str(tmp_path)) == ["file"]
-
-
 def test_a_log_may_grow_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"one, two"
     file = SimpleNamespace(size=lambda: 3, read=lambda: content)

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
@@ -32,18 +31,7 @@ from carl_ray.presets import PRESETS
 from carl_ray.training.checkpoint import Progress, save_checkpoint
 from carl_ray.training.fit import FittedRun
 from carl_ray.training.step import TrainingStep
-from tests.samples import manifest_row, write_rows
-
-
-def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Exit status and standard error of a command that must fail."""
-    with pytest.raises(SystemExit) as left:
-        train.main(list(arguments))
-    captured = capsys.readouterr().err
-    lines = [line for line in captured.splitlines() if line.startswith("carl_ray:")]
-    assert len(lines) == 1, captured
-    assert "Traceback" not in captured
-    return int(left.value.code or 0), lines[0]
+from tests.samples import failure, manifest_row, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -58,46 +46,6 @@ def manifest(
     return uri
 
 
-def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        train.main(["--help"])
-    assert left.value.code == 0
-    text = capsys.readouterr().out
-    for section in ("data", "views", "augment", "model", "objective", "optimizer", "training", "cluster"):
-        assert f"--{section}." in text
-    assert "tau." in text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["pen_action"], "unknown preset 'pen_action'; did you mean penn_action?"),
-        (["demo", "--objective.temprature", "1"], "unknown option --objective.temprature; did you mean objective.temp"),
-        (["demo", "--batch_size", "4"], "unknown option --batch_size; did you mean training.global_batch_size?"),
-        (["demo", "--optimizer.learning_rate", "fast"], "optimizer.learning_rate: Input should be a valid number"),
-        (["demo", "--views.crop", "random"], "views.crop: Input should be 'paper' or 'released', got 'random'"),
-        (["demo", "--model.width", "100"], "width must be a multiple of 2 x num_heads, got 100 and 4"),
-        (["demo", "extra"], "unexpected argument 'extra'"),
-        (["demo", "--resume"], "--resume needs --run-dir"),
-        (["penn_action"], "preset penn_action needs videos: --data.manifest URI"),
-        (["demo", "--data.manifest", "/nowhere/manifest.parquet"], "/nowhere/manifest.parquet: no manifest there"),
-        (["demo", "--data.manifest", "ftp://host/m.parquet"], "expected a path or a file, s3 or gs URI"),
-    ],
-)  # fmt: skip
-def test_mistakes_on_the_command_line(
-    arguments: list[str],
-    expected: str,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
-    status, line = failure(capsys, *arguments)
-    assert status == 2
-    assert expected in line
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("more", [[], ["--resume"]])
 def test_a_folder_that_another_process_writes_to(
     more: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -105,7 +53,7 @@ def test_a_folder_that_another_process_writes_to(
     run = tmp_path / "run"
     with hold(str(run)):
         before = [path.stat() for path in run.rglob("*")]
-        status, line = failure(capsys, "demo", "--run-dir", str(run), *more)
+        status, line = failure(capsys, train.main, "demo", "--run-dir", str(run), *more)
         assert [path.stat() for path in run.rglob("*")] == before
     assert status == 2
     assert f"{run}: another process writes there: process {os.getpid()} on " in line
@@ -114,44 +62,8 @@ def test_a_folder_that_another_process_writes_to(
 
 def test_manifest_without_training_videos(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_table(SCHEMA.empty_table(), str(tmp_path / "m.parquet"))
-    status, line = failure(capsys, "demo", "--data.manifest", str(tmp_path / "m.parquet"))
+    status, line = failure(capsys, train.main, "demo", "--data.manifest", str(tmp_path / "m.parquet"))
     assert (status, "no rows at all" in line) == (2, True)
-    (tmp_path / "text.parquet").write_text("not a table")
-    status, line = failure(capsys, "demo", "--data.manifest", str(tmp_path / "text.parquet"))
-    assert (status, "not a manifest" in line) == (2, True)
-    other = pa.table({"a": [1]})
-    write_table(other, str(tmp_path / "other.parquet"))
-    status, line = failure(capsys, "demo", "--data.manifest", str(tmp_path / "other.parquet"))
-    assert (status, "not a manifest" in line) == (2, True)
-
-
-def test_weights_that_do_not_cover_the_backbone(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, manifest: str
-) -> None:
-    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "weights.pt")
-    run = str(tmp_path / "run")
-    status, line = failure(
-        capsys, "penn_action", "--data.manifest", manifest, "--run-dir", run,
-        "--model.weights", str(tmp_path / "weights.pt"),
-    )  # fmt: skip
-    assert status == 2
-    assert "weights.pt" in line
-    assert not Path(run).exists()
-
-
-def test_weights_that_cannot_be_fetched(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, manifest: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable(*arguments: object, **options: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
-    run = str(tmp_path / "run")
-    status, line = failure(capsys, "penn_action", "--data.manifest", manifest, "--run-dir", run)
-    assert status == 1
-    assert "--model.weights random" in line
-    assert not Path(run).exists()
 
 
 def test_checkpoint_that_does_not_fit(
@@ -165,7 +77,7 @@ def test_checkpoint_that_does_not_fit(
     videos = videos_digest(read_manifest(manifest))
     save_checkpoint(str(tmp_path), step, Progress(5, 40, 0, 0, 0.0, videos), keep=1)
     arguments = ["demo", "--data.manifest", manifest, "--run-dir", str(tmp_path), "--resume"]
-    status, line = failure(capsys, *arguments)
+    status, line = failure(capsys, train.main, *arguments)
     assert status == 2
     assert "does not fit the model" in line
     assert "to_embedding" in line
@@ -180,7 +92,7 @@ def test_no_room_on_disk(
 
     monkeypatch.setattr(os, "fsync", full)
     run = tmp_path / "run"
-    status, line = failure(capsys, "demo", "--data.manifest", manifest, "--run-dir", str(run))
+    status, line = failure(capsys, train.main, "demo", "--data.manifest", manifest, "--run-dir", str(run))
     assert status == 1
     assert "no room" in line
     assert not run.exists()
@@ -220,34 +132,20 @@ def test_no_permission_on_the_bucket(
     manifest: str,
 ) -> None:
     monkeypatch.setattr(storage, "DENIAL_SECONDS", 0.0)
-    status, line = failure(capsys, "demo", "--data.manifest", storage.join(forbidden_bucket, "m.parquet"))
+    status, line = failure(
+        capsys, train.main, "demo", "--data.manifest", storage.join(forbidden_bucket, "m.parquet")
+    )
     assert (status, "no permission" in line) == (1, True)
     status, line = failure(
-        capsys, "demo", "--data.manifest", manifest, "--run-dir", storage.join(forbidden_bucket, "run")
+        capsys,
+        train.main,
+        "demo",
+        "--data.manifest",
+        manifest,
+        "--run-dir",
+        storage.join(forbidden_bucket, "run"),
     )
     assert (status, "no permission" in line) == (1, True), line
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_credentials_in_a_uri_are_refused_and_not_shown(
-    capsys: pytest.CaptureFixture[str], manifest: str
-) -> None:
-    secret = "s3://AKIAKEY:hushhush@bucket/run"
-    status, line = failure(capsys, "demo", "--data.manifest", manifest, "--run-dir", secret)
-    assert status == 2
-    assert "expected a URI without credentials" in line
-    assert "hushhush" not in line
-
-
-def test_resuming_with_other_videos_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, manifest: str
-) -> None:
-    step = TrainingStep(PRESETS["demo"](), torch.device("cpu"), 10)
-    save_checkpoint(str(tmp_path), step, Progress(5, 40, 0, 0, 0.0, "another digest"), keep=1)
-    arguments = ["demo", "--data.manifest", manifest, "--run-dir", str(tmp_path), "--resume"]
-    status, line = failure(capsys, *arguments)
-    assert status == 2
-    assert "was begun with other videos than the manifest has now" in line
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
@@ -10,7 +9,6 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -24,7 +22,6 @@ from carl_ray.datasets import choreography
 from carl_ray.datasets import rendered as rendered_videos
 from carl_ray.datasets.choreography import ACTIONS, ChoreographyConfig
 from carl_ray.datasets.timeline import sample_timeline
-from carl_ray.errors import RunError, UserError
 from tests.samples import manifest_row
 
 SMALL = ChoreographyConfig(num_train=4, num_validation=1, num_test=1, size=32)
@@ -60,14 +57,6 @@ def test_layout_and_labels(rendered: Path) -> None:
         assert av.video.frame.PictureType.B in kinds
         assert len(row["frame_labels"]) == len(row["progress"]) == len(row["repetition"]) == len(kinds)
         assert row["label"] == row["video_id"].split("/")[1].split("-")[0]
-
-
-def test_same_config_same_bytes_other_seed_other_bytes(rendered: Path, tmp_path: Path) -> None:
-    choreography.render(tmp_path / "again", SMALL)
-    choreography.render(tmp_path / "other", replace(SMALL, seed=1))
-    first, again, other = (_content(folder) for folder in (rendered, tmp_path / "again", tmp_path / "other"))
-    assert again == first
-    assert all(other[name] != first[name] for name in first if name != "choreography.json")
 
 
 def test_bytes_do_not_depend_on_what_memory_held_before(tmp_path: Path) -> None:
@@ -124,20 +113,6 @@ def test_default_videos_stay_what_they_were(tmp_path: Path) -> None:
     np.testing.assert_allclose(tiles, expected, atol=1.5)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_repetitions": 0}, "max_repetitions must be from 1 to 100, got 0"),
-        ({"difficulty": "medium"}, "difficulty must be easy or hard, got 'medium'"),
-        ({"num_test": -1}, "num_test must not be negative, got -1"),
-        ({"size": 33}, "size must be an even number .* got 33"),
-    ],
-)
-def test_config_is_checked(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ChoreographyConfig(**options)
-
-
 def test_finished_folder_is_kept_and_damaged_or_other_ones_are_rendered_anew(tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     one = ChoreographyConfig(num_train=1, num_validation=0, num_test=0, size=32)
@@ -161,35 +136,6 @@ def test_finished_folder_is_kept_and_damaged_or_other_ones_are_rendered_anew(tmp
     (folder / "choreography.json").write_text(json.dumps({**marker, "renderer_version": -1}))
     assert ensure(two) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["videos"]
-
-
-def test_interrupted_rendering_leaves_nothing(tmp_path: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        choreography.render(tmp_path / "videos", SMALL, interrupt)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, content: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(RunError, match="no room"):
-        choreography.render(tmp_path / "videos", SMALL)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["notes.txt", "train/mine.mp4"])
-def test_folder_with_foreign_files_is_refused_and_untouched(tmp_path: Path, name: str) -> None:
-    own = tmp_path / name
-    own.parent.mkdir(exist_ok=True)
-    own.write_text("mine")
-    with pytest.raises(UserError, match="empty folder"):
-        choreography.ensure_rendered(tmp_path, SMALL)
-    assert own.read_text() == "mine"
 
 
 def _manifest(counts: dict[str, int]) -> pa.Table:
@@ -216,31 +162,6 @@ def test_labels_that_do_not_fit_are_refused(rendered: Path) -> None:
         manifest.attach_labels(_manifest({"elsewhere.mp4": 60}), labels)
     with pytest.raises(ValueError, match=r"row 0 .'train/lift-000.mp4'. has \d+ frame_labels for 7 frames"):
         manifest.attach_labels(_manifest({"train/lift-000.mp4": 7}), labels)
-
-
-def test_default_folder_follows_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
-    folders = {
-        choreography.default_folder(config) for config in (SMALL, ChoreographyConfig(), ChoreographyConfig())
-    }
-    assert len(folders) == 2
-    assert all(folder.parent == tmp_path / "datasets" for folder in folders)
-
-
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "videos"
-    counts = ["--num-train", "2", "--num-validation", "0", "--num-test", "0", "--size", "32"]
-    choreography.main([str(folder), *counts])
-    assert str(folder) in capsys.readouterr().out
-    assert len(list(folder.glob("train/*.mp4"))) == 2
-    for wrong in (["--size", "33"], ["--max-repetitions", "133"]):
-        with pytest.raises(SystemExit) as exit_:
-            choreography.main([str(tmp_path / "other"), *wrong])
-        assert exit_.value.code == 2
-        error = capsys.readouterr().err
-        assert "33" in error
-        assert error.count("\n") == 1
-    assert not (tmp_path / "other").exists()
 
 
 def test_command_line_starts_from_the_benchmark_where_asked(

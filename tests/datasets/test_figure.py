@@ -54,12 +54,6 @@ def test_an_idle_figure_only_sways() -> None:
     assert 0 < moved < np.abs(np.diff(acting, axis=0)).mean() / 2
 
 
-def test_another_generator_gives_another_body_and_scene() -> None:
-    progress = np.zeros(1)
-    assert np.array_equal(_perform("jump", progress, seed=1), _perform("jump", progress, seed=1))
-    assert np.abs(_perform("jump", progress, seed=1) - _perform("jump", progress, seed=2)).mean() > 10
-
-
 @pytest.mark.parametrize("difficulty", ["easy", "hard"])
 def test_equal_progress_is_an_equal_picture_whatever_comes_before_and_after(difficulty: Difficulty) -> None:
     forth, back = np.linspace(0, 1, 11), np.linspace(1, 0, 11)

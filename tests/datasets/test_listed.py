@@ -15,6 +15,7 @@ from carl_ray.data.manifest import SCHEMA, read_manifest
 from carl_ray.datasets import hmdb51, something_v2, ucf101
 from carl_ray.datasets.listed import Listed, label_listed, match_names
 from carl_ray.errors import UserError
+from tests.samples import failure
 
 Texts = dict[str, str | bytes]
 
@@ -157,17 +158,14 @@ def test_something_v2(lay_out, tmp_path, ray_session, capsys) -> None:
 
 def test_archives_alone_are_named(lay_out, tmp_path, ray_session, capsys) -> None:
     raw = lay_out({**HMDB51, "clap.rar": "", "brush_hair.rar": ""}, [])
-    with pytest.raises(SystemExit) as exit_:
-        hmdb51.main([str(raw), "--out", str(tmp_path / "hmdb.parquet")])
-    assert exit_.value.code == 2
-    assert "unpack its 2 archives (brush_hair.rar, …) first" in capsys.readouterr().err.splitlines()[-1]
+    status, line = failure(capsys, hmdb51.main, str(raw), "--out", str(tmp_path / "hmdb.parquet"))
+    assert status == 2 and "unpack its 2 archives (brush_hair.rar, …) first" in line
 
 
 def test_a_folder_without_listed_videos_fails(lay_out, tmp_path, ray_session, capsys) -> None:
     raw = lay_out(UCF101, ["holiday.mp4"])
-    with pytest.raises(SystemExit) as exit_:
-        ucf101.main([str(raw), "--out", str(tmp_path / "out.parquet")])
-    assert exit_.value.code == 1 and "none of the clips in the lists" in capsys.readouterr().err
+    status, line = failure(capsys, ucf101.main, str(raw), "--out", str(tmp_path / "out.parquet"))
+    assert status == 1 and "none of the clips in the lists" in line
 
 
 @pytest.mark.parametrize(

@@ -64,15 +64,6 @@ def test_a_manifest_holds_what_is_known(rendered: Path, tmp_path: Path, ray_sess
     assert attach_labels(manifest, scenes.read_labels(rendered)).equals(manifest)
 
 
-def test_same_config_same_bytes_other_seed_other_video(rendered: Path, tmp_path: Path) -> None:
-    one = replace(SMALL, num_train=1, num_validation=0, num_test=0)
-    for name, config in (("again", one), ("other", replace(one, seed=1))):
-        scenes.render(tmp_path / name, config)
-    files = [folder / "train" / "000.mp4" for folder in (rendered, tmp_path / "again", tmp_path / "other")]
-    first, again, other = (file.read_bytes() for file in files)
-    assert first == again != other
-
-
 def test_keypoints_are_where_the_figure_is_drawn() -> None:
     config = ScenesConfig(size=128)
     for number, action in enumerate(ACTIONS):
@@ -156,14 +147,3 @@ def test_poses_tell_the_pair_and_only_motion_the_action() -> None:
     assert score(0, "pair") >= 0.98 and score(0, "action") <= 0.62
     assert score(1, "pair") >= 0.97 and score(1, "action") >= 0.97
     assert score(0, "scene") <= 0.3 and score(1, "scene") <= 0.3
-
-
-@pytest.mark.parametrize("wrong", [["--camera", "moving"], ["--size", "33"], ["--num-train", "-1"]])
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]) -> None:
-    counts = ["--num-train", "1", "--num-validation", "0", "--num-test", "0", "--size", "32", "--tint"]
-    scenes.main([str(tmp_path / "videos"), *counts])
-    assert "1 videos and their labels" in capsys.readouterr().out
-    assert scenes.read_labels(tmp_path / "videos").column("tint").to_pylist() != [[1, 1, 1]]
-    with pytest.raises(SystemExit) as exit_:
-        scenes.main([str(tmp_path / "other"), *wrong])
-    assert exit_.value.code == 2 and wrong[1] in capsys.readouterr().err.splitlines()[-1]

@@ -66,17 +66,14 @@ def test_a_folder_that_all_nodes_see_will_do(tmp_path: Path, monkeypatch: pytest
     assert not any(marker.exists() for marker in cluster.markers)
 
 
-def test_object_storage_needs_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = connected(monkeypatch, Cluster({HEAD: True, TRAIN: False}))
+def test_object_storage_and_a_cluster_of_one_machine_need_no_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = connected(monkeypatch, Cluster({HEAD: True, TRAIN: False}))
     cluster_checks.check_shared("s3://bucket/run")
-    assert not cluster.asked
-
-
-def test_neither_does_a_cluster_of_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = connected(monkeypatch, Cluster({HEAD: True}, dead=(GONE,)))
+    alone = connected(monkeypatch, Cluster({HEAD: True}, dead=(GONE,)))
     cluster_checks.check_shared(str(tmp_path / "run"))
-    assert not cluster.asked
-    assert not list(tmp_path.iterdir())
+    assert not several.asked and not alone.asked and not list(tmp_path.iterdir())
 
 
 def test_videos_of_one_machine_are_refused_on_a_cluster(

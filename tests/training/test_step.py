@@ -24,7 +24,6 @@ from carl_ray.config import (
 )
 from carl_ray.data.batch import batch_on_device, collate
 from carl_ray.data.sample import Sample, sample_spec
-from carl_ray.layers.normalization import BatchNorm
 from carl_ray.model.features import normalize
 from carl_ray.objectives.base import Batch
 from carl_ray.objectives.choice import OBJECTIVES as EVERY
@@ -440,14 +439,6 @@ def test_a_broken_video_spoils_no_other_workers(
 # --- one worker ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_not_finite_skips_the_step(fault: str) -> None:
-    answer = run_with_fault(fault, 0, 1)
-    assert_skipped(answer, run_with_fault(None, 0, 1))
-    own = answer["own rows"]
-    assert answer["rows"] == {"loss": own[:1], "gradient": []}.get(fault, own)
-
-
 @pytest.mark.parametrize("name", ["scl", *OBJECTIVES])
 def test_rows_whose_loss_is_not_finite_are_found_for_every_objective(name: str) -> None:
     config = OBJECTIVES.get(name, with_model(batch_norm="frozen"))
@@ -487,13 +478,6 @@ def test_bf16_computes_what_may_overflow_in_float32() -> None:
     assert {value.dtype for value in whole_state(step).values() if value.is_floating_point()} == {
         torch.float32
     }
-    # The mean lies between two numbers of bfloat16, which are 8 apart there.
-    values = (1000 + 8 * torch.arange(64.0))[:, None]
-    norm = BatchNorm(1).train()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        norm(values.bfloat16())
-    assert norm.running_mean.item() == pytest.approx(0.1 * values.mean().item(), rel=1e-6)
-    assert norm.running_var.item() == pytest.approx(0.9 + 0.1 * values.var().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("max_norm", [1e-3, 1e6])
