@@ -20,6 +20,7 @@ class StatusLine:
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file
+        self._shown = ""
         self._shown_at: float | None = None
         self._open = False
 
@@ -30,10 +31,10 @@ class StatusLine:
         return self._shown_at is None or time.monotonic() - self._shown_at >= interval
 
     def show(self, text: str, *, last: bool = False) -> None:
-        """Print the text if the last one is old enough, or if it is the last."""
-        if not (last or self.is_due):
+        """Print the text if it is another one and the one before is old enough, or if it is the last."""
+        if not (last or (self.is_due and text != self._shown)):
             return
-        self._shown_at = time.monotonic()
+        self._shown, self._shown_at = text, time.monotonic()
         if not self._stream.isatty():
             print(text, file=self._stream, flush=True)
             return
@@ -45,6 +46,11 @@ class StatusLine:
         if self._open:
             print(file=self._stream, flush=True)
             self._open = False
+
+    def say(self, text: str, file: TextIO | None = None) -> None:
+        """Print a line of its own, to the same file by default."""
+        self.close()
+        print(text, file=file or self._stream, flush=True)
 
     @property
     def _stream(self) -> TextIO:

@@ -130,7 +130,7 @@ def wait_for_run(
         grace_seconds: After a signal the driver leaves in time for the process to end within this time.
     """
     ending, done = Ending(), threading.Event()
-    display, servers = _Display(), _ServerProbe(_servers())
+    line, servers = StatusLine(sys.stdout), _ServerProbe(_servers())
     shown: _Shown = ("", 0)
 
     def receive() -> Status | None:
@@ -138,7 +138,10 @@ def wait_for_run(
         status, warnings = None, []
         with suppress(RayError):  # Including a timeout.
             status, warnings, shown = ray.get(monitor.latest.remote(shown), timeout=_TIMEOUT_SECONDS)
-        display.show(status, warnings)
+        for warning in warnings:
+            line.say(f"warning: {warning}", sys.stderr)
+        if status is not None and status.failure is None:
+            line.show(progress_line(status))
         return status
 
     def work() -> None:
@@ -164,7 +167,7 @@ def wait_for_run(
                 # Repeated: a restarted monitor has lost the request.
                 monitor.request_stop.remote()
                 if asked_at == math.inf and ending.status is not None:
-                    display.say("stopping at the next step, after a checkpoint")
+                    line.say("stopping at the next step, after a checkpoint")
                 asked_at = min(asked_at, now)
             if signals and (
                 ending.status is None  # No worker has started: there is nothing to save.
@@ -179,7 +182,7 @@ def wait_for_run(
         last = receive()
         # None where the monitor was restarted after the last status.
         ending.status = last if ending.error is None else last or ending.status
-    display.close()
+    line.close()
     return ending
 
 
@@ -234,31 +237,6 @@ class _ServerProbe:
             return now - self._accepted_at > limit
         self._accepted_at = now
         return False
-
-
-class _Display:
-    """Progress on standard output, with warnings above it."""
-
-    def __init__(self) -> None:
-        self._shown: Status | None = None
-        self._line = StatusLine(sys.stdout)
-
-    def show(self, status: Status | None, warnings: list[str]) -> None:
-        """Print warnings, and the status if it has changed."""
-        for warning in warnings:
-            self.say(f"warning: {warning}", file=sys.stderr)
-        if status is not None and status != self._shown and status.failure is None and self._line.is_due:
-            self._line.show(progress_line(status))
-            self._shown = status
-
-    def say(self, message: str, file: Any = None) -> None:
-        """Print a line below the progress."""
-        self.close()
-        print(message, file=file, flush=True)
-
-    def close(self) -> None:
-        """End the progress line on a terminal."""
-        self._line.close()
 
 
 def progress_line(status: Status) -> str:
