@@ -40,7 +40,65 @@ def _with_supervised(table: Table) -> Table:
     )
 
 
+def _grid() -> Table:
+    """SCL and the contrastive baseline over variance and temperature."""
+    temperatures, variances = ("0.07", "0.1", "0.3"), ("1", "4", "10", "25")
+    return Table(
+        "SCL and the contrastive baseline over variance and temperature",
+        (
+            *(
+                Row(
+                    f"contrastive, tau {tau}",
+                    {"objective.name": "contrastive", "objective.temperature": tau},
+                )
+                for tau in temperatures
+            ),
+            *(
+                Row(
+                    f"SCL, variance {variance}, tau {tau}",
+                    {"objective.variance": variance, "objective.temperature": tau},
+                )
+                for variance in variances
+                for tau in temperatures
+            ),
+        ),
+        METRICS,
+        "contrastive, tau 0.1",
+        "",
+    )
+
+
+def _rates() -> Table:
+    """Variance in frames of each video against variance in one unit of time, over videos of two rates."""
+    return Table(
+        "Variance in frames and in seconds, every other video at half its frame rate",
+        tuple(
+            Row(
+                f"{name}, variance {variance}",
+                {"objective.variance": variance, "data.features": corpus},
+            )
+            for name, corpus in (("frames", "mixed-frames"), ("seconds", "mixed-seconds"))
+            for variance in ("1", "10", "25")
+        ),
+        METRICS,
+        "seconds, variance 10",
+        "Squared frames of the faster videos; `frames` counts those of each video itself.",
+    )
+
+
+def frozen_table(table: Table) -> Table:
+    """The rows of a table that a frozen backbone's features allow."""
+    rows = tuple(
+        row
+        for row in table.rows
+        if row.options.get("model.temporal_encoder") != "c3d" and "model.learnable" not in row.options
+    )
+    return replace(table, rows=rows)
+
+
 TABLES: dict[str, Table] = {
+    "grid": _grid(),
+    "rates": _rates(),
     "5": Table(
         "Temporal encoders (paper: table 5, PennAction)",
         (

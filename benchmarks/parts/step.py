@@ -80,12 +80,12 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
     on_progress(f"a training step, {real} frames")
     step = TrainingStep(config, device, num_steps=1_000_000)
     precision = step.config.training.precision
-    _median(lambda: step.train(batch, 0), device, 2)  # the first ones compile, choose algorithms, fold
+    median_seconds(lambda: step.train(batch, 0), device, 2)  # the first ones compile, choose algorithms, fold
     _forget_peak(device)
-    whole = _median(lambda: step.train(batch, 0), device, repeats)
+    whole = median_seconds(lambda: step.train(batch, 0), device, repeats)
     memory = _peak_gib(device)
     on_progress("its parts")
-    runs = [_stages(step, batch)[0] for _ in range(repeats)]
+    runs = [stage_seconds(step, batch)[0] for _ in range(repeats)]
     stages = [statistics.median(times) for times in zip(*runs, strict=True)]
 
     rows = [
@@ -97,15 +97,15 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
     )
     rows.append(("the step", f"{1000 * whole:,.1f}", "", _rate(real, whole), memory))
     on_progress("what the trainer can be left with")
-    for name, variant in _left_to_trainer(config).items():
+    for name, variant in left_to_trainer(config).items():
         shipped = (
             batch
             if variant.view_specs[0].frame_shape == config.view_specs[0].frame_shape
             else synthetic_batch(variant, videos)
         )
         run = partial(pixels_on_device, shipped.views[CROPS], variant.view_specs[0], device)
-        _median(run, device, 1)
-        seconds = _median(run, device, repeats)
+        median_seconds(run, device, 1)
+        seconds = median_seconds(run, device, repeats)
         rows.append((name, f"{1000 * seconds:,.1f}", f"{seconds / whole:.1%}", _rate(real, seconds), ""))
 
     drawn = [
@@ -144,9 +144,9 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
         longer = replace(config, model=replace(config.model, num_frames=_LONG))
         batch = synthetic_batch(longer, 2 if config.objective.pairs_videos else 1)
         step = TrainingStep(longer, device, num_steps=1_000_000)
-        _median(lambda: step.train(batch, 0), device, 1)
+        median_seconds(lambda: step.train(batch, 0), device, 1)
         _forget_peak(device)
-        seconds = _median(lambda: step.train(batch, 0), device, 3)
+        seconds = median_seconds(lambda: step.train(batch, 0), device, 3)
         real = int(batch.views[CROPS].mask.sum())
         name = f"the step, {len(batch.rows)} x T = {_LONG}"
         rows.append((name, f"{1000 * seconds:,.1f}", "", _rate(real, seconds), _peak_gib(device)))
@@ -213,7 +213,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
     with _precision_of_convolutions():
         run()
-        return products * 2 * size**3 / min(_seconds(run, device) for _ in range(attempts))
+        return products * 2 * size**3 / min(seconds_of(run, device) for _ in range(attempts))
 
 
 @contextmanager
@@ -227,7 +227,7 @@ def _precision_of_convolutions() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _left_to_trainer(config: Config) -> dict[str, Config]:
+def left_to_trainer(config: Config) -> dict[str, Config]:
     """The config with each way in which views can come to the trainer, by name."""
     usual = replace(config.augment, color_on="workers", pixels="rgb")
     ways = {
@@ -240,7 +240,7 @@ def _left_to_trainer(config: Config) -> dict[str, Config]:
     return {name: replace(config, augment=augment) for name, augment in ways.items()}
 
 
-def _stages(step: TrainingStep, batch: Batch) -> tuple[list[float], float]:
+def stage_seconds(step: TrainingStep, batch: Batch) -> tuple[list[float], float]:
     """Seconds of each of `STAGES` of one step, the device idle between them; and its loss.
 
     The step's own code computes the loss, stamped from hooks. After it come the lines of `TrainingStep.train` that
@@ -293,7 +293,7 @@ def _frozen_seconds(step: TrainingStep, batch: Batch, repeats: int) -> tuple[flo
 
     # In turns, so that a machine that slows down slows both.
     with torch.no_grad(), _autocast(step):
-        times = [(_seconds(folded, step.device), _seconds(plain, step.device)) for _ in range(1 + repeats)]
+        times = [(seconds_of(folded, step.device), seconds_of(plain, step.device)) for _ in range(1 + repeats)]
     first, second = zip(*times[1:], strict=True)
     return statistics.median(first), statistics.median(second)
 
@@ -310,11 +310,11 @@ def _autocast(step: TrainingStep) -> torch.autocast:
     return torch.autocast(step.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def _median(function: Callable[[], object], device: torch.device, repeats: int) -> float:
-    return statistics.median(_seconds(function, device) for _ in range(repeats))
+def median_seconds(function: Callable[[], object], device: torch.device, repeats: int) -> float:
+    return statistics.median(seconds_of(function, device) for _ in range(repeats))
 
 
-def _seconds(function: Callable[[], object], device: torch.device) -> float:
+def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     _synchronize(device)
     begin = time.perf_counter()
     function()

@@ -13,6 +13,7 @@ from benchmarks.real.features import table
 from benchmarks.real.videos import Video
 from carl_ray.config import Config
 from carl_ray.data.features import FEATURE_COLUMNS, FeatureCache, cached_views, model_input, read_features
+from carl_ray.data.plan import Plan, training_plan
 
 if TYPE_CHECKING:
     from carl_ray.data.manifest import StreamVideo
@@ -32,31 +33,46 @@ def train(
         videos: To train on; objectives that pair videos pair those of one action.
         num_steps: Steps of the run.
     """
+    places = cache.locate_all(table(videos)).select(FEATURE_COLUMNS).to_pylist()
+    rows = [
+        cast(
+            "StreamVideo",
+            {"video_id": video.video_id, "num_frames": video.num_frames, "frame_step": 1.0, **place},
+        )
+        for video, place in zip(videos, places, strict=True)
+    ]
+    config = replace(config, data=replace(config.data, features=cache.uri, feature_channels=cache.channels))
+    size, codes = config.training.global_batch_size, None
+    if config.objective.pairs_videos:
+        codes = np.unique([video.action for video in videos], return_inverse=True)[1]
+    epochs = 1 + num_steps * size // len(videos)
+    return train_rows(
+        config, rows, training_plan(config.training.seed, len(videos), size, epochs, codes), num_steps
+    )
+
+
+def train_rows(
+    config: Config,
+    rows: Sequence[StreamVideo],
+    plan: Plan,
+    num_steps: int,
+) -> FrameLevelVideoEncoder:
+    """As `train`, of rows of a manifest with `FEATURE_COLUMNS`, in the order of a plan."""
     import torch
 
     from carl_ray.data.batch import collate
-    from carl_ray.data.plan import training_plan
     from carl_ray.data.sample import Sample, sample_spec
     from carl_ray.model.encoder import FrameLevelVideoEncoder
     from carl_ray.training.step import TrainingStep
 
-    config = replace(config, data=replace(config.data, features=cache.uri, feature_channels=cache.channels))
     spec, size = sample_spec(config), config.training.global_batch_size
     step = TrainingStep(config, torch.device("cpu"), max(1, num_steps))
-    codes = None
-    if config.objective.pairs_videos:
-        codes = np.unique([video.action for video in videos], return_inverse=True)[1]
-    epochs = 1 + num_steps * size // len(videos)
-    plan = training_plan(config.training.seed, len(videos), size, epochs, codes)
-    places = cache.locate_all(table(videos)).select(FEATURE_COLUMNS).to_pylist()
     for number in range(num_steps):
         samples = []
-        for row in plan.rows(number * size, (number + 1) * size):
-            video = videos[row.video_index]
-            given = {"video_id": video.video_id, "num_frames": video.num_frames, "frame_step": 1.0}
-            located = cast("StreamVideo", {**given, **places[row.video_index]})
-            views = cached_views(located, row.epoch, spec, _read)
-            samples.append(Sample(row.row, row.step, row.epoch, video.video_id, None, views))
+        for place in plan.rows(number * size, (number + 1) * size):
+            video = rows[place.video_index]
+            views = cached_views(video, place.epoch, spec, _read)
+            samples.append(Sample(place.row, place.step, place.epoch, video["video_id"], None, views))
         step.train(collate(samples, spec), number)
     encoder = step.model.encoder.eval()
     assert isinstance(encoder, FrameLevelVideoEncoder)

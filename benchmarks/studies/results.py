@@ -1,7 +1,8 @@
 """The runs of a table over several seeds become one table: mean, deviation, controls, the paper's numbers, orderings.
 
 An ordering is a row against the table's reference row, on one metric, seed by seed: both rows of a seed share their
-videos, plan and initial encoder as far as the row leaves them alone, so differences are paired.
+videos, plan and initial encoder as far as the row leaves them alone, so differences are paired. The paper's holds, or
+does not, where the 95 % interval of the mean difference over seeds has one sign.
 """
 
 from __future__ import annotations
@@ -112,8 +113,9 @@ def _ordering(row: Mapping[str, Any], reference: Mapping[str, Any], metric: str)
     """Whether the reference row is better than a row, seed by seed, and whether the paper says so.
 
     `better` and `worse` count the seeds in which the reference is so; `paper` is True or False where the paper has
-    both numbers and they differ, else None. `reproduced` is None without the paper's word or with fewer than three
-    seeds, True where all seeds agree with it, False where not.
+    both numbers and they differ, else None. `interval` is that of the mean difference by Student's t, 95 %, over seeds;
+    None with one. `verdict` on the paper's order is None without the paper's word or with fewer than three seeds;
+    `undecided` where the interval has both signs.
     """
     sign = 1 if metric_of(metric).higher_is_better else -1
     pairs = zip(reference["metrics"][metric]["values"], row["metrics"][metric]["values"], strict=True)
@@ -123,9 +125,11 @@ def _ordering(row: Mapping[str, Any], reference: Mapping[str, Any], metric: str)
     paper = (
         None if ours is None or theirs is None or ours == theirs else sign * (float(ours) - float(theirs)) > 0
     )
-    reproduced = None
-    if paper is not None and len(differences) >= _FEWEST_SEEDS:
-        reproduced = (better if paper else worse) == len(differences)
+    interval = _interval(differences)
+    verdict = None
+    if paper is not None and interval is not None and len(differences) >= _FEWEST_SEEDS:
+        low, high = sorted(end if paper else -end for end in interval)
+        verdict = "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
     return {
         "row": row["name"],
         "reference": reference["name"],
@@ -134,8 +138,20 @@ def _ordering(row: Mapping[str, Any], reference: Mapping[str, Any], metric: str)
         "better": better,
         "worse": worse,
         "paper": paper,
-        "reproduced": reproduced,
+        "interval": interval,
+        "verdict": verdict,
     }
+
+
+def _interval(differences: Sequence[float]) -> list[float] | None:
+    """95 % interval of the mean by Student's t."""
+    from scipy.stats import t
+
+    if len(differences) < 2:
+        return None
+    mean = statistics.mean(differences)
+    reach = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
+    return [mean - float(reach), mean + float(reach)]
 
 
 def _cell(summary: Mapping[str, Any], paper: str | None) -> str:
@@ -150,10 +166,12 @@ def _sentence(ordering: Mapping[str, Any]) -> str:
     mean = statistics.mean(differences)
     said = f"{ordering['row']}, {ordering['metric']}: {ordering['reference']} is better in {ordering['better']} of "
     said += f"{len(differences)} seeds, by {mean:+.3f} on average"
-    match ordering["reproduced"]:
-        case True:
-            return f"{said}; **the paper's order holds**"
-        case False:
-            return f"{said}; **the paper's order does not hold**"
-        case _:
+    if ordering["interval"]:
+        said += " [{:+.3f}, {:+.3f}]".format(*ordering["interval"])
+    match ordering["verdict"]:
+        case None:
             return said
+        case "undecided":
+            return f"{said}; the paper's order: **undecided**"
+        case verdict:
+            return f"{said}; **the paper's order {verdict}**"

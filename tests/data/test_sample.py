@@ -235,17 +235,6 @@ def test_collate_keeps_the_order(video: Path) -> None:
         np.testing.assert_array_equal(batch.views[CROPS].parameters[i], pair.parameters)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_batch_for_a_gpu_is_one_that_it_can_copy_by_itself(video: Path) -> None:
-    pair = make_crops(str(video), "a", NUM_FRAMES, 1.0, 0, CONFIG)
-    device = torch.device("cuda", torch.cuda.device_count() - 1)
-    batch = batch_of([pair, pair], [0, 1], "ab", CONFIG, device=device)
-    assert batch.views[CROPS].pixels.is_pinned()
-    copied = batch_on_device(batch, CONFIG, device).views[CROPS].pixels
-    assert copied.device == device
-    np.testing.assert_array_equal(copied.cpu().numpy(), np.stack([pair.pixels] * 2))
-
-
 def test_frame_labels_follow_their_frames(video: Path) -> None:
     labels = [n // 7 - 1 for n in range(NUM_FRAMES)]
     pair = make_crops(str(video), "a", NUM_FRAMES, 1.0, 0, LABELLED, columns={"frame_labels": labels})

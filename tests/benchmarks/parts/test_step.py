@@ -92,7 +92,7 @@ def test_the_parts_are_those_of_the_step(augment: dict[str, str]) -> None:
     batch = step.synthetic_batch(config, 2)
     whole, split = (TrainingStep(config, CPU, num_steps=10) for _ in range(2))
     report = whole.train(batch, 0)
-    seconds, loss = step._stages(split, batch)
+    seconds, loss = step.stage_seconds(split, batch)
     assert len(seconds) == len(step.STAGES) and min(seconds) >= 0
     assert loss == pytest.approx(report.loss, rel=1e-6)
     for mine, theirs in zip(split.model.parameters(), whole.model.parameters(), strict=True):
@@ -117,7 +117,7 @@ def test_matrix_products_are_as_precise_as_convolutions(monkeypatch: pytest.Monk
         seen.append(torch.backends.cuda.matmul.allow_tf32)
         return 1.0
 
-    monkeypatch.setattr(step, "_seconds", seconds)
+    monkeypatch.setattr(step, "seconds_of", seconds)
     before = torch.backends.cuda.matmul.allow_tf32
     for allowed in (True, False):
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)

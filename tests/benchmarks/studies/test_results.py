@@ -64,24 +64,35 @@ def test_orderings(document: dict) -> None:
     assert set(found) == {(row, metric) for row in "acd" for metric in TABLE.metrics}
     # The paper's a is better in accuracy, and ours in every seed: b is better in none of them.
     accuracy = found["a", "accuracy"]
-    assert (accuracy["better"], accuracy["paper"], accuracy["reproduced"]) == (0, False, True)
+    assert (accuracy["better"], accuracy["paper"], accuracy["verdict"]) == (0, False, "undecided")
+    # Mean -1/6, deviation .115, t(2) = 4.303.
+    assert accuracy["interval"] == pytest.approx([-0.4535, 0.1202], abs=1e-3)
     assert accuracy["differences"] == pytest.approx([-0.1, -0.1, -0.3])
     # The paper's a has the lower error too; ours in one seed of three.
     error = found["a", "alignment_error"]
     assert error["differences"] == pytest.approx([0.3, -0.1, -0.1])
-    assert (error["better"], error["paper"], error["reproduced"]) == (1, False, False)
-    # Nothing is reproduced where the paper says nothing; undefined values are no pairs.
-    assert (found["c", "accuracy"]["better"], found["c", "accuracy"]["reproduced"]) == (0, None)
+    assert (error["better"], error["paper"], error["verdict"]) == (1, False, "undecided")
+    # Nothing is said where the paper says nothing; undefined values are no pairs.
+    assert (found["c", "accuracy"]["better"], found["c", "accuracy"]["verdict"]) == (0, None)
     assert len(found["c", "accuracy"]["differences"]) == 1
 
 
-def test_ties_and_few_seeds_reproduce_nothing() -> None:
+@pytest.mark.parametrize(("a", "verdict"), [(0.9, "holds"), (0.1, "does not hold"), (0.5, "undecided")])
+def test_a_verdict_is_of_an_interval_with_one_sign(a: float, verdict: str) -> None:
+    table = table_document(
+        TABLE, {name: [run((a if name == "a" else 0.5) + k / 100, 0.5) for k in range(3)] for name in "abcd"}
+    )
+    accuracy = next(o for o in table["orderings"] if (o["row"], o["metric"]) == ("a", "accuracy"))
+    assert accuracy["verdict"] == verdict
+
+
+def test_ties_and_few_seeds_decide_nothing() -> None:
     same = table_document(TABLE, {name: [run(0.5, 0.5)] * 3 for name in "abcd"})
     accuracy = next(o for o in same["orderings"] if (o["row"], o["metric"]) == ("a", "accuracy"))
-    assert (accuracy["better"], accuracy["worse"], accuracy["reproduced"]) == (0, 0, False)
+    assert (accuracy["better"], accuracy["worse"], accuracy["verdict"]) == (0, 0, "undecided")
     few = table_document(TABLE, {name: [run(0.9 if name == "a" else 0.5, 0.5)] * 2 for name in "abcd"})
     accuracy = next(o for o in few["orderings"] if (o["row"], o["metric"]) == ("a", "accuracy"))
-    assert (accuracy["worse"], accuracy["reproduced"]) == (2, None)
+    assert (accuracy["worse"], accuracy["verdict"]) == (2, None)
 
 
 def test_the_page_says_what_does_not_hold(document: dict) -> None:
@@ -94,8 +105,10 @@ def test_the_page_says_what_does_not_hold(document: dict) -> None:
     lines = text.splitlines()
     (accuracy,) = [line for line in lines if line.startswith("- a, accuracy")]
     (error,) = [line for line in lines if line.startswith("- a, alignment_error")]
-    assert "b is better in 0 of 3 seeds" in accuracy and "**the paper's order holds**" in accuracy
-    assert "b is better in 1 of 3 seeds" in error and "**the paper's order does not hold**" in error
+    assert "b is better in 0 of 3 seeds" in accuracy and accuracy.endswith("[-0.454, +0.120]; the paper's order: **undecided**")
+    assert "b is better in 1 of 3 seeds" in error and "the paper's order: **undecided**" in error
+    decided = table_document(TABLE, {n: [run(0.9 if n == "a" else 0.5, 0.1)] * 3 for n in "abcd"})
+    assert "**the paper's order holds**" in markdown({**decided, **about})
     assert "A note." in text
     nothing = table_document(TABLE, {"a": [run(0.7, 0.5)], "b": [run(0.6, 0.2)], "c": [None], "d": [None]})
     text = markdown({**nothing, **about})
