@@ -66,8 +66,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each row (default 3)")
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="(default 0)")
     parser.add_argument("--epochs", type=int, default=40, metavar="N", help="of each run (default 40)")
-    parser.add_argument("--row", action="append", metavar="NAME", help="only these; the first is the reference")
-    parser.add_argument("--frozen", action="store_true", help="on cached features of a frozen backbone, without Ray")
+    parser.add_argument(
+        "--row", action="append", metavar="NAME", help="only these; the first is the reference"
+    )
+    parser.add_argument(
+        "--frozen", action="store_true", help="on cached features of a frozen backbone, without Ray"
+    )
     parser.add_argument("--manifest", metavar="URI", help="labelled videos; none: the embedded ones")
     parser.add_argument("--use-gpu", action="store_true", help="train and embed on a GPU")
     parser.add_argument("--out", metavar="FOLDER", help="for the runs, the table and its numbers")
@@ -114,9 +118,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     with _session(options):
         study = _study(options, out)
         seeds = range(options.first_seed, options.first_seed + options.seeds)
-        runs = [
-            (row.name, study.config(row, seed)) for seed in seeds for row in table.rows
-        ]
+        runs = [(row.name, study.config(row, seed)) for seed in seeds for row in table.rows]
         missing = sum(study.measured(config) is None for _, config in runs)
         print(f"{len(runs)} runs, {missing} of them still to be done", flush=True)
         # The table of what there is by now, whatever ends the study.
@@ -157,7 +159,9 @@ def _study(options: argparse.Namespace, out: str) -> Study:
 
         folder, manifest = Path(out), options.manifest or embedded_manifest()
         if not storage.exists(manifest):
-            raise UserError(f"{manifest}: no manifest there; `carl-ray train` renders and indexes the demo's videos")
+            raise UserError(
+                f"{manifest}: no manifest there; `carl-ray train` renders and indexes the demo's videos"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         cached.prepare(manifest, folder)
         return Study(

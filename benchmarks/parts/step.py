@@ -293,7 +293,9 @@ def _frozen_seconds(step: TrainingStep, batch: Batch, repeats: int) -> tuple[flo
 
     # In turns, so that a machine that slows down slows both.
     with torch.no_grad(), _autocast(step):
-        times = [(seconds_of(folded, step.device), seconds_of(plain, step.device)) for _ in range(1 + repeats)]
+        times = [
+            (seconds_of(folded, step.device), seconds_of(plain, step.device)) for _ in range(1 + repeats)
+        ]
     first, second = zip(*times[1:], strict=True)
     return statistics.median(first), statistics.median(second)
 
@@ -311,10 +313,12 @@ def _autocast(step: TrainingStep) -> torch.autocast:
 
 
 def median_seconds(function: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median of several calls."""
     return statistics.median(seconds_of(function, device) for _ in range(repeats))
 
 
 def seconds_of(function: Callable[[], object], device: torch.device) -> float:
+    """Wall seconds of a call, until the device is done."""
     _synchronize(device)
     begin = time.perf_counter()
     function()

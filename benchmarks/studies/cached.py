@@ -11,10 +11,9 @@ Plan, views, learner, step and metrics are the package's.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,9 @@ def prepare(manifest: str, folder: Path) -> None:
     """Write the corpora of a study, computing the features that are missing; about four minutes of one core for all."""
     config = base_config(1, folder)
     table = pq.read_table(manifest)
-    table = table.filter(pa.array([split in ("train", "test") for split in table.column("split").to_pylist()]))
+    table = table.filter(
+        pa.array([split in ("train", "test") for split in table.column("split").to_pylist()])
+    )
     _compute(table, str(folder / "features"), config)
     pq.write_table(table, folder / "features" / "manifest.parquet")
     for name, unit in MIXED.items():
@@ -168,7 +169,7 @@ def _write_mixed(table: pa.Table, folder: Path, name: str, unit: float) -> None:
     ):
         step = _SLOWER if number % 2 else 1
         arrays.append(
-            [np.ascontiguousarray(read_features(*place.values(), k)[::step]) for k in range(1 + _COPIES)]
+            [np.ascontiguousarray(read_features(*place.values(), copy=k)[::step]) for k in range(1 + _COPIES)]
         )
         changed = {key: row[key][::step] for key in _BY_FRAME} | {"num_frames": len(arrays[-1][0])}
         row |= changed | ({"frame_step": unit, "fps": row["fps"] / step} if step > 1 else {})
@@ -209,7 +210,9 @@ def _of_split(videos: Sequence[EmbeddedVideo], split: str) -> list[EmbeddedVideo
     return [video for video in videos if video.split == split]
 
 
-def _scores(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> dict[str, dict[str, float | None]]:
+def _scores(
+    train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]
+) -> dict[str, dict[str, float | None]]:
     """Value of each metric, its mean over the actions."""
     found: dict[str, list[float]] = {}
     for fitted, held in by_action(train, test).values():
@@ -234,7 +237,8 @@ def _controls(folder: Path) -> Mapping[str, Any]:
             assert made is not None
             found[name] = made
         scores = {
-            name: _scores(_of_split(videos, "train"), _of_split(videos, "test")) for name, videos in found.items()
+            name: _scores(_of_split(videos, "train"), _of_split(videos, "test"))
+            for name, videos in found.items()
         }
         path.write_text(json.dumps(scores, indent=1) + "\n")
     return json.loads(path.read_text())

@@ -81,7 +81,7 @@ def test_stand_ins_are_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> N
     for name in gpu._STAND_INS[:2]:
         monkeypatch.setitem(sys.modules, name, sys)
         monkeypatch.delitem(sys.modules, name)
-    gpu._replace_missing()
+    gpu.replace_missing()
     assert isinstance(sys.modules["no_such_package.part"], MagicMock)
     assert gpu._version("no_such_package") == "missing, a stand-in" and sys.modules["json"] is json
 

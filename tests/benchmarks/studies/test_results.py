@@ -105,7 +105,9 @@ def test_the_page_says_what_does_not_hold(document: dict) -> None:
     lines = text.splitlines()
     (accuracy,) = [line for line in lines if line.startswith("- a, accuracy")]
     (error,) = [line for line in lines if line.startswith("- a, alignment_error")]
-    assert "b is better in 0 of 3 seeds" in accuracy and accuracy.endswith("[-0.454, +0.120]; the paper's order: **undecided**")
+    assert "b is better in 0 of 3 seeds" in accuracy and accuracy.endswith(
+        "[-0.454, +0.120]; the paper's order: **undecided**"
+    )
     assert "b is better in 1 of 3 seeds" in error and "the paper's order: **undecided**" in error
     decided = table_document(TABLE, {n: [run(0.9 if n == "a" else 0.5, 0.1)] * 3 for n in "abcd"})
     assert "**the paper's order holds**" in markdown({**decided, **about})
