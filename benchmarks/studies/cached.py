@@ -12,8 +12,9 @@ Plan, views, learner, step and metrics are the package's.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,15 @@ from carl_ray.data.features import (
 from carl_ray.evaluation.controls import embedded_by
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.embeddings import Origin
+from carl_ray.evaluation.inference import untrained_encoder
 from carl_ray.evaluation.protocol import by_action
 from carl_ray.evaluation.task import Videos
 from carl_ray.evaluation.tasks import TASKS
+from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.objectives.choice import objective_options
 from carl_ray.paper import PROTOCOLS
 from carl_ray.sweeps.paper_tables import Row
+from carl_ray.training.learner import VideoNetwork
 
 _COPIES = 2
 _SIZE = 96
@@ -104,8 +108,6 @@ def measured(config: Config, folder: Path) -> dict[str, Any] | None:
 
 def measure(config: Config, folder: Path) -> dict[str, Any]:
     """Train, embed and measure a run; the document of `carl_ray.evaluation.protocol.evaluate`, values only."""
-    import torch
-
     from benchmarks.real.training import train_rows
     from carl_ray.training.run_videos import make_plans, read_videos
 
@@ -114,10 +116,7 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
     num_steps = plan.num_rows // plan.batch_size
     encoder = train_rows(ready, videos.training.to_pylist(), plan, num_steps)
 
-    def embed(features: np.ndarray) -> np.ndarray:
-        return encoder.embed_features(torch.from_numpy(model_input(features, config.model))).numpy()
-
-    embedded = _embedded(_corpus(config), embed)
+    embedded = _embedded(_corpus(config), partial(_embed, encoder, config))
     train, test = (_of_split(embedded, split) for split in ("train", "test"))
     if config.objective.name == "supervised":
         # The probe has the labels that the encoder had, and no others.
@@ -139,7 +138,6 @@ def _compute(table: pa.Table, uri: str, config: Config) -> None:
     import torch
 
     from carl_ray.evaluation.feature_extractor import FeatureExtractor
-    from carl_ray.evaluation.inference import untrained_encoder
     from carl_ray.model.weights import weights_digest
 
     backbone = untrained_encoder(config).backbone
@@ -190,7 +188,16 @@ def _corpus(config: Config) -> list[tuple[_Row, np.ndarray]]:
     ]
 
 
-def _embedded(corpus: Sequence[tuple[_Row, np.ndarray]], embed: Any) -> list[EmbeddedVideo]:
+def _embed(encoder: VideoNetwork, config: Config, features: np.ndarray) -> np.ndarray:
+    import torch
+
+    assert isinstance(encoder, FrameLevelVideoEncoder)
+    return encoder.embed_features(torch.from_numpy(model_input(features, config.model))).numpy()
+
+
+def _embedded(
+    corpus: Sequence[tuple[_Row, np.ndarray]], embed: Callable[[np.ndarray], np.ndarray]
+) -> list[EmbeddedVideo]:
     return [
         EmbeddedVideo(
             video_id=row["video_id"],
@@ -224,11 +231,11 @@ def _scores(
 
 
 def _controls(folder: Path) -> Mapping[str, Any]:
-    """Scores of the controls on all videos at their own rate: `untrained` is the model's input."""
+    """Scores of the controls on all videos at their own rate, of the encoder of seed 0."""
     path = folder / "controls.json"
     if not path.exists():
         config = base_config(1, folder)
-        plain = _embedded(_corpus(config), lambda features: model_input(features, config.model))
+        plain = _embedded(_corpus(config), partial(_embed, untrained_encoder(config), config))
         model = config.model
         origin = Origin("", "", config.preset, 0, model.num_frames, model.width, "resized", False)
         found = {"untrained": plain}
