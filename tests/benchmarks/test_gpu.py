@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from benchmarks.parts import gpu as parts
 
 CPU = torch.device("cpu")
 
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 # Not here, for the time they take: the tests themselves, and what imports torch's compiler.
 @pytest.mark.parametrize("part", [name for name in gpu.PARTS if name not in ("tests", "compile")])
 def test_a_part(part: str) -> None:
-    found = gpu.PARTS[part].measure(gpu.TINY, CPU)
+    found = gpu.measure(part, CPU, tiny=True)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     match part:
         case "environment":
@@ -43,11 +44,11 @@ def test_a_command_and_a_part_that_fails(tmp_path: Path, monkeypatch: pytest.Mon
     def measured(part: str, options: argparse.Namespace, seconds: float) -> gpu.Document:
         return gpu._attempt(part, options)
 
-    def fails(sizes: gpu.Sizes, device: torch.device) -> gpu.Document:
+    def fails(sizes: parts.Sizes, device: torch.device) -> gpu.Document:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(gpu, "_in_own_process", measured)
-    monkeypatch.setitem(gpu.PARTS, "long", gpu.Part(fails, 1))
+    monkeypatch.setitem(parts.MEASURES, "long", fails)
     out = tmp_path / "gpu.json"
     arguments = ["--device", "cpu", "--tiny", "--parts", "environment,long", "--out", str(out)]
     assert gpu.main(arguments) == 1
