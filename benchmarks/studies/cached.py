@@ -166,7 +166,7 @@ def _write_mixed(table: pa.Table, folder: Path, name: str, unit: float) -> None:
         zip(rows, source.locate_all(table).select(FEATURE_COLUMNS).to_pylist(), strict=True)
     ):
         step = _SLOWER if number % 2 else 1
-        read = partial(read_features, *(place[name] for name in FEATURE_COLUMNS))
+        read = partial(read_features, place["features_part"], place["features_group"])
         arrays.append([np.ascontiguousarray(read(copy=k)[::step]) for k in range(1 + _COPIES)])
         changed = {key: row[key][::step] for key in _BY_FRAME} | {"num_frames": len(arrays[-1][0])}
         row |= changed | ({"frame_step": unit, "fps": row["fps"] / step} if step > 1 else {})

@@ -125,11 +125,10 @@ def _ordering(row: Mapping[str, Any], reference: Mapping[str, Any], metric: str)
     paper = (
         None if ours is None or theirs is None or ours == theirs else sign * (float(ours) - float(theirs)) > 0
     )
-    interval = _interval(differences)
+    interval = mean_interval(differences)
     verdict = None
     if paper is not None and interval is not None and len(differences) >= _FEWEST_SEEDS:
-        low, high = sorted(end if paper else -end for end in interval)
-        verdict = "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
+        verdict = verdict_of([end if paper else -end for end in interval])
     return {
         "row": row["name"],
         "reference": reference["name"],
@@ -143,7 +142,12 @@ def _ordering(row: Mapping[str, Any], reference: Mapping[str, Any], metric: str)
     }
 
 
-def _interval(differences: Sequence[float]) -> list[float] | None:
+def verdict_of(interval: Sequence[float]) -> str:
+    """What an interval of a difference, which is positive where a claim holds, says of the claim."""
+    return "holds" if min(interval) > 0 else "does not hold" if max(interval) < 0 else "undecided"
+
+
+def mean_interval(differences: Sequence[float]) -> list[float] | None:
     """95 % interval of the mean by Student's t."""
     from scipy.stats import t
 
