@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -69,10 +70,20 @@ def test_contents(wheel: Path) -> None:
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "carl_ray").rglob("*.py")}
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "carl_ray").rglob("*.jinja")}
     assert expected | {"carl_ray/py.typed"} <= set(names)
+    assert ("carl_ray/data/_compiled.abi3.so" in names) == (shutil.which("cc") is not None)
+    assert "-abi3-" in wheel.name
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert metadata["License-Expression"] == "Apache-2.0"
     required = [value for value in metadata.get_all("Requires-Dist") if "extra ==" not in value]
     assert not [value for value in required if value.startswith(("moto", "pytest", "optuna", "decord"))]
+
+
+def test_the_compiled_part_is_found_beside_a_copy_without_it(installed: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "carl_ray", tmp_path / "carl_ray", ignore=shutil.ignore_patterns("*.so"))
+    code = "from carl_ray.data import compiled; print(compiled.__file__, compiled.library())"
+    path, _, library = run(installed, "python", "-c", code, cwd=tmp_path).partition(" ")
+    assert Path(path).is_relative_to(tmp_path)
+    assert (str(installed.parent) in library) == (shutil.which("cc") is not None)
 
 
 def test_commands(

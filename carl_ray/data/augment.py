@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from carl_ray.config import AugmentConfig
+from carl_ray.data import compiled
 
 # Luma of ITU-R 601 as torchvision rounds it.
 _LUMA = (0.2989, 0.587, 0.114)
@@ -83,6 +84,13 @@ class AugmentParameters:
             )
         if sorted(self.order) != list(range(_NUM_COLOR_OPERATIONS)):
             raise ValueError(f"order must be a permutation of (0, 1, 2, 3), got {self.order}")
+
+    @property
+    def color_operations(self) -> list[tuple[int, float]]:
+        """The colour operations to apply, in order: numbers as in `order`, 4 greyscale, and their factors."""
+        factors = self.brightness, self.contrast, self.saturation, self.hue
+        jitter = [(number, factors[number]) for number in self.order if self.jitter]
+        return [pair for pair in jitter if pair != (3, 0)] + [(4, 0.0)] * self.grayscale
 
     def to_vector(self) -> Float64[np.ndarray, " 16"]:
         """The fields as numbers, in order; `from_vector` restores them exactly."""
@@ -187,7 +195,8 @@ def apply_color(
 ) -> UInt8[Tensor, "n size size 3"]:
     """Apply colour jitter, greyscale and Gaussian blur, on the device of the frames.
 
-    The same function on any device, up to the rounding of float32, and a level of `matrix`. The blur's kernel is
+    The same function on any device, up to the rounding of float32, and a level of `matrix`; the jitter of `exact` is
+    the same bit by bit on any CPU, with or without the compiled part. The blur's kernel is
     SimCLR's: about a tenth of the image, odd, at least 3 pixels. Returns `frames` itself where nothing is to be done.
 
     Args:
@@ -322,6 +331,10 @@ def _change_colors(
     output: UInt8[Tensor, "n size size 3"],
 ) -> None:
     """Jitter and greyscale, one operation after the other; `output` may be `frames`."""
+    if frames.device.type == "cpu":
+        source = frames.contiguous().numpy()
+        if compiled.jitter(source, parameters.color_operations, output.numpy()):
+            return
     for part in _color_chunks(frames):
         planes = _planes(frames[part])
         if parameters.jitter:
@@ -332,8 +345,9 @@ def _change_colors(
 
 
 def _luma(planes: Float[Tensor, "3 n size size"]) -> Float[Tensor, "n size size"]:
-    red, green, blue = planes
-    return red.mul(_LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).floor_()
+    # No `alpha`, here and below: it multiplies and adds with one rounding on some CPUs and with two on others.
+    red, green, blue = (plane.mul(part) for plane, part in zip(planes, _LUMA, strict=True))
+    return red.add_(green).add_(blue).floor_()
 
 
 def _jitter(
@@ -348,12 +362,13 @@ def _jitter(
                 planes.mul_(factor)
             case 1:
                 factor = parameters.contrast
-                mean = _luma(planes).mean(dim=(-2, -1), keepdim=True)  # of each frame
-                planes.mul_(factor).add_(mean, alpha=1 - factor)
+                luma = _luma(planes)
+                total = luma.sum(dim=(-2, -1), keepdim=True, dtype=torch.float64)  # of each frame, exact
+                planes.mul_(factor).add_((total / luma.shape[-2:].numel()).float().mul_(1 - factor))
             case 2:
                 factor = parameters.saturation
-                luma = _luma(planes)
-                planes.mul_(factor).add_(luma, alpha=1 - factor)
+                grey = _luma(planes).mul_(1 - factor)
+                planes.mul_(factor).add_(grey)
             case 3 if parameters.hue != 0:
                 planes = _turn_hue(planes, parameters.hue)
         if factor > 1:
@@ -422,8 +437,8 @@ def color_map(
 def _turn_hue(planes: Float[Tensor, "3 n size size"], turn: float) -> Float[Tensor, "3 n size size"]:
     """Turn the hue by a part of the circle; value and saturation (HSV) stay.
 
-    With h the hue in [0, 6) and d(c) = clamp(|h - c|, 1, 2) - 1, red is lowest + range * d(3), green is
-    highest - range * d(2), blue highest - range * d(4): the six cases of the textbook's HSV to RGB in one line.
+    With h the hue in [0, 6) and d(c) = clamp(|h - c|, 1, 2) - 1, red is lowest + d(3) * range, green is
+    highest - d(2) * range, blue highest - d(4) * range: the six cases of the textbook's HSV to RGB in one line.
     """
     red, green, blue = planes
     lowest = torch.minimum(torch.minimum(red, green), blue)
@@ -442,14 +457,11 @@ def _turn_hue(planes: Float[Tensor, "3 n size size"], turn: float) -> Float[Tens
     distances = torch.empty_like(planes)
     for center, distance in zip((3, 2, 4), distances, strict=True):
         torch.sub(hue, center, out=distance)
-    distances.abs_().clamp_(1, 2)
+    distances.abs_().clamp_(1, 2).sub_(1).mul_(spread)
+    distances[0].add_(lowest)
+    torch.sub(highest, distances[1:], out=distances[1:])
     # As torchvision scales back to uint8: a rounding error must not cut an integer to the level beneath.
-    scale = 255.999 / 255
-    below, above = (lowest - spread).mul_(scale), (highest + spread).mul_(scale)
-    spread.mul_(scale)
-    for base, sign, distance in zip((below, above, above), (1, -1, -1), distances, strict=True):
-        torch.addcmul(base, distance, spread, value=sign, out=distance)
-    return distances
+    return distances.mul_(255.999 / 255)
 
 
 def _blur(

@@ -12,7 +12,7 @@ from ray._private.runtime_env.packaging import create_package
 from carl_ray.data.scan import VIDEO_SUFFIXES
 
 ROOT = Path(__file__).parents[2]
-SENT = ("carl_ray", "tuning", "cluster", "pyproject.toml", "README.md", "LICENSE")
+SENT = ("carl_ray", "tuning", "cluster", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 LEFT = [
     ".git/objects/pack",
     ".venv/lib/python3.12/site-packages/torch/__init__.py",
@@ -21,6 +21,7 @@ LEFT = [
     "build/lib/carl_ray/train.py",
     "carl_ray.egg-info/PKG-INFO",
     "carl_ray/data/__pycache__/sample.pyc",
+    "carl_ray/data/_compiled.abi3.so",
     ".mypy_cache/cache.db",
     ".env",
     "data/raw/annotations.csv",
@@ -46,7 +47,7 @@ def checkout(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in (*SENT, ".gitignore", ".rayignore"):
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
             shutil.copy(ROOT / name, folder / name)
     return folder

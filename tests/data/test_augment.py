@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from carl_ray.config import AugmentConfig
-from carl_ray.data import augment
+from carl_ray.data import augment, compiled
 from carl_ray.data.augment import (
     AugmentParameters,
     apply_color,
@@ -335,6 +335,19 @@ def test_operations_run_in_the_drawn_order(order):
     draw = parameters(jitter=True, order=order, brightness=1.4, contrast=0.6, saturation=1.5, hue=0.15)
     # A level's difference after the hue may be amplified by the factors that follow it.
     assert largest_difference(apply_color(frames, draw), theirs) <= 4
+
+
+@pytest.mark.skipif(compiled.library() is None, reason="the compiled part was not built")
+def test_the_compiled_part_is_the_tensors_bit_by_bit(monkeypatch):
+    """Nodes with and without it, and CPUs with and without fused instructions, share a run."""
+    config = AugmentConfig(jitter_probability=1, blur_probability=0)
+    frames = random_frames(3, 61, 61, 3)
+    draws = [draw_parameters(config, 61, 61, np.random.default_rng(seed)) for seed in range(60)]
+    draws += [parameters(grayscale=True), parameters(jitter=True, hue=0.5, saturation=1.3, contrast=0.0)]
+    fused = [apply_color(frames, draw) for draw in draws]
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    for draw, expected in zip(draws, fused, strict=True):
+        assert torch.equal(apply_color(frames, draw), expected)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
