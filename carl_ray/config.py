@@ -407,6 +407,7 @@ def digest(config: Config) -> str:
     document = what_is_computed(config)
     # Fields removed and added since: folders named by older digests stay valid.
     document["model"]["weights_format"] = "torchvision"
+    document["augment"]["color"] = "exact"
     document["objective"] = EARLIER | document["objective"]
     for section, name, default in _ADDED:
         if document[section][name] == default:

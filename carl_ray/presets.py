@@ -75,7 +75,7 @@ def laptop() -> Config:
     return Config(
         preset="laptop",
         data=DataConfig(short_side=160, frame_stride=3),
-        augment=AugmentConfig(image_size=160, copies=4, color="matrix"),
+        augment=AugmentConfig(image_size=160, copies=4),
         model=ModelConfig(
             num_frames=32,
             backbone="efficientnet_lite0",

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -32,7 +32,7 @@ from benchmarks.parts.table import Table
 from benchmarks.parts.videos import Video, kinds, long_enough
 from carl_ray import options
 from carl_ray.config import Config
-from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry
+from carl_ray.data.augment import AugmentParameters, change_colors, resize_crop
 from carl_ray.data.child import keep_memory
 from carl_ray.data.decode import DecodeError, read_frames
 from carl_ray.data.make_views import make_views
@@ -55,23 +55,14 @@ _PIL_ALONE_ROWS: tuple[tuple[str, pil.Blur], ...] = (
     (PIL_ALONE, "pillow"),
     ("… alone, torchvision's blur", "torchvision"),
 )
-_AUGMENTATION_ROWS: tuple[tuple[str, Literal["exact", "matrix"]], ...] = (
-    ("augmentation alone", "exact"),
-    ("… alone, colour as a matrix", "matrix"),
-)
 # Pillow takes seconds for a pair: it augments one frame of so many, which counts for all of them.
 _PIL_STRIDE = 16
 
 
-def _fields(color_on: str, pixels: str, color: str) -> dict[str, str]:
-    return {"augment.color_on": color_on, "augment.pixels": pixels, "augment.color": color}
-
-
 VARIANTS: tuple[tuple[str, dict[str, str]], ...] = (
-    ("+ views and geometry", _fields("trainer", "rgb", "exact")),
-    ("… as YUV 4:2:0", _fields("trainer", "yuv420", "exact")),
-    ("+ colour and blur", _fields("workers", "rgb", "exact")),
-    ("… colour as a matrix", _fields("workers", "rgb", "matrix")),
+    ("+ views and geometry", {"augment.color_on": "trainer", "augment.pixels": "rgb"}),
+    ("… as YUV 4:2:0", {"augment.color_on": "trainer", "augment.pixels": "yuv420"}),
+    ("+ colour and blur", {"augment.color_on": "workers", "augment.pixels": "rgb"}),
 )
 """Ways to make the views: the row's name, and the fields that say so, whatever the configuration."""
 
@@ -266,7 +257,7 @@ def _our_stages(draw: Draw, config: Config) -> tuple[int, dict[str, Stage], np.n
 
 
 def _augmentations(draw: Draw, decoded: np.ndarray, config: Config) -> dict[str, Stage]:
-    """What Pillow takes for one draw, and the augmentation alone both ways."""
+    """What Pillow takes for one draw, and the augmentation alone."""
     with _reading(draw.video):
         full, decoding = _timed(partial(full_frames, draw, find_start(draw)))
     size = config.augment.image_size
@@ -275,10 +266,8 @@ def _augmentations(draw: Draw, decoded: np.ndarray, config: Config) -> dict[str,
         label: Stage(decoding + _pil_seconds(draw, full, config, blur, tensors=True), num_bytes)
         for label, blur in _PIL_ROWS
     }
-    ours = {
-        label: Stage(_timed(partial(_augment, draw, decoded, size, color))[1], compared_with=PIL_ALONE)
-        for label, color in _AUGMENTATION_ROWS
-    }
+    seconds = _timed(partial(_augment, draw, decoded, size))[1]
+    ours = {"augmentation alone": Stage(seconds, compared_with=PIL_ALONE)}
     taken = {place: decoded[place] for place in draw.sampled}
     alone = {
         label: Stage(_pil_seconds(draw, taken, config, blur, tensors=False), compared_with=PIL_ALONE)
@@ -308,11 +297,13 @@ def _read(draw: Draw, config: Config) -> UInt8[np.ndarray, "needed height width 
     )
 
 
-def _augment(draw: Draw, decoded: np.ndarray, image_size: int, color: Literal["exact", "matrix"]) -> None:
+def _augment(draw: Draw, decoded: np.ndarray, image_size: int) -> None:
     for view in range(2):
         parameters = draw.parameters(view)
-        geometry = apply_geometry(decoded, parameters, image_size, draw.places(view))
-        apply_color(geometry, parameters, color)
+        places = draw.places(view)
+        frames = np.empty((len(places), image_size, image_size, 3), np.uint8)
+        resize_crop(decoded, parameters, places, frames)
+        change_colors(frames, parameters)
 
 
 def _pil_seconds(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.parts.table import Table
 from carl_ray.config import Config
-from carl_ray.data.augment import center_view
+from carl_ray.data.augment_tensors import center_view
 from carl_ray.data.decode import iterate_frames, probe_video
 from carl_ray.errors import UserError
 from carl_ray.evaluation.inference import VideoEmbedder

@@ -114,8 +114,7 @@ def measure(config: Config, device: torch.device, on_progress: Callable[[str], N
     ]
     notes = [
         "share: of the sum of the parts, then of the step; one worker: no exchange between GPUs is in it",
-        f"the step and its parts: colour ({config.augment.color}) on the "
-        f"{config.augment.color_on}, pixels {config.augment.pixels}",
+        f"the step and its parts: colour on the {config.augment.color_on}, pixels {config.augment.pixels}",
         "frames to the device, with colour or RGB from YUV 4:2:0: the copy is in all of these rows, normalising in "
         f"none; of {len(drawn)} views {sum(draw.jitter for draw in drawn)} jittered, "
         f"{sum(draw.grayscale for draw in drawn)} made grey, {sum(draw.blur_sigma > 0 for draw in drawn)} blurred",
@@ -232,8 +231,7 @@ def left_to_trainer(config: Config) -> dict[str, Config]:
     usual = replace(config.augment, color_on="workers", pixels="rgb")
     ways = {
         "frames to the device": usual,
-        "with colour, exact": replace(usual, color_on="trainer", color="exact"),
-        "with colour, matrix": replace(usual, color_on="trainer", color="matrix"),
+        "with colour": replace(usual, color_on="trainer"),
     }
     if usual.image_size % 2 == 0:
         ways["with RGB from YUV 4:2:0"] = replace(usual, pixels="yuv420")

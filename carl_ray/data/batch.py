@@ -15,7 +15,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from carl_ray.config import Config
-from carl_ray.data.augment import AugmentParameters, apply_color
+from carl_ray.data.augment import AugmentParameters
+from carl_ray.data.augment_tensors import apply_color
 from carl_ray.data.pixels import from_yuv420
 from carl_ray.data.randomness import ViewNumber, sample_seed, view_key
 from carl_ray.data.sample import Sample, SampleSpec, arrays_of, masked_views
@@ -100,5 +101,5 @@ def pixels_on_device(
     for video, clip in torch.nonzero(view.mask.any(dim=2)).tolist():
         parameters = AugmentParameters.from_vector(view.parameters[video, clip].numpy())
         mask = view.mask[video, clip].to(device)
-        colored[video, clip, mask] = apply_color(frames[video, clip, mask], parameters, spec.augment.color)
+        colored[video, clip, mask] = apply_color(frames[video, clip, mask], parameters)
     return colored

@@ -11,11 +11,13 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int16, Int32, Int64, UInt8
 
 _VERSION = 1  # as in compiled.c
+_MOST_TAPS = 256  # as in compiled.c
 _BYTES = np.ctypeslib.ndpointer(np.uint8, flags="C_CONTIGUOUS")
 
 
@@ -31,9 +33,13 @@ def library() -> ctypes.CDLL | None:
             return None
     except (OSError, AttributeError):
         return None
-    numbers, int64 = np.ctypeslib.ndpointer(np.float64), ctypes.c_int64
-    loaded.carl_jitter.argtypes = [_BYTES, _BYTES, int64, int64, ctypes.c_char_p, numbers, ctypes.c_int32]
+    int32, int64, numbers = ctypes.c_int32, ctypes.c_int64, np.ctypeslib.ndpointer
+    loaded.carl_jitter.argtypes = [_BYTES, _BYTES, int64, int64, ctypes.c_char_p, numbers(np.float64), int32]
     loaded.carl_jitter.restype = None
+    side: list[Any] = [numbers(np.int32), numbers(np.int16), int32, int32]
+    loaded.carl_resize.argtypes = [
+        ctypes.c_void_p, numbers(np.int64), int64, int64, int64, int64, *side, *side, int64, _BYTES
+    ]  # fmt: skip
     return loaded
 
 
@@ -58,3 +64,64 @@ def jitter(
     num_frames, height, width, _ = source.shape
     loaded.carl_jitter(source, output, num_frames, height * width, numbers, factors, len(operations))
     return True
+
+
+def resize(
+    frames: UInt8[np.ndarray, "n height width 3"],
+    places: Int64[np.ndarray, " taken"],
+    flip: bool,
+    output: UInt8[np.ndarray, "taken size size 3"],
+) -> bool:
+    """Resize frames, bilinear and antialiased, then mirror; return False where the library cannot.
+
+    Args:
+        frames: Pixels of a row are contiguous, as in a crop of whole frames.
+        places: Indices of the frames to take.
+        flip: Mirror left and right.
+        output: Contiguous, apart from `frames`.
+
+    Raises:
+        MemoryError: there is no memory for the intermediate rows of one frame.
+    """
+    loaded = library()
+    _, height, width, _ = frames.shape
+    size = output.shape[1]
+    if loaded is None or frames.strides[2:] != (3, 1):
+        return False
+    across, down = _weights(width, size), _weights(height, size)
+    if max(across[1].shape[1], down[1].shape[1]) > _MOST_TAPS:
+        return False
+    sides = [
+        (
+            np.ascontiguousarray(starts[::step]),
+            np.ascontiguousarray(weights[::step]),
+            weights.shape[1],
+            precision,
+        )
+        for (starts, weights, precision), step in ((across, -1 if flip else 1), (down, 1))
+    ]
+    offsets = places.astype(np.int64) * frames.strides[0]
+    whole = frames.ctypes.data, offsets, len(places), frames.strides[1], height, width
+    if not loaded.carl_resize(*whole, *sides[0], *sides[1], size, output):
+        raise MemoryError
+    return True
+
+
+def _weights(
+    length: int, size: int
+) -> tuple[Int32[np.ndarray, " size"], Int16[np.ndarray, "size taps"], int]:
+    """First pixel, weights and precision in bits of each output of a side, as torch computes them for bytes."""
+    scale = length / size
+    support = max(scale, 1.0)
+    centers = scale * (np.arange(size) + 0.5)
+    starts = np.maximum((centers - support + 0.5).astype(np.int64), 0)
+    counts = np.minimum((centers + support + 0.5).astype(np.int64), length) - starts
+    taps = -(-int(counts.max()) // 2) * 2
+    places = np.arange(taps)
+    distances = np.abs((places + starts[:, None] - centers[:, None] + 0.5) * (1 / support))
+    weights = np.where(places < counts[:, None], np.maximum(1 - distances, 0), 0.0)
+    # One by one from the left: the order of the sum decides its last bit.
+    weights /= np.cumsum(weights, axis=1)[:, -1:]
+    most = float(weights.max())
+    precision = next(bits for bits in range(23) if bits == 22 or int(0.5 + most * 2 ** (bits + 1)) >= 2**15)
+    return starts.astype(np.int32), (0.5 + weights * 2**precision).astype(np.int16), precision

@@ -125,6 +125,7 @@ def made_of(config: Config, clean_only: bool) -> dict[str, Any]:
     return (
         fields
         | {"training.seed": config.training.seed}
+        | {"augment.color": "exact"}  # Names of folders depend on it.
         | {f"augment.{name}": value for name, value in drawn.items()}
     )
 
@@ -154,6 +155,9 @@ def open_cache(uri: str) -> FeatureCache | None:
         return None
     with storage.reading(source, "not the description of features"):
         document = json.loads(storage.read_bytes(source))
+        augment = document["config"]["augment"]
+        if augment.get("color") == "matrix" and augment["copies"]:
+            augment["copies"] = 0  # Of colours that are not made any more; the clean frames are the same.
         config = configuration.from_document(document["config"], storage.public_uri(source))
         return FeatureCache(uri, config, str(document["weights_digest"]), int(document["channels"]))
 

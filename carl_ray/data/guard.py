@@ -1,6 +1,6 @@
 """Readers of videos with a child process that may hang or crash. No Ray here.
 
-this process (no torch) ── request ▶ child: fetch ▶ decode ▶ augment, or crop ── arrays ▶ this process
+this process (no torch) ── request ▶ child (no torch either): fetch ▶ decode ▶ augment, or crop ── arrays ▶ this process
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,10 +17,12 @@ from pydantic import TypeAdapter
 from carl_ray.config import Config
 from carl_ray.data.child import MEMORY, Array, BadVideoError, Child, Values, keep_memory, open_channel
 from carl_ray.data.keypoints import NUM_JOINTS
-from carl_ray.data.manifest import StreamVideo
 from carl_ray.data.sample import SampleSpec, arrays_of, load_task_bytes, views_of
 from carl_ray.objectives.base import ViewTensors
 from carl_ray.objectives.views import AugmentConfig, Follows
+
+if TYPE_CHECKING:  # pyarrow.parquet is a fifth of what a child takes to start
+    from carl_ray.data.manifest import StreamVideo
 
 UNEXPECTED = "reading failed"
 """Prefix of the reject reason of a video whose reading raised an unexpected exception."""

@@ -1,4 +1,4 @@
-"""Make the augmented views of a video. No Ray here.
+"""Make the augmented views of a video. No Ray here, and torch only for YUV or without the compiled part.
 
     bytes ─ decode the needed frames once ▶ for each clip: crop, resize, flip, colour ▶ ViewTensors (NumPy)
 
@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64, UInt8
 
-from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
+from carl_ray.data.augment import AugmentParameters, change_colors, draw_parameters, resize_crop
 from carl_ray.data.decode import DecodeError, read_frames
 from carl_ray.data.keypoints import keypoints_in_view
-from carl_ray.data.pixels import to_yuv420
 from carl_ray.data.randomness import COPY_EPOCH, ViewNumber, sample_generator, view_key
 from carl_ray.data.sample import SampleSpec, at_frames, draw_clips, draw_copies
 from carl_ray.data.views import ViewIndices
@@ -140,15 +138,23 @@ def _augmented(
         places = np.searchsorted(needed, clip.frame_indices[clip.frame_mask])
         # Into the output array without a copy if it has this layout: new pages are slow.
         whole = clip.frame_mask.all() and augment.pixels == "rgb"
-        out = torch.from_numpy(pixels[number]) if whole else None
-        frames = apply_geometry(decoded, parameters, augment.image_size, places, out)
+        size = augment.image_size
+        frames = pixels[number] if whole else np.empty((len(places), size, size, 3), np.uint8)
+        resize_crop(decoded, parameters, places, frames)
         if augment.color_on == "workers":
-            apply_color(frames, parameters, augment.color, in_place=True)
+            change_colors(frames, parameters)
         if not whole:
-            pixels[number, clip.frame_mask] = (
-                to_yuv420(frames) if augment.pixels == "yuv420" else frames.numpy()
-            )
+            pixels[number, clip.frame_mask] = _packed(frames) if augment.pixels == "yuv420" else frames
     return pixels
+
+
+def _packed(frames: UInt8[np.ndarray, "n size size 3"]) -> UInt8[np.ndarray, "n packed"]:
+    # Import torch lazily: it takes most of the time and memory that a decoding child starts with.
+    import torch
+
+    from carl_ray.data.pixels import to_yuv420
+
+    return to_yuv420(torch.from_numpy(frames))
 
 
 def copy_parameters(
@@ -179,6 +185,6 @@ def make_copies(
     made = np.empty((num_copies, len(frames), size, size, 3), np.uint8)
     for copy in range(num_copies):
         parameters = copy_parameters(copy, frames.shape[1], frames.shape[2], key, augment)
-        view = apply_geometry(frames, parameters, size, out=torch.from_numpy(made[copy]))
-        apply_color(view, parameters, augment.color, in_place=True)
+        resize_crop(frames, parameters, np.arange(len(frames)), made[copy])
+        change_colors(made[copy], parameters)
     return made

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from carl_ray import storage
 from carl_ray.config import Config
-from carl_ray.data.augment import center_view
+from carl_ray.data.augment_tensors import center_view
 from carl_ray.data.features import (
     model_input,
     upsample,

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from carl_ray import storage
 from carl_ray.config import Config
-from carl_ray.data.augment import AugmentParameters, apply_geometry
+from carl_ray.data.augment import AugmentParameters
+from carl_ray.data.augment_tensors import apply_geometry
 from carl_ray.data.guard import BadVideoError, FrameReader
 from carl_ray.data.views import ViewIndices, clip_at
 from carl_ray.errors import RunError, UserError, note

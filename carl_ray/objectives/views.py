@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -70,13 +70,17 @@ class AugmentConfig:
     them or the clean frames, as features are cached; needs data.short_side equal to augment.image_size."""
     color_on: Literal["workers", "trainer"] = "workers"
     """Where colour and blur are computed: the CPU workers that decode, or the trainer's device."""
-    color: Literal["exact", "matrix"] = "exact"
-    """`exact` jitters colours as torchvision does, one operation after the other; `matrix` in one linear map a
-    frame, in a twentieth of the time, with hue turned about the grey axis. The difference:
-    `docs/benchmarks.md`."""
     pixels: Literal["rgb", "yuv420"] = "rgb"
     """How views are shipped to the trainer: `rgb`, or `yuv420` with half the bytes, and half the resolution in
     colour."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_color(cls, values: Any) -> Any:
+        """Ignore the way to compute colours that configs of earlier versions name; the exact one is left."""
+        if isinstance(values, dict):
+            return {name: value for name, value in values.items() if name != "color"}
+        return values
 
     def __post_init__(self) -> None:
         if self.pixels == "yuv420" and self.image_size % 2:

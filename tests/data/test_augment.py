@@ -10,14 +10,9 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from carl_ray.config import AugmentConfig
-from carl_ray.data import augment, compiled
-from carl_ray.data.augment import (
-    AugmentParameters,
-    apply_color,
-    apply_geometry,
-    center_view,
-    draw_parameters,
-)
+from carl_ray.data import augment_tensors, compiled
+from carl_ray.data.augment import AugmentParameters, blur_weights, draw_parameters, resize_crop
+from carl_ray.data.augment_tensors import apply_color, apply_geometry, center_view
 from carl_ray.data.randomness import sample_generator
 
 # Where jaxtyping checks shapes while tests run, it refuses wrong ones first, with a TypeError.
@@ -220,6 +215,23 @@ def test_flip_mirrors_columns_only():
     assert np.array_equal(output.numpy(), frames[:, :, ::-1])
 
 
+@pytest.mark.skipif(compiled.library() is None, reason="the compiled part was not built")
+@pytest.mark.parametrize("size", [1, 9, 24, 61])  # taps of two, in pairs and many; both directions
+def test_the_compiled_resize_is_the_tensors_bit_by_bit(size, monkeypatch):
+    frames, places = random_frames(4, 41, 33, 3).numpy(), np.array([3, 0, 0])
+    draws = [parameters(top=1, left=2, height=31, width=29, flip=flip) for flip in (False, True)]
+    draws.append(parameters(top=40, left=32, height=1, width=1))
+    fast = np.empty((3, size, size, 3), np.uint8)
+    for draw in draws:
+        resize_crop(frames, draw, places, fast)
+        assert np.array_equal(fast, apply_geometry(frames, draw, size, places).numpy())
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "library", lambda: None)
+        plain = np.empty_like(fast)
+        resize_crop(frames, draws[-1], places, plain)
+    assert np.array_equal(fast, plain)
+
+
 @pytest.mark.parametrize("image_size", [9, 16, 31])
 @pytest.mark.parametrize("flip", [False, True])
 def test_resize_is_torchvisions(image_size, flip):
@@ -350,67 +362,26 @@ def test_the_compiled_part_is_the_tensors_bit_by_bit(monkeypatch):
         assert torch.equal(apply_color(frames, draw), expected)
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
-def test_one_matrix_is_all_operations_where_nothing_is_cut(order):
-    frames = random_frames(2, 32, 32, 3) // 4 + 90
-    draw = parameters(jitter=True, order=order, brightness=1.1, contrast=0.8, saturation=0.7)
-    mapped = apply_color(frames, draw, "matrix")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(apply_color(frames, draw, "matrix"), mapped)
-    # Every operation of the exact way cuts fractions.
-    assert (apply_color(frames, draw).int() - mapped.int()).abs().max() <= 4
-    alone = parameters(jitter=True, grayscale=True, order=order, contrast=0.5)
-    grey = apply_color(frames, alone, "matrix")
-    assert torch.equal(grey[..., 0], grey[..., 2])
-    assert (apply_color(frames, alone).int() - grey.int()).abs().max() <= 2
-
-
-@pytest.mark.parametrize("hue", [-0.2, -0.05, 0.1, 0.2])
-def test_the_matrix_turns_hue_the_same_way(hue):
-    frames = random_frames(2, 32, 32, 3) // 4 + 90
-    exact, matrix, other = (
-        apply_color(frames, parameters(jitter=True, hue=turn), color).float()
-        for turn, color in ((hue, "exact"), (hue, "matrix"), (-hue, "matrix"))
-    )
-    assert (exact - matrix).abs().mean() < (exact - frames).abs().mean()
-    assert (exact - matrix).abs().mean() < 0.5 * (exact - other).abs().mean()
-    # A third of the circle is the exchange of channels, in both ways.
-    third = apply_color(frames, parameters(jitter=True, hue=1 / 3), "matrix")
-    assert torch.equal(third, frames.roll(1, dims=-1))
-
-
-@pytest.mark.parametrize("color", ["exact", "matrix"])
-def test_color_in_place_is_color(color):
+def test_color_of_frames_in_whatever_order_their_values_lie():
     frames = random_frames(3, 56, 56, 3)
     draw = parameters(jitter=True, order=(3, 1, 0, 2), contrast=1.4, saturation=1.5, hue=0.15, blur_sigma=1.2)
-    expected = apply_color(frames, draw, color)
-    # In whatever order the values lie, as of channels first, or of a part of more channels.
+    expected = apply_color(frames, draw)
+    # As of channels first, or of a part of more channels.
     others = [
         frames.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
         torch.cat([frames, frames], dim=-1)[..., :3],
     ]
-    for each in (frames, *others):
-        assert torch.equal(apply_color(each, draw, color), expected)
-        assert apply_color(each, draw, color, in_place=True) is each
-        assert torch.equal(each, expected)
+    for each in others:
+        assert torch.equal(apply_color(each, draw), expected)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
 def test_a_gpus_way_to_blur_is_that_of_a_cpu(sigma):
     frames = random_frames(2, 112, 112, 3)
-    blurred = augment._blurred(augment._planes(frames), augment._blur_weights(sigma, 112)).round()
+    blurred = augment_tensors._blurred(augment_tensors._planes(frames), blur_weights(sigma, 112)).round()
     ours = apply_color(frames, parameters(blur_sigma=sigma)).permute(3, 0, 1, 2)
     assert (ours - blurred).abs().max() <= 1
     assert (ours != blurred).float().mean() < 1e-3
-
-
-def test_a_gpus_way_to_map_colors_is_that_of_a_cpu_to_a_level():
-    frames = random_frames(2, 32, 32, 3)
-    config = AugmentConfig(image_size=32, jitter_probability=1, blur_probability=0)
-    for seed in range(100):
-        draw = draw_parameters(config, 32, 32, np.random.default_rng(seed))
-        mapped = augment._mapped(augment._planes(frames), *augment.color_map(draw))
-        assert (apply_color(frames, draw, "matrix").permute(3, 0, 1, 2) - mapped).abs().max() <= 1
 
 
 def test_nothing_to_do_gives_the_frames_back():
@@ -440,8 +411,9 @@ def test_a_stack_is_augmented_as_its_frames_alone(monkeypatch):
         whole.int() - alone.int()
     ).abs().max() <= 1  # sums run in another order: a tie may round otherwise
     # The size of the pieces that bound memory does not show either; here 3, 3 and 1 frames.
-    monkeypatch.setattr(augment, "_RESIZE_CHUNK", 3 * 30 * 40 * 3)
-    monkeypatch.setattr(augment, "_COLOR_CHUNK_CPU", 3 * 24 * 24 * 3)
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    monkeypatch.setattr(augment_tensors, "_RESIZE_CHUNK", 3 * 30 * 40 * 3)
+    monkeypatch.setattr(augment_tensors, "_COLOR_CHUNK_CPU", 3 * 24 * 24 * 3)
     assert (whole.int() - augmented(frames).int()).abs().max() <= 1
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainingConfig, ViewsConfig
-from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
+from carl_ray.data.augment import AugmentParameters, draw_parameters
+from carl_ray.data.augment_tensors import apply_color, apply_geometry
 from carl_ray.data.batch import batch_on_device, collate
 from carl_ray.data.decode import DecodeError, read_frames
 from carl_ray.data.make_views import make_views
@@ -159,13 +160,11 @@ def test_what_cannot_be_read(video: Path) -> None:
         make_crops(str(video), "a", 5 * NUM_FRAMES, 1.0, 0, CONFIG)
 
 
-@pytest.mark.parametrize("color", ["exact", "matrix"])
-def test_colour_on_the_trainer_is_the_same_function(video: Path, color: str) -> None:
+def test_colour_on_the_trainer_is_the_same_function(video: Path) -> None:
     strong: dict[str, Any] = {
         "jitter_probability": 1.0,
         "blur_probability": 1.0,
         "image_size": SIZE,
-        "color": color,
     }
     workers = replace(CONFIG, augment=AugmentConfig(**strong))
     trainer = replace(CONFIG, augment=AugmentConfig(**strong, color_on="trainer"))
@@ -176,9 +175,7 @@ def test_colour_on_the_trainer_is_the_same_function(video: Path, color: str) -> 
     np.testing.assert_array_equal(done.parameters, raw.parameters)
     assert not np.array_equal(done.pixels, raw.pixels)
     for number, vector in enumerate(raw.parameters):
-        expected = apply_color(
-            torch.from_numpy(raw.pixels[number]), AugmentParameters.from_vector(vector), workers.augment.color
-        )
+        expected = apply_color(torch.from_numpy(raw.pixels[number]), AugmentParameters.from_vector(vector))
         np.testing.assert_array_equal(done.pixels[number], expected.numpy())
     masked = replace(raw, mask=np.stack([np.arange(TIME) < 3, np.zeros(TIME, dtype=bool)]))
     batch = batch_of([raw, masked], [0, 1], "ab", trainer)

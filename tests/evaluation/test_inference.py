@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from carl_ray.data.augment import center_view
+from carl_ray.data.augment_tensors import center_view
 from carl_ray.data.decode import read_frames
 from carl_ray.data.guard import FrameReader
 from carl_ray.errors import RunError, UserError

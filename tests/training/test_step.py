@@ -615,11 +615,8 @@ def test_colour_on_the_trainer_gives_the_loss_of_colour_on_the_workers(
     assert plain.loss != pytest.approx(reports[0].loss, rel=1e-3)
 
 
-@pytest.mark.parametrize("color", ["exact", "matrix"])
-def test_the_step_sees_what_the_workers_left_to_do(
-    tmp_path: Path, make_video: Callable[..., Path], color: str
-) -> None:
-    augment = AugmentConfig(image_size=SIZE, color_on="trainer", color=color, pixels="yuv420")
+def test_the_step_sees_what_the_workers_left_to_do(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    augment = AugmentConfig(image_size=SIZE, color_on="trainer", pixels="yuv420")
     left = replace(CONFIG, augment=augment)
     lengths = [30, 5]  # the second is padded
     paths = [make_video(tmp_path / f"{i}.mp4", length, 48, 32) for i, length in enumerate(lengths)]

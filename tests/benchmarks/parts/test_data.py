@@ -66,7 +66,6 @@ def test_every_stage_has_a_row(tables: list[Table]) -> None:
         "per-frame PIL pipeline",
         "… torchvision's blur",
         "augmentation alone",
-        "… alone, colour as a matrix",
         "PIL augmentation alone",
         "… alone, torchvision's blur",
     ]
@@ -97,15 +96,12 @@ def test_the_decoders_own_rate_is_told(tables: list[Table]) -> None:
 
 
 def test_variants_are_what_their_labels_say_whatever_the_options() -> None:
-    base = options.overridden(
-        CONFIG, {"augment.color_on": "trainer", "augment.color": "matrix", "augment.pixels": "yuv420"}
-    )
+    base = options.overridden(CONFIG, {"augment.color_on": "trainer", "augment.pixels": "yuv420"})
     made = [options.overridden(base, overrides).augment for _, overrides in data.VARIANTS]
-    assert [(augment.color_on, augment.pixels, augment.color) for augment in made] == [
-        ("trainer", "rgb", "exact"),
-        ("trainer", "yuv420", "exact"),
-        ("workers", "rgb", "exact"),
-        ("workers", "rgb", "matrix"),
+    assert [(augment.color_on, augment.pixels) for augment in made] == [
+        ("trainer", "rgb"),
+        ("trainer", "yuv420"),
+        ("workers", "rgb"),
     ]
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from benchmarks.parts import pil
 from carl_ray.config import AugmentConfig
-from carl_ray.data.augment import AugmentParameters, apply_color, apply_geometry, draw_parameters
+from carl_ray.data.augment import AugmentParameters, draw_parameters
+from carl_ray.data.augment_tensors import apply_color, apply_geometry
 from carl_ray.model.features import normalize
 
 SIZE = 64

@@ -61,8 +61,7 @@ def test_every_part_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
         "all of them, waiting after each",
         "the step",
         "frames to the device",
-        "with colour, exact",
-        "with colour, matrix",
+        "with colour",
         "with RGB from YUV 4:2:0",
         "CNN, frozen part, not folded",
         "ideal CNN",
@@ -79,7 +78,7 @@ def test_every_part_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "augment",
-    [{}, {"color_on": "trainer"}, {"color_on": "trainer", "color": "matrix", "pixels": "yuv420"}],
+    [{}, {"color_on": "trainer"}, {"color_on": "trainer", "pixels": "yuv420"}],
     ids=str,
 )
 def test_the_parts_are_those_of_the_step(augment: dict[str, str]) -> None:
