@@ -69,6 +69,7 @@ def test_a_name_of_what_is_computed_and_not_of_how() -> None:
 def test_fields_that_are_gone_are_ignored() -> None:
     old = to_document(CONFIG)
     old["model"] |= {"weights_format": "byol", "compile": True}
+    old["augment"]["color"] = "matrix"
     assert from_document(old, "here") == from_json(json.dumps(old), "here") == CONFIG
 
 
