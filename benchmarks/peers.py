@@ -177,7 +177,7 @@ def augmentation(options: argparse.Namespace) -> Table:
     from PIL import Image
 
     from benchmarks.parts import pil
-    from carl_ray.data.augment import apply_color, apply_geometry, draw_parameters
+    from carl_ray.data.augment import change_colors, draw_parameters, resize_crop
     from carl_ray.objectives.views import AugmentConfig
 
     count, height, width, size = (2, 48, 64, 32) if options.tiny else (16, 256, 456, 224)
@@ -197,14 +197,17 @@ def augmentation(options: argparse.Namespace) -> Table:
 
         return run
 
+    places, output = np.arange(count), np.empty((count, size, size, 3), np.uint8)
+
+    def ours(draw: AugmentParameters) -> None:
+        resize_crop(frames.numpy(), draw, places, output)
+        change_colors(output, draw)
+
     def pillow(draw: AugmentParameters, blur: pil.Blur) -> None:
         torch.stack([pil.to_tensor(pil.augment(image, draw, size, blur)) for image in images])
 
     ways: dict[str, Callable[[AugmentParameters], object]] = {
-        "ours, exact colour": lambda draw: apply_color(apply_geometry(frames, draw, size), draw, "exact"),
-        "ours, colour as a matrix": lambda draw: apply_color(
-            apply_geometry(frames, draw, size), draw, "matrix"
-        ),
+        "ours": ours,
         "torchvision v2, whole view": partial(torchvision_view, frames.permute(0, 3, 1, 2), size=size),
         "Pillow, frame by frame": partial(pillow, blur="pillow"),
         "Pillow, torchvision's blur": partial(pillow, blur="torchvision"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from carl_ray.config import MOTIONS, Config, DataConfig, TrainingConfig
-from carl_ray.data import features
+from carl_ray.data import features as feature_files
 from carl_ray.data.batch import collate
 from carl_ray.data.features import (
     cached_views,
@@ -153,12 +153,12 @@ def test_other_features_are_refused(
 
 def test_copies_in_colours_of_a_linear_map_are_not_for_training(folder: str, tmp_path: Path) -> None:
     """Their clean frames are as good as any."""
-    document = json.loads((Path(folder) / features.DESCRIPTION).read_text())
+    document = json.loads((Path(folder) / feature_files.DESCRIPTION).read_text())
     document["config"]["augment"]["color"] = "matrix"
-    (tmp_path / features.DESCRIPTION).write_text(json.dumps(document))
+    (tmp_path / feature_files.DESCRIPTION).write_text(json.dumps(document))
     cache = require_cache(str(tmp_path))
     cache.check(CONFIG, cache.weights_digest, clean_only=True)
-    with pytest.raises(UserError, match="features made with augment.copies = 0, but"):
+    with pytest.raises(UserError, match=r"made with augment\.copies = 0, but"):
         cache.check(CONFIG, cache.weights_digest)
 
 
