@@ -117,8 +117,11 @@ def made_of(config: Config, clean_only: bool) -> dict[str, Any]:
         "data.decoder": config.data.decoder,
     }
     copies = config.augment.copies or 0
-    if clean_only or not copies:
-        return fields if clean_only else fields | {"augment.copies": copies}
+    if clean_only:
+        return fields
+    fields["augment.copies"] = copies  # The first difference, where there are none.
+    if not copies:
+        return fields
     drawn = configuration.to_document(config)["augment"]
     for name in ("color_on", "pixels", "image_size"):
         del drawn[name]
