@@ -16,7 +16,8 @@ import torch
 from benchmarks.parts.step import synthetic_batch
 from carl_ray.config import AugmentConfig, Config
 from carl_ray.data import augment
-from carl_ray.data.augment import apply_color, draw_parameters
+from carl_ray.data.augment import draw_parameters
+from carl_ray.data.augment_tensors import apply_color
 from carl_ray.data.batch import batch_on_device, collate
 from carl_ray.data.pixels import from_yuv420, to_yuv420
 from carl_ray.data.sample import Sample, sample_spec
@@ -65,16 +66,15 @@ def test_losses_in_bf16() -> None:
     assert losses(configured(precision="bf16"), GPU) == pytest.approx(losses(configured(), CPU), rel=0.05)
 
 
-@pytest.mark.parametrize("color", ["exact", "matrix"])
-def test_color(color: str) -> None:
+def test_color() -> None:
     if isinstance(augment.cv2, MagicMock):
         pytest.skip("the CPU needs OpenCV")
     rng = np.random.default_rng(2)
     frames = torch.from_numpy(rng.integers(0, 256, (4, 64, 64, 3), np.uint8))
     for _ in range(20):
         draw = draw_parameters(AugmentConfig(image_size=64), 64, 64, rng)
-        wanted = apply_color(frames, draw, color).int()
-        difference = apply_color(frames.to(GPU), draw, color).cpu().int() - wanted
+        wanted = apply_color(frames, draw).int()
+        difference = apply_color(frames.to(GPU), draw).cpu().int() - wanted
         assert difference.abs().max() <= 4 and (difference.abs() > 1).float().mean() < 1e-3
 
 
