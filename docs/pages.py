@@ -11,7 +11,7 @@ from mkdocs.structure.files import File, Files
 _ROOT = Path(__file__).parents[1]
 _PAGES = {"README.md": "index.md", "CHANGELOG.md": "CHANGELOG.md", "cluster/README.md": "cluster/README.md"}
 """Files that become pages, by their page."""
-_FILES = ("LICENSE", "examples/*")
+_FILES = ("LICENSE", "examples/*", "examples/notebooks/*")
 """Files that pages link to."""
 
 
