@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import logging
 import os
@@ -11,10 +12,10 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -34,15 +35,17 @@ _ANSWER_SECONDS = 120.0
 _MAX_TEMP_LENGTH = 24
 """Characters of the path of the temporary folder: Ray's sockets are inside, with paths of at most 107."""
 _PORTS = {"ray": 10001, "http": 80, "https": 443}
+_inherited: dict[str, str] | None = None
+"""Environment variables of all processes of a cluster on this machine that this process has started."""
 
 
 @contextmanager
-def connect(num_cpus: int | None = None) -> Iterator[None]:
+def connect(num_cpus: int | None = None, *, meanwhile: Sequence[str] = ()) -> Iterator[None]:
     """Connect to the cluster that `RAY_ADDRESS` names (Ray Jobs set it), or start one on this machine.
 
-    All servers of a local cluster (control store, node, workers, dashboard, agents, metrics) listen on the loopback
-    interface alone. Since access allows running code, Ray's also require a token, which is drawn for each process and
-    is only in the environment of its processes; the metrics require none. Session files are in a temporary folder with
+    All servers of a local cluster (control store, node, workers, agents) listen on the loopback interface alone. Since
+    access allows running code, they also require a token, which is drawn for each process and is only in the
+    environment of its processes. It has no dashboard and takes no jobs. Session files are in a temporary folder with
     access for this user alone; it is deleted at the end, and kept for its logs where Ray failed. Workers have the
     priority of this process, not Ray's lower one.
 
@@ -52,10 +55,12 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
 
     Args:
         num_cpus: Logical CPUs of a local cluster; None: those that this process may use.
+        meanwhile: Modules that the body will import: imported in a thread while Ray's processes start.
 
     Raises:
         RunError: the cluster cannot be reached.
     """
+    global _inherited
     if ray.is_initialized():
         yield
         return
@@ -68,8 +73,8 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
     folder = None if address else tempfile.mkdtemp(prefix="ray-", dir=parent)
     is_started = is_kept = False
     try:
-        _start(address, folder, num_cpus)
-        is_started = True
+        _start(address, folder, num_cpus, meanwhile)
+        is_started, _inherited = True, None if address else dict(os.environ)
         quiet_data()
         try:
             yield
@@ -82,12 +87,20 @@ def connect(num_cpus: int | None = None) -> Iterator[None]:
             raise RunError(f"{error} (Ray's logs: {folder})") from None
         raise
     finally:
+        _inherited = None
         ray.shutdown()
         if folder and not is_kept:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(address: str | None, folder: str | None, num_cpus: int | None) -> None:
+def _import(modules: Sequence[str]) -> None:
+    """Import modules ahead of their use, where what one raises is raised again."""
+    with suppress(Exception):
+        for module in modules:
+            importlib.import_module(module)
+
+
+def _start(address: str | None, folder: str | None, num_cpus: int | None, meanwhile: Sequence[str]) -> None:
     """Connect to a cluster, or start one with its files in a folder; `RunError` for all that Ray raises."""
     options: dict[str, Any] = {"address": address or "local"}
     if address:
@@ -108,6 +121,8 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None) -> Non
         }
     try:
         with own_sigterm(), reaching(address) if address else _node_settings():
+            # Here, with SIGTERM blocked as in this thread.
+            threading.Thread(target=_import, args=[meanwhile], name="imports").start()
             ray.init(**options, logging_level=logging.WARNING, log_to_driver=False)
     except Exception as error:  # Ray raises a plain Exception for a node that does not start in time.
         where = "a Ray cluster on this machine"
@@ -166,37 +181,77 @@ def reaching(address: str) -> Iterator[None]:
 
 @contextmanager
 def _node_settings() -> Iterator[None]:
-    """Patch Ray to start its node on the loopback interface, with a longer timeout.
+    """Patch Ray to start a small node on the loopback interface, with a longer timeout.
 
-    Ray 2.60 has no options for either. It replaces a loopback address given to `ray.init` by another one of the
-    machine, and all servers listen on all interfaces, unless clusters are disabled, as on macOS. A warning is printed
-    where a changed Ray ignores the patch.
+    Ray 2.60 has no options for these. It replaces a loopback address given to `ray.init` by another one of the machine,
+    and all servers listen on all interfaces, unless clusters are disabled, as on macOS. What serves `ray job`,
+    `ray list`, `ray status`, autoscaling and output of workers on the terminal is left out, here where nothing uses it:
+    two thirds of the processes and half of the time. A warning is printed where a changed Ray ignores the patch of the
+    interface; the others only cost time then.
     """
-    try:
-        from ray._private import ray_constants, services
-    except ImportError:
-        ray_constants = services = SimpleNamespace()  # type: ignore[assignment]
-    get_node: Any = getattr(services, "get_node", None)
-    may_cluster = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
+    with ExitStack() as stack:
+        try:
+            from ray._private import node, ray_constants, services, utils
+        except ImportError:
+            pass
+        else:
+            get_node: Any = getattr(services, "get_node", None)
 
-    def get_node_patiently(*arguments: Any) -> Any:
-        until = time.monotonic() + _START_SECONDS
-        while True:
-            try:
-                return get_node(*arguments)
-            except RuntimeError:  # It has not registered yet.
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.1)
+            def get_node_patiently(*arguments: Any) -> Any:
+                until = time.monotonic() + _START_SECONDS
+                while True:
+                    try:
+                        return get_node(*arguments)
+                    except RuntimeError:  # It has not registered yet.
+                        if time.monotonic() > until:
+                            raise
+                        time.sleep(0.1)
 
-    ray_constants.ENABLE_RAY_CLUSTER, services.get_node = False, get_node_patiently
-    try:
+            def skip(self: Any) -> None:
+                """Start no process."""
+
+            replacements: dict[tuple[Any, str], Any] = {
+                (ray_constants, "ENABLE_RAY_CLUSTER"): False,
+                (services, "get_node"): get_node_patiently,
+                (services, "start_api_server"): lambda *arguments, **options: ("", None),
+                (getattr(node, "Node", None), "start_log_monitor"): skip,
+                (getattr(node, "Node", None), "start_monitor"): skip,
+                # As in an installation of `ray` without `[default]`: the agent serves neither metrics nor jobs.
+                (utils, "get_dashboard_dependency_error"): lambda: ImportError("not needed"),
+            }
+            for (owner, name), replacement in replacements.items():
+                if hasattr(owner, name):
+                    stack.enter_context(patch.object(owner, name, replacement))
         yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER, services.get_node = may_cluster, get_node
     if not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
-        warning = "listens on all interfaces of this machine, its metrics without a token"
+        warning = "listens on all interfaces of this machine"
         note(f"warning: Ray {ray.__version__} {warning}")
+
+
+@contextmanager
+def inherited_environment() -> Iterator[None]:
+    """Patch Ray Train to give its actors no environment variables that a cluster on this machine has already.
+
+    Ray starts a process with variables of its own in two steps, imports itself in both, and leaves the processes that
+    it keeps ready unused.
+    """
+    from ray.train.v2.api import data_parallel_trainer
+
+    name, inherited = "get_env_vars_to_propagate", _inherited
+    own: Any = getattr(data_parallel_trainer, name, None)
+    if inherited is None or own is None:
+        yield
+        return
+
+    class Variables(dict[str, str]):
+        def setdefault(self, *arguments: Any) -> None:  # type: ignore[override]
+            """Leave out Ray Train's default, which only silences a warning in a log."""
+
+    def new_variables() -> Variables:
+        return Variables({key: value for key, value in own().items() if inherited.get(key) != value})
+
+    with patch.object(data_parallel_trainer, name, new_variables):
+        yield
 
 
 def records_storage(uri: str) -> dict[str, Any]:

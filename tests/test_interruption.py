@@ -248,8 +248,10 @@ def check_nothing_is_open(driver: int) -> Path:
     names = processes(driver)
     ports = listeners(names)
     told = "\n".join(f"{port} {sorted(who)}" for port, who in ports.items())
-    for part in ("gcs_server", "raylet", "dashboard.py", "DashboardAgent", "RayTrainWorker"):
+    for part in ("gcs_server", "raylet", "DashboardAgent", "RayTrainWorker"):
         assert any(part in name for who in ports.values() for name in who), told
+    for part in ("dashboard.py", "log_monitor.py", "monitor.py"):
+        assert not any(part in name for name in names.values()), names
     for port, who in ports.items():
         for family, address in addresses:
             with socket.socket(family) as client:

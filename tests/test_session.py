@@ -6,13 +6,15 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray._private import ray_constants, services
+from ray._private import node, ray_constants, services, utils
 from ray.exceptions import AuthenticationError
+from ray.train.v2.api import data_parallel_trainer
 
 from carl_ray import jobs, session
 from carl_ray.errors import RunError
@@ -34,6 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "RAY_ADDRESS",
         "RAY_API_SERVER_ADDRESS",
         "RAY_worker_niceness",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
     ):
         monkeypatch.setenv(name, "")  # also puts back what the command sets
         monkeypatch.delenv(name)
@@ -53,6 +56,43 @@ def test_local_starts_a_cluster(asked: list[dict[str, Any]], monkeypatch: pytest
         assert dict(os.environ)["RAY_worker_niceness"] == "0"
     (arguments,) = asked
     assert (arguments["address"], arguments["_node_ip_address"]) == ("local", "127.0.0.1")
+
+
+def test_its_modules_are_imported_meanwhile(
+    asked: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "needed_later.py").touch()
+    (tmp_path / "broken_module.py").write_text("raise RuntimeError('raised again where it is imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    started = threading.enumerate()
+    with session.connect(meanwhile=["needed_later", "broken_module"]):
+        for thread in set(threading.enumerate()) - set(started):
+            thread.join()
+        assert "needed_later" in sys.modules and "broken_module" not in sys.modules
+    del sys.modules["needed_later"]
+
+
+def test_a_small_node_and_actors_without_an_environment(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `test_a_run_on_a_cluster_of_its_own` sees of it; on another cluster Ray stays as it is."""
+    own = data_parallel_trainer.get_env_vars_to_propagate
+
+    def init(**arguments: Any) -> None:
+        assert services.start_api_server(False, raise_on_failure=False) == ("", None)
+        assert node.Node.start_log_monitor(None) is node.Node.start_monitor(None) is None
+        assert utils.get_dashboard_dependency_error() is not None
+
+    monkeypatch.setattr(session.ray, "init", init)
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    with session.connect(), session.inherited_environment():
+        variables = data_parallel_trainer.get_env_vars_to_propagate()
+        variables.setdefault("RAY_WARN", "0")
+        assert variables == {} != own()
+        monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+        assert data_parallel_trainer.get_env_vars_to_propagate() == own()
+    with session.inherited_environment():
+        assert data_parallel_trainer.get_env_vars_to_propagate is own
 
 
 def test_a_required_token_is_one_line(

@@ -71,10 +71,11 @@ def fitted(config: Config, run_dir: str, *, resume: bool) -> Iterator[FittedRun]
     else:
         checked = check_run(config, run_dir, resume=resume)
     from carl_ray.session import connect
-    from carl_ray.training.checkpoint import how_to_go_on
-    from carl_ray.training.trainer import train_checked
 
-    with connect(local_cpus(config)):
+    with connect(local_cpus(config), meanwhile=["torch", "carl_ray.training.trainer"]):
+        from carl_ray.training.checkpoint import how_to_go_on
+        from carl_ray.training.trainer import train_checked
+
         if checked is None:
             uri, videos, _ = index_embedded(preset=preset)
             print(f"videos: {videos.num_rows}, described in {uri}", flush=True)
