@@ -35,8 +35,6 @@ _ANSWER_SECONDS = 120.0
 _MAX_TEMP_LENGTH = 24
 """Characters of the path of the temporary folder: Ray's sockets are inside, with paths of at most 107."""
 _PORTS = {"ray": 10001, "http": 80, "https": 443}
-_inherited: dict[str, str] | None = None
-"""Environment variables of all processes of a cluster on this machine that this process has started."""
 
 
 @contextmanager
@@ -60,7 +58,6 @@ def connect(num_cpus: int | None = None, *, meanwhile: Sequence[str] = ()) -> It
     Raises:
         RunError: the cluster cannot be reached.
     """
-    global _inherited
     if ray.is_initialized():
         yield
         return
@@ -74,7 +71,7 @@ def connect(num_cpus: int | None = None, *, meanwhile: Sequence[str] = ()) -> It
     is_started = is_kept = False
     try:
         _start(address, folder, num_cpus, meanwhile)
-        is_started, _inherited = True, None if address else dict(os.environ)
+        is_started = True
         quiet_data()
         try:
             yield
@@ -87,7 +84,6 @@ def connect(num_cpus: int | None = None, *, meanwhile: Sequence[str] = ()) -> It
             raise RunError(f"{error} (Ray's logs: {folder})") from None
         raise
     finally:
-        _inherited = None
         ray.shutdown()
         if folder and not is_kept:
             shutil.rmtree(folder, ignore_errors=True)
@@ -229,29 +225,25 @@ def _node_settings() -> Iterator[None]:
 
 
 @contextmanager
-def inherited_environment() -> Iterator[None]:
-    """Patch Ray Train to give its actors no environment variables that a cluster on this machine has already.
+def quick_actor_start() -> Iterator[None]:
+    """Patch Ray Train to start its actors without a runtime environment, unless `RAY_TRAIN_…` variables are set.
 
-    Ray starts a process with variables of its own in two steps, imports itself in both, and leaves the processes that
-    it keeps ready unused.
+    By default it has one variable, which only silences a warning in a log. But Ray starts a process with variables of
+    its own in two steps, imports itself in both, and leaves the processes that it keeps ready unused.
     """
     from ray.train.v2.api import data_parallel_trainer
 
-    name, inherited = "get_env_vars_to_propagate", _inherited
-    own: Any = getattr(data_parallel_trainer, name, None)
-    if inherited is None or own is None:
-        yield
-        return
-
-    class Variables(dict[str, str]):
+    class NoVariables(dict[str, str]):
         def setdefault(self, *arguments: Any) -> None:  # type: ignore[override]
-            """Leave out Ray Train's default, which only silences a warning in a log."""
+            """Leave out the default."""
 
-    def new_variables() -> Variables:
-        return Variables({key: value for key, value in own().items() if inherited.get(key) != value})
-
-    with patch.object(data_parallel_trainer, name, new_variables):
+    name = "get_env_vars_to_propagate"
+    own: Any = getattr(data_parallel_trainer, name, None)
+    if own is None:
         yield
+    else:
+        with patch.object(data_parallel_trainer, name, lambda: own() or NoVariables()):
+            yield
 
 
 def records_storage(uri: str) -> dict[str, Any]:

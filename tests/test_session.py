@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from ray._private import node, ray_constants, services, utils
 from ray.exceptions import AuthenticationError
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE, get_env_vars_to_propagate
 from ray.train.v2.api import data_parallel_trainer
 
 from carl_ray import jobs, session
@@ -36,7 +37,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "RAY_ADDRESS",
         "RAY_API_SERVER_ADDRESS",
         "RAY_worker_niceness",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
     ):
         monkeypatch.setenv(name, "")  # also puts back what the command sets
         monkeypatch.delenv(name)
@@ -72,27 +72,28 @@ def test_its_modules_are_imported_meanwhile(
     del sys.modules["needed_later"]
 
 
-def test_a_small_node_and_actors_without_an_environment(
-    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What `test_a_run_on_a_cluster_of_its_own` sees of it; on another cluster Ray stays as it is."""
-    own = data_parallel_trainer.get_env_vars_to_propagate
-
+def test_a_small_node(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**arguments: Any) -> None:
         assert services.start_api_server(False, raise_on_failure=False) == ("", None)
         assert node.Node.start_log_monitor(None) is node.Node.start_monitor(None) is None
         assert utils.get_dashboard_dependency_error() is not None
 
     monkeypatch.setattr(session.ray, "init", init)
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    with session.connect(), session.inherited_environment():
+    with session.connect():
+        pass
+
+
+def test_actors_without_a_runtime_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ENV_VARS_TO_PROPAGATE:
+        monkeypatch.delenv(name, raising=False)
+    with session.quick_actor_start():
         variables = data_parallel_trainer.get_env_vars_to_propagate()
-        variables.setdefault("RAY_WARN", "0")
-        assert variables == {} != own()
+        variables.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")
+        assert variables == {}
         monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
-        assert data_parallel_trainer.get_env_vars_to_propagate() == own()
-    with session.inherited_environment():
-        assert data_parallel_trainer.get_env_vars_to_propagate is own
+        variables = data_parallel_trainer.get_env_vars_to_propagate()
+        assert variables == {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}
+    assert data_parallel_trainer.get_env_vars_to_propagate is get_env_vars_to_propagate
 
 
 def test_a_required_token_is_one_line(

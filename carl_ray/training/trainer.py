@@ -33,7 +33,7 @@ from carl_ray.data.stream import execution_options, stream_views
 from carl_ray.errors import InterruptedRunError, RunError, UserError, last_line, note
 from carl_ray.lease import Lease, hold
 from carl_ray.machine import major_differences, software_versions
-from carl_ray.session import inherited_environment, records_storage
+from carl_ray.session import quick_actor_start, records_storage
 from carl_ray.training.checkpoint import CONFIG, how_to_go_on, latest_checkpoint
 from carl_ray.training.cluster_checks import check_shared, check_videos_shared, explain_resources
 from carl_ray.training.monitor import Ending, RunMonitor, wait_for_run
@@ -159,7 +159,7 @@ def _train(
     del videos, weights
     pa.default_memory_pool().release_unused()
     grace = config.cluster.grace_seconds
-    with inherited_environment():
+    with quick_actor_start():
         ending = wait_for_run(trainer.fit, monitor, stop=stop, lost=lost, grace_seconds=grace)
     if lost.is_set():
         lease.check()
