@@ -47,7 +47,9 @@ def test_it_has_the_package_and_no_compiler() -> None:
     copied = [word for step in STEPS if step.startswith("COPY") for word in step.split()[1:-1]]
     assert all((ROOT / word).exists() for word in copied if not word.startswith(("--from", "/")))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {"pyproject.toml", "setup.py", project["readme"], *project["license-files"], "carl_ray"} <= set(copied)
+    assert {"pyproject.toml", "setup.py", project["readme"], *project["license-files"], "carl_ray"} <= set(
+        copied
+    )
     last = STEPS[max(n for n, step in enumerate(STEPS) if step.startswith("FROM")) :]
     assert [step.split()[1] for step in last if step.startswith("USER")] == ["ray"]
 
