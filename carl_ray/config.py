@@ -366,6 +366,8 @@ _HOW_DONE = (
     ("training", "keep_checkpoints"),
     ("training", "loggers"),
 )
+"""Fields besides the cluster section that change no result of a run. Logging and validation intervals are not among
+them: they decide which lines a run leaves."""
 _ADDED = (
     ("data", "features", None),
     ("data", "feature_channels", None),
@@ -381,8 +383,6 @@ _ADDED = (
     ("optimizer", "warmup", 0.0),
 )
 """Fields that later versions added, with the values that change nothing."""
-"""Fields besides the cluster section that change no result of a run. Logging and validation intervals are not among
-them: they decide which lines a run leaves."""
 
 
 def to_document(config: Config) -> dict[str, Any]:

@@ -25,13 +25,13 @@ from carl_ray.paper import PROTOCOLS, protocol_of
 from carl_ray.sweeps.space import Point, Space, changed_values, point_config
 
 LABEL_FREE = "label_free"
+"""Name of the score that needs no labels, among the metrics."""
 _DEFAULT_METRICS = {
     "phases": "phase_classification",
     "finegym": "linear_probe",
     "clips": "video_linear_probe",
 }
 """By protocol."""
-"""Name of the score that needs no labels, among the metrics."""
 REDUCTION = 3
 """Reduction factor of successive halving: ratio of the epochs of two rungs, and of the trials that pass one."""
 

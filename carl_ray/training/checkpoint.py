@@ -313,22 +313,24 @@ def initial_weights(config: Config, uri: str) -> InitialWeights:
     """
     checkpoint = checkpoint_at(uri)
     shown = storage.public_uri(checkpoint.uri)
-    pairs = (
-        (name, getattr(checkpoint.config.model, name), getattr(config.model, name)) for name in _NOT_IN_SHAPES
-    )
-    wrong = [
-        f"model.{name} is {theirs!r} there, here {ours!r}" for name, theirs, ours in pairs if theirs != ours
-    ]
+
+    def refusal(reason: str) -> UserError:
+        return UserError(
+            f"model.init_from: {shown}: its encoder is another: {reason}; use the --model options that it was trained "
+            "with (its state.json has them)"
+        )
+
+    for name in _NOT_IN_SHAPES:
+        theirs, ours = getattr(checkpoint.config.model, name), getattr(config.model, name)
+        if theirs != ours:
+            raise refusal(f"model.{name} is {theirs!r} there, here {ours!r}")
     from carl_ray.training.learner import initial_learner
 
     tensors, expected = checkpoint_tensors(checkpoint), initial_learner(config).state_dict()
     encoder = {name: value for name, value in expected.items() if name.startswith(ENCODER)}
     found = {name: value for name, value in tensors.items() if name in encoder}
-    if reason := wrong[0] if wrong else mismatch(encoder, found):
-        raise UserError(
-            f"model.init_from: {shown}: its encoder is another: {reason}; use the --model options that it was trained "
-            "with (its state.json has them)"
-        )
+    if wrong := mismatch(encoder, found):
+        raise refusal(wrong)
     head = {
         name: tensors[name]
         for name, value in expected.items()
