@@ -46,6 +46,11 @@ def tiny(**others: str) -> Config:
     return overridden(PRESETS["demo"](), TINY | others)
 
 
+@pytest.fixture
+def video(make_video: Callable[..., Path], tmp_path: Path) -> Path:
+    return make_video(tmp_path / "video.mp4", 40)
+
+
 def options_of(values: dict[str, str]) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name}", value)]
 
@@ -131,8 +136,7 @@ def test_what_takes_long_is_not_done_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(timing) == 1
 
 
-def test_a_video_is_measured_with_the_views_of_a_run(make_video: Callable[..., Path], tmp_path: Path) -> None:
-    video = make_video(tmp_path / "video.mp4", 40)
+def test_a_video_is_measured_with_the_views_of_a_run(video: Path) -> None:
     threads = torch.get_num_threads()
     timing, pairs = cluster_plan.measure_video(str(video), 40, tiny(), 2, lambda seconds: None)
     assert len(timing) == 2
@@ -146,10 +150,9 @@ def test_a_video_is_measured_with_the_views_of_a_run(make_video: Callable[..., P
 
 @pytest.mark.parametrize("objective", ["scl", "supervised", "tcc"])
 def test_a_step_is_measured_with_a_workers_part(
-    objective: str, make_video: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    objective: str, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny(**{"objective.name": objective})
-    video = make_video(tmp_path / "video.mp4", 40)
     _, pairs = cluster_plan.measure_video(str(video), 40, config, 1, lambda seconds: None)
     trained: list[int] = []
 
@@ -175,13 +178,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_the_plan_of_a_small_run(
-    capsys: pytest.CaptureFixture[str],
-    make_video: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    video = make_video(tmp_path / "video.mp4", 40)
     text = run(capsys, str(video), "demo", "--gpus", "2", "--videos", "10")
     assert "64 x 48, 40 frames, h264" in text
     assert "without a GPU" in text
@@ -193,14 +192,10 @@ def test_the_plan_of_a_small_run(
 
 
 def test_the_rate_of_a_gpu_that_is_elsewhere(
-    capsys: pytest.CaptureFixture[str],
-    make_video: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step, "TrainingStep", None)  # nothing is trained
     monkeypatch.setattr(cluster_plan, "_timed", lambda action, times, on_done: (action(0), [4.0])[1])
-    video = make_video(tmp_path / "video.mp4", 40)
     manifest = str(tmp_path / "manifest.parquet")
     write_table(pa.table({"split": ["train", None, "test", "train"]}), manifest)
     text = run(
@@ -221,9 +216,9 @@ def test_the_rate_of_a_gpu_that_is_elsewhere(
 
 
 def test_without_a_number_of_videos_it_is_a_thousand_steps(
-    capsys: pytest.CaptureFixture[str], make_video: Callable[..., Path], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], video: Path
 ) -> None:
-    text = run(capsys, str(make_video(tmp_path / "video.mp4", 40)), "demo", "--step-seconds", "3600")
+    text = run(capsys, str(video), "demo", "--step-seconds", "3600")
     assert "1,000 steps (--videos N: all of the 70 epochs)" in text
     assert re.search(r"^ +1 +100% +1,000\.00 ", text, re.MULTILINE)
 
@@ -243,11 +238,10 @@ def test_a_mistake_is_one_line(
     arguments: list[str],
     expected: str,
     capsys: pytest.CaptureFixture[str],
-    make_video: Callable[..., Path],
+    video: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make_video(tmp_path / "video.mp4", 40)
     (tmp_path / "text.mp4").write_text("words")
     monkeypatch.chdir(tmp_path)
     status, line = failure(capsys, sizing.main, *arguments)
@@ -255,15 +249,11 @@ def test_a_mistake_is_one_line(
 
 
 def test_a_gpu_that_is_too_small_is_one_line(
-    capsys: pytest.CaptureFixture[str],
-    make_video: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(step, "TrainingStep", full)
-    video = make_video(tmp_path / "video.mp4", 40)
     status, line = failure(capsys, sizing.main, str(video), "demo", *options_of(TINY))
     assert status == 2 and "does not fit into the GPU's memory: raise --gpus" in line
