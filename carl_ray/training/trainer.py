@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -36,7 +36,7 @@ from carl_ray.machine import major_differences, software_versions
 from carl_ray.session import quick_actor_start, records_storage
 from carl_ray.training.checkpoint import CONFIG, how_to_go_on, latest_checkpoint
 from carl_ray.training.cluster_checks import check_shared, check_videos_shared, explain_resources
-from carl_ray.training.monitor import Ending, RunMonitor, wait_for_run
+from carl_ray.training.monitor import Ending, RunMonitor, Status, wait_for_run
 from carl_ray.training.process_group import TerminationTorchConfig
 from carl_ray.training.reporter import WorkerSettings
 from carl_ray.training.run_checks import CheckedRun, check_run, refresh_checkpoint, saved_config
@@ -52,17 +52,6 @@ _RECORDS = "ray"
 """Folder of a run with one folder a start: Ray Train's records, and the failure that the workers agreed on."""
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """How far a run got."""
-
-    finished: bool
-    """All steps are done; False where the run was stopped before, with a checkpoint written."""
-    step: int
-    num_steps: int
-    validation_loss: float | None
-
-
 def train(
     config: Config,
     run_dir: str,
@@ -70,7 +59,7 @@ def train(
     resume: bool = False,
     stop: threading.Event | None = None,
     until_epoch: int | None = None,
-) -> TrainingResult:
+) -> Status:
     """Check a run and train it on the connected Ray cluster, to its end or a stop.
 
     Args:
@@ -80,6 +69,9 @@ def train(
         stop: Once set, the run writes a checkpoint and ends; SIGINT and SIGTERM do the same, and raise.
         until_epoch: The run writes a checkpoint and ends once this many epochs are done; None: all of them. The
             learning rate follows the schedule of the whole run.
+
+    Returns:
+        How far the run got: not `finished` where it was stopped before, with a checkpoint written.
 
     Raises:
         UserError: a mistake of the user's; or another process writes in the folder.
@@ -91,7 +83,7 @@ def train(
 
 def train_checked(
     run: CheckedRun, *, stop: threading.Event | None = None, until_epoch: int | None = None
-) -> TrainingResult:
+) -> Status:
     """Train a run that `check_run` has checked; arguments and errors as for `train`."""
     check_shared(run.run_dir)
     storage.set_patience(run.config.cluster.storage_seconds)
@@ -105,7 +97,7 @@ def train_checked(
 
 def _train(
     run: CheckedRun, lease: Lease, lost: threading.Event, stop: threading.Event, until_epoch: int | None
-) -> TrainingResult:
+) -> Status:
     config, run_dir = run.config, run.run_dir
     videos, weights = run.take()
     check_videos_shared(videos.training)
@@ -128,7 +120,7 @@ def _train(
         last_step = min(last_step, math.ceil(until_epoch * plan.epoch_rows / plan.batch_size))
     if first_step >= last_step:
         print(f"nothing to do: {first_step} of {plan.num_steps} steps are done", flush=True)
-        return TrainingResult(first_step >= plan.num_steps, first_step, plan.num_steps, None)
+        return Status(first_step, plan.num_steps, None, None, 0.0, ended=True)
     if weights is not None:
         print(weights.report, flush=True)
     explain_resources(config)
@@ -195,7 +187,7 @@ def _trainer(settings: WorkerSettings, videos: Videos, start: str) -> TorchTrain
     )
 
 
-def _result(ending: Ending, settings: WorkerSettings, saved_step: int | None) -> TrainingResult:
+def _result(ending: Ending, settings: WorkerSettings, saved_step: int | None) -> Status:
     """The result of a run that has ended, or the error that ended it."""
     status, num_steps = ending.status, settings.training_plan.num_steps
     first_step = saved_step or 0
@@ -222,8 +214,8 @@ def _result(ending: Ending, settings: WorkerSettings, saved_step: int | None) ->
     if status is None:  # The monitor was restarted after the last status.
         checkpoint = latest_checkpoint(settings.run_dir)
         step = 0 if checkpoint is None else checkpoint.progress.step
-        return TrainingResult(step == num_steps, step, num_steps, None)
-    return TrainingResult(status.finished, status.step, status.num_steps, status.validation_loss)
+        return Status(step, num_steps, None, None, 0.0, ended=True)
+    return status
 
 
 def _datasets(settings: WorkerSettings, videos: Videos) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from carl_ray.sweeps import trials
 from carl_ray.sweeps.definition import Sweep, trial_id
 from carl_ray.sweeps.space import LogRange, Space
 from carl_ray.sweeps.trials import measured, run_dir, run_trial
-from carl_ray.training.trainer import TrainingResult
+from carl_ray.training.monitor import Status
 from tests.samples import manifest_row, write_rows
 
 SPACE = Space("test", {"objective.temperature": LogRange(0.03, 1.0, (0.1,))})
@@ -45,9 +45,9 @@ class Stage:
         for name in ("train", "embed_corpus", "checkpoint_at", "room_for_workers"):
             monkeypatch.setattr(trials, name, getattr(self, name))
 
-    def train(self, config: Any, run: str, *, resume: bool, until_epoch: int) -> TrainingResult:
+    def train(self, config: Any, run: str, *, resume: bool, until_epoch: int) -> Status:
         self.step = max(self.step, until_epoch * STEPS_OF_EPOCH)
-        return TrainingResult(self.step == 6 * STEPS_OF_EPOCH, self.step, 6 * STEPS_OF_EPOCH, None)
+        return Status(self.step, 6 * STEPS_OF_EPOCH, None, None, 0.0, ended=True)
 
     def embed_corpus(self, run: str, manifest: str, out: str, settings: Any, *, splits: Any) -> None:
         self.embedded.append(out)

@@ -42,7 +42,7 @@ from carl_ray.training import trainer
 from carl_ray.training.reporter import WorkerSettings
 from carl_ray.training.run_log import BAD_VIDEOS, WARNINGS, read_log
 from carl_ray.training.run_videos import read_videos
-from carl_ray.training.trainer import TrainingResult, train
+from carl_ray.training.trainer import train
 
 NUM_STEPS = 40
 CIRCUMSTANCES = {
@@ -101,7 +101,7 @@ def lines(run_dir: Path | str) -> list[dict[str, Any]]:
 def undisturbed(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("run") / "one worker"
     outcome = train(config, str(run_dir))
-    assert outcome == TrainingResult(True, NUM_STEPS, NUM_STEPS, outcome.validation_loss)
+    assert (outcome.finished, outcome.step, outcome.num_steps) == (True, NUM_STEPS, NUM_STEPS)
     return run_dir
 
 
