@@ -29,7 +29,8 @@ rates = [probe_video(video).fps or 25.0 for video in (FIRST, SECOND)]
 # %% [markdown]
 # ## Pace
 #
-# Below the diagonal the second is behind. The slope over a second says who is faster there: 1 is the same pace.
+# The dotted line is an even pace. On the right, how long the second takes for a second of the first: 1 is the same
+# pace, more is slower.
 
 # %%
 seconds = np.arange(len(first)) / rates[0]
@@ -43,7 +44,7 @@ left.plot(seconds, seconds * others[-1] / seconds[-1], linestyle=":", color="gre
 left.set(xlabel="first (s)", ylabel="second (s)", title="same moment")
 right.plot(seconds[:-window], pace)
 right.axhline(1, linestyle=":", color="grey")
-right.set(xlabel="first (s)", ylabel="seconds of the second a second of the first", title="pace")
+right.set(xlabel="first (s)", ylabel="second / first", title="pace")
 figure.savefig("pace.png")
 
 # %% [markdown]

@@ -55,7 +55,9 @@ class NearestFrame(Objective):
 
 
 # %% [markdown]
-# ## A few steps
+# ## One batch by heart
+#
+# The crops of a few videos, as a run would draw them in its first epoch. What cannot learn them by heart is broken.
 
 # %%
 paths = sorted(path for path in Path(VIDEOS).iterdir() if path.suffix in (".mp4", ".mov", ".avi", ".mkv"))[:4]
@@ -66,21 +68,15 @@ config = replace(
     training=replace(config.training, global_batch_size=len(paths)),
 )
 spec = sample_spec(config)
-num_frames = [probe_video(str(path)).num_frames for path in paths]
-
-
-def batch_of(epoch):
-    """The views of the videos in an epoch: other crops and colours in each."""
-    samples = []
-    for row, (path, count) in enumerate(zip(paths, num_frames, strict=True)):
-        views = make_views(str(path), path.name, count, 1.0, epoch, spec)
-        samples.append(Sample(row, epoch, epoch, path.name, None, views))
-    return collate(samples, spec)
-
+samples = []
+for row, path in enumerate(paths):
+    views = make_views(str(path), path.name, probe_video(str(path)).num_frames, 1.0, 0, spec)
+    samples.append(Sample(row, 0, 0, path.name, None, views))
+batch = collate(samples, spec)
 
 torch.manual_seed(0)
 step = TrainingStep(config, torch.device("cpu"), STEPS)
-losses = [step.train(batch_of(number), number).loss for number in range(STEPS)]
+losses = [step.train(batch, number).loss for number in range(STEPS)]
 
 figure, axis = plt.subplots(figsize=(5, 3))
 axis.plot(losses)

@@ -44,6 +44,7 @@ found = [(first, query, 1.0)]
 for path in others:
     similarities = units[path] @ units[first][query]
     found.append((path, int(similarities.argmax()), float(similarities.max())))
+    print(f"{path.name}, frame {found[-1][1]}: similarity {found[-1][2]:.2f}")
 
 figure, axes = plt.subplots(1, len(found), figsize=(3 * len(found), 3), squeeze=False)
 for axis, (path, frame, similarity) in zip(axes[0], found, strict=True):
