@@ -53,6 +53,8 @@ class Case:
     smooth: dict[str, float] = field(default_factory=lambda: {"temperature": 0.5})
     """Options with which finite differences are exact enough."""
     cosines: bool = True
+    ordered: bool = True
+    """Whether the order of the frames in a sequence means anything beside their times."""
     per_worker: bool = True
     """The terms of a batch are the sums of those of its parts."""
 
@@ -90,20 +92,21 @@ def supervised(a: Frames, **options: Any) -> tuple[Tensor, Tensor]:
 
 
 CASES = {
-    "scl": Case(pair(sequence_contrastive_terms)),
-    "scl batch": Case(pair(sequence_contrastive_terms, negatives="batch"), per_worker=False),
-    "scl global": Case(pair(sequence_contrastive_terms, negatives="global"), per_worker=False),
-    "contrastive": Case(pair(contrastive_terms, temperature=0.1)),
+    "scl": Case(pair(sequence_contrastive_terms), ordered=False),
+    "scl batch": Case(pair(sequence_contrastive_terms, negatives="batch"), ordered=False, per_worker=False),
+    "scl global": Case(pair(sequence_contrastive_terms, negatives="global"), ordered=False, per_worker=False),
+    "contrastive": Case(pair(contrastive_terms, temperature=0.1), ordered=False),
     "tcc regression": Case(pair(cycle_consistency_terms, loss="regression"), cosines=False),
     "tcc classification": Case(pair(cycle_consistency_terms, loss="classification"), cosines=False),
     "lav": Case(pair(lav_terms), exchanged=(0, 2, 1), smooth={"smoothing": 0.3}),
     "gta": Case(pair(gta_terms), exchanged=(1, 0, 2), smooth={"temperature": 0.5, "smoothing": 0.3}),
     "weak": Case(weak),
-    "tcn": Case(tcn, sides=1),
+    "tcn": Case(tcn, sides=1, ordered=False),
     "shuffle and learn": Case(order, sides=1, cosines=False),
-    "supervised": Case(supervised, sides=1, cosines=False),
+    "supervised": Case(supervised, sides=1, cosines=False, ordered=False),
 }
 every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+UNORDERED = {name: case for name, case in CASES.items() if not case.ordered}
 PAIRED = {name: case for name, case in CASES.items() if case.sides == 2}
 # Not where candidates are the other videos of the worker.
 PER_WORKER = {name: case for name, case in CASES.items() if case.per_worker}
@@ -125,7 +128,7 @@ def batch(case: Case, dtype: torch.dtype = torch.float64) -> list[Frames]:
                 z=torch.randn(3, time, 4, generator=rng, dtype=torch.float64).to(dtype),
                 s=torch.rand(3, time, generator=rng, dtype=torch.float64).mul(60).sort(1).values,
                 mask=torch.arange(time) < torch.tensor(lengths)[:, None],
-                labels=torch.randint(0, 4, (3, time), generator=rng),
+                labels=torch.randint(-1, 4, (3, time), generator=rng),
                 seeds=torch.randint(-(2**40), 2**40, (3,), generator=rng),
             )
         )
@@ -171,6 +174,16 @@ def test_exchanging_the_sides_exchanges_the_terms(case: Case) -> None:
 def test_order_of_the_sequences_changes_nothing(case: Case) -> None:
     sides = batch(case)
     torch.testing.assert_close(case(*(side.take([2, 0, 1]) for side in sides)), case(*sides))
+
+
+@pytest.mark.parametrize("case", UNORDERED.values(), ids=UNORDERED)
+def test_order_of_the_frames_changes_nothing(case: Case) -> None:
+    sides = batch(case)
+    shuffled = [
+        Frames(**{name: v if name == "seeds" else v.roll(2, 1) for name, v in vars(side).items()})
+        for side in sides
+    ]
+    torch.testing.assert_close(case(*shuffled), case(*sides))
 
 
 @pytest.mark.parametrize("case", PER_WORKER.values(), ids=PER_WORKER)

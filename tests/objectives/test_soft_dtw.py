@@ -5,12 +5,10 @@ import torch
 
 from carl_ray.objectives.dtw import dynamic_time_warping
 from carl_ray.objectives.soft_dtw import accumulated_costs, path_costs, soft_dtw
+from tests.objectives.sequences import mask
+from tests.objectives.test_dtw import all_paths
 
 MINIMA = ["soft", "expected"]
-
-
-def mask(*lengths, time):
-    return torch.arange(time)[None, :] < torch.tensor(lengths)[:, None]
 
 
 def full(cost):
@@ -40,14 +38,6 @@ def slow_table(cost, smoothing, minimum):
             before = [float(table[cell]) for cell in cells if min(cell) >= 0]
             table[i, j] = float(cost[i, j]) + (slow_minimum(before, smoothing, minimum) if before else 0)
     return table
-
-
-def all_paths(n, m):
-    """Every warping path of an n x m matrix, by brute force."""
-    if (n, m) == (1, 1):
-        return [[(0, 0)]]
-    shorter = [(n - di, m - dj) for di, dj in ((1, 1), (1, 0), (0, 1)) if n - di > 0 and m - dj > 0]
-    return [[*path, (n - 1, m - 1)] for size in shorter for path in all_paths(*size)]
 
 
 @pytest.mark.parametrize("minimum", MINIMA)
@@ -158,14 +148,6 @@ def test_a_video_without_frames_costs_nothing_and_has_no_gradient():
     for shape in ((2, 0, 5), (2, 4, 0), (0, 4, 5)):
         nothing = torch.zeros(shape)
         assert soft_dtw(nothing, *full(nothing), smoothing=0.1).tolist() == [0] * shape[0]
-
-
-def test_order_of_the_pairs_changes_nothing():
-    cost = random_costs(3, 5, 6)
-    masks = mask(5, 2, 4, time=5), mask(1, 6, 3, time=6)
-    order = torch.tensor([2, 0, 1])
-    value = soft_dtw(cost, *masks, smoothing=0.1)
-    torch.testing.assert_close(soft_dtw(cost[order], *(m[order] for m in masks), smoothing=0.1), value[order])
 
 
 @pytest.mark.parametrize("minimum", MINIMA)

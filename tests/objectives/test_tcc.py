@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
+from scipy.special import softmax
 
 from carl_ray.objectives import tcc
 from carl_ray.objectives.pairs import FramePairs
+from tests.objectives.sequences import random_pairs
 
 LOSSES = ["regression", "classification"]
 
@@ -12,12 +14,6 @@ LOSSES = ["regression", "classification"]
 def cycle_consistency_terms(u, v, mask_u, mask_v, **options):
     times = [torch.full(mask.shape, torch.nan) for mask in (mask_u, mask_v)]
     return tcc.cycle_consistency_terms(FramePairs(u, v, *times, mask_u, mask_v), **options)
-
-
-def softmax(values):
-    largest = max(values)
-    weights = [math.exp(value - largest) for value in values]
-    return [weight / sum(weights) for weight in weights]
 
 
 def slow_direction(u, v, mask_u, mask_v, loss, temperature, variance_weight):
@@ -55,15 +51,9 @@ def slow_terms(u, v, mask_u, mask_v, loss, temperature=0.1, variance_weight=0.00
     return [first[0], second[0]], [first[1], second[1]]
 
 
-def batch(seed=0, pairs=3, first=6, second=5, width=4, dtype=torch.float64):
-    rng = torch.Generator().manual_seed(seed)
-    u = torch.randn(pairs, first, width, generator=rng, dtype=dtype)
-    v = torch.randn(pairs, second, width, generator=rng, dtype=dtype)
-    mask_u = torch.ones(pairs, first, dtype=torch.bool)
-    mask_v = torch.ones(pairs, second, dtype=torch.bool)
-    mask_u[1, 4:] = False
-    mask_v[1, 3:] = False
-    mask_v[2, 1] = False
+def batch():
+    u, v, _, _, mask_u, mask_v = random_pairs()
+    mask_v[2] = torch.tensor([True, False, True, True, True])
     return u, v, mask_u, mask_v
 
 
@@ -75,8 +65,7 @@ def test_equals_the_equations(loss, temperature, variance_weight):
         *arguments, loss=loss, temperature=temperature, variance_weight=variance_weight
     )
     expected, numbers = slow_terms(*arguments, loss, temperature, variance_weight)
-    assert sums.dtype == torch.float64
-    assert counts.dtype == torch.int64
+    assert (sums.dtype, counts.dtype) == (torch.float64, torch.int64)
     assert counts.tolist() == numbers == [16, 12]
     assert sums.tolist() == pytest.approx(expected, rel=1e-10)
 
@@ -93,15 +82,6 @@ def test_distances_alone_matter_over_width_and_temperature(loss):
     torch.testing.assert_close(scaled, expected)
     repeated = cycle_consistency_terms(u.repeat(1, 1, 2), v.repeat(1, 1, 2), *masks, loss=loss)
     torch.testing.assert_close(repeated, expected)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_the_order_of_the_frames_cycled_through_does_not_matter(loss):
-    u, v, mask_u, mask_v = batch()
-    shuffle = torch.tensor([3, 0, 4, 1, 2])
-    sums, _ = cycle_consistency_terms(u, v, mask_u, mask_v, loss=loss)
-    got, _ = cycle_consistency_terms(u, v[:, shuffle], mask_u, mask_v[:, shuffle], loss=loss)
-    torch.testing.assert_close(got[0], sums[0])
 
 
 def test_videos_that_cycle_back_perfectly_have_the_least_loss():
@@ -130,7 +110,7 @@ def test_certain_cycles_have_finite_losses_right_or_wrong(dtype):
 
 def test_one_frame_cycles_back_to_itself():
     masks = torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 5, dtype=torch.bool)
-    u, v, *_ = batch(pairs=3)
+    u, v, *_ = batch()
     sums, counts = cycle_consistency_terms(u[:1, :1], v[:1], *masks, loss="regression")
     assert counts.tolist() == [1, 5]
     assert sums[0].item() == pytest.approx(0.0005 * math.log(1 / 12))
