@@ -182,10 +182,10 @@ def _costs(pairs: FramePairs) -> Tensor:
 
 def of_the_package(pairs: FramePairs) -> tuple[Targets, Targets]:
     """The targets of `weak_scl` with its default options."""
-    found = correspondence(pairs)
+    of_a, of_b = correspondence(pairs)
     return (
-        Targets(_gaussians(found.time_of_a, pairs.s2), found.cost_of_a.isfinite()),
-        Targets(_gaussians(found.time_of_b, pairs.s1), found.cost_of_b.isfinite()),
+        Targets(_gaussians(of_a.time, pairs.s2), of_a.cost.isfinite()),
+        Targets(_gaussians(of_b.time, pairs.s1), of_b.cost.isfinite()),
     )
 
 

@@ -6,16 +6,16 @@ Legend: B videos of this worker, A videos of all workers, n clips, D width of a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, options
+from carl_ray.objectives.supervised import ClassOptions, frame_classification_terms, linear_classifier
 from carl_ray.objectives.views import ViewSpec, clips_view
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int64
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
 _VIEW = "clips"
@@ -93,12 +93,10 @@ class ClipClassification(Objective):
     """Cross-entropy on the labels of videos: fine-tuning, and the supervised control."""
 
     @options
-    class Options(ObjectiveOptions):
+    class Options(ClassOptions):
         reads_clips = True
         columns = ("label",)
         name: Literal["clip_classes"] = "clip_classes"
-        num_classes: int | None = Field(default=None, ge=1)
-        """Labels of the training videos; counted at the start of a run."""
         dropout: float = Field(default=0.5, ge=0, lt=1)
         """Before the linear layer."""
 
@@ -106,19 +104,11 @@ class ClipClassification(Objective):
             """One clip."""
             return (clips_view(default, _VIEW, 1),)
 
-        def with_num_classes(self, num_classes: int) -> Self:
-            """The options for so many labels."""
-            return replace(self, num_classes=num_classes)
-
     options: Options
 
     def __init__(self, options: Options, width: int, batch_norm: Any) -> None:
         super().__init__(options, width, batch_norm)
-        from torch import nn
-
-        if options.num_classes is None:
-            raise ValueError("objective clip_classes needs num_classes, which the start of a run counts")
-        self.classifier = nn.Linear(width, options.num_classes)
+        self.classifier = linear_classifier(options, width)
 
     def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
         """Terms of the loss; see `Objective.forward`."""
@@ -138,22 +128,4 @@ class ClipClassification(Objective):
         labelled = classes >= 0
         right = ((logits.argmax(-1) == classes) & labelled).sum()
         self.figures = {"accuracy": torch.stack([right, labelled.sum()]).double()}
-        return class_terms(logits, classes)
-
-
-def class_terms(logits: Float[Tensor, "B K"], classes: Int64[Tensor, " B"]) -> Terms:
-    """Sum of the cross-entropies of labelled clips, and their number.
-
-    Args:
-        logits: Scores of the classes.
-        classes: Of each clip, negative where it has none.
-    """
-    import torch
-    from torch.nn import functional
-
-    labelled = classes >= 0
-    targets = classes.where(labelled, 0)
-    with torch.autocast(logits.device.type, enabled=False):
-        scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses = functional.cross_entropy(scores, targets, reduction="none").where(labelled, 0)
-    return Terms(losses.sum()[None], labelled.sum()[None])
+        return frame_classification_terms(logits[:, None], classes[:, None], labelled[:, None])

@@ -201,14 +201,14 @@ class RegionContrast(Objective):
         self.figures = figures
         return Terms(torch.stack(sums), torch.stack(counts))
 
-    def _regions(self, encodings: Mapping[str, Encoding], batch: Batch) -> dict[str, _Regions]:
+    def _regions(self, encodings: Mapping[str, Encoding], batch: Batch) -> dict[str, Regions]:
         return {
             name: _regions(self.projection, encoding, batch.views[name])
             for name, encoding in encodings.items()
         }
 
     def _contrast(
-        self, regions: Mapping[str, _Regions]
+        self, regions: Mapping[str, Regions]
     ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
         """Sums, counts and figures of the ordered pairs of clips."""
         import torch
@@ -250,7 +250,7 @@ class RegionContrast(Objective):
             return seen._replace(statistics=self.standardize(seen.statistics))
 
     def _low_level(
-        self, regions: Mapping[str, _Regions], encodings: Mapping[str, Encoding], batch: Batch
+        self, regions: Mapping[str, Regions], encodings: Mapping[str, Encoding], batch: Batch
     ) -> LowLevel:
         """All regions with their low-level statistics."""
         import torch
@@ -277,30 +277,21 @@ class RegionContrast(Objective):
         return LowLevel(z, u, videos, len(batch.rows))
 
 
-class _Regions(NamedTuple):
-    """Regions of the clips of a view."""
+class Regions(NamedTuple):
+    """Regions of the clips of a view, or of one clip of each video."""
 
-    z: Float[Tensor, "B n R D"]
+    z: Float[Tensor, "*clips R D"]
     """L2-normalised, float32 or better."""
-    boxes: Float[Tensor, "B n R 6"]
-    mask: Bool[Tensor, "B n R"]
+    boxes: Float[Tensor, "*clips R 6"]
+    mask: Bool[Tensor, "*clips R"]
+    """False where fewer than half of the frames are real."""
 
     def clip(self, number: int) -> Regions:
         """Those of one clip of each video."""
-        return Regions(self.z[:, number], self.boxes[:, number], self.mask[:, number])
+        return Regions(*(part[:, number] for part in self))
 
 
-class Regions(NamedTuple):
-    """Regions of one clip of each video."""
-
-    z: Float[Tensor, "B R D"]
-    """L2-normalised, float32 or better."""
-    boxes: Float[Tensor, "B R 6"]
-    mask: Bool[Tensor, "B R"]
-    """False where fewer than half of the frames are real."""
-
-
-def _regions(head: nn.Module, encoding: Encoding, view: ViewTensors[Tensor]) -> _Regions:
+def _regions(head: nn.Module, encoding: Encoding, view: ViewTensors[Tensor]) -> Regions:
     import torch
     from torch.nn import functional
 
@@ -326,7 +317,7 @@ def _regions(head: nn.Module, encoding: Encoding, view: ViewTensors[Tensor]) -> 
     z = projected.new_zeros(len(maps), *projected.shape[1:]).index_copy(0, real, projected)
     z = z.unflatten(0, view.mask.shape[:2]).flatten(3).mT
     z = functional.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
-    return _Regions(z, cell_boxes(view, (cells[0], cells[1], cells[2])), mask.flatten(2))
+    return Regions(z, cell_boxes(view, (cells[0], cells[1], cells[2])), mask.flatten(2))
 
 
 def region_terms(

@@ -15,30 +15,45 @@ from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOption
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
-    from torch import Tensor
+    from torch import Tensor, nn
+
+
+@options
+class ClassOptions(ObjectiveOptions):
+    """Options of an objective on classes, which are counted at the start of a run."""
+
+    num_classes: int | None = Field(default=None, ge=1)
+    """Classes of the training videos; counted at the start of a run."""
+
+    def with_num_classes(self, num_classes: int) -> Self:
+        """The options for so many classes."""
+        return replace(self, num_classes=num_classes)
+
+
+def linear_classifier(options: ClassOptions, width: int) -> nn.Linear:
+    """The layer that scores the classes.
+
+    Raises:
+        ValueError: they have not been counted.
+    """
+    from torch import nn
+
+    if options.num_classes is None:
+        raise ValueError(f"objective {options.name} needs num_classes, which the start of a run counts")
+    return nn.Linear(width, options.num_classes)
 
 
 class FrameClassification(Objective):
     """Cross-entropy on frame labels, with a linear classifier."""
 
     @options
-    class Options(ObjectiveOptions):
+    class Options(ClassOptions):
         columns = ("frame_labels",)
         name: Literal["supervised"] = "supervised"
-        num_classes: int | None = Field(default=None, ge=1)
-        """Frame classes of the training videos; counted at the start of a run."""
-
-        def with_num_classes(self, num_classes: int) -> Self:
-            """The options for so many classes."""
-            return replace(self, num_classes=num_classes)
 
     def __init__(self, options: Options, width: int, batch_norm: Any) -> None:
         super().__init__(options, width, batch_norm)
-        from torch import nn
-
-        if options.num_classes is None:
-            raise ValueError("objective supervised needs num_classes, which the start of a run counts")
-        self.classifier = nn.Linear(width, options.num_classes)
+        self.classifier = linear_classifier(options, width)
 
     def forward(self, encodings: Mapping[str, Encoding], batch: Batch, progress: float) -> Terms:
         """Terms of the loss; see `Objective.forward`."""

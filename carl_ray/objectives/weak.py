@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -71,22 +70,17 @@ class WeakSequenceContrast(Objective):
         return self.options.weak_weight * (min(1.0, progress / warmup) if warmup else 1.0)
 
 
-@dataclass(frozen=True, eq=False)
-class Correspondence:
-    """Pseudo-times and match costs of the frames of P pairs of videos; no gradient."""
+class Partners(NamedTuple):
+    """Pseudo-times and match costs of the frames of one video of each pair; no gradient."""
 
-    time_of_a: Float64[Tensor, "P N"]
-    """Pseudo-time of each frame of a in b: the mean timestamp of its partners; 0 where it has none."""
-    time_of_b: Float64[Tensor, "P M"]
-    """Pseudo-time of each frame of b in a, likewise."""
-    cost_of_a: Float[Tensor, "P N"]
-    """Mean cosine distance (0 to 2) of each frame of a from its partners; infinite where it has none."""
-    cost_of_b: Float[Tensor, "P M"]
-    """Mean cosine distance of each frame of b from its partners, likewise."""
+    time: Float64[Tensor, "P N"]
+    """Pseudo-time of each frame in the other video: the mean timestamp of its partners; 0 where it has none."""
+    cost: Float[Tensor, "P N"]
+    """Mean cosine distance (0 to 2) of each frame from its partners; infinite where it has none."""
 
 
-def correspondence(pairs: FramePairs) -> Correspondence:
-    """Partners of the frames of paired videos, by DTW with open ends and the cosine distance.
+def correspondence(pairs: FramePairs) -> tuple[Partners, Partners]:
+    """Partners of the frames of paired videos a and b, by DTW with open ends and the cosine distance.
 
     One path serves both directions, and frames before and after it have no partners: crops may share a part of
     the action, or nothing of it. Neither have frames on the path that differ more from their partners, on average, than
@@ -104,17 +98,16 @@ def correspondence(pairs: FramePairs) -> Correspondence:
     gap = relative_gap(cost, mask_a, mask_b)
     cells = open_ended_dtw(cost, mask_a, mask_b, gap).cells
 
-    def side(cells: Tensor, cost: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    def side(cells: Tensor, cost: Tensor, times: Tensor) -> Partners:
         partners = cells.sum(2)
         # Exact: timestamps may lie in the millions, and differences of single frames matter.
         time = (cells.double() @ times[:, :, None])[:, :, 0] / partners.clamp(min=1)
         mean = cost.where(cells, 0).sum(2) / partners.clamp(min=1).to(cost.dtype)
         none = ((partners == 0) | (mean > 2 * gap[:, None])) & ~gap.isnan()[:, None]
-        return time.where(~none, 0), mean.masked_fill(none, math.inf)
+        return Partners(time.where(~none, 0), mean.masked_fill(none, math.inf))
 
-    time_of_a, cost_of_a = side(cells, cost, sb.double().where(mask_b, 0))
-    time_of_b, cost_of_b = side(cells.mT, cost.mT, sa.double().where(mask_a, 0))
-    return Correspondence(time_of_a, time_of_b, cost_of_a, cost_of_b)
+    of_a = side(cells, cost, sb.double().where(mask_b, 0))
+    return of_a, side(cells.mT, cost.mT, sa.double().where(mask_a, 0))
 
 
 def weak_contrastive_terms(
@@ -166,10 +159,7 @@ def weak_contrastive_terms(
                 side.mask1 & (same | ~(cost > limit)),
                 side.mask2,
             )
-            for side, time, cost in (
-                (pairs, found.time_of_a, found.cost_of_a),
-                (pairs.exchanged(), found.time_of_b, found.cost_of_b),
-            )
+            for side, (time, cost) in zip((pairs, pairs.exchanged()), found, strict=True)
         )
     return Terms(torch.stack([of_a[0], of_b[0]]), torch.stack([of_a[1], of_b[1]]))
 

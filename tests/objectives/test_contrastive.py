@@ -71,34 +71,6 @@ def test_equals_the_loop(temperature):
     torch.testing.assert_close(sums, torch.tensor(slow_sums, dtype=torch.float64), rtol=1e-10, atol=0)
 
 
-def test_one_frame_counts_alone_or_shares_with_its_equal():
-    z = torch.eye(4, dtype=torch.float64)[None]
-    anchor, mask = torch.tensor([[5.0]], dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool)
-
-    def loss(*times):
-        s2 = torch.tensor([times], dtype=torch.float64)
-        sums, counts = contrastive_terms(z[:, 1:2], z, anchor, s2, mask[:, :1], mask, temperature=0.5)
-        assert counts[0] == 1
-        return sums[0].item()
-
-    # The anchor equals frame 1 of the other view and is orthogonal to its other frames.
-    normalizer = math.log(math.exp(2) + 3)
-    assert loss(3, 5, 6, 8) == pytest.approx(normalizer - 2)
-    assert loss(3, 4, 5.5, 8) == pytest.approx(normalizer)
-    assert loss(1, 4, 6, 8) == pytest.approx(normalizer - 1)
-
-
-def test_an_anchor_outside_the_other_view_has_its_nearest_end():
-    z1, z2, s1, s2, _, _ = (part[:1] for part in batch())
-    everything = torch.ones(1, 7, dtype=torch.bool), torch.ones(1, 6, dtype=torch.bool)
-    sums, counts = contrastive_terms(z1, z2, s1, s2 + 12, *everything, temperature=0.1)
-    assert counts.tolist() == [7, 6]
-    # All of the second view comes after the first: its first frame is every anchor's.
-    cosines = [[cosine(a, b) / 0.1 for b in z2[0]] for a in z1[0]]
-    expected = sum(math.log(sum(map(math.exp, row))) - row[0] for row in cosines)
-    assert sums[0].item() == pytest.approx(expected)
-
-
 def test_scl_with_vanishing_variance():
     z1, z2, s1, s2, mask1, mask2 = batch()
     sums, counts = contrastive_terms(z1, z2, s1, s2, mask1, mask2, temperature=0.1)

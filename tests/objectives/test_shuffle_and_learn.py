@@ -144,10 +144,6 @@ def test_answers_of_a_head_that_learns_nothing():
             model[-1].bias.fill_(bias)
             sums, counts = shuffle_and_learn_terms(embeddings, mask, seeds, model)
             assert (sums / counts).item() == pytest.approx(loss, rel=1e-6)
-        # No other constant does better.
-        for bias in (-1.3, -0.9):
-            model[-1].bias.fill_(bias)
-            assert (shuffle_and_learn_terms(embeddings, mask, seeds, model)[0] / counts).item() > 0.5624
 
 
 def test_views_with_too_few_frames_are_zero_with_zero_gradients():

@@ -91,7 +91,7 @@ batch = partial(random_pairs, pairs=4)
 def test_equals_a_slow_loop(seed, temperature, variance, gated):
     arguments = batch(seed, second=5 + 2 * seed)
     found = correspondence(arguments.unit())
-    matched = torch.cat([found.cost_of_a[arguments.mask1], found.cost_of_b[arguments.mask2]])
+    matched = torch.cat([found[0].cost[arguments.mask1], found[1].cost[arguments.mask2]])
     gate = matched[matched.isfinite()].median().item() + 1e-9 if gated else None
     sums, counts, times, costs = slow_terms(*arguments, temperature, variance, gate)
     got = terms(*arguments, temperature=temperature, variance=variance, max_match_cost=gate)
@@ -101,7 +101,7 @@ def test_equals_a_slow_loop(seed, temperature, variance, gated):
     assert torch.equal(got[1], counts)
     torch.testing.assert_close(got[0], sums, rtol=1e-9, atol=1e-12)
     for values, expected in zip(
-        (found.time_of_a, found.time_of_b, found.cost_of_a, found.cost_of_b), [*times, *costs], strict=True
+        (found[0].time, found[1].time, found[0].cost, found[1].cost), [*times, *costs], strict=True
     ):
         assert expected
         for place, value in expected.items():
@@ -161,14 +161,14 @@ def test_pseudo_times_of_two_views_of_one_video_are_near_their_timestamps():
     gap = torch.cat([sa.diff(), sb.diff()]).max()
     # In the overlap the pseudo-times are the timestamps up to the distance of sampled frames ...
     inside_a, inside_b = (sa > sb.min() + gap) & (sa < sa.max()), (sb < sa.max() - gap) & (sb > sb.min())
-    assert (found.time_of_a - sa)[inside_a].abs().max() <= gap
-    assert (found.time_of_b - sb)[inside_b].abs().max() <= gap
-    assert (found.time_of_a - sa)[inside_a].abs().mean() < 1
+    assert (found[0].time - sa)[inside_a].abs().max() <= gap
+    assert (found[1].time - sb)[inside_b].abs().max() <= gap
+    assert (found[0].time - sa)[inside_a].abs().mean() < 1
     # ... and frames far outside have no partner and are no anchors.
-    assert found.cost_of_a[sa < sb.min() - 12].isinf().all()
-    assert found.cost_of_b[sb > sa.max() + 12].isinf().all()
+    assert found[0].cost[sa < sb.min() - 12].isinf().all()
+    assert found[1].cost[sb > sa.max() + 12].isinf().all()
     _, counts = terms(embed(sa), embed(sb), sa, sb, mask, mask, **SETTINGS)
-    assert counts.tolist() == [found.cost_of_a.isfinite().sum(), found.cost_of_b.isfinite().sum()]
+    assert counts.tolist() == [found[0].cost.isfinite().sum(), found[1].cost.isfinite().sum()]
 
 
 def test_views_that_share_a_fifth_are_paired_there_alone():
@@ -178,8 +178,8 @@ def test_views_that_share_a_fifth_are_paired_there_alone():
     mask = torch.ones(3, 100, dtype=torch.bool)
     found = correspondence(FramePairs(embed(sa), embed(sb), sa, sb, mask, mask))
     for shared, time, cost, s in (
-        (sa[1] >= 80, found.time_of_a, found.cost_of_a, sa),
-        (sb[1] < 100, found.time_of_b, found.cost_of_b, sb),
+        (sa[1] >= 80, found[0].time, found[0].cost, sa),
+        (sb[1] < 100, found[1].time, found[1].cost, sb),
     ):
         paired = cost.isfinite()
         assert paired[1][shared].all() and paired[1].sum() <= 20 + 12
@@ -207,11 +207,11 @@ def test_a_time_warped_copy_is_recovered():
     unit_b = unit_vectors(embed(sb) + noise[1], ones_b)
     # The clocks of the videos have nothing to do with each other.
     found = correspondence(FramePairs(unit_a, unit_b, 3 * sa + 1000, sb + 5e6, ones_a, ones_b))
-    assert (found.time_of_a - 5e6 - truth).abs().max() <= 1.5
-    assert (found.time_of_a - 5e6 - truth).abs().mean() < 0.5
+    assert (found[0].time - 5e6 - truth).abs().max() <= 1.5
+    assert (found[0].time - 5e6 - truth).abs().mean() < 0.5
     back = torch.where(sb < 20, 2 * sb, 40 + (sb - 20) / 2)
-    assert ((found.time_of_b - 1000) / 3 - back).abs().max() <= 1.5
-    assert found.cost_of_a.mean().item() < 0.05
+    assert ((found[1].time - 1000) / 3 - back).abs().max() <= 1.5
+    assert found[0].cost.mean().item() < 0.05
 
 
 def test_frames_in_another_order_are_left_out_by_the_gate():
@@ -222,21 +222,21 @@ def test_frames_in_another_order_are_left_out_by_the_gate():
     zb = torch.stack([embed(sb[0]), embed(sb[0].roll(30))])
     arguments = (za, zb, sa.repeat(2, 1), sb.repeat(2, 1), mask_a, mask_b)
     found = correspondence(FramePairs(za.detach(), zb.detach(), *arguments[2:]).unit())
-    assert found.cost_of_a[0].max() < 0.05
+    assert found[0].cost[0].max() < 0.05
     # Of the second pair a path can follow one of the two parts; frames of the other have partners unlike them.
-    kept = found.cost_of_a[1] <= 0.05
+    kept = found[0].cost[1] <= 0.05
     assert 10 < kept.sum() < 50
     shown_at = (truth[0] + 30) % 59
-    right = (found.time_of_a[1] - shown_at).abs() <= 1.5
+    right = (found[0].time[1] - shown_at).abs() <= 1.5
     assert right[kept].sum() >= kept.sum() - 1, "but for the frame at the seam"
     assert not right[~kept].any()
     settings = SETTINGS | {"max_match_cost": 0.05}
     sums, counts = terms(*arguments, **settings)
-    assert counts.tolist() == [60 + kept.sum(), 59 + (found.cost_of_b[1] <= 0.05).sum()]
+    assert counts.tolist() == [60 + kept.sum(), 59 + (found[1].cost[1] <= 0.05).sum()]
     sums.sum().backward()
     assert za.grad[0].any()
     # A cost at the limit is not beyond it.
-    exactly = SETTINGS | {"max_match_cost": found.cost_of_a[0].max().item()}
+    exactly = SETTINGS | {"max_match_cost": found[0].cost[0].max().item()}
     assert terms(*(part[:1] for part in arguments), **exactly)[1][0] == 60
 
 
