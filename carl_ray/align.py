@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.evaluation.frozen import FROZEN, load_frozen
-from carl_ray.options import OptionParser, print_next
+from carl_ray.options import command_parser, print_next
 from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import Checkpoint, checkpoint_at, default_run, load_encoder
 
@@ -102,11 +102,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="python -m carl_ray.align",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("align", __doc__)
     parser.add_argument("a", nargs="?", metavar="A", help="path or URI of the video that keeps its pace")
     parser.add_argument("b", nargs="?", metavar="B", help="path or URI of the video that follows")
     parser.add_argument(
@@ -143,11 +139,8 @@ def _is_table(out: str) -> bool:
 def _pairs(clips: list[Clip], path: np.ndarray) -> bytes:
     """Aligned frames as CSV, with the seconds at which they are shown where the file says so."""
     seconds = [_seconds(clip) for clip in clips]
-    lines = ["frame_a,seconds_a,frame_b,seconds_b"]
-    for pair in path.tolist():
-        cells = (f"{frame},{times[frame]}" for frame, times in zip(pair, seconds, strict=True))
-        lines.append(",".join(cells))
-    return "".join(f"{line}\n" for line in lines).encode()
+    rows = ((a, seconds[0][a], b, seconds[1][b]) for a, b in path.tolist())
+    return storage.csv_bytes(("frame_a", "seconds_a", "frame_b", "seconds_b"), rows)
 
 
 def _seconds(clip: Clip) -> list[str]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import typing
+from dataclasses import fields
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
@@ -25,7 +26,7 @@ from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
 from carl_ray.evaluation.embeddings import CropMode, Form, Precision
 from carl_ray.evaluation.frozen import FROZEN
 from carl_ray.machine import bf16_slowdown, has_native_bf16
-from carl_ray.options import OptionParser, number, print_next
+from carl_ray.options import command_parser, number, print_next
 from carl_ray.training.checkpoint import default_run
 
 
@@ -36,11 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="python -m carl_ray.embed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("embed", __doc__)
     parser.add_argument("--checkpoint", metavar="URI", help="a run folder (its latest) or one checkpoint")
     parser.add_argument("--encoder", choices=[FROZEN], help="without training, in place of --checkpoint")
     parser.add_argument(
@@ -86,7 +83,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "dynamic, static: the half of that stream, of an encoder with two; none: as in the folder, in a new one plain",
     )
     parser.add_argument(
-        "--no-untrained", action="store_true", help="leave out the control (half the time; no evaluation)"
+        "--no-untrained",
+        dest="untrained",
+        action="store_false",
+        help="leave out the control (half the time; no evaluation)",
     )
     options = parser.parse_args(arguments)
     if options.encoder is not None:
@@ -112,16 +112,7 @@ def _run(options: argparse.Namespace) -> None:
             file=sys.stderr,
             flush=True,
         )
-    settings = EmbeddingSettings(
-        num_workers=options.num_workers,
-        cpus_per_worker=options.cpus_per_worker,
-        use_gpu=options.use_gpu,
-        bf16=options.bf16,
-        precision=options.precision,
-        view=options.view,
-        untrained=not options.no_untrained,
-        form=options.form,
-    )
+    settings = EmbeddingSettings(**{of.name: getattr(options, of.name) for of in fields(EmbeddingSettings)})
     if options.encoder is None:
         result = embed_corpus(
             run, options.manifest, out, settings, splits=options.split, features=options.features

@@ -14,7 +14,7 @@ import argparse
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.options import OptionParser, number, print_next
+from carl_ray.options import command_parser, number, print_next
 from carl_ray.paper import PROTOCOLS
 from carl_ray.training.checkpoint import default_run
 
@@ -26,25 +26,12 @@ def main(arguments: list[str] | None = None) -> None:
         # Lazy import: --help must not load torch.
         from carl_ray.report.evaluation import print_evaluation
 
-        print_evaluation(
-            options.train,
-            options.test,
-            options.out,
-            protocol=options.protocol,
-            stride=options.stride,
-            seed=options.seed,
-            centered=options.centered,
-            title=options.title,
-        )
+        print_evaluation(**vars(options))
         print_next("search", "--embeddings", options.test, "--out", "sheet.png")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = OptionParser(
-        prog="python -m carl_ray.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("evaluate", __doc__)
     parser.add_argument("--train", metavar="EMBEDDINGS", help="folder or file that probes are fitted to")
     parser.add_argument("--test", metavar="EMBEDDINGS", help="folder or file that is measured")
     parser.add_argument("--out", metavar="FOLDER", help="for metrics.json and report.html")

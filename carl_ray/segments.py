@@ -9,25 +9,20 @@ confidence. In which pose a cycle is cut is arbitrary, but the same throughout a
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import read_embeddings
 from carl_ray.evaluation.intervals import INTERVALS, interval_rows, timed
-from carl_ray.options import OptionParser, print_next
+from carl_ray.options import command_parser, print_next
 from carl_ray.progress import ProgressLine
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit status 0 only when the intervals are written."""
     with one_line_errors():
-        parser = OptionParser(
-            prog="python -m carl_ray.segments",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        parser = command_parser("segments", __doc__)
         add = parser.add_argument
         add("--embeddings", metavar="EMBEDDINGS", required=True, help="folder or file of embeddings")
         add("--out", metavar="FILE", required=True, help="CSV file of the intervals")

@@ -17,41 +17,29 @@ from carl_ray import align
 from carl_ray.data.decode import DecodeError, probe_video
 from carl_ray.datasets import choreography
 from carl_ray.datasets.choreography import ChoreographyConfig
+from carl_ray.evaluation import repetitions
+from carl_ray.evaluation.repetitions import Repetition
+from carl_ray.report import video
 from carl_ray.training.checkpoint import checkpoint_at
-
-
-def copied(run: Path, place: Path) -> str:
-    """A run folder that a test may change."""
-    return str(shutil.copytree(run, place))
+from tests.embedded import failure
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home and working folder."""
+def home(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home, and a working folder with a run that a test may change."""
     monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_run, tmp_path / "a run")
     return tmp_path / "home"
 
 
 @pytest.fixture
-def pair(make_video: Callable[..., Path], tmp_path: Path) -> list[str]:
+def pair(home: Path, make_video: Callable[..., Path], tmp_path: Path) -> list[str]:
     return [str(make_video(tmp_path / f"{name}.mp4", count)) for name, count in (("a", 20), ("b", 33))]
 
 
-def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit status and the one line of a command that fails."""
-    with pytest.raises(SystemExit) as caught:
-        align.main(arguments)
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "Traceback" not in error
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, error
-
-
-def test_two_files(
-    tiny_run: Path, home: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = checkpoint_at(copied(tiny_run, tmp_path / "run")).uri
+def test_two_files(pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = checkpoint_at(str(tmp_path / "a run")).uri
     align.main([*pair, "--checkpoint", checkpoint, "--out", "deep/out.mp4"])
     lines = capsys.readouterr().out.splitlines()
     assert "each of 20 frames with its partner among 33" in lines[0]
@@ -66,14 +54,8 @@ def test_two_files(
 
 
 def test_pairs_of_frames_with_seconds(
-    tiny_run: Path,
-    home: Path,
-    pair: list[str],
-    make_video: Callable[..., Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    pair: list[str], make_video: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copied(tiny_run, tmp_path / "a run")
     # Of variable rate: frames are not at frame / fps.
     make_video(Path(pair[1]), 33, pts=[frame + frame // 7 for frame in range(33)])
     align.main([*pair, "--checkpoint", "a run", "--out", "a b.csv", "--out", "out.mp4"])
@@ -92,20 +74,14 @@ def test_pairs_of_frames_with_seconds(
 
 
 def test_repetition_by_repetition(
-    tiny_run: Path,
-    home: Path,
     pair: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from carl_ray.evaluation import repetitions
-    from carl_ray.evaluation.repetitions import Repetition
-
-    copied(tiny_run, tmp_path / "run")
-    arguments = [*pair, "--checkpoint", str(tmp_path / "run"), "--out", "pairs.csv"]
-    status, error = failure([*arguments, "--repetitions"], capsys)
-    assert status == 2 and "expected two videos that repeat, 1 and 1 repetitions found" in error
+    arguments = [*pair, "--checkpoint", "a run", "--out", "pairs.csv"]
+    error = failure(capsys, align, *arguments, "--repetitions")
+    assert "expected two videos that repeat, 1 and 1 repetitions found" in error
     thirds = {n: [Repetition(k * n // 3, (k + 1) * n // 3, 1.0) for k in range(3)] for n in (20, 33)}
     monkeypatch.setattr(repetitions, "find_repetitions", lambda frames: thirds[len(frames)])
     align.main(arguments)
@@ -114,40 +90,32 @@ def test_repetition_by_repetition(
     align.main([*arguments, "--repetitions"])
     assert "3 and 3 repetitions found: aligned one by one" in capsys.readouterr().out
     assert (tmp_path / "pairs.csv").read_text() != whole
-    align.main([*pair, "--checkpoint", str(tmp_path / "run"), "--out", "out.mp4", "--repetitions"])
+    align.main([*arguments, "--out", "out.mp4", "--repetitions"])
     assert probe_video("out.mp4").num_frames == 20
 
 
 def test_a_video_with_itself_stays_in_step(
-    tiny_run: Path,
-    home: Path,
     pair: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from carl_ray.report import video
-
     paths: list[np.ndarray] = []
     monkeypatch.setattr(video, "aligned_video", lambda first, second, path: paths.append(path) or b"video")
-    copied(tiny_run, tmp_path / "run")
-    align.main([pair[0], pair[0], "--checkpoint", str(tmp_path / "run")])
+    align.main([pair[0], pair[0], "--checkpoint", "a run"])
     assert paths[0].tolist() == [[i, i] for i in range(20)]
     assert re.search(r"^trained +1\.000 +1\.000$", capsys.readouterr().out, re.MULTILINE)
     assert (tmp_path / "aligned.mp4").read_bytes() == b"video"
 
 
 def test_without_arguments(
-    tiny_run: Path,
-    home: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = ChoreographyConfig(num_train=0, num_validation=0, num_test=8, size=32)
     folder = choreography.ensure_rendered(tmp_path / "rendered", small)
     monkeypatch.setattr(choreography, "ensure_rendered", lambda **options: folder)
-    copied(tiny_run, home / "runs" / "demo-20260101-000000")
+    (home / "runs").mkdir(parents=True)
+    (tmp_path / "a run").rename(home / "runs" / "demo-20260101-000000")
     align.main([])
     assert "aligned" in capsys.readouterr().out
     frames = probe_video(str(folder / "test" / "lift-000.mp4")).num_frames
@@ -162,55 +130,39 @@ def test_without_arguments(
         (["a.mp4", "b.mp4", "--out", "./b.mp4"], "b.mp4 is one of the videos"),
         (["a.mp4", "b.mp4"], "no trained demo there"),
         (["a.mp4", "b.mp4", "--checkpoint", "nowhere"], "nowhere: expected a run folder with a checkpoint"),
-        (["a.mp4", "gone.mp4", "--checkpoint", "run"], "gone.mp4: no such file"),
-        (["a.mp4", "text.mp4", "--checkpoint", "run"], "text.mp4: not a video"),
-        (["a.mp4", "b.mp4", "--chekpoint", "run"], "--chekpoint"),
+        (["a.mp4", "gone.mp4", "--checkpoint", "a run"], "gone.mp4: no such file"),
+        (["a.mp4", "text.mp4", "--checkpoint", "a run"], "text.mp4: not a video"),
+        (["a.mp4", "b.mp4", "--chekpoint", "a run"], "--chekpoint"),
     ],
 )
 def test_mistakes(
-    tiny_run: Path,
-    home: Path,
     pair: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     message: str,
 ) -> None:
-    copied(tiny_run, tmp_path / "run")
     (tmp_path / "text.mp4").write_text("no video " * 100)
     before = (tmp_path / "b.mp4").read_bytes()
-    status, error = failure(arguments, capsys)
-    assert status == 2
-    assert message in error
+    assert message in failure(capsys, align, *arguments)
     assert not (tmp_path / "aligned.mp4").exists()
     assert (tmp_path / "b.mp4").read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_written(
-    tiny_run: Path, home: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").write_text("a file")
-    copied(tiny_run, tmp_path / "run")
-    status, error = failure([*pair, "--checkpoint", "run", "--out", "taken/out.mp4"], capsys)
-    assert status == 1
-    assert "could not write" in error
+    arguments = (*pair, "--checkpoint", "a run", "--out", "taken/out.mp4")
+    assert "could not write" in failure(capsys, align, *arguments, status=1)
 
 
 def test_a_file_that_changes_meanwhile(
-    tiny_run: Path,
-    home: Path,
-    pair: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    pair: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from carl_ray.report import video
-
     def fail(*args: Any) -> bytes:
         raise DecodeError("20 frames were expected, but only 3 decode")
 
     monkeypatch.setattr(video, "aligned_video", fail)
-    copied(tiny_run, tmp_path / "run")
-    status, error = failure([*pair, "--checkpoint", "run"], capsys)
-    assert status == 2
+    error = failure(capsys, align, *pair, "--checkpoint", "a run")
     assert "a.mp4" in error and "only 3 decode" in error

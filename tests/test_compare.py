@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from carl_ray import compare
+from tests.embedded import failure
 
 
 def write_metrics(folder: Path, preset: str, value: float, metrics: tuple[str, ...]) -> str:
@@ -75,8 +76,6 @@ def test_what_is_no_evaluation(
 ) -> None:
     if content is not None:
         (tmp_path / "metrics.json").write_text(content)
-    with pytest.raises(SystemExit) as left:
-        compare.main([str(tmp_path), "--out", str(tmp_path / "table.md")])
-    assert left.value.code == 2
-    assert f"{tmp_path}/metrics.json: no" in capsys.readouterr().err
+    error = failure(capsys, compare, tmp_path, "--out", tmp_path / "table.md")
+    assert f"{tmp_path}/metrics.json: no" in error
     assert not (tmp_path / "table.md").exists()

@@ -16,16 +16,18 @@ from markupsafe import escape
 from carl_ray import embed, evaluate
 from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.evaluation.controls import VARIANTS
-from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
+from carl_ray.evaluation.embeddings import EmbeddedVideo, write_part
 from carl_ray.evaluation.tasks import metric_names as metrics_of_tasks
 from carl_ray.paper import PROTOCOLS
 from carl_ray.report.evaluation import evaluate_embeddings, measured_splits
 from carl_ray.report.tables import metric_names, title_of
+from tests import embedded
+from tests.embedded import failure
 from tests.evaluation.test_extraction import row
 from tests.evaluation.test_repetitions import video
 from tests.samples import manifest_row
 
-ORIGIN = Origin("/run/checkpoints/step-00000002", "ab", "penn_action", 2, 16, 8, "resized", True)
+ORIGIN = replace(embedded.ORIGIN, preset="penn_action", has_untrained=True)
 
 
 def videos(split: str, count: int, width: int = 4) -> list[EmbeddedVideo]:
@@ -33,32 +35,17 @@ def videos(split: str, count: int, width: int = 4) -> list[EmbeddedVideo]:
     for number in range(count):
         rng = np.random.default_rng([number, len(split)])
         labels = np.repeat([-1, 0, 1, 2], rng.integers(5, 9, 4)).astype(np.int32)
-        made.append(
-            EmbeddedVideo(
-                video_id=f"{split}/{number}",
-                uri=f"/nowhere/{number}.mp4",
-                split=split,
-                label="squat",
-                frame_labels=labels,
-                fps=25.0,
-                timestamps=np.arange(len(labels)) * 1.0,
-                embeddings=(np.eye(width)[labels] + 0.1 * rng.random((len(labels), width))).astype(
-                    np.float32
-                ),
-                untrained=rng.random((len(labels), width)).astype(np.float32),
-            )
-        )
+        embeddings = np.eye(width)[labels] + 0.1 * rng.random((len(labels), width))
+        untrained = rng.random((len(labels), width)).astype(np.float32)
+        known = {
+            "split": split,
+            "label": "squat",
+            "frame_labels": labels,
+            "fps": 25.0,
+            "untrained": untrained,
+        }
+        made.append(embedded.embedded(f"{split}/{number}", embeddings.astype(np.float32), **known))
     return made
-
-
-def failure(capsys: pytest.CaptureFixture[str], command, *arguments: object) -> str:
-    """The one line of a command that a user's mistake ends."""
-    with pytest.raises(SystemExit) as left:
-        command.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr().err
-    lines = [line for line in captured.splitlines() if line.startswith("carl_ray:")]
-    assert left.value.code == 2 and len(lines) == 1 and "Traceback" not in captured, captured
-    return lines[0]
 
 
 def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,21 +59,18 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
     assert set(VARIANTS) <= set(document)
     printed = capsys.readouterr().out
     shown = metric_names(document)
-    assert (
-        set(metrics_of_tasks((*PROTOCOLS["phases"], "propagation")))
-        >= set(shown)
-        >= {"phase_classification", "kendalls_tau"}
-    )
+    measured = set(metrics_of_tasks((*PROTOCOLS["phases"], "propagation")))
+    assert measured >= set(shown) >= {"phase_classification", "kendalls_tau"}
     page = (out / "report.html").read_text()
     root = Path(__file__).parents[1]
     documented = (root / "README.md").read_text() + (root / "docs/results.md").read_text()
     for metric in shown:
         (line,) = [line for line in printed.splitlines() if line.startswith(f"{title_of(metric)}  ")]
         value = document["trained"][metric]["value"]
-        number = (
+        scaled = (
             "" if value is None else f"{100 * value:.1f}" if "(%)" in title_of(metric) else f"{value:.3f}"
         )
-        assert number.replace("-", "−") in line
+        assert scaled.replace("-", "−") in line
         # One name in the terminal, in the report, in README and in the results.
         assert escape(title_of(metric)) in page
         assert title_of(metric, whole=True).partition(",")[0].partition("@")[0] in documented
@@ -232,7 +216,7 @@ def test_mistakes_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     fit = tmp_path / "fit"
     write_part(str(fit), videos("train", 3), ORIGIN, "float16")
     write_part(str(tmp_path / "wide"), videos("test", 3, 6), ORIGIN, "float16")
-    other = Origin("/other/checkpoints/step-00000009", "cd", "demo", 9, 16, 8, "resized", True)
+    other = replace(ORIGIN, step=9, model_sha256="cd")
     write_part(str(tmp_path / "other"), videos("test", 3), other, "float16")
     write_part(str(tmp_path / "one"), videos("test", 1), ORIGIN, "float16")
     content = (good / "part-00000.parquet").read_bytes()

@@ -8,21 +8,15 @@ import pandas as pd
 import pytest
 
 from carl_ray import export
-from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
+from carl_ray.evaluation.embeddings import write_part
+from tests.embedded import ORIGIN, embedded, failure
 
 
 @pytest.fixture
 def embeddings(tmp_path) -> str:
-    video = EmbeddedVideo(
-        video_id="v_a.mp4",
-        uri="/v_a.mp4",
-        timestamps=np.arange(12.0),
-        embeddings=np.eye(12, 3, dtype=np.float32) + 1,
-        frame_labels=np.repeat([-1, 0, 1], 4).astype(np.int32),
-        fps=4.0,
-    )
-    origin = Origin("checkpoint", "0" * 64, "demo", 10, 32, 64, "resized", False)
-    write_part(str(tmp_path / "embeddings"), [video], origin, "float16")
+    labels = np.repeat([-1, 0, 1], 4).astype(np.int32)
+    video = embedded("v_a.mp4", np.eye(12, 3, dtype=np.float32) + 1, frame_labels=labels, fps=4.0)
+    write_part(str(tmp_path / "embeddings"), [video], ORIGIN, "float16")
     return str(tmp_path / "embeddings")
 
 
@@ -30,9 +24,8 @@ def test_files_are_written_and_counted(embeddings, tmp_path, capsys):
     arguments = ["--embeddings", embeddings, "--out", str(tmp_path / "out")]
     export.main([*arguments, "--length", "20"])
     printed = capsys.readouterr().out
-    assert (
-        "videos written: 1" in printed and "there before:   0" in printed and str(tmp_path / "out") in printed
-    )
+    for said in ("videos written: 1", "there before:   0", str(tmp_path / "out")):
+        assert said in printed
     with h5py.File(tmp_path / "out" / "v_a.h5") as file:
         assert file["v_a"].shape == (20, 3)
     export.main([*arguments, "--length", "20"])
@@ -47,20 +40,14 @@ def test_files_are_written_and_counted(embeddings, tmp_path, capsys):
         (["--embeddings", "{folder}/nothing", "--out", "{folder}/out"], "no embeddings there"),
         (["--embeddings", "{embeddings}", "--out", "{folder}/out", "--length", "0"], "--length"),
         (["--embeddings", "{embeddings}", "--out", "{folder}/out.csv", "--format", "npz"], "to end in .npz"),
-        (
-            ["--embeddings", "{embeddings}", "--out", "{folder}/out", "--format", "parquet"],
-            "to end in .parquet",
-        ),
+        (["--embeddings", "{embeddings}", "--out", "{folder}/out", "--format", "parquet"], "in .parquet"),
         ([], "no trained demo there"),
     ],
 )
 def test_mistakes_are_one_line(embeddings, tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path / "home"))
-    with pytest.raises(SystemExit) as exit_:
-        export.main([text.format(folder=tmp_path, embeddings=embeddings) for text in arguments])
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    given = [text.format(folder=tmp_path, embeddings=embeddings) for text in arguments]
+    assert message in failure(capsys, export, *given)
 
 
 def test_csv_files(embeddings, tmp_path):
@@ -87,6 +74,5 @@ def test_a_table_of_frames(embeddings, tmp_path, capsys, suffix):
     assert list(found.columns) == ["video", "frame", "time_s", "label", "e0", "e1", "e2"]
     assert found["label"].fillna("").tolist() == [""] * 4 + ["phase 0"] * 4 + ["phase 1"] * 4
     np.testing.assert_array_equal(found[["e0", "e1", "e2"]].to_numpy(np.float32), values)
-    assert found["frame"].tolist() == list(range(12)) and found["time_s"].tolist() == [
-        i / 4 for i in range(12)
-    ]
+    assert found["frame"].tolist() == list(range(12))
+    assert found["time_s"].tolist() == [i / 4 for i in range(12)]

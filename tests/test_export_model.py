@@ -26,7 +26,8 @@ from carl_ray import evaluate, export_model
 from carl_ray.evaluation.embeddings import write_part
 from carl_ray.model import onnx
 from carl_ray.training.checkpoint import checkpoint_at, initial_weights, load_encoder
-from tests.test_evaluate import ORIGIN, failure, videos
+from tests.embedded import failure
+from tests.test_evaluate import ORIGIN, videos
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (9, 20, 24, 3), dtype=np.uint8)
 

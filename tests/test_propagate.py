@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from carl_ray import propagate
-from carl_ray.evaluation.embeddings import EmbeddedVideo, write_part
+from carl_ray.evaluation.embeddings import write_part
 from carl_ray.evaluation.intervals import with_labels
+from tests.embedded import embedded, failure
 from tests.evaluation.test_embeddings import ORIGIN
 from tests.evaluation.test_propagation import AGAIN, ONCE, sequence
 
@@ -20,24 +21,12 @@ TRUTH: dict[str, np.ndarray] = {}
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     videos = []
-    for k, (name, parts, label) in enumerate(
-        [
-            ("a", ONCE, "lift"),
-            ("b", ONCE, "lift"),
-            ("c", AGAIN, "swing"),
-            ("d", AGAIN, "swing"),
-            ("e", ONCE, "run"),
-        ]
-    ):
-        embeddings, TRUTH[f"{name}.mp4"] = sequence(*parts, seed=k)
+    actions = {"a": "lift", "b": "lift", "c": "swing", "d": "swing", "e": "run"}
+    for k, (name, label) in enumerate(actions.items()):
+        embeddings, TRUTH[f"{name}.mp4"] = sequence(*(AGAIN if label == "swing" else ONCE), seed=k)
         times = np.cumsum(np.random.default_rng(k).uniform(0.02, 0.08, len(embeddings)))
-        videos.append(
-            EmbeddedVideo(
-                **{"video_id": f"{name}.mp4", "uri": f"/v/{name}.mp4", "label": label, "fps": 20.0},
-                **{"timestamps": np.arange(len(times)), "embeddings": embeddings, "untrained": embeddings},
-                frame_times=times - times[0],
-            )
-        )
+        known = {"label": label, "fps": 20.0, "frame_times": times - times[0], "untrained": embeddings}
+        videos.append(embedded(f"{name}.mp4", embeddings, **known))
     write_part(str(tmp_path / "e"), videos, ORIGIN, "float32")
     phases = {name: np.array(["up", "down", "hold", ""])[truth] for name, truth in TRUTH.items()}
     rows = [
@@ -77,13 +66,10 @@ def test_intervals_come_back_as_labels(folder: Path, capsys: pytest.CaptureFixtu
 
 def test_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "bad.csv").write_text("video,frame,label\nx.mp4,0,up\na.mp4,99,up\n")
+    past = ("--labels", folder / "bad.csv")
     for arguments, said in (
         ((), "no video has labels; name some with --labels"),
-        (
-            ("--labels", str(folder / "bad.csv")),
-            "bad.csv, row 3: frame 99 is past the end: the frames are 0 to 33",
-        ),
+        (past, "bad.csv, row 3: frame 99 is past the end: the frames are 0 to 33"),
     ):
-        with pytest.raises(SystemExit) as caught:
-            run(folder, *arguments)
-        assert caught.value.code == 2 and said in capsys.readouterr().err
+        known = ("--embeddings", folder / "e", "--out", folder / "p.csv")
+        assert said in failure(capsys, propagate, *known, *arguments, several=True)

@@ -14,37 +14,20 @@ import pytest
 import torch
 from PIL import Image
 
+import tests.embedded
 from carl_ray import search
 from carl_ray.evaluation import embeddings
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
-from carl_ray.evaluation.embeddings import Origin, write_part
+from carl_ray.evaluation.embeddings import write_part
 from carl_ray.evaluation.inference import VideoEmbedder
 from carl_ray.training.checkpoint import Progress, checkpoint_at, load_encoder, save_checkpoint
 from carl_ray.training.step import TrainingStep
-
-ORIGIN = Origin(
-    checkpoint="nowhere",
-    model_sha256="0" * 64,
-    preset="demo",
-    step=7,
-    num_frames=6,
-    position_width=16,
-    view="resized",
-    has_untrained=False,
-)
+from tests.embedded import ORIGIN, failure
 
 
 def embedded(name: str, uri: str, frames: np.ndarray, **known: Any) -> EmbeddedVideo:
-    video = EmbeddedVideo(
-        video_id=name,
-        uri=uri,
-        split="test",
-        label="jump",
-        fps=30.0,
-        timestamps=np.arange(len(frames), dtype=np.float64),
-        embeddings=frames.astype(np.float32),
-    )
-    return replace(video, **known)
+    fields = {"uri": uri, "split": "test", "label": "jump", "fps": 30.0} | known
+    return tests.embedded.embedded(name, frames.astype(np.float32), **fields)
 
 
 def circle(degrees: list[float]) -> np.ndarray:
@@ -71,16 +54,6 @@ def rows(printed: str) -> list[list[str]]:
     return [line.split() for line in lines]
 
 
-def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit status and the one line of a command that fails."""
-    with pytest.raises(SystemExit) as caught:
-        search.main(arguments)
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "Traceback" not in error
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, error
-
-
 def test_the_nearest_frame_of_each_other_video(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     search.main(["query", "--frame", "1", "--embeddings", folder])
     assert rows(capsys.readouterr().out) == [
@@ -103,18 +76,8 @@ def test_without_a_frame_the_middle_of_the_labelled_ones(
 
 
 def test_a_picture(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "query",
-        "--frame",
-        "1",
-        "--embeddings",
-        folder,
-        "--out",
-        "sheet.png",
-        "--out",
-        "deep/moments.csv",
-    ]
-    search.main(arguments)
+    outputs = ["--out", "sheet.png", "--out", "deep/moments.csv"]
+    search.main(["query", "--frame", "1", "--embeddings", folder, *outputs])
     printed = capsys.readouterr().out
     assert "written: sheet.png\nwritten: deep/moments.csv\n" in printed
     with Path("deep/moments.csv").open(newline="") as file:
@@ -164,7 +127,7 @@ def test_embeddings_stream(
         (["query", "--frame", "two"], "--frame"),
         (["query", "--embeddings", "elsewhere"], "elsewhere: no embeddings there"),
         (["query", "--embeddings", "torn"], "torn/part-00000.parquet: not a whole Parquet file"),
-        (["q.mp4"], "nowhere: no checkpoint there"),
+        (["q.mp4"], "step-00000002: no checkpoint there"),
         ([], "it holds no video but 'alone'"),
     ],
 )
@@ -179,15 +142,11 @@ def test_mistakes(
         arguments = ["--embeddings", "alone"]
     if "--embeddings" not in arguments:
         arguments = [*arguments, "--embeddings", folder]
-    status, error = failure(arguments, capsys)
-    assert status == 2
-    assert message in error
+    assert message in failure(capsys, search, *arguments)
 
 
 def test_no_trained_demo(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    status, error = failure([], capsys)
-    assert status == 2
-    assert "no trained demo there" in error
+    assert "no trained demo there" in failure(capsys, search)
 
 
 @pytest.fixture
@@ -228,12 +187,8 @@ def test_a_file_is_embedded_as_the_others_were(
     for row in found[2:4]:
         frames = embed(files[int(row[1][-1])]).astype(np.float64)
         cosines = frames @ query / np.linalg.norm(frames, axis=1) / np.linalg.norm(query)
-        assert row[2:6] == [
-            str(cosines.argmax()),
-            f"{cosines.argmax() / 30:.2f}",
-            "s",
-            f"{cosines.max():.4f}",
-        ]
+        best = int(cosines.argmax())
+        assert row[2:6] == [str(best), f"{best / 30:.2f}", "s", f"{cosines.max():.4f}"]
     assert found[1][1:4] == ["0.mp4", "4", "0.13"]
     with Image.open("sheet.png") as sheet:
         assert len(sheet.getcolors(1 << 24) or []) > 100
@@ -246,13 +201,11 @@ def test_another_model_is_refused(
     config = checkpoint_at(str(run[0])).config
     other = TrainingStep(replace(config, training=replace(config.training, seed=5)), torch.device("cpu"), 10)
     save_checkpoint(str(tmp_path / "other"), other, progress, keep=1)
-    status, error = failure(["0.mp4", "--frame", "0", "--checkpoint", "other"], capsys)
-    assert status == 2
-    assert "other: not the model that" in error and "which is step 7 of" in error
+    error = failure(capsys, search, "0.mp4", "--frame", "0", "--checkpoint", "other")
+    assert "other: not the model that" in error and "which is step 2 of" in error
 
 
 def test_embeddings_that_are_not_finite(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_part(folder, [embedded("broken", "b.mp4", np.full((2, 2), np.nan))], ORIGIN, "float32")
-    status, error = failure(["query", "--frame", "1", "--embeddings", folder], capsys)
-    assert status == 2
+    error = failure(capsys, search, "query", "--frame", "1", "--embeddings", folder)
     assert "broken: " in error and "expected finite values" in error

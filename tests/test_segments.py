@@ -9,26 +9,17 @@ import numpy as np
 import pytest
 
 from carl_ray import propagate, segments
-from carl_ray.evaluation.embeddings import EmbeddedVideo, write_part
+from carl_ray.evaluation.embeddings import write_part
 from carl_ray.evaluation.intervals import with_labels
 from carl_ray.evaluation.repetitions import find_repetitions
+from tests.embedded import embedded, failure
 from tests.evaluation.test_embeddings import ORIGIN
 from tests.evaluation.test_repetitions import NOISE, VARIED, WIDTH, cycles
 
 
 def write(folder: Path, fps: float | None = 20.0, **videos: np.ndarray) -> str:
-    write_part(
-        str(folder),
-        [
-            EmbeddedVideo(
-                **{"video_id": f"{name}.mp4", "uri": f"/v/{name}.mp4", "fps": fps},
-                **{"timestamps": np.arange(len(x)), "embeddings": x, "untrained": x},
-            )
-            for name, x in videos.items()
-        ],
-        ORIGIN,
-        "float32",
-    )
+    found = [embedded(f"{name}.mp4", x, fps=fps, untrained=x) for name, x in videos.items()]
+    write_part(str(folder), found, ORIGIN, "float32")
     return str(folder)
 
 
@@ -51,14 +42,8 @@ def test_intervals_come_back_as_labels(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = write(tmp_path / "n", a=np.full((20, 4), np.nan, np.float32))
-    for arguments, said in (
-        (
-            ["--embeddings", broken, "--out", "s.csv"],
-            "'a.mp4': embeddings of video 0: expected finite values",
-        ),
-        (["--embeddings", str(tmp_path / "gone"), "--out", "s.csv"], "no embeddings there"),
-    ):
-        with pytest.raises(SystemExit) as caught:
-            segments.main(arguments)
-        error = capsys.readouterr().err
-        assert caught.value.code == 2 and said in error and error.count("\n") == 1
+    assert "'a.mp4': embeddings of video 0: expected finite values" in failure(
+        capsys, segments, "--embeddings", broken, "--out", "s.csv"
+    )
+    gone = ("--embeddings", tmp_path / "gone", "--out", "s.csv")
+    assert "no embeddings there" in failure(capsys, segments, *gone)

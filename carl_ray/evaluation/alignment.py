@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from carl_ray.evaluation.bootstrap import Result, pair_mean
-from carl_ray.evaluation.frames import unit_frames
+from carl_ray.evaluation.frames import check_frames, unit_frames
 from carl_ray.evaluation.task import Metric, Task, Videos
 
 
@@ -44,14 +44,8 @@ def alignment_error(
     """
     from carl_ray.evaluation.warping import partner_values
 
-    if len(progress) != len(embeddings):
-        raise ValueError(f"progress: expected that of {len(embeddings)} videos, got {len(progress)}")
-    for number, (video, truth) in enumerate(zip(embeddings, progress, strict=True)):
-        if truth.shape != video.shape[:1]:
-            raise ValueError(
-                f"progress of video {number}: expected one value for each of {len(video)} frames, "
-                f"got shape {truth.shape}"
-            )
+    check_frames("progress", progress, embeddings)
+    for number, truth in enumerate(progress):
         if not np.isfinite(truth).all():
             raise ValueError(f"progress of video {number}: expected finite values, got NaN or infinity")
     units = unit_frames(embeddings, stride=stride)

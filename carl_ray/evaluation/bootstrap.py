@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 # A sum of squares about the mean below this share of the sum of squares is rounding, not spread.
 _NO_SPREAD = 1e-12
@@ -68,6 +68,13 @@ def ratio_of_sums(
 
     can_vary = int((denominators > 0).sum()) >= 2
     return Result(np.stack([numerators, denominators]), combine, can_vary, left_out or {})
+
+
+def of_some(result: Result, chosen: Bool[np.ndarray, " N"]) -> Result:
+    """A ratio of sums over some videos as one over all, to which the others contribute nothing."""
+    statistics = np.zeros((2, len(chosen)))
+    statistics[:, chosen] = result.statistics
+    return ratio_of_sums(statistics[0], statistics[1], result.left_out)
 
 
 def pair_mean(values: Float[np.ndarray, "N N"], left_out: dict[str, int] | None = None) -> Result:

@@ -24,7 +24,6 @@ from carl_ray.data.features import (
     write_part,
 )
 from carl_ray.data.timing import fit_to_videos
-from carl_ray.errors import RunError
 from carl_ray.evaluation.corpus import (
     EmbeddingResult,
     EmbeddingSettings,
@@ -98,12 +97,7 @@ def cache_features(
         )  # The encoder's, as it is built anew in the actors.
         rows = extraction.embedded_rows([encoder], made_with, missing, settings, features=True)
         write_rows(rows, missing, result, PartWriter(out, lease, write, _PART_SECONDS), "cached")
-    if len(result.bad_videos) > config.data.max_bad_fraction * videos.num_rows:
-        video_id, reason = result.bad_videos[0]
-        raise RunError(
-            f"{len(result.bad_videos)} of {videos.num_rows} videos could not be read, more than data.max_bad_fraction "
-            f"= {config.data.max_bad_fraction:g} allows; {video_id}: {reason}"
-        )
+    result.check(videos.num_rows, config, "read")
     return result
 
 

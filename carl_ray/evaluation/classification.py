@@ -11,11 +11,11 @@ from jaxtyping import Int
 from carl_ray.evaluation.bootstrap import Result
 from carl_ray.evaluation.frames import unit_frames
 from carl_ray.evaluation.probes import (
-    LABEL_FRACTIONS,
     Embeddings,
     Labels,
     ProbeFrames,
     accuracy_metrics,
+    by_fraction,
     select,
 )
 from carl_ray.evaluation.task import Task, Videos
@@ -89,12 +89,7 @@ def _fitted(data: ProbeFrames) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _run(videos: Videos) -> dict[str, Result]:
-    return {
-        f"phase_classification{suffix}": phase_classification(
-            *videos.arrays, fraction=fraction, seed=videos.seed
-        )
-        for suffix, fraction in LABEL_FRACTIONS.items()
-    }
+    return by_fraction("phase_classification", phase_classification, videos)
 
 
 TASK = Task(

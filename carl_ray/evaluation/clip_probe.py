@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from carl_ray.evaluation.bootstrap import Result, ratio_of_sums
+from carl_ray.evaluation.bootstrap import Result, of_some
 from carl_ray.evaluation.recognition import linear_probe_of_clips
 from carl_ray.evaluation.task import Metric, Task, Videos, is_labelled
 
@@ -19,9 +19,7 @@ def _run(videos: Videos) -> dict[str, Result]:
     labels = [[video.label for video in side] for side in (train, test)]
     groups = [video.group or video.video_id for video in train]
     found = linear_probe_of_clips(clips[0], labels[0], clips[1], labels[1], groups=groups, seed=videos.seed)
-    statistics = np.zeros((2, len(videos.test)))
-    statistics[:, [is_labelled(video) for video in videos.test]] = found.statistics
-    return {_NAME: ratio_of_sums(statistics[0], statistics[1], found.left_out)}
+    return {_NAME: of_some(found, np.array([is_labelled(video) for video in videos.test]))}
 
 
 def _even_places(count: int) -> np.ndarray:

@@ -42,6 +42,7 @@ from carl_ray.training.checkpoint import Checkpoint, checkpoint_at
 from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
 if TYPE_CHECKING:
+    from carl_ray.config import Config
     from carl_ray.evaluation.predictions import Classifier
 
 _PART_BYTES = 64 * 2**20
@@ -97,6 +98,16 @@ class EmbeddingResult:
     bad_videos: list[tuple[str, str]] = field(default_factory=list)
     """(video id, reason) of those that could not be embedded."""
     seconds: float = 0.0
+
+    def check(self, num_videos: int, config: Config, verb: str, allows: str = "allows") -> None:
+        """Raise RunError where more than `data.max_bad_fraction` of so many videos are bad."""
+        most = config.data.max_bad_fraction
+        if len(self.bad_videos) > most * num_videos:
+            video_id, reason = self.bad_videos[0]
+            raise RunError(
+                f"{len(self.bad_videos)} of {num_videos} videos could not be {verb}, more than data.max_bad_fraction = "
+                f"{most:g} {allows}; {video_id}: {reason}"
+            )
 
 
 def embed_corpus(
@@ -203,12 +214,7 @@ def embed_corpus(
                     encoders, config, missing, settings, frozen=beside, classifier=classifier
                 )
                 write_rows(rows, missing, result, writer)
-    if len(result.bad_videos) > (most := checkpoint.config.data.max_bad_fraction) * videos.num_rows:
-        video_id, reason = result.bad_videos[0]
-        raise RunError(
-            f"{len(result.bad_videos)} of {videos.num_rows} videos could not be embedded, more than "
-            f"data.max_bad_fraction = {most:g} of the run allows; {video_id}: {reason}"
-        )
+    result.check(videos.num_rows, config, "embedded", "of the run allows")
     return result
 
 

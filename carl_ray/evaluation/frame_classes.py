@@ -7,11 +7,11 @@ from jaxtyping import Float64
 
 from carl_ray.evaluation.bootstrap import Result
 from carl_ray.evaluation.probes import (
-    LABEL_FRACTIONS,
     Embeddings,
     Labels,
     ProbeFrames,
     accuracy_metrics,
+    by_fraction,
     select,
 )
 from carl_ray.evaluation.task import Task, Videos
@@ -83,12 +83,7 @@ def _linear_layer(
 
 
 def _run(videos: Videos) -> dict[str, Result]:
-    return {
-        f"linear_probe{suffix}": linear_probe(
-            *videos.arrays, num_classes=videos.num_classes, fraction=fraction, seed=videos.seed
-        )
-        for suffix, fraction in LABEL_FRACTIONS.items()
-    }
+    return by_fraction("linear_probe", linear_probe, videos, num_classes=videos.num_classes)
 
 
 TASK = Task(

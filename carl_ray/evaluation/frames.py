@@ -79,19 +79,24 @@ def labelled_frames(
         ValueError: as `unit_frames`; also other numbers of videos or frames than `embeddings` has, or
             labels that are not integers.
     """
-    if len(embeddings) != len(labels):
-        raise ValueError(f"labels: expected those of {len(embeddings)} videos, got {len(labels)}")
-    for number, (video, classes) in enumerate(zip(embeddings, labels, strict=True)):
-        if classes.shape != video.shape[:1]:
-            raise ValueError(
-                f"labels of video {number}: expected one for each of {len(video)} frames, "
-                f"got shape {classes.shape}"
-            )
+    check_frames("labels", labels, embeddings)
+    for number, classes in enumerate(labels):
         if not np.issubdtype(classes.dtype, np.integer):
             raise ValueError(f"labels of video {number}: expected integers, got {classes.dtype}")
     kept: list[Bool[np.ndarray, " _"]] = [classes >= 0 for classes in labels]
     units = unit_frames([video[keep] for video, keep in zip(embeddings, kept, strict=True)], stride=stride)
     return units, [classes[keep][::stride] for classes, keep in zip(labels, kept, strict=True)]
+
+
+def check_frames(name: str, values: Sequence[np.ndarray], embeddings: Sequence[np.ndarray]) -> None:
+    """Raise ValueError unless there is one value for each frame of each video."""
+    if len(values) != len(embeddings):
+        raise ValueError(f"{name}: expected those of {len(embeddings)} videos, got {len(values)}")
+    for number, (found, video) in enumerate(zip(values, embeddings, strict=True)):
+        if found.shape != video.shape[:1]:
+            raise ValueError(
+                f"{name} of video {number}: expected one for each of {len(video)} frames, got shape {found.shape}"
+            )
 
 
 def _or_one(values: np.ndarray) -> np.ndarray:

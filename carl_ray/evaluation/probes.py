@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64, Int
 
 from carl_ray.evaluation.bootstrap import Result, ratio_of_sums
 from carl_ray.evaluation.frames import labelled_frames
-from carl_ray.evaluation.task import Metric
+from carl_ray.evaluation.task import Metric, Videos
 
 Embeddings = Sequence[Float[np.ndarray, "_ width"]]
 Labels = Sequence[Int[np.ndarray, " _"]]
@@ -92,6 +92,16 @@ def num_fitted(labels: Labels, fraction: float) -> int:
     labelled = sum(bool((video >= 0).any()) for video in labels)
     # 0.07 x 100 is a little more than 7 in floating point, and must not select an eighth video.
     return math.ceil(fraction * labelled - 1e-9)
+
+
+def by_fraction(
+    name: str, measure: Callable[..., Result], videos: Videos, **options: int
+) -> dict[str, Result]:
+    """What a probe measures with each fraction of the labels, by the names of `accuracy_metrics`."""
+    return {
+        f"{name}{suffix}": measure(*videos.arrays, fraction=fraction, seed=videos.seed, **options)
+        for suffix, fraction in LABEL_FRACTIONS.items()
+    }
 
 
 def accuracy_metrics(name: str, meaning: str) -> tuple[Metric, ...]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Shaped
 
-from carl_ray.evaluation.bootstrap import Result, ratio_of_sums
+from carl_ray.evaluation.bootstrap import Result, of_some, ratio_of_sums
 from carl_ray.evaluation.frames import MOST_SIMILARITIES, unit_frames
 from carl_ray.evaluation.task import Metric, Task, Videos, is_labelled
 
@@ -226,15 +226,12 @@ def _run(videos: Videos) -> dict[str, Result]:
         if k <= len(train):
             found[f"knn_{k}"] = nearest_neighbours(fitted, labels, measured, truth, k=k)
     labelled = np.array([is_labelled(video) for video in videos.test])
-    results = {}
-    for metric in TASK.metrics:
-        result = found.get(metric.name.removeprefix("video_"))
-        statistics = np.zeros((2, len(labelled)))
-        left_out = {"test_videos_with_fewer_candidates_than_k": len(test)}
-        if result is not None:
-            statistics[:, labelled], left_out = result.statistics, result.left_out
-        results[metric.name] = ratio_of_sums(statistics[0], statistics[1], left_out)
-    return results
+    none = np.zeros(len(test))
+    undefined = ratio_of_sums(none, none, {"test_videos_with_fewer_candidates_than_k": len(test)})
+    return {
+        metric.name: of_some(found.get(metric.name.removeprefix("video_"), undefined), labelled)
+        for metric in TASK.metrics
+    }
 
 
 def _metric(name: str, title: str, meaning: str) -> Metric:

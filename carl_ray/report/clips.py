@@ -6,11 +6,10 @@ Queries are selected by name alone, never by result.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float64
 from PIL import Image
 
 from carl_ray.data.decode import DecodeError, read_frames
@@ -93,20 +92,14 @@ def _sheets(
     for label in sorted(first, key=str)[:_MOST_QUERIES]:
         query = first[label]
         middle = len(query) // 2
-        found = nearest_frames(query.embeddings[middle] - mean, _centered(gallery, mean), _NUM_NEIGHBOURS)
+        centered = (replace(v, embeddings=v.embeddings - mean) for v in gallery)
+        found = nearest_frames(query.embeddings[middle] - mean, centered, _NUM_NEIGHBOURS)
         shown = [(query, found_frame(query, middle)), *((videos[item.video_id], item) for item in found)]
         if scenes:
             label = scenes.get(query.video_id)
             shown = [(v, replace(item, label=scenes.get(v.video_id))) for v, item in shown]
         sheets.append([_tile(video, item, label, span) for video, item in shown])
     return sheets
-
-
-def _centered(
-    videos: Sequence[EmbeddedVideo], mean: Float64[np.ndarray, " width"]
-) -> Iterator[EmbeddedVideo]:
-    for video in videos:
-        yield replace(video, embeddings=video.embeddings - mean)
 
 
 def _tile(video: EmbeddedVideo, found: FoundFrame, label: str | None, span: int) -> Tile:

@@ -238,15 +238,15 @@ def _generation(
     document: dict[str, Any], origin: Origin, test: Sequence[EmbeddedVideo], seed: int
 ) -> GenerationSection:
     """What a run of `csvr` makes for test videos, or why there is nothing; its errors go into the document."""
-    from carl_ray.evaluation.generation import METRICS, generate
+    from carl_ray.evaluation.generation import METRICS, Generation, generate
     from carl_ray.evaluation.protocol import add_results
-    from carl_ray.report.generation import GenerationSection, draw_generation
+    from carl_ray.report.generation import draw_generation
 
     print("predicting poses and generating clips of test videos", file=sys.stderr, flush=True)
     try:
         made = generate(origin, test, seed)
     except (UserError, RunError) as error:  # Checkpoint, manifest or videos may have been moved.
-        return GenerationSection([], 0, {}, {}, str(error))
+        made = Generation([], {}, {}, 0, str(error))
     add_results(document, METRICS, made.results, seed)
     return draw_generation(made)
 

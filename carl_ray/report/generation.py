@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
-from carl_ray.evaluation.generation import GeneratedClip, Generation, Poses
+from carl_ray.evaluation.generation import GeneratedClip, GeneratedVideo, Generation, Poses
 from carl_ray.report.figures import STYLE, Picture, encoded_png
 
 _REAL_COLOR, _PREDICTED_COLOR = "#FFFFFF", "#0072B2"  # Far apart in grey too.
@@ -28,12 +28,8 @@ _MOST_FRAMES = 4  # of a generated clip
 class GeneratedPictures:
     """Pictures of the clips of one test video; None where there is nothing to draw."""
 
-    video_id: str
+    of: GeneratedVideo
     poses: Picture | None
-    error: float
-    """Of the predicted poses."""
-    mean_error: float
-    """Of the mean pose."""
     clips: Picture | None
 
 
@@ -42,28 +38,20 @@ class GenerationSection:
     """A section of the page."""
 
     videos: Sequence[GeneratedPictures]
-    num_videos: int
-    """Test videos that were measured."""
-    errors: dict[str, float]
-    """Of `carl_ray.evaluation.generation.METRICS` on all of them; empty without poses."""
-    clip_errors: dict[str, float]
-    missing: str
-    """Why there are no poses, or nothing at all; empty where there are."""
+    made: Generation
+    """What was made for all test videos, or why not."""
 
 
 def draw_generation(made: Generation) -> GenerationSection:
     """The pictures of some test videos, and the errors on all."""
-    drawn = []
     with matplotlib.rc_context(STYLE):
-        for video in made.drawn:
-            poses, clips = video.poses, _draw_clips(video.clips)
-            if poses is None:
-                drawn.append(GeneratedPictures(video.video_id, None, 0, 0, clips))
-            else:
-                errors = poses.error, poses.mean_error
-                drawn.append(GeneratedPictures(video.video_id, _draw_poses(poses), *errors, clips))
-    errors_of_all = {name: result.value for name, result in made.results.items()}
-    return GenerationSection(drawn, made.num_videos, errors_of_all, made.clip_errors, made.missing)
+        drawn = [
+            GeneratedPictures(
+                video, None if video.poses is None else _draw_poses(video.poses), _draw_clips(video.clips)
+            )
+            for video in made.drawn
+        ]
+    return GenerationSection(drawn, made)
 
 
 def _draw_poses(poses: Poses) -> Picture:

@@ -1,22 +1,21 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from carl_ray.evaluation import kendalls_tau
 from carl_ray.evaluation.controls import chance, positions
-from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin
 from carl_ray.model.temporal import frame_positions, sine_cosine_code
+from tests.embedded import ORIGIN, embedded
 
 
 def videos(lengths, width=4, names="abc"):
-    return [
-        EmbeddedVideo(video_id=name, uri="", timestamps=np.arange(n) * 1.0, embeddings=np.zeros((n, width)))
-        for name, n in zip(names, lengths, strict=False)
-    ]
+    return [embedded(name, np.zeros((n, width))) for name, n in zip(names, lengths, strict=False)]
 
 
 def origin(num_frames, width):
-    return Origin("", "", "demo", 0, num_frames, width, "resized", True)
+    return replace(ORIGIN, num_frames=num_frames, position_width=width)
 
 
 def test_positions_are_what_the_encoder_adds_to_a_padded_batch():

@@ -17,29 +17,19 @@ from carl_ray.evaluation.corpus import finished_videos
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.embeddings import (
     Embeddings,
-    Origin,
     iterate_embeddings,
     read_embeddings,
     read_origin,
     write_part,
 )
+from tests import embedded
 
-ORIGIN = Origin(
-    checkpoint="/run/checkpoints/step-00000002",
-    model_sha256="ab",
-    preset="demo",
-    step=2,
-    num_frames=8,
-    position_width=16,
-    view="resized",
-    has_untrained=True,
-)
+ORIGIN = replace(embedded.ORIGIN, has_untrained=True)
 
 
 def video(video_id: str, num_frames: int = 5, width: int = 4, *, seed: int = 0, **fields) -> EmbeddedVideo:
     rng = np.random.default_rng(seed)
     defaults = {
-        "uri": f"/videos/{video_id}.mp4",
         "content_hash": "0",
         "split": "train",
         "label": "kick",
@@ -47,10 +37,10 @@ def video(video_id: str, num_frames: int = 5, width: int = 4, *, seed: int = 0, 
         "progress": rng.random(num_frames).astype(np.float32),
         "fps": 29.97,
         "timestamps": np.arange(num_frames) * 0.5,
-        "embeddings": rng.standard_normal((num_frames, width)).astype(np.float32),
         "untrained": rng.standard_normal((num_frames, width)).astype(np.float32),
     }
-    return EmbeddedVideo(video_id=video_id, **(defaults | fields))
+    embeddings = fields.pop("embeddings", rng.standard_normal((num_frames, width)).astype(np.float32))
+    return embedded.embedded(video_id, embeddings, **(defaults | fields))
 
 
 def listed(*videos: EmbeddedVideo, **changed) -> pa.Table:
@@ -259,7 +249,7 @@ def test_embeddings_in_python(tmp_path: Path) -> None:
 def test_search_in_python(tmp_path: Path) -> None:
     near, far, twin = np.eye(3, 4)[[1, 0]], np.eye(3, 4)[[2, 1]], np.eye(3, 4)
     videos = [video("near", 2, embeddings=near), video("far", 2, embeddings=far * 2)]
-    videos += [video("query", 3, embeddings=twin), video("copy", 3, embeddings=twin, uri="/videos/query.mp4")]
+    videos += [video("query", 3, embeddings=twin), video("copy", 3, embeddings=twin, uri="/videos/query")]
     write_part(str(tmp_path), videos, ORIGIN, "float32")
     embeddings = Embeddings.open(str(tmp_path))
     by_frame = embeddings.search(("query", 0))

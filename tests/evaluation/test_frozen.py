@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from carl_ray.evaluation.embeddings import EmbeddedVideo
 from carl_ray.evaluation.frames import unit_frames
 from carl_ray.evaluation.frozen import TRAINED_WEIGHT, WIDTH, fit_axes, formed
+from tests.embedded import embedded
 
 RNG = np.random.default_rng(0)
 OUTPUT = RNG.standard_normal((30, 6)).astype(np.float32) + 3
@@ -48,10 +48,7 @@ def test_axes_keep_what_varies_most():
 
 
 def test_a_centered_video_has_every_kind_of_embeddings_centered():
-    video = EmbeddedVideo(
-        video_id="a", uri="", timestamps=np.arange(30.0), embeddings=OUTPUT, untrained=OUTPUT * 2
-    )
-    made = video.centered()
+    made = embedded("a", OUTPUT, untrained=OUTPUT * 2).centered()
     np.testing.assert_allclose(made.embeddings.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(made.untrained, 2 * made.embeddings, atol=1e-4)
     assert made.frozen is None and made.video_id == "a"

@@ -23,6 +23,7 @@ from carl_ray.evaluation.generation import METRICS, generate
 from carl_ray.evaluation.protocol import add_results
 from carl_ray.training.checkpoint import Progress, open_checkpoint, save_checkpoint
 from carl_ray.training.step import TrainingStep
+from tests.embedded import embedded
 from tests.evaluation.test_extraction import row
 from tests.evaluation.test_protocol import ORIGIN
 
@@ -80,13 +81,8 @@ def run(
     step = TrainingStep(config, torch.device("cpu"), 3)
     uri = save_checkpoint(str(folder), step, Progress(3, 3, 0, 0, 1.0, "videos"), 1)
     origin = replace(ORIGIN, checkpoint=uri, model_sha256=open_checkpoint(uri).model_sha256)
-    test = [
-        EmbeddedVideo(
-            video_id=r["video_id"], uri=r["uri"], content_hash=r["content_hash"], label=r["label"],
-            timestamps=np.arange(1.0), embeddings=np.zeros((1, 4), np.float32),
-        )
-        for r in rows[4:]
-    ]  # fmt: skip
+    names = ("uri", "content_hash", "label")
+    test = [embedded(r["video_id"], np.zeros((1, 4)), **{name: r[name] for name in names}) for r in rows[4:]]
     return folder, origin, test, rows
 
 

@@ -3,7 +3,6 @@ import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import kendalltau
 
-from carl_ray.evaluation import kendall
 from carl_ray.evaluation.kendall import kendalls_tau
 
 
@@ -45,14 +44,6 @@ def test_equals_a_slow_reference(stride):
     assert found.left_out == {"undefined_pairs": 30 - int((~np.isnan(expected)).sum())}
 
 
-def test_small_blocks_give_the_same(monkeypatch):
-    embeddings = videos(1, [30, 1, 57, 12])
-    expected = slow_taus(embeddings)
-    monkeypatch.setattr(kendall, "MOST_SIMILARITIES", 700)
-    monkeypatch.setattr(kendall, "_MOST_SIGNS", 50)
-    np.testing.assert_allclose(kendalls_tau(embeddings).statistics, expected, atol=1e-12)
-
-
 def test_long_videos_are_exact():
     embeddings = videos(2, [3000, 2500])
     np.testing.assert_allclose(kendalls_tau(embeddings).statistics, slow_taus(embeddings), atol=1e-12)
@@ -75,13 +66,10 @@ def test_frames_of_zeros_are_compared_by_distance():
 def test_the_same_course_at_any_tempo_is_perfect():
     # Of a slower video several frames share a neighbour, which tau-b counts as ties of one side.
     assert kendalls_tau([on_a_curve(40), on_a_curve(40)]).value == pytest.approx(1)
+    assert kendalls_tau([on_a_curve(40), on_a_curve(40)[::-1]]).value == pytest.approx(-1)
     found = kendalls_tau([on_a_curve(20), on_a_curve(39)])
     assert found.statistics[0, 1] == pytest.approx(1)
     assert 0.9 < found.statistics[1, 0] < 1
-
-
-def test_the_reversed_course_is_minus_one():
-    assert kendalls_tau([on_a_curve(40), on_a_curve(40)[::-1]]).value == pytest.approx(-1)
 
 
 def test_constant_embeddings_are_undefined():
@@ -90,65 +78,12 @@ def test_constant_embeddings_are_undefined():
     assert found.left_out == {"undefined_pairs": 6}
 
 
-def test_random_embeddings_are_near_zero():
-    rng = np.random.default_rng(0)
-    assert kendalls_tau([rng.standard_normal((60, 16)) for _ in range(12)]).value == pytest.approx(
-        0, abs=0.03
-    )
-
-
-def test_the_order_of_the_videos_does_not_matter():
-    embeddings = videos(5, [30, 44, 57, 12])
-    order = [2, 0, 3, 1]
-    expected = kendalls_tau(embeddings).statistics[np.ix_(order, order)]
-    np.testing.assert_allclose(kendalls_tau([embeddings[i] for i in order]).statistics, expected, atol=1e-12)
-
-
-def test_scale_does_not_matter():
-    embeddings = videos(6, [30, 44])
-    scaled = [embeddings[0] * 1e-200, embeddings[1] * 1e200]
-    np.testing.assert_allclose(kendalls_tau(scaled).statistics, kendalls_tau(embeddings).statistics)
-
-
 def test_videos_without_frames_are_counted():
     embeddings = [*videos(7, [30, 44]), np.zeros((0, 8))]
     found = kendalls_tau(embeddings)
     assert found.left_out == {"undefined_pairs": 4}
     assert found.value == pytest.approx(kendalls_tau(embeddings[:2]).value)
     assert np.isnan(kendalls_tau(embeddings[2:]).value)
-
-
-def test_one_video_has_no_pairs():
-    found = kendalls_tau(videos(8, [30]))
-    assert np.isnan(found.value)
-    assert found.left_out == {"undefined_pairs": 0}
-
-
-def test_arguments_are_not_changed():
-    embeddings = videos(9, [30, 44])
-    before = [video.copy() for video in embeddings]
-    kendalls_tau(embeddings)
-    assert all(map(np.array_equal, embeddings, before))
-
-
-@pytest.mark.parametrize(
-    ("embeddings", "message"),
-    [
-        ([], "at least one video, got none"),
-        ([np.ones((4, 3)), np.ones((4, 2))], "video 1: expected width 3 as in video 0, got 2"),
-        ([np.ones(4)], r"video 0: expected \(frames, width\), got shape \(4,\)"),
-        ([np.ones((4, 3)), np.full((4, 3), np.inf)], "video 1: expected finite values"),
-    ],
-)
-def test_wrong_arguments_are_refused(embeddings, message):
-    # Where jaxtyping checks shapes while tests run, it refuses wrong ones first, with a TypeError.
-    with pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error"):
-        kendalls_tau(embeddings)
-
-
-def test_a_stride_below_one_is_refused():
-    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
-        kendalls_tau(videos(0, [5, 5]), stride=0)
 
 
 def test_neighbors_that_float32_confuses_are_told_apart():

@@ -5,23 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.nearest_frames import found_frame, nearest_frames, printable
-
-
-def embedded(
-    name: str, embeddings: np.ndarray, *, labels: list[int] | None = None, fps: float | None = 10.0
-) -> EmbeddedVideo:
-    return EmbeddedVideo(
-        video_id=name,
-        uri=f"/videos/{name}",
-        split="test",
-        label="jump",
-        frame_labels=None if labels is None else np.array(labels, np.int32),
-        fps=fps,
-        timestamps=np.arange(len(embeddings), dtype=np.float64),
-        embeddings=embeddings.astype(np.float32),
-    )
+from tests.embedded import embedded
 
 
 def test_equals_a_search_through_all_frames() -> None:
@@ -54,10 +39,10 @@ def test_equally_near_frames_have_an_order() -> None:
 
 
 def test_what_is_known_of_a_frame() -> None:
-    video = embedded("v", np.eye(3), labels=[-1, 0, 4])
+    video = embedded("v", np.eye(3), frame_labels=np.array([-1, 0, 4], np.int32), fps=10.0)
     assert [found_frame(video, i).phase for i in range(3)] == [None, 0, 4]
     assert [found_frame(video, i).seconds for i in range(3)] == [0.0, 0.1, 0.2]
-    bare = found_frame(embedded("v", np.eye(3), fps=None), 2)
+    bare = found_frame(embedded("v", np.eye(3)), 2)
     assert (bare.phase, bare.seconds, bare.similarity) == (None, None, 1.0)
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from carl_ray.evaluation.embeddings import EmbeddedVideo
 from carl_ray.evaluation.overlap import overlap_warnings
+from tests.embedded import embedded
 
 
 def walk(number, split):
@@ -14,13 +14,7 @@ def walk(number, split):
     length = int(rng.integers(40, 80))
     clock = 20 * np.linspace(0, 1, length)[:, None] * np.ones(4)
     own = rng.standard_normal((length, 12)).cumsum(0)
-    return EmbeddedVideo(
-        video_id=f"{split}/{number}",
-        uri="",
-        content_hash=f"{split}{number}",
-        timestamps=np.arange(length) * 1.0,
-        embeddings=np.hstack([clock, own]).astype(np.float32),
-    )
+    return embedded(f"{split}/{number}", np.hstack([clock, own]), content_hash=f"{split}{number}")
 
 
 TRAIN = [walk(number, "train") for number in range(12)]
@@ -52,13 +46,7 @@ def test_a_copy_in_another_quality_is_told():
 
 
 def test_the_same_person_is_told():
-    persons = {
-        "train/0": "ann",
-        "train/1": "bob",
-        "test/0": "cy",
-        "test/1": "bob",
-        "test/2": "bob",
-        "test/3": None,
-    }
+    persons = dict(zip(("train/0", "train/1", "test/0", "test/1", "test/2"), "abcbb", strict=True))
+    persons["test/3"] = None
     (line,) = overlap_warnings(TRAIN, TEST, persons)
     assert ": 2, such as test/1, which shows the person of train/1." in line

@@ -11,6 +11,7 @@ from carl_ray.evaluation.embeddings import EmbeddedVideo
 from carl_ray.evaluation.propagation import TASK, _likeliest_path, propagate
 from carl_ray.evaluation.protocol import evaluate
 from carl_ray.evaluation.task import Videos
+from tests.embedded import embedded
 from tests.evaluation.test_embeddings import ORIGIN
 
 WIDTH = 8
@@ -84,14 +85,8 @@ def videos(count: int, split: str, noise: float) -> list[EmbeddedVideo]:
     for k in range(count):
         embeddings, labels = sequence(*ONCE, seed=k + 100 * (split == "test"), noise=noise)
         other = np.random.default_rng(k).standard_normal(embeddings.shape)
-        names = {
-            "video_id": f"{split}/{k}",
-            "uri": f"/{split}/{k}",
-            "split": split,
-            "timestamps": np.arange(len(labels)),
-        }
-        arrays = {"embeddings": embeddings, "untrained": other, "frame_labels": labels.astype(np.int32)}
-        found.append(EmbeddedVideo(**names, **arrays, label="x", fps=25.0))
+        known = {"split": split, "label": "x", "fps": 25.0, "untrained": other}
+        found.append(embedded(f"{split}/{k}", embeddings, frame_labels=labels.astype(np.int32), **known))
     return found
 
 

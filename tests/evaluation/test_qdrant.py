@@ -9,25 +9,18 @@ import pytest
 
 from carl_ray import export
 from carl_ray.evaluation import qdrant
-from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
+from carl_ray.evaluation.embeddings import EmbeddedVideo, write_part
+from tests.embedded import ORIGIN, embedded, failure
 
 qdrant_client = pytest.importorskip("qdrant_client")
-ORIGIN = Origin("nowhere", "0" * 64, "demo", 7, 6, 16, "resized", False)
 
 
 @pytest.fixture
 def videos(tmp_path: Path) -> list[EmbeddedVideo]:
     rng = np.random.default_rng(0)
+    labels = np.repeat([-1, 0, 1], 3).astype(np.int32)
     found = [
-        EmbeddedVideo(
-            video_id=name,
-            uri=f"/{name}",
-            label=label,
-            fps=fps,
-            timestamps=np.arange(9.0),
-            embeddings=rng.normal(size=(9, 4)).astype(np.float32),
-            frame_labels=np.repeat([-1, 0, 1], 3).astype(np.int32),
-        )
+        embedded(name, rng.normal(size=(9, 4)).astype(np.float32), label=label, fps=fps, frame_labels=labels)
         for name, label, fps in (("a'b.mp4", "jump", 4.0), ("c.mp4", None, None))
     ]
     write_part(str(tmp_path / "E"), found, ORIGIN, "float32")
@@ -41,14 +34,8 @@ def test_points_are_the_same_at_each_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(qdrant, "_POINTS_A_REQUEST", 4)
-    arguments = [
-        "--embeddings",
-        str(tmp_path / "E"),
-        "--out",
-        str(tmp_path / "Q" / "frames"),
-        "--format",
-        "qdrant",
-    ]
+    out = str(tmp_path / "Q" / "frames")
+    arguments = ["--embeddings", str(tmp_path / "E"), "--out", out, "--format", "qdrant"]
     seen = []
     for _ in range(2):
         export.main(arguments)
@@ -58,13 +45,8 @@ def test_points_are_the_same_at_each_call(
         (hit,) = client.query_points("frames", videos[0].embeddings[7].tolist(), limit=1).points
         client.close()
         assert hit.score == pytest.approx(1)
-        assert hit.payload == {
-            "video": "a'b.mp4",
-            "frame": 7,
-            "seconds": 1.75,
-            "label": "jump",
-            "phase": "phase 1",
-        }
+        known = {"video": "a'b.mp4", "frame": 7, "seconds": 1.75, "label": "jump", "phase": "phase 1"}
+        assert hit.payload == known
         seen.append({point.id: point.payload for point in points})
     assert seen[0] == seen[1] and len(seen[0]) == 18
     assert {"video": "c.mp4", "frame": 0, "seconds": None, "label": None, "phase": None} in seen[0].values()
@@ -80,15 +62,8 @@ def test_mistakes_are_one_line(
     form = qdrant_client.models.VectorParams(size=3, distance="Cosine")
     client.create_collection("frames", vectors_config=form)
     client.close()
-    for out, code, message in (
-        (str(tmp_path / "Q" / "frames"), 1, "could not write it"),
-        ("http://127.0.0.1:9/frames", 1, "could not write it"),
-    ):
-        with pytest.raises(SystemExit) as caught:
-            export.main(["--embeddings", str(tmp_path / "E"), "--out", out, "--format", "qdrant"])
-        error = capsys.readouterr().err
-        assert caught.value.code == code and message in error.splitlines()[-1] and "Traceback" not in error
+    arguments = ("--embeddings", tmp_path / "E", "--format", "qdrant", "--out")
+    for out in (tmp_path / "Q" / "frames", "http://127.0.0.1:9/frames"):
+        assert "could not write it" in failure(capsys, export, *arguments, out, status=1)
     monkeypatch.setitem(__import__("sys").modules, "qdrant_client", None)
-    with pytest.raises(SystemExit) as caught:
-        export.main(["--embeddings", str(tmp_path / "E"), "--out", "frames", "--format", "qdrant"])
-    assert caught.value.code == 2 and "pip install 'carl_ray[search]'" in capsys.readouterr().err
+    assert "pip install 'carl_ray[search]'" in failure(capsys, export, *arguments, "frames")

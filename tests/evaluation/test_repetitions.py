@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -19,6 +20,7 @@ from carl_ray.evaluation.repetitions import (
 )
 from carl_ray.evaluation.task import Videos
 from carl_ray.evaluation.warping import align_repetitions
+from tests.embedded import embedded
 from tests.evaluation.test_embeddings import ORIGIN
 
 WIDTH = 32
@@ -141,9 +143,7 @@ def video(name: str, lengths: list[int], seed: int, **options: float) -> Embedde
     labels = np.where(np.arange(len(phase)) < 20, -1, (phase * 3).astype(int)).astype(np.int32)
     labels[starts[-1] :] = -1
     chance = np.random.default_rng(seed).standard_normal(embeddings.shape)
-    arrays = {"embeddings": embeddings, "untrained": chance, "frame_labels": labels}
-    names = {"video_id": name, "uri": f"/{name}", "label": "x", "fps": 25.0}
-    return EmbeddedVideo(**names, **arrays, timestamps=np.arange(len(phase)))
+    return embedded(name, embeddings, untrained=chance, frame_labels=labels, label="x", fps=25.0)
 
 
 def test_errors_against_labels() -> None:
@@ -154,7 +154,7 @@ def test_errors_against_labels() -> None:
     assert trained["repetition_start_error"]["value"] < 0.05
     assert untrained["repetition_count_error"]["value"] > 0.2
     assert untrained["repetition_start_error"]["value"] > 0.2
-    unlabelled = EmbeddedVideo(**{**vars(test[0]), "frame_labels": None})
+    unlabelled = replace(test[0], frame_labels=None)
     left = TASK.run(Videos([], [unlabelled, test[1]]))["repetition_count_error"]
     assert left.value == 0 and left.left_out == {"videos_without_labels": 1}
 

@@ -15,6 +15,7 @@ from PIL import Image
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.report import clips
 from carl_ray.report.clips import clip_sheets
+from tests.embedded import embedded
 from tests.report.test_page import Page, metrics_of, written
 
 LABELS = ("dive", "box", "kick")
@@ -31,10 +32,7 @@ def video(name: str, label: str | None, uri: str, seed: int, shown: str | None =
     rng = np.random.default_rng(seed)
     embeddings = OFFSET + 0.1 * rng.standard_normal((60, 4))
     embeddings[20:, LABELS.index(shown or label or "box")] += 2
-    return EmbeddedVideo(
-        video_id=name, uri=uri, label=label, fps=30.0, timestamps=np.arange(60.0),
-        embeddings=embeddings.astype(np.float32),
-    )  # fmt: skip
+    return embedded(name, embeddings.astype(np.float32), uri=uri, label=label, fps=30.0)
 
 
 @pytest.fixture(scope="module")

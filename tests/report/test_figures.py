@@ -13,7 +13,6 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from carl_ray.report import figures
 from carl_ray.report.figures import (
     NO_PHASE_COLOR,
     Picture,
@@ -171,7 +170,3 @@ def test_maps_of_degenerate_frames(embeddings: np.ndarray) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         frame_map(embeddings, np.zeros(len(embeddings), int), 1)
-
-
-def test_no_text_is_taken_for_a_formula() -> None:
-    assert figures.STYLE["text.parse_math"] is False

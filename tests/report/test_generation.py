@@ -99,7 +99,7 @@ def test_the_report_of_a_run_has_its_pictures_and_errors_or_says_why_not(run, tm
     assert {metric.name for metric in METRICS} <= metrics["trained"].keys()
     assert "pose_error" not in metrics["chance"]
     page = Page((out / "report.html").read_bytes())
-    text = " ".join(page.text.split())
+    text = page.words
     for said in ("error of predicted poses", "By the static stream", "Poses after a clip", "Generated clips"):
         assert said in text
     value = metrics["trained"]["pose_error"]["value"]
@@ -111,5 +111,5 @@ def test_the_report_of_a_run_has_its_pictures_and_errors_or_says_why_not(run, tm
         metrics = evaluate_embeddings(embeddings, embeddings, str(out))
     finally:
         (folder / "away").rename(folder / "manifest.parquet")
-    text = " ".join(Page((out / "report.html").read_bytes()).text.split())
+    text = Page((out / "report.html").read_bytes()).words
     assert "pose_error" not in metrics["trained"] and "No pictures: " in text and "no manifest there" in text

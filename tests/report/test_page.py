@@ -19,7 +19,9 @@ from carl_ray.data.decode import probe_video
 from carl_ray.evaluation.embeddings import EmbeddedVideo
 from carl_ray.report import actions
 from carl_ray.report.page import write_report
+from tests.embedded import ORIGIN, embedded
 
+CHECKPOINT = "s3://bucket/run/checkpoints/step-00001234?endpoint_override=http://host:9"
 TODAY = datetime.date(2026, 3, 4)
 LOG = [{"step": 0, "validation_loss": 7.0}, {"step": 10, "loss": 6.0, "learning_rate": 1e-3}]
 VOID = {"meta", "img", "br", "link", "input", "hr", "source"}
@@ -38,6 +40,9 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.cells: list[list[str]] = []
+        self.table: list[list[str]] = []
+        self.tables: dict[str | None, list[list[str]]] = {}
+        """Those in an element with a label."""
         self.text = ""
         self.feed(content.decode())
         self.close()
@@ -47,8 +52,11 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attributes)))
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "div":
+            self.table = self.tables[dict(attributes).get("aria-label")] = []
         if tag == "tr":
             self.cells.append([])
+            self.table.append(self.cells[-1])
         if tag in ("td", "th"):
             self.cells[-1].append("")
 
@@ -61,6 +69,11 @@ class Page(HTMLParser):
         self.text += data
         if "td" in self.open or "th" in self.open:
             self.cells[-1][-1] = " ".join(f"{self.cells[-1][-1]} {data}".split())
+
+    @property
+    def words(self) -> str:
+        """The text, whatever its line breaks."""
+        return " ".join(self.text.split())
 
     def sources(self) -> list[str]:
         return [
@@ -83,16 +96,14 @@ def video(
     rng = np.random.default_rng(seed)
     progress = np.linspace(0, 1, num_frames) ** rng.uniform(0.5, 2)
     embeddings = np.stack([np.cos(progress * 3), np.sin(progress * 3), progress], 1)
-    return EmbeddedVideo(
-        video_id=name,
-        uri=uri,
-        split="test",
-        label=label,
-        frame_labels=np.minimum(progress * 3, 2).astype(np.int32) if labelled else None,
-        progress=progress.astype(np.float32) if labelled else None,
-        fps=30.0,
-        timestamps=np.arange(num_frames, dtype=np.float64),
-        embeddings=(embeddings + rng.normal(size=embeddings.shape) * 0.01).astype(np.float32),
+    known = {
+        "frame_labels": np.minimum(progress * 3, 2).astype(np.int32),
+        "progress": progress.astype(np.float32),
+    }
+    return embedded(
+        name,
+        (embeddings + rng.normal(size=embeddings.shape) * 0.01).astype(np.float32),
+        **{"uri": uri, "split": "test", "label": label, "fps": 30.0, **(known if labelled else {})},
         untrained=rng.normal(size=(num_frames, 3)).astype(np.float32),
     )
 
@@ -122,16 +133,7 @@ def metrics_of(videos: Sequence[EmbeddedVideo], *, defined: bool = True) -> dict
         "stride": 2,
         "seed": 0,
         "bootstrap": {"draws": 1000, "level": 0.95, "unit": "test video"},
-        "origin": {
-            "checkpoint": "s3://bucket/run/checkpoints/step-00001234?endpoint_override=http://host:9",
-            "model_sha256": "0123456789abcdef" * 4,
-            "preset": "penn_action",
-            "step": 1234,
-            "num_frames": 80,
-            "position_width": 256,
-            "view": "resized",
-            "has_untrained": True,
-        },
+        "origin": {**vars(ORIGIN), "checkpoint": CHECKPOINT, "preset": "penn_action", "step": 1234},
         "train": {"videos": 1258, "frames": 77777, "labelled_frames": 66666},
         "test": extent,
         **variants(),

@@ -21,8 +21,13 @@ def entry(value: float | None, low: float | None, high: float | None, **left_out
     return {"value": value, "low": low, "high": high, "left_out": left_out}
 
 
-def document(metric: str, **entries: dict[str, Any] | None) -> dict[str, Any]:
-    return {variant: None if found is None else {metric: found} for variant, found in entries.items()}
+def document(metric: str, *ends: tuple[float | None, ...] | None) -> dict[str, Any]:
+    """One metric of the trained encoder, then of the controls: value, low and high; None: not evaluated."""
+    variants = ("trained", "untrained", "positions", "chance")
+    return {
+        v: None if found is None else {metric: entry(*found)}
+        for v, found in zip(variants, ends, strict=False)
+    }
 
 
 @pytest.mark.parametrize(
@@ -45,16 +50,8 @@ def test_a_verdict_needs_intervals_apart(
 
 
 def test_rows_hold_the_numbers() -> None:
-    (row,) = metric_rows(
-        document(
-            "phase_classification",
-            trained=entry(0.92344, 0.9, 0.94),
-            untrained=entry(0.5, 0.45, 0.91),
-            positions=entry(0.3, 0.2, 0.4),
-            chance=entry(None, None, None),
-        ),
-        ["phase_classification"],
-    )
+    ends = (0.92344, 0.9, 0.94), (0.5, 0.45, 0.91), (0.3, 0.2, 0.4), (None, None, None)
+    (row,) = metric_rows(document("phase_classification", *ends), ["phase_classification"])
     cells = {name: cell for name, cell in row.cells.items() if cell is not None}
     assert {name: (cell.value, cell.interval, cell.verdict) for name, cell in cells.items()} == {
         "trained": ("92.3", "90.0 to 94.0", "unknown"),
@@ -67,16 +64,7 @@ def test_rows_hold_the_numbers() -> None:
 
 def test_only_the_alignment_error_is_better_when_lower() -> None:
     for metric, verdict in (("alignment_error", "better"), ("kendalls_tau", "worse")):
-        (row,) = metric_rows(
-            document(
-                metric,
-                trained=entry(-0.1, -0.15, 0.01),
-                untrained=entry(0.2, 0.15, 0.3),
-                positions=entry(0.2, 0.15, 0.3),
-                chance=entry(0.2, 0.15, 0.3),
-            ),
-            [metric],
-        )
+        (row,) = metric_rows(document(metric, (-0.1, -0.15, 0.01), *[(0.2, 0.15, 0.3)] * 3), [metric])
         trained, untrained = row.cells["trained"], row.cells["untrained"]
         assert trained is not None and untrained is not None
         assert untrained.verdict == verdict
@@ -85,16 +73,8 @@ def test_only_the_alignment_error_is_better_when_lower() -> None:
 
 
 def test_a_control_that_was_not_evaluated_is_no_win_and_no_loss() -> None:
-    (row,) = metric_rows(
-        document(
-            "kendalls_tau",
-            trained=entry(0.9, 0.8, 0.95),
-            untrained=None,
-            positions=entry(0.5, 0.4, 0.6),
-            chance=entry(0.0, -0.1, 0.1),
-        ),
-        ["kendalls_tau"],
-    )
+    ends = (0.9, 0.8, 0.95), None, (0.5, 0.4, 0.6), (0.0, -0.1, 0.1)
+    (row,) = metric_rows(document("kendalls_tau", *ends), ["kendalls_tau"])
     assert row.cells["untrained"] is None
     assert row.cells["trained"] is not None and row.cells["trained"].verdict == "better"
 
@@ -107,16 +87,8 @@ def test_metrics_come_in_one_order_and_unknown_ones_last() -> None:
 
 @pytest.mark.parametrize(("value", "shown"), [(-339176.0, "< −1"), (-0.4, "−0.400")])
 def test_a_negative_r_squared_is_no_win(value: float, shown: str) -> None:
-    (row,) = metric_rows(
-        document(
-            "phase_progression",
-            trained=entry(value, value, value),
-            untrained=entry(-500000.0, -500001.0, -499999.0),
-            positions=entry(-2.0, -3.0, -0.5),
-            chance=None,
-        ),
-        ["phase_progression"],
-    )
+    ends = (value, value, value), (-500000.0, -500001.0, -499999.0), (-2.0, -3.0, -0.5), None
+    (row,) = metric_rows(document("phase_progression", *ends), ["phase_progression"])
     assert row.note == "below 0: worse than predicting the mean"
     cells = {name: cell for name, cell in row.cells.items() if cell is not None}
     assert {cell.verdict for cell in cells.values()} == {"unknown"}
@@ -126,10 +98,8 @@ def test_a_negative_r_squared_is_no_win(value: float, shown: str) -> None:
 
 def test_metrics_that_need_one_order_are_no_win_where_a_phase_comes_back() -> None:
     for name in ("phase_progression", "kendalls_tau", "alignment_error", "average_precision_at_5"):
-        (low, high), (better, worse) = ((0.1, 0.2), (0.8, 0.9))
-        ends = ((low, high), (better, worse)) if name == "alignment_error" else ((better, worse), (low, high))
-        trained, control = (entry(pair[0], *pair) for pair in ends)
-        metrics = document(name, trained=trained, untrained=control, positions=control, chance=control)
+        ends = [(0.8, 0.8, 0.9), (0.1, 0.1, 0.2)][:: -1 if name == "alignment_error" else 1]
+        metrics = document(name, ends[0], *[ends[1]] * 3)
         (row,) = metric_rows(metrics | {"videos_with_returning_phases": 2}, [name])
         trained_cell = row.cells["trained"]
         assert trained_cell is not None
@@ -179,13 +149,8 @@ def test_what_was_left_out() -> None:
 
 def test_equal_numbers_are_no_win() -> None:
     """Intervals apart by less than what is shown, such as R² 1.000 beside 1.000."""
-    metrics = document(
-        "phase_progression",
-        trained=entry(0.9999, 0.9998, 0.99995),
-        untrained=entry(0.9996, 0.9995, 0.9997),
-        positions=entry(0.5, 0.4, 0.6),
-    )
-    (row,) = metric_rows(metrics, ["phase_progression"])
+    ends = (0.9999, 0.9998, 0.99995), (0.9996, 0.9995, 0.9997), (0.5, 0.4, 0.6)
+    (row,) = metric_rows(document("phase_progression", *ends), ["phase_progression"])
     verdicts = {name: cell.verdict for name, cell in row.cells.items() if cell is not None}
     assert verdicts == {"trained": "unknown", "untrained": "overlap", "positions": "better"}
 
@@ -199,16 +164,10 @@ def test_equal_numbers_are_no_win() -> None:
         ),
         (
             (0.66, 0.6, 0.72),
-            "These videos do not show that training was worth it: phase classification is 70.0 %",
+            "These videos do not show that training was worth it: phase classification is 70",
         ),
-        (
-            (0.9, 0.85, 0.95),
-            "Training was not worth it: phase classification is 70.0 % with the encoder and",
-        ),
-        (
-            (0.9, None, None),
-            "Too few test videos to say whether training was worth it: phase classification is 70.0",
-        ),
+        ((0.9, 0.85, 0.95), "Training was not worth it: phase classification is 70.0 % with the encoder and"),
+        ((0.9, None, None), "Too few test videos to say whether training was worth it: phase classification"),
     ],
 )
 def test_the_summary_is_of_the_best_control(untrained: tuple[Any, ...], said: str) -> None:
@@ -226,17 +185,13 @@ def test_the_summary_is_of_the_best_control(untrained: tuple[Any, ...], said: st
 def test_the_summary_weighs_all_metrics_that_decide() -> None:
     better, overlap, worse = ((0.7, 0.68, 0.75), (0.6, 0.5, 0.7), (0.3, 0.2, 0.4))
     control = entry(0.55, 0.5, 0.6)
+    names = ("phase_classification", "average_precision_at_5")
     for classification, retrieval, said in (
         (overlap, better, "Training was worth it: AP@5 is 70.0 %"),
         (better, worse, "Training was not worth it: AP@5 is 30.0 %"),
     ):
-        metrics = {
-            "trained": {
-                "phase_classification": entry(*classification),
-                "average_precision_at_5": entry(*retrieval),
-            },
-            "chance": {"phase_classification": control, "average_precision_at_5": control},
-        }
+        trained = dict(zip(names, (entry(*classification), entry(*retrieval)), strict=True))
+        metrics = {"trained": trained, "chance": dict.fromkeys(names, control)}
         assert summary(metrics).startswith(said)
         assert ("phase classification shows no difference" in summary(metrics)) is (classification == overlap)
     assert summary({**metrics, "origin": {"step": 0}}).startswith(

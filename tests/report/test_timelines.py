@@ -10,6 +10,7 @@ import pytest
 from carl_ray.evaluation.embeddings import EmbeddedVideo
 from carl_ray.report.figures import NO_PHASE_COLOR, PHASE_COLORS
 from carl_ray.report.timelines import legends, timelines
+from tests.embedded import embedded
 
 
 def video(name: str, labels: list[int], seen: list[int] | None = None, **fields) -> EmbeddedVideo:
@@ -17,14 +18,7 @@ def video(name: str, labels: list[int], seen: list[int] | None = None, **fields)
     classes = np.array(labels, np.int32)
     shown = np.array(labels if seen is None else seen).clip(0)
     settings = {"label": "squat", "fps": 2.0, "phase_names": ["down", "up"]} | fields
-    return EmbeddedVideo(
-        video_id=name,
-        uri="",
-        frame_labels=classes,
-        timestamps=np.arange(len(labels)) * 1.0,
-        embeddings=np.eye(2, 3, dtype=np.float32)[shown],
-        **settings,
-    )
+    return embedded(name, np.eye(2, 3, dtype=np.float32)[shown], frame_labels=classes, **settings)
 
 
 TRAIN = [video(f"train/{number}", [0, 0, 1, 1]) for number in range(3)]
