@@ -12,8 +12,8 @@ import pytest
 
 from carl_ray import export
 from carl_ray.evaluation.embeddings import write_part
+from tests.embedded import failure
 from tests.evaluation.test_embeddings import ORIGIN, video
-from tests.test_evaluate import failure
 
 
 def test_without_the_package(
