@@ -59,17 +59,6 @@ class OptionParser(argparse.ArgumentParser):
         raise UserError(f"{shown}; see {self.prog} --help")
 
 
-def command_parser(command: str, description: str | None) -> OptionParser:
-    """Parser of a command of this package.
-
-    Args:
-        command: As in `python -m carl_ray.COMMAND`.
-        description: Docstring of its module, shown as it stands.
-    """
-    raw = argparse.RawDescriptionHelpFormatter
-    return OptionParser(prog=f"python -m carl_ray.{command}", description=description, formatter_class=raw)
-
-
 def number(
     kind: type[_Number],
     *,
