@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.evaluation.frozen import FROZEN, load_frozen
-from carl_ray.options import command_parser, print_next
+from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import Checkpoint, checkpoint_at, default_run, load_encoder
 
@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = command_parser("align", __doc__)
+    parser = OptionParser(prog="python -m carl_ray.align", description=__doc__)
     parser.add_argument("a", nargs="?", metavar="A", help="path or URI of the video that keeps its pace")
     parser.add_argument("b", nargs="?", metavar="B", help="path or URI of the video that follows")
     parser.add_argument(

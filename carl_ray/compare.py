@@ -17,7 +17,7 @@ from typing import Any
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.controls import shown_variants
-from carl_ray.options import command_parser
+from carl_ray.options import OptionParser
 from carl_ray.paper import paper_numbers
 from carl_ray.report.tables import metric_rows
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = command_parser("compare", __doc__)
+    parser = OptionParser(prog="python -m carl_ray.compare", description=__doc__)
     parser.add_argument("evaluations", nargs="+", metavar="EVALUATION", help="folder with a metrics.json")
     parser.add_argument("--out", required=True, metavar="FILE", help="for the table, as Markdown")
     return parser.parse_args(arguments)

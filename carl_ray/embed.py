@@ -26,7 +26,7 @@ from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
 from carl_ray.evaluation.embeddings import CropMode, Form, Precision
 from carl_ray.evaluation.frozen import FROZEN
 from carl_ray.machine import bf16_slowdown, has_native_bf16
-from carl_ray.options import command_parser, number, print_next
+from carl_ray.options import OptionParser, number, print_next
 from carl_ray.training.checkpoint import default_run
 
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = command_parser("embed", __doc__)
+    parser = OptionParser(prog="python -m carl_ray.embed", description=__doc__)
     parser.add_argument("--checkpoint", metavar="URI", help="a run folder (its latest) or one checkpoint")
     parser.add_argument("--encoder", choices=[FROZEN], help="without training, in place of --checkpoint")
     parser.add_argument(

@@ -14,7 +14,7 @@ import argparse
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
-from carl_ray.options import command_parser, number, print_next
+from carl_ray.options import OptionParser, number, print_next
 from carl_ray.paper import PROTOCOLS
 from carl_ray.training.checkpoint import default_run
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = command_parser("evaluate", __doc__)
+    parser = OptionParser(prog="python -m carl_ray.evaluate", description=__doc__)
     parser.add_argument("--train", metavar="EMBEDDINGS", help="folder or file that probes are fitted to")
     parser.add_argument("--test", metavar="EMBEDDINGS", help="folder or file that is measured")
     parser.add_argument("--out", metavar="FOLDER", help="for metrics.json and report.html")

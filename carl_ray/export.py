@@ -37,7 +37,7 @@ from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import Embeddings
 from carl_ray.evaluation.localization import Format, export_features
-from carl_ray.options import command_parser, number, print_next
+from carl_ray.options import OptionParser, number, print_next
 from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import default_run
 
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parse(arguments: list[str] | None) -> tuple[str, str, typing.Any, int]:
     """Embeddings, output, format and length; the format is a suffix of the output where that is a table."""
-    parser = command_parser("export", __doc__)
+    parser = OptionParser(prog="python -m carl_ray.export", description=__doc__)
     parser.add_argument("--embeddings", metavar="URI", help="folder that `python -m carl_ray.embed` wrote")
     parser.add_argument(
         "--out",

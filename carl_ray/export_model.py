@@ -17,14 +17,14 @@ import json
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.model.pretrained import check_hub_name, push_to_hub
-from carl_ray.options import command_parser, print_next
+from carl_ray.options import OptionParser, print_next
 from carl_ray.training.checkpoint import checkpoint_at, default_run
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit status 0 only when all files are written."""
     with one_line_errors():
-        parser = command_parser("export_model", __doc__)
+        parser = OptionParser(prog="python -m carl_ray.export_model", description=__doc__)
         parser.add_argument(
             "run", nargs="?", metavar="RUN", help="a run folder (its latest) or one checkpoint"
         )

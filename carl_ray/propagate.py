@@ -18,14 +18,14 @@ from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import read_embeddings
 from carl_ray.evaluation.intervals import INTERVALS, LabelledVideo, interval_rows, intervals, with_labels
 from carl_ray.evaluation.nearest_frames import printable
-from carl_ray.options import command_parser, print_next
+from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit status 0 only when the labels are written."""
     with one_line_errors():
-        parser = command_parser("propagate", __doc__)
+        parser = OptionParser(prog="python -m carl_ray.propagate", description=__doc__)
         add = parser.add_argument
         add("--embeddings", metavar="EMBEDDINGS", required=True, help="folder or file of embeddings")
         add(

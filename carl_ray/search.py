@@ -22,7 +22,7 @@ from carl_ray.evaluation.embeddings import CropMode, EmbeddedVideo, Embeddings, 
 from carl_ray.evaluation.frozen import load_frozen
 from carl_ray.evaluation.lance_index import SUFFIX, LanceIndex
 from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, printable
-from carl_ray.options import command_parser, number, print_next
+from carl_ray.options import OptionParser, number, print_next
 from carl_ray.report.tables import text_table
 from carl_ray.training.checkpoint import checkpoint_at, default_run
 
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = command_parser("search", __doc__)
+    parser = OptionParser(prog="python -m carl_ray.search", description=__doc__)
     parser.add_argument(
         "query", nargs="?", metavar="QUERY", help="id of an embedded video, or a video file; none: the first"
     )

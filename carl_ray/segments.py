@@ -15,14 +15,14 @@ from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import read_embeddings
 from carl_ray.evaluation.intervals import INTERVALS, interval_rows, timed
-from carl_ray.options import command_parser, print_next
+from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit status 0 only when the intervals are written."""
     with one_line_errors():
-        parser = command_parser("segments", __doc__)
+        parser = OptionParser(prog="python -m carl_ray.segments", description=__doc__)
         add = parser.add_argument
         add("--embeddings", metavar="EMBEDDINGS", required=True, help="folder or file of embeddings")
         add("--out", metavar="FILE", required=True, help="CSV file of the intervals")

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError, note, one_line_errors
 from carl_ray.lease import hold
-from carl_ray.options import command_parser, number
+from carl_ray.options import OptionParser, number
 from carl_ray.progress import ProgressLine
 
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = command_parser("explore", __doc__)
+    parser = OptionParser(prog="python -m carl_ray.explore", description=__doc__)
     parser.add_argument(
         "--embeddings", metavar="EMBEDDINGS", help="folder or file of embeddings; none: the newest demo's"
     )
