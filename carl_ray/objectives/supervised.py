@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 class ClassOptions(ObjectiveOptions):
     """Options of an objective on classes, which are counted at the start of a run."""
 
-    num_classes: int | None = Field(default=None, ge=1)
-    """Classes of the training videos; counted at the start of a run."""
+    # Not a docstring: pydantic reads those of the class itself alone, not of what it inherits.
+    num_classes: int | None = Field(
+        default=None, ge=1, description="Classes of the training videos; counted at the start of a run."
+    )
 
     def with_num_classes(self, num_classes: int) -> Self:
         """The options for so many classes."""
