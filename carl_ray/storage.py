@@ -1,7 +1,8 @@
 """Files on local disks and object stores by URI: atomic writes, retries, one-line errors.
 
 Local paths, `s3://bucket/key?endpoint_override=host:port&scheme=http` and `gs://bucket/key` work alike. Credentials
-come from the environment; those inside a URI are used, but `public_uri` removes them from all output.
+come from the environment; those inside a URI are used, but `public_uri` removes them from all output. Functions that
+look at files take the address of a part of one, too (`carl_ray.address`), of which `read_bytes` reads no more.
 
 Transient failures of an object store (5xx, throttling, a connection that is reset, silent or closed early) are retried
 for `PATIENCE_SECONDS`, with exponential backoff, full jitter and a warning at each wait; denied access for
@@ -30,6 +31,7 @@ from urllib.parse import unquote
 
 from pyarrow import ArrowException, NativeFile, fs
 
+from carl_ray import address
 from carl_ray.errors import OutageError, RunError, UserError, one_line
 
 PATIENCE_SECONDS = 120.0
@@ -71,6 +73,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         UserError: the scheme is unknown or the URI malformed.
         RunError: the store cannot be reached, which opening a bucket requires: it looks up the region.
     """
+    uri = address.file_of(uri)
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     try:
@@ -151,13 +154,14 @@ def object_store_options(uri: str) -> tuple[str, dict[str, str]]:
 
 def has_secret(uri: str) -> bool:
     """Whether a URI holds credentials."""
-    return "://" in uri and public_uri(uri) != uri.partition("#")[0].rstrip("?&")
+    return "://" in uri and public_uri(address.file_of(uri)) != uri.partition("#")[0].rstrip("?&")
 
 
 def public_uri(uri: str) -> str:
     """The URI without password, secret query fields or a user name that may be one: safe to print and store."""
     if "://" not in uri:
         return uri
+    part = address.place_of(uri)
     scheme, _, rest = uri.partition("#")[0].partition("://")
     place, _, query = rest.partition("?")
     host, slash, path = place.partition("/")
@@ -170,7 +174,7 @@ def public_uri(uri: str) -> str:
         # Not a port: a secret with a slash in it, as AWS's often are.
         host, slash, path = path.partition("@")[2].partition("/")
     fields = [field for field in query.split("&") if field and not _SECRET.search(field.partition("=")[0])]
-    return f"{scheme}://{host}{slash}{path}" + ("?" + "&".join(fields) if fields else "")
+    return f"{scheme}://{host}{slash}{path}" + ("?" + "&".join(fields) if fields else "") + part
 
 
 def shell_command(*words: str) -> str:
@@ -183,7 +187,7 @@ def shell_command(*words: str) -> str:
 
 def absolute(uri: str) -> str:
     """The URI with a local path made absolute."""
-    return uri if is_remote(uri) else resolve(uri)[1]
+    return uri if is_remote(uri) else resolve(uri)[1] + address.place_of(uri)
 
 
 def join(uri: str, *names: str) -> str:
@@ -265,26 +269,33 @@ def _type_of(uri: str) -> fs.FileType:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole content of a file, of one version of it.
+    """The whole content of a file, of one version of it, or of the part that an address names.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or no such part of it.
         RunError: the store refuses or fails.
     """
+    part = address.parse(uri)
 
     def read(filesystem: fs.FileSystem, path: str) -> bytes:
         try:
-            return _read_whole(filesystem, path)
+            return _read_whole(filesystem, path, part)
         except FileNotFoundError:
             raise UserError(f"{public_uri(uri)}: no such file") from None
 
     return _on_store(uri, "read", read)
 
 
-def _read_whole(filesystem: fs.FileSystem, path: str) -> bytes:
+def _read_whole(filesystem: fs.FileSystem, path: str, part: address.Address) -> bytes:
     with filesystem.open_input_file(path) as file:
         size = file.size()
-        content: bytes = file.read()
+        if part.byte_offset is None:
+            content: bytes = file.read()
+        elif size < part.byte_offset + (part.byte_length or 0):
+            raise UserError(f"{public_uri(str(part))}: no such bytes, the file has {size}")
+        else:
+            size = part.byte_length or 0
+            content = file.read_at(size, part.byte_offset)
         version = _version(filesystem, file)
     # More is valid: a local log may have grown since.
     if len(content) < size:

@@ -35,13 +35,16 @@ from dataclasses import dataclass
 from io import FileIO
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 from jaxtyping import UInt8
 
-from carl_ray import storage
+from carl_ray import address, storage
 from carl_ray.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from carl_ray.data.video_file import VideoSource
 
 MEMORY = 2 << 30
 """Bytes that one video may allocate in addition to what its task has reserved: H.264 of 7680 x 4320 with 16
@@ -414,19 +417,20 @@ def _answer(answers: BinaryIO, kind: str, fields: Mapping[str, object]) -> None:
 def _answers_to(
     values_of: Callable[..., Values],
     doing: str,
-    source: bytes | str,
+    source: bytes | str | VideoSource,
     arguments: Mapping[str, object],
     seconds: float,
     memory: int,
 ) -> Iterator[tuple[str, Mapping[str, object]]]:
     """Yield kind and fields of each answer to a request; all but the last are values."""
-    from carl_ray.data.decode import DecodeError
+    from carl_ray.data.video_file import DecodeError, open_source
 
     kind, reason = "end", ""
     try:
         # Neither the time limit nor the memory limit of decoding applies to fetching the file.
-        if isinstance(source, str) and storage.is_remote(source):
-            source = storage.read_bytes(source)
+        if isinstance(source, str) and (storage.is_remote(source) or address.place_of(source)):
+            opened = open_source(source)
+            source = opened if opened.is_range or isinstance(opened.readable, Path) else opened.readable
         _limit_memory(memory)
         values = values_of(source, **arguments)
         while True:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -24,16 +24,18 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
 from carl_ray.data.decord_reader import read_with_decord
-from carl_ray.data.seeking import WORTH_A_SEEK, read_by_seeking
+from carl_ray.data.seeking import WORTH_A_SEEK, frames_by_seeking, read_by_seeking
 from carl_ray.data.video_file import (
     COUNT_AGAIN,
+    AnySource,
     DecodeError,
     Orientation,
+    VideoSource,
     decoded_frames,
     displayed_size,
-    local_or_content,
     one_line,
     open_container,
+    open_source,
     packets_of,
     scaled_size,
     video_stream,
@@ -71,9 +73,28 @@ class VideoProbe:
     """Indices of the frames that the file marks as key frames, ascending: by the decoder where `verified`, else by the
     packets."""
 
+    def part(self, start: int, stop: int) -> VideoProbe:
+        """Properties of the frames `start` to `stop` - 1, whose times and key frames count from the first of these.
+
+        Raises:
+            DecodeError: the video has no such frames.
+        """
+        if not 0 <= start < stop <= self.num_frames:
+            raise DecodeError(f"no such range: frames {start} to {stop - 1} of {self.num_frames}")
+        times, keys = self.frame_times[start : stop + 1], self.key_frames
+        # The last frame is shown up to the next one, the file's last as long as the others on average.
+        end = times[-1] if stop < len(self.frame_times) else self.duration
+        return replace(
+            self,
+            num_frames=stop - start,
+            duration=None if end is None else float(end - times[0]),
+            frame_times=times[: stop - start] - times[0],
+            key_frames=keys[(keys >= start) & (keys < stop)] - start,
+        )
+
 
 def read_frames(
-    source: bytes | str,
+    source: AnySource,
     frame_indices: Sequence[int] | np.ndarray,
     *,
     short_side: int | None = None,
@@ -83,7 +104,7 @@ def read_frames(
     """The frames at the given indices, in their order, as RGB uint8.
 
     Args:
-        source: The content of a video file, or its path or URI.
+        source: The content of a video file, or its path, URI or address: of a range, frame 0 is its first.
         frame_indices: Places in presentation order, in any order, with repetitions if wanted.
         short_side: The shorter side of the result in pixels, smaller or larger than the video's; the other
             side keeps the proportion, rounded to the nearest whole pixel. None keeps the size.
@@ -106,14 +127,16 @@ def read_frames(
         raise ValueError(f"short_side must be at least 1, got {short_side}")
     if decoder not in ("pyav", "decord"):
         raise ValueError(f'decoder must be "pyav" or "decord", got {decoder!r}')
-    readable = local_or_content(source)
+    video = open_source(source)
+    video.check(int(indices.max()))
+    indices, readable = indices + video.start, video.readable
     if decoder == "decord":
         return read_with_decord(readable, indices, short_side)
     output = _Output(indices, short_side)
     last = output.wanted[-1]
     # From the first frame on there is nothing to seek to, unless the wanted frames lie far apart.
     if last >= len(output.wanted) + WORTH_A_SEEK and read_by_seeking(
-        readable, output.wanted, output.put, num_frames
+        readable, output.wanted, output.put, video.num_file_frames(num_frames)
     ):
         return output.result()
     failure: list[str] = []
@@ -129,7 +152,7 @@ def read_frames(
 
 
 def iterate_frames(
-    source: bytes | str,
+    source: AnySource,
     num_frames: int,
     *,
     chunk_frames: int,
@@ -140,7 +163,7 @@ def iterate_frames(
     """Yield the frames of a video in order as RGB uint8, in chunks.
 
     Args:
-        source: The content of a video file, or its path or URI.
+        source: As for `read_frames`.
         num_frames: How many frames it has.
         chunk_frames: Frames of a chunk; the last one may have fewer.
         frame_stride: Only every so many frames, from the first.
@@ -158,31 +181,46 @@ def iterate_frames(
             f"{num_frames}, {chunk_frames} and {frame_stride}"
         )
     num_taken = math.ceil(num_frames / frame_stride)
-    readable = local_or_content(source)
+    video = open_source(source)
+    video.check(num_frames - 1)
     if decoder == "decord":
         for start in range(0, num_taken, chunk_frames):
             indices = frame_stride * np.arange(start, min(start + chunk_frames, num_taken))
-            yield read_with_decord(readable, indices, short_side)
+            yield read_with_decord(video.readable, video.start + indices, short_side)
         return
     failure: list[str] = []
     count = taken = 0
     output = _Output(np.arange(min(chunk_frames, num_taken)), short_side)
-    with open_container(readable) as container:
-        stream = video_stream(container)
-        for frame in decoded_frames(readable, container, stream, failure):
-            if count == num_frames:
-                raise DecodeError(f"{num_frames} frames were expected, but more decode; {COUNT_AGAIN}")
-            count += 1
-            if (count - 1) % frame_stride:
-                continue
-            output.put(taken % chunk_frames, frame, stream)
-            taken += 1
-            if taken == num_taken or taken % chunk_frames == 0:
-                yield output.result()
-                output = _Output(np.arange(min(chunk_frames, num_taken - taken)), short_side)
+    for frame, stream in _frames_in_order(video, failure):
+        if count == num_frames:
+            raise DecodeError(f"{num_frames} frames were expected, but more decode; {COUNT_AGAIN}")
+        count += 1
+        if (count - 1) % frame_stride:
+            continue
+        output.put(taken % chunk_frames, frame, stream)
+        taken += 1
+        if taken == num_taken or taken % chunk_frames == 0:
+            yield output.result()
+            output = _Output(np.arange(min(chunk_frames, num_taken - taken)), short_side)
     if count < num_frames:
         expected = f"{num_frames} frames were expected, but only {count} decode"
-        raise _too_few(expected, count, readable, failure)
+        raise _too_few(expected, count, video.readable, failure)
+
+
+def _frames_in_order(
+    video: VideoSource, failure: list[str]
+) -> Iterator[tuple[av.VideoFrame, av.video.VideoStream]]:
+    """Yield the frames of a video; a range is reached by seeking where that is exact. `failure` as `decoded_frames`."""
+    done = video.start
+    if video.stop is not None and done >= WORTH_A_SEEK:
+        for found in frames_by_seeking(video.readable, done, video.stop, video.file_frames):
+            yield found
+            done += 1
+    if done != video.stop:
+        with open_container(video.readable) as container:
+            stream = video_stream(container)
+            frames = decoded_frames(video.readable, container, stream, failure)
+            yield from ((frame, stream) for frame in islice(frames, done, video.stop))
 
 
 def _too_few(expected: str, count: int, readable: bytes | Path, failure: list[str]) -> DecodeError:
@@ -245,11 +283,11 @@ class _Output:
         return self._frames
 
 
-def probe_video(source: bytes | str, *, verify: bool | None = None) -> VideoProbe:
-    """Properties of a video; always decodes its first frame.
+def probe_video(source: AnySource, *, verify: bool | None = None) -> VideoProbe:
+    """Properties of a video; always decodes its file's first frame.
 
     Args:
-        source: The content of a video file, or its path or URI.
+        source: As for `read_frames`.
         verify: True decodes every frame and counts those; False counts packets, which is wrong for damaged and
             for `doubtful` files, and for the rare ones whose codec hides frames. None decodes doubtful ones.
 
@@ -257,7 +295,8 @@ def probe_video(source: bytes | str, *, verify: bool | None = None) -> VideoProb
         DecodeError: nothing decodes; the message says why.
         UserError, RunError: a remote file is not there or cannot be read.
     """
-    readable = local_or_content(source)
+    video = open_source(source)
+    readable = video.readable
     with open_container(readable) as container:
         packets = [
             (packet.pts, packet.dts, packet.is_keyframe, packet.is_discard or packet.is_corrupt)
@@ -283,7 +322,7 @@ def probe_video(source: bytes | str, *, verify: bool | None = None) -> VideoProb
             marked = [(pts, is_key) for pts, _, is_key, damaged in in_order]
         timestamps = [pts for pts, _ in marked]
         fps, duration, frame_times = _timing(container, stream, timestamps, longest_pause)
-        return VideoProbe(
+        probe = VideoProbe(
             num_frames=len(timestamps) if verified else len(packets),
             fps=fps,
             width=width,
@@ -296,6 +335,7 @@ def probe_video(source: bytes | str, *, verify: bool | None = None) -> VideoProb
             frame_times=frame_times,
             key_frames=np.flatnonzero([is_key for _, is_key in marked]),
         )
+        return probe if video.stop is None else probe.part(video.start, video.stop)
 
 
 def _are_doubtful(packets: list[tuple[int | None, int | None, bool, bool]], longest_pause: float) -> bool:

@@ -23,6 +23,8 @@ from carl_ray.objectives.views import AugmentConfig, Follows
 
 if TYPE_CHECKING:  # pyarrow.parquet is a fifth of what a child takes to start
     from carl_ray.data.manifest import StreamVideo
+    from carl_ray.data.video_file import AnySource
+
 
 UNEXPECTED = "reading failed"
 """Prefix of the reject reason of a video whose reading raised an unexpected exception."""
@@ -177,7 +179,7 @@ def answer_views() -> None:
 
     cv2.setNumThreads(1)  # its threads, started at large images, would count against the memory limit
 
-    def views(source: bytes | str, spec: dict[str, Any], keypoints: str | None, **arguments: Any) -> Values:
+    def views(source: AnySource, spec: dict[str, Any], keypoints: str | None, **arguments: Any) -> Values:
         found = None if keypoints is None else np.frombuffer(b64decode(keypoints), np.float16)
         arguments["keypoints"] = None if found is None else found.reshape(-1, NUM_JOINTS, 3)
         yield arrays_of(make_views.make_views(source, spec=_SPEC.validate_python(spec), **arguments))
@@ -191,9 +193,11 @@ def answer_frames() -> None:
     keep_memory()
     from carl_ray.data import decode
 
-    def frames(source: bytes | str, **arguments: Any) -> Values:
+    def frames(source: AnySource, **arguments: Any) -> Values:
         if not arguments:
-            yield {"num_frames": decode.probe_video(source, verify=True).num_frames}
+            video = decode.open_source(source)
+            # Of a range, the frames are known; whether they decode, the reader sees.
+            yield {"num_frames": video.num_frames or decode.probe_video(video, verify=True).num_frames}
             return
         size, chunk_frames = arguments.pop("image_size"), arguments.pop("chunk_frames")
         full_size = arguments["short_side"] is None

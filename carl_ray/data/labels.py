@@ -30,7 +30,7 @@ from carl_ray.data.manifest import (
     VIDEO_SUFFIXES,
     read_manifest,
     rejects_uri,
-    write_table,
+    save_manifest,
 )
 from carl_ray.errors import UserError, note
 from carl_ray.options import nearest
@@ -69,7 +69,7 @@ def label_manifest(uri: str, options: LabelOptions) -> pa.Table:
     table, rejects = read_manifest(uri), rejects_uri(uri)
     rejected = read_manifest(rejects, ["uri"]).column("uri").to_pylist() if storage.exists(rejects) else []
     table, notes = join_labels(table, options, rejected)
-    write_table(table, uri)
+    save_manifest(table, uri)
     for line in notes:
         note(line)
     return table

@@ -17,13 +17,14 @@ from carl_ray.data.decode import DecodeError, read_frames
 from carl_ray.data.keypoints import keypoints_in_view
 from carl_ray.data.randomness import COPY_EPOCH, ViewNumber, sample_generator, view_key
 from carl_ray.data.sample import SampleSpec, at_frames, draw_clips, draw_copies
+from carl_ray.data.video_file import AnySource
 from carl_ray.data.views import ViewIndices
 from carl_ray.objectives.base import ViewTensors
 from carl_ray.objectives.views import AugmentConfig, KeyFrame, ViewSpec
 
 
 def make_views(
-    source: bytes | str,
+    source: AnySource,
     video_id: str,
     num_video_frames: int,
     frame_step: float,
@@ -40,7 +41,7 @@ def make_views(
     The union of all views' frames is decoded once, resized while decoding.
 
     Args:
-        source: The file's content, or its path or URI.
+        source: The file's content, or its path, URI or address.
         video_id: `video_id` of the manifest; with the run's seed and the epoch it determines every draw.
         num_video_frames: Frames of the video.
         frame_step: Timestamp of frame i is i * frame_step.
@@ -80,7 +81,7 @@ def make_views(
 
 
 def _decode(
-    source: bytes | str,
+    source: AnySource,
     video_id: str,
     num_video_frames: int,
     epoch: int,

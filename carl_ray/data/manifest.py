@@ -2,6 +2,11 @@
 
 The columns from `split` on may be null; a frame label of -1 means "no label".
 
+A row may be a part of its file: a member of a shard (`byte_offset`, `byte_length`), a range of frames (`start_frame`,
+`end_frame`, exclusive, and `file_frames`, those of the whole), or both. These columns are in the file alone, which may
+lack them: in a table that `read_manifest` returns, `uri` is the address (`carl_ray.address`), and `save_manifest`
+divides it again.
+
 `read_manifest` validates the whole table and cleans it. Errors, all reported at once: values of another type, null
 where one is required, a `video_id` twice, `frame_labels` or `progress` whose number is not that of the video's
 frames, frame labels below -1, far beyond the number of classes or without a name, progress outside 0 to 1, a
@@ -23,6 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from carl_ray import storage
+from carl_ray.address import Address, parse
 from carl_ray.errors import UserError, note
 
 SCHEMA = pa.schema(
@@ -50,6 +56,9 @@ SCHEMA = pa.schema(
         pa.field("progress", pa.list_(pa.float32())),  # true share of the action done, of each frame
     ]
 )
+
+_PLACE = Address._fields[1:]
+"""Columns of the place of a video in its file, int64; null: the whole file."""
 
 VIDEO_SUFFIXES = frozenset(
     {".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
@@ -159,7 +168,7 @@ def read_manifest(
         )
         refuse_pickles(schema)
         columns = columns and [*columns, *(name for name in further if name in schema.names)]
-        wanted = {*SCHEMA.names, *(columns or schema.names)}
+        wanted = {*SCHEMA.names, *_PLACE, *(columns or schema.names)}
         names = [name for name in schema.names if name in wanted]
         missing = [n for n in columns or SCHEMA.names if n not in schema.names and n not in _MAY_LACK]
         if missing:
@@ -167,6 +176,7 @@ def read_manifest(
         table = storage.persistently(
             uri, "read", lambda: pq.read_table(path, filesystem=filesystem, columns=names)
         )
+        table = _with_addresses(table)
     for name in _MAY_LACK:
         if name in wanted and name not in names:
             table = table.append_column(name, pa.nulls(len(table)))
@@ -184,6 +194,51 @@ def read_manifest(
         wanted_split = _clean_splits(pa.array([split]))[0]
         table = table.filter(pc.equal(pc.fill_null(table.column("split"), "train"), wanted_split))
     return table.select(columns) if columns else table
+
+
+def _with_addresses(table: pa.Table) -> pa.Table:
+    """Join the place columns to the URIs; `ValueError` for a place that cannot be."""
+    places = [name for name in _PLACE if name in table.column_names]
+    if not places or "uri" not in table.column_names:
+        return table
+    numbers = {name: table.column(name).cast(pa.int64()).to_pylist() for name in places}
+    uris = table.column("uri").to_pylist()
+    frames = (
+        table.column("num_frames").to_pylist() if "num_frames" in table.column_names else [None] * len(uris)
+    )
+    for row, (uri, count, *values) in enumerate(zip(uris, frames, *numbers.values(), strict=True)):
+        if uri is None or all(value is None for value in values):
+            continue
+        place = Address(uri, **dict(zip(places, values, strict=True)))
+        start, stop, of_all = place[3:]
+        fits = (place.byte_offset is None) == (place.byte_length is None) and (start is None) == (
+            stop is None
+        )
+        fits &= min(value or 0 for value in place[1:]) >= 0 and place.byte_length != 0
+        if start is not None and stop is not None:
+            fits &= start < stop <= (of_all or stop) and (count is None or stop - start == count)
+        if not fits:
+            raise ValueError(
+                f"row {row} is {', '.join(f'{n} {v}' for n, v in zip(places, values, strict=True))} of {count} "
+                "frames: expected byte_offset with byte_length above 0, and start_frame with end_frame, num_frames on"
+            )
+        uris[row] = str(place)
+    table = table.set_column(
+        table.schema.get_field_index("uri"), SCHEMA.field("uri"), pa.array(uris, pa.string())
+    )
+    return table.drop_columns(places)
+
+
+def save_manifest(table: pa.Table, uri: str) -> None:
+    """Write a manifest as one Parquet file, atomically; addresses are divided into the URI and the place columns."""
+    addresses = [parse(video) for video in table.column("uri").to_pylist()]
+    if any(place != Address(place.file) for place in addresses):
+        columns = [pa.array(values) for values in zip(*addresses, strict=True)]
+        at = table.schema.get_field_index("uri")
+        table = table.set_column(at, SCHEMA.field("uri"), columns[0])
+        for name, column in zip(_PLACE, columns[1:], strict=True):
+            table = table.append_column(name, column.cast(pa.int64()))
+    write_table(table, uri)
 
 
 def clean_labels(table: pa.Table) -> pa.Table:

@@ -47,6 +47,7 @@ from carl_ray.data.manifest import (
     attach_labels,
     read_manifest,
     rejects_uri,
+    save_manifest,
     write_table,
 )
 from carl_ray.errors import RunError, UserError
@@ -178,7 +179,7 @@ def index_folder(
         manifest = pa.concat_tables([known.take(pa.array(old, pa.int64())), new]).sort_by("uri")
         rejected = pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA).sort_by("uri")
         write_table(rejected, rejects_uri(out))
-        write_table(manifest, out)
+        save_manifest(manifest, out)
         return manifest, rejected
 
     next_save = time.monotonic() + _SAVE_SECONDS
@@ -204,7 +205,7 @@ def index_folder(
     manifest, rejected = save()
     if labels is not None:
         manifest = attach_labels(manifest, labels)
-        write_table(manifest, out)
+        save_manifest(manifest, out)
     return manifest, rejected
 
 

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import av
 import av.container
 import av.video
+import numpy as np
+from jaxtyping import Int64
 
 from carl_ray.data.video_file import DecodeError, open_container, packets_of, video_stream
 
@@ -32,7 +36,7 @@ Put = Callable[[int, av.VideoFrame, av.video.VideoStream], None]
 class _Timeline:
     """Timestamps of all frames, ascending, and the frames at which decoding may start."""
 
-    pts: list[int]
+    pts: Int64[np.ndarray, " frames"]
     starts: list[int]  # indices into `pts`, ascending; the first is 0
     start_dts: list[int]
 
@@ -46,28 +50,73 @@ def read_by_seeking(readable: bytes | Path, wanted: Sequence[int], put: Put, num
         put: Called with every decoded frame.
         num_frames: How many frames a full decode yields, where that is known.
     """
-    with open_container(readable) as container:
+    timeline = _timeline(readable)
+    if timeline is None or wanted[-1] >= len(timeline.pts) or num_frames not in (None, len(timeline.pts)):
+        return False
+    runs: list[tuple[int, int]] = []  # start, last frame
+    for index in wanted:
+        start = bisect_right(timeline.starts, index) - 1
+        if runs and timeline.starts[start] <= runs[-1][1] + WORTH_A_SEEK:
+            runs[-1] = runs[-1][0], index
+        else:
+            runs.append((start, index))
+    if len(runs) == 1 and runs[0][0] == 0:
+        return False  # nothing to gain over decoding from the start
+    with _open_strictly(readable) as container:
         stream = video_stream(container)
-        # Damage must show as an error: what a decoder paints over it depends on where the decoding began.
-        stream.codec_context.options = {"err_detect": "explode"}
-        timeline = _timeline(container, stream)
-        if timeline is None or wanted[-1] >= len(timeline.pts) or num_frames not in (None, len(timeline.pts)):
-            return False
-        runs: list[tuple[int, int]] = []  # start, last frame
-        for index in wanted:
-            start = bisect_right(timeline.starts, index) - 1
-            if runs and timeline.starts[start] <= runs[-1][1] + WORTH_A_SEEK:
-                runs[-1] = runs[-1][0], index
-            else:
-                runs.append((start, index))
-        if len(runs) == 1 and runs[0][0] == 0:
-            return False  # nothing to gain over decoding from the start
-        counted = num_frames is not None
-        return all(_read_run(container, stream, timeline, *run, put, counted) for run in runs)
+        for run in runs:
+            reached = -1
+            with suppress(DecodeError):
+                for reached, frame in _read_run(container, stream, timeline, *run, num_frames is not None):
+                    put(reached, frame, stream)
+            if reached != run[1]:
+                return False
+    return True
 
 
-def _timeline(container: av.container.InputContainer, stream: av.video.VideoStream) -> _Timeline | None:
-    """The timeline of a stream with certainly one frame a packet; otherwise None."""
+def frames_by_seeking(
+    readable: bytes | Path, first: int, stop: int, num_frames: int | None
+) -> Iterator[tuple[av.VideoFrame, av.video.VideoStream]]:
+    """Yield the frames from `first` to `stop` - 1, decoded from a key frame on; at any doubt none, or no more.
+
+    `num_frames` are those of the file, where they are known.
+    """
+    timeline = _timeline(readable)
+    if timeline is None or stop > len(timeline.pts) or num_frames not in (None, len(timeline.pts)):
+        return
+    start = bisect_right(timeline.starts, first) - 1
+    with _open_strictly(readable) as container:
+        stream = video_stream(container)
+        for index, frame in _read_run(container, stream, timeline, start, stop - 1, counted=False):
+            if index >= first:
+                yield frame, stream
+
+
+def _open_strictly(readable: bytes | Path) -> av.container.InputContainer:
+    """Open a video so that damage is an error: what a decoder paints over it depends on where the decoding began."""
+    container = open_container(readable)
+    video_stream(container).codec_context.options = {"err_detect": "explode"}
+    return container
+
+
+def _timeline(readable: bytes | Path) -> _Timeline | None:
+    """The timeline of a video with certainly one frame a packet; otherwise None."""
+    if isinstance(readable, Path):
+        with suppress(OSError):
+            status = readable.stat()
+            return _timeline_of_file(readable, status.st_size, status.st_mtime_ns)
+    with open_container(readable) as container:
+        return _read_timeline(container, video_stream(container))
+
+
+@lru_cache(maxsize=64)
+def _timeline_of_file(path: Path, size: int, modified_ns: int) -> _Timeline | None:
+    """The timeline of a local file, cached: many ranges may be of one long video."""
+    with open_container(path) as container:
+        return _read_timeline(container, video_stream(container))
+
+
+def _read_timeline(container: av.container.InputContainer, stream: av.video.VideoStream) -> _Timeline | None:
     length_size = _length_size(stream)
     if length_size is None:
         return None
@@ -90,7 +139,7 @@ def _timeline(container: av.container.InputContainer, stream: av.video.VideoStre
     if not starts or starts[0][0] != first or pts[0] != first or len(place) < len(pts):
         return None
     starts.sort()
-    return _Timeline(pts, [place[p] for p, _ in starts], [d for _, d in starts])
+    return _Timeline(np.array(pts, np.int64), [place[p] for p, _ in starts], [d for _, d in starts])
 
 
 def _read_run(
@@ -99,15 +148,14 @@ def _read_run(
     timeline: _Timeline,
     start: int,
     last: int,
-    put: Put,
     counted: bool,
-) -> bool:
-    """Decode from a start to the frame `last`; False at an unexpected timestamp.
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield index and frame from a start to the frame `last`; ends before it at an unexpected timestamp.
 
-    Also False where packets may be fields, unless it was `counted` that each is a frame.
+    So it does where packets may be fields, unless it was `counted` that each is a frame.
     """
     expected = timeline.starts[start]
-    start_pts, start_dts = timeline.pts[expected], timeline.start_dts[start]
+    start_pts, start_dts = int(timeline.pts[expected]), timeline.start_dts[start]
     fresh = True
     try:
         container.seek(start_pts, stream=stream)
@@ -116,25 +164,25 @@ def _read_run(
             if packet.pts == start_pts:
                 break
             if packet.dts is None or packet.dts >= start_dts:
-                return False  # the seek went past the start
+                return  # the seek went past the start
         else:
-            return False
+            return
         while True:
             for frame in packet.decode():
                 if fresh and frame.pts is not None and frame.pts < start_pts:
                     continue  # leads the key frame: belongs to the pictures before it
                 if frame.pts != timeline.pts[expected] or (fresh and not frame.key_frame):
-                    return False
+                    return
                 if frame.interlaced_frame and not counted:
-                    return False
+                    return
                 fresh = False
-                put(expected, frame, stream)
+                yield expected, frame
                 expected += 1
                 if expected > last:
-                    return True
+                    return
             packet = next(packets)
-    except (av.FFmpegError, DecodeError, StopIteration):
-        return False
+    except (av.FFmpegError, StopIteration):
+        return
 
 
 # NAL units of H.264 and H.265

@@ -17,7 +17,7 @@ import av.video
 import numpy as np
 from pyarrow import fs
 
-from carl_ray import storage
+from carl_ray import address, storage
 
 # Errors for which no video is to blame. FFmpeg has EIO for damage, too.
 _STORAGE_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
@@ -35,12 +35,58 @@ _FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,ivf,asf,fl
 open other files, or the network."""
 
 
-def local_or_content(source: bytes | str) -> bytes | Path:
-    """The content, or the path of a local file, which need not be held in memory."""
-    if isinstance(source, bytes):
+@dataclass(frozen=True)
+class VideoSource:
+    """A video as the decoders read it: a file, or frames `start` to `stop` - 1 of one."""
+
+    readable: bytes | Path
+    """The content of the file, or the path of a local one, which need not be held in memory."""
+    start: int = 0
+    stop: int | None = None
+    """None: the whole file."""
+    file_frames: int | None = None
+    """Frames of the file of a range; None where they are not known."""
+
+    @property
+    def is_range(self) -> bool:
+        """Whether it is a range of frames, not all of them."""
+        return self.stop is not None
+
+    @property
+    def num_frames(self) -> int | None:
+        """Frames of a range; None for a whole file."""
+        return None if self.stop is None else self.stop - self.start
+
+    def num_file_frames(self, num_frames: int | None) -> int | None:
+        """Frames that a full decode of the file yields, given those of the video; None: not known."""
+        return self.file_frames if self.is_range and num_frames is not None else num_frames
+
+    def check(self, last: int) -> None:
+        """Raise `DecodeError` for a frame beyond the range."""
+        if self.num_frames is not None and last >= self.num_frames:
+            raise DecodeError(f"frame {last} was asked for, but the range has {self.num_frames} frames")
+
+
+AnySource = bytes | str | VideoSource
+"""A video: the content of a file, a path, a URI or an address (`carl_ray.address`), or what was opened."""
+
+
+def open_source(source: AnySource) -> VideoSource:
+    """The readable of a video and its frames in it; fetches what is not a local file of its own.
+
+    Raises:
+        UserError: a remote file, or a part of a file, is not there.
+        RunError: the store refuses or fails.
+    """
+    if isinstance(source, VideoSource):
         return source
+    if isinstance(source, bytes):
+        return VideoSource(source)
+    place = address.parse(source)
     filesystem, path = storage.resolve(source)
-    return Path(path) if isinstance(filesystem, fs.LocalFileSystem) else storage.read_bytes(source)
+    is_local = isinstance(filesystem, fs.LocalFileSystem) and place.byte_offset is None
+    readable = Path(path) if is_local else storage.read_bytes(source)
+    return VideoSource(readable, place.start_frame or 0, place.end_frame, place.file_frames)
 
 
 def open_container(readable: bytes | Path) -> av.container.InputContainer:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from carl_ray import storage
-from carl_ray.data.manifest import SCHEMA, attach_labels, write_table
+from carl_ray.data.manifest import SCHEMA, attach_labels, save_manifest
 from carl_ray.datasets.motion_jpeg import mux_motion_jpeg
 from carl_ray.errors import RunError, UserError
 from carl_ray.options import OptionParser, print_next, program
@@ -247,7 +247,7 @@ def write_manifest(
         table = attach_labels(indexed, labels)
     except ValueError as error:
         raise RunError(f"{error}; the video is of another download: delete it and convert again") from None
-    write_table(table, manifest)
+    save_manifest(table, manifest)
     print(summarize(conversion))
     print(f"manifest: {storage.public_uri(manifest)}")
     print_next("train", preset, "--data.manifest", manifest)

@@ -31,6 +31,7 @@ from jaxtyping import Float, Int64, UInt8
 from carl_ray.data.child import Array, Child, Fields, Values, open_channel
 
 if TYPE_CHECKING:
+    from carl_ray.data.video_file import AnySource
     from carl_ray.explore.library import Video
 
 FRAMES = 32
@@ -163,13 +164,15 @@ def answer() -> None:
     serve(lambda source, task, **arguments: _TASKS[task](source, **arguments))
 
 
-def _probe(source: bytes | str) -> Values:
+def _probe(source: AnySource) -> Values:
     from carl_ray.data.decode import probe_video
-    from carl_ray.data.video_file import local_or_content
+    from carl_ray.data.video_file import open_source
 
-    readable = local_or_content(source)
-    found = probe_video(readable if isinstance(readable, bytes) else source)
-    reason = _why_not_played(readable) or ("uncertain frames" if found.doubtful else "")
+    video = open_source(source)
+    readable = video.readable
+    found = probe_video(video)
+    reason = "a range of a file" if video.is_range else _why_not_played(readable)
+    reason = reason or ("uncertain frames" if found.doubtful else "")
     yield {
         "reason": reason,
         "codec": found.codec,
@@ -234,13 +237,13 @@ def _cuts(edits: bytes) -> bool:
     return count != 1 or int.from_bytes(edits[start : start + width], "big", signed=True) < 0
 
 
-def _poster(source: bytes | str, frame: int, num_frames: int) -> Values:
+def _poster(source: AnySource, frame: int, num_frames: int) -> Values:
     from carl_ray.data.decode import read_frames
 
     yield {"poster": read_frames(source, [frame], short_side=_POSTER_SIDE, num_frames=num_frames)[0]}
 
 
-def _header(source: bytes | str, **described: Any) -> Values:
+def _header(source: AnySource, **described: Any) -> Values:
     layout = _layout(described)
     width, height = layout.size
     description, _ = _encode(np.zeros((1, height, width, 3), np.uint8), layout, _QUALITIES[0])
@@ -295,7 +298,7 @@ def _rows(format: str, rows: Sequence[tuple[int, ...]]) -> bytes:
     return struct.pack(">II", 0, len(rows)) + b"".join(struct.pack(format, *row) for row in rows)
 
 
-def _segments(source: bytes | str, first: int, codec: str, **described: Any) -> Values:
+def _segments(source: AnySource, first: int, codec: str, **described: Any) -> Values:
     layout = _layout(described)
     for number, frames in enumerate(_chunks(source, layout, first, codec), first):
         for quality in _QUALITIES:
@@ -327,7 +330,7 @@ def _layout(described: Mapping[str, Any]) -> Layout:
 
 
 def _chunks(
-    source: bytes | str, layout: Layout, first: int, codec: str
+    source: AnySource, layout: Layout, first: int, codec: str
 ) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
     """Frames of the segments from the first wanted one on."""
     from carl_ray.data.decode import iterate_frames, read_frames

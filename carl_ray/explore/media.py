@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
-from carl_ray import storage
+from carl_ray import address, storage
 from carl_ray.data.child import BadVideoError, Child
 from carl_ray.errors import RunError
 from carl_ray.explore.conversion import CODE, CONTENT, FRAMES, PROBE, Children, Layout
@@ -334,20 +334,21 @@ async def answer_ranges(
 
 
 async def answer_file(request: web.Request, uri: str, media_type: str, etag: str) -> web.StreamResponse:
-    """Answer a request for a file of a disk or an object store; only what is asked for is read.
+    """Answer a request for a file of a disk or an object store, or a part of one; only what is asked for is read.
 
     Raises:
         HTTPNotFound: it is gone.
         RunError: the store refuses or fails.
     """
+    part = address.parse(uri)
 
     def open_file() -> tuple[storage.NativeFile, int]:
         filesystem, path = storage.resolve(uri)
         file = storage.persistently(uri, "read", lambda: filesystem.open_input_file(path))
-        return file, file.size()
+        return file, file.size() if part.byte_length is None else part.byte_length
 
     async def read(start: int, stop: int) -> bytes:
-        attempt = lambda: file.read_at(stop - start, start)  # noqa: E731
+        attempt = lambda: file.read_at(stop - start, start + (part.byte_offset or 0))  # noqa: E731
         content = await asyncio.to_thread(storage.persistently, uri, "read", attempt)
         if len(content) < stop - start:
             raise OSError("it has become shorter")

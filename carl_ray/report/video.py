@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from carl_ray import storage
 from carl_ray.data.decode import VideoProbe, iterate_frames, probe_video
+from carl_ray.data.video_file import AnySource, VideoSource, open_source
 
 _HEIGHT = 240  # of the pictures, pixels
 _MOST_WIDTH = 400  # of one picture; wider ones get bars above and below
@@ -38,8 +39,7 @@ class Clip:
     """A video file and its name in the picture."""
 
     name: str
-    source: bytes | str
-    """The content of the file, or its path or URI."""
+    source: AnySource
     num_frames: int
 
 
@@ -82,10 +82,7 @@ def aligned_video(first: Clip, second: Clip, path: Int[np.ndarray, "steps 2"]) -
         RunError: the store refuses or fails, or there is no room for the temporary file.
     """
     # A remote file is fetched once for all panels.
-    sources = [
-        storage.read_bytes(source) if isinstance(source, str) and storage.is_remote(source) else source
-        for source in (first.source, second.source)
-    ]
+    sources = [open_source(source) for source in (first.source, second.source)]
     probes = [probe_video(source) for source in sources]
     unaligned = same_relative_position(first.num_frames, second.num_frames)
     shown = [
@@ -104,7 +101,7 @@ def aligned_video(first: Clip, second: Clip, path: Int[np.ndarray, "steps 2"]) -
 
 
 def _panel(
-    name: str, source: bytes | str, probe: VideoProbe, indices: Int[np.ndarray, " shown"], remark: str
+    name: str, source: VideoSource, probe: VideoProbe, indices: Int[np.ndarray, " shown"], remark: str
 ) -> Iterator[Image.Image]:
     """A picture for each of the non-decreasing indices: the frame below its video's name and its time."""
     scale = min(_HEIGHT / probe.height, _MOST_WIDTH / probe.width)
