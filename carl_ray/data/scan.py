@@ -1,4 +1,4 @@
-"""Scan a folder of videos into a manifest and a table of rejects.
+"""Scan a folder of videos, its tar shards or what names ranges into a manifest and a table of rejects.
 
 Ray Data distributes the files over the cluster. Each worker streams a file to a child process, which probes it: a
 decoder that crashes or hangs ends the child and not the scan, and its file is rejected with the reason.
@@ -13,10 +13,13 @@ import json
 import os
 import stat
 import sys
+import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypedDict, TypeVar, get_type_hints
 from urllib.parse import quote
@@ -26,6 +29,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from carl_ray import storage
+from carl_ray.address import Address, parse
 from carl_ray.data.child import (
     KILLED,
     MEMORY,
@@ -48,15 +52,19 @@ from carl_ray.data.manifest import (
     read_manifest,
     rejects_uri,
     save_manifest,
+    scan_uri,
     write_table,
 )
+from carl_ray.data.parts import Range, cut, members, read_ranges
 from carl_ray.errors import RunError, UserError
 from carl_ray.progress import ProgressLine
 
 PROBING_FAILED = "probing failed"
 """Prefix of the reject reason of a file whose probing raised an unexpected exception."""
 
-_ARCHIVES = {".7z", ".gz", ".rar", ".tar", ".tgz", ".zip"}
+_ARCHIVES = {".7z", ".gz", ".rar", ".tgz", ".zip"}
+_SHARD = ".tar"
+_LISTED_AT_ONCE = 16  # shards
 
 _UNREAD = "could not be read"
 _TRANSIENT = (_UNREAD, TOO_SLOW, KILLED)
@@ -86,7 +94,7 @@ class ListedVideo(TypedDict):
     """A file with the name of a video."""
 
     uri: str
-    """As the manifest stores it: quoted, without credentials."""
+    """As the manifest stores it: quoted, without credentials, with the place of a member in its shard."""
     path: str
     """In its filesystem."""
     video_id: str
@@ -103,35 +111,53 @@ class Reject(ListedVideo):
 def build_manifest(
     folder: str, out: str, labels: pa.Table | str | Path | LabelOptions | None = None, *, verify: bool = False
 ) -> tuple[pa.Table, pa.Table]:
-    """Index a folder of videos; start Ray unless it is running.
+    """Index a folder of videos, or the ranges that a CSV file or a LeRobot dataset names; start Ray unless it runs.
 
-    Arguments, result (the manifest and its rejects) and errors are those of `index_folder`; besides a table, `labels`
+    Arguments, result (the manifest and its rejects) and errors are those of `index_folder`, for a CSV file and a
+    dataset those of `carl_ray.data.parts`, too; besides a table, `labels`
     is also a file of labels (CSV, TSV, Parquet) or what `carl_ray.data.labels.label_manifest` takes. What they do not
     fit is a `UserError`; the manifest without them is there then.
     """
     options = LabelOptions(files=(str(labels),)) if isinstance(labels, str | Path) else labels
     if isinstance(options, LabelOptions):
         options.content  # noqa: B018 - mistakes before the scan
+    ranges = read_ranges(folder)
     # Lazily: the child processes import this module too, and must start quickly.
     from carl_ray.session import connect
 
     with connect():
-        if not isinstance(options, LabelOptions):
-            return index_folder(folder, out, options, verify=verify)
-        _, rejects = index_folder(folder, out, verify=verify)
-    return label_manifest(out, options), rejects
+        joined = None if isinstance(options, LabelOptions) else options
+        if ranges is None:
+            manifest, rejects = index_folder(folder, out, joined, verify=verify)
+        else:
+            manifest, rejects = _index_ranges(*ranges, out, joined, verify)
+    return label_manifest(out, options) if isinstance(options, LabelOptions) else manifest, rejects
+
+
+def _index_ranges(
+    folder: str | None, ranges: list[Range], out: str, labels: pa.Table | None, verify: bool
+) -> tuple[pa.Table, pa.Table]:
+    """Index the files of ranges beside the manifest, which is kept for the next time; write that of the ranges."""
+    files = sorted({part.uri for part in ranges})
+    index = index_folder(folder or files, scan_uri(out), verify=verify)
+    manifest, rejects = cut(*index, ranges)
+    if labels is not None:
+        manifest = attach_labels(manifest, labels)
+    write_table(rejects, rejects_uri(out))
+    save_manifest(manifest, out)
+    return manifest, rejects
 
 
 def index_folder(
-    folder_uri: str, out: str, labels: pa.Table | None = None, *, verify: bool = False
+    folder_uri: str | list[str], out: str, labels: pa.Table | None = None, *, verify: bool = False
 ) -> tuple[pa.Table, pa.Table]:
     """Write the manifest and the rejects of a folder; return both, sorted by URI.
 
     They have the schemas `SCHEMA` (and the columns that labels have added) and `REJECTS_SCHEMA`.
 
-    Videos are the files with one of `VIDEO_SUFFIXES`, each real path once; such a file that cannot be read is a
-    reject. The `video_id` is the path inside the folder. The split is that of the first-level folder where `SPLITS`
-    has it, else null. Progress goes to standard error. Ray must have been started.
+    Videos are the files with one of `VIDEO_SUFFIXES`, each real path once, and such members of tar shards; one that
+    cannot be read is a reject. The `video_id` is the path inside the folder. The split is that of the first-level
+    folder where `SPLITS` has it, else null. Progress goes to standard error. Ray must have been started.
 
     An earlier manifest at `out` is continued. Rows whose file has kept its size and modification time are not read
     again (with `verify`, only verified ones). Where a file is read again and has kept its content, the columns that
@@ -139,7 +165,8 @@ def index_folder(
     files that could not be read or timed out. Both tables are saved now and then, and when the scan is interrupted.
 
     Args:
-        folder_uri: Path or URI on any storage that `storage.resolve` supports. Credentials in it are not stored.
+        folder_uri: Path or URI on any storage that `storage.resolve` supports, or a list of those of the files, which
+            are the ids then. Credentials in it are not stored.
         out: Path or URI of the manifest; the rejects are written beside it, see `rejects_uri`.
         labels: Labels to join, see `attach_labels`; None: label columns are null, or those of the earlier manifest.
         verify: Decode every frame of every video, so that `num_frames` counts the frames that decode. Otherwise
@@ -151,8 +178,13 @@ def index_folder(
         RunError: the storage refuses or fails.
     """
     known, known_rejects = _read_earlier(folder_uri, out)
-    filesystem, root = storage.resolve(folder_uri)
-    files, rejects, num_others = _list_videos(filesystem, root, folder_uri)
+    if isinstance(folder_uri, str):
+        filesystem, root = storage.resolve(folder_uri)
+        files, rejects, num_others = _list_videos(filesystem, root, folder_uri)
+        place = storage.public_uri(folder_uri)
+    else:
+        filesystem, num_others, place = None, 0, "a list"
+        files, rejects = _list_files(folder_uri)
     rows_of = _rows_by_uri(known.select(["uri", "bytes", "modified_ns", "verified"]))
     rejects_of = _rows_by_uri(known_rejects)
     kept: list[int] = []
@@ -166,7 +198,7 @@ def index_folder(
         else:
             to_probe.append(file)
     _print(
-        f"{len(files)} videos in {storage.public_uri(folder_uri)}: {len(to_probe)} to read, "
+        f"{len(files)} videos in {place}: {len(to_probe)} to read, "
         f"{len(files) - len(to_probe)} unchanged; {num_others} other files passed over"
     )
     rows: list[dict[str, Any]] = []
@@ -219,7 +251,7 @@ def count_reasons(rejects: pa.Table) -> list[tuple[str, int, str]]:
 # The earlier manifest
 
 
-def _read_earlier(folder_uri: str, out: str) -> tuple[pa.Table, pa.Table]:
+def _read_earlier(folder_uri: str | list[str], out: str) -> tuple[pa.Table, pa.Table]:
     """The manifest and rejects at `out`; empty tables where there are none.
 
     Raises:
@@ -230,8 +262,9 @@ def _read_earlier(folder_uri: str, out: str) -> tuple[pa.Table, pa.Table]:
         known = read_manifest(out, check=False)
         added = [name for name in known.column_names if name not in SCHEMA.names]
         known = known.select([*SCHEMA.names, *added])
-        inside = _without_query(folder_uri).rstrip("/") + "/"
-        if known.num_rows and not any(uri.startswith(inside) for uri in known.column("uri").to_pylist()):
+        uris = known.column("uri").to_pylist() if isinstance(folder_uri, str) else []
+        inside = "" if not uris else _without_query(str(folder_uri)).rstrip("/")
+        if uris and not any(uri.startswith((f"{inside}/", f"{inside}#", f"{inside}?")) for uri in uris):
             raise UserError(
                 f"{storage.public_uri(out)}: the manifest of another folder; name another one, or delete it"
             )
@@ -280,7 +313,7 @@ def _split(video_id: str) -> str | None:
 def _list_videos(
     filesystem: fs.FileSystem, root: str, folder_uri: str
 ) -> tuple[list[ListedVideo], list[Reject], int]:
-    """List the videos below a folder and the rejects; count other files.
+    """List the videos below a folder, or of a shard, and the rejects; count other files.
 
     A reject has the name of a video, or is a folder that cannot be listed and may hold videos.
     """
@@ -289,9 +322,15 @@ def _list_videos(
         kind = storage.persistently(folder_uri, "list", lambda: filesystem.get_file_info(root).type)
         if kind == fs.FileType.NotFound:
             raise UserError(f"{shown}: no such folder")
-        if kind == fs.FileType.File:
-            raise UserError(f"{shown}: expected a folder of videos, got a file")
-        if isinstance(filesystem, fs.LocalFileSystem):
+        is_shard = kind == fs.FileType.File and root.lower().endswith(_SHARD)
+        if kind == fs.FileType.File and not is_shard:
+            raise UserError(f"{shown}: expected a folder of videos, a tar shard or a CSV file, got a file")
+        if is_shard:
+            info = storage.persistently(folder_uri, "list", lambda: filesystem.get_file_info(root))
+            found: Iterable[tuple[str, int, int | None, str | None]] = [
+                (root, info.size, info.mtime_ns, None)
+            ]
+        elif isinstance(filesystem, fs.LocalFileSystem):
             found = _walk(root)
         else:
             selector = fs.FileSelector(root, recursive=True)
@@ -301,24 +340,35 @@ def _list_videos(
         raise storage.storage_error(error, folder_uri, "list") from None
     files: list[ListedVideo] = []
     rejects: list[Reject] = []
-    num_others, archives = 0, list[str]()
+    num_others, archives, shards = 0, list[str](), list[ListedVideo]()
     for path, size, modified_ns, wrong in found:
-        video_id = path.removeprefix(root.rstrip("/") + "/")
-        is_video = PurePosixPath(video_id).suffix.lower() in VIDEO_SUFFIXES
-        if not is_video and not (wrong or "").startswith(_UNREAD):
+        video_id = PurePosixPath(path).name if is_shard else path.removeprefix(root.rstrip("/") + "/")
+        suffix = PurePosixPath(video_id).suffix.lower()
+        if suffix not in VIDEO_SUFFIXES and suffix != _SHARD and not (wrong or "").startswith(_UNREAD):
             num_others += 1
-            archives += [video_id] if PurePosixPath(video_id).suffix.lower() in _ARCHIVES else []
+            archives += [video_id] if suffix in _ARCHIVES else []
             continue
         # In a URI a name is quoted; a local path is stored absolute: it must mean the same to every worker.
         name = os.fsencode(path).decode("utf-8", "backslashreplace")
-        uri = storage.join(shown, quote(video_id)) if storage.is_remote(shown) else name
+        uri = (
+            name
+            if not storage.is_remote(shown)
+            else shown
+            if is_shard
+            else storage.join(shown, quote(video_id))
+        )
         file = ListedVideo(uri=uri, path=path, video_id=video_id, bytes=size, modified_ns=modified_ns)
         if name != path:
             wrong = "its name is not UTF-8: rename it"
         if wrong is None:
-            files.append(file)
+            (shards if suffix == _SHARD else files).append(file)
         else:
             rejects.append({**file, "reason": wrong})
+    with ThreadPoolExecutor(_LISTED_AT_ONCE) as threads:
+        for in_shard, wrong_in_shard, others in threads.map(partial(_list_members, filesystem), shards):
+            files += in_shard
+            rejects += wrong_in_shard
+            num_others += others
     if not files and not rejects:
         suffixes = " ".join(sorted(VIDEO_SUFFIXES))
         hint = f"; unpack its {len(archives)} archives ({min(archives)}, …) first" if archives else ""
@@ -326,6 +376,58 @@ def _list_videos(
             f"{shown}: no video in it, but {num_others} other files (videos end in {suffixes}){hint}"
         )
     return files, rejects, num_others
+
+
+def _list_members(
+    filesystem: fs.FileSystem, shard: ListedVideo
+) -> tuple[list[ListedVideo], list[Reject], int]:
+    """List the videos in a tar shard and the rejects; count other members."""
+    files: list[ListedVideo] = []
+    rejects: list[Reject] = []
+    num_others = 0
+
+    def found() -> list[tuple[str, int, int]]:
+        listed.clear()
+        listed.extend(members(filesystem, shard["path"]))
+        return listed
+
+    listed: list[tuple[str, int, int]] = []
+    try:
+        storage.persistently(shard["uri"], "list", found)
+    except (OSError, tarfile.TarError) as error:
+        kind = "not a whole tar archive" if isinstance(error, tarfile.TarError) else _UNREAD
+        rejects.append({**shard, "reason": f"{kind}: {' '.join(str(error).split())}"})
+    for name, offset, size in listed:
+        if PurePosixPath(name).suffix.lower() not in VIDEO_SUFFIXES:
+            num_others += 1
+            continue
+        uri, video_id = str(Address(shard["uri"], offset, size)), f"{shard['video_id']}/{name}"
+        file = ListedVideo({**shard, "uri": uri, "video_id": video_id, "bytes": size})
+        if size and offset + size <= shard["bytes"]:
+            files.append(file)
+        else:
+            rejects.append(
+                {**file, "reason": "truncated: the shard ends in it" if size else "the file is empty"}
+            )
+    return files, rejects, num_others
+
+
+def _list_files(uris: list[str]) -> tuple[list[ListedVideo], list[Reject]]:
+    """List files that are named one by one, and those that are not there."""
+    files: list[ListedVideo] = []
+    rejects: list[Reject] = []
+    for uri in uris:
+        filesystem, path = storage.resolve(uri)
+        try:
+            info = storage.persistently(uri, "look at", partial(filesystem.get_file_info, path))
+        except OSError as error:
+            raise storage.storage_error(error, uri, "look at") from None
+        file = ListedVideo(uri=uri, path=path, video_id=uri, bytes=info.size or 0, modified_ns=info.mtime_ns)
+        if info.type == fs.FileType.File:
+            files.append(file)
+        else:
+            rejects.append({**file, "reason": "no such file"})
+    return files, rejects
 
 
 def _walk(root: str) -> Iterator[tuple[str, int, int | None, str | None]]:
@@ -370,7 +472,7 @@ def _walk(root: str) -> Iterator[tuple[str, int, int | None, str | None]]:
 
 
 def _probe_all(
-    files: list[ListedVideo], filesystem: fs.FileSystem, verify: bool
+    files: list[ListedVideo], filesystem: fs.FileSystem | None, verify: bool
 ) -> Iterator[tuple[ListedVideo, dict[str, Any]]]:
     """Yield each file with its outcome: columns of the manifest, or a `reason`."""
     if not files:
@@ -397,13 +499,20 @@ def _probe_all(
         yield files[outcome["number"]], json.loads(outcome["outcome"])
 
 
-def _probe_file(row: dict[str, Any], *, filesystem: fs.FileSystem, verify: bool) -> dict[str, Any]:
+def _probe_file(row: dict[str, Any], *, filesystem: fs.FileSystem | None, verify: bool) -> dict[str, Any]:
     """Probe a file on a Ray worker; JSON text, since fields differ from row to row."""
+    place = parse(row["uri"])
 
     def attempt() -> dict[str, Any]:
+        store = filesystem or storage.resolve(row["uri"])[0]
         # A failed read ends the child, too: each attempt is a new request to a new child.
-        with filesystem.open_input_stream(row["path"]) as file:
-            return probe_guarded(file, row["bytes"], verify=verify)
+        if place.byte_offset is None:
+            with store.open_input_stream(row["path"]) as file:
+                return probe_guarded(file, row["bytes"], verify=verify)
+        with store.open_input_file(row["path"]) as shard:
+            return probe_guarded(
+                shard.get_stream(place.byte_offset, row["bytes"]), row["bytes"], verify=verify
+            )
 
     try:
         outcome = storage.persistently(row["uri"], "read", attempt)

@@ -191,9 +191,9 @@ def test_a_member_of_an_object_store_is_read_by_its_bytes(s3_endpoint: str, long
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         tar.add(own, "own.mp4")
+        offset = buffer.tell() - -(-own.stat().st_size // 512) * 512
     storage.write_bytes(uri, buffer.getvalue())
-    buffer.seek(0)
-    member = f"{uri}#bytes={tarfile.open(fileobj=buffer).getmembers()[0].offset_data}+{own.stat().st_size}"
+    member = f"{uri}#bytes={offset}+{own.stat().st_size}"
     assert storage.exists(member) and storage.read_bytes(member) == own.read_bytes()
     assert np.array_equal(read_frames(f"{member}&frames=50-90", [7]), read_frames(str(own), [57]))
     with pytest.raises(UserError, match=r"tar.*#bytes=9000000\+9: no such bytes, the file has \d+"):

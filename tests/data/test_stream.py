@@ -6,18 +6,23 @@ import contextlib
 import gc
 import importlib.machinery
 import io
+import json
 import os
 import signal
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -25,8 +30,10 @@ from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, Mo
 from carl_ray.data import coordinator, stream
 from carl_ray.data.keypoint_table import add_keypoints, locate_keypoints
 from carl_ray.data.make_views import make_views
+from carl_ray.data.manifest import STREAM_COLUMNS, read_manifest
 from carl_ray.data.plan import Plan, training_plan, validation_plan
 from carl_ray.data.sample import Sample, arrays_of, sample_spec
+from carl_ray.data.scan import build_manifest
 from carl_ray.data.stream import read_samples, stream_views
 from carl_ray.objectives.choice import objective_options
 from tests.samples import make_crops
@@ -128,6 +135,84 @@ def test_key_frames_and_keypoints_reach_the_views(videos: pa.Table, of: str, tmp
         for name, expected in arrays_of(here).items():
             np.testing.assert_array_equal(arrays_of(row.views)[name], expected)
         assert here["clip"].keypoints.any() == (points is not None)
+
+
+def _parts(folder: Path, make_video: Callable[..., Path]) -> dict[str, Path]:
+    """The same three clips: in files of their own, in a shard, in a long video, in a LeRobot dataset."""
+    clips = [make_video(folder / "own" / f"{n}.mp4", 20 + 5 * n, 48, 32, fps=25) for n in range(3)]
+    (folder / "shards").mkdir()
+    with tarfile.open(folder / "shards" / "clips-0.tar", "w") as shard:
+        for clip in clips:
+            shard.add(clip, clip.name)
+            shard.addfile(tarfile.TarInfo(f"{clip.stem}.txt"))
+    camera = "observation.images.top"
+    long = folder / "robot" / "videos" / camera / "chunk-000" / "file-000.mp4"
+    long.parent.mkdir(parents=True)
+    starts = [0.0]
+    with av.open(str(long), "w") as container:
+        for clip in clips:
+            with av.open(str(clip)) as source:
+                stream = source.streams.video[0]
+                joined = container.streams.video[0] if container.streams.video else None
+                joined = joined or container.add_stream_from_template(stream)
+                for packet in source.demux(stream):
+                    if packet.size:
+                        shift = round(starts[-1] / packet.time_base)
+                        packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, joined
+                        container.mux(packet)
+            starts.append(starts[-1] + (20 + 5 * (len(starts) - 1)) / 25)
+    rows = [f"robot/videos/{camera}/chunk-000/file-000.mp4,{a},{b}" for a, b in pairwise(starts)]
+    (folder / "clips.csv").write_text("\n".join(["uri,start,end", *rows]))
+    (folder / "robot" / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
+    info = {
+        "codebase_version": "v3.0",
+        "features": {camera: {"dtype": "video"}, "action": {"dtype": "float32"}},
+    }
+    (folder / "robot" / "meta" / "info.json").write_text(json.dumps(info | {"splits": {"train": "0:3"}}))
+    place = {
+        "chunk_index": [0] * 3,
+        "file_index": [0] * 3,
+        "from_timestamp": starts[:3],
+        "to_timestamp": starts[1:],
+    }
+    episodes = {"episode_index": range(3), "length": [20, 25, 30], "tasks": [["lift"]] * 3}
+    episodes |= {f"videos/{camera}/{name}": values for name, values in place.items()}
+    pq.write_table(
+        pa.table(episodes), folder / "robot" / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    )
+    return {
+        "own": folder / "own",
+        "tar": folder / "shards",
+        "csv": folder / "clips.csv",
+        "robot": folder / "robot",
+    }
+
+
+def test_parts_of_files_are_indexed_and_streamed_as_files_of_their_own(
+    tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    tables = {}
+    for kind, source in _parts(tmp_path, make_video).items():
+        tables[kind], rejects = build_manifest(str(source), str(tmp_path / f"{kind}.parquet"))
+        assert rejects.num_rows == 0 and tables[kind].num_rows == 3
+        assert read_manifest(str(tmp_path / f"{kind}.parquet")).equals(tables[kind])
+    parts = tables["tar"], tables["csv"], tables["robot"]
+    own, theirs = (pa.concat_tables(group) for group in ([tables["own"]] * 3, parts))
+    assert own.column("num_frames") == theirs.column("num_frames") and len({*theirs["uri"].to_pylist()}) == 6
+    assert tables["tar"]["video_id"].to_pylist() == [f"clips-0.tar/{n}.mp4" for n in range(3)]
+    assert {*tables["robot"]["label"].to_pylist(), *tables["robot"]["split"].to_pylist()} == {"lift", "train"}
+    hashes = [tables[kind]["content_hash"].to_pylist() for kind in ("own", "tar", "csv", "robot")]
+    assert hashes[0] == hashes[1] and hashes[2] == hashes[3] and len({*hashes[0], *hashes[2]}) == 6
+    plan = training_plan(CONFIG.training.seed, theirs.num_rows, 3, epochs=1)
+    ids = theirs.column("video_id")
+    expected = collect(plan, own.set_column(0, "video_id", ids).select(STREAM_COLUMNS))
+    for start in (0, 5):
+        rows = collect(plan, theirs.select(STREAM_COLUMNS), start_row=start)
+        assert len(rows) == plan.num_rows - start
+        for row, other in zip(rows, expected[start:], strict=True):
+            assert row.views is not None and other.views is not None and row.video_id == other.video_id
+            pairs = zip(arrays_of(row.views).values(), arrays_of(other.views).values(), strict=True)
+            assert all(np.array_equal(ours, others) for ours, others in pairs)
 
 
 def test_starts_at_any_row_with_the_same_rows(videos: pa.Table) -> None:

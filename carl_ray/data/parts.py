@@ -1,0 +1,240 @@
+"""Videos that are parts of files: members of tar shards, and the ranges that a CSV file or a LeRobot dataset names.
+
+    uri,start,end[,video_id,split,label]                  seconds; empty: from the first frame, to the last
+    uri,start_frame,end_frame[,video_id,split,label]      `end_frame` is exclusive
+
+A relative `uri` is of the CSV file's folder. A range in seconds has the frame that is shown at `start`, and all that
+begin before `end`. No Ray here.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from carl_ray import storage
+from carl_ray.address import parse
+from carl_ray.data.manifest import REJECTS_SCHEMA, refuse_pickles
+from carl_ray.errors import UserError
+
+_EXACT_SECONDS = 0.001  # containers round times to milliseconds
+_PAST_SECONDS = 0.1
+"""A range may end this far behind the last frame: its video's sound is often a little longer."""
+_HEADERS = 1 << 16  # bytes of a shard that are read at once
+_LEROBOT = "meta/info.json"
+_EPISODE_PLACE = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+
+
+@dataclass(frozen=True)
+class Range:
+    """A video that is a range of a file."""
+
+    uri: str
+    """The file's, as its index stores it."""
+    video_id: str
+    start: float | None
+    """In seconds or frames from the first frame on; None: from the first one."""
+    end: float | None
+    """Exclusive; None: to the last one."""
+    in_frames: bool = False
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    """Values of `split` and `label`."""
+    num_frames: int | None = None
+    """How many frames it must have, where that is known."""
+
+    def frames(self, file: Mapping[str, Any]) -> tuple[int, int]:
+        """First frame, and the frame after the last, in a file with this row of the manifest.
+
+        Raises:
+            ValueError: it has no such frames; the message is the reject reason.
+        """
+        last = file["num_frames"]
+        if self.in_frames:
+            start, stop = int(self.start or 0), last if self.end is None else int(self.end)
+        else:
+            if not file["fps"]:
+                raise ValueError("no such range: the frame rate of the file is unknown, so name frames")
+            times = np.array(file["frame_times"] or np.arange(last) / file["fps"])
+            past = float(times[-1]) + 1 / file["fps"]
+            begin, end = self.start or 0.0, past if self.end is None else self.end
+            if begin >= past - _EXACT_SECONDS or end > past + _PAST_SECONDS:
+                raise ValueError(f"no such range: {begin:g} to {end:g} s, the file ends at {past:.3f} s")
+            start = int(np.searchsorted(times, begin + _EXACT_SECONDS, side="right")) - 1
+            stop = int(np.searchsorted(times, end - _EXACT_SECONDS, side="left"))
+        if not 0 <= start < stop <= last:
+            raise ValueError(f"no such range: frames {start} to {stop - 1}, the file has {last}")
+        if self.num_frames not in (None, stop - start):
+            raise ValueError(f"its range has {stop - start} frames, expected {self.num_frames}")
+        return start, stop
+
+
+def cut(index: pa.Table, rejects: pa.Table, ranges: Sequence[Range]) -> tuple[pa.Table, pa.Table]:
+    """Manifest and rejects of ranges, given those of their files; nothing is read."""
+    files = {row["uri"]: row for row in index.to_pylist()}
+    reasons = {row["uri"]: row for row in rejects.to_pylist()}
+    rows, rejected = [], []
+    ids: set[str] = set()
+    for part in ranges:
+        found = files.get(part.uri) or reasons.get(part.uri) or {"reason": "no such video", "bytes": 0}
+        try:
+            if "reason" in found:
+                raise ValueError(found["reason"])
+            if part.video_id in ids:
+                raise ValueError(f"another range has the video_id {part.video_id!r}, too")
+            rows.append(_row(found, part, *part.frames(found)))
+            ids.add(part.video_id)
+        except ValueError as error:
+            unit = "" if part.in_frames else " s"
+            where = f"{part.uri} ({part.start or 0:g} to {'the end' if part.end is None else f'{part.end:g}'}{unit})"
+            modified = found.get("modified_ns")
+            rejected.append(
+                {"uri": where, "bytes": found["bytes"], "modified_ns": modified, "reason": str(error)}
+            )
+    manifest = pa.Table.from_pylist(rows, schema=index.schema).sort_by("video_id")
+    return manifest, pa.Table.from_pylist(rejected, schema=REJECTS_SCHEMA).sort_by("uri")
+
+
+def _row(file: dict[str, Any], part: Range, start: int, stop: int) -> dict[str, Any]:
+    row = {**file, **part.columns, "video_id": part.video_id}
+    if (start, stop) == (0, file["num_frames"]):
+        return row
+    times, keys = file["frame_times"], file["key_frames"]
+    place = parse(file["uri"])._replace(start_frame=start, end_frame=stop, file_frames=file["num_frames"])
+    identity = f"{file['content_hash']} frames {start} to {stop}".encode()
+    return row | {
+        "uri": str(place),
+        "num_frames": stop - start,
+        "duration": (stop - start) / file["fps"] if file["fps"] else None,
+        "frame_times": times and [round(time - times[start], 6) for time in times[start:stop]],
+        "key_frames": keys and [key - start for key in keys if start <= key < stop],
+        "content_hash": hashlib.blake2b(identity, digest_size=16).hexdigest(),
+    }
+
+
+# Tar shards
+
+
+def members(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str, int, int]]:
+    """Yield name, offset and size of the files in a tar archive; only its headers are read.
+
+    Raises:
+        tarfile.TarError, OSError: it is no such archive, is compressed or cannot be read.
+    """
+    with (
+        filesystem.open_input_file(path) as file,
+        io.BufferedReader(file, _HEADERS) as buffered,
+        tarfile.open(fileobj=buffered, mode="r:") as archive,
+    ):
+        for member in archive:
+            if member.isreg() and member.sparse is None:
+                yield member.name.removeprefix("./"), member.offset_data, member.size
+
+
+# Tables of ranges
+
+
+def read_ranges(source: str) -> tuple[str | None, list[Range]] | None:
+    """The folder of the files, None where they are anywhere, and the ranges; None if `source` names no ranges.
+
+    Raises:
+        UserError: it is a CSV file or a LeRobot dataset, and not as described.
+        RunError: the store refuses or fails.
+    """
+    if source.partition("?")[0].lower().endswith(".csv"):
+        return None, list(_csv_ranges(source))
+    if storage.exists(info := storage.join(source, *_LEROBOT.split("/"))):
+        return storage.join(source, "videos"), list(_lerobot_ranges(source, info))
+    return None
+
+
+def _stored(folder: str, name: str) -> str:
+    """The URI of a file of a folder as an index of it has it."""
+    if storage.is_remote(folder):
+        return storage.join(storage.public_uri(folder), quote(name))
+    return storage.absolute(storage.join(folder, name))
+
+
+def _csv_ranges(uri: str) -> Iterator[Range]:
+    shown, folder = storage.public_uri(uri), storage.parent(storage.absolute(uri))
+    try:
+        reader = csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig"), newline=""))
+        names = reader.fieldnames or ()
+    except (UnicodeDecodeError, csv.Error):
+        names = ()
+    in_frames = "start_frame" in names
+    bounds = ("start_frame", "end_frame") if in_frames else ("start", "end")
+    if not {"uri", *bounds} <= set(names):
+        expected = "uri,start,end (seconds) or uri,start_frame,end_frame, and any of video_id,split,label"
+        got = ",".join(names) or "none"
+        raise UserError(f"{shown}: expected a CSV file with the columns {expected}; got {got}")
+    for row in reader:
+        cells = {name: (row[name] or "").strip() for name in names}
+        named, span = cells["uri"], [cells[name] for name in bounds]
+        try:
+            start, end = (float(text) if text else None for text in span)
+            given = [number for number in (start, end) if number is not None]
+            if not named or not np.isfinite(given).all() or (in_frames and any(n % 1 for n in given)):
+                raise ValueError
+        except ValueError:
+            expected = f"uri,{','.join(bounds)} in {'whole frames' if in_frames else 'seconds'}"
+            got = ",".join(cells.values())[:100]
+            raise UserError(f"{shown}, line {reader.line_num}: expected {expected}, got {got!r}") from None
+        is_full = "://" in named or named.startswith(("/", "~"))
+        file = storage.public_uri(storage.absolute(named)) if is_full else _stored(folder, named)
+        video_id = cells.get("video_id") or f"{named.partition('?')[0]}/{'-'.join(span)}"
+        columns = {name: cells.get(name) or None for name in ("split", "label")}
+        yield Range(file, video_id, start, end, in_frames, columns)
+
+
+def _lerobot_ranges(root: str, info_uri: str) -> Iterator[Range]:
+    """Ranges of the episodes of a LeRobotDataset v3, one for each camera; the label is the task."""
+    shown = storage.public_uri(root)
+    try:
+        info = json.loads(storage.read_bytes(info_uri))
+        version, splits = str(info["codebase_version"]), info.get("splits") or {}
+        cameras = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
+        parts = {name: range(*map(int, text.split(":"))) for name, text in splits.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{shown}: {_LEROBOT} is not that of a LeRobot dataset ({error!r})") from None
+    if not version.startswith("v3.") or not cameras:
+        got = f"{version} with {len(cameras)} cameras"
+        raise UserError(f"{shown}: expected a LeRobot dataset v3 with videos, got {got}")
+    for episode in _lerobot_episodes(storage.join(root, "meta", "episodes"), cameras):
+        number = episode["episode_index"]
+        split = next((split for split, part in parts.items() if number in part), None)
+        columns = {"split": split, "label": "; ".join(episode["tasks"] or ()) or None}
+        for camera in cameras:
+            chunk, file, start, end = (episode[f"videos/{camera}/{place}"] for place in _EPISODE_PLACE)
+            if file is None:
+                continue  # The episode has no such camera.
+            name = f"videos/{camera}/chunk-{chunk:03d}/file-{file:03d}.mp4"
+            video_id = f"episode_{number:06d}" + (f"/{camera}" if len(cameras) > 1 else "")
+            yield Range(_stored(root, name), video_id, start, end, False, columns, episode["length"])
+
+
+def _lerobot_episodes(folder: str, cameras: Sequence[str]) -> Iterator[dict[str, Any]]:
+    places = [f"videos/{camera}/{place}" for camera in cameras for place in _EPISODE_PLACE]
+    for chunk in storage.list_folder(folder):
+        for name in storage.list_folder(storage.join(folder, chunk)):
+            uri = storage.join(folder, chunk, name)
+            try:
+                file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri)))
+                refuse_pickles(file.schema_arrow)
+                table = file.read(["episode_index", "length", "tasks", *places])
+                if len(table.column_names) < 3 + len(places):
+                    raise ValueError(f"it has no column {', '.join({*places} - {*table.column_names})}")
+            except (pa.ArrowException, ValueError) as error:
+                raise UserError(f"{storage.public_uri(uri)}: not episodes of LeRobot v3 ({error})") from None
+            yield from table.to_pylist()

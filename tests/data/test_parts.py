@@ -1,0 +1,191 @@
+"""What names parts of files: their frames, and what does not fit is a reject with a reason."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+
+from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA
+from carl_ray.data.parts import Range, cut, members, read_ranges
+from carl_ray.data.scan import _list_videos
+from carl_ray.errors import UserError
+
+FILE = {
+    "video_id": "a.mp4", "uri": "/v/a.mp4", "num_frames": 100, "fps": 25.0, "width": 8, "height": 8, "rotation": 0,
+    "duration": 4.0, "codec": "h264", "bytes": 9, "modified_ns": 1, "content_hash": "aa", "verified": True,
+    "frame_step": 1.0, "frame_times": None, "key_frames": [0, 30, 60],
+}  # fmt: skip
+
+
+def table(*files: Mapping[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist([FILE | file for file in files], schema=SCHEMA)
+
+
+def rejects_of(*ranges: Range, **file: object) -> list[str]:
+    manifest, rejects = cut(table(file), REJECTS_SCHEMA.empty_table(), ranges)
+    assert manifest.num_rows + rejects.num_rows == len(ranges)
+    return rejects.column("reason").to_pylist()
+
+
+def test_a_range_has_its_own_times_key_frames_and_content() -> None:
+    times = [i / 25 + (i >= 50) for i in range(100)]
+    ranges = [Range("/v/a.mp4", "x", 20, 65, True, {"label": "jump"}), Range("/v/a.mp4", "all", None, None)]
+    manifest, rejects = cut(table({"frame_times": times}), REJECTS_SCHEMA.empty_table(), ranges)
+    whole, row = manifest.to_pylist()
+    assert rejects.num_rows == 0 and whole == table({"frame_times": times, "video_id": "all"}).to_pylist()[0]
+    assert (row["uri"], row["num_frames"]) == ("/v/a.mp4#frames=20-65/100", 45)
+    assert (row["label"], row["key_frames"], row["duration"]) == ("jump", [10, 40], 1.8)
+    assert row["frame_times"][:2] == [0, 0.04] and row["frame_times"][30] == pytest.approx(2.2)
+    others = (Range("/v/a.mp4", "x", a, b, True) for a, b in ((20, 65), (20, 66), (19, 65)))
+    hashes = [cut(table({}), rejects, [other])[0]["content_hash"][0].as_py() for other in others]
+    assert hashes[0] == row["content_hash"] and len({*hashes, "aa"}) == 4
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "frames"),
+    [
+        (0, 4, (0, 100)),
+        (1, 2, (25, 50)),
+        (1.02, 2.02, (25, 51)),
+        (3.9, 4.05, (97, 100)),
+        (None, 0.01, (0, 1)),
+    ],
+)
+def test_seconds_are_the_frames_on_the_screen(start: float, end: float, frames: tuple[int, int]) -> None:
+    assert Range("a", "a", start, end).frames(FILE) == frames
+
+
+def test_what_does_not_fit_is_a_reject() -> None:
+    one = Range("/v/a.mp4", "a", 0, 1)
+    assert rejects_of(Range("/v/a.mp4", "a", 4, 5)) == ["no such range: 4 to 5 s, the file ends at 4.000 s"]
+    assert rejects_of(Range("/v/a.mp4", "a", 3, 5)) == ["no such range: 3 to 5 s, the file ends at 4.000 s"]
+    assert rejects_of(Range("/v/a.mp4", "a", 2, 1)) == ["no such range: frames 50 to 24, the file has 100"]
+    assert rejects_of(Range("/v/a.mp4", "a", -3, 1, True)) == [
+        "no such range: frames -3 to 0, the file has 100"
+    ]
+    assert rejects_of(Range("/v/a.mp4", "a", 3, 101, True)) == [
+        "no such range: frames 3 to 100, the file has 100"
+    ]
+    assert rejects_of(Range("/v/a.mp4", "a", 0, 1, num_frames=24)) == ["its range has 25 frames, expected 24"]
+    assert rejects_of(Range("/v/b.mp4", "b", 0, 1)) == ["no such video"]
+    assert rejects_of(one, one) == ["another range has the video_id 'a', too"]
+    assert "the frame rate of the file is unknown" in rejects_of(one, fps=None)[0]
+    broken = pa.Table.from_pylist(
+        [{"uri": "/v/a.mp4", "bytes": 3, "reason": "encrypted"}], schema=REJECTS_SCHEMA
+    )
+    assert cut(SCHEMA.empty_table(), broken, [one])[1].to_pylist() == [
+        {"uri": "/v/a.mp4 (0 to 1 s)", "bytes": 3, "modified_ns": None, "reason": "encrypted"}
+    ]
+
+
+def test_a_csv_file_of_ranges(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(
+        "uri,start,end,label\nx/a.mp4,1.5,,run\n/b.mp4,,2,\ns3://k:s@c/d%20e.mp4,0,1,walk\n", "utf-8-sig"
+    )
+    folder, ranges = read_ranges(str(path)) or (None, [])
+    assert folder is None and [(r.uri, r.video_id, r.start, r.end) for r in ranges] == [
+        (f"{tmp_path}/x/a.mp4", "x/a.mp4/1.5-", 1.5, None),
+        ("/b.mp4", "/b.mp4/-2", None, 2.0),
+        ("s3://c/d%20e.mp4", "s3://k:s@c/d%20e.mp4/0-1", 0.0, 1.0),
+    ]
+    assert [part.columns["label"] for part in ranges] == ["run", None, "walk"]
+    path.write_text("video_id,uri,start_frame,end_frame,split\nme,a.mp4,3,9,test\n")
+    ((part,),) = [found[1] for found in [read_ranges(str(path))] if found]
+    assert (part.video_id, part.start, part.end, part.in_frames, part.columns["split"]) == (
+        "me",
+        3,
+        9,
+        True,
+        "test",
+    )
+
+
+@pytest.mark.parametrize("line", ["a.mp4,one,2", ",1,2", "a.mp4,1,nan", "a.mp4"])
+def test_a_csv_file_that_is_none_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.csv").write_text(f"uri,start,end\nb.mp4,1,2\n{line}\n")
+    if line == "a.mp4":
+        assert [part.start for part in (read_ranges(str(tmp_path / "a.csv")) or ("", []))[1]] == [1.0, None]
+        return
+    with pytest.raises(UserError, match=r"a.csv, line 3: expected uri,start,end in seconds, got"):
+        read_ranges(str(tmp_path / "a.csv"))
+    (tmp_path / "a.csv").write_text("video,from,to\n")
+    with pytest.raises(UserError, match=r"columns uri,start,end .*got video,from,to"):
+        read_ranges(str(tmp_path / "a.csv"))
+
+
+def robot(folder: Path, version: str = "v3.0", **columns: list[object]) -> str:
+    info = {"codebase_version": version, "features": {c: {"dtype": "video"} for c in ("top", "side")}}
+    (folder / "meta" / "episodes" / "chunk-000").mkdir(parents=True, exist_ok=True)
+    (folder / "meta" / "info.json").write_text(json.dumps(info | {"splits": {"train": "0:1", "val": "1:2"}}))
+    episodes: dict[str, Any] = {"episode_index": [0, 1], "length": [30, 20], "tasks": [["a"], ["a", "b"]]}
+    for camera in ("top", "side"):
+        values = {"chunk_index": [0, 0], "file_index": [0, 1 if camera == "top" else None]}
+        values |= {"from_timestamp": [0.0, 3.0], "to_timestamp": [1.0, 4.0]}
+        episodes |= {f"videos/{camera}/{name}": value for name, value in values.items()}
+    pq.write_table(
+        pa.table(episodes | columns), folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    )
+    return str(folder)
+
+
+def test_episodes_of_a_lerobot_dataset(tmp_path: Path) -> None:
+    folder, ranges = read_ranges(robot(tmp_path)) or (None, [])
+    assert folder == f"{tmp_path}/videos"
+    assert [
+        (r.uri.removeprefix(f"{folder}/"), r.video_id, r.start, r.end, r.num_frames, *r.columns.values())
+        for r in ranges
+    ] == [
+        ("top/chunk-000/file-000.mp4", "episode_000000/top", 0, 1, 30, "train", "a"),
+        ("side/chunk-000/file-000.mp4", "episode_000000/side", 0, 1, 30, "train", "a"),
+        ("top/chunk-000/file-001.mp4", "episode_000001/top", 3, 4, 20, "val", "a; b"),
+    ]
+    with pytest.raises(
+        UserError, match=r"expected a LeRobot dataset v3 with videos, got v2.1 with 2 cameras"
+    ):
+        read_ranges(robot(tmp_path, "v2.1"))
+    robot(tmp_path)
+    (tmp_path / "meta" / "episodes" / "chunk-000" / "file-000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="not episodes of LeRobot v3"):
+        read_ranges(str(tmp_path))
+    (tmp_path / "meta" / "info.json").write_text("[]")
+    with pytest.raises(UserError, match="not that of a LeRobot dataset"):
+        read_ranges(str(tmp_path))
+    assert read_ranges(str(tmp_path / "meta")) is None
+
+
+def test_members_of_a_shard_and_what_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard, size = tmp_path / "s.tar", 3 << 20
+    with tarfile.open(shard, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in (
+            ("./ä" * 90 + ".mp4", b"1" * size),
+            ("b.txt", b"2"),
+            ("c.mp4", b""),
+            ("d.mkv", b"4" * size),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        archive.addfile(tarfile.TarInfo("folder.mp4/"))
+    local = fs.LocalFileSystem()
+    found = list(members(local, str(shard)))
+    content = shard.read_bytes()
+    assert [content[offset : offset + size][:1] for _, offset, size in found if size] == [b"1", b"2", b"4"]
+    shard.write_bytes(content[: found[3][1] + 99])
+    (tmp_path / "no.tar").write_bytes(b"no archive" * 99)
+    files, rejects, others = _list_videos(local, str(tmp_path), str(tmp_path))
+    assert [file["uri"] for file in files] == [f"{shard}#bytes={found[0][1]}+{size}"] and others == 1
+    reasons = {reject["video_id"]: reject["reason"] for reject in rejects}
+    assert all(reasons.pop(name).startswith("not a whole tar archive") for name in ("no.tar", "s.tar"))
+    assert reasons == {"s.tar/c.mp4": "the file is empty", "s.tar/d.mkv": "truncated: the shard ends in it"}
+    (only,), _, _ = _list_videos(local, str(shard), str(shard))
+    assert only == files[0]
