@@ -22,6 +22,7 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float64
 from pyarrow import fs
 
 from carl_ray import storage
@@ -29,7 +30,8 @@ from carl_ray.address import parse
 from carl_ray.data.manifest import REJECTS_SCHEMA, refuse_pickles
 from carl_ray.errors import UserError
 
-_EXACT_SECONDS = 0.001  # containers round times to milliseconds
+EXACT_SECONDS = 0.001
+"""Accuracy of times: containers round them to milliseconds."""
 _PAST_SECONDS = 0.1
 """A range may end this far behind the last frame: its video's sound is often a little longer."""
 _HEADERS = 1 << 16  # bytes of a shard that are read at once
@@ -64,49 +66,63 @@ class Range:
         if self.in_frames:
             start, stop = int(self.start or 0), last if self.end is None else int(self.end)
         else:
-            if not file["fps"]:
-                raise ValueError("no such range: the frame rate of the file is unknown, so name frames")
-            times = np.array(file["frame_times"] or np.arange(last) / file["fps"])
-            past = float(times[-1]) + 1 / file["fps"]
-            begin, end = self.start or 0.0, past if self.end is None else self.end
-            if begin >= past - _EXACT_SECONDS or end > past + _PAST_SECONDS:
-                raise ValueError(f"no such range: {begin:g} to {end:g} s, the file ends at {past:.3f} s")
-            start = int(np.searchsorted(times, begin + _EXACT_SECONDS, side="right")) - 1
-            stop = int(np.searchsorted(times, end - _EXACT_SECONDS, side="left"))
-        if not 0 <= start < stop <= last:
-            raise ValueError(f"no such range: frames {start} to {stop - 1}, the file has {last}")
+            times = seconds_of(file)
+            begin, end = self.start or 0.0, times[-1] if self.end is None else self.end
+            start = int(np.searchsorted(times, begin + EXACT_SECONDS, side="right")) - 1
+            stop = int(np.searchsorted(times[:-1], end - EXACT_SECONDS, side="left"))
+            if end > times[-1] + _PAST_SECONDS:
+                stop = last + 1
+        # Without the numbers, by which rejects could not be counted.
+        if not 0 <= start < last:
+            raise ValueError("no such range: the video has no frame at its start")
+        if stop > last:
+            raise ValueError("no such range: it ends behind the last frame of the video")
+        if stop <= start:
+            raise ValueError("no such range: it ends before it starts")
         if self.num_frames not in (None, stop - start):
-            raise ValueError(f"its range has {stop - start} frames, expected {self.num_frames}")
+            raise ValueError("another number of frames in the range than the episode has")
         return start, stop
+
+
+def seconds_of(file: Mapping[str, Any]) -> Float64[np.ndarray, " frames+1"]:
+    """Start of each frame of a row of a manifest, and the end of the last one.
+
+    Raises:
+        ValueError: its frame rate is not known; the message is a reject reason.
+    """
+    if not file["fps"]:
+        raise ValueError("no such range: the frame rate of the video is unknown, so name frames")
+    times = file["frame_times"] or np.arange(file["num_frames"]) / file["fps"]
+    return np.append(times, times[-1] + 1 / file["fps"])
 
 
 def cut(index: pa.Table, rejects: pa.Table, ranges: Sequence[Range]) -> tuple[pa.Table, pa.Table]:
     """Manifest and rejects of ranges, given those of their files; nothing is read."""
     files = {row["uri"]: row for row in index.to_pylist()}
     reasons = {row["uri"]: row for row in rejects.to_pylist()}
-    rows, rejected = [], []
-    ids: set[str] = set()
+    rows: dict[str, dict[str, Any]] = {}
+    rejected = []
     for part in ranges:
-        found = files.get(part.uri) or reasons.get(part.uri) or {"reason": "no such video", "bytes": 0}
+        file = files.get(part.uri, {})
+        found = file or reasons.get(part.uri) or {"reason": "no such video", "bytes": 0}
         try:
-            if "reason" in found:
+            if not file:
                 raise ValueError(found["reason"])
-            if part.video_id in ids:
-                raise ValueError(f"another range has the video_id {part.video_id!r}, too")
-            rows.append(_row(found, part, *part.frames(found)))
-            ids.add(part.video_id)
+            if part.video_id in rows:
+                raise ValueError("another range has its video_id")
+            rows[part.video_id] = range_row(file, part)
         except ValueError as error:
-            unit = "" if part.in_frames else " s"
-            where = f"{part.uri} ({part.start or 0:g} to {'the end' if part.end is None else f'{part.end:g}'}{unit})"
-            modified = found.get("modified_ns")
-            rejected.append(
-                {"uri": where, "bytes": found["bytes"], "modified_ns": modified, "reason": str(error)}
-            )
-    manifest = pa.Table.from_pylist(rows, schema=index.schema).sort_by("video_id")
+            end = "the end" if part.end is None else f"{part.end:g}"
+            where = f"{part.uri} ({part.start or 0:g} to {end}{'' if part.in_frames else ' s'})"
+            reject = {"uri": where, "bytes": found["bytes"], "modified_ns": found.get("modified_ns")}
+            rejected.append({**reject, "reason": str(error)})
+    manifest = pa.Table.from_pylist([*rows.values()], schema=index.schema).sort_by("video_id")
     return manifest, pa.Table.from_pylist(rejected, schema=REJECTS_SCHEMA).sort_by("uri")
 
 
-def _row(file: dict[str, Any], part: Range, start: int, stop: int) -> dict[str, Any]:
+def range_row(file: Mapping[str, Any], part: Range) -> dict[str, Any]:
+    """The row of a range, given its file's; errors as `Range.frames`."""
+    start, stop = part.frames(file)
     row = {**file, **part.columns, "video_id": part.video_id}
     if (start, stop) == (0, file["num_frames"]):
         return row

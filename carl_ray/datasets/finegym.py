@@ -1,4 +1,4 @@
-"""Convert FineGym (Shao et al., CVPR 2020): annotation and raw videos to cut events and a manifest.
+"""Index FineGym (Shao et al., CVPR 2020): its events as ranges of the raw videos, with annotation.
 
     python -m carl_ray.datasets.finegym RAW --out FOLDER --classes 99
     python -m carl_ray.datasets.finegym RAW --out FOLDER --classes 288
@@ -20,186 +20,146 @@ used. Missing and broken videos are counted, and tried again by the next run.
 
 Output in FOLDER:
 
-    videos/<YouTube id>_E_<start>_<end>.mp4    one file an event; both sets of classes share them
-    videos.parquet                             their index
+    videos.parquet                             the index of the raw videos, shared by both sets of classes
     finegym99.parquet, finegym288.parquet      the manifests
 
-An event becomes a video if an element of it is in the lists; `cutting` defines which frames it has. The rate is
-25 frames a second, as in the released code (and the paper: its 140 to 5,153 frames are 5.6 to 206 seconds), the
-shorter side 360 pixels as there; smaller videos keep their size. One core cuts 150 to 270 frames a second;
-videos that are finished are not cut again.
+An event becomes a row of the manifest, <YouTube id>_E_<start>_<end>.mp4, if an element of it is in the lists: the
+frames of its raw video from the one that is shown at its start to the last that begins before its end. Nothing is
+cut or resized. The rate is that of the raw video; the released code's, and the paper's, is 25 frames a second,
+which most of the videos have.
 
 - Video label: the event's class, by name. Split: "train", or "test" for the list that FineGym calls val,
   which is what CARL tests on. An event with elements in both lists is in "test", with the labels of that list
   alone.
-- Frame labels: frame k has the class of the element with a stage whose [start, end) covers k / rate, the
-  later one where two do; -1 elsewhere. (The released code labels one frame more at the end of each element,
-  and of a vault only the last of its three stages.)
+- Frame labels: a frame has the class of the element with a stage whose [start, end) covers its time since the
+  event's first frame, the later one where two do; -1 elsewhere. (The released code labels one frame more at the
+  end of each element, and of a vault only the last of its three stages.)
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from collections import Counter
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Int32
 
 from carl_ray import storage
-from carl_ray.data.scan import VIDEO_SUFFIXES
+from carl_ray.data.parts import EXACT_SECONDS, Range, range_row, seconds_of
 from carl_ray.datasets.conversion import (
     Conversion,
-    OnVideo,
     converter_parser,
     index_videos,
     summarize,
     write_manifest,
 )
-from carl_ray.datasets.cutting import Cut, cut_all, num_frames_between
 from carl_ray.datasets.finegym_annotation import VERSIONS, Event, find_published, read_annotation
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import number
-from carl_ray.progress import ProgressLine
 
-FRAME_RATE = 25
-SHORT_SIDE = 360
-
-_SETTINGS = "cut.json"
 _CUT_OFF = "ends of events that lie beyond their video (the beginnings are kept)"
 
 
-def frame_labels(event: Event, num_frames: int, frame_rate: int) -> Int32[np.ndarray, " frames"]:
-    """Class of each frame of an event's video: that of the element that covers its time, or -1.
+def frame_labels(event: Event, seconds: Sequence[float] | np.ndarray) -> Int32[np.ndarray, " frames"]:
+    """Class of each frame of an event: that of the element that covers its time, or -1.
 
     Args:
         event: Its stages may end beyond it.
-        num_frames: Of its video.
-        frame_rate: Frame k shows the time k / frame_rate of the event.
+        seconds: Of each frame, since the event's first.
     """
-    labels = np.full(num_frames, -1, np.int32)
+    labels = np.full(len(seconds), -1, np.int32)
+    times = np.asarray(seconds) + EXACT_SECONDS
     for start, end, label in event.stages:
-        # Frame k is covered if start <= k / rate < end, in exact fractions.
-        labels[max(0, math.ceil(start * frame_rate)) : max(0, math.ceil(end * frame_rate))] = label
+        labels[(times >= float(start)) & (times < float(end))] = label
     return labels
 
 
-def find_videos(raw: Path, youtube_ids: set[str]) -> tuple[dict[str, Path], list[str]]:
-    """Find the file of each video below a folder, the largest of several; list videos with several."""
-    found: dict[str, list[Path]] = {}
-    seen = set()
-    for folder, subfolders, names in os.walk(raw, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back
-            subfolders.clear()
-            continue
-        seen.add(real)
-        for name in names:
-            path = Path(folder, name)
-            if name.startswith("._"):  # what macOS leaves beside a file
-                continue
-            if path.suffix.lower() in VIDEO_SUFFIXES and (video := _youtube_id(path.stem, youtube_ids)):
-                found.setdefault(video, []).append(path)
-    largest = {
-        video: max(paths, key=lambda path: (path.stat().st_size, str(path))) for video, paths in found.items()
-    }
-    return largest, [video for video, paths in found.items() if len(paths) > 1]
+def find_videos(
+    index: pa.Table, rejects: Mapping[str, str], youtube_ids: set[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str], list[str]]:
+    """The row of the largest file of each video, why others do not decode, and the videos with several files."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    reasons: dict[str, list[str]] = {}
+    for row in index.to_pylist():
+        if video := _youtube_id(row["video_id"], youtube_ids):
+            rows.setdefault(video, []).append(row)
+    for name, reason in rejects.items():
+        if video := _youtube_id(name, youtube_ids):
+            reasons.setdefault(video, []).append(reason)
+    largest = {video: max(files, key=lambda row: (row["bytes"], row["uri"])) for video, files in rows.items()}
+    doubled = [id_ for id_ in youtube_ids if len(rows.get(id_, [])) + len(reasons.get(id_, [])) > 1]
+    return largest, {video: found[0] for video, found in reasons.items()}, doubled
 
 
-def convert(
-    raw: Path,
-    out: Path,
-    classes: int,
-    *,
-    version: str | None = None,
-    frame_rate: int = FRAME_RATE,
-    short_side: int = SHORT_SIDE,
-    on_video: OnVideo = lambda done, total: None,
-) -> Conversion:
-    """Cut the events out of the videos, those that are not there yet, and collect their labels.
+def read_events(raw: Path, classes: int, version: str | None = None) -> tuple[list[Event], Conversion]:
+    """The events of the lists, and a conversion that counts what the annotation lacks.
 
     Args:
-        raw: The folder with the published files and the videos.
-        out: The folder for the results; the videos go into its folder `videos`.
+        raw: The folder with the published files.
         classes: 99 or 288.
         version: As for `find_published`.
-        frame_rate: Frames a second of the cut videos.
-        short_side: Their shorter side in pixels; smaller videos keep their size.
-        on_video: Called after each event.
 
     Raises:
-        UserError: RAW is not as published, or `out` holds videos cut with other settings.
-        RunError: a video cannot be written.
+        UserError: RAW is not as published.
     """
-    published = find_published(raw, classes, version)
     conversion = Conversion({})
-    events = read_annotation(published, classes, conversion)
+    events = read_annotation(find_published(raw, classes, version), classes, conversion)
     counts = Counter(event.split for event in events)
     conversion.published = {split: counts[split] for split in ("train", "test")}
+    return events, conversion
+
+
+def add_events(
+    events: Sequence[Event], conversion: Conversion, index: pa.Table, rejects: Mapping[str, str]
+) -> pa.Table:
+    """Add the events whose video is there to a conversion; return their rows of the manifest, without labels.
+
+    Args:
+        events: As `read_events` returns them.
+        conversion: Likewise; it counts those that are left out.
+        index: Of the raw videos, as `index_videos` returns it.
+        rejects: Likewise.
+    """
     youtube_ids = {event.youtube_id for event in events}
-    videos, doubled = find_videos(raw, youtube_ids)
-    if not videos:
-        raise UserError(
-            f"{raw}: expected the videos of FineGym below it, named <YouTube id>.mp4 (or another suffix), "
-            f"found none of {len(youtube_ids)}"
-        )
-    _check_settings(out, {"frame_rate": frame_rate, "short_side": short_side, "version": published.version})
+    videos, broken, doubled = find_videos(index, rejects, youtube_ids)
     if doubled:
         conversion.mended["videos with several files, of which the largest was taken"] = doubled
-    cuts = {}
+    missing = len(youtube_ids - videos.keys() - broken.keys())
+    rows = []
     for event in events:
-        if source := videos.get(event.youtube_id):
-            target = out / "videos" / f"{event.event_id}.mp4"
-            cuts[Cut(source, target, event.start, event.end)] = event
-        else:
-            missing = len(youtube_ids - videos.keys())
-            conversion.leave_out(event.event_id, f"events of {missing} missing videos")
-    results = cut_all(list(cuts), frame_rate=frame_rate, short_side=short_side)
-    for done, (cut, result) in enumerate(results, 1):
-        event = cuts[cut]
-        if result.reason is None:
-            is_cut_off = result.num_frames < num_frames_between(cut.start, cut.end, frame_rate)
-            notes = [_CUT_OFF] if is_cut_off else []
-            labels = frame_labels(event, result.num_frames, frame_rate).tolist()
-            conversion.add(cut.target.name, event.split, event.label, labels, *notes)
-        else:
-            conversion.leave_out(event.event_id, f"events: {result.reason}")
-        on_video(done, len(cuts))
-    return conversion
+        file = videos.get(event.youtube_id)
+        if file is None:
+            reason = broken.get(event.youtube_id)
+            why = f"events: {reason}" if reason else f"events of {missing} missing videos"
+            conversion.leave_out(event.event_id, why)
+            continue
+        try:
+            is_cut_off = event.end > seconds_of(file)[-1] + EXACT_SECONDS
+            end = None if is_cut_off else float(event.end)
+            row = range_row(file, Range(file["uri"], f"{event.event_id}.mp4", float(event.start), end))
+        except ValueError as error:
+            conversion.leave_out(event.event_id, f"events: {error}")
+            continue
+        labels = frame_labels(event, seconds_of(row)[:-1]).tolist()
+        notes = [_CUT_OFF] if is_cut_off else []
+        conversion.add(row["video_id"], event.split, event.label, labels, *notes)
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=index.schema).sort_by("video_id")
 
 
-# The folders
-
-
-def _youtube_id(stem: str, youtube_ids: set[str]) -> str | None:
+def _youtube_id(name: str, youtube_ids: set[str]) -> str | None:
     """Find the id in a file's name: all of it, in brackets at its end, after v_, or after a hyphen."""
+    path = PurePosixPath(name)
+    stem = path.stem
     candidates = [stem]
     if stem.endswith("]"):
         candidates.append(stem[stem.rfind("[") + 1 : -1])
     candidates.append(stem.removeprefix("v_"))
     candidates += [stem[i + 1 :] for i, character in enumerate(stem) if character == "-"]
-    return next((candidate for candidate in candidates if candidate in youtube_ids), None)
-
-
-def _check_settings(out: Path, settings: dict[str, int | str]) -> None:
-    """Store how the videos of a folder are cut; raise `UserError` if it has videos cut with other settings."""
-    path = out / _SETTINGS
-    if path.is_file():
-        try:
-            there = json.loads(path.read_text())
-        except ValueError:
-            there = None
-        if there != settings:
-            raise UserError(
-                f"{out}: it holds events cut with {there}, not with {settings}; name another --out, or "
-                "delete that folder"
-            )
-        return
-    if (out / "videos").exists():
-        raise UserError(f"{out}: its folder `videos` does not come from here; name another --out")
-    storage.write_bytes(str(path), json.dumps(settings).encode() + b"\n")
+    # What macOS leaves beside a file begins with "._".
+    return None if stem.startswith("._") else next((name for name in candidates if name in youtube_ids), None)
 
 
 # The command line
@@ -220,34 +180,21 @@ def main(arguments: list[str] | None = None) -> None:
             choices=VERSIONS,
             help="of the annotation; default: the one that is there, 1.0 (the released code's) of both",
         )
-        parser.add_argument(
-            "--frame-rate",
-            metavar="N",
-            type=number(int, at_least=1),
-            default=FRAME_RATE,
-            help=f"default {FRAME_RATE}",
-        )
-        parser.add_argument(
-            "--short-side",
-            metavar="N",
-            type=number(int, at_least=1),
-            default=SHORT_SIDE,
-            help=f"pixels; smaller videos keep their size; default {SHORT_SIDE}",
-        )
-        options = vars(parser.parse_args(arguments))
-        raw, out = _local(options.pop("raw")), _local(options.pop("out"))
-        conversion = convert(raw, out, **options, on_video=ProgressLine("cut", "events"))
+        options = parser.parse_args(arguments)
+        raw, out = _local(options.raw), _local(options.out)
+        events, conversion = read_events(raw, options.classes, options.version)
+        index, rejects = index_videos(str(raw), str(out / "videos.parquet"))
+        manifest = add_events(events, conversion, index, rejects)
         if not conversion.rows:
             print(summarize(conversion))
-            raise RunError(f"{raw}: no event could be cut out; the reasons are listed above")
-        name = f"finegym{options['classes']}"
-        indexed, rejects = index_videos(str(out / "videos"), str(out / "videos.parquet"))
-        write_manifest(conversion, indexed, rejects, str(out / f"{name}.parquet"), name)
+            raise RunError(f"{raw}: no event has a video that can be read; the reasons are listed above")
+        name = f"finegym{options.classes}"
+        write_manifest(conversion, manifest, {}, str(out / f"{name}.parquet"), name)
 
 
 def _local(path: str) -> Path:
     if storage.is_remote(path):
-        raise UserError(f"{storage.public_uri(path)}: expected a folder of this machine; videos are cut here")
+        raise UserError(f"{storage.public_uri(path)}: expected a folder of this machine")
     return Path(path).expanduser().absolute()
 
 

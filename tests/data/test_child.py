@@ -16,7 +16,6 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ from carl_ray.data import scan
 from carl_ray.data.child import BadVideoError, Child, KilledError
 from carl_ray.data.guard import FrameReader, ViewReader
 from carl_ray.data.sample import sample_spec
-from carl_ray.datasets import cutting
-from carl_ray.datasets.cutting import Cut, cut_all
 from carl_ray.errors import RunError
 from tests.samples import video_row
 
@@ -190,7 +187,7 @@ def test_half_an_answer_is_no_answer(
 
 
 def test_what_a_child_sends_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is it by the other three that have one."""
+    """Nor is it by the other two that have one."""
     exploit = pickle.dumps(Exploit(tmp_path / "done"))
     for code in (hostile(exploit), hostile(struct.pack("<Q", len(exploit)) + exploit)):
         with pytest.raises(BadVideoError, match=INVALID):
@@ -201,10 +198,6 @@ def test_what_a_child_sends_is_never_unpickled(tmp_path: Path, monkeypatch: pyte
             FrameReader(code).count(b"content", CONFIG)
         monkeypatch.setattr(scan, "_child", Child(code))
         assert re.match(INVALID, scan.probe_guarded(io.BytesIO(b"x"), 1, verify=False)["reason"])
-        monkeypatch.setattr(cutting, "_CODE", code)
-        cut = Cut(tmp_path / "a.mp4", tmp_path / "b.mp4", Fraction(0), Fraction(1))
-        ((_, outcome),) = cut_all([cut], frame_rate=25, short_side=48)
-        assert outcome.reason is not None and re.match(INVALID, outcome.reason)
         monkeypatch.setattr(decoders, "_CODE", code)
         table = decoders.measure([tmp_path / "a.mp4"], lambda line: None)
         assert all("no valid answer" in note for note in table.notes) and table.notes
@@ -270,29 +263,26 @@ def test_all_frames_are_as_many_as_were_asked_for(chunks: list[list[int]]) -> No
 
 
 @pytest.fixture
-def cutter(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that cuts a video which never ends, in a child whose memory limit it prints first."""
+def parent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process with a child that reads a video without end, and prints its memory limit first."""
     code = f"""
-import signal, sys
-from fractions import Fraction
-from pathlib import Path
-from carl_ray.datasets import cutting
+import signal
+from carl_ray.data.child import Child
 
 # A shell's background jobs, which tests may be, have it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-cutting._CODE = '''
+child = Child('''
 import os, resource, time
-from carl_ray.datasets import cutting
-def hang(source, *arguments, **options):
+from carl_ray.data.child import open_channel
+def hang(source):
     limited = resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
     with open({str(tmp_path / "child")!r}, "w") as file:
         file.write(f"{{os.getpid()}} {{limited}}\\\\n")
     time.sleep(600)
-cutting.cut_video = hang
-cutting.answer_cuts()
-'''
-cut = cutting.Cut(Path("a"), Path({str(tmp_path / "b")!r}), Fraction(0), Fraction(1))
-print(*cutting.cut_all([cut], frame_rate=25, short_side=48))
+    yield {{}}
+open_channel()(hang)
+''')
+print(*child.ask("a", {{}}, {{}}, seconds=600))
 """
     with subprocess.Popen(
         [sys.executable, "-c", code],
@@ -317,17 +307,17 @@ def ends(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_child_that_cuts_is_limited_and_ends_with_its_parent(
-    number: signal.Signals, cutter: subprocess.Popen[str], tmp_path: Path
+def test_a_child_is_limited_and_ends_with_its_parent(
+    number: signal.Signals, parent: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text().endswith("\n"):
-        assert cutter.poll() is None, cutter.communicate()
+        assert parent.poll() is None, parent.communicate()
         time.sleep(0.05)
     pid, is_limited = (tmp_path / "child").read_text().split()
     assert is_limited == str(sys.platform == "linux")
     if number == signal.SIGINT:  # Ctrl-C goes to the whole group; the parent alone acts on it
         os.kill(int(pid), number)
-        assert cutter.poll() is None and Path("/proc", pid).exists()
-    cutter.send_signal(number)
+        assert parent.poll() is None and Path("/proc", pid).exists()
+    parent.send_signal(number)
     assert ends(int(pid))
-    assert cutter.wait(10) != 0
+    assert parent.wait(10) != 0

@@ -65,19 +65,19 @@ def test_seconds_are_the_frames_on_the_screen(start: float, end: float, frames: 
 
 
 def test_what_does_not_fit_is_a_reject() -> None:
-    one = Range("/v/a.mp4", "a", 0, 1)
-    assert rejects_of(Range("/v/a.mp4", "a", 4, 5)) == ["no such range: 4 to 5 s, the file ends at 4.000 s"]
-    assert rejects_of(Range("/v/a.mp4", "a", 3, 5)) == ["no such range: 3 to 5 s, the file ends at 4.000 s"]
-    assert rejects_of(Range("/v/a.mp4", "a", 2, 1)) == ["no such range: frames 50 to 24, the file has 100"]
-    assert rejects_of(Range("/v/a.mp4", "a", -3, 1, True)) == [
-        "no such range: frames -3 to 0, the file has 100"
-    ]
-    assert rejects_of(Range("/v/a.mp4", "a", 3, 101, True)) == [
-        "no such range: frames 3 to 100, the file has 100"
-    ]
-    assert rejects_of(Range("/v/a.mp4", "a", 0, 1, num_frames=24)) == ["its range has 25 frames, expected 24"]
+    one, no_range = Range("/v/a.mp4", "a", 0, 1), "no such range: "
+    for start, end, in_frames, reason in (
+        (4, 5, False, "the video has no frame at its start"),
+        (-3, 1, True, "the video has no frame at its start"),
+        (3, 5, False, "it ends behind the last frame of the video"),
+        (3, 101, True, "it ends behind the last frame of the video"),
+        (2, 1, False, "it ends before it starts"),
+        (7, 7, True, "it ends before it starts"),
+    ):
+        assert rejects_of(Range("/v/a.mp4", "a", start, end, in_frames)) == [no_range + reason]
+    assert "than the episode has" in rejects_of(Range("/v/a.mp4", "a", 0, 1, num_frames=24))[0]
     assert rejects_of(Range("/v/b.mp4", "b", 0, 1)) == ["no such video"]
-    assert rejects_of(one, one) == ["another range has the video_id 'a', too"]
+    assert rejects_of(one, one) == ["another range has its video_id"]
     assert "the frame rate of the file is unknown" in rejects_of(one, fps=None)[0]
     broken = pa.Table.from_pylist(
         [{"uri": "/v/a.mp4", "bytes": 3, "reason": "encrypted"}], schema=REJECTS_SCHEMA

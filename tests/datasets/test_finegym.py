@@ -7,13 +7,15 @@ import shutil
 from fractions import Fraction
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from carl_ray.data.decode import read_frames
 from carl_ray.data.manifest import SCHEMA, read_manifest
 from carl_ray.datasets import finegym
-from carl_ray.datasets.finegym import find_videos, frame_labels
+from carl_ray.datasets.conversion import Conversion, index_videos
+from carl_ray.datasets.finegym import add_events, find_videos, frame_labels
 from carl_ray.datasets.finegym_annotation import Event, find_published
 from carl_ray.errors import UserError
 
@@ -162,7 +164,7 @@ LEFT_OUT_99 = {
     "events of 1 missing videos": 1,
     "events without a start and an end": 1,
     "events: not a video that can be opened (Invalid data found when processing input)": 1,
-    "events: the video ends before the range begins": 1,
+    "events: no such range: the video has no frame at its start": 1,
     "videos with several files, of which the largest was taken": 1,
 }
 
@@ -174,15 +176,22 @@ def _rows(table):
     }
 
 
-def test_conversion_has_exactly_the_expected_rows_and_counts(raw, tmp_path, frame_numbers):
-    conversion = finegym.convert(raw, tmp_path / "out", 99)
+def _convert(raw: Path, out: Path) -> tuple[Conversion, pa.Table]:
+    events, conversion = finegym.read_events(raw, 99)
+    return conversion, add_events(events, conversion, *index_videos(str(raw), str(out / "videos.parquet")))
+
+
+def test_conversion_has_exactly_the_expected_rows_and_counts(
+    raw, tmp_path, frame_numbers, ray_session, make_video
+):
+    conversion, manifest = _convert(raw, tmp_path)
     assert _rows(conversion.labels) == EXPECTED_99
     counted = conversion.left_out | conversion.mended
     assert {reason: len(names) for reason, names in counted.items()} == LEFT_OUT_99
     assert conversion.published == {"train": 5, "test": 2}
     shown = {
-        name: frame_numbers(read_frames(str(tmp_path / "out" / "videos" / name), range(len(labels))))
-        for name, (_, _, labels) in EXPECTED_99.items()
+        row["video_id"]: frame_numbers(read_frames(row["uri"], range(row["num_frames"])))
+        for row in manifest.to_pylist()
     }
     assert shown == {
         "-dash_dash-_E_000001_000003.mp4": list(range(25, 75)),
@@ -190,9 +199,18 @@ def test_conversion_has_exactly_the_expected_rows_and_counts(raw, tmp_path, fram
         "_vault_E_01_E_000007_000010.mp4": list(range(175, 200)),
         "title-id-99_E_000000_000001.mp4": list(range(25)),
     }
+    assert len({*manifest.column("content_hash").to_pylist()}) == 4
+    # What was missing is added by the next run.
+    (raw / "videos" / "missing-vid.mp4.part").unlink()
+    make_video(raw / "videos" / "missing-vid.mp4", 60, fps=25)
+    conversion, _ = _convert(raw, tmp_path)
+    assert _rows(conversion.labels) == EXPECTED_99 | {
+        "missing-vid_E_000001_000002.mp4": ("train", "floor exercise", [8] * 25)
+    }
+    assert not any("missing" in text for text in conversion.left_out)
 
 
-def test_the_command_line_makes_both_manifests_and_cuts_once(raw, tmp_path, ray_session, capsys):
+def test_the_command_line_makes_both_manifests_from_one_index(raw, tmp_path, ray_session, capsys):
     out = tmp_path / "out"
     finegym.main([str(raw), "--out", str(out), "--classes", "99"])
     printed = capsys.readouterr().out
@@ -205,29 +223,24 @@ def test_the_command_line_makes_both_manifests_and_cuts_once(raw, tmp_path, ray_
     manifest = read_manifest(str(out / "finegym99.parquet"))
     assert manifest.schema.equals(SCHEMA) and _rows(manifest) == EXPECTED_99
     assert manifest.column("num_frames").to_pylist() == [50, 40, 25, 25]
-    first = {path: path.stat().st_mtime_ns for path in (out / "videos").iterdir()}
     content = (out / "finegym99.parquet").read_bytes()
 
     finegym.main([str(raw), "--out", str(out), "--classes", "288"])
-    assert "       1 x elements of the lists with two classes" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "       1 x elements of the lists with two classes" in captured.out
+    assert "0 to read, 5 unchanged" in captured.err
     assert _rows(read_manifest(str(out / "finegym288.parquet"))) == {
         "-dash_dash-_E_000001_000003.mp4": ("train", "uneven bars", _labels(50, (5, 12, 200))),
         "-dash_dash-_E_000005_000006.mp4": ("train", "balance beam", _labels(25, (0, 5, 287))),
     }
     finegym.main([str(raw), "--out", str(out), "--classes", "99"])
-    assert {path: path.stat().st_mtime_ns for path in first} == first
     assert (out / "finegym99.parquet").read_bytes() == content
-
-
-def test_what_was_missing_is_added_by_the_next_run(raw, tmp_path, make_video):
-    finegym.convert(raw, tmp_path / "out", 99)
-    (raw / "videos" / "missing-vid.mp4.part").unlink()
-    make_video(raw / "videos" / "missing-vid.mp4", 60, fps=25)
-    conversion = finegym.convert(raw, tmp_path / "out", 99)
-    assert _rows(conversion.labels) == EXPECTED_99 | {
-        "missing-vid_E_000001_000002.mp4": ("train", "floor exercise", [8] * 25)
+    assert {path.name for path in out.iterdir()} == {
+        "finegym288.parquet",
+        "finegym99.parquet",
+        "videos.parquet",
+        "videos.rejects.parquet",
     }
-    assert not any("missing" in text for text in conversion.left_out)
 
 
 def test_version_1_0_goes_before_1_1(raw):
@@ -244,20 +257,29 @@ def test_version_1_0_goes_before_1_1(raw):
 def test_frames_are_labelled_by_exact_times():
     stages = ((Fraction("-0.5"), Fraction("0.08"), 7), (Fraction("3.2"), Fraction("3.201"), 7))
     event = Event("a", "a", "vault", "train", Fraction(0), Fraction(4), stages)
-    assert frame_labels(event, 100, 25).tolist() == _labels(100, (0, 2, 7), (80, 81, 7))
+    assert frame_labels(event, np.arange(100) / 25).tolist() == _labels(100, (0, 2, 7), (80, 81, 7))
 
 
-def test_videos_behind_links_are_found_and_loops_are_not_followed(tmp_path):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "disk" / "some-title--starts-with.mp4").write_bytes(b"")
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "videos").symlink_to(tmp_path / "disk")
-    (tmp_path / "disk" / "back").symlink_to(tmp_path / "raw")
-    found, doubled = find_videos(tmp_path / "raw", {"-starts-with", "title"})
-    assert {name: path.name for name, path in found.items()} == {
-        "-starts-with": "some-title--starts-with.mp4"
+def test_the_largest_file_of_a_video_that_decodes_is_taken():
+    rows = [
+        ("x/some-title--starts-with.mp4", 5),
+        ("v_b.mkv", 4),
+        ("y/b.mp4", 6),
+        ("._b.mp4", 9),
+        ("T [c].webm", 1),
+    ]
+    index = pa.Table.from_pylist(
+        [{"video_id": name, "uri": f"/{name}", "bytes": size} for name, size in rows]
+    )
+    found, broken, doubled = find_videos(
+        index, {"b.avi": "empty", "d.mp4": "empty"}, {"-starts-with", "b", "c", "d"}
+    )
+    assert {name: row["video_id"] for name, row in found.items()} == {
+        "-starts-with": "x/some-title--starts-with.mp4",
+        "b": "y/b.mp4",
+        "c": "T [c].webm",
     }
-    assert doubled == []
+    assert doubled == ["b"] and broken.keys() == {"b", "d"}
 
 
 @pytest.mark.parametrize(
@@ -272,7 +294,6 @@ def test_videos_behind_links_are_found_and_loops_are_not_followed(tmp_path):
             lambda raw: (raw / "annotations" / "gym99_val_element.txt").unlink(),
             "missing: gym99_val_element.txt",
         ),
-        (lambda raw: shutil.rmtree(raw / "videos"), "found none of 5"),
         (
             lambda raw: (raw / "finegym_annotation_info_v1.0.json").write_text('{"a": {'),
             "not the JSON file as published",
@@ -294,16 +315,7 @@ def test_a_folder_that_is_not_as_published_is_refused_in_one_line(raw, tmp_path,
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     with pytest.raises(UserError, match=message):
-        finegym.convert(raw, tmp_path / "out", 99)
-
-
-def test_videos_cut_in_another_way_are_not_mixed(raw, tmp_path):
-    finegym.convert(raw, tmp_path / "out", 288)
-    with pytest.raises(UserError, match="name another --out"):
-        finegym.convert(raw, tmp_path / "out", 288, frame_rate=30)
-    (tmp_path / "mine" / "videos").mkdir(parents=True)
-    with pytest.raises(UserError, match="does not come from here"):
-        finegym.convert(raw, tmp_path / "mine", 288)
+        finegym.read_events(raw, 99)
 
 
 def test_object_stores_are_refused(raw, capsys):
@@ -312,7 +324,7 @@ def test_object_stores_are_refused(raw, capsys):
     assert exit_.value.code == 2 and "a folder of this machine" in capsys.readouterr().err
 
 
-def test_no_video_at_all_fails(raw, tmp_path, capsys):
+def test_no_video_at_all_fails(raw, tmp_path, capsys, ray_session):
     shutil.rmtree(raw / "videos")
     (raw / "videos").mkdir()
     (raw / "videos" / "-dash_dash-.mp4").write_bytes(b"")
@@ -320,17 +332,6 @@ def test_no_video_at_all_fails(raw, tmp_path, capsys):
         finegym.main([str(raw), "--out", str(tmp_path / "out")])
     assert exit_.value.code == 1
     captured = capsys.readouterr()
-    assert "no event could be cut out" in captured.err and "1 x events: the file is empty" in captured.out
+    assert "no event has a video that can be read" in captured.err
+    assert "1 x events: the file is empty" in captured.out
     assert not (tmp_path / "out" / "finegym99.parquet").exists()
-
-
-def test_manifest_is_written_whole(raw, tmp_path, ray_session):
-    finegym.main([str(raw), "--out", str(tmp_path / "out"), "--classes", "288"])
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "cut.json",
-        "finegym288.parquet",
-        "videos",
-        "videos.parquet",
-        "videos.rejects.parquet",
-    }
-    assert pq.read_table(tmp_path / "out" / "videos.rejects.parquet").num_rows == 0
