@@ -1,10 +1,14 @@
-"""Index a folder of videos into a manifest (one row a video) and rejects.
+"""Index a folder of videos, tar shards or ranges into a manifest (one row a video) and rejects.
 
     python -m carl_ray.index FOLDER --out MANIFEST
     python -m carl_ray.index s3://bucket/videos --out s3://bucket/manifest.parquet --verify
     python -m carl_ray.index FOLDER --out MANIFEST --labels labels.csv --split-by person --test-fraction 0.3
     python -m carl_ray.index --update MANIFEST --labels labels.csv
+    python -m carl_ray.index ranges.csv --out MANIFEST
     python -m carl_ray.index
+
+FOLDER may hold tar shards of videos or be a LeRobot dataset v3. Instead of it, one shard (NAME.tar) or a CSV file of
+uri,start,end (seconds; or uri,start_frame,end_frame) may be given; nothing is unpacked or cut.
 
 Without arguments the rendered videos of the demo are made (once) and indexed with their labels. Indexing again reads
 only new and changed files, and continues an interrupted scan. Videos that cannot be decoded go to
@@ -69,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(prog="python -m carl_ray.index", description=__doc__)
     add = parser.add_argument
-    add("folder", nargs="?", metavar="FOLDER", help="path or URI of the videos")
+    add("folder", nargs="?", metavar="FOLDER", help="path or URI of the videos or ranges")
     add("--out", metavar="MANIFEST", help="path or URI of the manifest, new or to be continued")
     add("--verify", action="store_true", help="decode every frame; count what really decodes")
     add("--update", metavar="MANIFEST", help="a manifest that labels are joined to")

@@ -29,7 +29,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from carl_ray import storage
-from carl_ray.address import Address, parse
+from carl_ray.address import Address, file_of, parse
 from carl_ray.data.child import (
     KILLED,
     MEMORY,
@@ -140,7 +140,14 @@ def _index_ranges(
     """Index the files of ranges beside the manifest, which is kept for the next time; write that of the ranges."""
     files = sorted({part.uri for part in ranges})
     index = index_folder(folder or files, scan_uri(out), verify=verify)
+    known, _ = _read_earlier(files, out)
     manifest, rejects = cut(*index, ranges)
+    earlier = {row["video_id"]: row for row in known.to_pylist()}
+    rows = []
+    for row in manifest.to_pylist():
+        added = _added_columns(earlier[row["video_id"]], row) if row["video_id"] in earlier else {}
+        rows.append(row | added | {name: row[name] for name in ("split", "label") if row[name] is not None})
+    manifest = pa.Table.from_pylist(rows, schema=known.schema)
     if labels is not None:
         manifest = attach_labels(manifest, labels)
     write_table(rejects, rejects_uri(out))
@@ -251,20 +258,22 @@ def count_reasons(rejects: pa.Table) -> list[tuple[str, int, str]]:
 # The earlier manifest
 
 
-def _read_earlier(folder_uri: str | list[str], out: str) -> tuple[pa.Table, pa.Table]:
+def _read_earlier(source: str | list[str], out: str) -> tuple[pa.Table, pa.Table]:
     """The manifest and rejects at `out`; empty tables where there are none.
 
     Raises:
-        UserError: the manifest is that of another folder.
+        UserError: the manifest is that of another folder, or of other files.
     """
     known, rejects = SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table()
     if storage.exists(out):
         known = read_manifest(out, check=False)
         added = [name for name in known.column_names if name not in SCHEMA.names]
         known = known.select([*SCHEMA.names, *added])
-        uris = known.column("uri").to_pylist() if isinstance(folder_uri, str) else []
-        inside = "" if not uris else _without_query(str(folder_uri)).rstrip("/")
-        if uris and not any(uri.startswith((f"{inside}/", f"{inside}#", f"{inside}?")) for uri in uris):
+        listed = [source] if isinstance(source, str) else source
+        places = {_without_query(place).rstrip("/") for place in listed}
+        inside = tuple(f"{place}/" for place in places)
+        files = (_without_query(file_of(uri)) for uri in known.column("uri").to_pylist())
+        if known.num_rows and not any(file in places or file.startswith(inside) for file in files):
             raise UserError(
                 f"{storage.public_uri(out)}: the manifest of another folder; name another one, or delete it"
             )

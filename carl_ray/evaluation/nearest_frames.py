@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from carl_ray import storage
+from carl_ray.address import place_of
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.frames import unit_frames
 
@@ -65,7 +66,7 @@ def nearest_frames(
         query: Embedding of a frame; normalised here, as are the videos'.
         videos: The videos to search; those without frames are skipped.
         count: The most frames returned; fewer where there are fewer videos.
-        excluded: A video that is not searched, nor are others of its id or its file.
+        excluded: A video that is not searched, nor are others of its id or its file (of a range: its frames there).
 
     Raises:
         ValueError: `count` is below 1, or an embedding is not finite, or of another width than the query.
@@ -73,15 +74,13 @@ def nearest_frames(
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     (unit,) = unit_frames([query[None]])
-    file = None if excluded is None else storage.resolve(excluded.uri)
+    file = None if excluded is None else _file(excluded)
 
     def best_frames() -> Iterator[FoundFrame]:
         for video in videos:
             if len(video) == 0:
                 continue
-            if excluded is not None and (
-                video.video_id == excluded.video_id or storage.resolve(video.uri) == file
-            ):
+            if excluded is not None and (video.video_id == excluded.video_id or _file(video) == file):
                 continue
             try:
                 _, frames = unit_frames([unit, video.embeddings])
@@ -94,6 +93,10 @@ def nearest_frames(
     return heapq.nsmallest(
         count, best_frames(), key=lambda found: (-found.similarity, found.video_id, found.frame)
     )
+
+
+def _file(video: EmbeddedVideo) -> tuple[object, str]:
+    return storage.resolve(video.uri), place_of(video.uri)
 
 
 def printable(text: str) -> str:

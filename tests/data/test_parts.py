@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_a_reject() -> None:
     assert "than the episode has" in rejects_of(Range("/v/a.mp4", "a", 0, 1, num_frames=24))[0]
     assert rejects_of(Range("/v/b.mp4", "b", 0, 1)) == ["no such video"]
     assert rejects_of(one, one) == ["another range has its video_id"]
-    assert "the frame rate of the file is unknown" in rejects_of(one, fps=None)[0]
+    assert "the frame rate of the video is unknown" in rejects_of(one, fps=None)[0]
     broken = pa.Table.from_pylist(
         [{"uri": "/v/a.mp4", "bytes": 3, "reason": "encrypted"}], schema=REJECTS_SCHEMA
     )
