@@ -1,7 +1,7 @@
 """Exact frames by decoding from key frames, not the file's start. No Ray here.
 
 One pass over the packets, without decoding, collects their timestamps. Where these are complete, unique and in step
-with the codec (H.264, H.265), decoding starts at the last key frame before the first wanted frame, and every frame
+with the codec (H.264, H.265, AV1), decoding starts at the last key frame before the first wanted frame, and every frame
 must carry the next expected timestamp. At any doubt (edit lists, hidden frames, damaged packets, key frames that
 are none) the caller decodes the file from its start. Only a full decode can notice damage before that key frame
 which makes frames vanish: the `num_frames` of a verified manifest guards against it.
@@ -185,7 +185,9 @@ def _read_run(
         return
 
 
-# NAL units of H.264 and H.265
+# NAL units of H.264 and H.265, OBUs of AV1
+
+_AV1 = ("libdav1d", "av1")
 
 _LENGTH_SIZE_AT = {"h264": 4, "hevc": 21}  # byte of the codec's extradata
 
@@ -193,8 +195,11 @@ _LENGTH_SIZE_AT = {"h264": 4, "hevc": 21}  # byte of the codec's extradata
 def _length_size(stream: av.video.VideoStream) -> int | None:
     """Size of the length before a NAL unit, 0: start codes, None: may hide pictures.
 
-    A packet of VP8, VP9 or AV1 may hold a picture that is not shown.
+    A packet of VP8 or VP9 may hold a picture that is not shown. One of AV1 holds exactly one that is (7.5 of its
+    specification).
     """
+    if stream.codec_context.name in _AV1:
+        return 0
     extradata = stream.codec_context.extradata or b""
     at = _LENGTH_SIZE_AT.get(stream.codec_context.name)
     if at is None:
@@ -209,12 +214,32 @@ def _start_kind(codec: str, length_size: int, packet: bytes) -> Literal["clean",
     the pictures after an H.264 recovery point may refer to those before. At `broken` (H.265 BLA) the
     decoder drops pictures.
     """
+    if codec in _AV1:
+        return "clean" if _shows_key_frame(packet) else "unclear"
     for kind in _unit_types(codec, length_size, packet):
         if codec == "h264" and kind in (1, 2, 5):
             return "clean" if kind == 5 else "unclear"
         if codec == "hevc" and kind < 32:
             return "clean" if kind in (19, 20, 21) else "broken" if kind in (16, 17, 18) else "unclear"
     return "unclear"
+
+
+def _shows_key_frame(packet: bytes) -> bool:
+    """Whether the first frame of a temporal unit of AV1 is a key frame that is shown, which resets all references."""
+    at = 0
+    while at < len(packet):
+        header = packet[at]
+        at += 2 if header & 4 else 1  # an extension
+        size, shift = (0, 0) if header & 2 else (len(packet) - at, -1)
+        while 0 <= shift < 56 and at < len(packet):  # LEB128
+            size |= (packet[at] & 127) << shift
+            shift = shift + 7 if packet[at] & 128 else -1
+            at += 1
+        if header >> 3 & 15 in (3, 6):  # OBU_FRAME_HEADER, OBU_FRAME
+            # Not show_existing_frame, frame_type KEY_FRAME, show_frame.
+            return at < len(packet) and packet[at] >> 4 == 1
+        at += size
+    return False
 
 
 def _unit_types(codec: str, length_size: int, packet: bytes) -> Iterator[int]:

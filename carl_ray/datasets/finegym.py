@@ -70,7 +70,7 @@ def frame_labels(event: Event, seconds: Sequence[float] | np.ndarray) -> Int32[n
         seconds: Of each frame, since the event's first.
     """
     labels = np.full(len(seconds), -1, np.int32)
-    times = np.asarray(seconds) + EXACT_SECONDS
+    times = np.asarray(seconds) + 1e-5  # A manifest's are rounded to 1e-6.
     for start, end, label in event.stages:
         labels[(times >= float(start)) & (times < float(end))] = label
     return labels

@@ -128,6 +128,20 @@ def test_all_frames_of_a_range_in_order_and_no_frame_far_before_it(
     assert min(decoded) == 1200 and max(decoded) == 1299 and seeking._timeline_of_file.cache_info().hits
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_av1_is_sought_too(
+    make_video: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    options = {"preset": "10", "svtav1-params": "scd=0:enable-overlays=1"}
+    path = make_video(tmp_path / f"av1{suffix}", 120, codec="libsvtav1", gop=20, options=options)
+    (expected,) = iterate_frames(str(path), 120, chunk_frames=120)
+    monkeypatch.setattr("carl_ray.data.decode.decoded_frames", None)
+    for start, stop in ((47, 90), (100, 120)):
+        (chunk,) = iterate_frames(f"{path}#frames={start}-{stop}/120", stop - start, chunk_frames=99)
+        assert np.array_equal(chunk, expected[start:stop])
+        assert np.array_equal(read_frames(f"{path}#frames={start}-{stop}", [9]), expected[[start + 9]])
+
+
 @pytest.mark.parametrize("codec", ["mpeg4", "libvpx-vp9"])
 def test_a_codec_without_exact_seeking_is_decoded_from_its_start(
     make_video: Callable[..., Path],
