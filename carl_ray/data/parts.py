@@ -170,9 +170,10 @@ def read_ranges(source: str) -> tuple[str | None, list[Range]] | None:
     """
     if source.partition("?")[0].lower().endswith(".csv"):
         return None, list(_csv_ranges(source))
-    if storage.exists(info := storage.join(source, *_LEROBOT.split("/"))):
-        return storage.join(source, "videos"), list(_lerobot_ranges(source, info))
-    return None
+    cameras, splits = _lerobot_cameras(storage.join(source, *_LEROBOT.split("/")))
+    if not cameras:
+        return None
+    return storage.join(source, "videos"), list(_lerobot_ranges(source, cameras, splits))
 
 
 def _stored(folder: str, name: str) -> str:
@@ -214,22 +215,29 @@ def _csv_ranges(uri: str) -> Iterator[Range]:
         yield Range(file, video_id, start, end, in_frames, columns)
 
 
-def _lerobot_ranges(root: str, info_uri: str) -> Iterator[Range]:
-    """Ranges of the episodes of a LeRobotDataset v3, one for each camera; the label is the task."""
-    shown = storage.public_uri(root)
+def _lerobot_cameras(uri: str) -> tuple[list[str], dict[str, range]]:
+    """Cameras and splits of a LeRobotDataset v3; none where it is not one, or has no videos.
+
+    Earlier versions have a file for each episode: they are folders of videos as any other.
+    """
+    if not storage.is_file(uri):
+        return [], {}
     try:
-        info = json.loads(storage.read_bytes(info_uri))
-        version, splits = str(info["codebase_version"]), info.get("splits") or {}
+        info = json.loads(storage.read_bytes(uri))
+        if not str(info["codebase_version"]).startswith("v3."):
+            return [], {}
         cameras = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
-        parts = {name: range(*map(int, text.split(":"))) for name, text in splits.items()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{shown}: {_LEROBOT} is not that of a LeRobot dataset ({error!r})") from None
-    if not version.startswith("v3.") or not cameras:
-        got = f"{version} with {len(cameras)} cameras"
-        raise UserError(f"{shown}: expected a LeRobot dataset v3 with videos, got {got}")
+        splits = info.get("splits") or {}
+        return cameras, {name: range(*map(int, text.split(":"))) for name, text in splits.items()}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return [], {}
+
+
+def _lerobot_ranges(root: str, cameras: Sequence[str], splits: Mapping[str, range]) -> Iterator[Range]:
+    """Ranges of the episodes, one for each camera; the label is the task."""
     for episode in _lerobot_episodes(storage.join(root, "meta", "episodes"), cameras):
         number = episode["episode_index"]
-        split = next((split for split, part in parts.items() if number in part), None)
+        split = next((split for split, part in splits.items() if number in part), None)
         columns = {"split": split, "label": "; ".join(episode["tasks"] or ()) or None}
         for camera in cameras:
             chunk, file, start, end = (episode[f"videos/{camera}/{place}"] for place in _EPISODE_PLACE)

@@ -15,7 +15,7 @@ import pytest
 from aiohttp.test_utils import TestClient
 
 from carl_ray import storage
-from carl_ray.data.decode import probe_video
+from carl_ray.data.decode import probe_video, read_frames
 from carl_ray.explore import conversion, media
 from carl_ray.explore.server import MEDIA
 from tests.explore.conftest import Make, Serve
@@ -116,6 +116,30 @@ def test_playable_files_are_sent_as_they_are(
         # Frame k must be shown from its time in the embeddings on: not if they have another rate.
         other = await (await client.get(f"/api/videos/1?{token}")).json()
         assert other["plays"] == "transcoded"
+
+    serve(uri, conversation)
+
+
+def test_parts_of_files_are_played_as_files_of_their_own(
+    make_video: Make,
+    frame_numbers: Callable[..., list[int]],
+    embed: Make,
+    serve: Serve,
+    tmp_path: Path,
+) -> None:
+    content = make_video(tmp_path / "long.mp4", 200, gop=20).read_bytes()
+    (tmp_path / "shard.tar").write_bytes(bytes(512) + content + bytes(512))
+    member = f"{tmp_path}/shard.tar#bytes=512+{len(content)}"
+    parts = [f"{tmp_path}/long.mp4#frames=50-{50 + FRAMES}/200", f"{member}&frames=50-{50 + FRAMES}"]
+    uri = embed(("a", parts[0], FRAMES, {}), ("b", parts[1], FRAMES, {}), ("c", member, 200, {}))
+
+    async def conversation(client: TestClient[Any, Any], token: str) -> None:
+        assert await fetch(client, f"/media/2?{token}", 1000) == content
+        for number in (0, 1):
+            described = await (await client.get(f"/api/videos/{number}?{token}")).json()
+            assert described["plays"] == "transcoded" and described["error"] is None
+            shown = read_frames(await fetch(client, f"/media/{number}?{token}"), range(FRAMES))
+            assert frame_numbers(shown) == list(range(50, 50 + FRAMES))
 
     serve(uri, conversation)
 
