@@ -15,7 +15,6 @@ import av.container
 import av.packet
 import av.video
 import numpy as np
-from pyarrow import fs
 
 from carl_ray import address, storage
 
@@ -83,9 +82,8 @@ def open_source(source: AnySource) -> VideoSource:
     if isinstance(source, bytes):
         return VideoSource(source)
     place = address.parse(source)
-    filesystem, path = storage.resolve(source)
-    is_local = isinstance(filesystem, fs.LocalFileSystem) and place.byte_offset is None
-    readable = Path(path) if is_local else storage.read_bytes(source)
+    is_local = not storage.is_remote(source) and place.byte_offset is None
+    readable = Path(storage.resolve(source)[1]) if is_local else storage.read_bytes(source)
     return VideoSource(readable, place.start_frame or 0, place.end_frame, place.file_frames)
 
 
