@@ -30,7 +30,7 @@ from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, Mo
 from carl_ray.data import coordinator, stream
 from carl_ray.data.keypoint_table import add_keypoints, locate_keypoints
 from carl_ray.data.make_views import make_views
-from carl_ray.data.manifest import STREAM_COLUMNS, read_manifest
+from carl_ray.data.manifest import STREAM_COLUMNS, read_manifest, save_manifest
 from carl_ray.data.plan import Plan, training_plan, validation_plan
 from carl_ray.data.sample import Sample, arrays_of, sample_spec
 from carl_ray.data.scan import build_manifest
@@ -197,6 +197,13 @@ def test_parts_of_files_are_indexed_and_streamed_as_files_of_their_own(
         assert rejects.num_rows == 0 and tables[kind].num_rows == 3
         assert read_manifest(str(tmp_path / f"{kind}.parquet")).equals(tables[kind])
         tables[kind] = tables[kind].sort_by("video_id")  # Members are sorted by their URI as a text.
+    # Indexed again, a range keeps the labels that it was given.
+    out, at = str(tmp_path / "csv.parquet"), tables["csv"].schema.get_field_index("label")
+    save_manifest(tables["csv"].set_column(at, "label", pa.array(list("xyz"))), out)
+    again, _ = build_manifest(str(tmp_path / "clips.csv"), out)
+    assert again["label"].to_pylist() == list("xyz") and again.drop_columns("label").equals(
+        tables["csv"].drop_columns("label")
+    )
     parts = tables["tar"], tables["csv"], tables["robot"]
     own, theirs = (pa.concat_tables(group) for group in ([tables["own"]] * 3, parts))
     assert own.column("num_frames") == theirs.column("num_frames") and len({*theirs["uri"].to_pylist()}) == 6
