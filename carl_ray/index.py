@@ -5,6 +5,7 @@
     python -m carl_ray.index FOLDER --out MANIFEST --labels labels.csv --split-by person --test-fraction 0.3
     python -m carl_ray.index --update MANIFEST --labels labels.csv
     python -m carl_ray.index ranges.csv --out MANIFEST
+    python -m carl_ray.index FOLDER --out MANIFEST --prepare COPIES
     python -m carl_ray.index
 
 FOLDER may hold tar shards of videos or be a LeRobot dataset v3. Instead of it, one shard (NAME.tar) or a CSV file of
@@ -18,6 +19,9 @@ Labels are joined by the column `video` (id, file name or relative path): CSV, T
 video,start,end,label (seconds; or start_frame,end_frame), video,time,event, video,frame,label, or one row a video with
 label, split and any other columns; or exports of ELAN and BORIS. With --update they are joined to a manifest that is
 there, without reading the videos again, also after a mistake in the labels.
+
+--prepare writes a copy of each video with a short side of 256 pixels, all its frames at their times, in H.264 that is
+fast to decode, and COPIES/manifest.parquet for training. Called again, it adds what is missing, and joins new labels.
 """
 
 from __future__ import annotations
@@ -41,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     with one_line_errors():
         options = _parse(arguments)
+        if options.prepare is not None and options.folder is None:
+            raise UserError("--prepare copies the videos that are indexed: name FOLDER and --out, too")
         labels = _labels(options)
         if options.update is not None and labels is not None:
             from carl_ray.data.labels import label_manifest
@@ -58,16 +64,40 @@ def main(arguments: list[str] | None = None) -> None:
         from carl_ray.datasets.embedded import index_embedded
         from carl_ray.session import connect
 
-        if options.folder is None:
-            with connect():
+        with connect():
+            if options.folder is None:
                 out, manifest, rejects = index_embedded(options.out, verify=options.verify)
-        else:
-            out = options.out
-            manifest, rejects = build_manifest(options.folder, out, labels, verify=options.verify)
-        print(_summary(manifest, rejects, out))
-        if manifest.num_rows == 0:
-            raise RunError(f"none of {rejects.num_rows} videos can be decoded; reasons in {rejects_uri(out)}")
+            else:
+                out = options.out
+                manifest, rejects = build_manifest(options.folder, out, labels, verify=options.verify)
+            print(_summary(manifest, rejects, out))
+            if manifest.num_rows == 0:
+                raise RunError(
+                    f"none of {rejects.num_rows} videos can be decoded; reasons in {rejects_uri(out)}"
+                )
+            if options.prepare is not None:
+                out = _prepare(manifest, options.prepare)
         print_next("train", "laptop", "--data.manifest", out)
+
+
+def _prepare(manifest: pa.Table, folder: str) -> str:
+    """Make the copies, print what there is; the URI of their manifest."""
+    import pyarrow.compute as pc
+
+    from carl_ray.data.manifest import rejects_uri
+    from carl_ray.data.prepare import prepare_videos
+    from carl_ray.data.scan import count_reasons
+
+    prepared, rejects, out = prepare_videos(manifest, folder)
+    gigabytes = (pc.sum(table.column("bytes")).as_py() or 0 for table in (manifest, prepared))
+    before, after = (f"{size / 1e9:.2f} GB" for size in gigabytes)
+    print(f"copies of {len(prepared)} of {len(manifest)} videos: {after} instead of {before}")
+    for reason, count, uri in count_reasons(rejects):
+        print("".join(c if c.isprintable() else "?" for c in f"  {count:>6} x {reason} ({uri})"))
+    print(f"manifest: {storage.public_uri(out)}")
+    if not len(prepared):
+        raise RunError(f"no video could be copied; reasons in {storage.public_uri(rejects_uri(out))}")
+    return out
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -76,6 +106,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("folder", nargs="?", metavar="FOLDER", help="path or URI of the videos or ranges")
     add("--out", metavar="MANIFEST", help="path or URI of the manifest, new or to be continued")
     add("--verify", action="store_true", help="decode every frame; count what really decodes")
+    copies = "make small copies of the videos there, and their manifest: a run reads them faster"
+    add("--prepare", metavar="COPIES", help=copies)
     add("--update", metavar="MANIFEST", help="a manifest that labels are joined to")
     add("--labels", action="append", metavar="FILE", help="labels to join; may be given repeatedly")
     by_level = "the label of a video is its `folder`, or that of this level of its path, from 1"
