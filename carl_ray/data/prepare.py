@@ -43,6 +43,7 @@ SHORT_SIDE = 256
 """Pixels of the shorter side of a copy; a smaller video keeps its size."""
 
 _CHUNK_FRAMES = 16
+_MOST_TASKS = 10_000
 _TICKS = 90_000  # a second
 _SAME_SECONDS = 0.001
 # One thread: a task has one CPU. No B-frames: packets come in the order of their times, from 0 on.
@@ -73,14 +74,20 @@ def prepare_videos(manifest: pa.Table, folder: str) -> tuple[pa.Table, pa.Table,
     columns = ["video_id", "uri", "content_hash", "num_frames", "fps", "frame_times", "width", "height"]
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
-        limit_retries("it, or another video of the same task,")
-        return {"number": row["number"], "outcome": json.dumps(_prepared(row, folder))}
+        try:
+            limit_retries("it, or another video of the same task,")
+            found = _prepared(row, folder)
+        except RunError as error:  # The next call tries again.
+            found = {"reason": f"not copied: {error}"}
+        return {"number": row["number"], "outcome": json.dumps(found)}
 
     table = manifest.select(columns).append_column("number", pa.array(range(len(manifest))))
     copies: dict[int, dict[str, Any]] = {}
     reasons: dict[int, str] = {}
     progress = ProgressLine("prepared")
-    outcomes = ray.data.from_arrow(table, override_num_blocks=max(1, len(table))).map(prepare)
+    outcomes = ray.data.from_arrow(table, override_num_blocks=max(1, min(len(table), _MOST_TASKS))).map(
+        prepare
+    )
     for done, outcome in enumerate(outcomes.iter_rows() if len(table) else (), 1):
         found = json.loads(outcome["outcome"])
         if "reason" in found:
@@ -125,8 +132,6 @@ def _prepared(row: dict[str, Any], folder: str) -> dict[str, Any]:
             (made,) = _child.ask(row["uri"], arguments, expected, seconds=seconds, memory=memory)
         except (BadVideoError, KilledError) as error:
             return {"reason": str(error)}
-        except RunError as error:  # The next call tries again.
-            return {"reason": f"could not be read: {error}"}
         storage.write_bytes(uri, made["content"].tobytes())
         size = len(made["content"])
     width, height = _copy_size(row["width"], row["height"])
