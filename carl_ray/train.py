@@ -23,7 +23,7 @@ from carl_ray import options, presets, storage
 from carl_ray.config import Config
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import Form
-from carl_ray.training.fit import FittedRun, fitted, local_cpus, new_run_dir
+from carl_ray.training.fit import IMPORTS, FittedRun, fitted, local_cpus, new_run_dir
 
 _WITH_REPORT = ("demo", "clips_demo", "csvr_demo", "laptop")
 """Presets of small data, whose runs always end with a report."""
@@ -126,7 +126,7 @@ def _with_features(
 
     if saved is None:
         print(estimate_run(config, videos), flush=True)
-    stack.enter_context(connect(local_cpus(config)))
+    stack.enter_context(connect(local_cpus(config), meanwhile=IMPORTS))
     cache_features(manifest, config.data.features or "", config)
     return config
 

@@ -13,6 +13,9 @@ from carl_ray.config import Config
 from carl_ray.errors import RunError
 from carl_ray.machine import available_cores
 
+IMPORTS = ("torch", "carl_ray.training.trainer")
+"""Modules that training needs once Ray has started; they take seconds."""
+
 
 @dataclass(frozen=True)
 class FittedRun:
@@ -72,7 +75,7 @@ def fitted(config: Config, run_dir: str, *, resume: bool) -> Iterator[FittedRun]
         checked = check_run(config, run_dir, resume=resume)
     from carl_ray.session import connect
 
-    with connect(local_cpus(config), meanwhile=["torch", "carl_ray.training.trainer"]):
+    with connect(local_cpus(config), meanwhile=IMPORTS):
         from carl_ray.training.checkpoint import how_to_go_on
         from carl_ray.training.trainer import train_checked
 
