@@ -180,48 +180,40 @@ def _node_settings() -> Iterator[None]:
     """Patch Ray to start a small node on the loopback interface, with a longer timeout.
 
     Ray 2.60 has no options for these. It replaces a loopback address given to `ray.init` by another one of the machine,
-    and all servers listen on all interfaces, unless clusters are disabled, as on macOS. What serves `ray job`,
-    `ray list`, `ray status`, autoscaling and output of workers on the terminal is left out, here where nothing uses it:
-    two thirds of the processes and half of the time. A warning is printed where a changed Ray ignores the patch of the
-    interface; the others only cost time then.
+    and all servers listen on all interfaces, unless clusters are disabled, as on macOS. A warning is printed where a
+    changed Ray ignores that. What serves `ray job`, `ray list`, `ray status`, autoscaling and output of workers on the
+    terminal is left out: two thirds of the processes and half of the CPU time.
     """
+    from ray._private import node, ray_constants, services, utils
+
+    get_node: Any = getattr(services, "get_node", None)
+
+    def get_node_patiently(*arguments: Any) -> Any:
+        until = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:  # It has not registered yet.
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+
+    replacements: list[tuple[Any, str, Any]] = [
+        (ray_constants, "ENABLE_RAY_CLUSTER", False),
+        (services, "get_node", get_node_patiently),
+        (services, "start_api_server", lambda *arguments, **options: ("", None)),
+        (node.Node, "start_log_monitor", lambda self: None),
+        (node.Node, "start_monitor", lambda self: None),
+        # As in an installation of `ray` without `[default]`: the agent serves neither metrics nor jobs.
+        (utils, "get_dashboard_dependency_error", lambda: ImportError("not needed")),
+    ]
     with ExitStack() as stack:
-        try:
-            from ray._private import node, ray_constants, services, utils
-        except ImportError:
-            pass
-        else:
-            get_node: Any = getattr(services, "get_node", None)
-
-            def get_node_patiently(*arguments: Any) -> Any:
-                until = time.monotonic() + _START_SECONDS
-                while True:
-                    try:
-                        return get_node(*arguments)
-                    except RuntimeError:  # It has not registered yet.
-                        if time.monotonic() > until:
-                            raise
-                        time.sleep(0.1)
-
-            def skip(self: Any) -> None:
-                """Start no process."""
-
-            replacements: dict[tuple[Any, str], Any] = {
-                (ray_constants, "ENABLE_RAY_CLUSTER"): False,
-                (services, "get_node"): get_node_patiently,
-                (services, "start_api_server"): lambda *arguments, **options: ("", None),
-                (getattr(node, "Node", None), "start_log_monitor"): skip,
-                (getattr(node, "Node", None), "start_monitor"): skip,
-                # As in an installation of `ray` without `[default]`: the agent serves neither metrics nor jobs.
-                (utils, "get_dashboard_dependency_error"): lambda: ImportError("not needed"),
-            }
-            for (owner, name), replacement in replacements.items():
-                if hasattr(owner, name):
-                    stack.enter_context(patch.object(owner, name, replacement))
+        for owner, name, replacement in replacements:
+            if hasattr(owner, name):
+                stack.enter_context(patch.object(owner, name, replacement))
         yield
     if not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
-        warning = "listens on all interfaces of this machine"
-        note(f"warning: Ray {ray.__version__} {warning}")
+        note(f"warning: Ray {ray.__version__} listens on all interfaces of this machine")
 
 
 @contextmanager
@@ -238,12 +230,9 @@ def quick_actor_start() -> Iterator[None]:
             """Leave out the default."""
 
     name = "get_env_vars_to_propagate"
-    own: Any = getattr(data_parallel_trainer, name, None)
-    if own is None:
+    own: Any = getattr(data_parallel_trainer, name, dict)
+    with patch.object(data_parallel_trainer, name, lambda: own() or NoVariables(), create=True):
         yield
-    else:
-        with patch.object(data_parallel_trainer, name, lambda: own() or NoVariables()):
-            yield
 
 
 def records_storage(uri: str) -> dict[str, Any]:
