@@ -29,6 +29,9 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    monkeypatch.setattr(
+        loggers, "_CLOSE_SECONDS", 300.0
+    )  # Imports on starved cores take longer than a run waits.
     wandb.teardown()  # It keeps the environment that it was first used in.
 
 
