@@ -26,6 +26,7 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -141,11 +142,18 @@ def _in_own_process(part: str, options: argparse.Namespace, seconds: float) -> D
         try:
             if seconds <= 0:
                 raise TimeoutError
-            ended = subprocess.run(command, timeout=seconds, check=False, stderr=subprocess.PIPE, text=True)
+            with subprocess.Popen(
+                command, stderr=subprocess.PIPE, text=True, start_new_session=True
+            ) as process:
+                try:
+                    _, errors = process.communicate(timeout=seconds)
+                except BaseException:
+                    os.killpg(process.pid, signal.SIGKILL)  # with processes of its own, which hold the GPU
+                    raise
         except (TimeoutError, subprocess.TimeoutExpired):
             return {"error": f"not done within {max(0, seconds):.0f} s"}
         if not out.exists():
-            return {"error": f"its process ended with {ended.returncode}: {ended.stderr[-2000:]}"}
+            return {"error": f"its process ended with {process.returncode}: {errors[-2000:]}"}
         return json.loads(out.read_text())
 
 

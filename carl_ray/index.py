@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
         options = _parse(arguments)
         if options.prepare is not None and options.folder is None:
             raise UserError("--prepare copies the videos that are indexed: name FOLDER and --out, too")
+        if options.prepare is not None:
+            _check_copies(*map(storage.absolute, (options.folder, options.out or "", options.prepare)))
         labels = _labels(options)
         if options.update is not None and labels is not None:
             from carl_ray.data.labels import label_manifest
@@ -80,6 +82,17 @@ def main(arguments: list[str] | None = None) -> None:
         print_next("train", "laptop", "--data.manifest", out)
 
 
+def _check_copies(folder: str, out: str, copies: str) -> None:
+    """Raise `UserError` where copies would be indexed as videos, or their manifest would replace that of these."""
+    inside = folder.rstrip("/") + "/"
+    if f"{copies.rstrip('/')}/".startswith(inside):
+        raise UserError(f"--prepare {storage.public_uri(copies)}: expected a folder outside the indexed one")
+    if storage.parent(out).rstrip("/") == copies.rstrip("/"):
+        raise UserError(
+            "--out: expected another folder than that of --prepare, which has a manifest of its own"
+        )
+
+
 def _prepare(manifest: pa.Table, folder: str) -> str:
     """Make the copies, print what there is; the URI of their manifest."""
     import pyarrow.compute as pc
@@ -89,9 +102,8 @@ def _prepare(manifest: pa.Table, folder: str) -> str:
     from carl_ray.data.scan import count_reasons
 
     prepared, rejects, out = prepare_videos(manifest, folder)
-    gigabytes = (pc.sum(table.column("bytes")).as_py() or 0 for table in (manifest, prepared))
-    before, after = (f"{size / 1e9:.2f} GB" for size in gigabytes)
-    print(f"copies of {len(prepared)} of {len(manifest)} videos: {after} instead of {before}")
+    size = pc.sum(prepared.column("bytes")).as_py() or 0
+    print(f"copies of {len(prepared)} of {len(manifest)} videos: {size / 1e9:.2f} GB")
     for reason, count, uri in count_reasons(rejects):
         print("".join(c if c.isprintable() else "?" for c in f"  {count:>6} x {reason} ({uri})"))
     print(f"manifest: {storage.public_uri(out)}")

@@ -211,6 +211,8 @@ def _node_settings() -> Iterator[None]:
         for owner, name, replacement in replacements:
             if hasattr(owner, name):
                 stack.enter_context(patch.object(owner, name, replacement))
+            else:
+                note(f"warning: Ray {ray.__version__} has no {name}: its start is not changed as intended")
         yield
     if not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
         note(f"warning: Ray {ray.__version__} listens on all interfaces of this machine")
@@ -226,8 +228,11 @@ def quick_actor_start() -> Iterator[None]:
     from ray.train.v2.api import data_parallel_trainer
 
     class NoVariables(dict[str, str]):
-        def setdefault(self, *arguments: Any) -> None:  # type: ignore[override]
-            """Leave out the default."""
+        def setdefault(self, name: str, default: str = "") -> str:
+            """Leave out that default."""
+            return (
+                default if name == "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC" else super().setdefault(name, default)
+            )
 
     name = "get_env_vars_to_propagate"
     own: Any = getattr(data_parallel_trainer, name, dict)

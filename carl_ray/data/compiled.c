@@ -153,7 +153,7 @@ AVX2 static void all_frames_avx2(
 #endif
 
 /* Changes with any function below, and with what it computes. */
-int32_t carl_version(void) { return 1; }
+int32_t carl_version(void) { return 2; }
 
 /* Apply colour operations to RGB frames; `target` may be `source`.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int16, Int32, Int64, UInt8
 
-_VERSION = 1  # as in compiled.c
+_VERSION = 2  # as in compiled.c: another one for any change of its functions
 _MOST_TAPS = 256  # as in compiled.c
 _BYTES = np.ctypeslib.ndpointer(np.uint8, flags="C_CONTIGUOUS")
+_OUTPUT = np.ctypeslib.ndpointer(np.uint8, flags=("C_CONTIGUOUS", "WRITEABLE"))
 
 
 @cache
@@ -26,19 +28,22 @@ def library() -> ctypes.CDLL | None:
     """The library; None where it was not built, or not for this machine or this version."""
     # Jobs run in a copy of a checkout without built files, on nodes where the package is installed.
     folders = [Path(__file__).parent, *(Path(entry, "carl_ray/data") for entry in sys.path)]
-    path = next(filter(Path.is_file, (folder / "_compiled.abi3.so" for folder in folders)), None)
-    try:
-        loaded = ctypes.CDLL(str(path.resolve())) if path else None
-        if loaded is None or loaded.carl_version() != _VERSION:
-            return None
-    except (OSError, AttributeError):
-        return None
+    for path in filter(Path.is_file, (folder / "_compiled.abi3.so" for folder in folders)):
+        with suppress(OSError, AttributeError):
+            loaded = ctypes.CDLL(str(path.resolve()))
+            if loaded.carl_version() == _VERSION:
+                return _declared(loaded)
+    return None
+
+
+def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with the types of its arguments."""
     int32, int64, numbers = ctypes.c_int32, ctypes.c_int64, np.ctypeslib.ndpointer
-    loaded.carl_jitter.argtypes = [_BYTES, _BYTES, int64, int64, ctypes.c_char_p, numbers(np.float64), int32]
+    loaded.carl_jitter.argtypes = [_BYTES, _OUTPUT, int64, int64, ctypes.c_char_p, numbers(np.float64), int32]
     loaded.carl_jitter.restype = None
     side: list[Any] = [numbers(np.int32), numbers(np.int16), int32, int32]
     loaded.carl_resize.argtypes = [
-        ctypes.c_void_p, numbers(np.int64), int64, int64, int64, int64, *side, *side, int64, _BYTES
+        ctypes.c_void_p, numbers(np.int64), int64, int64, int64, int64, *side, *side, int64, _OUTPUT
     ]  # fmt: skip
     return loaded
 
@@ -81,13 +86,16 @@ def resize(
         output: Contiguous, apart from `frames`.
 
     Raises:
+        IndexError: there is no frame at one of the places.
         MemoryError: there is no memory for the intermediate rows of one frame.
     """
     loaded = library()
-    _, height, width, _ = frames.shape
+    count, height, width, _ = frames.shape
     size = output.shape[1]
-    if loaded is None or frames.strides[2:] != (3, 1):
+    if loaded is None or frames.dtype != np.uint8 or frames.strides[2:] != (3, 1):
         return False
+    if len(places) and not 0 <= places.min() <= places.max() < count:
+        raise IndexError(f"frames {places.min()} to {places.max()} of {count}")
     across, down = _weights(width, size), _weights(height, size)
     if max(across[1].shape[1], down[1].shape[1]) > _MOST_TAPS:
         return False

@@ -136,7 +136,10 @@ def read_keypoints(part: str, group: int) -> Float16[np.ndarray, "frames 17 3"]:
 
 def _parts(folder: str) -> list[str]:
     if storage.is_file(folder):
-        raise UserError(f"{storage.public_uri(folder)}: expected a folder of keypoints, found a file")
+        raise UserError(
+            f"{storage.public_uri(folder)}: expected a folder of keypoints, found a file; "
+            "`carl-ray poses MANIFEST --out FOLDER` makes them anew"
+        )
     return list_parts(folder)
 
 

@@ -3,8 +3,8 @@
     uri,start,end[,video_id,split,label]                  seconds; empty: from the first frame, to the last
     uri,start_frame,end_frame[,video_id,split,label]      `end_frame` is exclusive
 
-A relative `uri` is of the CSV file's folder. A range in seconds has the frame that is shown at `start`, and all that
-begin before `end`. No Ray here.
+A relative `uri` is relative to the CSV file's folder. A range in seconds has the frame that is on the screen at
+`start` and every frame that starts before `end`. No Ray here.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from pyarrow import fs
 
 from carl_ray import storage
 from carl_ray.address import parse
-from carl_ray.data.manifest import REJECTS_SCHEMA, refuse_pickles
+from carl_ray.data.manifest import REJECTS_SCHEMA, SPLITS, refuse_pickles
 from carl_ray.errors import UserError
 
-EXACT_SECONDS = 0.001
-"""Accuracy of times: containers round them to milliseconds."""
+EXACT_SECONDS = 0.002
+"""Accuracy of times: containers round them to milliseconds, and the frame rate alone gives such times as well."""
 _PAST_SECONDS = 0.1
 """A range may end this far behind the last frame: its video's sound is often a little longer."""
 _HEADERS = 1 << 16  # bytes of a shard that are read at once
@@ -132,7 +132,7 @@ def range_row(file: Mapping[str, Any], part: Range) -> dict[str, Any]:
     return row | {
         "uri": str(place),
         "num_frames": stop - start,
-        "duration": (stop - start) / file["fps"] if file["fps"] else None,
+        "duration": float(np.ptp(seconds_of(file)[[start, stop]])) if file["fps"] else None,
         "frame_times": times and [round(time - times[start], 6) for time in times[start:stop]],
         "key_frames": keys and [key - start for key in keys if start <= key < stop],
         "content_hash": hashlib.blake2b(identity, digest_size=16).hexdigest(),
@@ -153,7 +153,11 @@ def members(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str, int, in
         io.BufferedReader(file, _HEADERS) as buffered,
         tarfile.open(fileobj=buffered, mode="r:") as archive,
     ):
+        end = -1
         for member in archive:
+            if member.size < 0 or member.offset_data <= end:
+                raise tarfile.ReadError("a member that begins before the end of the one before it")
+            end = member.offset_data - 1 + member.size
             if member.isreg() and member.sparse is None:
                 yield member.name.removeprefix("./"), member.offset_data, member.size
 
@@ -185,40 +189,56 @@ def _stored(folder: str, name: str) -> str:
 
 def _csv_ranges(uri: str) -> Iterator[Range]:
     shown, folder = storage.public_uri(uri), storage.parent(storage.absolute(uri))
+    _refuse_credentials(uri, shown)
     try:
         reader = csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig"), newline=""))
-        names = reader.fieldnames or ()
+        names, rows = reader.fieldnames or (), [(row, reader.line_num) for row in reader]
     except (UnicodeDecodeError, csv.Error):
-        names = ()
+        names, rows = (), []
     in_frames = "start_frame" in names
     bounds = ("start_frame", "end_frame") if in_frames else ("start", "end")
     if not {"uri", *bounds} <= set(names):
         expected = "uri,start,end (seconds) or uri,start_frame,end_frame, and any of video_id,split,label"
         got = ",".join(names) or "none"
         raise UserError(f"{shown}: expected a CSV file with the columns {expected}; got {got}")
-    for row in reader:
+    for row, line in rows:
         cells = {name: (row[name] or "").strip() for name in names}
         named, span = cells["uri"], [cells[name] for name in bounds]
         try:
             start, end = (float(text) if text else None for text in span)
             given = [number for number in (start, end) if number is not None]
-            if not named or not np.isfinite(given).all() or (in_frames and any(n % 1 for n in given)):
+            is_wrong = not named or not np.isfinite(given).all() or (in_frames and any(n % 1 for n in given))
+            if is_wrong or None in row or parse(named).is_range:
                 raise ValueError
         except ValueError:
             expected = f"uri,{','.join(bounds)} in {'whole frames' if in_frames else 'seconds'}"
             got = ",".join(cells.values())[:100]
-            raise UserError(f"{shown}, line {reader.line_num}: expected {expected}, got {got!r}") from None
+            raise UserError(f"{shown}, line {line}: expected {expected}, got {got!r}") from None
+        _refuse_credentials(named, f"{shown}, line {line}")
         is_full = "://" in named or named.startswith(("/", "~"))
-        file = storage.public_uri(storage.absolute(named)) if is_full else _stored(folder, named)
-        video_id = cells.get("video_id") or f"{named.partition('?')[0]}/{'-'.join(span)}"
-        columns = {name: cells.get(name) or None for name in ("split", "label")}
+        file = storage.absolute(named) if is_full else _stored(folder, named)
+        name = named.partition("?")[0] if storage.is_remote(named) else named
+        video_id = cells.get("video_id") or f"{name}_{'-'.join(span)}"
+        columns = {"split": _split(cells.get("split")), "label": cells.get("label") or None}
         yield Range(file, video_id, start, end, in_frames, columns)
+
+
+def _split(name: str | None) -> str | None:
+    return SPLITS.get(name.lower(), name) if name else None
+
+
+def _refuse_credentials(uri: str, where: str) -> None:
+    if storage.public_uri(uri) != uri:
+        raise UserError(f"{where}: expected a URI without credentials, which belong into the environment")
 
 
 def _lerobot_cameras(uri: str) -> tuple[list[str], dict[str, range]]:
     """Cameras and splits of a LeRobotDataset v3; none where it is not one, or has no videos.
 
     Earlier versions have a file for each episode: they are folders of videos as any other.
+
+    Raises:
+        UserError: its splits are not `first:end`, or its features are not described.
     """
     if not storage.is_file(uri):
         return [], {}
@@ -226,11 +246,16 @@ def _lerobot_cameras(uri: str) -> tuple[list[str], dict[str, range]]:
         info = json.loads(storage.read_bytes(uri))
         if not str(info["codebase_version"]).startswith("v3."):
             return [], {}
-        cameras = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
-        splits = info.get("splits") or {}
-        return cameras, {name: range(*map(int, text.split(":"))) for name, text in splits.items()}
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError):
         return [], {}
+    try:
+        cameras = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
+        splits = {name: text.split(":") for name, text in (info.get("splits") or {}).items()}
+        return cameras, {_split(name) or name: range(int(a), int(b)) for name, (a, b) in splits.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{storage.public_uri(uri)}: not the description of a LeRobotDataset v3 ({error})"
+        ) from None
 
 
 def _lerobot_ranges(root: str, cameras: Sequence[str], splits: Mapping[str, range]) -> Iterator[Range]:
@@ -244,8 +269,16 @@ def _lerobot_ranges(root: str, cameras: Sequence[str], splits: Mapping[str, rang
             if file is None:
                 continue  # The episode has no such camera.
             name = f"videos/{camera}/chunk-{chunk:03d}/file-{file:03d}.mp4"
-            video_id = f"episode_{number:06d}" + (f"/{camera}" if len(cameras) > 1 else "")
+            video_id = f"episode_{number:06d}" + (f"_{camera}" if len(cameras) > 1 else "")
             yield Range(_stored(root, name), video_id, start, end, False, columns, episode["length"])
+
+
+def _episodes_schema(places: Sequence[str]) -> pa.Schema:
+    """Types of the columns of a table of episodes, of which only places may be null."""
+    whole = {"episode_index": pa.int64(), "length": pa.int64()}
+    fields = [pa.field(name, type_, nullable=False) for name, type_ in whole.items()]
+    fields.append(pa.field("tasks", pa.list_(pa.string())))
+    return pa.schema(fields + [(name, pa.int64() if "index" in name else pa.float64()) for name in places])
 
 
 def _lerobot_episodes(folder: str, cameras: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -259,6 +292,7 @@ def _lerobot_episodes(folder: str, cameras: Sequence[str]) -> Iterator[dict[str,
                 table = file.read(["episode_index", "length", "tasks", *places])
                 if len(table.column_names) < 3 + len(places):
                     raise ValueError(f"it has no column {', '.join({*places} - {*table.column_names})}")
+                table = table.cast(_episodes_schema(places), safe=True)
             except (pa.ArrowException, ValueError) as error:
                 raise UserError(f"{storage.public_uri(uri)}: not episodes of LeRobot v3 ({error})") from None
             yield from table.to_pylist()

@@ -34,9 +34,9 @@ from carl_ray.data.child import (
     open_channel,
 )
 from carl_ray.data.decode import DecodeError, iterate_frames, probe_video
-from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, rejects_uri, write_table
+from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, rejects_uri, write_table
 from carl_ray.data.video_file import scaled_size
-from carl_ray.errors import RunError
+from carl_ray.errors import RunError, UserError
 from carl_ray.progress import ProgressLine
 
 SHORT_SIDE = 256
@@ -63,6 +63,7 @@ def prepare_videos(manifest: pa.Table, folder: str) -> tuple[pa.Table, pa.Table,
         folder: Path or URI of the folder of the copies, which gets `manifest.parquet` and its rejects, too.
 
     Raises:
+        UserError: the folder has a manifest of copies of other videos.
         RunError: the storage refuses or fails.
     """
     # Lazily: the child processes import this module too, and must start quickly.
@@ -71,6 +72,11 @@ def prepare_videos(manifest: pa.Table, folder: str) -> tuple[pa.Table, pa.Table,
     from carl_ray.data.coordinator import limit_retries
 
     folder = storage.absolute(folder)
+    out = storage.join(folder, "manifest.parquet")
+    if storage.exists(out):
+        known = set(read_manifest(out, ["video_id"], check=False).column("video_id").to_pylist())
+        if known.isdisjoint(manifest.column("video_id").to_pylist()):
+            raise UserError(f"{storage.public_uri(out)}: copies of other videos; name another folder")
     columns = ["video_id", "uri", "content_hash", "num_frames", "fps", "frame_times", "width", "height"]
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +112,6 @@ def prepare_videos(manifest: pa.Table, folder: str) -> tuple[pa.Table, pa.Table,
         "reason", pa.array([reasons[number] for number in sorted(reasons)], pa.string())
     )
     rejected = rejected.cast(REJECTS_SCHEMA)
-    out = storage.join(folder, "manifest.parquet")
     write_table(rejected, rejects_uri(out))
     write_table(prepared, out)
     return prepared, rejected, out
@@ -117,7 +122,8 @@ _child = Child("from carl_ray.data.prepare import answer_copies; answer_copies()
 
 def _prepared(row: dict[str, Any], folder: str) -> dict[str, Any]:
     """Columns of the copy of a video, which is made unless it is there; or a `reason`, on a Ray worker."""
-    key = json.dumps([row["video_id"], row["uri"], row["content_hash"], row["num_frames"], SHORT_SIDE])
+    of_video = [row["video_id"], row["uri"], row["content_hash"], row["num_frames"]]
+    key = json.dumps([*of_video, SHORT_SIDE, _OPTIONS])
     uri = storage.join(folder, f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.mp4")
     size = _size(uri)
     if size is None:
@@ -135,14 +141,24 @@ def _prepared(row: dict[str, Any], folder: str) -> dict[str, Any]:
         storage.write_bytes(uri, made["content"].tobytes())
         size = len(made["content"])
     width, height = _copy_size(row["width"], row["height"])
-    found = {"uri": uri, "bytes": size, "modified_ns": None, "codec": "h264", "rotation": 0, "verified": True}
+    found = {
+        "uri": storage.public_uri(uri),
+        "bytes": size,
+        "modified_ns": None,
+        "codec": "h264",
+        "rotation": 0,
+        "verified": True,
+    }
     return found | {"width": width, "height": height}
 
 
 def _size(uri: str) -> int | None:
     """Bytes of a file; None where there is none."""
     filesystem, path = storage.resolve(uri)
-    info = storage.persistently(uri, "read", lambda: filesystem.get_file_info(path))
+    try:
+        info = storage.persistently(uri, "look at", lambda: filesystem.get_file_info(path))
+    except OSError as error:
+        raise storage.storage_error(error, uri, "look at") from None
     return info.size if info.type == fs.FileType.File else None
 
 
@@ -181,7 +197,7 @@ def encode_copy(source: bytes | str, times: Float64[np.ndarray, " frames"], shor
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream(
             "libx264", rate=30, options=_OPTIONS
-        )  # the rate is a guess of the encoder
+        )  # nominal: each frame has its time
         stream.codec_context.time_base = Fraction(1, _TICKS)
         stream.pix_fmt = "yuv420p"
         for pixels, tick in zip(chain.from_iterable(chunks), ticks.tolist(), strict=True):

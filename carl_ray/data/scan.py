@@ -55,7 +55,7 @@ from carl_ray.data.manifest import (
     scan_uri,
     write_table,
 )
-from carl_ray.data.parts import Range, cut, members, read_ranges
+from carl_ray.data.parts import EXACT_SECONDS, Range, cut, members, read_ranges
 from carl_ray.errors import RunError, UserError
 from carl_ray.progress import ProgressLine
 
@@ -80,7 +80,6 @@ _MAX_SECONDS = 7 * 86_400  # the number of pixels comes from the decoder and is 
 _MOST_FRAMES = (
     2**26
 )  # 600 hours at 30 a second; their times are 512 MiB, which a hostile decoder may make us read
-_EVEN_SECONDS = 0.002  # containers round times to milliseconds: the frame rate alone gives such times as well
 _SAME = ""  # source of a request: the content of the previous one
 _CHUNK = 8 << 20  # bytes
 # Seconds between two saves, at least, and as a multiple of the duration of the last one.
@@ -113,10 +112,10 @@ def build_manifest(
 ) -> tuple[pa.Table, pa.Table]:
     """Index a folder of videos, or the ranges that a CSV file or a LeRobot dataset names; start Ray unless it runs.
 
-    Arguments, result (the manifest and its rejects) and errors are those of `index_folder`, for a CSV file and a
-    dataset those of `carl_ray.data.parts`, too; besides a table, `labels`
-    is also a file of labels (CSV, TSV, Parquet) or what `carl_ray.data.labels.label_manifest` takes. What they do not
-    fit is a `UserError`; the manifest without them is there then.
+    Arguments, result (the manifest and its rejects) and errors are those of `index_folder`, and for a CSV file and a
+    dataset also those of `carl_ray.data.parts`. Besides a table, `labels` may be a file of labels (CSV, TSV, Parquet)
+    or what `carl_ray.data.labels.label_manifest` takes; labels that do not fit are a `UserError`, after which the
+    manifest without them is there.
     """
     options = LabelOptions(files=(str(labels),)) if isinstance(labels, str | Path) else labels
     if isinstance(options, LabelOptions):
@@ -139,8 +138,8 @@ def _index_ranges(
 ) -> tuple[pa.Table, pa.Table]:
     """Index the files of ranges beside the manifest, which is kept for the next time; write that of the ranges."""
     files = sorted({part.uri for part in ranges})
-    index = index_folder(folder or files, scan_uri(out), verify=verify)
     known, _ = _read_earlier(files, out)
+    index = index_folder(folder or files, scan_uri(out), verify=verify)
     manifest, rejects = cut(*index, ranges)
     earlier = {row["video_id"]: row for row in known.to_pylist()}
     rows = []
@@ -359,13 +358,9 @@ def _list_videos(
             continue
         # In a URI a name is quoted; a local path is stored absolute: it must mean the same to every worker.
         name = os.fsencode(path).decode("utf-8", "backslashreplace")
-        uri = (
-            name
-            if not storage.is_remote(shown)
-            else shown
-            if is_shard
-            else storage.join(shown, quote(video_id))
-        )
+        uri = name
+        if storage.is_remote(shown):
+            uri = shown if is_shard else storage.join(shown, quote(video_id))
         file = ListedVideo(uri=uri, path=path, video_id=video_id, bytes=size, modified_ns=modified_ns)
         if name != path:
             wrong = "its name is not UTF-8: rename it"
@@ -403,21 +398,30 @@ def _list_members(
     listed: list[tuple[str, int, int]] = []
     try:
         storage.persistently(shard["uri"], "list", found)
-    except (OSError, tarfile.TarError) as error:
-        kind = "not a whole tar archive" if isinstance(error, tarfile.TarError) else _UNREAD
+    except (OSError, tarfile.TarError, ValueError) as error:  # `tarfile` parses some headers with int().
+        kind = _UNREAD if isinstance(error, OSError) else "not a whole tar archive"
         rejects.append({**shard, "reason": f"{kind}: {' '.join(str(error).split())}"})
+    last = {name: offset for name, offset, _ in listed}
     for name, offset, size in listed:
         if PurePosixPath(name).suffix.lower() not in VIDEO_SUFFIXES:
             num_others += 1
             continue
-        uri, video_id = str(Address(shard["uri"], offset, size)), f"{shard['video_id']}/{name}"
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        uri, video_id = str(Address(shard["uri"], offset, size)), f"{shard['video_id']}/{shown}"
         file = ListedVideo({**shard, "uri": uri, "video_id": video_id, "bytes": size})
-        if size and offset + size <= shard["bytes"]:
+        reason = None
+        if shown != name:
+            reason = "its name is not UTF-8: rename it"
+        elif last[name] != offset:
+            reason = "replaced by a later member of the same name"
+        elif not size:
+            reason = "the file is empty"
+        elif offset + size > shard["bytes"]:
+            reason = "truncated: the shard ends before it does"
+        if reason is None:
             files.append(file)
         else:
-            rejects.append(
-                {**file, "reason": "truncated: the shard ends in it" if size else "the file is empty"}
-            )
+            rejects.append({**file, "reason": reason})
     return files, rejects, num_others
 
 
@@ -425,17 +429,23 @@ def _list_files(uris: list[str]) -> tuple[list[ListedVideo], list[Reject]]:
     """List files that are named one by one, and those that are not there."""
     files: list[ListedVideo] = []
     rejects: list[Reject] = []
-    for uri in uris:
-        filesystem, path = storage.resolve(uri)
+
+    def look_at(uri: str) -> tuple[ListedVideo, bool]:
+        filesystem, path = storage.resolve(file_of(uri))
         try:
             info = storage.persistently(uri, "look at", partial(filesystem.get_file_info, path))
         except OSError as error:
             raise storage.storage_error(error, uri, "look at") from None
-        file = ListedVideo(uri=uri, path=path, video_id=uri, bytes=info.size or 0, modified_ns=info.mtime_ns)
-        if info.type == fs.FileType.File:
-            files.append(file)
-        else:
-            rejects.append({**file, "reason": "no such file"})
+        size = parse(uri).byte_length or info.size or 0  # of a member of a shard, or of the file
+        file = ListedVideo(uri=uri, path=path, video_id=uri, bytes=size, modified_ns=info.mtime_ns)
+        return file, info.type == fs.FileType.File
+
+    with ThreadPoolExecutor(_LISTED_AT_ONCE) as threads:
+        for file, is_there in threads.map(look_at, uris):
+            if is_there:
+                files.append(file)
+            else:
+                rejects.append({**file, "reason": "no such file"})
     return files, rejects
 
 
@@ -577,7 +587,7 @@ def probe_guarded(file: BinaryIO, size: int, *, verify: bool) -> dict[str, Any]:
     keys = probed["key_frames"]
     if not (np.diff(keys, prepend=-1, append=len(times)) > 0).all():
         return {"reason": "the decoder sent no valid answer (key frames that the video does not have)"}
-    is_even = not probed["fps"] or np.abs(times - np.arange(len(times)) / probed["fps"]).max() < _EVEN_SECONDS
+    is_even = not probed["fps"] or np.abs(times - np.arange(len(times)) / probed["fps"]).max() < EXACT_SECONDS
     frame_times = None if is_even else times.round(6).tolist()
     probed |= {"frame_times": frame_times, "key_frames": keys.tolist()}
     return {**probed, "content_hash": digest.hexdigest()}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from carl_ray import storage
+from carl_ray.address import parse
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.embeddings import Embeddings
@@ -27,8 +28,8 @@ def export_samples(
     """Write all videos into a new persistent dataset of FiftyOne's database; return their number.
 
     Raises:
-        UserError: there is a dataset of this name; a video is not a local file or not embedded with finite values;
-            or the extra is not installed.
+        UserError: there is a dataset of this name; a video is not a local file, a member of a shard or not embedded
+            with finite values; or the extra is not installed. No dataset is left behind.
         RunError: the database fails.
     """
     try:
@@ -48,7 +49,13 @@ def export_samples(
             raise UserError(
                 f"FiftyOne has a dataset {name!r} already: choose another name, or delete it there"
             )
-        fo.Dataset(name, persistent=True).add_samples(samples(), progress=False)
+        dataset = fo.Dataset(name)
+        try:
+            dataset.add_samples(samples(), progress=False)
+            dataset.persistent = True
+        except BaseException:
+            dataset.delete()
+            raise
     except UserError:
         raise
     except Exception as error:  # MongoDB's driver and FiftyOne have no common class of errors.
@@ -60,8 +67,10 @@ def sample_of(video: EmbeddedVideo) -> fo.Sample:
     """A video with its labels and embeddings, not in a dataset yet."""
     import fiftyone as fo
 
-    if storage.is_remote(video.uri):
-        raise UserError(f"{storage.public_uri(video.uri)}: FiftyOne opens files of this machine alone")
+    place = parse(video.uri)
+    if storage.is_remote(video.uri) or place.byte_offset is not None:
+        raise UserError(f"{storage.public_uri(video.uri)}: FiftyOne opens whole files of this machine alone")
+    first = 1 + (place.start_frame or 0)  # FiftyOne counts from 1, in the whole file.
     try:
         frames, whole = unit_frames([video.embeddings, video.embeddings.mean(0, keepdims=True)])
     except ValueError as error:
@@ -69,19 +78,21 @@ def sample_of(video: EmbeddedVideo) -> fo.Sample:
     phases = video.phases
     starts = np.flatnonzero(np.diff(phases, prepend=phases[0] + 1))
     detections = [
-        fo.TemporalDetection(label=video.phase_name(int(phases[start])), support=[int(start) + 1, int(end)])
+        fo.TemporalDetection(
+            label=video.phase_name(int(phases[start])), support=[first + int(start), first + int(end) - 1]
+        )
         for start, end in zip(starts, [*starts[1:], len(phases)], strict=True)
         if phases[start] >= 0
     ]
     sample = fo.Sample(
-        filepath=storage.resolve(video.uri)[1],
+        filepath=storage.resolve(place.file)[1],
         tags=[video.split or "train"],
         video_id=video.video_id,
         label=None if video.label is None else fo.Classification(label=video.label),
         phases=fo.TemporalDetections(detections=detections),
         embedding=whole[0].astype(np.float32),
     )
-    for frame, (phase, vector) in enumerate(zip(phases.tolist(), frames, strict=True), 1):
+    for frame, (phase, vector) in enumerate(zip(phases.tolist(), frames, strict=True), first):
         shown = None if phase < 0 else fo.Classification(label=video.phase_name(phase))
         sample.frames[frame] = fo.Frame(phase=shown, embedding=vector.astype(np.float32))
     return sample

@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from carl_ray import storage
+from carl_ray.data.manifest import VIDEO_SUFFIXES
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import iterate_embeddings, read_origin
 from carl_ray.evaluation.frames import unit_frames
@@ -75,11 +76,12 @@ def resample(
 
 
 def video_name(video_id: str) -> str:
-    """Name of a video in the exported files: last part of its id, no suffix.
+    """Name of a video in the exported files: last part of its id, without a video file's suffix.
 
     The files there are called v_<YouTube id>.mp4, and so are the videos in G-TAD's lists.
     """
-    return PurePosixPath(video_id).stem
+    path = PurePosixPath(video_id)
+    return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
 
 
 def to_file(features: Float32[np.ndarray, "length width"], name: str, file_format: Format) -> bytes:

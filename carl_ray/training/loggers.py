@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,8 +31,6 @@ Line = dict[str, Any]
 
 class _Service(Protocol):
     """A run at a service."""
-
-    run_id: str
 
     def write(self, line: Line) -> None:
         """Send the numbers of a line that the service does not have yet."""
@@ -65,10 +63,13 @@ class LoggerThread(threading.Thread):
         """Queue a line."""
         self._queue.put(line)
 
-    def close(self) -> None:
-        """Send the rest, for at most half a minute."""
+    def finish(self) -> None:
+        """Queue the end: what is left is sent, then the service's run is closed."""
         self._queue.put(None)
-        self.join(_CLOSE_SECONDS)
+
+    def wait(self, until: float) -> None:
+        """Wait for the end until this time of `time.monotonic`; warn if it has not come."""
+        self.join(max(0.0, until - time.monotonic()))
         if self.is_alive():
             self._warn(f"no answer within {_CLOSE_SECONDS:.0f} s")
 
@@ -96,10 +97,12 @@ class LoggerThread(threading.Thread):
             uri = storage.join(self._run_dir, _FOLDER, f"{self._service_name}.id")
             known = storage.read_bytes(uri).decode() if storage.exists(uri) else None
             opened = _WandbRun if self._service_name == "wandb" else _MlflowRun
-            service: _Service = opened(self._run_dir, _flat(self._config), known)
-            if service.run_id != known:
-                storage.write_bytes(uri, service.run_id.encode())
-            self._service = service
+
+            def keep(run_id: str) -> None:
+                """At once, so that a later failure of the service does not leave a second run there."""
+                storage.write_bytes(uri, run_id.encode())
+
+            self._service = opened(self._run_dir, _flat(self._config), known, keep)
         while self._pending:
             self._service.write(self._pending[0])
             self._pending.popleft()
@@ -113,10 +116,21 @@ class LoggerThread(threading.Thread):
             )
 
 
+def end_loggers(loggers: Sequence[LoggerThread]) -> None:
+    """Send the rest of all lines, for at most half a minute."""
+    for logger in loggers:
+        logger.finish()
+    until = time.monotonic() + _CLOSE_SECONDS
+    for logger in loggers:
+        logger.wait(until)
+
+
 class _WandbRun:
     """A run of Weights & Biases; rows are steps, of which it takes each once."""
 
-    def __init__(self, run_dir: str, config: dict[str, Any], known: str | None) -> None:
+    def __init__(
+        self, run_dir: str, config: dict[str, Any], known: str | None, keep: Callable[[str], None]
+    ) -> None:
         import wandb
 
         silent = {"silent": True, "console": "off", "x_disable_meta": True, "x_disable_stats": True}
@@ -136,7 +150,8 @@ class _WandbRun:
             dir=folder,
             settings=wandb.Settings(**silent, **unread, finish_timeout=_CLOSE_SECONDS),
         )
-        self.run_id = self._run.id
+        if known is None:
+            keep(self._run.id)
         # What an earlier start has sent; offline files hold all lines again.
         self._first_step = self._run.starting_step
         if self._run.offline and is_remote:
@@ -153,7 +168,9 @@ class _WandbRun:
 class _MlflowRun:
     """A run of MLflow, in the experiment `carl_ray` or $MLFLOW_EXPERIMENT_NAME."""
 
-    def __init__(self, run_dir: str, config: dict[str, Any], known: str | None) -> None:
+    def __init__(
+        self, run_dir: str, config: dict[str, Any], known: str | None, keep: Callable[[str], None]
+    ) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
@@ -172,26 +189,28 @@ class _MlflowRun:
             experiment_id = (
                 self._client.create_experiment(name) if experiment is None else experiment.experiment_id
             )
-            self.run_id = self._client.create_run(experiment_id, run_name=_name(run_dir)).info.run_id
-            params = [Param(key, str(value)) for key, value in config.items()]
-            for start in range(0, len(params), 100):  # More at a time are refused.
-                self._client.log_batch(self.run_id, params=params[start : start + 100])
+            self._run_id: str = self._client.create_run(experiment_id, run_name=_name(run_dir)).info.run_id
+            keep(self._run_id)
         else:
-            self.run_id = known
+            self._run_id = known
             self._client.update_run(known, status="RUNNING")
             for key in self._client.get_run(known).data.metrics:
                 history = self._client.get_metric_history(known, key)
                 self._sent[key] = max(metric.step for metric in history)
+        there = self._client.get_run(self._run_id).data.params
+        params = [Param(key, str(value)) for key, value in config.items() if key not in there]
+        for start in range(0, len(params), 100):  # More at a time are refused.
+            self._client.log_batch(self._run_id, params=params[start : start + 100])
 
     def write(self, line: Line) -> None:
         from mlflow.entities import Metric
 
         step, now = line["step"], int(time.time() * 1000)
         new = {key: value for key, value in _numbers(line).items() if step > self._sent.get(key, -1)}
-        self._client.log_batch(self.run_id, metrics=[Metric(key, new[key], now, step) for key in new])
+        self._client.log_batch(self._run_id, metrics=[Metric(key, new[key], now, step) for key in new])
 
     def close(self) -> None:
-        self._client.set_terminated(self.run_id)
+        self._client.set_terminated(self._run_id)
 
 
 def _refuse(what: str) -> None:

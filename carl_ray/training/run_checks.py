@@ -6,6 +6,7 @@ Ray, torch and torchvision are imported lazily, so that mistakes are reported at
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -152,7 +153,14 @@ def saved_config(run_dir: str) -> Config | None:
     uri = storage.join(run_dir, CONFIG)
     if not storage.exists(uri):
         return None
-    return configuration.from_json(storage.read_bytes(uri), storage.public_uri(uri))
+    content = storage.read_bytes(uri)
+    config = configuration.from_json(content, storage.public_uri(uri))
+    if json.loads(content).get("augment", {}).get("color") == "matrix":
+        raise UserError(
+            f"{storage.public_uri(run_dir)} was begun with augment.color = 'matrix', which is gone: its checkpoints "
+            "can be used, but it cannot go on; start another run"
+        )
+    return config
 
 
 def check_same_run(saved: Config, config: Config, run_dir: str) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError
-from carl_ray.training.loggers import LoggerThread
+from carl_ray.training.loggers import LoggerThread, end_loggers
 
 if TYPE_CHECKING:
     from tensorboardX.proto.event_pb2 import Event
@@ -133,12 +133,11 @@ class RunLog:
                     storage.write_bytes(storage.join(self._run_dir, *names), path.read_bytes())
 
     def close(self) -> None:
-        """Sync and delete temporary files. Errors as `sync`."""
-        for logger in self._loggers:
-            logger.close()
+        """Sync, end the loggers and delete temporary files. Errors as `sync`."""
         try:
             self.sync()
         finally:
+            end_loggers(self._loggers)
             if self._temporary is not None:
                 self._temporary.cleanup()
 

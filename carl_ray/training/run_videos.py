@@ -266,15 +266,15 @@ def recorded_labels(run_dir: str) -> tuple[list[str], set[tuple[str, str]]]:
     """
     uri = storage.join(run_dir, VIDEOS)
     with storage.reading(uri, _NO_RECORD):
-        training = _read_record(uri, "training")
+        training = _part(_read_record(uri), "training")
         ids = (training.column(name).to_pylist() for name in ("video_id", "content_hash"))
         return _label_names(training), set(zip(*ids, strict=True))
 
 
-def _read_record(uri: str, part: str) -> pa.Table:
+def _read_record(uri: str) -> pa.Table:
     record = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
     refuse_pickles(record.schema)
-    return _part(record, part)
+    return record
 
 
 def _part(record: pa.Table, part: str) -> pa.Table:
@@ -317,8 +317,9 @@ def _difference(videos: Videos, checkpoint: Checkpoint, run_dir: str) -> str | N
             )
         return None
     with storage.reading(uri, _NO_RECORD):
+        record = _read_record(uri)
         for part in ("training", "validation"):
-            if found := first_difference(_read_record(uri, part), _part(videos.record, part)):
+            if found := first_difference(_part(record, part), _part(videos.record, part)):
                 return f"{part}: {found}"
     return None
 

@@ -43,7 +43,7 @@ def test_a_range_has_its_own_times_key_frames_and_content() -> None:
     whole, row = manifest.to_pylist()
     assert rejects.num_rows == 0 and whole == table({"frame_times": times, "video_id": "all"}).to_pylist()[0]
     assert (row["uri"], row["num_frames"]) == ("/v/a.mp4#frames=20-65/100", 45)
-    assert (row["label"], row["key_frames"], row["duration"]) == ("jump", [10, 40], 1.8)
+    assert (row["label"], row["key_frames"], row["duration"]) == ("jump", [10, 40], pytest.approx(2.8))
     assert row["frame_times"][:2] == [0, 0.04] and row["frame_times"][30] == pytest.approx(2.2)
     others = (Range("/v/a.mp4", "x", a, b, True) for a, b in ((20, 65), (20, 66), (19, 65)))
     hashes = [cut(table({}), rejects, [other])[0]["content_hash"][0].as_py() for other in others]
@@ -90,13 +90,13 @@ def test_what_does_not_fit_is_a_reject() -> None:
 def test_a_csv_file_of_ranges(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(
-        "uri,start,end,label\nx/a.mp4,1.5,,run\n/b.mp4,,2,\ns3://k:s@c/d%20e.mp4,0,1,walk\n", "utf-8-sig"
+        "uri,start,end,label\nx/a.mp4,1.5,,run\n/b.mp4,,2,\ns3://c/d%20e.mp4?region=r,0,1,walk\n", "utf-8-sig"
     )
     folder, ranges = read_ranges(str(path)) or (None, [])
     assert folder is None and [(r.uri, r.video_id, r.start, r.end) for r in ranges] == [
-        (f"{tmp_path}/x/a.mp4", "x/a.mp4/1.5-", 1.5, None),
-        ("/b.mp4", "/b.mp4/-2", None, 2.0),
-        ("s3://c/d%20e.mp4", "s3://k:s@c/d%20e.mp4/0-1", 0.0, 1.0),
+        (f"{tmp_path}/x/a.mp4", "x/a.mp4_1.5-", 1.5, None),
+        ("/b.mp4", "/b.mp4_-2", None, 2.0),
+        ("s3://c/d%20e.mp4?region=r", "s3://c/d%20e.mp4_0-1", 0.0, 1.0),
     ]
     assert [part.columns["label"] for part in ranges] == ["run", None, "walk"]
     path.write_text("video_id,uri,start_frame,end_frame,split\nme,a.mp4,3,9,test\n")
@@ -110,7 +110,9 @@ def test_a_csv_file_of_ranges(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("line", ["a.mp4,one,2", ",1,2", "a.mp4,1,nan", "a.mp4"])
+@pytest.mark.parametrize(
+    "line", ["a.mp4,one,2", ",1,2", "a.mp4,1,nan", "a.mp4,1,2,x", "a.mp4#frames=3-9,1,2", "a.mp4"]
+)
 def test_a_csv_file_that_is_none_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.csv").write_text(f"uri,start,end\nb.mp4,1,2\n{line}\n")
     if line == "a.mp4":
@@ -118,6 +120,10 @@ def test_a_csv_file_that_is_none_is_refused(tmp_path: Path, line: str) -> None:
         return
     with pytest.raises(UserError, match=r"a.csv, line 3: expected uri,start,end in seconds, got"):
         read_ranges(str(tmp_path / "a.csv"))
+    (tmp_path / "a.csv").write_text("uri,start,end\ns3://k:s@c/d.mp4,1,2\n")
+    with pytest.raises(UserError, match=r"a.csv, line 2: expected a URI without credentials") as refused:
+        read_ranges(str(tmp_path / "a.csv"))
+    assert "k:s" not in str(refused.value)
     (tmp_path / "a.csv").write_text("video,from,to\n")
     with pytest.raises(UserError, match=r"columns uri,start,end .*got video,from,to"):
         read_ranges(str(tmp_path / "a.csv"))
@@ -145,13 +151,20 @@ def test_episodes_of_a_lerobot_dataset(tmp_path: Path) -> None:
         (r.uri.removeprefix(f"{folder}/"), r.video_id, r.start, r.end, r.num_frames, *r.columns.values())
         for r in ranges
     ] == [
-        ("top/chunk-000/file-000.mp4", "episode_000000/top", 0, 1, 30, "train", "a"),
-        ("side/chunk-000/file-000.mp4", "episode_000000/side", 0, 1, 30, "train", "a"),
-        ("top/chunk-000/file-001.mp4", "episode_000001/top", 3, 4, 20, "val", "a; b"),
+        ("top/chunk-000/file-000.mp4", "episode_000000_top", 0, 1, 30, "train", "a"),
+        ("side/chunk-000/file-000.mp4", "episode_000000_side", 0, 1, 30, "train", "a"),
+        ("top/chunk-000/file-001.mp4", "episode_000001_top", 3, 4, 20, "validation", "a; b"),
     ]
-    robot(tmp_path)
+    for wrong in ({"episode_index": [0, None]}, {"tasks": ["a", "b"]}):
+        with pytest.raises(UserError, match="not episodes of LeRobot v3"):
+            read_ranges(robot(tmp_path, **wrong))
+    # As pandas writes a column with a missing number.
+    assert len((read_ranges(robot(tmp_path, **{"videos/side/file_index": [0.0, None]})) or ("", []))[1]) == 3
     (tmp_path / "meta" / "episodes" / "chunk-000" / "file-000.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="not episodes of LeRobot v3"):
+        read_ranges(str(tmp_path))
+    (tmp_path / "meta" / "info.json").write_text('{"codebase_version": "v3.0", "features": []}')
+    with pytest.raises(UserError, match="not the description of a LeRobotDataset v3"):
         read_ranges(str(tmp_path))
     # Earlier versions have a file for each episode, and another dataset may have a file of this name.
     assert read_ranges(robot(tmp_path, "v2.1")) is None
@@ -182,6 +195,39 @@ def test_members_of_a_shard_and_what_is_none(tmp_path: Path, monkeypatch: pytest
     assert [file["uri"] for file in files] == [f"{shard}#bytes={found[0][1]}+{size}"] and others == 1
     reasons = {reject["video_id"]: reject["reason"] for reject in rejects}
     assert all(reasons.pop(name).startswith("not a whole tar archive") for name in ("no.tar", "s.tar"))
-    assert reasons == {"s.tar/c.mp4": "the file is empty", "s.tar/d.mkv": "truncated: the shard ends in it"}
+    assert reasons == {
+        "s.tar/c.mp4": "the file is empty",
+        "s.tar/d.mkv": "truncated: the shard ends before it does",
+    }
     (only,), _, _ = _list_videos(local, str(shard), str(shard))
     assert only == files[0]
+
+
+def header(name: str | bytes, size: int) -> bytes:
+    """A tar header, also one that `tarfile` does not write."""
+    member = tarfile.TarInfo("x")
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    encoded = name.encode() if isinstance(name, str) else name
+    block[:100] = encoded.ljust(100, b"\0")
+    block[124:136] = b"%011o\0" % size if size >= 0 else (size % 2**96).to_bytes(12, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def test_hostile_and_old_shards(tmp_path: Path) -> None:
+    def listed(*blocks: bytes) -> tuple[list[str], dict[str, str]]:
+        (tmp_path / "s.tar").write_bytes(b"".join(blocks) + bytes(1024))
+        files, rejects, _ = _list_videos(fs.LocalFileSystem(), str(tmp_path), str(tmp_path))
+        return [file["video_id"] for file in files], {r["video_id"]: r["reason"] for r in rejects}
+
+    content = b"v".ljust(512, b"\0")
+    good = header("a.mp4", 9) + content
+    files, reasons = listed(good, header("b.mp4", -512))
+    assert files == ["s.tar/a.mp4"] and reasons["s.tar"].startswith("not a whole tar archive")
+    files, reasons = listed(good, header(b"\xdc.mp4", 9) + content)
+    assert files == ["s.tar/a.mp4"] and reasons == {"s.tar/\\udcdc.mp4": "its name is not UTF-8: rename it"}
+    (tmp_path / "s.tar").unlink()
+    files, reasons = listed(good, header("./a.mp4", 9) + content)
+    assert files == ["s.tar/a.mp4"]
+    assert reasons == {"s.tar/a.mp4": "replaced by a later member of the same name"}

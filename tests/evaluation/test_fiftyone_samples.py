@@ -12,6 +12,7 @@ import pytest
 
 from carl_ray import export
 from carl_ray.evaluation.embeddings import write_part
+from carl_ray.evaluation.fiftyone_samples import sample_of
 from tests.embedded import failure
 from tests.evaluation.test_embeddings import ORIGIN, video
 
@@ -30,9 +31,12 @@ def test_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     datasets: dict[str, list[Any]] = {}
 
     class Dataset:
-        def __init__(self, name: str, persistent: bool) -> None:
-            assert persistent
-            self.samples = datasets.setdefault(name, [])
+        def __init__(self, name: str) -> None:
+            self.name, self.samples = name, datasets.setdefault(name, [])
+            self.persistent = False
+
+        def delete(self) -> None:
+            del datasets[self.name]
 
         def add_samples(self, samples: Iterable[Any], progress: bool) -> None:
             self.samples += samples
@@ -59,5 +63,10 @@ def test_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert (b.label, b.phases.detections, b.tags, len(b.frames)) == (None, [], ["train"], 5)
     assert "'squats' already" in failure(capsys, export, *words)
 
-    write_part(str(tmp_path), [video("c", uri="s3://bucket/c.mp4")], ORIGIN, "float32")
-    assert "files of this machine" in failure(capsys, export, *words[:3], "cubes", *words[4:])
+    for uri in ("s3://bucket/c.mp4", f"{tmp_path}/c.tar#bytes=512+9"):
+        write_part(str(tmp_path), [video("c", uri=uri)], ORIGIN, "float32")
+        assert "files of this machine" in failure(capsys, export, *words[:3], "cubes", *words[4:])
+        assert "cubes" not in datasets
+    part = sample_of(video("d", frame_labels=labels, uri=f"{tmp_path}/a.mp4#frames=100-105/900"))
+    assert part.filepath == f"{tmp_path}/a.mp4" and [*part.frames] == [101, 102, 103, 104, 105]
+    assert [one.support for one in part.phases.detections] == [[101, 102], [104, 105]]
