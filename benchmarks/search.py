@@ -70,7 +70,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _measured(options: argparse.Namespace, folder: Path, uri: str, proxy: FaultProxy | None) -> Table:
-    from carl_ray.explore.library import Corpus
     from carl_ray.explore.moments import open_index
 
     old = Embeddings.open(options.embeddings)
@@ -99,7 +98,7 @@ def _measured(options: argparse.Namespace, folder: Path, uri: str, proxy: FaultP
         str(folder / "E"), [next(made) for _ in range(options.videos // _ADDED_SHARE)], origin, "float16"
     )
     timed(f"add {options.videos // _ADDED_SHARE} videos", lambda: update_index(embeddings, uri))
-    exact = open_index(Corpus.open(embeddings.uri))
+    exact = open_index(embeddings, folder / "exact")
     index = timed("open", lambda: LanceIndex.open(uri))
     frames = index._table.count_rows()
     names = [f"made/{number:07d}" for number in range(options.videos + options.videos // _ADDED_SHARE)]

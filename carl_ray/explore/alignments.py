@@ -1,24 +1,26 @@
 """Alignment of several videos with one of them, and propagation of labels, for the page.
 
-    server ─ function, arguments ▶ `answer` in a process of its own ─ value or error ▶ server
+    server ─ a line of JSON: task, arguments ▶ `main` in a process of its own ─ a line of JSON: value or error ▶ server
 
-torch would take half of the server's memory.
+torch would take half of the server's memory. Embeddings are not sent: the process maps the same file of vectors.
 """
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 import signal
+import sys
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
-from multiprocessing.connection import Connection
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64
 
 from carl_ray.data.child import MEMORY, Array, BadVideoError, Child, Values, open_channel
-from carl_ray.errors import RunError, UserError
+from carl_ray.errors import UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.intervals import Interval, intervals
 
@@ -103,7 +105,7 @@ def aligned_clips(
     if len(path) == 0:
         raise UserError("the two videos have nothing in common")
     (one, first), (two, second) = files
-    files_and_path = {
+    described = {
         "names": (one, two),
         "lengths": [*map(len, embeddings)],
         "second": second,
@@ -111,9 +113,7 @@ def aligned_clips(
     }
     child = Child("from carl_ray.explore.alignments import answer_clips; answer_clips()")
     try:
-        (fields,) = child.ask(
-            first, files_and_path, {"content": _CONTENT}, seconds=_CLIPS_SECONDS, memory=MEMORY
-        )
+        (fields,) = child.ask(first, described, {"content": _CONTENT}, seconds=_CLIPS_SECONDS, memory=MEMORY)
     except BadVideoError as error:
         raise UserError(str(error)) from None
     finally:
@@ -186,16 +186,78 @@ def _names(video: EmbeddedVideo) -> list[str]:
     return [video.phase_name(phase) or "" for phase in video.phases.tolist()]
 
 
-def answer(questions: Connection) -> None:
-    """Answer questions, a function with its arguments each, until the connection ends: value and error."""
+Place = tuple[str, int, int]
+"""Of the embeddings of a video: file, first row, the one after the last."""
+
+
+def described(video: EmbeddedVideo, place: Place) -> dict[str, Any]:
+    """A video as JSON, without its embeddings."""
+    return {
+        "video_id": video.video_id,
+        "uri": video.uri,
+        "label": video.label,
+        "fps": video.fps,
+        "frame_times": None if video.frame_times is None else video.frame_times.tolist(),
+        "frame_labels": None if video.frame_labels is None else video.frame_labels.tolist(),
+        "phase_names": video.phase_names,
+        "place": place,
+    }
+
+
+def _video(fields: Mapping[str, Any]) -> EmbeddedVideo:
+    given = dict(fields)
+    embeddings = _vectors(given.pop("place"))
+    for name, dtype in (("frame_times", np.float64), ("frame_labels", np.int32)):
+        given[name] = None if given[name] is None else np.array(given[name], dtype)
+    return EmbeddedVideo(
+        **given, embeddings=embeddings, timestamps=np.arange(len(embeddings), dtype=np.float64)
+    )
+
+
+def _vectors(place: Place) -> Float[np.ndarray, "frames width"]:
+    path, start, stop = place
+    return np.array(np.load(path, mmap_mode="r", allow_pickle=False)[start:stop])
+
+
+def _follow(places: Sequence[Place], ends: Ends) -> list[dict[str, Any]]:
+    leader, *others = map(_vectors, places)
+    return [{**f._asdict(), "frames": f.frames.tolist()} for f in follow(leader, others, ends)]
+
+
+def _aligned(files: Sequence[tuple[str, str]], places: Sequence[Place], ends: Ends) -> str:
+    return base64.b64encode(aligned_clips(files, [*map(_vectors, places)], ends)).decode()
+
+
+def _propagate(
+    sources: Sequence[Mapping[str, Any]], targets: Sequence[Mapping[str, Any]]
+) -> list[list[Interval] | None]:
+    return propagate_intervals([*map(_video, sources)], [*map(_video, targets)])
+
+
+def _agreement(sources: Sequence[Mapping[str, Any]]) -> Agreement:
+    return agreement([*map(_video, sources)])
+
+
+_TASKS: dict[str, Callable[..., object]] = {
+    "follow": _follow,
+    "aligned": _aligned,
+    "propagate": _propagate,
+    "agreement": _agreement,
+}
+
+
+def main() -> None:
+    """Answer questions, a line of JSON each, until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle.
-    with suppress(EOFError):
-        while True:
-            task, arguments = questions.recv()
-            try:
-                questions.send((task(*arguments), None))
-            except UserError as error:
-                questions.send((None, error))
-            except Exception as error:  # One answer fails, not the page.
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                questions.send((None, RunError(f"{task.__name__}: {reason}")))
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # A library may print to standard output.
+    for line in sys.stdin.buffer:
+        question = json.loads(line)
+        try:
+            answer: dict[str, object] = {"value": _TASKS[question["task"]](**question["arguments"])}
+        except UserError as error:
+            answer = {"error": str(error)}
+        except Exception as error:  # One answer fails, not the page.
+            answer = {"failure": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()

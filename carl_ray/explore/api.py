@@ -7,13 +7,16 @@ would take half of the memory that the server has.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
-import multiprocessing
+import os
 import re
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import numpy as np
 from aiohttp import web
@@ -21,14 +24,7 @@ from aiohttp import web
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.intervals import Interval
-from carl_ray.explore.alignments import (
-    Ends,
-    agreement,
-    aligned_clips,
-    answer,
-    follow,
-    propagate_intervals,
-)
+from carl_ray.explore.alignments import Ends, described
 from carl_ray.explore.labels import ConflictError, LabelStore, drawn
 from carl_ray.explore.library import Corpus
 from carl_ray.explore.moments import MomentIndex, open_index
@@ -36,62 +32,62 @@ from carl_ray.explore.moments import MomentIndex, open_index
 _MOST_MOMENTS = 200
 _MOST_ALIGNED = 6
 _TARGETS_AT_A_TIME = 16
+_MOST_ANSWERED = 1 << 30  # bytes
 _ANSWER_SECONDS = 900.0
-_SPAWN = multiprocessing.get_context("spawn")
-A = TypeVar("A")
+_CODE = "from carl_ray.explore.alignments import main; main()"
 _NUMBERS = re.compile(r"\d{1,9}(,\d{1,9})*")
 
 
 class Calculator:
-    """The process that aligns and propagates; it answers one question at a time."""
+    """The process that aligns and propagates; it answers one question at a time, in JSON."""
 
     def __init__(self) -> None:
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._process: asyncio.subprocess.Process | None = None
         self._one_at_a_time = asyncio.Lock()
 
-    async def ask(self, task: Callable[..., A], *arguments: object) -> A:
-        """What a function returns in the process.
+    async def ask(self, task: str, **arguments: Any) -> Any:
+        """The answer to one question.
 
         Raises:
             UserError: the task refuses its arguments.
             RunError: it failed, or the process died.
         """
         async with self._one_at_a_time:
-            if self._process is None:
-                self._questions, other = _SPAWN.Pipe()
-                self._process = _SPAWN.Process(target=answer, args=(other,), daemon=True)
-                self._process.start()
-                other.close()
             try:
-                value, error = await asyncio.to_thread(self._exchange, (task, arguments))
-            except (OSError, EOFError):  # No answer in time, or the process has ended.
-                self.close()
+                process = self._process = self._process or await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-c", _CODE),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    limit=_MOST_ANSWERED,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                )
+                assert process.stdin is not None and process.stdout is not None
+                # The videos of a download are decoded there, and a decoder may hang.
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    process.stdin.write(json.dumps({"task": task, "arguments": arguments}).encode() + b"\n")
+                    await process.stdin.drain()
+                    answer = json.loads(await process.stdout.readline())
+            except (OSError, ValueError, TimeoutError):  # No line in time, or not a whole one.
+                await self.close()
                 raise RunError(
                     "the process that aligns and propagates died, perhaps for want of memory"
                 ) from None
             except asyncio.CancelledError:
-                self.close()  # Its answer would be taken for that to the next question.
+                await self.close()  # Its answer would be taken for that to the next question.
                 raise
-        if error is not None:
-            raise error
-        found: A = value
-        return found
+        if "error" in answer:
+            raise UserError(answer["error"])
+        if "failure" in answer:
+            raise RunError(f"{task}: {answer['failure']}")
+        return answer["value"]
 
-    def _exchange(self, question: tuple[object, ...]) -> tuple[Any, Exception | None]:
-        questions = self._questions
-        questions.send(question)
-        # The videos of a download are decoded there, and a decoder may hang.
-        if not questions.poll(_ANSWER_SECONDS):
-            raise TimeoutError
-        answered: tuple[Any, Exception | None] = questions.recv()
-        return answered
-
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the process."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            process.join()
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
 
 @dataclass
@@ -144,7 +140,7 @@ def open_workbench(
         UserError: an embedding is not finite, or the labels do not fit the videos.
         RunError: the store refuses or fails.
     """
-    index = open_index(corpus, on_video)
+    index = open_index(corpus.embeddings, corpus.folder, on_video)
     videos = [
         EmbeddedVideo(
             video_id=video.video_id,
@@ -182,7 +178,7 @@ def add_routes(app: web.Application, workbench: Workbench) -> None:
 
 async def _calculator(app: web.Application) -> AsyncIterator[None]:
     yield
-    app[WORKBENCH].calculator.close()
+    await app[WORKBENCH].calculator.close()
 
 
 def labels_of(workbench: Workbench, number: int) -> dict[str, Any]:
@@ -235,10 +231,10 @@ async def _alignment(request: web.Request) -> web.StreamResponse:
     numbers, ends = workbench.numbers(request.query.get("videos")), _ends(request)
     if not 2 <= len(numbers) <= _MOST_ALIGNED:
         raise web.HTTPBadRequest(text=f"expected 2 to {_MOST_ALIGNED} videos, got {len(numbers)}")
-    leader, *others = (workbench.videos[number].embeddings for number in numbers)
-    followers = await workbench.calculator.ask(follow, leader, others, ends)
+    places = [workbench.index.place(number) for number in numbers]
+    followers = await workbench.calculator.ask("follow", places=places, ends=ends)
     length = len(workbench.videos[numbers[0]])
-    frames = [list(range(length)), *(follower.frames.tolist() for follower in followers)]
+    frames = [list(range(length)), *(follower["frames"] for follower in followers)]
     videos = [workbench.videos[number] for number in numbers]
     times = [[_time(v, frame) for frame in shown] for v, shown in zip(videos, frames, strict=True)]
     return web.json_response(
@@ -246,8 +242,8 @@ async def _alignment(request: web.Request) -> web.StreamResponse:
             "videos": numbers,
             "frames": frames,
             "times": times,
-            "shared": [[0, length], *(follower.shared for follower in followers)],
-            "similarity": [None, *(follower.similarity for follower in followers)],
+            "shared": [[0, length], *(follower["shared"] for follower in followers)],
+            "similarity": [None, *(follower["similarity"] for follower in followers)],
         }
     )
 
@@ -257,11 +253,11 @@ async def _aligned_video(request: web.Request) -> web.StreamResponse:
     numbers, ends = workbench.numbers(request.query.get("videos")), _ends(request)
     if len(numbers) != 2:
         raise web.HTTPBadRequest(text=f"expected two videos, got {len(numbers)}")
-    embeddings = [workbench.videos[n].embeddings for n in numbers]
+    places = [workbench.index.place(number) for number in numbers]
     files = [(workbench.videos[n].video_id, workbench.videos[n].uri) for n in numbers]
-    content = await workbench.calculator.ask(aligned_clips, files, embeddings, ends)
+    content = await workbench.calculator.ask("aligned", files=files, places=places, ends=ends)
     headers = {"Content-Disposition": 'attachment; filename="aligned.mp4"'}
-    return web.Response(body=content, content_type="video/mp4", headers=headers)
+    return web.Response(body=base64.b64decode(content), content_type="video/mp4", headers=headers)
 
 
 async def _save(request: web.Request) -> web.StreamResponse:
@@ -293,14 +289,15 @@ async def _propagation(request: web.Request) -> web.StreamResponse:
     # Without a choice, the videos that have no labels of their own.
     own = store.labelled() if given is None else sources
     targets = [number for number in targets if number not in own and number not in sources]
-    labelled = [*sources.values()]
+    labelled = [described(video, workbench.index.place(number)) for number, video in sources.items()]
     proposed = []
     for start in range(0, len(targets), _TARGETS_AT_A_TIME):
         some = targets[start : start + _TARGETS_AT_A_TIME]
-        videos = [workbench.videos[number] for number in some]
-        found = await workbench.calculator.ask(propagate_intervals, labelled, videos)
-        for number, intervals in zip(some, found, strict=True):
-            if intervals is not None:
+        videos = [described(workbench.videos[number], workbench.index.place(number)) for number in some]
+        found = await workbench.calculator.ask("propagate", sources=labelled, targets=videos)
+        for number, spans in zip(some, found, strict=True):
+            if spans is not None:
+                intervals = [Interval(*span) for span in spans]
                 lengths = [interval.end - interval.start for interval in intervals]
                 sure = np.average([i.confidence for i in intervals], weights=lengths) if intervals else 0.0
                 rows = [_row(interval, "propagated") for interval in intervals]
@@ -309,8 +306,8 @@ async def _propagation(request: web.Request) -> web.StreamResponse:
                     {"number": number, "intervals": rows, "confidence": float(sure), "version": version}
                 )
     proposed.sort(key=lambda video: (video["confidence"], video["number"]))
-    propagated, straight_line = await workbench.calculator.ask(agreement, labelled)
-    shown = {"agreement": propagated, "straight_line": straight_line}
+    agreement, straight_line = await workbench.calculator.ask("agreement", sources=labelled)
+    shown = {"agreement": agreement, "straight_line": straight_line}
     return web.json_response({"videos": proposed, "control": shown})
 
 

@@ -14,10 +14,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
@@ -25,11 +24,8 @@ from numpy.lib.format import open_memmap
 
 from carl_ray import storage
 from carl_ray.errors import UserError
-from carl_ray.evaluation.embeddings import Embeddings
+from carl_ray.evaluation.embeddings import Embeddings, list_parts, read_part
 from carl_ray.evaluation.frames import unit_frames
-
-if TYPE_CHECKING:
-    from carl_ray.explore.library import Corpus
 
 _KEPT_SECONDS = 86_400.0
 
@@ -80,6 +76,12 @@ class MomentIndex:
             else self._vectors[self._starts[group] : self._starts[group + 1]]
         )
 
+    def place(self, video: int) -> tuple[str, int, int]:
+        """File of the vectors, and the first of a video's rows in it and the one after its last."""
+        group = self._groups.get(video)
+        rows = (0, 0) if group is None else (int(self._starts[group]), int(self._starts[group + 1]))
+        return str(getattr(self._vectors, "filename", "")), *rows
+
     def search(
         self,
         query: Float[np.ndarray, " D"],
@@ -123,47 +125,56 @@ class MomentIndex:
 
 
 def open_index(
-    corpus: Corpus, on_video: Callable[[int, int], None] = lambda done, total: None
+    embeddings: Embeddings, folder: Path, on_video: Callable[[int, int], None] = lambda done, total: None
 ) -> MomentIndex:
-    """Open the index of a corpus; make it where it is missing or of other embeddings.
+    """Open the index of a folder of embeddings; make it where it is missing or of other embeddings.
 
     Args:
-        corpus: The videos. Those without frames are left out.
+        embeddings: The videos. Those without frames are left out.
+        folder: Local folder of the index.
         on_video: Called with (videos done, all videos) while it is made.
 
     Raises:
         UserError: an embedding is not finite.
         RunError: the store refuses or fails.
     """
-    videos = [video for video in corpus.videos if len(video)]
-    videos.sort(key=lambda video: (video.label is not None, video.label or "", video.video_id))
-    described = [(video.label, video.video_id, len(video)) for video in videos]
-    hashes = [(video.video_id, video.content_hash) for video in corpus.videos]
-    made_of = [asdict(corpus.embeddings.origin), described, hashes]
+    rows: dict[str, tuple[str | None, int]] = {}
+    hashes: set[tuple[str, str]] = set()
+    for part in [embeddings.uri] if storage.is_file(embeddings.uri) else list_parts(embeddings.uri):
+        table = read_part(part, ["video_id", "label", "timestamps", "content_hash"])[1]
+        hashes.update(
+            zip(*(table.column(name).to_pylist() for name in ("video_id", "content_hash")), strict=True)
+        )
+        ids, labels = (table.column(name).to_pylist() for name in ("video_id", "label"))
+        for video_id, label, times in zip(ids, labels, table.column("timestamps"), strict=True):
+            rows.setdefault(video_id, (label, len(times)))
+    numbers = {video_id: number for number, video_id in enumerate(sorted(rows))}
+    described = [(label, video_id, length) for video_id, (label, length) in rows.items() if length]
+    described.sort(key=lambda row: (row[0] is not None, row[0] or "", row[1]))
+    made_of = [asdict(embeddings.origin), described, sorted(hashes)]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-    path = corpus.folder / f"moments-{digest[:16]}.npy"
+    path = folder / f"moments-{digest[:16]}.npy"
     if not path.exists():
-        _write(corpus.embeddings, path, {video.video_id: len(video) for video in videos}, on_video)
-        for other in corpus.folder.glob("moments-*.npy"):
+        _write(embeddings, path, described, on_video)
+        for other in folder.glob("moments-*.npy"):
             # Another server may be using it: alignment opens it anew.
             if other != path and time.time() - other.stat().st_mtime > _KEPT_SECONDS:
                 other.unlink(missing_ok=True)
+    lengths = np.array([length for *_, length in described], np.int64)
+    order = np.array([numbers[video_id] for _, video_id, _ in described], np.int64)
     return MomentIndex(
-        np.load(path, mmap_mode="r", allow_pickle=False),
-        np.array([video.number for video in videos], np.int64),
-        np.array([len(video) for video in videos], np.int64),
-        [video.label for video in videos],
+        np.load(path, mmap_mode="r", allow_pickle=False), order, lengths, [label for label, *_ in described]
     )
 
 
 def _write(
     embeddings: Embeddings,
     path: Path,
-    lengths: Mapping[str, int],
+    described: Iterable[tuple[str | None, str, int]],
     on_video: Callable[[int, int], None],
 ) -> None:
     places, total = {}, 0
-    for video_id, length in lengths.items():
+    for _, video_id, length in described:
         places[video_id] = slice(total, total := total + length)
     if not places:
         raise UserError(f"{storage.public_uri(embeddings.uri)}: it holds no embedded frame")

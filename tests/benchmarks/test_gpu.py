@@ -35,7 +35,7 @@ def test_a_part(part: str) -> None:
         case "embedding":
             assert len(found["frames_s"]) == 3 and min(found["frames_s"].values()) > 0
         case "color":
-            assert len(found["ways"]) == 4
+            assert len(found["ways"]) == 3
         case "features":
             assert found["num_frames"] == 8
 

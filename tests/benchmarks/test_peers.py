@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import peers
-from carl_ray.data.augment import apply_color, apply_geometry, draw_parameters
+from carl_ray.data.augment import draw_parameters
+from carl_ray.data.augment_tensors import apply_color, apply_geometry
 from carl_ray.objectives.scl import sequence_contrastive_loss
 from carl_ray.objectives.views import AugmentConfig
 

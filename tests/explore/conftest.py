@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from carl_ray.evaluation.embeddings import write_part
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
+from carl_ray.evaluation.embeddings import Origin, write_part
 from carl_ray.explore.api import open_workbench
 from carl_ray.explore.library import Corpus
 from carl_ray.explore.server import TOKEN, make_app
-from tests.embedded import ORIGIN, embedded
 
-Make = Callable[..., Any]
+ORIGIN = Origin("run", "0" * 64, "demo", 1, 8, 8, "resized", has_untrained=False)
+
+Make = Callable[..., str]
 Serve = Callable[..., None]
 
 
@@ -28,10 +30,12 @@ def embed(tmp_path: Path) -> Make:
     def write(*videos: tuple[str, str | Path, int, dict[str, Any]]) -> str:
         generator = np.random.default_rng(3)
         rows = [
-            embedded(
-                video_id,
-                generator.normal(size=(frames, 8)).cumsum(0).astype(np.float32),
-                **{"uri": str(uri), "fps": 30.0, **fields},
+            EmbeddedVideo(
+                video_id=video_id,
+                uri=str(uri),
+                timestamps=np.arange(frames, dtype=np.float64),
+                embeddings=generator.normal(size=(frames, 8)).cumsum(0).astype(np.float32),
+                **{"fps": 30.0, **fields},
             )
             for video_id, uri, frames, fields in videos
         ]

@@ -15,7 +15,6 @@ from carl_ray.errors import UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.explore import alignments
 from carl_ray.explore.alignments import agreement, aligned_clips, follow, propagate_intervals
-from tests.embedded import embedded
 
 ANGLES = np.linspace(0, 3, 40)
 
@@ -84,9 +83,11 @@ def test_a_download_is_decoded_under_a_memory_limit(
 def labelled(name: str, edges: list[int], **fields: Any) -> EmbeddedVideo:
     """A video whose frames show what their phases are."""
     phases = np.repeat([0, 1, 2], np.diff([0, *edges])).astype(np.int32)
-    return embedded(
-        name,
-        np.eye(3, dtype=np.float32)[phases],
+    return EmbeddedVideo(
+        video_id=name,
+        uri=name,
+        timestamps=np.arange(len(phases), dtype=np.float64),
+        embeddings=np.eye(3, dtype=np.float32)[phases],
         frame_labels=phases,
         phase_names=["rest", "up", "down"],
         fps=10.0,

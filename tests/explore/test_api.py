@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
-from carl_ray.evaluation.embeddings import write_part
+from carl_ray.evaluation.embeddings import Origin, write_part
 from carl_ray.explore import api, labels
 from carl_ray.explore.api import labels_of, open_workbench
 from carl_ray.explore.library import Corpus
 from carl_ray.explore.server import TOKEN, make_app
-from tests.embedded import ORIGIN
 from tests.explore.test_alignments import labelled
 
+ORIGIN = Origin("run", "0" * 64, "demo", 1, 8, 8, "resized", has_untrained=False)
 EDGES = {"a": [5, 10, 20], "b": [12, 16, 20], 'c "<b>\n': [3, 15, 20]}
 
 
@@ -107,7 +106,7 @@ def test_videos_in_step(folder: str) -> None:
 def test_a_process_that_dies_costs_one_answer(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def conversation(ask: Ask) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(api, "answer", sys.exit)
+            patched.setattr(api, "_CODE", "raise SystemExit(3)")
             status, answer = await ask("GET", "/api/alignment?videos=0,1")
             assert status == 502 and "died" in answer["error"]
         assert (await ask("GET", "/api/alignment?videos=0,1"))[0] == 200

@@ -15,14 +15,20 @@ from carl_ray import storage
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import EmbeddedVideo
 from carl_ray.explore.labels import ConflictError, LabelStore, drawn
-from tests.embedded import embedded
 
 UP = {"start": 0.5, "end": 1.0, "label": "up"}
 DOWN = {"start": 1.0, "end": 2.04, "label": ' "down",\n<b> '}
 
 
 def video(name: str, fps: float | None = 10.0, **fields: Any) -> EmbeddedVideo:
-    return embedded(name, np.ones((20, 2)), fps=fps, **fields)
+    return EmbeddedVideo(
+        video_id=name,
+        uri=f"/videos/{name}",
+        timestamps=np.arange(20.0),
+        embeddings=np.ones((20, 2), np.float32),
+        fps=fps,
+        **fields,
+    )
 
 
 VIDEOS = [video("a.mp4"), video('b "x",\n.mp4'), video("c.mp4", fps=None)]

@@ -50,7 +50,7 @@ VIDEOS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", VIDEOS)
 def test_frames_of_converted_videos(
     name: str,
-    make_video: Make,
+    make_video: Callable[..., Path],
     frame_numbers: Callable[..., list[int]],
     embed: Make,
     serve: Serve,
@@ -98,7 +98,7 @@ def test_frames_of_converted_videos(
 def test_playable_files_are_sent_as_they_are(
     name: str,
     options: dict[str, Any],
-    make_video: Make,
+    make_video: Callable[..., Path],
     embed: Make,
     serve: Serve,
     tmp_path: Path,
@@ -121,7 +121,7 @@ def test_playable_files_are_sent_as_they_are(
 
 
 def test_parts_of_files_are_played_as_files_of_their_own(
-    make_video: Make,
+    make_video: Callable[..., Path],
     frame_numbers: Callable[..., list[int]],
     embed: Make,
     serve: Serve,
@@ -144,7 +144,7 @@ def test_parts_of_files_are_played_as_files_of_their_own(
     serve(uri, conversation)
 
 
-def test_ranges(make_video: Make, embed: Make, serve: Serve, tmp_path: Path) -> None:
+def test_ranges(make_video: Callable[..., Path], embed: Make, serve: Serve, tmp_path: Path) -> None:
     path = make_video(tmp_path / "a.mp4", FRAMES)
     content = path.read_bytes()
     uri = embed(("a", path, FRAMES, {}))
@@ -170,7 +170,11 @@ def test_ranges(make_video: Make, embed: Make, serve: Serve, tmp_path: Path) -> 
 
 
 def test_an_answer_is_never_long(
-    make_video: Make, embed: Make, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_video: Callable[..., Path],
+    embed: Make,
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(media, "_MOST_AT_ONCE", 1000)
     path = make_video(tmp_path / "a.mp4", FRAMES)
@@ -184,7 +188,7 @@ def test_an_answer_is_never_long(
 
 
 def test_files_of_a_bucket(
-    make_video: Make, embed: Make, serve: Serve, tmp_path: Path, s3_endpoint: str
+    make_video: Callable[..., Path], embed: Make, serve: Serve, tmp_path: Path, s3_endpoint: str
 ) -> None:
     import boto3
 
@@ -213,7 +217,7 @@ def test_files_of_a_bucket(
 
 
 def test_only_the_wanted_segments_are_made(
-    make_video: Make, embed: Make, serve: Serve, tmp_path: Path
+    make_video: Callable[..., Path], embed: Make, serve: Serve, tmp_path: Path
 ) -> None:
     path = make_video(tmp_path / "a.mkv", 320, gop=16)
     times = probe_video(str(path)).frame_times
@@ -230,7 +234,7 @@ def test_only_the_wanted_segments_are_made(
 
 
 def test_the_last_used_conversions_are_kept(
-    make_video: Make, embed: Make, serve: Serve, tmp_path: Path
+    make_video: Callable[..., Path], embed: Make, serve: Serve, tmp_path: Path
 ) -> None:
     path = make_video(tmp_path / "a.avi", 20, codec="mpeg4", b_frames=0)
     uri = embed(*((name, path, 20, {"content_hash": name}) for name in "abc"))
@@ -249,7 +253,9 @@ def test_the_last_used_conversions_are_kept(
     serve(uri, conversation, cache_bytes=150_000)
 
 
-def test_another_number_of_frames(make_video: Make, embed: Make, serve: Serve, tmp_path: Path) -> None:
+def test_another_number_of_frames(
+    make_video: Callable[..., Path], embed: Make, serve: Serve, tmp_path: Path
+) -> None:
     path = make_video(tmp_path / "a.mp4", 50)
 
     async def conversation(client: TestClient[Any, Any], token: str) -> None:
@@ -271,7 +277,11 @@ conversion.answer()
 
 
 def test_a_video_that_hangs_its_decoder(
-    make_video: Make, embed: Make, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_video: Callable[..., Path],
+    embed: Make,
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(media, "_SECONDS", 0.5)
     monkeypatch.setattr(conversion, "CODE", HANGS)

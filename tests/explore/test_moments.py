@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from carl_ray.errors import UserError
-from carl_ray.evaluation.embeddings import EmbeddedVideo, Embeddings, write_part
-from carl_ray.explore.library import Corpus
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Embeddings, Origin, write_part
 from carl_ray.explore.moments import MomentIndex, open_index
-from tests.embedded import ORIGIN, embedded
 
+ORIGIN = Origin("run", "0" * 64, "demo", 1, 8, 8, "resized", has_untrained=False)
 LABELS = ["kick", None, "jump", "kick", None, "jump", "kick"]
 LENGTHS = [5, 9, 2, 7, 1, 4, 6]
 
@@ -24,7 +21,13 @@ def videos() -> list[EmbeddedVideo]:
     """Not in the order of their ids."""
     rng = np.random.default_rng(0)
     return [
-        embedded(f"{(3 * k) % 7}.mp4", rng.standard_normal((length, 6)).astype(np.float32), label=label)
+        EmbeddedVideo(
+            video_id=f"{(3 * k) % 7}.mp4",
+            uri=f"/videos/{k}.mp4",
+            timestamps=np.arange(length, dtype=np.float64),
+            embeddings=rng.standard_normal((length, 6)).astype(np.float32),
+            label=label,
+        )
         for k, (label, length) in enumerate(zip(LABELS, LENGTHS, strict=True))
     ]
 
@@ -35,10 +38,6 @@ def embeddings(tmp_path: Path) -> Embeddings:
     write_part(folder, videos()[:3], ORIGIN, "float32")
     write_part(folder, videos()[3:], ORIGIN, "float32")
     return Embeddings.open(folder)
-
-
-def opened(embeddings: Embeddings, folder: Path, **options: Any) -> MomentIndex:
-    return open_index(replace(Corpus.open(embeddings.uri), folder=folder), **options)
 
 
 def in_order() -> list[EmbeddedVideo]:
@@ -62,7 +61,7 @@ def slow(
 def test_the_best_frame_of_each_video(
     embeddings: Embeddings, tmp_path: Path, label: str | None, count: int, excluded: tuple[int, ...]
 ) -> None:
-    index, query = opened(embeddings, tmp_path / "index"), 3 * in_order()[1].embeddings[2]
+    index, query = open_index(embeddings, tmp_path / "index"), 3 * in_order()[1].embeddings[2]
     allowed = ~np.isin(np.arange(7), excluded)
     expected = slow(query, count, label, allowed)
     found = index.search(query, count, label=label, allowed=allowed)
@@ -73,7 +72,7 @@ def test_the_best_frame_of_each_video(
 
 
 def test_vectors_are_those_of_the_frames(embeddings: Embeddings, tmp_path: Path) -> None:
-    index = opened(embeddings, tmp_path / "index")
+    index = open_index(embeddings, tmp_path / "index")
     for number, video in enumerate(in_order()):
         for frame, embedding in enumerate(video.embeddings):
             vector = index.vectors(number)[frame]
@@ -91,28 +90,40 @@ def test_equal_frames_are_found_in_the_order_of_the_ids() -> None:
 
 def test_the_file_is_made_once_and_anew_for_others(embeddings: Embeddings, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    opened(embeddings, tmp_path, on_video=lambda *done: told.append(done))
+    open_index(embeddings, tmp_path, lambda *done: told.append(done))
     assert told[-1][0] == 7
     (first,) = tmp_path.glob("moments-*.npy")
     told.clear()
-    opened(embeddings, tmp_path, on_video=lambda *done: told.append(done))
+    open_index(embeddings, tmp_path, lambda *done: told.append(done))
     assert told == []
-    write_part(embeddings.uri, [embedded("new", np.ones((1, 6)))], ORIGIN, "float32")
+    write_part(
+        embeddings.uri,
+        [
+            EmbeddedVideo(
+                video_id="new", uri="/new", timestamps=np.zeros(1), embeddings=np.ones((1, 6), np.float32)
+            )
+        ],
+        ORIGIN,
+        "float32",
+    )
     # Another server may be using the first one: it is deleted only after a day.
     os.utime(first, (0, 0))
-    added = opened(embeddings, tmp_path)
+    added = open_index(embeddings, tmp_path)
     assert added.search(np.ones(6), 1)[0].video == 7
     (second,) = tmp_path.glob("moments-*.npy")
     assert first != second and not [*tmp_path.glob(".moments*")]
 
 
 def test_bad_input_is_one_line(embeddings: Embeddings, tmp_path: Path) -> None:
-    index = opened(embeddings, tmp_path / "index")
+    index = open_index(embeddings, tmp_path / "index")
     with pytest.raises(ValueError, match="expected a query of 6 numbers, got 5"):
         index.search(np.ones(5), 1)
     with pytest.raises(ValueError, match="finite"):
         index.search(np.full(6, np.nan), 1)
-    write_part(embeddings.uri, [embedded("bad", np.full((1, 6), np.nan))], ORIGIN, "float32")
+    broken = EmbeddedVideo(
+        video_id="bad", uri="/b", timestamps=np.zeros(1), embeddings=np.full((1, 6), np.nan, np.float32)
+    )
+    write_part(embeddings.uri, [broken], ORIGIN, "float32")
     with pytest.raises(UserError, match=r"bad: .*finite"):
-        opened(embeddings, tmp_path / "other")
+        open_index(embeddings, tmp_path / "other")
     assert not [*(tmp_path / "other").iterdir()]

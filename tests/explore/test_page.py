@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
-from carl_ray.evaluation.embeddings import write_part
-from tests.embedded import ORIGIN, embedded
+from carl_ray.evaluation.embeddings import Origin, write_part
 
 api = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
+ORIGIN = Origin("run", "0" * 64, "demo", 1, 8, 8, "resized", has_untrained=False)
 LENGTHS = [90, 97, 104, 111, 118, 125]
 HOSTILE = "pour/3 \"'<img src=x onerror=alert(1)>\n🎬 &amp;.mp4"
 FRAME = """video => {
@@ -77,13 +77,20 @@ def _rows(text: str) -> list[tuple[str, float, float, str]]:
     return [(row["video"], float(row["start"]), float(row["end"]), row["label"]) for row in rows]
 
 
-def on_curve(
+def embedded(
     name: str, uri: Path, frames: int, pace: float, start: float = 0.0, **fields: Any
 ) -> EmbeddedVideo:
     """A video that goes along the same curve as others, from an angle on and at a pace of its own."""
     angles = start + 3 * np.linspace(0, 1, frames) ** pace
     curve = np.stack([turn(k * angles) for k in (1, 2, 4) for turn in (np.cos, np.sin)], 1)
-    return embedded(name, curve.astype(np.float32), uri=str(uri), fps=30.0, **fields)
+    return EmbeddedVideo(
+        video_id=name,
+        uri=str(uri),
+        timestamps=np.arange(frames, dtype=np.float64),
+        embeddings=curve.astype(np.float32),
+        fps=30.0,
+        **fields,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +102,17 @@ def embeddings(make_video: Callable[..., Path], tmp_path_factory: pytest.TempPat
     files.append(folder / "5.mp4")
     names = ["pour/0.mp4", "pour/1.mp4", "pour/2.mp4", HOSTILE, "pour/4.avi", "pour/5.mp4"]
     paces = [1.0, 1.3, 0.8, 1.1, 0.9, 1.0]
-    fields = [{"label": "lift" if n == 3 else "pour", "split": ("train", "test")[n % 2]} for n in range(6)]
     videos = [
-        on_curve(*video, start=2.0 if video[0] == "pour/5.mp4" else 0.0, **more)
-        for *video, more in zip(names, files, LENGTHS, paces, fields, strict=True)
+        embedded(
+            name,
+            file,
+            length,
+            pace,
+            2.0 if n == 5 else 0.0,
+            label="lift" if n == 3 else "pour",
+            split=("train", "test")[n % 2],
+        )
+        for n, (name, file, length, pace) in enumerate(zip(names, files, LENGTHS, paces, strict=True))
     ]
     write_part(str(folder / "embeddings"), videos, ORIGIN, "float32")
     return folder / "embeddings"
@@ -382,7 +396,7 @@ def test_video_without_file_still_has_moments(page: Any, server: Server) -> None
 def large(embeddings: Path, tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Server]:
     """5,000 videos, all of one file."""
     file = embeddings.parent / "0.mp4"
-    videos = [on_curve(f"{n:04}.mp4", file, 90, 1.0, split=f"part {n % 5}") for n in range(5000)]
+    videos = [embedded(f"{n:04}.mp4", file, 90, 1.0, split=f"part {n % 5}") for n in range(5000)]
     write_part(str(tmp_path / "embeddings"), videos, ORIGIN, "float16")
     server = Server(tmp_path / "embeddings", tmp_path / "labels.csv", free_port())
     yield server
