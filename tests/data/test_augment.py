@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
 import warnings
@@ -230,6 +231,21 @@ def test_the_compiled_resize_is_the_tensors_bit_by_bit(size, monkeypatch):
         plain = np.empty_like(fast)
         resize_crop(frames, draws[-1], places, plain)
     assert np.array_equal(fast, plain)
+
+
+@pytest.mark.skipif(compiled.library() is None, reason="the compiled part was not built")
+def test_the_compiled_part_takes_no_wrong_memory():
+    frames, output = random_frames(4, 20, 20, 3).numpy(), np.empty((1, 8, 8, 3), np.uint8)
+    for place in (-1, 4):
+        with pytest.raises(IndexError, match=f"frames {place} to {place} of 4"):
+            compiled.resize(frames, np.array([place]), False, output)
+    output.flags.writeable = False
+    for write in (
+        lambda: compiled.resize(frames, np.array([0]), False, output),
+        lambda: compiled.jitter(output, [(0, 1.5)], output),
+    ):
+        with pytest.raises(ctypes.ArgumentError):
+            write()
 
 
 @pytest.mark.parametrize("image_size", [9, 16, 31])

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from carl_ray import index
+from carl_ray import index, storage
 from carl_ray.data import prepare
 from carl_ray.data.decode import DecodeError, probe_video, read_frames
-from carl_ray.data.manifest import read_manifest
+from carl_ray.data.manifest import SCHEMA, read_manifest, write_table
+from carl_ray.errors import RunError, UserError
+from tests.samples import failure, manifest_row
 
 VARIABLE = [0, 1, 2, 5, 9, 10, 11, 30, 31, 33, 34, 40]
 
@@ -90,7 +93,41 @@ def test_prepare_makes_what_is_missing_and_keeps_what_identifies_a_video(
     assert rejects.column("reason").to_pylist() == ["no such file"]
 
 
-def test_copies_need_videos(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        index.main(["--prepare", "copies"])
-    assert ended.value.code == 2 and "name FOLDER and --out" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--prepare copies", "name FOLDER and --out"),
+        # Else the next index would take copies of test videos for training videos.
+        ("videos --out m.parquet --prepare videos/copies", "expected a folder outside the indexed one"),
+        ("videos --out copies/manifest.parquet --prepare copies", "--out: expected another folder"),
+    ],
+)
+def test_copies_that_cannot_be(
+    words: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos").mkdir()
+    status, line = failure(capsys, index.main, *words.split())
+    assert status == 2 and said in line
+
+
+def test_copies_of_other_videos_are_kept(tmp_path: Path) -> None:
+    of_a, of_b = (
+        pa.Table.from_pylist([manifest_row(name, uri=str(tmp_path / name))], schema=SCHEMA) for name in "ab"
+    )
+    write_table(of_a, str(tmp_path / "copies" / "manifest.parquet"))
+    with pytest.raises(UserError, match=r"manifest.parquet: copies of other videos; name another folder"):
+        prepare.prepare_videos(of_b, str(tmp_path / "copies"))
+
+
+def test_a_store_that_refuses_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(storage, "persistently", refuse)
+    with pytest.raises(RunError, match=r"a.mp4: could not look at it"):
+        prepare._size(str(tmp_path / "a.mp4"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,9 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def two_starts(run_dir: Path, config: Config = CONFIG) -> None:
     """A run of three lines, and its next start, from step 2 on."""
     for first in (0, 2):
+        begin = int(time.time())
+        while first and int(time.time()) == begin:  # wandb names its folders by the second.
+            time.sleep(0.05)
         log = RunLog(str(run_dir), first, config)
         log.write(first + 1, {"loss": 1 / (first + 1), "gradient_norm": float("nan"), "num_videos": 4})
         log.write(first + 2, {"loss": 0.25})
@@ -142,6 +146,27 @@ def test_what_is_down_gets_the_lines_at_the_next_start(
         assert wandb_history(path) == numbers(tmp_path)
     else:
         assert list((tmp_path / "loggers" / "mlflow").glob("*/*/metrics/validation_loss"))
+
+
+def test_a_service_that_fails_after_the_start_of_a_run_keeps_this_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow import MlflowClient
+
+    log_batch = MlflowClient.log_batch
+    failures = [OSError("500")]
+
+    def failing(*arguments: object, **options: object) -> None:
+        if failures:
+            raise failures.pop()
+        log_batch(*arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", failing)
+    two_starts(tmp_path, overridden(CONFIG, {"training.loggers": "mlflow"}))
+    assert len(warnings(caplog)) == 1
+    client = MlflowClient((tmp_path / "loggers" / "mlflow").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("carl_ray").experiment_id])
+    assert run.data.params["model.backbone"] == "resnet50" and run.data.metrics["loss"] == 0.25
 
 
 def test_a_logger_that_hangs_is_left_behind(

@@ -24,7 +24,7 @@ from carl_ray.config import (
     to_json,
 )
 from carl_ray.data.plan import Plan, training_plan, validation_plan
-from carl_ray.errors import OutageError, RunError
+from carl_ray.errors import OutageError, RunError, UserError
 from carl_ray.lease import LostError
 from carl_ray.objectives.views import CROPS
 from carl_ray.presets import preset
@@ -422,3 +422,14 @@ def test_weights_that_are_not_finite_are_seen_at_the_start() -> None:
     assert worker._is_finite(step)
     step.model.encoder.hidden[0][1].running_var[3] = torch.inf
     assert not worker._is_finite(step)
+
+
+def test_a_run_of_colours_that_are_gone_does_not_go_on(tmp_path: Path) -> None:
+    document = json.loads(to_json(CONFIG))
+    document["augment"]["color"] = "exact"
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    assert saved_config(str(tmp_path)) == CONFIG
+    document["augment"]["color"] = "matrix"
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"begun with augment.color = 'matrix', which is gone"):
+        saved_config(str(tmp_path))
