@@ -25,7 +25,8 @@ Output in FOLDER:
 
 An event becomes a row of the manifest, <YouTube id>_E_<start>_<end>.mp4, if an element of it is in the lists: the
 frames of its raw video from the one that is shown at its start to the last that begins before its end. Nothing is
-cut or resized. The rate is that of the raw video; the released code's, and the paper's, is 25 frames a second,
+cut or resized, so that H.264 downloads are best: in VP9, each sample decodes its video from the start, for minutes.
+The rate is that of the raw video; the released code's, and the paper's, is 25 frames a second,
 which most of the videos have.
 
 - Video label: the event's class, by name. Split: "train", or "test" for the list that FineGym calls val,

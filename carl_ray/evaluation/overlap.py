@@ -1,4 +1,4 @@
-"""Warnings about test videos that training has seen: copies of training videos, or the same person."""
+"""Warnings about test videos that training has seen: copies or parts of training videos, or the same person."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from carl_ray.address import parse
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.frames import unit_frames
 
@@ -31,12 +32,14 @@ def overlap_warnings(
     hashes = {video.content_hash: video.video_id for video in train if video.content_hash}
     same = {video.video_id: hashes[video.content_hash] for video in test if video.content_hash in hashes}
     alike = {pair[0]: pair[1] for pair in _near_duplicates(train, test) if pair[0] not in same}
+    shared = {pair[0]: pair[1] for pair in _shared_frames(train, test) if pair[0] not in same}
     trained = {persons.get(video.video_id): video.video_id for video in train}
     trained.pop(None, None)
     met = {video.video_id: trained[who] for video in test if (who := persons.get(video.video_id)) in trained}
     kinds = {
         "Copies of training videos": (same, "is"),
         "What seem to be copies of training videos": (alike, "is"),
+        "Ranges with frames of training videos": (shared, "overlaps with"),
         "Videos of a person who is in training videos, too,": (met, "shows the person of"),
     }
     return [
@@ -45,6 +48,21 @@ def overlap_warnings(
         for what, (found, verb) in kinds.items()
         for test_id, train_id in [*found.items()][:1]
     ]
+
+
+def _shared_frames(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> list[tuple[str, str]]:
+    """Ids of test videos and of training videos with frames of the same file (`carl_ray.address`)."""
+    ranges: dict[tuple[object, ...], list[tuple[int, int, str]]] = {}
+    for video in train:
+        *file, start, end, _ = parse(video.uri)
+        ranges.setdefault(tuple(file), []).append((start or 0, end or len(video), video.video_id))
+    found = []
+    for video in test:
+        *file, start, end, _ = parse(video.uri)
+        for begin, stop, video_id in ranges.get(tuple(file), ()):
+            if begin < (end or len(video)) and (start or 0) < stop:
+                found.append((video.video_id, video_id))
+    return found
 
 
 def _near_duplicates(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> list[tuple[str, str]]:

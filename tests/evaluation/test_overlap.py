@@ -34,6 +34,19 @@ def test_the_same_content_is_told():
     )
 
 
+def test_ranges_with_the_same_frames_are_told():
+    def part(video, start, end):
+        return replace(video, uri=f"long.mp4#frames={start}-{end}/900")
+
+    train = [part(TRAIN[0], 0, 100), *TRAIN[1:]]
+    assert overlap_warnings(train, [part(TEST[0], 100, 150), *TEST[1:]], {}) == []
+    (line,) = overlap_warnings(train, [part(TEST[0], 99, 150), *TEST[1:]], {})
+    assert line.startswith(
+        "Ranges with frames of training videos among the 6 test videos: 1, such as test/0,"
+    )
+    assert "which overlaps with train/0." in line
+
+
 def test_a_copy_in_another_quality_is_told():
     rng = np.random.default_rng(0)
     faster = TRAIN[5].embeddings[::2]
