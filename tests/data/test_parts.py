@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from carl_ray.data.decode import probe_video, read_frames
 from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA
 from carl_ray.data.parts import Range, cut, members, read_ranges
 from carl_ray.data.scan import _list_videos
@@ -231,3 +233,22 @@ def test_hostile_and_old_shards(tmp_path: Path) -> None:
     files, reasons = listed(good, header("./a.mp4", 9) + content)
     assert files == ["s.tar/a.mp4"]
     assert reasons == {"s.tar/a.mp4": "replaced by a later member of the same name"}
+
+
+def test_shards_of_webdatasets_own_writer(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    sources = [make_video(tmp_path / "files" / f"{number}.mp4", 20 + number) for number in range(3)]
+    (tmp_path / "shards").mkdir()
+    with webdataset.ShardWriter(f"{tmp_path}/shards/clips-%06d.tar", maxcount=2, verbose=0) as writer:
+        for number, source in enumerate(sources):
+            writer.write({"__key__": f"run/{number}", "mp4": source.read_bytes(), "cls": number})
+    files, rejects, others = _list_videos(fs.LocalFileSystem(), *[str(tmp_path / "shards")] * 2)
+    assert rejects == [] and others == 3
+    assert [file["video_id"] for file in files] == [
+        f"clips-00000{number // 2}.tar/run/{number}.mp4" for number in range(3)
+    ]
+    for file, source in zip(files, sources, strict=True):
+        count = probe_video(file["uri"]).num_frames
+        assert count == probe_video(str(source)).num_frames
+        frames = [read_frames(uri, [0, count - 1]) for uri in (file["uri"], str(source))]
+        np.testing.assert_array_equal(*frames)
