@@ -46,7 +46,10 @@ def test_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     labels = np.array([0, 0, -1, 1, 1], np.int32)
     first = video("a", frame_labels=labels, phase_names=["up", "down"], uri=f"{tmp_path}/a.mp4")
     write_part(
-        str(tmp_path), [first, video("b", frame_labels=None, label=None, split=None)], ORIGIN, "float32"
+        str(tmp_path),
+        [first, video("b", frame_labels=None, label=None, split=None, uri=f"{tmp_path}/b.mp4")],
+        ORIGIN,
+        "float32",
     )
     words = ["--embeddings", tmp_path, "--out", "squats", "--format", "fiftyone"]
     export.main([str(word) for word in words])
