@@ -1,4 +1,4 @@
-"""Scan a folder of videos, its tar shards or what names ranges into a manifest and a table of rejects.
+"""Scan videos in a folder, in tar shards or in lists of ranges into a manifest and a table of rejects.
 
 Ray Data distributes the files over the cluster. Each worker streams a file to a child process, which probes it: a
 decoder that crashes or hangs ends the child and not the scan, and its file is rejected with the reason.
@@ -64,7 +64,7 @@ PROBING_FAILED = "probing failed"
 
 _ARCHIVES = {".7z", ".gz", ".rar", ".tgz", ".zip"}
 _SHARD = ".tar"
-_LISTED_AT_ONCE = 16  # shards
+_LISTED_AT_ONCE = 16  # shards, or files of ranges
 
 _UNREAD = "could not be read"
 _TRANSIENT = (_UNREAD, TOO_SLOW, KILLED)

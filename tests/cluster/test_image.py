@@ -65,9 +65,9 @@ def test_every_step_that_installs_takes_pinned_wheels_or_this_package() -> None:
 def test_the_nodes_use_it() -> None:
     """Training on CUDA, the rest without; the tags are those that the README's command pushes."""
     readme = (CLUSTER / "README.md").read_text()
-    assert "for device in cpu cuda; do" in readme
-    assert f"/carl_ray:{carl_ray.__version__}-$device --push ." in readme
-    assert f"REGISTRY/carl_ray:{carl_ray.__version__}-cuda ." in DOCKERFILE
+    for device in ("cpu", "cuda"):
+        assert f"/carl_ray:{carl_ray.__version__}-{device} --push ." in readme
+        assert f"REGISTRY/carl_ray:{carl_ray.__version__}-{device} ." in DOCKERFILE
     for name in ("raycluster", "rayjob"):
         spec = yaml.safe_load((CLUSTER / "kuberay" / f"{name}.yaml").read_text())["spec"]
         cluster = spec.get("rayClusterSpec", spec)

@@ -1,4 +1,4 @@
-"""What names parts of files: their frames, and what does not fit is a reject with a reason."""
+"""Members of shards and tables of ranges: the frames of each, and a reject with a reason for what does not fit."""
 
 from __future__ import annotations
 
