@@ -1,9 +1,10 @@
 """The Ray Data pipeline: plan ▶ fetch, decode, views, augment ▶ ordered rows.
 
-    segments ─ plan rows (one task, endless, lazy) ─ load (CPU nodes, one task a video) ─ streaming_split
+    segments ─ plan rows (one task, endless, lazy) ─ load (CPU nodes, a task a video) ─ streaming_split
 
 Only row numbers exist ahead of time, so a run of any length starts at once and needs no memory for its plan. Each
-video is a block of its own: tasks stay small, a retry repeats one video, backpressure acts on single videos.
+video is a block of its own: tasks stay small, a retry repeats one video, backpressure acts on single videos. Where
+reading a video is cheaper than a task (small frames, cached features), a task reads a few.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from carl_ray.data.keypoint_table import read_keypoints
 from carl_ray.data.keypoints import KEYPOINTS, video_keypoints
 from carl_ray.data.manifest import StreamVideo
 from carl_ray.data.plan import ABSENT, Plan
-from carl_ray.data.sample import Sample, SampleSpec, load_task_bytes, sample_spec
+from carl_ray.data.sample import Sample, SampleSpec, load_task_bytes, rows_per_task, sample_spec
 from carl_ray.errors import RunError
 from carl_ray.objectives.base import ViewTensors
 
@@ -64,7 +65,8 @@ def stream_views(
         max_workers: Number of consumers. An even split drops up to one row less than that at the end, so as many
             rows without a video are appended. None: `cluster.max_workers`.
     """
-    stop_row = plan.num_rows + (max_workers or config.cluster.max_workers) - 1
+    max_workers = max_workers or config.cluster.max_workers
+    stop_row = plan.num_rows + max_workers - 1
     total = stop_row - start_row
     num_segments = max(1, min(_SEGMENTS, math.ceil(total / _MIN_SEGMENT_ROWS)))
     segment_rows = math.ceil(total / num_segments)
@@ -80,7 +82,8 @@ def stream_views(
     spec = sample_spec(config)
 
     def load(planned: pa.Table) -> pa.Table:
-        limit_retries(f"row {planned.column('row')[0]} of the plan")
+        first, last = (planned.column("row")[at] for at in (0, -1))
+        limit_retries(f"row {first} of the plan" if first == last else f"rows {first} to {last} of the plan")
         rows = (_load_sample(row, manifest, spec) for row in planned.to_pylist())
         return pa.concat_tables([sample.to_arrow(spec) for sample in rows])
 
@@ -104,7 +107,7 @@ def stream_views(
             )
             .map_batches(
                 load,
-                batch_size=None,
+                batch_size=rows_per_task(spec, plan.batch_size // max_workers),
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 num_cpus=config.cluster.decode_cpus,
