@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Mode = Literal["synchronized", "local", "frozen"]
+
+_PART_VALUES = 2**16
 
 
 class BatchNorm(_BatchNorm):
@@ -133,16 +136,18 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
         dtype = torch.promote_types(x.dtype, torch.float32)
         own = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
         if x.numel():
-            mean, deviation, count = _frame_statistics(x.to(dtype))
-            total_mean = mean.mean(0)
-            own[:channels] = total_mean
-            own[channels:-1] = (deviation + count * (mean - total_mean).square()).sum(0)
-            own[-1] = count * len(x)
+            own[-1] = x.numel() // channels
+            own[:channels] = sum(_sum_frames(part.to(dtype)) for part in _parts(x)) / own[-1]
+            center = _per_channel(own[:channels].to(dtype), x)
+            deviations = (part.to(dtype).sub(center) for part in _parts(x))
+            own[channels:-1] = sum(_sum_frames(deviation.square_()) for deviation in deviations)
+            # The centre was rounded; squares about another point than the mean are larger by that distance squared.
+            own[channels:-1] -= own[-1] * (own[:channels] - center.flatten().double()).square()
         table = _gather(own)
-        means, deviations, counts = table[:, :channels], table[:, channels:-1], table[:, -1:]
+        means, deviations_of_all, counts = table[:, :channels], table[:, channels:-1], table[:, -1:]
         total = counts.sum()
         mean = (means * counts).sum(0) / total.clamp(min=1)
-        variance = (deviations + counts * (means - mean).square()).sum(0) / total.clamp(min=1)
+        variance = (deviations_of_all + counts * (means - mean).square()).sum(0) / total.clamp(min=1)
         enough = total >= 2
         mean = torch.where(enough, mean.to(dtype), stored_mean.to(dtype))
         variance = torch.where(enough, variance.to(dtype), stored_variance.to(dtype))
@@ -158,17 +163,26 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance, share = ctx.saved_tensors
         channels, dtype = x.shape[1], mean.dtype
-        space = [1] * (x.dim() - 2)
-        normalised = (x.to(dtype) - mean.view(-1, *space)) * torch.rsqrt(variance + ctx.eps).view(-1, *space)
-        gradient = gradients[0].to(dtype)
-        own = torch.cat([_sum_frames(gradient * normalised), _sum_frames(gradient)])
+        center, scale = _per_channel(mean, x), torch.rsqrt(variance + ctx.eps)
+        own = torch.zeros(2 * channels, dtype=torch.float64, device=x.device)
+        for part, gradient in zip(_parts(x), _parts(gradients[0]), strict=True):
+            gradient = gradient.to(dtype)
+            own[:channels] += _sum_frames(part.to(dtype).sub(center).mul_(gradient))
+            own[channels:] += _sum_frames(gradient)
+        own[:channels] *= scale
         sums = _gather(own).sum(0)
-        through_statistics = (sums * share).to(dtype)
-        through_output = gradient - through_statistics[channels:].view(-1, *space)
-        through_output.addcmul_(normalised, through_statistics[:channels].view(-1, *space), value=-1)
-        through_output.mul_((weight * torch.rsqrt(variance + ctx.eps)).view(-1, *space))
+        through_deviation, through_mean = (sums * share).to(dtype).split(channels)
+        through_deviation = _per_channel(through_deviation * scale, x)
+        through_mean, scale = _per_channel(through_mean, x), _per_channel(weight * scale, x)
+        through_output = torch.empty_like(x)
+        for part, gradient, result in zip(
+            _parts(x), _parts(gradients[0]), _parts(through_output), strict=True
+        ):
+            centered = part.to(dtype).sub(center).mul_(through_deviation)
+            torch.mul(centered.add_(through_mean).neg_().add_(gradient), scale, out=centered)
+            result.copy_(centered)
         return (
-            through_output.to(x.dtype),
+            through_output,
             own[:channels].to(weight.dtype),
             own[channels:].to(weight.dtype),
             None,
@@ -177,13 +191,16 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
         )
 
 
-def _frame_statistics(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and sum of squared deviations per frame and channel, float64; the count."""
-    if x.dim() == 2:
-        return x.double(), torch.zeros_like(x, dtype=torch.float64), 1
-    count = x[0, 0].numel()
-    variance, mean = torch.var_mean(x, dim=list(range(2, x.dim())), correction=0)
-    return mean.double(), variance.double() * count, count
+def _parts(x: Tensor) -> Sequence[Tensor]:
+    """Runs of frames; on a CPU small ones, whose intermediate results stay in its cache."""
+    if x.device.type != "cpu" or not x.numel():
+        return (x,)
+    return x.split(max(1, _PART_VALUES // x[0].numel()))
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Values of the channels in a shape that broadcasts over frames."""
+    return values.view(-1, *[1] * (x.dim() - 2))
 
 
 def _sum_frames(x: Tensor) -> Tensor:
