@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from carl_ray.evaluation.corpus import embed_corpus
     from carl_ray.evaluation.embeddings import Embeddings
     from carl_ray.evaluation.inference import load_encoder
+    from carl_ray.fitting import fit
     from carl_ray.presets import preset
     from carl_ray.report.evaluation import evaluate_embeddings
-    from carl_ray.training.fit import fit
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ _MODULES = {
     "build_manifest": "carl_ray.data.scan",
     "embed_corpus": "carl_ray.evaluation.corpus",
     "evaluate_embeddings": "carl_ray.report.evaluation",
-    "fit": "carl_ray.training.fit",
+    "fit": "carl_ray.fitting",
     "load_encoder": "carl_ray.evaluation.inference",
     "preset": "carl_ray.presets",
 }

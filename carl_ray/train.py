@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import ExitStack
-from dataclasses import replace
 
 from carl_ray import config as configuration
 from carl_ray import options, presets, storage
 from carl_ray.config import Config
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import Form
-from carl_ray.training.fit import IMPORTS, FittedRun, fitted, local_cpus, new_run_dir
+from carl_ray.fitting import FittedRun, fitted, new_run_dir
 
 _WITH_REPORT = ("demo", "clips_demo", "csvr_demo", "laptop")
 """Presets of small data, whose runs always end with a report."""
@@ -34,10 +32,9 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         parsed, overrides = _parse(sys.argv[1:] if arguments is None else arguments)
         config, run_dir = _choose(parsed, overrides)
-        with ExitStack() as stack:
-            if config.preset == "laptop" or config.data.features is not None:
-                config = _with_features(config, run_dir, parsed, overrides, stack)
-            run = stack.enter_context(fitted(config, run_dir, resume=parsed.resume))
+        # Of a whole config, nothing follows the videos.
+        given = overrides if parsed.config is None else options.field_names(config.objective.name)
+        with fitted(config, run_dir, resume=parsed.resume, given=given) as run:
             _print_results(run)
             if parsed.title is not None or config.preset in _WITH_REPORT:
                 # Embeddings of centred features are compared centred, beside what training loses.
@@ -89,46 +86,6 @@ def _choose(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[Conf
                 f"{storage.public_uri(run_dir)} holds a run of preset {base.preset}, not {parsed.preset}"
             )
     return options.overridden(base, overrides), run_dir
-
-
-def _with_features(
-    config: Config, run_dir: str, parsed: argparse.Namespace, given: dict[str, str], stack: ExitStack
-) -> Config:
-    """Fit a run to its videos, tell its size and time, and cache the features that are missing.
-
-    Args:
-        config: The run; of the preset `laptop` unless it has `data.features`.
-        run_dir: Its folder.
-        parsed: The command line.
-        given: Fields of the command line, which stay as they are.
-        stack: Keeps the connection to Ray open.
-    """
-    # In the order of their cost, as in `fitted`.
-    from carl_ray.data.features import default_folder
-    from carl_ray.data.timing import fit_to_videos
-    from carl_ray.evaluation.corpus import read_videos
-    from carl_ray.training import run_videos
-    from carl_ray.training.run_checks import check_folder
-
-    saved = check_folder(config, run_dir, resume=parsed.resume)
-    run_videos.read_videos(replace(config, data=replace(config.data, features=None)))
-    manifest = config.data.manifest or ""
-    videos = read_videos(manifest, None)
-    if saved is None and config.preset == "laptop" and parsed.config is None:
-        training = read_videos(manifest, [config.data.train_split])
-        config, timing = fit_to_videos(config, training, given)
-        print(f"stride {config.data.frame_stride}, T {config.model.num_frames}: {timing.reason}", flush=True)
-    if config.data.features is None:
-        config = options.overridden(config, {"data.features": default_folder(manifest, config)})
-    from carl_ray.evaluation.caching import cache_features
-    from carl_ray.evaluation.estimate import estimate_run
-    from carl_ray.session import connect
-
-    if saved is None:
-        print(estimate_run(config, videos), flush=True)
-    stack.enter_context(connect(local_cpus(config), meanwhile=IMPORTS))
-    cache_features(manifest, config.data.features or "", config)
-    return config
 
 
 def _print_results(run: FittedRun) -> None:

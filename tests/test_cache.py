@@ -19,11 +19,18 @@ import pytest
 
 import carl_ray
 from carl_ray import align, cache, embed, evaluate, presets, search, train
+from carl_ray.config import to_json
 from carl_ray.data.features import list_parts, read_features, require_cache
+from carl_ray.errors import UserError
 from carl_ray.evaluation import corpus
 from carl_ray.evaluation.embeddings import Embeddings
 from carl_ray.evaluation.frames import unit_frames
 from carl_ray.evaluation.frozen import load_frozen
+from carl_ray.fitting import fitted
+from carl_ray.options import overridden
+from carl_ray.training import trainer
+from carl_ray.training.monitor import Status
+from carl_ray.training.run_checks import CheckedRun
 from tests.samples import failure, manifest_row, write_rows
 
 TINY = (
@@ -158,6 +165,41 @@ def test_an_encoder_without_training(
     assert "frozen" in capsys.readouterr().out and (tmp_path / "pairs.csv").read_text().count("\n") > 50
 
 
+def test_fit_makes_the_features_as_the_command_does(
+    ray_session: None, small_laptop: None, manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[CheckedRun] = []
+
+    def train_checked(run: CheckedRun) -> Status:
+        checked.append(run)
+        return Status(True, 8, 8)
+
+    monkeypatch.setattr(trainer, "train_checked", train_checked)
+    run, laptop = tmp_path / "run", presets.preset("laptop")
+    training = replace(laptop.training, epochs=4, global_batch_size=2)
+    config = replace(laptop, data=replace(laptop.data, manifest=manifest), training=training)
+    carl_ray.fit(config, str(run))
+    ours = checked[0].config
+    assert (ours.data.frame_stride, ours.objective.variance, ours.training.epochs) == (1, 1.0, 4)
+    features = require_cache(ours.data.features or "")
+    assert Path(features.uri).parent == tmp_path / "features"
+    assert features.locate(pq.read_table(manifest)).column("features_part").null_count == 0
+    with fitted(
+        overridden(laptop, words := {"data.manifest": manifest}), str(run), resume=False, given=words
+    ):
+        by_command = replace(checked[1].config, training=training)
+    assert by_command == ours
+    # A run goes on as it was begun, also with features that its videos alone would not get.
+    begun = replace(ours, model=replace(ours.model, num_frames=9))
+    run.mkdir()
+    (run / "config.json").write_text(to_json(begun))
+    carl_ray.fit(config, str(run), resume=True)
+    assert checked[2].config == begun
+    changed = replace(config, data=replace(config.data, frame_stride=2))
+    with pytest.raises(UserError, match=r"begun with data.frame_stride = 1, now 2"):
+        carl_ray.fit(changed, str(run), resume=True)
+
+
 @pytest.mark.slow
 def test_laptop_from_a_manifest_to_a_report(
     ray_session: None,
@@ -174,6 +216,10 @@ def test_laptop_from_a_manifest_to_a_report(
     assert "stride 1, T 32: the median video has" in printed
     assert (run / "evaluation" / "report.html").exists()
     (folder,) = (tmp_path / "features").iterdir()
+    laptop = carl_ray.preset("laptop")
+    training = replace(laptop.training, epochs=4, global_batch_size=2)
+    config = replace(laptop, data=replace(laptop.data, manifest=manifest), training=training)
+    assert carl_ray.fit(config, str(run), resume=True) == str(run)  # it is that run
     # The run's embeddings are joined; a video without features, and a file, are embedded likewise.
     joined = Embeddings.open(str(run / "embeddings"))
     wanted = unit_frames([joined.video("v0").embeddings])[0]

@@ -26,10 +26,10 @@ from carl_ray.data.scan import index_folder
 from carl_ray.datasets import choreography, embedded
 from carl_ray.evaluation.corpus import EmbeddingSettings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
+from carl_ray.fitting import FittedRun
 from carl_ray.lease import hold
 from carl_ray.presets import PRESETS
 from carl_ray.training.checkpoint import Progress, save_checkpoint
-from carl_ray.training.fit import FittedRun
 from carl_ray.training.step import TrainingStep
 from tests.samples import failure, manifest_row, write_rows
 

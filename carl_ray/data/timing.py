@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,13 @@ NUM_FRAMES = 32
 NUM_STEPS = 300
 _LEAST_STRIDES, _MOST_STRIDES = 48, 600
 _UNKNOWN_RATE = 30.0
+_CHOSEN = (
+    "data.frame_stride",
+    "views.max_crop_ratio",
+    "model.num_frames",
+    "objective.variance",
+    "training.epochs",
+)
 
 
 @dataclass(frozen=True)
@@ -68,19 +75,23 @@ def fit_to_videos(config: Config, videos: pa.Table, given: Collection[str] = ())
     timing = choose_timing(videos.column("num_frames").to_numpy(), rates)
     batch_size = config.training.global_batch_size
     stride = config.data.frame_stride if "data.frame_stride" in given else timing.frame_stride
-    chosen: dict[str, dict[str, object]] = {
-        "data": {"frame_stride": stride},
-        "views": {"max_crop_ratio": timing.max_crop_ratio},
-        "model": {"num_frames": timing.num_frames},
-        "objective": {"variance": float(stride**2)},
-        "training": {"epochs": math.ceil(NUM_STEPS * batch_size / max(1, videos.num_rows))},
-    }
-    for section, fields in chosen.items():
+    epochs = math.ceil(NUM_STEPS * batch_size / max(1, videos.num_rows))
+    values = (stride, timing.max_crop_ratio, timing.num_frames, float(stride**2), epochs)
+    chosen = zip(_CHOSEN, values, strict=True)
+    return with_chosen(config, {name: value for name, value in chosen if name not in given}), timing
+
+
+def chosen_fields(config: Config) -> dict[str, object]:
+    """The fields that `fit_to_videos` may change, by dotted name."""
+    fields = ((name, *name.split(".")) for name in _CHOSEN)
+    return {name: getattr(getattr(config, section), field, None) for name, section, field in fields}
+
+
+def with_chosen(config: Config, values: Mapping[str, object]) -> Config:
+    """The config with other values in fields of `chosen_fields`, as far as its objective has them."""
+    for name, value in values.items():
+        section, field = name.split(".")
         options = getattr(config, section)
-        kept = {
-            name: value
-            for name, value in fields.items()
-            if f"{section}.{name}" not in given and hasattr(options, name)
-        }
-        config = replace(config, **{section: replace(options, **kept)})
-    return config, timing
+        if hasattr(options, field):
+            config = replace(config, **{section: replace(options, **{field: value})})
+    return config

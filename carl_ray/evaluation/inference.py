@@ -172,8 +172,8 @@ def load_encoder(
     """The trained encoder of a run or checkpoint, or one without training.
 
     Args:
-        checkpoint: A checkpoint, or URI of one or of a run folder, whose latest is taken; `frozen`, or the folder of
-            embeddings without training, whose encoder is taken.
+        checkpoint: A checkpoint, or URI of one or of a run folder, whose latest is taken; `frozen`, for videos at 24 to
+            30 frames a second, or the folder of embeddings without training, whose encoder is taken.
         device: Where it computes, as torch names it; None: a GPU where there is one, otherwise the CPU.
         view: How frames are cropped to the encoder's input.
         like: URI of a folder of this encoder's embeddings, whose form (`embed --form`) the output takes; None: plain.

@@ -14,6 +14,7 @@ from carl_ray import train
 from carl_ray.config import Config, ModelConfig, objective_options
 from carl_ray.data.scan import index_folder
 from carl_ray.errors import RunError, UserError
+from carl_ray.fitting import fit
 from carl_ray.options import overridden
 from carl_ray.presets import preset
 from carl_ray.training.checkpoint import (
@@ -23,7 +24,6 @@ from carl_ray.training.checkpoint import (
     load_encoder,
     save_checkpoint,
 )
-from carl_ray.training.fit import fit
 from carl_ray.training.learner import initial_learner
 from carl_ray.training.run_checks import starting_weights
 from carl_ray.training.run_log import read_log
