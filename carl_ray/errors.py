@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -118,6 +119,26 @@ def _print_line(message: str, before: str = "carl_ray: ") -> None:
 def note(message: str) -> None:
     """Print a line to standard error, as beside the results of a command."""
     print(message, file=sys.stderr, flush=True)
+
+
+class _Warnings(logging.Handler):
+    def __init__(self, send: Callable[[str], object]) -> None:
+        super().__init__(logging.WARNING)
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._send(record.getMessage())
+
+
+@contextmanager
+def warnings_to(send: Callable[[str], object]) -> Iterator[None]:
+    """Send the warnings that this package logs to a function while the body runs."""
+    handler, logger = _Warnings(send), logging.getLogger("carl_ray")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def one_line(error: object) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import json
+import logging
 import math
 import os
 import re
@@ -30,7 +31,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import FileIO
 from itertools import chain, count
@@ -41,7 +42,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from carl_ray import address, storage
-from carl_ray.errors import RunError, UserError
+from carl_ray.errors import RunError, UserError, warnings_to
 
 if TYPE_CHECKING:
     from carl_ray.data.video_file import VideoSource
@@ -60,12 +61,14 @@ _END_SECONDS = 5.0
 _PIPE_BYTES = 1 << 18
 _MAX_HEAD_BYTES = 1 << 16
 _MAX_REASON = 2000  # characters
+_MOST_WARNINGS = 1000  # beside an answer
 
 _KILLED_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
 _LENGTH = struct.Struct("<Q")
 _LONGEST_POLL = 2**31 - 1  # milliseconds
+_LOGGER = logging.getLogger(__name__)
 
 
 class BadVideoError(Exception):
@@ -269,7 +272,7 @@ def _send(
 def _receive(
     process: subprocess.Popen[bytes], expected: Fields, limit: int, seconds: float
 ) -> tuple[str, dict[str, Any]]:
-    """Receive the next answer: its kind, and the fields of a value, else a `reason`.
+    """Receive the next answer: its kind, and the fields of a value, else a `reason`; log the warnings before it.
 
     Raises:
         EOFError: the process ended.
@@ -291,13 +294,20 @@ def _receive(
         return content
 
     try:
-        (length,) = _LENGTH.unpack(read(_LENGTH.size).data)
-        if length > _MAX_HEAD_BYTES:
-            raise _MalformedError(f"a head of {length} bytes")
-        head = json.loads(read(length).tobytes())
-        kind, fields = head["kind"], head["fields"]
-        if kind != "value":
-            return kind, {"reason": "".join(c if c.isprintable() else "?" for c in fields["reason"])}
+        for _ in range(_MOST_WARNINGS):
+            (length,) = _LENGTH.unpack(read(_LENGTH.size).data)
+            if length > _MAX_HEAD_BYTES:
+                raise _MalformedError(f"a head of {length} bytes")
+            head = json.loads(read(length).tobytes())
+            kind, fields = head["kind"], head["fields"]
+            if kind == "value":
+                break
+            reason = "".join(c if c.isprintable() else "?" for c in fields["reason"])
+            if kind != "warning":
+                return kind, {"reason": reason}
+            _LOGGER.warning("%s", reason)
+        else:
+            raise _MalformedError(f"{_MOST_WARNINGS} warnings")
         for name, dtype, shape in head["arrays"]:
             num_bytes = expected[name].num_bytes(dtype, shape)
             limit -= num_bytes
@@ -385,9 +395,14 @@ def open_channel(doing: str = "reading") -> Callable[[Callable[..., Values]], No
 
         allocate_buffer(1)  # Arrow reserves a GiB of address space at its first use: not to be counted
         requests = sys.stdin.buffer
-        with ThreadPoolExecutor(1) as sender:
+        with ThreadPoolExecutor(1) as sender, ExitStack() as stack:
             # The thread allocates its memory before any is counted.
             sent = sender.submit(_answer, answers, "ready", {"reason": ""})
+
+            def warn(message: str) -> None:
+                sender.submit(_answer, answers, "warning", {"reason": message[:_MAX_REASON]})
+
+            stack.enter_context(warnings_to(warn))
             while length := requests.read(_LENGTH.size):
                 request = json.loads(requests.read(*_LENGTH.unpack(length)))
                 if not isinstance(request["source"], str):

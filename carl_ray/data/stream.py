@@ -9,10 +9,11 @@ reading a video is cheaper than a task (small frames, cached features), a task r
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +29,10 @@ from carl_ray.data.keypoints import KEYPOINTS, video_keypoints
 from carl_ray.data.manifest import StreamVideo
 from carl_ray.data.plan import ABSENT, Plan
 from carl_ray.data.sample import Sample, SampleSpec, load_task_bytes, rows_per_task, sample_spec
-from carl_ray.errors import RunError
+from carl_ray.errors import RunError, note, warnings_to
 from carl_ray.objectives.base import ViewTensors
 
+_LOGGER = logging.getLogger(__name__)
 _SEGMENTS = 256
 _MIN_SEGMENT_ROWS = 1024
 _FIRST_RETRY_SECONDS = 0.5
@@ -51,6 +53,7 @@ def stream_views(
     *,
     start_row: int = 0,
     max_workers: int | None = None,
+    warn: Callable[[str], object] = note,
 ) -> Dataset:
     """Stream the rows of a plan in order: a lazy dataset of one-row blocks.
 
@@ -64,6 +67,7 @@ def stream_views(
         start_row: First row of the plan to stream.
         max_workers: Number of consumers. An even split drops up to one row less than that at the end, so as many
             rows without a video are appended. None: `cluster.max_workers`.
+        warn: Gets the warnings of the tasks that load videos, in their processes.
     """
     max_workers = max_workers or config.cluster.max_workers
     stop_row = plan.num_rows + max_workers - 1
@@ -84,8 +88,9 @@ def stream_views(
     def load(planned: pa.Table) -> pa.Table:
         first, last = (planned.column("row")[at] for at in (0, -1))
         limit_retries(f"row {first} of the plan" if first == last else f"rows {first} to {last} of the plan")
-        rows = (_load_sample(row, manifest, spec) for row in planned.to_pylist())
-        return pa.concat_tables([sample.to_arrow(spec) for sample in rows])
+        with warnings_to(warn):
+            rows = (_load_sample(row, manifest, spec) for row in planned.to_pylist())
+            return pa.concat_tables([sample.to_arrow(spec) for sample in rows])
 
     context = DataContext.get_current().copy()
     # One row a block: the generator of the plan stays lazy, and no two videos wait for each other.
@@ -149,9 +154,8 @@ def _read_with_retries(
         BadVideoError: it cannot be read.
         RunError: its storage or its process fails: an outage must not take videos out of the plan.
     """
-    for attempt in range(spec.data.retries + 1):
-        if attempt:
-            time.sleep(random.SystemRandom().uniform(0.5, 1.5) * _FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
+    attempt = 0
+    while True:
         try:
             if (part := video.get("keypoints_part")) is not None:
                 video["keypoints"] = read_keypoints(part, video["keypoints_group"])
@@ -159,5 +163,8 @@ def _read_with_retries(
                 return cached_views(video, epoch, spec)
             return _reader.read(video, epoch, spec)
         except RunError as error:
-            failure = error
-    raise RunError(f"{video['video_id']}: {failure}")
+            if attempt == spec.data.retries:
+                raise RunError(f"{video['video_id']}: {error}") from None
+            _LOGGER.warning("%s: %s; trying again", video["video_id"], error)
+        time.sleep(random.SystemRandom().uniform(0.5, 1.5) * _FIRST_RETRY_SECONDS * 2**attempt)
+        attempt += 1

@@ -27,6 +27,8 @@ _REFUSED_SECONDS, _SILENT_SECONDS = 10.0, 40.0
 """Ray's servers count as gone after refusing connections, or timing out, for so long."""
 _SHARE_OF_GRACE = 0.7
 """Share of the grace period for the checkpoint; the rest is for Ray's shutdown."""
+_TASK_WARNING_SECONDS = 30.0
+"""Between two warnings of the tasks that load videos: an outage of storage has many in each."""
 _SHUTDOWN_SECONDS = 5.0
 """Timeout for Ray Train to end after its workers have."""
 
@@ -72,6 +74,7 @@ class RunMonitor:
         self._warnings: list[str] = []
         self._id = uuid.uuid4().hex
         self._num_logged = 0
+        self._next_of_task, self._num_held_back = -math.inf, 0
 
     def update(self, status: Status) -> tuple[bool, list[str]]:
         """Set the status; return the stop request and the warnings to log."""
@@ -83,6 +86,15 @@ class RunMonitor:
     def warn(self, message: str) -> None:
         """Add a warning of a worker."""
         self._warnings.append(message)
+
+    def warn_of_task(self, message: str) -> None:
+        """Add a warning of a task that loads a video, or count it for the next one where one has just been added."""
+        if (now := time.monotonic()) < self._next_of_task:
+            self._num_held_back += 1
+            return
+        held_back = f" ({self._num_held_back} more since the last one)" if self._num_held_back else ""
+        self.warn(f"loading videos: {message}{held_back}")
+        self._next_of_task, self._num_held_back = now + _TASK_WARNING_SECONDS, 0
 
     def latest(self, shown: _Shown = ("", 0)) -> tuple[Status | None, list[str], _Shown]:
         """The last status (None before the first), new warnings, and those shown then."""

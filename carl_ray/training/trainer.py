@@ -222,18 +222,21 @@ def _datasets(settings: WorkerSettings, videos: Videos) -> dict[str, Any]:
     """Functions that make the datasets; Ray Train calls them at each (re)start."""
     config, run_dir = settings.config, settings.run_dir
     plan, validation_plan = settings.training_plan, settings.validation_plan
-    training = ray.put(videos.training)
+    training, monitor = ray.put(videos.training), settings.monitor
+
+    def warn(message: str) -> None:
+        monitor.warn_of_task.remote(message)
 
     def training_stream() -> Dataset:
         storage.set_patience(config.cluster.storage_seconds)
         checkpoint = latest_checkpoint(run_dir)
         start_row = 0 if checkpoint is None else checkpoint.progress.row
-        return stream_views(plan, training, config, start_row=start_row)
+        return stream_views(plan, training, config, start_row=start_row, warn=warn)
 
     datasets: dict[str, Any] = {"train": training_stream}
     if validation_plan is not None and videos.validation is not None:
         validation = ray.put(videos.validation)
-        datasets["validation"] = lambda: stream_views(validation_plan, validation, config)
+        datasets["validation"] = lambda: stream_views(validation_plan, validation, config, warn=warn)
     return datasets
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import ray
 import ray.train
@@ -23,7 +22,7 @@ import torch.distributed as dist
 from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.config import Config
-from carl_ray.errors import RunError
+from carl_ray.errors import RunError, warnings_to
 from carl_ray.machine import bf16_slowdown, has_native_bf16
 from carl_ray.training.checkpoint import CONFIG, Checkpoint, Progress, latest_checkpoint, restore
 from carl_ray.training.monitor import Status
@@ -62,45 +61,34 @@ def train_worker(settings: WorkerSettings) -> None:
     rank = ray.train.get_context().get_world_rank()
     is_first = rank == 0
     storage.set_patience(settings.config.cluster.storage_seconds)
-    warnings = _WarningsToDriver(settings.monitor, rank)
+
+    def warn(message: str) -> None:
+        settings.monitor.warn.remote(f"worker {rank}: {message}")
+
     reporter: Reporter | None = None
-    logging.getLogger("carl_ray").addHandler(warnings)
-    TRAINING.set()
-    try:
-        checkpoint = latest_checkpoint(settings.run_dir)
-        # Started first: the processes of the stream start while the model is built and validated.
-        batches = _training_batches(settings, 0 if checkpoint is None else checkpoint.progress.step)
+    with warnings_to(warn):
+        TRAINING.set()
         try:
-            step, reporter, progress = _begin(settings, checkpoint, is_first)
+            checkpoint = latest_checkpoint(settings.run_dir)
+            # Started first: the processes of the stream start while the model is built and validated.
+            batches = _training_batches(settings, 0 if checkpoint is None else checkpoint.progress.step)
             try:
-                _train(settings, step, reporter, progress, batches)
-            except AgreedError as error:
-                if not isinstance(error, UnsavedError):
-                    # An error of the logs must not replace the failure that ends the run.
-                    with suppress(RunError):
-                        reporter.close()
-                raise
+                step, reporter, progress = _begin(settings, checkpoint, is_first)
+                try:
+                    _train(settings, step, reporter, progress, batches)
+                except AgreedError as error:
+                    if not isinstance(error, UnsavedError):
+                        # An error of the logs must not replace the failure that ends the run.
+                        with suppress(RunError):
+                            reporter.close()
+                    raise
+            finally:
+                batches.stop()
+        except AgreedError as error:
+            if is_first:
+                _send_failure(settings, error, None if reporter is None else reporter.status())
         finally:
-            batches.stop()
-    except AgreedError as error:
-        if is_first:
-            _send_failure(settings, error, None if reporter is None else reporter.status())
-    finally:
-        TRAINING.clear()
-        logging.getLogger("carl_ray").removeHandler(warnings)
-
-
-class _WarningsToDriver(logging.Handler):
-    """Log handler that sends warnings to the monitor, for the terminal and the log."""
-
-    def __init__(self, monitor: Any, rank: int) -> None:
-        super().__init__(logging.WARNING)
-        self._monitor = monitor
-        self._rank = rank
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send one, without waiting for its delivery."""
-        self._monitor.warn.remote(f"worker {self._rank}: {record.getMessage()}")
+            TRAINING.clear()
 
 
 def _send_failure(settings: WorkerSettings, error: AgreedError, last: Status | None) -> None:

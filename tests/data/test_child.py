@@ -103,6 +103,14 @@ def test_a_sound_answer_is_read() -> None:
     assert (pair.columns["frame_labels"] == -1).all() and (pair.parameters == 0).all()
 
 
+def test_warnings_of_a_child_are_its_parents(caplog: pytest.LogCaptureFixture) -> None:
+    warning = message("warning", {"reason": "the store is down\n"})
+    assert read_pair(hostile(2 * warning + pair_with())).pixels.shape == (2, 8, 24, 24, 3)
+    assert caplog.messages == ["the store is down?"] * 2
+    with pytest.raises(BadVideoError, match=r"no valid answer \(1000 warnings"):
+        read_pair(hostile(1001 * warning + pair_with()))
+
+
 def test_a_child_starts_while_opencv_is_being_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

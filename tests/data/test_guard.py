@@ -180,13 +180,14 @@ def test_an_interrupted_video_does_not_answer_for_the_next(tmp_path: Path, sigin
     reader.close()
 
 
-def test_storage_has_its_own_patience() -> None:
+def test_storage_has_its_own_patience(caplog: pytest.LogCaptureFixture) -> None:
     reader = decoder("pass")
     reader._code = reader._code.replace(
         "guard.answer_views()",
         """
 def read_bytes(uri):
     time.sleep(1.5)
+    storage._LOGGER.warning("%s is slow", uri)
     if "down" in uri:
         raise RunError("the store is down")
     return b"content"
@@ -198,6 +199,7 @@ guard.answer_views()
     with pytest.raises(RunError, match=r"^the store is down$"):
         read(reader, "s3://bucket/down.mp4", IMPATIENT)
     assert read(reader, "s3://bucket/slow.mp4", IMPATIENT) == len(b"content")
+    assert caplog.messages == ["s3://bucket/down.mp4 is slow", "s3://bucket/slow.mp4 is slow"]
     reader.close()
 
 

@@ -66,7 +66,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., P
     )
 
 
-def collect(plan: Plan, videos: pa.Table, config: Config = CONFIG, **options: int) -> list[Sample]:
+def collect(plan: Plan, videos: pa.Table, config: Config = CONFIG, **options: Any) -> list[Sample]:
     dataset = stream_views(plan, ray.put(videos), config, **options)
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
     return [row for table in batches for row in read_samples(table, sample_spec(config))]
@@ -326,7 +326,15 @@ def test_decoders_that_hang_or_die_cost_one_video_each_and_no_try(
         ],
         schema=videos.schema,
     )
-    rows = collect(validation_plan(0, table.num_rows, 3), table, config)
+    said = tmp_path / "warnings"
+
+    def warn(message: str) -> None:
+        with said.open("a") as file:
+            file.write(f"{message}\n")
+
+    rows = collect(validation_plan(0, table.num_rows, 3), table, config, warn=warn)
+    (line,) = said.read_text().splitlines()
+    assert line.startswith("killed: the decoder was killed (SIGKILL") and line.endswith("; trying again")
     assert [row.video_id for row in rows] == table.column("video_id").to_pylist()
     assert [row.error for row in rows] == [
         None,

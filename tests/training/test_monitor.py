@@ -50,6 +50,23 @@ def wait(
     return wait_for_run(fit or handle.ended.wait, handle, grace_seconds=grace, **events)
 
 
+def test_of_the_warnings_of_many_tasks_some_are_shown_and_all_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, now = monitor.RunMonitor.__ray_metadata__.modified_class(), [0.0]
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: now[0])
+    for moment in (0, 1, 29, 31, 32, 70):
+        now[0] = moment
+        made.warn_of_task(f"down at {moment}")
+    _, shown, _ = made.latest()
+    expected = [
+        "down at 0",
+        "down at 31 (2 more since the last one)",
+        "down at 70 (1 more since the last one)",
+    ]
+    assert shown == [f"loading videos: {line}" for line in expected]
+
+
 def later(seconds: float, act: Callable[[], object]) -> None:
     threading.Timer(seconds, act).start()
 
