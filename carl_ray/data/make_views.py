@@ -7,6 +7,7 @@ The views are a pure function of (seed, epoch, video) and the spec.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,6 +22,10 @@ from carl_ray.data.video_file import AnySource
 from carl_ray.data.views import ViewIndices
 from carl_ray.objectives.base import ViewTensors
 from carl_ray.objectives.views import AugmentConfig, KeyFrame, ViewSpec
+
+_LOGGER = logging.getLogger(__name__)
+
+_Drawn = dict[str, tuple[ViewIndices, ...]]
 
 
 def make_views(
@@ -55,7 +60,7 @@ def make_views(
     Raises:
         DecodeError: the video cannot be read.
     """
-    drawn, needed, decoded = _decode(source, video_id, num_video_frames, epoch, spec, verified, key_frames)
+    asked, drawn, needed, decoded = _decode(source, video_id, num_video_frames, epoch, spec, verified, key_frames)
     height, width = decoded.shape[1:3]
     views = {}
     for view in spec.views:
@@ -69,7 +74,7 @@ def make_views(
             parameters=np.stack([draw.to_vector() for draw in draws]),
             boxes=boxes,
             flips=flips,
-            spans=np.array([clip.crop for clip in own]) * float(frame_step),
+            spans=np.array([clip.crop for clip in asked[view.name]]) * float(frame_step),
             pixels=_augmented(decoded, needed, own, view, draws),
             keypoints=keypoints_in_view(keypoints, own, boxes, flips) if view.keypoints else None,
             columns={
@@ -88,14 +93,14 @@ def _decode(
     spec: SampleSpec,
     verified: bool,
     key_frames: Sequence[int] | None,
-) -> tuple[
-    dict[str, tuple[ViewIndices, ...]], Int64[np.ndarray, " needed"], UInt8[np.ndarray, "needed h w 3"]
-]:
-    """The clips of each view, the indices of their frames, and these; where a key frame fails, with another one."""
+) -> tuple[_Drawn, _Drawn, Int64[np.ndarray, " needed"], UInt8[np.ndarray, "needed h w 3"]]:
+    """The clips of each view as drawn first and as decoded, where a key frame fails with another one; their frames."""
+    asked: _Drawn = {}
     failures: dict[bytes, DecodeError] = {}  # By the frames that were asked for.
     for attempt in range(3 if any(isinstance(view.span, KeyFrame) for view in spec.views) else 1):
         arguments = video_id, num_video_frames, epoch, spec, key_frames, attempt
         drawn = {view.name: draw_clips(view, *arguments) for view in spec.views}
+        asked = asked or drawn
         clips = [clip for view in drawn.values() for clip in view]
         needed = np.unique(np.concatenate([clip.frame_indices[clip.frame_mask] for clip in clips]))
         if needed.tobytes() in failures:
@@ -104,7 +109,9 @@ def _decode(
             num_frames = num_video_frames if verified else None
             size, decoder = spec.data.short_side, spec.data.decoder
             decoded = read_frames(source, needed, short_side=size, decoder=decoder, num_frames=num_frames)
-            return drawn, needed, decoded
+            if attempt:
+                _LOGGER.warning("%s: a key frame does not decode; another frame is shown", video_id)
+            return asked, drawn, needed, decoded
         except DecodeError as error:
             failures[needed.tobytes()] = error
     raise next(iter(failures.values()))

@@ -47,7 +47,7 @@ class ViewTensors(Generic[A]):
     """(n,) bool: left and right are exchanged within the box."""
     spans: A
     """(n, 2) float64: begin and end of what each clip stands for, in the units of the timestamps: its crop, or T frames
-    times their stride, also where some are padding."""
+    times their stride, also where some are padding; of a key frame that did not decode, although another is shown."""
     pixels: A | None = None
     """(n, T, S, S, 3) uint8, or packed as by `carl_ray.data.pixels.to_yuv420`; masked frames are 0."""
     features: A | None = None

@@ -214,6 +214,9 @@ class Csvr(Objective):
             sums = 0.5 * self.options.context_weight * matched.sums
             found += zip(sums.unbind(), matched.counts.unbind(), strict=True)
             figures["context_loss"] = torch.stack([0.5 * matched.sums.sum(), matched.counts[0]])
+            still = batch.views[KEY_FRAME]
+            replaced = still.timestamps[:, 0, 0] != still.spans[:, 0, 0]
+            figures["replaced_key_frames"] = torch.stack([replaced.sum(), batch.is_real.sum()])
         # Generators and critics in full precision: spectral norm needs it.
         with torch.autocast(batch.rows.device.type, enabled=False):
             for name, made in self.made(encodings, batch).items():

@@ -185,7 +185,9 @@ def test_a_view_follows_one_that_is_there() -> None:
         draw_clips(lost, "v", 40, 0, replace(spec, views=(*spec.views, lost)))
 
 
-def test_a_damaged_key_frame_gives_way_to_another(make_video: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_damaged_key_frame_gives_way_to_another(
+    make_video: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = make_video(tmp_path / "v.mp4", 60, 48, 48, gop=12)
     with av.open(str(path)) as container:
         damaged = [packet for packet in container.demux(video=0) if packet.size and packet.is_keyframe][2]
@@ -196,7 +198,7 @@ def test_a_damaged_key_frame_gives_way_to_another(make_video: Callable[..., Path
     keys = [0, 12, 24, 36, 48]
 
     def stills(given: list[int], policy: str) -> set[tuple[int, int]]:
-        """The key frames that are drawn, with the one that is read, where one is."""
+        """The key frames that are drawn and that the views name, with the one that is read, where one is."""
         view = replace(spec.views[0], span=KeyFrame(policy))
         own = replace(spec, views=(view,))
         found = set()
@@ -204,10 +206,12 @@ def test_a_damaged_key_frame_gives_way_to_another(make_video: Callable[..., Path
             (drawn,) = draw_clips(view, "v", 60, epoch, own, given)
             with contextlib.suppress(DecodeError):
                 read = make_views(bytes(content), "v", 60, 1.0, epoch, own, key_frames=given)["still"]
+                assert read.spans.tolist() == [[drawn.frame_indices.item(), drawn.frame_indices.item() + 1]]
                 found.add((drawn.frame_indices.item(), int(read.timestamps.item())))
         return found
 
     assert stills(keys, "auto") == {(0, 0), (12, 12), (24, 36), (36, 36), (48, 48)}
+    assert set(caplog.messages) == {"v: a key frame does not decode; another frame is shown"}
     # There is no other one: an even one, unless it is the same.
     assert stills([24], "codec") == {(24, 0), (24, 12), (24, 36), (24, 48)}
     whole = replace(spec_of(), views=(*spec_of().views, ViewSpec("all", 1, 60, Whole(), PLAIN)))

@@ -19,6 +19,7 @@ from carl_ray.objectives.csvr import (
     CLIP,
     CONTEXT,
     FUTURE,
+    KEY_FRAME,
     Csvr,
     Made,
     critic_terms,
@@ -108,6 +109,15 @@ def test_a_video_without_a_person_has_no_pose_but_its_context():
     assert counts.tolist() == [5, 5, 4 * 4 * 17, 4]
     sums[:2].sum().backward()
     assert encodings[CONTEXT].clip.grad.flatten(1).any(1).all()
+
+
+def test_key_frames_that_were_replaced_are_counted():
+    step, given = with_batch()
+    still = given.views[KEY_FRAME]
+    shown = still.spans[:, :, :1].clone()
+    shown[2] += 12
+    given = replace(given, views=given.views | {KEY_FRAME: replace(still, timestamps=shown)})
+    assert step.train(given, 0).figures["replaced_key_frames"] == pytest.approx(1 / 5)
 
 
 @pytest.mark.parametrize("valid", [0, 8])

@@ -237,7 +237,7 @@ def test_the_information_of_gaussians(correlation: float):
         optimizer.step()
     z, u = draw(20_000)
     found = read_terms(Unclamped(), z, u, torch.arange(20_000) % 64, 64)
-    nats = float(found.information) / int(found.number)
+    nats = found.information.item() / int(found.number)
     assert nats == pytest.approx(6 * correlation**2 / (1 - correlation**2), rel=0.1)
     explained, total = found.explained.tolist()
     assert explained / total == pytest.approx(correlation**2, abs=0.03)
