@@ -60,7 +60,9 @@ def make_views(
     Raises:
         DecodeError: the video cannot be read.
     """
-    asked, drawn, needed, decoded = _decode(source, video_id, num_video_frames, epoch, spec, verified, key_frames)
+    asked, drawn, needed, decoded = _decode(
+        source, video_id, num_video_frames, epoch, spec, verified, key_frames
+    )
     height, width = decoded.shape[1:3]
     views = {}
     for view in spec.views:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 import av
@@ -51,6 +52,9 @@ _OPTIONS = {"preset": "veryfast", "tune": "fastdecode", "crf": "18", "g": "60", 
 _PATIENCE = 600  # seconds, and the slowest pace that is no hang
 _PIXELS_PER_SECOND = 1_000_000
 _MOST_BYTES = 1 << 18  # of a frame of a copy; three copies of the file are in memory for a moment
+_USUAL_BYTES = 1 << 13
+_TASK_BYTES = 480 << 20  # two interpreters and a chunk of frames
+_SHORT_BITS = 15  # videos below 32,768 frames have one reservation
 
 
 def prepare_videos(manifest: pa.Table, folder: str) -> tuple[pa.Table, pa.Table, str]:
@@ -67,8 +71,6 @@ def prepare_videos(manifest: pa.Table, folder: str) -> tuple[pa.Table, pa.Table,
         RunError: the storage refuses or fails.
     """
     # Lazily: the child processes import this module too, and must start quickly.
-    import ray
-
     from carl_ray.data.coordinator import limit_retries
 
     folder = storage.absolute(folder)
@@ -91,10 +93,7 @@ def prepare_videos(manifest: pa.Table, folder: str) -> tuple[pa.Table, pa.Table,
     copies: dict[int, dict[str, Any]] = {}
     reasons: dict[int, str] = {}
     progress = ProgressLine("prepared")
-    outcomes = ray.data.from_arrow(table, override_num_blocks=max(1, min(len(table), _MOST_TASKS))).map(
-        prepare
-    )
-    for done, outcome in enumerate(outcomes.iter_rows() if len(table) else (), 1):
+    for done, outcome in enumerate(_mapped(table, prepare), 1):
         found = json.loads(outcome["outcome"])
         if "reason" in found:
             reasons[outcome["number"]] = found["reason"]
@@ -115,6 +114,27 @@ def prepare_videos(manifest: pa.Table, folder: str) -> tuple[pa.Table, pa.Table,
     write_table(rejected, rejects_uri(out))
     write_table(prepared, out)
     return prepared, rejected, out
+
+
+def _mapped(
+    table: pa.Table, function: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield what Ray tasks make of the rows, the longest videos first.
+
+    All tasks of a data set reserve the same memory, so videos of another order of length are another data set.
+    """
+    import ray
+
+    frames = table.column("num_frames").to_pylist()
+    room = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    by_length = sorted(range(len(table)), key=lambda row: -frames[row])
+    for _, rows in groupby(by_length, lambda row: max(_SHORT_BITS, frames[row].bit_length())):
+        alike = table.take(pa.array(rows))
+        memory = min(_TASK_BYTES + 3 * _USUAL_BYTES * alike.column("num_frames")[0].as_py(), room)
+        blocks = min(len(alike), _MOST_TASKS)
+        yield from (
+            ray.data.from_arrow(alike, override_num_blocks=blocks).map(function, memory=memory).iter_rows()
+        )
 
 
 _child = Child("from carl_ray.data.prepare import answer_copies; answer_copies()", quiet=True)

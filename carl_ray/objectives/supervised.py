@@ -86,17 +86,17 @@ def frame_classification_terms(
         The sum, with gradient, and the count.
 
     Raises:
-        ValueError: a labelled real frame has a class that `logits` has no score for.
+        ValueError: a labelled real frame has a class that `logits` has no score for; of labels on the CPU.
     """
     import torch
     from torch.nn import functional
 
     labelled = mask & (frame_labels >= 0)
     labels = frame_labels.where(labelled, 0)
-    # On a GPU, cross-entropy itself would end the process without saying why.
-    highest, num_classes = int(labels.max()) if labels.numel() else 0, logits.shape[2]
-    if highest >= num_classes:
-        raise ValueError(f"frame_labels must be less than the {num_classes} classes, got {highest}")
+    # A run counts its classes on the driver. To look at labels on a GPU, the CPU would wait for it at every step.
+    num_classes = logits.shape[2]
+    if labels.is_cpu and labels.numel() and labels.max() >= num_classes:
+        raise ValueError(f"frame_labels must be less than the {num_classes} classes, got {labels.max()}")
     dtype = torch.promote_types(logits.dtype, torch.float32)
     with torch.autocast(logits.device.type, enabled=False):
         scores = logits.to(dtype).where(labelled[:, :, None], 0)

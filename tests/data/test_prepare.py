@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
+from ray.data import Dataset
 
 from carl_ray import index, storage
 from carl_ray.data import prepare
@@ -91,6 +93,29 @@ def test_prepare_makes_what_is_missing_and_keeps_what_identifies_a_video(
         uri: Path(uri).stat().st_mtime_ns for uri in prepared.column("uri").to_pylist()
     }.items() <= times.items()
     assert rejects.column("reason").to_pylist() == ["no such file"]
+
+
+def test_long_videos_reserve_memory_of_their_own(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"memory": 3 << 30}}])
+    reserved, map_rows = [], Dataset.map
+
+    def noted(self: Dataset, function: object, *, memory: int) -> Dataset:
+        reserved.append(memory)
+        return map_rows(self, function)
+
+    monkeypatch.setattr(Dataset, "map", noted)
+    rows = [
+        manifest_row(f"{name}.mp4", uri=str(tmp_path / name), num_frames=frames)
+        for name, frames in (("minute", 1800), ("hour", 54_000), ("day", 2_000_000), ("second", 30))
+    ]
+    _, rejects, _ = prepare.prepare_videos(
+        pa.Table.from_pylist(rows, schema=SCHEMA), str(tmp_path / "copies")
+    )
+    usual, hour = ((480 << 20) + 3 * 8192 * frames for frames in (1800, 54_000))
+    assert reserved == [3 << 30, hour, usual]
+    assert set(rejects.column("reason").to_pylist()) == {"no such file"} and len(rejects) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -46,6 +47,12 @@ def test_unlabelled_frames_have_no_influence():
     assert not filled.grad[frame_labels < 0].any() and filled.grad.isfinite().all()
     none, _ = frame_classification_terms(filled, torch.full_like(frame_labels, -1), mask)
     assert none.item() == 0 and none.requires_grad
+
+
+def test_labels_on_a_device_are_not_waited_for(monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no such device
+    on_device = [part.to("meta") for part in batch()]  # whose values nobody can read
+    assert [part.shape for part in frame_classification_terms(*on_device)] == [(1,), (1,)]
 
 
 def test_unknown_class():
