@@ -363,7 +363,7 @@ def stream(options: argparse.Namespace) -> Table:
     from benchmarks.parts import stream as measured
     from benchmarks.parts.videos import ensure_rendered, even_sample
     from benchmarks.throughput import probe
-    from carl_ray.data.scan import VIDEO_SUFFIXES
+    from carl_ray.data.manifest import VIDEO_SUFFIXES
     from carl_ray.options import overridden
     from carl_ray.presets import pouring
 

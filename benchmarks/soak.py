@@ -80,7 +80,7 @@ def _run(arguments: list[str]) -> None:
 
 def _fuzz(folder: Path, seconds: float, seed: int) -> None:
     from benchmarks.faults.fuzz import fuzz
-    from carl_ray.data.scan import VIDEO_SUFFIXES
+    from carl_ray.data.manifest import VIDEO_SUFFIXES
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder on this machine")

@@ -110,7 +110,7 @@ class _Videos:
     def paths(self) -> list[Path]:
         """All files that are named as videos."""
         from benchmarks.parts.videos import ensure_rendered
-        from carl_ray.data.scan import VIDEO_SUFFIXES
+        from carl_ray.data.manifest import VIDEO_SUFFIXES
 
         if self._folder is None:
             return ensure_rendered(_progress)
@@ -152,7 +152,7 @@ def probe(paths: Sequence[Path], most: int) -> tuple[list[Video], list[str]]:
     `benchmarks.parts.videos`: that process belongs to a module that knows Ray.
     """
     from benchmarks.parts.videos import Video
-    from carl_ray.data.scan import probe_guarded
+    from carl_ray.data.probing import probe_guarded
 
     videos: list[Video] = []
     notes = []

@@ -31,7 +31,7 @@ from carl_ray import config as configuration
 from carl_ray import jobs, session, storage, train
 from carl_ray.compare import comparison
 from carl_ray.config import Config, ModelConfig
-from carl_ray.data import scan
+from carl_ray.data import listing
 from carl_ray.data.decode import DecodeError, probe_video, read_frames
 from carl_ray.data.manifest import SCHEMA, read_manifest
 from carl_ray.datasets.choreography import read_labels
@@ -343,7 +343,7 @@ def test_a_checkpoint_names_no_other_files(tmp_path: Path) -> None:
 def test_a_file_whose_name_is_no_text_is_a_reject(tmp_path: Path) -> None:
     (tmp_path / "b.mp4").write_bytes(b"")
     (tmp_path / os.fsdecode(b"a\xff.mp4")).write_bytes(b"")
-    files, (reject,), num_others = scan._list_videos(*storage.resolve(str(tmp_path)), str(tmp_path))
+    files, (reject,), num_others = listing.list_videos(*storage.resolve(str(tmp_path)), str(tmp_path))
     assert ([file["video_id"] for file in files], num_others) == (["b.mp4"], 0)
     assert reject["uri"] == f"{tmp_path}/a\\xff.mp4" and "not UTF-8" in reject["reason"]
 

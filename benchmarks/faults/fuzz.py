@@ -1,6 +1,6 @@
 """Damaged videos by the thousand, through the same guarded processes that index and train.
 
-    video ─ one mutation ▶ file ▶ probe (`carl_ray.data.scan`) ▶ two views (`carl_ray.data.guard`) ▶ counted
+    video ─ one mutation ▶ file ▶ probe (`carl_ray.data.probing`) ▶ two views (`carl_ray.data.guard`) ▶ counted
 
 A file must give frames or one reason. The n-th file of a seed is the same each time: a finding names both.
 """
@@ -22,8 +22,8 @@ import numpy as np
 from carl_ray.config import AugmentConfig, Config, DataConfig, ModelConfig
 from carl_ray.data.guard import UNEXPECTED, BadVideoError, ViewReader
 from carl_ray.data.manifest import StreamVideo
+from carl_ray.data.probing import PROBING_FAILED, probe_guarded
 from carl_ray.data.sample import sample_spec
-from carl_ray.data.scan import PROBING_FAILED, probe_guarded
 from carl_ray.errors import RunError, UserError
 
 Outcome = Literal["read", "refused", "hang", "crash", "error"]

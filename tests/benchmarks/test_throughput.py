@@ -14,7 +14,7 @@ import torch
 from benchmarks import throughput
 from benchmarks.parts import embedding, evaluation, videos
 from benchmarks.parts.table import Table
-from carl_ray.data import scan
+from carl_ray.data import probing
 
 TINY = ["--data.short_side", "32", "--augment.image_size", "24", "--model.num_frames", "8"]
 
@@ -118,7 +118,7 @@ def test_a_large_folder_is_sampled(
         measured.extend(paths)
         return Table("embedding: made up", ("way",), [])
 
-    monkeypatch.setattr(scan, "probe_guarded", probe_guarded)
+    monkeypatch.setattr(probing, "probe_guarded", probe_guarded)
     monkeypatch.setattr(embedding, "measure", measure)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     throughput.main([str(tmp_path), "--parts", "embedding"])
@@ -137,7 +137,7 @@ def test_a_large_folder_is_sampled(
 def test_neither_the_door_nor_the_data_part_loads_ray() -> None:
     code = (
         "import sys; from benchmarks import throughput; light = set(sys.modules); "
-        "from benchmarks.parts import data, decoders, evaluation, videos; from carl_ray.data import scan; "
+        "from benchmarks.parts import data, decoders, evaluation, videos; from carl_ray.data import probing; "
         "assert 'ray' not in sys.modules; assert not {'av', 'pyarrow.dataset'} & light, light"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

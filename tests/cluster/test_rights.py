@@ -25,7 +25,7 @@ from ray.train import Checkpoint
 from ray.train.v2._internal.execution.storage import StorageContext, delete_fs_path
 
 from carl_ray import storage
-from carl_ray.data.scan import _list_videos
+from carl_ray.data.listing import list_videos
 from carl_ray.errors import RunError
 
 FOLDER = Path(__file__).parents[2] / "cluster"
@@ -46,7 +46,7 @@ def use_as_a_run_does(bucket: str, tmp_path: Path) -> None:
         return f"{root}{name}?{query}"
 
     storage.write_bytes(uri("/videos/train/a.mp4"), b"video")
-    assert [file["video_id"] for file in _list_videos(*storage.resolve(uri("")), uri(""))[0]] == [
+    assert [file["video_id"] for file in list_videos(*storage.resolve(uri("")), uri(""))[0]] == [
         "videos/train/a.mp4"
     ]
     assert not storage.exists(uri("/manifest.parquet")) and storage.list_folder(uri("/runs")) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
-from carl_ray.data.scan import VIDEO_SUFFIXES
+from carl_ray.data.manifest import VIDEO_SUFFIXES
 
 ROOT = Path(__file__).parents[2]
 SENT = ("carl_ray", "tuning", "cluster", "pyproject.toml", "setup.py", "README.md", "LICENSE")

@@ -24,7 +24,7 @@ import pytest
 
 from benchmarks.parts import decoders
 from carl_ray.config import AugmentConfig, Config, ModelConfig
-from carl_ray.data import scan
+from carl_ray.data import probing
 from carl_ray.data.child import BadVideoError, Child, KilledError
 from carl_ray.data.guard import FrameReader, ViewReader
 from carl_ray.data.sample import sample_spec
@@ -204,8 +204,8 @@ def test_what_a_child_sends_is_never_unpickled(tmp_path: Path, monkeypatch: pyte
             list(FrameReader(code).read(b"content", 5, CONFIG, chunk_frames=4))
         with pytest.raises(BadVideoError, match=INVALID):
             FrameReader(code).count(b"content", CONFIG)
-        monkeypatch.setattr(scan, "_child", Child(code))
-        assert re.match(INVALID, scan.probe_guarded(io.BytesIO(b"x"), 1, verify=False)["reason"])
+        monkeypatch.setattr(probing, "_child", Child(code))
+        assert re.match(INVALID, probing.probe_guarded(io.BytesIO(b"x"), 1, verify=False)["reason"])
         monkeypatch.setattr(decoders, "_CODE", code)
         table = decoders.measure([tmp_path / "a.mp4"], lambda line: None)
         assert all("no valid answer" in note for note in table.notes) and table.notes
@@ -243,8 +243,8 @@ def test_what_is_said_of_a_file_fits_the_manifest(
             "arrays": [["frame_times", "<f8", [9]], ["key_frames", "<i8", [len(keys)]]],
             "content": (np.arange(9) / 30).tobytes() + np.array(keys, np.int64).tobytes(),
         }
-        monkeypatch.setattr(scan, "_child", Child(hostile(message(fields=fields, **arrays) + END)))
-        found = scan.probe_guarded(io.BytesIO(b"x"), 1, verify=False)
+        monkeypatch.setattr(probing, "_child", Child(hostile(message(fields=fields, **arrays) + END)))
+        found = probing.probe_guarded(io.BytesIO(b"x"), 1, verify=False)
         assert ("reason" in found) != sound
 
 

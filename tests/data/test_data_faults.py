@@ -20,8 +20,8 @@ from carl_ray.data import stream
 from carl_ray.data.child import BadVideoError
 from carl_ray.data.decode import DecodeError, read_frames
 from carl_ray.data.guard import ViewReader
+from carl_ray.data.probing import probe_guarded
 from carl_ray.data.sample import sample_spec
-from carl_ray.data.scan import probe_guarded
 from carl_ray.errors import RunError
 from tests.samples import make_crops, video_row
 

@@ -16,9 +16,9 @@ import pytest
 from pyarrow import fs
 
 from carl_ray.data.decode import probe_video, read_frames
+from carl_ray.data.listing import list_videos
 from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA
 from carl_ray.data.parts import Range, cut, members, read_ranges
-from carl_ray.data.scan import _list_videos
 from carl_ray.errors import UserError
 
 FILE = {
@@ -193,7 +193,7 @@ def test_members_of_a_shard_and_what_is_none(tmp_path: Path, monkeypatch: pytest
     assert [content[offset : offset + size][:1] for _, offset, size in found if size] == [b"1", b"2", b"4"]
     shard.write_bytes(content[: found[3][1] + 99])
     (tmp_path / "no.tar").write_bytes(b"no archive" * 99)
-    files, rejects, others = _list_videos(local, str(tmp_path), str(tmp_path))
+    files, rejects, others = list_videos(local, str(tmp_path), str(tmp_path))
     assert [file["uri"] for file in files] == [f"{shard}#bytes={found[0][1]}+{size}"] and others == 1
     reasons = {reject["video_id"]: reject["reason"] for reject in rejects}
     assert all(reasons.pop(name).startswith("not a whole tar archive") for name in ("no.tar", "s.tar"))
@@ -201,7 +201,7 @@ def test_members_of_a_shard_and_what_is_none(tmp_path: Path, monkeypatch: pytest
         "s.tar/c.mp4": "the file is empty",
         "s.tar/d.mkv": "truncated: the shard ends before it does",
     }
-    (only,), _, _ = _list_videos(local, str(shard), str(shard))
+    (only,), _, _ = list_videos(local, str(shard), str(shard))
     assert only == files[0]
 
 
@@ -220,7 +220,7 @@ def header(name: str | bytes, size: int) -> bytes:
 def test_hostile_and_old_shards(tmp_path: Path) -> None:
     def listed(*blocks: bytes) -> tuple[list[str], dict[str, str]]:
         (tmp_path / "s.tar").write_bytes(b"".join(blocks) + bytes(1024))
-        files, rejects, _ = _list_videos(fs.LocalFileSystem(), str(tmp_path), str(tmp_path))
+        files, rejects, _ = list_videos(fs.LocalFileSystem(), str(tmp_path), str(tmp_path))
         return [file["video_id"] for file in files], {r["video_id"]: r["reason"] for r in rejects}
 
     content = b"v".ljust(512, b"\0")
@@ -242,7 +242,7 @@ def test_shards_of_webdatasets_own_writer(make_video: Callable[..., Path], tmp_p
     with webdataset.ShardWriter(f"{tmp_path}/shards/clips-%06d.tar", maxcount=2, verbose=0) as writer:
         for number, source in enumerate(sources):
             writer.write({"__key__": f"run/{number}", "mp4": source.read_bytes(), "cls": number})
-    files, rejects, others = _list_videos(fs.LocalFileSystem(), *[str(tmp_path / "shards")] * 2)
+    files, rejects, others = list_videos(fs.LocalFileSystem(), *[str(tmp_path / "shards")] * 2)
     assert rejects == [] and others == 3
     assert [file["video_id"] for file in files] == [
         f"clips-00000{number // 2}.tar/run/{number}.mp4" for number in range(3)

@@ -15,11 +15,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from carl_ray.data import scan
+from carl_ray.data import probing, scan
 from carl_ray.data.child import Child
 from carl_ray.data.labels import LabelOptions, label_manifest
+from carl_ray.data.listing import list_videos
 from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, rejects_uri, write_table
-from carl_ray.data.scan import build_manifest, index_folder, probe_guarded
+from carl_ray.data.probing import probe_guarded
+from carl_ray.data.scan import build_manifest, index_folder
 from carl_ray.errors import RunError, UserError
 from carl_ray.index import _summary
 
@@ -79,10 +81,10 @@ def test_indexing_again_reads_only_what_changed(folder, ray_session, tmp_path, m
     )
     write_table(labelled, out)
     read = []
-    probe_all = scan._probe_all
+    probe_all = scan.probe_all
     monkeypatch.setattr(
         scan,
-        "_probe_all",
+        "probe_all",
         lambda files, *rest: (read.extend(f["video_id"] for f in files), probe_all(files, *rest))[1],
     )
 
@@ -112,7 +114,7 @@ def test_indexing_again_reads_only_what_changed(folder, ray_session, tmp_path, m
 @pytest.mark.parametrize("seconds", [0.0, 1000.0])
 def test_an_interrupted_scan_is_continued(folder, ray_session, tmp_path, monkeypatch, capsys, seconds):
     out = str(tmp_path / "manifest.parquet")
-    probe_all = scan._probe_all
+    probe_all = scan.probe_all
 
     def interrupted(*arguments):
         for number, found in enumerate(probe_all(*arguments)):
@@ -126,10 +128,10 @@ def test_an_interrupted_scan_is_continued(folder, ray_session, tmp_path, monkeyp
 
     monkeypatch.setattr(scan, "_SAVE_SECONDS", seconds)
     monkeypatch.setattr(scan, "_SAVE_SHARE", 0)
-    monkeypatch.setattr(scan, "_probe_all", interrupted)
+    monkeypatch.setattr(scan, "probe_all", interrupted)
     with pytest.raises(KeyboardInterrupt):
         index_folder(str(folder), out)
-    monkeypatch.setattr(scan, "_probe_all", probe_all)
+    monkeypatch.setattr(scan, "probe_all", probe_all)
     capsys.readouterr()
     manifest, rejects = index_folder(str(folder), out)
     # Saved when the fourth was awaited: three are kept, be it time to save or not.
@@ -259,7 +261,7 @@ def test_uris_are_quoted_and_hold_no_credentials():
         with store.open_output_stream(f"bucket/videos/{name}") as file:
             file.write(b"content")
     uri = "s3://key:secret@bucket/videos/?scheme=http&endpoint_override=localhost:1"
-    files, rejects, num_others = scan._list_videos(store, "bucket/videos", uri)
+    files, rejects, num_others = list_videos(store, "bucket/videos", uri)
     query = "?scheme=http&endpoint_override=localhost:1"
     assert {f["uri"] for f in files} == {
         f"s3://bucket/videos/sub/a%20b%25.mp4{query}",
@@ -274,7 +276,7 @@ def test_rejects_lie_beside_the_manifest():
     assert rejects_uri("s3://b/m.parquet?scheme=http") == "s3://b/m.rejects.parquet?scheme=http"
 
 
-_CHILD = "import carl_ray.data.scan as s, os, ctypes; "
+_CHILD = "import carl_ray.data.probing as s, os, ctypes; "
 
 
 @pytest.mark.parametrize(
@@ -289,12 +291,12 @@ _CHILD = "import carl_ray.data.scan as s, os, ctypes; "
 )
 def test_a_decoder_that_dies_or_hangs_costs_one_file(body, reason, make_video, tmp_path, monkeypatch):
     if "longer" in reason:
-        monkeypatch.setattr(scan, "_PATIENCE", 1)
+        monkeypatch.setattr(probing, "_PATIENCE", 1)
     good = make_video(tmp_path / "v.mp4", 5).read_bytes()
     # Spares the good file, so that the same child can be asked again.
     code = f"p = s.probe_video; bad = {body}; "
     code += "s.probe_video = lambda c, **k: bad(c) if c == b'bad' else p(c, **k)"
-    monkeypatch.setattr(scan, "_child", Child(f"{_CHILD}{code}; s.answer_probes()"))
+    monkeypatch.setattr(probing, "_child", Child(f"{_CHILD}{code}; s.answer_probes()"))
     for content in (good, b"bad", good):
         outcome = probe_guarded(io.BytesIO(content), len(content), verify=True)
         if content == b"bad":
@@ -380,7 +382,7 @@ def test_files_whose_worker_always_dies_are_rejects(make_video, ray_session, tmp
         os.kill(os.getpid(), 9)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(scan, "_probe_file", die)
+        patched.setattr(probing, "_probe_file", die)
         manifest, rejects = index_folder(str(tmp_path / "videos"), str(tmp_path / "m.parquet"))
     assert manifest.num_rows == 0
     (reason,) = rejects.column("reason").to_pylist()

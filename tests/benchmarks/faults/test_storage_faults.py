@@ -21,7 +21,7 @@ from pyarrow import fs
 
 from benchmarks.faults.proxy import Fault, FaultKind, FaultProxy
 from carl_ray import storage
-from carl_ray.data import scan
+from carl_ray.data import listing, probing
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, write_part
 from carl_ray.training.checkpoint import (
@@ -362,11 +362,11 @@ def test_indexing_waits_for_the_store(
     filesystem, root = storage.resolve(folder)
     before = proxy.counts
     proxy.inject(Fault("slow_down", times=3))
-    (file,), _, _ = scan._list_videos(filesystem, root, folder)
+    (file,), _, _ = listing.list_videos(filesystem, root, folder)
     assert counted(proxy, before)["slow_down"] == 3
 
     def probe() -> dict[str, object]:
-        found = scan._probe_file({**file, "number": 0}, filesystem=filesystem, verify=True)
+        found = probing._probe_file({**file, "number": 0}, filesystem=filesystem, verify=True)
         return dict(json.loads(found["outcome"]))
 
     for kind in ("slow_down", "reset", "truncate"):
@@ -377,7 +377,7 @@ def test_indexing_waits_for_the_store(
         proxy.inject(Fault("slow_down", times=None))
         assert re.match(r"could not be read: .*status 503", str(probe()["reason"]))
         with pytest.raises(RunError, match=r"could not list it .*status 503"):
-            scan._list_videos(filesystem, root, folder)
+            listing.list_videos(filesystem, root, folder)
 
 
 def test_embeddings_in_a_store_that_fails_are_not_damaged(proxy: FaultProxy, folder: str) -> None:
