@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 from urllib.parse import quote
 
 from pyarrow import fs
@@ -17,7 +18,7 @@ from pyarrow import fs
 from carl_ray import storage
 from carl_ray.address import Address, file_of, parse
 from carl_ray.data.manifest import VIDEO_SUFFIXES
-from carl_ray.data.parts import members
+from carl_ray.data.parts import LABEL_SUFFIXES, label_columns, members
 from carl_ray.errors import UserError
 
 UNREAD = "could not be read"
@@ -38,6 +39,8 @@ class ListedVideo(TypedDict):
     video_id: str
     bytes: int
     modified_ns: int | None
+    columns: NotRequired[Mapping[str, Any]]
+    """`LABEL_COLUMNS` that its shard has."""
 
 
 class Reject(ListedVideo):
@@ -118,12 +121,20 @@ def _list_members(
     rejects: list[Reject] = []
     num_others = 0
 
-    def found() -> list[tuple[str, int, int]]:
-        listed.clear()
-        listed.extend(members(filesystem, shard["path"]))
-        return listed
-
     listed: list[tuple[str, int, int]] = []
+    columns: dict[str, dict[str, Any]] = defaultdict(dict)  # by key
+
+    def found() -> None:
+        listed.clear()
+        for name, offset, size, content in members(filesystem, shard["path"]):
+            listed.append((name, offset, size))
+            if name.endswith(LABEL_SUFFIXES):
+                try:
+                    columns[_key(name)] |= label_columns(name, content)
+                except ValueError as error:
+                    wrong[name] = str(error)
+
+    wrong: dict[str, str] = {}  # Members of labels.
     try:
         storage.persistently(shard["uri"], "list", found)
     except (OSError, tarfile.TarError, ValueError) as error:  # `tarfile` parses some headers with int().
@@ -131,7 +142,7 @@ def _list_members(
         rejects.append({**shard, "reason": f"{kind}: {' '.join(str(error).split())}"})
     last = {name: offset for name, offset, _ in listed}
     for name, offset, size in listed:
-        if PurePosixPath(name).suffix.lower() not in VIDEO_SUFFIXES:
+        if PurePosixPath(name).suffix.lower() not in VIDEO_SUFFIXES and name not in wrong:
             num_others += 1
             continue
         shown = name.encode("utf-8", "backslashreplace").decode()
@@ -146,11 +157,18 @@ def _list_members(
             reason = "the file is empty"
         elif offset + size > shard["bytes"]:
             reason = "truncated: the shard ends before it does"
+        reason = reason or wrong.get(name)
         if reason is None:
-            files.append(file)
+            files.append({**file, "columns": columns[key]} if (key := _key(name)) in columns else file)
         else:
             rejects.append({**file, "reason": reason})
     return files, rejects, num_others
+
+
+def _key(name: str) -> str:
+    """Key of a member: WebDataset takes all files of the same path up to the first dot of the name for one sample."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
 
 
 def list_files(uris: list[str]) -> tuple[list[ListedVideo], list[Reject]]:

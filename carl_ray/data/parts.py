@@ -27,7 +27,7 @@ from pyarrow import fs
 
 from carl_ray import storage
 from carl_ray.address import parse
-from carl_ray.data.manifest import REJECTS_SCHEMA, SPLITS, refuse_pickles
+from carl_ray.data.manifest import LABEL_COLUMNS, REJECTS_SCHEMA, SCHEMA, SPLITS, refuse_pickles
 from carl_ray.errors import UserError
 
 EXACT_SECONDS = 0.002
@@ -35,6 +35,9 @@ EXACT_SECONDS = 0.002
 _PAST_SECONDS = 0.1
 """A range may end this far behind the last frame: its video's sound is often a little longer."""
 _HEADERS = 1 << 16  # bytes of a shard that are read at once
+LABEL_SUFFIXES = (".cls", ".json")
+"""Of members of shards that have the labels of the videos of the same key."""
+_MOST_LABEL_BYTES = 1 << 20
 _LEROBOT = "meta/info.json"
 _EPISODE_PLACE = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
 
@@ -142,8 +145,10 @@ def range_row(file: Mapping[str, Any], part: Range) -> dict[str, Any]:
 # Tar shards
 
 
-def members(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset and size of the files in a tar archive; only its headers are read.
+def members(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str, int, int, bytes | None]]:
+    """Yield name, offset and size of the files in a tar archive, and the content of small `LABEL_SUFFIXES`.
+
+    Only headers and these are read.
 
     Raises:
         tarfile.TarError, OSError: it is no such archive, is compressed or cannot be read.
@@ -159,7 +164,36 @@ def members(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str, int, in
                 raise tarfile.ReadError("a member that begins before the end of the one before it")
             end = member.offset_data - 1 + member.size
             if member.isreg() and member.sparse is None:
-                yield member.name.removeprefix("./"), member.offset_data, member.size
+                content = None
+                if member.name.endswith(LABEL_SUFFIXES) and member.size <= _MOST_LABEL_BYTES:
+                    buffered.seek(member.offset_data)
+                    content = buffered.read(member.size)
+                yield member.name.removeprefix("./"), member.offset_data, member.size, content
+
+
+def label_columns(name: str, content: bytes | None) -> dict[str, Any]:
+    """The `LABEL_COLUMNS` that a member of a shard has for the videos of its key, as WebDataset writes them.
+
+    A `.cls` is the label, an integer or a name; of a `.json`, keys that are columns count.
+
+    Raises:
+        ValueError: it is not so; the message is a reject reason.
+    """
+    if content is None:
+        raise ValueError(f"not read: labels of over {_MOST_LABEL_BYTES} bytes")
+    try:
+        found = {"label": content.decode().strip()} if name.endswith(".cls") else json.loads(content)
+        given = {column: found[column] for column in LABEL_COLUMNS if found.get(column) is not None}
+        given |= {n: str(given[n]) for n in ("label", "split") if type(given.get(n)) is int}
+        for column, value in given.items():
+            pa.array([value], SCHEMA.field(column).type)
+            if value == "" or (isinstance(value, str) and not value.isprintable()):
+                raise ValueError
+    except (ValueError, TypeError, AttributeError, RecursionError, pa.ArrowException):
+        raise ValueError(f"not the labels of a video, as {' or '.join(LABEL_SUFFIXES)} has them") from None
+    if "split" in given:
+        given["split"] = _split(given["split"])
+    return given
 
 
 # Tables of ranges

@@ -60,7 +60,8 @@ def probe_all(
             return {"number": row["number"], "outcome": json.dumps({"reason": f"{UNREAD}: {error}"})}
         return probe_file(row, filesystem=filesystem, verify=verify)
 
-    table = pa.Table.from_pylist([{**file, "number": number} for number, file in enumerate(files)])
+    named = [{"uri": file["uri"], "path": file["path"], "bytes": file["bytes"]} for file in files]
+    table = pa.Table.from_pylist([{**row, "number": number} for number, row in enumerate(named)])
     # Few files a task, so that the last tasks do not keep one CPU busy alone; more than one, for its overhead.
     per_task = max(1, min(16, len(files) // (8 * int(ray.cluster_resources().get("CPU", 1)))))
     outcomes = ray.data.from_arrow(table, override_num_blocks=-(-len(files) // per_task)).map(probe)

@@ -157,13 +157,17 @@ def index_folder(
     try:
         for file, outcome in probe_all(to_probe, filesystem, verify):
             unread.remove(file["uri"])
+            columns = file.get("columns", {})
+            lengths = {len(columns[name]) for name in ("frame_labels", "progress") if name in columns}
+            if "reason" not in outcome and lengths - {outcome["num_frames"]}:
+                outcome = {"reason": "the labels in its shard are not as many as its frames"}
             if "reason" in outcome:
                 rejects.append({**file, "reason": outcome["reason"]})
             else:
                 row = {**file, **outcome, "frame_step": 1.0, "split": _split(file["video_id"])}
                 if file["uri"] in rows_of:
                     row |= _added_columns(known.slice(rows_of[file["uri"]]["row"], 1).to_pylist()[0], row)
-                rows.append(row)
+                rows.append(row | columns)
             if (began := time.monotonic()) >= next_save:
                 save()
                 next_save = time.monotonic() + max(_SAVE_SECONDS, _SAVE_SHARE * (time.monotonic() - began))

@@ -18,7 +18,8 @@ from pyarrow import fs
 from carl_ray.data.decode import probe_video, read_frames
 from carl_ray.data.listing import list_videos
 from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA
-from carl_ray.data.parts import Range, cut, members, read_ranges
+from carl_ray.data.parts import Range, cut, label_columns, members, read_ranges
+from carl_ray.data.scan import build_manifest
 from carl_ray.errors import UserError
 
 FILE = {
@@ -190,7 +191,7 @@ def test_members_of_a_shard_and_what_is_none(tmp_path: Path, monkeypatch: pytest
     local = fs.LocalFileSystem()
     found = list(members(local, str(shard)))
     content = shard.read_bytes()
-    assert [content[offset : offset + size][:1] for _, offset, size in found if size] == [b"1", b"2", b"4"]
+    assert [content[offset : offset + size][:1] for _, offset, size, _ in found if size] == [b"1", b"2", b"4"]
     shard.write_bytes(content[: found[3][1] + 99])
     (tmp_path / "no.tar").write_bytes(b"no archive" * 99)
     files, rejects, others = list_videos(local, str(tmp_path), str(tmp_path))
@@ -203,6 +204,61 @@ def test_members_of_a_shard_and_what_is_none(tmp_path: Path, monkeypatch: pytest
     }
     (only,), _, _ = list_videos(local, str(shard), str(shard))
     assert only == files[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.cls", b"7\n", {"label": "7"}),
+        ("a.cls", "Tür auf".encode(), {"label": "Tür auf"}),
+        ("a.json", b'{"label": 7, "split": "train", "caption": "x"}', {"label": "7", "split": "train"}),
+        ("a.json", b'{"frame_labels": [0, -1, 2], "phase_names": null}', {"frame_labels": [0, -1, 2]}),
+        ("a.json", b"{}", {}),
+        *(("a.cls", wrong, None) for wrong in (b"", b" \n", b"\xff", b"two\nlines", None)),
+        *(
+            ("a.json", wrong, None)
+            for wrong in (b"", b"[1]", b"{", b"[" * 9999, b'{"label": [1]}', b'{"label": 1.5}')
+        ),
+        *(
+            ("a.json", wrong, None)
+            for wrong in (b'{"label": true}', b'{"frame_labels": "ab"}', b'{"label": ""}')
+        ),
+    ],
+)
+def test_labels_of_a_member(name: str, content: bytes | None, expected: dict[str, object] | None) -> None:
+    if expected is None:
+        with pytest.raises(ValueError, match=r"^not "):
+            label_columns(name, content)
+    else:
+        assert label_columns(name, content) == expected
+
+
+def test_labels_in_a_shard(ray_session: None, make_video: Callable[..., Path], tmp_path: Path) -> None:
+    video = make_video(tmp_path / "v.mp4", 4).read_bytes()
+    labels = {
+        "a": ("cls", b"jump"),
+        "b.c": ("json", b'{"frame_labels": [0, 0, 1, 1], "split": "val"}'),
+        "d": ("json", b'{"frame_labels": [0]}'),
+        "e": ("cls", b"\xff"),
+    }
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "s.tar", "w") as archive:
+        for key, (suffix, content) in labels.items():
+            for name, held in ((f"{key}.mp4", video), (f"{key.partition('.')[0]}.{suffix}", content)):
+                member = tarfile.TarInfo(name)
+                member.size = len(held)
+                archive.addfile(member, io.BytesIO(held))
+    manifest, rejects = build_manifest(str(tmp_path / "shards"), str(tmp_path / "m.parquet"))
+    found = manifest.select(["video_id", "label", "split", "frame_labels"]).to_pylist()
+    assert [tuple(row.values()) for row in found] == [
+        ("s.tar/a.mp4", "jump", None, None),
+        ("s.tar/b.c.mp4", None, "validation", [0, 0, 1, 1]),
+        ("s.tar/e.mp4", None, None, None),
+    ]
+    assert rejects.column("reason").to_pylist() == [
+        "the labels in its shard are not as many as its frames",
+        "not the labels of a video, as .cls or .json has them",
+    ]
 
 
 def header(name: str | bytes, size: int) -> bytes:
@@ -241,9 +297,15 @@ def test_shards_of_webdatasets_own_writer(make_video: Callable[..., Path], tmp_p
     (tmp_path / "shards").mkdir()
     with webdataset.ShardWriter(f"{tmp_path}/shards/clips-%06d.tar", maxcount=2, verbose=0) as writer:
         for number, source in enumerate(sources):
-            writer.write({"__key__": f"run/{number}", "mp4": source.read_bytes(), "cls": number})
+            more = {"json": {"split": "Testing", "width": 3}} if number == 2 else {"txt": "a caption"}
+            writer.write({"__key__": f"run/{number}", "mp4": source.read_bytes(), "cls": number} | more)
     files, rejects, others = list_videos(fs.LocalFileSystem(), *[str(tmp_path / "shards")] * 2)
-    assert rejects == [] and others == 3
+    assert rejects == [] and others == 6
+    assert [file["columns"] for file in files] == [
+        {"label": "0"},
+        {"label": "1"},
+        {"label": "2", "split": "test"},
+    ]
     assert [file["video_id"] for file in files] == [
         f"clips-00000{number // 2}.tar/run/{number}.mp4" for number in range(3)
     ]
