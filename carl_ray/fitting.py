@@ -60,11 +60,7 @@ def fitted(
 ) -> Iterator[FittedRun]:
     """Train a run as `fit` does; the body runs while Ray is still connected.
 
-    Args:
-        config: As `fit`.
-        run_dir: As `fit`.
-        resume: As `fit`.
-        given: Dotted names of fields that do not follow the videos; None: those that differ from the preset's.
+    `given` has the dotted names of the fields that do not follow the videos; None: those that differ from the preset's.
     """
     storage.set_patience(config.cluster.storage_seconds)
     # In the order of their cost: mistakes are reported before torch is imported and Ray starts.

@@ -172,7 +172,7 @@ def test_fit_makes_the_features_as_the_command_does(
 
     def train_checked(run: CheckedRun) -> Status:
         checked.append(run)
-        return Status(True, 8, 8)
+        return Status(8, 8, None, None, 0.0, ended=True)
 
     monkeypatch.setattr(trainer, "train_checked", train_checked)
     run, laptop = tmp_path / "run", presets.preset("laptop")
