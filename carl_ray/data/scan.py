@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from carl_ray import storage
 from carl_ray.address import file_of
 from carl_ray.data.child import KILLED, TOO_SLOW
 from carl_ray.data.labels import LabelOptions, label_manifest
-from carl_ray.data.listing import UNREAD, ListedVideo, list_files, list_videos
+from carl_ray.data.listing import UNREAD, ListedVideo, Reject, list_files, list_videos
 from carl_ray.data.manifest import (
     REJECTS_SCHEMA,
     SCHEMA,
@@ -125,17 +126,8 @@ def index_folder(
         filesystem, num_others, place = None, 0, "a list"
         files, rejects = list_files(folder_uri)
     rows_of = _rows_by_uri(known.select(["uri", "bytes", "modified_ns", "verified"]))
-    rejects_of = _rows_by_uri(known_rejects)
-    kept: list[int] = []
-    to_probe: list[ListedVideo] = []
-    for file in files:
-        row, reject = rows_of.get(file["uri"]), rejects_of.get(file["uri"])
-        if row and _is_unchanged(file, row) and (row["verified"] or not verify):
-            kept.append(row["row"])
-        elif reject and _is_unchanged(file, reject) and not reject["reason"].startswith(_TRANSIENT):
-            rejects.append({**file, "reason": reject["reason"]})
-        else:
-            to_probe.append(file)
+    kept, still_rejected, to_probe = _compare(files, rows_of, _rows_by_uri(known_rejects), verify)
+    rejects += still_rejected
     note(
         f"{len(files)} videos in {place}: {len(to_probe)} to read, "
         f"{len(files) - len(to_probe)} unchanged; {num_others} other files passed over"
@@ -157,11 +149,7 @@ def index_folder(
     try:
         for file, outcome in probe_all(to_probe, filesystem, verify):
             unread.remove(file["uri"])
-            columns = file.get("columns", {})
-            lengths = {len(columns[name]) for name in ("frame_labels", "progress") if name in columns}
-            if "reason" not in outcome and lengths - {outcome["num_frames"]}:
-                outcome = {"reason": "the labels in its shard are not as many as its frames"}
-            if "reason" in outcome:
+            if "reason" in (outcome := _with_labels(outcome, columns := file.get("columns", {}))):
                 rejects.append({**file, "reason": outcome["reason"]})
             else:
                 row = {**file, **outcome, "frame_step": 1.0, "split": _split(file["video_id"])}
@@ -233,6 +221,35 @@ def _is_unchanged(file: ListedVideo, earlier: dict[str, Any]) -> bool:
     return file["modified_ns"] is not None and all(
         file[name] == earlier[name] for name in ("modified_ns", "bytes")
     )
+
+
+def _compare(
+    files: list[ListedVideo],
+    rows_of: dict[str, dict[str, Any]],
+    rejects_of: dict[str, dict[str, Any]],
+    verify: bool,
+) -> tuple[list[int], list[Reject], list[ListedVideo]]:
+    """Rows of the earlier manifest that hold, rejects that are rejects again, and files to be probed."""
+    kept: list[int] = []
+    rejects: list[Reject] = []
+    to_probe: list[ListedVideo] = []
+    for file in files:
+        row, reject = rows_of.get(file["uri"]), rejects_of.get(file["uri"])
+        if row and _is_unchanged(file, row) and (row["verified"] or not verify):
+            kept.append(row["row"])
+        elif reject and _is_unchanged(file, reject) and not reject["reason"].startswith(_TRANSIENT):
+            rejects.append({**file, "reason": reject["reason"]})
+        else:
+            to_probe.append(file)
+    return kept, rejects, to_probe
+
+
+def _with_labels(outcome: dict[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The outcome of a probe; a `reason` where labels of a shard are not those of its frames."""
+    lengths = {len(columns[name]) for name in ("frame_labels", "progress") if name in columns}
+    if "reason" not in outcome and lengths - {outcome["num_frames"]}:
+        return {"reason": "the labels in its shard are not as many as its frames"}
+    return outcome
 
 
 def _added_columns(earlier: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:

@@ -153,13 +153,25 @@ def embed_corpus(
     if settings.form is None:
         there = list_parts(out)
         settings = replace(settings, form=read_origin(there[0]).form if there else "plain")
-    origin = _origin(checkpoint, settings)
     videos = read_videos(manifest, splits)
-    has_test = "test" in pc.unique(videos.column("split")).to_pylist()
-    missing = _missing(videos, out, origin)
-    if missing.num_rows == 0:
-        # Without the lease: another process may hold it, and this one may lack the right to write.
-        return EmbeddingResult(videos.num_rows, has_test)
+    result = EmbeddingResult(videos.num_rows, "test" in pc.unique(videos.column("split")).to_pylist())
+    # Without the lease: another process may hold it, and this one may lack the right to write.
+    if _missing(videos, out, _origin(checkpoint, settings)).num_rows:
+        _embed_missing(checkpoint, videos, out, settings, features, result)
+        result.check(videos.num_rows, checkpoint.config, "embedded", "of the run allows")
+    return result
+
+
+def _embed_missing(
+    checkpoint: Checkpoint | FrozenEncoder,
+    videos: pa.Table,
+    out: str,
+    settings: EmbeddingSettings,
+    features: str | None,
+    result: EmbeddingResult,
+) -> None:
+    """Embed the videos that a folder lacks, as `embed_corpus` does, and count them."""
+    origin = _origin(checkpoint, settings)
     _check_control(checkpoint, settings)
     refuse_if_held(out)
     from carl_ray.evaluation import cached as from_cache
@@ -182,15 +194,11 @@ def embed_corpus(
     with hold(out) as (lease, _):
         # Another writer may have finished since.
         missing = _missing(videos, out, origin)
-        result = EmbeddingResult(videos.num_rows - missing.num_rows, has_test)
+        result.num_present = videos.num_rows - missing.num_rows
 
         def write(taken: list[tuple[pa.Table, int, list[np.ndarray]]]) -> None:
-            write_part(
-                out,
-                [_embedded_video(*video, origin, config.data.frame_stride, classifier) for video in taken],
-                origin,
-                settings.precision,
-            )
+            made = [_embedded_video(*video, origin, config.data.frame_stride, classifier) for video in taken]
+            write_part(out, made, origin, settings.precision)
 
         writer = PartWriter(out, lease, write)
         if cache is not None and missing.num_rows:
@@ -214,8 +222,6 @@ def embed_corpus(
                     encoders, config, missing, settings, frozen=beside, classifier=classifier
                 )
                 write_rows(rows, missing, result, writer)
-    result.check(videos.num_rows, config, "embedded", "of the run allows")
-    return result
 
 
 def write_rows(

@@ -65,40 +65,18 @@ def evaluate_embeddings(
     """
     origin, train_videos, test_videos, warnings = _read(train, test)
     if centered:
-        train_videos, test_videos = (
-            [video.centered() for video in side] for side in (train_videos, test_videos)
-        )
+        train_videos, test_videos = ([v.centered() for v in side] for side in (train_videos, test_videos))
     # Lazy import: mistakes are reported before torch is loaded.
-    from carl_ray.evaluation.frozen import FROZEN
     from carl_ray.evaluation.overlap import overlap_warnings
-    from carl_ray.evaluation.protocol import evaluate, has_returning_phase
-    from carl_ray.evaluation.repetitions import find_repetitions
-    from carl_ray.evaluation.tasks import TASKS
+    from carl_ray.evaluation.protocol import evaluate
     from carl_ray.report.page import write_report
 
     protocol = protocol or protocol_of(origin.preset)
-    is_labelled = any((video.phases >= 0).any() for video in test_videos)
-    added = ("propagation",) * (protocol == "phases") if is_labelled else ("label_free",)
-    if protocol == "clips":
-        added = ()
-    if protocol == "phases" and any(map(has_returning_phase, test_videos)):
-        added = (*added, "repetitions")
-    # The mean of a video's embeddings is nothing where they are centred.
-    has_means = origin.form in ("plain", "dynamic", "static") and origin.preset != FROZEN and not centered
-    if protocol == "clips" and not has_means:
-        raise UserError(
-            "protocol clips compares the means of videos, which centred embeddings have not: embed with --form plain, "
-            "evaluate without --centered, or name another --protocol"
-        )
-    if protocol != "clips" and has_means and TASKS["recognition"].missing(train_videos, test_videos) is None:
-        added = (*added, "recognition")
-    if TASKS["classifier"].missing(train_videos, test_videos) is None:
-        added = (*added, "classifier")
     document = {"protocol": protocol} | evaluate(
         train_videos,
         test_videos,
         origin,
-        tasks=(*PROTOCOLS[protocol], *added),
+        tasks=_tasks(protocol, origin, train_videos, test_videos, centered),
         stride=stride or stride_of(origin.preset),
         seed=seed,
         on_progress=_print_progress,
@@ -110,20 +88,11 @@ def evaluate_embeddings(
     manifest = config.get("data", {}).get("manifest")
     persons = _column(manifest, "person")
     document["warnings"] = [*warnings, *overlap_warnings(train_videos, test_videos, persons)]
-    # Where no labels tell, some fifty videos do.
-    some = [] if is_labelled else test_videos[:: -(-len(test_videos) // 50)]
-    repeating = sum(len(find_repetitions(video.embeddings)) > 1 for video in some)
-    if repeating > len(some) / 2:
-        document["warnings"].append(
-            f"In {repeating} of {len(some)} test videos the action seems to repeat (carl-ray segments): the score "
-            "without labels supposes that it comes once."
-        )
+    document["warnings"] += _repetition_warnings(test_videos)
     is_csvr = config.get("objective", {}).get("name") == "csvr"
     generation = _generation(document, origin, test_videos, seed) if is_csvr else None
-    has_streams = config.get("model", {}).get("clip_streams") == "two" and origin.form in (
-        "plain",
-        "centered",
-    )
+    has_both = origin.form in ("plain", "centered")
+    has_streams = has_both and config.get("model", {}).get("clip_streams") == "two"
     scenes = {
         video: f"scene {scene}" for video, scene in _column(manifest, "scene").items() if scene is not None
     }
@@ -143,6 +112,53 @@ def evaluate_embeddings(
         title=title,
     )
     return document
+
+
+def _tasks(
+    protocol: str, origin: Origin, train: list[EmbeddedVideo], test: list[EmbeddedVideo], centered: bool
+) -> list[str]:
+    """Names of the tasks of a protocol, and of those that the videos allow besides."""
+    from carl_ray.evaluation.frozen import FROZEN
+    from carl_ray.evaluation.protocol import has_returning_phase
+    from carl_ray.evaluation.tasks import TASKS
+
+    tasks = list(PROTOCOLS[protocol])
+    # The mean of a video's embeddings is nothing where they are centred.
+    has_means = origin.form in ("plain", "dynamic", "static") and origin.preset != FROZEN and not centered
+    if protocol == "clips" and not has_means:
+        raise UserError(
+            "protocol clips compares the means of videos, which centred embeddings have not: embed with --form plain, "
+            "evaluate without --centered, or name another --protocol"
+        )
+    if protocol != "clips" and not _is_labelled(test):
+        tasks.append("label_free")
+    elif protocol == "phases":
+        tasks.append("propagation")
+    if protocol == "phases" and any(map(has_returning_phase, test)):
+        tasks.append("repetitions")
+    if protocol != "clips" and has_means and TASKS["recognition"].missing(train, test) is None:
+        tasks.append("recognition")
+    if TASKS["classifier"].missing(train, test) is None:
+        tasks.append("classifier")
+    return tasks
+
+
+def _is_labelled(videos: list[EmbeddedVideo]) -> bool:
+    return any((video.phases >= 0).any() for video in videos)
+
+
+def _repetition_warnings(videos: list[EmbeddedVideo]) -> list[str]:
+    """A sentence where most videos without labels seem to repeat their action; some fifty of them tell."""
+    from carl_ray.evaluation.repetitions import find_repetitions
+
+    some = [] if _is_labelled(videos) else videos[:: -(-len(videos) // 50)]
+    repeating = sum(len(find_repetitions(video.embeddings)) > 1 for video in some)
+    if repeating <= len(some) / 2:
+        return []
+    return [
+        f"In {repeating} of {len(some)} test videos the action seems to repeat (carl-ray segments): the score "
+        "without labels supposes that it comes once."
+    ]
 
 
 def print_evaluation(train: str, test: str, out: str, **options: Any) -> None:

@@ -107,17 +107,28 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
         training, validation = (cache.locate_all(table) for table in (training, validation))
         config = replace(config, data=replace(config.data, feature_channels=cache.channels))
     training, validation = (_without_records(table, objective.columns) for table in (training, validation))
+    config, training, validation = _count_classes(config, training, validation)
+    return config, Videos(training, validation if validation.num_rows else None, record)
+
+
+def _count_classes(
+    config: Config, training: pa.Table, validation: pa.Table
+) -> tuple[Config, pa.Table, pa.Table]:
+    """The config with the number of classes, and the videos with these in the place of their labels.
+
+    Raises:
+        UserError: labels that the objective needs are missing.
+    """
+    objective, shown = config.objective, storage.public_uri(config.data.manifest or "")
     if objective.pairs_videos and not training.column("label").drop_null():
         raise UserError(
-            f"{storage.public_uri(uri)}: objective {objective.name} trains on pairs of videos of the same "
-            "label, but no training video has one"
+            f"{shown}: objective {objective.name} trains on pairs of videos of the same label, but no training video "
+            "has one"
         )
-    if on_frame_labels:
+    if "frame_labels" in objective.columns:
         offsets, num_classes = _class_offsets(pa.concat_tables([training, validation]))
         if not num_classes:
-            raise UserError(
-                f"{storage.public_uri(uri)}: objective {objective.name} needs frame labels, but no video has any"
-            )
+            raise UserError(f"{shown}: objective {objective.name} needs frame labels, but no video has any")
         training, validation = (_with_classes(table, offsets) for table in (training, validation))
         flat = [pc.list_flatten(table.column("frame_labels")).to_numpy() for table in (training, validation)]
         occurring = int((np.unique(np.concatenate(flat)) >= 0).sum())
@@ -128,11 +139,11 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
         names = _label_names(training)
         if not names:
             raise UserError(
-                f"{storage.public_uri(uri)}: objective {objective.name} needs labels, but no training video has one"
+                f"{shown}: objective {objective.name} needs labels, but no training video has one"
             )
         training, validation = (_with_label_classes(table, names) for table in (training, validation))
         config = replace(config, objective=objective.with_num_classes(len(names)))
-    return config, Videos(training, validation if validation.num_rows else None, record)
+    return config, training, validation
 
 
 def make_plans(config: Config, videos: Videos) -> tuple[Plan, Plan | None]:

@@ -111,9 +111,8 @@ def _train(
             why = "since it goes on with other software than its checkpoint"
             note(f"warning: the numbers of this run may change, {why}: {', '.join(differences)}")
     if run.resume:
-        place = (
-            "from the beginning: there is no checkpoint" if saved_step is None else f"from step {saved_step}"
-        )
+        beginning = "from the beginning: there is no checkpoint"
+        place = beginning if saved_step is None else f"from step {saved_step}"
         print(f"resuming {storage.public_uri(run_dir)} {place}", flush=True)
     last_step = plan.num_steps
     if until_epoch is not None:

@@ -195,13 +195,8 @@ def _train(
     waiting_since = time.perf_counter()
     for data in batches:
         arrived, cpu_before = time.perf_counter(), time.process_time()
-        own = [
-            data.num_rows,
-            data.fingerprint,
-            len(data.bad_videos),
-            reporter.stop_requested(),
-            TERMINATED.is_set(),
-        ]
+        asked = reporter.stop_requested(), TERMINATED.is_set()
+        own = [data.num_rows, data.fingerprint, len(data.bad_videos), *asked]
         num_rows, fingerprint, num_bad, stop, terminated = sum_over_workers(step.device, own)
         check_rows(plan, data.step, num_rows, fingerprint)
         if stop or terminated:
