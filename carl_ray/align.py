@@ -103,20 +103,17 @@ def _run(options: argparse.Namespace) -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(prog="python -m carl_ray.align", description=__doc__)
-    parser.add_argument("a", nargs="?", metavar="A", help="path or URI of the video that keeps its pace")
-    parser.add_argument("b", nargs="?", metavar="B", help="path or URI of the video that follows")
-    parser.add_argument(
-        "--checkpoint",
-        metavar="URI",
-        help="run folder, checkpoint, or frozen; none: the newest demo",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("a", nargs="?", metavar="A", help="path or URI of the video that keeps its pace")
+    add("b", nargs="?", metavar="B", help="path or URI of the video that follows")
+    add("--checkpoint", metavar="URI", help="run folder, checkpoint, or frozen; none: the newest demo")
+    add(
         "--out",
         action="append",
         metavar="FILE",
         help="a video (.mp4) or a table of the pairs of frames (.csv); may be given repeatedly [aligned.mp4]",
     )
-    parser.add_argument("--repetitions", action="store_true", help="align repetition by repetition")
+    add("--repetitions", action="store_true", help="align repetition by repetition")
     options = parser.parse_args(arguments)
     options.out = options.out or ["aligned.mp4"]
     if options.a is not None and options.b is None:

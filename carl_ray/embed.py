@@ -38,51 +38,48 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(prog="python -m carl_ray.embed", description=__doc__)
-    parser.add_argument("--checkpoint", metavar="URI", help="a run folder (its latest) or one checkpoint")
-    parser.add_argument("--encoder", choices=[FROZEN], help="without training, in place of --checkpoint")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--checkpoint", metavar="URI", help="a run folder (its latest) or one checkpoint")
+    add("--encoder", choices=[FROZEN], help="without training, in place of --checkpoint")
+    add(
         "--features",
         metavar="URI",
         help="features of `carl_ray.cache`; videos that have them are not decoded",
     )
-    parser.add_argument("--manifest", metavar="URI", help="the videos; none: the embedded ones")
-    parser.add_argument("--out", metavar="URI", help="folder of the embeddings")
-    parser.add_argument(
-        "--split", action="append", metavar="NAME", help="only videos of this split; may be given repeatedly"
-    )
-    parser.add_argument("--use-gpu", action="store_true", help="one GPU for each actor")
-    parser.add_argument(
+    add("--manifest", metavar="URI", help="the videos; none: the embedded ones")
+    add("--out", metavar="URI", help="folder of the embeddings")
+    add("--split", action="append", metavar="NAME", help="only videos of this split; may be given repeatedly")
+    add("--use-gpu", action="store_true", help="one GPU for each actor")
+    add(
         "--num-workers",
         type=number(int, at_least=1),
         metavar="N",
         help="actors; none: as many as the cluster has room for now, so name it where the cluster has yet to grow",
     )
-    parser.add_argument(
+    add(
         "--cpus-per-worker",
         type=number(int, at_least=1),
         default=1,
         metavar="N",
         help="CPUs of each actor, which decodes as many videos at a time (default 1)",
     )
-    parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16")
-    parser.add_argument(
-        "--precision", choices=typing.get_args(Precision), default="float16", help="of what is written"
-    )
-    parser.add_argument(
+    add("--bf16", action="store_true", help="matrix products in bfloat16")
+    add("--precision", choices=typing.get_args(Precision), default="float16", help="of what is written")
+    add(
         "--view",
         choices=typing.get_args(CropMode),
         default="resized",
         help="the encoder sees the central square of frames whose shorter side was resized, or of the frames as "
         "they are, which is what the released code tests FineGym with",
     )
-    parser.add_argument(
+    add(
         "--form",
         choices=typing.get_args(Form),
         help="of the embeddings: plain; centered: minus the mean of their video; joined: that, averaged over five "
         "strides, beside embeddings of the frozen backbone, in a folder that begins with videos that have features; "
         "dynamic, static: the half of that stream, of an encoder with two; none: as in the folder, in a new one plain",
     )
-    parser.add_argument(
+    add(
         "--no-untrained",
         dest="untrained",
         action="store_false",

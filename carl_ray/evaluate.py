@@ -32,30 +32,29 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(prog="python -m carl_ray.evaluate", description=__doc__)
-    parser.add_argument("--train", metavar="EMBEDDINGS", help="folder or file that probes are fitted to")
-    parser.add_argument("--test", metavar="EMBEDDINGS", help="folder or file that is measured")
-    parser.add_argument("--out", metavar="FOLDER", help="for metrics.json and report.html")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--train", metavar="EMBEDDINGS", help="folder or file that probes are fitted to")
+    add("--test", metavar="EMBEDDINGS", help="folder or file that is measured")
+    add("--out", metavar="FOLDER", help="for metrics.json and report.html")
+    add(
         "--protocol",
         choices=tuple(PROTOCOLS),
         help="phases: classification, progression, tau, AP@K, alignment error; finegym: linear probe; "
         "none: that of the preset",
     )
-    parser.add_argument(
+    add(
         "--stride",
         type=number(int, at_least=1),
         metavar="N",
         help="tau, AP@K and alignment error look at every Nth frame; none: the paper's for the preset",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of label fractions, chance and the bootstrap"
-    )
-    parser.add_argument(
+    add("--seed", type=int, default=0, metavar="N", help="of label fractions, chance and the bootstrap")
+    add(
         "--centered",
         action="store_true",
         help="subtract the mean of each video from its embeddings, of the trained, untrained and frozen encoder",
     )
-    parser.add_argument("--title", metavar="TEXT", help="of the report; none: preset and steps")
+    add("--title", metavar="TEXT", help="of the report; none: preset and steps")
     options = parser.parse_args(arguments)
     named = [name for name in ("train", "test", "out") if getattr(options, name) is not None]
     if not named:

@@ -90,21 +90,22 @@ def main(arguments: list[str] | None = None) -> None:
 def _parse(arguments: list[str] | None) -> tuple[str, str, typing.Any, int]:
     """Embeddings, output, format and length; the format is a suffix of the output where that is a table."""
     parser = OptionParser(prog="python -m carl_ray.export", description=__doc__)
-    parser.add_argument("--embeddings", metavar="URI", help="folder that `python -m carl_ray.embed` wrote")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--embeddings", metavar="URI", help="folder that `python -m carl_ray.embed` wrote")
+    add(
         "--out",
         metavar="URI",
         help="a table (.parquet, .csv, .npz), an index (.lance), a Qdrant collection, a FiftyOne dataset, or a "
         "folder for the files",
     )
-    parser.add_argument(
+    add(
         "--length",
         type=number(int, at_least=1),
         default=100,
         metavar="N",
         help="snippets a video in the files of a folder (default 100)",
     )
-    parser.add_argument(
+    add(
         "--format",
         choices=dict.fromkeys((*typing.get_args(Format), *_SUFFIXES, *_STORES)),
         help="none: the suffix of --out, hdf5 for a folder",

@@ -25,20 +25,19 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit status 0 only when all files are written."""
     with one_line_errors():
         parser = OptionParser(prog="python -m carl_ray.export_model", description=__doc__)
-        parser.add_argument(
-            "run", nargs="?", metavar="RUN", help="a run folder (its latest) or one checkpoint"
-        )
-        parser.add_argument("--out", metavar="FOLDER", help="path or URI of the folder")
-        parser.add_argument(
+        add = parser.add_argument
+        add("run", nargs="?", metavar="RUN", help="a run folder (its latest) or one checkpoint")
+        add("--out", metavar="FOLDER", help="path or URI of the folder")
+        add(
             "--evaluation",
             metavar="URI",
             help="folder that `evaluate` wrote [RUN/evaluation, where there is one]",
         )
-        parser.add_argument(
+        add(
             "--onnx", action="store_true", help="also backbone.onnx and temporal.onnx, checked in onnxruntime"
         )
-        parser.add_argument("--license", metavar="ID", help="of the weights, for the model card, such as mit")
-        parser.add_argument(
+        add("--license", metavar="ID", help="of the weights, for the model card, such as mit")
+        add(
             "--push",
             metavar="hf://OWNER/NAME",
             help="upload to the Hugging Face hub; a new repository is private",

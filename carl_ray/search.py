@@ -61,34 +61,33 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(prog="python -m carl_ray.search", description=__doc__)
-    parser.add_argument(
-        "query", nargs="?", metavar="QUERY", help="id of an embedded video, or a video file; none: the first"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("query", nargs="?", metavar="QUERY", help="id of an embedded video, or a video file; none: the first")
+    add(
         "--frame",
         type=int,
         metavar="N",
         help="its frame, from 0; none: the middle one of the labelled frames",
     )
-    parser.add_argument(
+    add(
         "--embeddings",
         metavar="EMBEDDINGS",
         help="folder or file of embeddings, or an index of them (.lance); none: the newest demo's",
     )
-    parser.add_argument("--label", metavar="LABEL", help="search only videos of this label")
-    parser.add_argument(
+    add("--label", metavar="LABEL", help="search only videos of this label")
+    add(
         "--checkpoint",
         metavar="URI",
         help="embeds a video file; none: where the embeddings say they come from",
     )
-    parser.add_argument(
+    add(
         "--top",
         type=number(int, at_least=1),
         default=10,
         metavar="K",
         help="videos to list, a frame each [10]",
     )
-    parser.add_argument(
+    add(
         "--out",
         action="append",
         default=[],

@@ -48,26 +48,25 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(prog="python -m carl_ray.explore", description=__doc__)
-    parser.add_argument(
-        "--embeddings", metavar="EMBEDDINGS", help="folder or file of embeddings; none: the newest demo's"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--embeddings", metavar="EMBEDDINGS", help="folder or file of embeddings; none: the newest demo's")
+    add(
         "--manifest",
         metavar="MANIFEST",
         help="its further columns (person, camera, …) are shown, too; they filter and sort the library",
     )
-    parser.add_argument(
+    add(
         "--labels",
         metavar="FILE",
         help="CSV file of the labels drawn in the page [labels.csv in the folder of the embeddings]",
     )
-    parser.add_argument(
+    add(
         "--port",
         type=number(int, at_least=0, at_most=65535),
         metavar="N",
         help="of 127.0.0.1; 0: any [8765, or the next that is free]",
     )
-    parser.add_argument(
+    add(
         "--cache-gb",
         type=number(float, at_least=0),
         default=10.0,
