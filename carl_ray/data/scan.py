@@ -155,7 +155,7 @@ def index_folder(
                 row = {**file, **outcome, "frame_step": 1.0, "split": _split(file["video_id"])}
                 if file["uri"] in rows_of:
                     row |= _added_columns(known.slice(rows_of[file["uri"]]["row"], 1).to_pylist()[0], row)
-                rows.append(row | columns)
+                rows.append({**row, **columns})
             if (began := time.monotonic()) >= next_save:
                 save()
                 next_save = time.monotonic() + max(_SAVE_SECONDS, _SAVE_SHARE * (time.monotonic() - began))
