@@ -4,6 +4,8 @@ A run is a function of its `Config`: presets (`carl_ray.presets`) are functions 
 stores it as `config.json`. Unknown fields and values of the wrong type are errors.
 
 The options of an objective are in its own file, those of the views in `carl_ray.objectives.views`.
+
+Longer than 400 lines: every field has its description here, which `--help` shows.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ look at files take the address of a part of one, too (`carl_ray.address`), of wh
 Transient failures of an object store (5xx, throttling, a connection that is reset, silent or closed early) are retried
 for `PATIENCE_SECONDS`, with exponential backoff, full jitter and a warning at each wait; denied access for
 `DENIAL_SECONDS`. Local disks are not retried.
+
+Longer than 400 lines: all functions resolve URIs, retry and word their errors in one way.
 """
 
 from __future__ import annotations

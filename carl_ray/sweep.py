@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """The sweep's folder and the keyword arguments of `run_sweep`."""
+    """The sweep's folder and the keyword arguments of `run_sweep`; over 60 lines: one option after another."""
     parser = options.OptionParser(
         prog="python -m carl_ray.sweep",
         usage="%(prog)s [SPACE] [--preset NAME] [--run-dir URI] [--num-trials N] [--section.field VALUE …]",

@@ -22,7 +22,7 @@ from carl_ray import align, cache, embed, evaluate, presets, search, train
 from carl_ray.config import to_json
 from carl_ray.data.features import list_parts, read_features, require_cache
 from carl_ray.errors import UserError
-from carl_ray.evaluation import corpus
+from carl_ray.evaluation import part_writer
 from carl_ray.evaluation.embeddings import Embeddings
 from carl_ray.evaluation.frames import unit_frames
 from carl_ray.evaluation.frozen import load_frozen
@@ -102,7 +102,7 @@ def test_only_missing_videos_are_cached_and_others_features_refused(
     words = ("--manifest", manifest, "--out", out)
     cache.main([*words, *SMALLER, "--split", "test"])
     before = {part: Path(part).read_bytes() for part in list_parts(out)}
-    monkeypatch.setattr(corpus, "_PART_BYTES", 1)
+    monkeypatch.setattr(part_writer, "_PART_BYTES", 1)
     cache.main([*words, *SMALLER])
     assert "videos cached: 4" in capsys.readouterr().out
     assert len(list_parts(out)) == len(before) + 4
@@ -254,7 +254,8 @@ def test_laptop_from_a_manifest_to_a_report(
 def test_a_kill_loses_at_most_one_block(manifest: str, tmp_path: Path) -> None:
     """Killed after its first part, the command leaves it, and computes only the rest when called again."""
     out = tmp_path / "F"
-    code = "from carl_ray.evaluation import corpus; corpus._PART_BYTES = 1; from carl_ray import cache; cache.main()"
+    small_parts = "from carl_ray.evaluation import part_writer; part_writer._PART_BYTES = 1"
+    code = f"{small_parts}; from carl_ray import cache; cache.main()"
     command = [sys.executable, "-c", code, "--manifest", manifest, "--out", str(out), *SMALLER]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     process = subprocess.Popen(command, env=environment, start_new_session=True)

@@ -24,15 +24,9 @@ from carl_ray.data.features import (
     write_part,
 )
 from carl_ray.data.timing import fit_to_videos
-from carl_ray.evaluation.corpus import (
-    EmbeddingResult,
-    EmbeddingSettings,
-    PartWriter,
-    embed_corpus,
-    read_videos,
-    write_rows,
-)
+from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus, read_videos
 from carl_ray.evaluation.frozen import ENCODER, fit_frozen, load_frozen
+from carl_ray.evaluation.part_writer import EmbeddingResult, PartWriter, write_rows
 from carl_ray.lease import hold, refuse_if_held
 from carl_ray.model.pretrained import find_weights
 

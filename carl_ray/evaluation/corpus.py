@@ -1,17 +1,13 @@
 """Embedding of all videos of a manifest into a folder of Parquet parts, resumable.
 
-The driver writes a part every few minutes, so that after any interruption only missing videos are embedded. Videos
-that could not be embedded are listed in bad_videos.jsonl beside the parts. torch and Ray are imported lazily: mistakes
-and complete folders are reported without them.
+Parts are written by `part_writer`. torch and Ray are imported lazily: mistakes and complete folders are reported
+without them.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +16,7 @@ import pyarrow.compute as pc
 
 from carl_ray import storage
 from carl_ray.data.manifest import LABEL_COLUMNS, attach_labels, read_manifest, write_table
-from carl_ray.errors import RunError, UserError
+from carl_ray.errors import UserError
 from carl_ray.evaluation.embeddings import (
     CropMode,
     EmbeddedVideo,
@@ -35,18 +31,14 @@ from carl_ray.evaluation.embeddings import (
     write_part,
 )
 from carl_ray.evaluation.frozen import CONTROL, FROZEN, FrozenEncoder, formed, load_frozen
-from carl_ray.lease import Lease, hold, refuse_if_held
+from carl_ray.evaluation.part_writer import EmbeddingResult, PartWriter, write_rows
+from carl_ray.lease import hold, refuse_if_held
 from carl_ray.model.pretrained import find_weights
-from carl_ray.progress import ProgressLine
 from carl_ray.training.checkpoint import Checkpoint, checkpoint_at
-from carl_ray.training.run_log import BAD_VIDEOS, read_log
 
 if TYPE_CHECKING:
-    from carl_ray.config import Config
     from carl_ray.evaluation.predictions import Classifier
 
-_PART_BYTES = 64 * 2**20
-_PART_SECONDS = 300.0
 _COLUMNS = [
     "video_id",
     "uri",
@@ -82,32 +74,6 @@ class EmbeddingSettings:
     form: Form | None = None
     """What is made of the encoders' output; `joined` begins with videos that have features. None: as in the
     folder, in a new one `plain`."""
-
-
-@dataclass
-class EmbeddingResult:
-    """What a call of `embed_corpus` did."""
-
-    num_present: int
-    """Videos whose embeddings existed already."""
-    has_test_videos: bool
-    """Whether there are videos of the split `test`, which `evaluate` measures on."""
-    num_embedded: int = 0
-    num_frames: int = 0
-    """Frames of the videos embedded now."""
-    bad_videos: list[tuple[str, str]] = field(default_factory=list)
-    """(video id, reason) of those that could not be embedded."""
-    seconds: float = 0.0
-
-    def check(self, num_videos: int, config: Config, verb: str, allows: str = "allows") -> None:
-        """Raise RunError where more than `data.max_bad_fraction` of so many videos are bad."""
-        most = config.data.max_bad_fraction
-        if len(self.bad_videos) > most * num_videos:
-            video_id, reason = self.bad_videos[0]
-            raise RunError(
-                f"{len(self.bad_videos)} of {num_videos} videos could not be {verb}, more than data.max_bad_fraction = "
-                f"{most:g} {allows}; {video_id}: {reason}"
-            )
 
 
 def embed_corpus(
@@ -222,36 +188,6 @@ def _embed_missing(
                     encoders, config, missing, settings, frozen=beside, classifier=classifier
                 )
                 write_rows(rows, missing, result, writer)
-
-
-def write_rows(
-    rows: Generator[tuple[int, list[np.ndarray] | str], None, None],
-    videos: pa.Table,
-    result: EmbeddingResult,
-    writer: PartWriter,
-    verb: str = "embedded",
-) -> None:
-    """Write and count what `extraction.embedded_rows` yields for the videos."""
-    bad_before = {line["video_id"]: line["reason"] for line in read_log(writer.folder, BAD_VIDEOS)}
-    started = time.monotonic()
-    progress = ProgressLine(verb)
-    try:
-        with closing(rows):
-            for done, (index, embedded) in enumerate(rows, 1):
-                if isinstance(embedded, str):
-                    result.bad_videos.append((videos.column("video_id")[index].as_py(), embedded))
-                else:
-                    writer.add(videos, index, embedded)
-                    result.num_embedded += 1
-                    result.num_frames += len(embedded[0])
-                frame_rate = result.num_frames / max(time.monotonic() - started, 1e-9)
-                progress(done, videos.num_rows, f"{frame_rate:.0f} frames/s")
-    finally:
-        # Also on errors and interrupts, so that nothing is computed twice.
-        writer.flush()
-        tried = set(videos.column("video_id").to_pylist())
-        _write_bad_videos(writer.folder, bad_before, tried, result.bad_videos)
-    result.seconds += time.monotonic() - started
 
 
 def _origin(checkpoint: Checkpoint | FrozenEncoder, settings: EmbeddingSettings) -> Origin:
@@ -378,52 +314,3 @@ def _embedded_video(
         group=further_cell(videos, _GROUP, index),
         predicted=predicted,
     )
-
-
-def _write_bad_videos(
-    out: str, before: dict[str, str], tried: set[str], bad_videos: Sequence[tuple[str, str]]
-) -> None:
-    """Write the bad videos, keeping those of earlier calls not tried again."""
-    bad = {video_id: reason for video_id, reason in before.items() if video_id not in tried}
-    bad |= dict(bad_videos)
-    if bad or before:
-        lines = [json.dumps({"video_id": video_id, "reason": reason}) for video_id, reason in bad.items()]
-        storage.write_bytes(storage.join(out, BAD_VIDEOS), "".join(f"{line}\n" for line in lines).encode())
-
-
-class PartWriter:
-    """Buffers videos and writes a part by size or age.
-
-    Args:
-        folder: URI.
-        lease: Checked before each part.
-        write: Writes a part with videos: each its table of videos, its index in it, and its arrays.
-        seconds: Age at which a part is written.
-    """
-
-    def __init__(
-        self,
-        folder: str,
-        lease: Lease,
-        write: Callable[[list[tuple[pa.Table, int, list[np.ndarray]]]], None],
-        seconds: float = _PART_SECONDS,
-    ) -> None:
-        self.folder = folder
-        self._lease, self._write, self._seconds = lease, write, seconds
-        self._videos: list[tuple[pa.Table, int, list[np.ndarray]]] = []
-        self._bytes = 0
-        self._written = time.monotonic()
-
-    def add(self, videos: pa.Table, index: int, arrays: list[np.ndarray]) -> None:
-        """Take the arrays of a video; write a part if it is time."""
-        self._videos.append((videos, index, arrays))
-        self._bytes += sum(array.nbytes for array in arrays)
-        if self._bytes >= _PART_BYTES or time.monotonic() - self._written >= self._seconds:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write a part with the videos taken since the last one."""
-        if self._videos:
-            self._lease.check()
-            self._write(self._videos)
-        self._videos, self._bytes, self._written = [], 0, time.monotonic()

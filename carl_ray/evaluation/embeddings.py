@@ -16,6 +16,8 @@ Parts of earlier versions lack `seconds` and `phase_names`, and can still be rea
 
 Parts are written atomically, so every part that exists is complete. The schema metadata of each part holds its
 `Origin` as JSON: parts of different encoders are never mixed.
+
+Longer than 400 lines: what is written and what is read back change together.
 """
 
 from __future__ import annotations

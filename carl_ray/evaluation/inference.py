@@ -1,6 +1,8 @@
 """Embedding of whole videos with a checkpoint's encoder, without Ray.
 
 video ─ decode in chunks (child processes) ▶ square view ▶ CNN, a chunk at a time ▶ all features ▶ one temporal pass ▶ H
+
+Longer than 400 lines: one video and many, from a file, frames or features, are embedded by the same code.
 """
 
 from __future__ import annotations

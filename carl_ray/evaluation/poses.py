@@ -21,13 +21,8 @@ from carl_ray.data.guard import BadVideoError, FrameReader
 from carl_ray.data.keypoint_table import add_keypoints, read_keypoint_table
 from carl_ray.data.pose_estimator import BlazePose, PoseEstimator, interpolated
 from carl_ray.errors import RunError, UserError
-from carl_ray.evaluation.corpus import (
-    EmbeddingResult,
-    EmbeddingSettings,
-    PartWriter,
-    read_videos,
-    write_rows,
-)
+from carl_ray.evaluation.corpus import EmbeddingSettings, read_videos
+from carl_ray.evaluation.part_writer import EmbeddingResult, PartWriter, write_rows
 from carl_ray.lease import hold, refuse_if_held
 from carl_ray.objectives.views import AugmentConfig
 

@@ -10,6 +10,8 @@ A reading of the abstract of "Collaboratively Self-supervised Video Representati
 
 Legend: B videos of this worker, A videos of all workers, C width of a stream, F poses, K = 17 joints, T frames of a
 generated clip.
+
+Longer than 400 lines: all that an objective is has one file.
 """
 
 from __future__ import annotations

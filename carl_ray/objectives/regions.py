@@ -10,6 +10,8 @@ place in the video: cells of two clips attract each other as far as their places
 
 Legend: B videos of this worker, A videos of all workers, n clips of a view, R and Q regions of a clip, D width of a
 projection.
+
+Longer than 400 lines: all that an objective is has one file.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def wait_for_run(
     """Run Ray Train and show its progress, with a timeout on every wait after a failure.
 
     Ray Train runs in a thread, which keeps it from installing its own SIGINT handler (exit status 0, no checkpoint) and
-    lets the driver leave before it has ended.
+    lets the driver leave before it has ended. (Over 60 lines: the reasons to leave share the state of the wait.)
 
     Args:
         fit: Runs the training.

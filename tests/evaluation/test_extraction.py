@@ -15,7 +15,7 @@ import torch
 from carl_ray.data.child import BadVideoError
 from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.errors import RunError, UserError
-from carl_ray.evaluation import corpus, extraction
+from carl_ray.evaluation import corpus, extraction, part_writer
 from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
 from carl_ray.evaluation.embeddings import read_embeddings, read_origin
 from carl_ray.evaluation.inference import VideoEmbedder, untrained_encoder
@@ -45,7 +45,7 @@ def manifest(make_video, tmp_path) -> tuple[str, list[dict]]:
 
 @pytest.fixture
 def one_row_parts(monkeypatch) -> None:
-    monkeypatch.setattr(corpus, "_PART_BYTES", 1)
+    monkeypatch.setattr(part_writer, "_PART_BYTES", 1)
 
 
 def test_every_video_once_and_only_what_is_missing(
