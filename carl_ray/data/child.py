@@ -249,12 +249,7 @@ def _start(code: str, quiet: bool) -> subprocess.Popen[bytes]:
     return process
 
 
-def _send(
-    process: subprocess.Popen[bytes],
-    source: Source,
-    head: dict[str, object],
-    seconds: float,
-) -> None:
+def _send(process: subprocess.Popen[bytes], source: Source, head: dict[str, object], seconds: float) -> None:
     """Send a request, with a time limit for each chunk."""
     assert process.stdin is not None
     if isinstance(source, bytes):

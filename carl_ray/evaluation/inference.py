@@ -22,10 +22,7 @@ from torch import Tensor, nn
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.data.augment_tensors import center_view
-from carl_ray.data.features import (
-    model_input,
-    upsample,
-)
+from carl_ray.data.features import model_input, upsample
 from carl_ray.data.guard import BadVideoError, FrameReader
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import CropMode, Form, read_origin
