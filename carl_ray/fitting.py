@@ -132,7 +132,7 @@ def _with_features(config: Config, saved: Config | None, given: Collection[str] 
                 f"stride {config.data.frame_stride}, T {config.model.num_frames}: {timing.reason}", flush=True
             )
     if config.data.features is None:
-        folder = default_folder(manifest, config)
+        folder = (saved and saved.data.features) or default_folder(manifest, config)
         config = replace(config, data=replace(config.data, features=folder))
     if saved is None:
         from carl_ray.evaluation.estimate import estimate_run

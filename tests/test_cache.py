@@ -196,7 +196,7 @@ def test_fit_makes_the_features_as_the_command_does(
     carl_ray.fit(config, str(run), resume=True)
     assert checked[2].config == begun
     changed = replace(config, data=replace(config.data, frame_stride=2))
-    with pytest.raises(UserError, match=r"begun with data.frame_stride = 1, now 2"):
+    with pytest.raises(UserError, match=r"features made with data.frame_stride = 1, but 2 is needed"):
         carl_ray.fit(changed, str(run), resume=True)
 
 

@@ -58,7 +58,7 @@ def probe_all(
             limit_retries("it, or another file of the same task,")
         except RunError as error:  # Rejected for now: the next scan has smaller tasks for what is left.
             return {"number": row["number"], "outcome": json.dumps({"reason": f"{UNREAD}: {error}"})}
-        return probe_file(row, filesystem=filesystem, verify=verify)
+        return _probe_file(row, filesystem=filesystem, verify=verify)
 
     named = [{"uri": file["uri"], "path": file["path"], "bytes": file["bytes"]} for file in files]
     table = pa.Table.from_pylist([{**row, "number": number} for number, row in enumerate(named)])
@@ -71,7 +71,7 @@ def probe_all(
         yield files[outcome["number"]], json.loads(outcome["outcome"])
 
 
-def probe_file(row: dict[str, Any], *, filesystem: fs.FileSystem | None, verify: bool) -> dict[str, Any]:
+def _probe_file(row: dict[str, Any], *, filesystem: fs.FileSystem | None, verify: bool) -> dict[str, Any]:
     """Probe a file on a Ray worker; JSON text, since fields differ from row to row."""
     place = parse(row["uri"])
 
