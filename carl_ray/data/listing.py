@@ -120,9 +120,9 @@ def _list_members(
     files: list[ListedVideo] = []
     rejects: list[Reject] = []
     num_others = 0
-
     listed: list[tuple[str, int, int]] = []
-    columns: dict[str, dict[str, Any]] = defaultdict(dict)  # by key
+    columns: dict[str, dict[str, Any]] = defaultdict(dict)  # By key.
+    wrong: dict[str, str] = {}  # Members of labels.
 
     def found() -> None:
         listed.clear()
@@ -134,7 +134,6 @@ def _list_members(
                 except ValueError as error:
                     wrong[name] = str(error)
 
-    wrong: dict[str, str] = {}  # Members of labels.
     try:
         storage.persistently(shard["uri"], "list", found)
     except (OSError, tarfile.TarError, ValueError) as error:  # `tarfile` parses some headers with int().
