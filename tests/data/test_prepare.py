@@ -98,7 +98,7 @@ def test_prepare_makes_what_is_missing_and_keeps_what_identifies_a_video(
 def test_long_videos_reserve_memory_of_their_own(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"memory": 3 << 30}}])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"memory": 2 << 30}}])
     reserved, map_rows = [], Dataset.map
 
     def noted(self: Dataset, function: object, *, memory: int) -> Dataset:
@@ -113,8 +113,8 @@ def test_long_videos_reserve_memory_of_their_own(
     _, rejects, _ = prepare.prepare_videos(
         pa.Table.from_pylist(rows, schema=SCHEMA), str(tmp_path / "copies")
     )
-    usual, hour = ((480 << 20) + 3 * 8192 * frames for frames in (1800, 54_000))
-    assert reserved == [3 << 30, hour, usual]
+    usual, hour = ((480 << 20) + 3 * 4096 * frames for frames in (1800, 54_000))
+    assert reserved == [2 << 30, hour, usual]
     assert set(rejects.column("reason").to_pylist()) == {"no such file"} and len(rejects) == 4
 
 
