@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from carl_ray import presets, storage
+from carl_ray import options, presets, storage
 from carl_ray.config import Config
 from carl_ray.errors import RunError
 from carl_ray.machine import available_cores
@@ -133,7 +133,7 @@ def _with_features(config: Config, saved: Config | None, given: Collection[str] 
             )
     if config.data.features is None:
         folder = (saved and saved.data.features) or default_folder(manifest, config)
-        config = replace(config, data=replace(config.data, features=folder))
+        config = options.overridden(config, {"data.features": folder})
     if saved is None:
         from carl_ray.evaluation.estimate import estimate_run
 
