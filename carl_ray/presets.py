@@ -35,7 +35,7 @@ def demo() -> Config:
     """A small encoder on the rendered videos of the demo, from scratch: minutes on two CPU cores.
 
     Everything is small (frames of 48 pixels, T = 32, six convolutions, all of them learnable), and the colour
-    augmentation is half as strong as the paper's, without blur: it has less than a thousand steps. A crop is
+    augmentation is half as strong as the paper's, without blur: it has some five hundred steps. A crop is
     up to three times as long as T, because an action is longer than 48 frames.
     """
     return Config(
@@ -55,7 +55,7 @@ def demo() -> Config:
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         training=TrainingConfig(
-            epochs=70,
+            epochs=45,
             global_batch_size=8,
             log_every_steps=10,
             checkpoint_every_steps=200,

@@ -220,10 +220,10 @@ def test_the_default_number_of_trials_fits_the_space(space: str) -> None:
 
 
 def test_lengths_of_trials_and_of_the_best() -> None:
-    for arguments, epochs in ((["--training.epochs", "3"], 3), ([], 17)):
+    for arguments, epochs in ((["--training.epochs", "3"], 3), ([], 11)):
         _, keywords = command().parse(["loss", "--training.seed", "7", *arguments])
         full, trial = keywords["full"], trial_config(keywords["full"], keywords["trial_epochs"])
-        assert (trial.training.epochs, full.training.epochs) == (epochs, 70)
+        assert (trial.training.epochs, full.training.epochs) == (epochs, 45)
         assert (trial.training.seed, full.training.seed) == (7, 7)
 
 

@@ -45,7 +45,7 @@ def test_labels_decide_the_metric(tmp_path: Path) -> None:
     labelled = define_sweep(
         SPACE, base(tmp_path, "ttvvs", labels=[-1, 0, 1, 1]), seeds=1, num_rungs=3, metric=None
     )
-    assert (labelled.metric, labelled.labelled, labelled.rungs) == ("phase_classification", True, (8, 23, 70))
+    assert (labelled.metric, labelled.labelled, labelled.rungs) == ("phase_classification", True, (5, 15, 45))
     plain = define_sweep(SPACE, base(tmp_path, "ttvvs"), seeds=1, num_rungs=1, metric=None)
     assert (plain.metric, plain.labelled, plain.rungs) == ("label_free", False, (70,))
     nothing = define_sweep(SPACE, base(tmp_path, "ttvv", labels=[-1, -1]), seeds=1, num_rungs=1, metric=None)
