@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing import start_processes
 
 from carl_ray.config import Config, ModelConfig
 from carl_ray.data.batch import collate
@@ -20,7 +24,26 @@ from carl_ray.objectives.base import Batch, ViewTensors
 from carl_ray.objectives.views import CROPS
 
 _CPU = torch.device("cpu")
+_WORKERS = multiprocessing.get_context("forkserver")
+_WORKERS.set_forkserver_preload(["carl_ray.training.step", "tests.samples"])
 Crops = ViewTensors[np.ndarray]
+
+
+def run_workers(worker: Callable[..., Any], num_workers: int, *arguments: Any) -> list[Any]:
+    """What `worker(rank, num_workers, *arguments)` returns in each process of a group; they have imported torch."""
+    with tempfile.TemporaryDirectory() as folder:
+        start_processes(
+            _work, (folder, num_workers, worker, arguments), num_workers, start_method="forkserver"
+        )
+        return [torch.load(f"{folder}/{rank}.pt") for rank in range(num_workers)]
+
+
+def _work(rank: int, folder: str, num_workers: int, worker: Callable[..., Any], arguments: Any) -> None:
+    torch.set_num_threads(1)
+    group = {"init_method": f"file://{folder}/rendezvous", "rank": rank, "world_size": num_workers}
+    dist.init_process_group("gloo", **group)
+    torch.save(worker(rank, num_workers, *arguments), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
 
 
 def small_model(width: int = 16, **changes: Any) -> ModelConfig:

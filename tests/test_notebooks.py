@@ -8,10 +8,6 @@ from pathlib import Path
 
 import pytest
 
-jupytext = pytest.importorskip("jupytext")
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
-
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "notebooks"
 SHORTER = {"STEPS = 30": "STEPS = 12"}
@@ -30,6 +26,7 @@ WRITTEN = {
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_notebook_is_its_script_without_outputs(name: str) -> None:
     """After a change of a script: jupytext --to ipynb examples/notebooks/*.py."""
+    jupytext, nbformat = pytest.importorskip("jupytext"), pytest.importorskip("nbformat")
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     script = jupytext.read(FOLDER / f"{name}.py", fmt="py:percent")
@@ -48,6 +45,7 @@ def test_every_notebook_is_tested() -> None:
 def test_a_notebook_runs(
     name: str, make_video: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     for length, file in ((40, "videos/a.mp4"), (60, "videos/b.mp4"), (40, "first.mp4"), (60, "second.mp4")):
         make_video(tmp_path / file, length)
     before = set(tmp_path.iterdir())

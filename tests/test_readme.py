@@ -15,6 +15,7 @@ import pytest
 
 import carl_ray
 from carl_ray.__main__ import COMMANDS
+from tests.test_commands import answer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -42,8 +43,9 @@ def commands() -> Iterator[tuple[str, list[str], list[str]]]:
 
 @cache
 def help_of(*arguments: str) -> str:
-    command = [sys.executable, "-m", "carl_ray", *arguments, "--help"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    status, output = answer("carl_ray.__main__", *arguments, "--help", home=Path("/nowhere"))
+    assert status == 0
+    return output
 
 
 def test_every_command_and_option_exists() -> None:

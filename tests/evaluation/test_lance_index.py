@@ -17,9 +17,12 @@ from carl_ray.evaluation.embeddings import EmbeddedVideo, Embeddings, Origin, wr
 from carl_ray.evaluation.lance_index import LanceIndex, update_index
 from tests.embedded import ORIGIN, embedded, failure
 
-pytest.importorskip("lancedb")
-
 HOSTILE = 'it\'s "one"\n; DROP TABLE -- <b>🎬\\'
+
+
+@pytest.fixture(autouse=True)
+def _installed() -> None:
+    pytest.importorskip("lancedb")  # Not while tests are collected, which every test process does.
 
 
 def video(name: str, seed: int, **known: object) -> EmbeddedVideo:

@@ -12,7 +12,10 @@ from carl_ray.evaluation import qdrant
 from carl_ray.evaluation.embeddings import EmbeddedVideo, write_part
 from tests.embedded import ORIGIN, embedded, failure
 
-qdrant_client = pytest.importorskip("qdrant_client")
+
+@pytest.fixture(autouse=True)
+def _installed() -> None:
+    pytest.importorskip("qdrant_client")  # Not while tests are collected, which every test process does.
 
 
 @pytest.fixture
@@ -33,6 +36,8 @@ def test_points_are_the_same_at_each_call(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    import qdrant_client
+
     monkeypatch.setattr(qdrant, "_POINTS_A_REQUEST", 4)
     out = str(tmp_path / "Q" / "frames")
     arguments = ["--embeddings", str(tmp_path / "E"), "--out", out, "--format", "qdrant"]
@@ -58,6 +63,8 @@ def test_mistakes_are_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    import qdrant_client
+
     client = qdrant_client.QdrantClient(path=str(tmp_path / "Q"))
     form = qdrant_client.models.VectorParams(size=3, distance="Cosine")
     client.create_collection("frames", vectors_config=form)

@@ -1,9 +1,9 @@
 import pytest
 import torch
-import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 
 from carl_ray.layers.normalization import BatchNorm
+from tests.samples import run_workers
 
 SHAPES = [(7, 5), (7, 5, 3, 2)]
 
@@ -85,9 +85,7 @@ def run(module, x, start):
     }
 
 
-def _worker(rank, rendezvous, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+def _worker(rank, _):
     answers = {}
     for shape in SHAPES:
         for name, bounds in SHARES.items():
@@ -98,13 +96,11 @@ def _worker(rank, rendezvous, folder):
                 if len(shape) == 4:
                     x = x.contiguous(memory_format=torch.channels_last)
                 answers[len(shape), name, dtype] = run(module, x, start) | {"state": module.state_dict()}
-    torch.save(answers, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return answers
 
 
-def test_two_workers_equal_one_over_the_union(tmp_path):
-    multiprocessing.spawn(_worker, args=(f"file://{tmp_path}/rendezvous", str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+def test_two_workers_equal_one_over_the_union():
+    first, second = run_workers(_worker, 2)
     for shape in SHAPES:
         for name, bounds in SHARES.items():
             start, stop = bounds[0][0], bounds[1][1]

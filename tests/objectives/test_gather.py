@@ -1,9 +1,8 @@
 import pytest
 import torch
-import torch.distributed as dist
-from torch import multiprocessing
 
 from carl_ray.objectives.gather import gather_rows
+from tests.samples import run_workers
 
 SHARES = {"two and one": [(0, 2), (2, 3)], "all and none": [(0, 3), (3, 3)], "none": [(0, 0), (0, 0)]}
 
@@ -30,9 +29,7 @@ def test_one_process_keeps_its_own():
     assert torch.equal(z.grad, torch.ones_like(z))
 
 
-def _worker(rank, rendezvous, results):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+def _worker(rank, _):
     answers = {}
     for name, bounds in SHARES.items():
         start, stop = bounds[rank]
@@ -42,15 +39,12 @@ def _worker(rank, rendezvous, results):
         union_loss(gathered[0], rank).backward()
         counted = gather_rows(rows.to(torch.int32), s[:, 0] > 0)
         answers[name] = (z.grad, [part.detach() for part in gathered], counted)
-    torch.save(answers, f"{results}/{rank}.pt")
-    dist.destroy_process_group()
+    return answers
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gather")
-    multiprocessing.spawn(_worker, args=(f"file://{folder}/rendezvous", str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+def answers():
+    return run_workers(_worker, 2)
 
 
 @pytest.mark.parametrize("name", SHARES)

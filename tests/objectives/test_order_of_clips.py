@@ -17,7 +17,7 @@ from carl_ray.options import overridden
 from carl_ray.presets import preset
 from carl_ray.training.step import TrainingStep
 
-FRAMES, SIZE, VIDEOS = 64, 16, 12
+FRAMES, SIZE, VIDEOS, STEPS = 64, 16, 8, 80
 SETTINGS = {
     "augment.image_size": str(SIZE),
     "model.clip_input": "rgb",
@@ -74,8 +74,8 @@ def accuracy(step: TrainingStep, swapped: bool = False, shuffled: bool = False) 
 def trained(shuffled: bool) -> TrainingStep:
     torch.set_num_threads(1)
     config = overridden(preset("clips_demo"), SETTINGS)
-    step = TrainingStep(config, torch.device("cpu"), 200)
-    for number in range(200):
+    step = TrainingStep(config, torch.device("cpu"), STEPS)
+    for number in range(STEPS):
         step.train(batch_of(config, number, shuffled), number)
     return step
 
@@ -90,6 +90,6 @@ def test_shuffled_frames_have_no_order():
 def test_order_is_learnt_from_content_and_from_nothing_else():
     step = trained(shuffled=False)
     found, guess = accuracy(step)
-    assert found > 0.95 > guess + 0.1
+    assert found > 0.9 > guess + 0.1
     found, guess = accuracy(step, swapped=True)
     assert found < guess + 0.03

@@ -18,15 +18,15 @@ from carl_ray.options import overridden
 from carl_ray.training import loggers, run_checks
 from carl_ray.training.run_log import RunLog, read_log
 
-wandb = pytest.importorskip("wandb")
-pytest.importorskip("mlflow")
-
 SECRET = "0123456789" * 4
 CONFIG = overridden(Config(preset="test"), {"training.loggers": "wandb,mlflow"})
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not while tests are collected, which every test process does.
+    wandb = pytest.importorskip("wandb")
+    pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
@@ -125,6 +125,8 @@ def test_both_have_what_the_log_has(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_what_is_down_gets_the_lines_at_the_next_start(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    import wandb
+
     config = overridden(CONFIG, {"training.loggers": name})
     with monkeypatch.context() as context:
         if name == "wandb":

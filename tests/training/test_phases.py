@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 
 from carl_ray.objectives.base import Objective, ObjectiveOptions, Phase, Terms, crops, options
 from carl_ray.objectives.choice import objective_options
 from carl_ray.objectives.gather import gather_rows
 from carl_ray.training.checkpoint import Progress, open_checkpoint, restore, save_checkpoint
 from carl_ray.training.step import TrainingStep
+from tests.samples import run_workers
 from tests.training import test_step
 from tests.training.test_step import NUM_VIDEOS, float64_step, same_state, worker_batch
 
@@ -63,16 +63,8 @@ def run(rank: int, num_workers: int) -> dict[str, Any]:
     return {"losses": [report.loss for report in reports], "state": step.model.state_dict()}
 
 
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(run(rank, 2), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_workers_are_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(_worker, args=(str(tmp_path),), nprocs=2)
-    alone, *both = run(0, 1), *(torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+def test_two_workers_are_one() -> None:
+    alone, *both = run(0, 1), *run_workers(run, 2)
     assert same_state(both[0]["state"], both[1]["state"])
     assert both[0]["losses"] == pytest.approx(alone["losses"], rel=1e-9)
     for name, value in alone["state"].items():

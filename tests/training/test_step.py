@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
 from carl_ray.config import (
     AugmentConfig,
@@ -31,12 +30,12 @@ from carl_ray.objectives.choice import find_objective
 from carl_ray.objectives.scl import sequence_contrastive_loss
 from carl_ray.objectives.views import CROPS
 from carl_ray.training.step import StepReport, TrainingStep
-from tests.samples import Crops, batch_of, crops, make_crops, small_model
+from tests.samples import Crops, batch_of, crops, make_crops, run_workers, small_model
 
 ROUNDING = 1e-9
 """Far above that of 20 steps in float64 (1e-12 is seen), far below a step of Adam, 1e-4."""
 NUM_STEPS = 20
-NUM_OBJECTIVE_STEPS = 6
+NUM_OBJECTIVE_STEPS = 4
 NUM_VIDEOS = 5
 TIME = 8
 SIZE = 24
@@ -309,28 +308,21 @@ def rows_with_a_broken_one(config: Config, rank: int) -> list[int]:
     return step.rows_not_finite(batch, range(2 * NUM_VIDEOS, 3 * NUM_VIDEOS))
 
 
-def _worker(rank: int, num_workers: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=num_workers
-    )
+def _worker(rank: int, num_workers: int) -> dict[str, Any]:
     answers = {name: run_scenario(config, rank, num_workers) for name, config in SCENARIOS.items()}
     if num_workers == 2:
         answers |= {str(fault): run_with_fault(fault, rank, num_workers) for fault in (*FAULTS, None)}
         answers["rows"] = {name: rows_with_a_broken_one(SCENARIOS[name], rank) for name in GATHERING}
-    torch.save(answers, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return answers
 
 
 @pytest.fixture(scope="module")
-def on_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+def on_workers() -> dict[int, list[dict[str, Any]]]:
     """The answers of every worker of 1, 2 and 3."""
     torch.set_num_threads(1)
     answers = {1: [{name: run_scenario(config, 0, 1) for name, config in SCENARIOS.items()}]}
     for num_workers in (2, 3):
-        folder = tmp_path_factory.mktemp(f"workers-{num_workers}")
-        multiprocessing.spawn(_worker, args=(num_workers, str(folder)), nprocs=num_workers)
-        answers[num_workers] = [torch.load(folder / f"{rank}.pt") for rank in range(num_workers)]
+        answers[num_workers] = run_workers(_worker, num_workers)
     return answers
 
 
