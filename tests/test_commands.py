@@ -225,6 +225,7 @@ def _messages(path: Path) -> list[str]:
     return [text.replace("{}", "…") for text in texts]
 
 
+@cache
 def _texts(path: Path) -> list[str]:
     """The text constants of a module, pieces of f-strings joined, its docstrings left out."""
     tree = ast.parse(path.read_text())

@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,9 +19,15 @@ from carl_ray.data.decode import DecodeError, iterate_frames, probe_video, read_
 from carl_ray.errors import RunError, UserError
 
 
-def _real_videos() -> list[Path]:
+def _real_videos() -> list[Any]:
+    """Odd ones for every change, ordinary ones among the slow tests."""
     folder = Path(os.environ.get("CARL_RAY_VIDEOS", Path(__file__).parents[3] / "shared" / "videos"))
-    return sorted(p for name in ("odd", "corpus") for p in folder.glob(f"{name}/*") if p.is_file())
+    return [
+        pytest.param(path, id=path.name, marks=marks)
+        for name, marks in (("odd", ()), ("corpus", pytest.mark.slow))
+        for path in sorted(folder.glob(f"{name}/*"))
+        if path.is_file()
+    ]
 
 
 def _plain_decode(
@@ -394,7 +401,7 @@ def test_missing_decord_names_the_package(monkeypatch):
         read_frames(b"", [0], decoder="decord")
 
 
-@pytest.mark.parametrize("path", _real_videos(), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", _real_videos())
 def test_real_videos(path):
     if _opens_to_nothing(path):
         for call in (probe_video, lambda s: read_frames(s, [0])):

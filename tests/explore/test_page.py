@@ -118,6 +118,17 @@ def embeddings(make_video: Callable[..., Path], tmp_path_factory: pytest.TempPat
     return folder / "embeddings"
 
 
+@pytest.fixture(scope="module")
+def unlabelled(
+    embeddings: Path, tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
+) -> Iterator[Server]:
+    """The server of all tests that save no labels."""
+    server = Server(embeddings, tmp_path_factory.mktemp("unlabelled") / "labels.csv", free_port())
+    yield server
+    assert server.own_labels() == []
+    server.kill()
+
+
 @pytest.fixture
 def server(embeddings: Path, tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Server]:
     server = Server(embeddings, tmp_path / "labels.csv", free_port())
@@ -187,8 +198,8 @@ def labels_csv(page: Any) -> list[tuple[str, float, float, str]]:
     return _rows(Path(download.value.path()).read_text())
 
 
-def test_every_key_shows_exactly_its_frame(page: Any, server: Server) -> None:
-    open_view(page, server, "video/1?frame=41")
+def test_every_key_shows_exactly_its_frame(page: Any, unlabelled: Server) -> None:
+    open_view(page, unlabelled, "video/1?frame=41")
     wait_for_frame(page, 41)
     for key, frame in [
         ("ArrowRight", 42), (".", 43), ("Shift+ArrowRight", 53), ("ArrowLeft", 52), (",", 51),
@@ -209,10 +220,10 @@ def test_every_key_shows_exactly_its_frame(page: Any, server: Server) -> None:
     wait_for_frame(page, int(ribbon.get_attribute("aria-valuenow")))
 
 
-def test_third_moment_plays_as_a_loop_and_opens_where_it_is(page: Any, server: Server) -> None:
-    open_view(page, server, "video/0?frame=30")
+def test_third_moment_plays_as_a_loop_and_opens_where_it_is(page: Any, unlabelled: Server) -> None:
+    open_view(page, unlabelled, "video/0?frame=30")
     third = page.get_by_role("list", name="Similar moments").get_by_role("listitem").nth(2)
-    expected = fetch(page, server, "api/moments?video=0&frame=30&count=24")["moments"][2]
+    expected = fetch(page, unlabelled, "api/moments?video=0&frame=30&count=24")["moments"][2]
     assert f"{expected['similarity']:.3f}" in third.text_content()
     third.hover()
     loop = third.locator("video")
@@ -232,15 +243,15 @@ def test_third_moment_plays_as_a_loop_and_opens_where_it_is(page: Any, server: S
     third.get_by_role("link").first.click()
     wait_until(page, f"location.hash.startsWith('#/video/{expected['video']}')")
     wait_for_frame(page, expected["frame"])
-    open_view(page, server, "video/3")
+    open_view(page, unlabelled, "video/3")
     page.get_by_role("list", name="Similar moments").get_by_role("listitem").first.wait_for()
     assert page.get_by_role("heading", level=1).text_content() == HOSTILE
     assert page.locator("main img[src='x']").count() == 0
 
 
-def test_aligned_players_stand_on_the_path(page: Any, server: Server) -> None:
-    open_view(page, server, "align?videos=0,1,2")
-    frames = fetch(page, server, "api/alignment?videos=0,1,2")["frames"]
+def test_aligned_players_stand_on_the_path(page: Any, unlabelled: Server) -> None:
+    open_view(page, unlabelled, "align?videos=0,1,2")
+    frames = fetch(page, unlabelled, "api/alignment?videos=0,1,2")["frames"]
     slider = page.get_by_role("slider", name="Frame of the first video")
     for row in (0, 20, 44, 71, 89):
         slider.fill(str(row))
@@ -370,8 +381,8 @@ def test_labels_of_another_page_are_not_overwritten(page: Any, server: Server) -
     assert [row[3] for row in server.own_labels()] == ["reach", "grasp"]
 
 
-def test_video_of_another_codec_is_shown_frame_by_frame(page: Any, server: Server) -> None:
-    open_view(page, server, "video/4?frame=17")
+def test_video_of_another_codec_is_shown_frame_by_frame(page: Any, unlabelled: Server) -> None:
+    open_view(page, unlabelled, "video/4?frame=17")
     wait_for_frame(page, 17)
     for key, frame in [("ArrowRight", 18), ("Shift+ArrowRight", 28), ("End", LENGTHS[4] - 1), ("Home", 0)]:
         page.keyboard.press(key)
@@ -379,8 +390,8 @@ def test_video_of_another_codec_is_shown_frame_by_frame(page: Any, server: Serve
     assert "transcoded" in page.locator("main > .note").text_content()
 
 
-def test_video_without_file_still_has_moments(page: Any, server: Server) -> None:
-    open_view(page, server, "video/5")
+def test_video_without_file_still_has_moments(page: Any, unlabelled: Server) -> None:
+    open_view(page, unlabelled, "video/5")
     page.get_by_role("alert").filter(has_text="not shown").wait_for()
     moments = page.get_by_role("list", name="Similar moments").get_by_role("listitem")
     api.expect(moments).to_have_count(5)
@@ -433,13 +444,13 @@ def test_library_of_thousands_keeps_only_what_is_in_sight(page: Any, large: Serv
 @pytest.mark.parametrize(
     "view", ["library?select=0,1", "video/3?frame=9", "video/3?panel=label", "align?videos=3,1", "propagate"]
 )
-def test_views_fit_a_phone_and_do_not_shift(page: Any, server: Server, view: str) -> None:
+def test_views_fit_a_phone_and_do_not_shift(page: Any, unlabelled: Server, view: str) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.add_init_script(
         "window.shift = 0; new PerformanceObserver(list => list.getEntries().forEach(entry => shift += entry.value))"
         ".observe({type: 'layout-shift', buffered: true})"
     )
-    open_view(page, server, view)
+    open_view(page, unlabelled, view)
     page.wait_for_timeout(1500)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate("shift") < 0.1

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import lru_cache
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
@@ -11,8 +12,8 @@ from torch import nn
 from carl_ray.config import CLIP_BACKBONES, Config, ModelConfig, from_json, to_json
 from carl_ray.errors import UserError
 from carl_ray.layers.normalization import BatchNorm
+from carl_ray.model import backbone as backbones
 from carl_ray.model import networks
-from carl_ray.model.backbone import build_backbone
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 
 HERE = "tests.model.test_networks"
@@ -51,17 +52,28 @@ SWIN = "timm:swin_tiny_patch4_window7_224"  # Its maps have the channels last.
 SIZES = {"timm:test_vit": 64, SWIN: 224}
 
 
+@lru_cache(1)
+def network(name, batch_norm):
+    """To draw the weights of a large one takes longer than all that is done with it."""
+    return networks.build_network(name, batch_norm)
+
+
+@pytest.fixture(autouse=True)
+def _a_network_is_built_once(monkeypatch):
+    monkeypatch.setattr(backbones, "build_network", lambda *chosen: copy.deepcopy(network(*chosen)))
+
+
 def build(name, **fields):
     """The backbone with statistics as after training, and two inputs of the size that it takes."""
     torch.manual_seed(0)
     fields = {"learnable": "1", "batch_norm": "local"} | fields
-    backbone = build_backbone(ModelConfig(backbone=name, weights="random", **fields))
-    for module in backbone.modules():
+    built = backbones.build_backbone(ModelConfig(backbone=name, weights="random", **fields))
+    for module in built.modules():
         if isinstance(module, BatchNorm):
             module.running_mean.uniform_(-0.2, 0.2)
             module.running_var.uniform_(0.5, 2.0)
     size = SIZES.get(name, 32)
-    return backbone, torch.randn(2, 3, *([8] if backbone.kind == "clip" else []), size, size)
+    return built, torch.randn(2, 3, *([8] if built.kind == "clip" else []), size, size)
 
 
 def plain(backbone, pixels):
@@ -94,7 +106,7 @@ def test_shapes_and_folding(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_what_is_learnable_alone(name, learnable):
     backbone, pixels = build(name, learnable=learnable)
-    stages = networks.build_network(name, "local").stages()
+    stages = network(name, "local").stages()
     counts = [sum(p.numel() for p in stage.parameters() if p.requires_grad) for stage in stages]
     statistics = {
         key: value.clone() for key, value in backbone.named_buffers() if key.endswith("running_mean")
@@ -127,9 +139,9 @@ def test_maps_of_mvit_are_its_tokens_without_that_of_the_class():
         maps = plain(backbone, torch.randn(1, 3, 16, 224, 224))
     assert maps.shape == (1, backbone.channels, 8, 7, 7)
     assert maps[0, :, 1, 2, 3].equal(tokens[0][0, 1 + 49 + 2 * 7 + 3])
-    assert sum(
-        p.numel() for s in networks.build_network(MVIT, "local").stages() for p in s.parameters()
-    ) == sum(p.numel() for p in backbone.parameters())
+    assert sum(p.numel() for s in network(MVIT, "local").stages() for p in s.parameters()) == sum(
+        p.numel() for p in backbone.parameters()
+    )
 
 
 def test_a_transformer_pools_as_its_classifier():

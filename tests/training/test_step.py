@@ -653,10 +653,10 @@ def test_a_step_without_any_video_is_harmless() -> None:
 def test_every_objective_can_be_learnt(name: str) -> None:
     config = replace(OBJECTIVES[name], optimizer=OptimizerConfig(learning_rate=1e-3))
     step = TrainingStep(config, CPU, 1000)
-    reports = [step.train(worker_batch(0, config=config), 1) for _ in range(25)]
+    reports = [step.train(worker_batch(0, config=config), 1) for _ in range(10)]
     assert all(report.applied for report in reports)
     # Dropout is that of the batch's seeds: the same in every step.
-    assert reports[-1].loss < reports[0].loss - 0.03 * abs(reports[0].loss)
+    assert reports[-1].loss < reports[0].loss - 0.1 * abs(reports[0].loss)
 
 
 def test_the_weight_of_pairs_grows_from_nothing() -> None:
