@@ -47,7 +47,7 @@ def test_labels_decide_the_metric(tmp_path: Path) -> None:
     )
     assert (labelled.metric, labelled.labelled, labelled.rungs) == ("phase_classification", True, (5, 15, 45))
     plain = define_sweep(SPACE, base(tmp_path, "ttvvs"), seeds=1, num_rungs=1, metric=None)
-    assert (plain.metric, plain.labelled, plain.rungs) == ("label_free", False, (70,))
+    assert (plain.metric, plain.labelled, plain.rungs) == ("label_free", False, (45,))
     nothing = define_sweep(SPACE, base(tmp_path, "ttvv", labels=[-1, -1]), seeds=1, num_rungs=1, metric=None)
     assert nothing.metric == "label_free"
     assert not define_sweep(
