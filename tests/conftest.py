@@ -18,6 +18,7 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 # Before whoever reads it is imported: several processes share the cores, and threads that wait for each other spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -424,8 +425,8 @@ def ray_cluster(s3_endpoint: str) -> Iterator[dict[str, str]]:
     }
     size = ("--num-cpus=4", "--object-store-memory=1000000000")
     # Not of drivers: with variables of its own, Ray Train takes twice as long to start.
-    health = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-    with _head(*size, port=_free_port(), environment=health) as found_by:
+    settings = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    with _head(*size, port=_free_port(), environment=settings) as found_by:
         os.environ |= found_by
         yield found_by
 
@@ -475,20 +476,37 @@ def ray_session(ray_cluster: dict[str, str]) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def local_training(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ray Train's local mode: the workers' loop runs in this process, on the stream of the cluster.
+
+    For tests of what a run computes and leaves, not of the processes it is made of: their start costs a run of few
+    steps nearly all of its time.
+    """
+    import torch
+    from ray.train import ScalingConfig
+
+    from carl_ray.training import trainer
+
+    monkeypatch.setattr(trainer, "ScalingConfig", lambda **options: ScalingConfig(num_workers=0))
+    num_threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(num_threads)
+
+
 def _takes_jobs(dashboard: str) -> bool:
     """Whether jobs can be submitted: the agent that starts them is there later than the dashboard."""
-    command = [
-        str(Path(sys.executable).with_name("ray")),
-        "job",
-        "submit",
-        "--no-wait",
-        f"--address={dashboard}",
-    ]
+    job = Request(
+        f"{dashboard}/api/jobs/",
+        b'{"entrypoint": "true"}',
+        {"Content-Type": "application/json"},
+        method="POST",
+    )
     try:
-        submitted = subprocess.run([*command, "--", "true"], capture_output=True, timeout=30, check=False)
-    except subprocess.TimeoutExpired:
+        with urlopen(job, timeout=30):
+            return True
+    except OSError:
         return False
-    return submitted.returncode == 0
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

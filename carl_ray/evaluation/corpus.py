@@ -58,7 +58,7 @@ class EmbeddingSettings:
     """How embeddings are computed and written."""
 
     num_workers: int | None = None
-    """Actors; None: as many as the cluster has room for."""
+    """Actors; None: as many as the cluster has room for, and the number of frames is worth."""
     cpus_per_worker: int = 1
     """CPUs reserved for each actor, and videos that it decodes side by side."""
     use_gpu: bool = False

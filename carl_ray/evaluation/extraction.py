@@ -40,6 +40,8 @@ _ACTOR_BYTES = 3 * 2**30
 """Enough for torch, two ResNet-50 encoders and a few chunks of frames (2.3 GiB were measured), one video decoded."""
 _DECODER_BYTES = 2**28
 """For each further video decoded side by side (some 200 MiB were measured at 1280 x 720)."""
+_FRAMES_PER_ACTOR = 256
+"""Fewer frames are not worth another actor, whose start costs about 5 s of CPU."""
 _ROW = pa.schema(
     [
         ("video_index", pa.int64()),
@@ -143,8 +145,10 @@ def rows_of_actors(
     # A small machine reserves less, since the demo fits all the same.
     largest = int(max((node.get("memory", 0) for node in _nodes()), default=0))
     memory = min(_wanted_bytes(settings.cpus_per_worker, actor_bytes), largest or sys.maxsize)
-    num_workers = settings.num_workers or room_for_workers(
-        settings.cpus_per_worker, settings.use_gpu, actor_bytes
+    lengths = videos.column("num_frames").to_pylist()
+    num_workers = settings.num_workers or min(
+        room_for_workers(settings.cpus_per_worker, settings.use_gpu, actor_bytes),
+        1 + sum(lengths) // _FRAMES_PER_ACTOR,
     )
     dataset = _videos(videos).map_batches(
         actor,
@@ -156,7 +160,6 @@ def rows_of_actors(
         num_gpus=1 if settings.use_gpu else None,
         memory=memory,
     )
-    lengths = videos.column("num_frames").to_pylist()
     with _without_lines(b"has constructor arguments in the object store"):
         batch: Any
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
