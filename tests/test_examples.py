@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,8 +26,8 @@ def videos(make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     return folder
 
 
-def run(name: str, *arguments: object, cwd: Path) -> str:
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+def script(*arguments: object, cwd: Path) -> str:
+    command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -40,37 +41,44 @@ def test_every_example_is_tested_and_short() -> None:
 
 
 def test_embedding_one_video(tiny_run: Path, videos: Path, tmp_path: Path) -> None:
-    printed = run("embed_one_video.py", tiny_run, videos / "a.mp4", "a.npy", cwd=tmp_path)
+    printed = script(EXAMPLES / "embed_one_video.py", tiny_run, videos / "a.mp4", "a.npy", cwd=tmp_path)
     assert printed.startswith("40 frames x 8; ")
     embeddings = np.load(tmp_path / "a.npy")
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_own_backbone(
+def test_own_backbone_and_objective(
     videos: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    printed = run("own_backbone.py", videos, "run", 2, cwd=tmp_path)
-    assert printed.splitlines()[-1] == str(tmp_path / "run")
+    """Scripts whose classes the training workers import; one after the other in a process, which imports torch once."""
+    code = "import runpy, sys\nfor name in ('own_backbone', 'own_objective'):"
+    code += f"\n    sys.path[0], sys.argv[0] = {str(EXAMPLES)!r}, f'{EXAMPLES}/{{name}}.py'"
+    code += f"\n    sys.argv[1:] = [{str(videos)!r}, f'{{name}}-run', '2']"
+    code += "\n    runpy.run_path(sys.argv[0], run_name='__main__')"
+    printed = script("-c", code, cwd=tmp_path)
+    names = ("own_backbone.py", "own_objective.py")
+    runs = [tmp_path / name.replace(".py", "-run") for name in names]
+    assert {str(run) for run in runs} <= set(printed.splitlines())
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    embedded = carl_ray.load_encoder(str(tmp_path / "run")).embed(videos / "a.mp4")
-    assert embedded.shape[0] == 40 and np.isfinite(embedded).all()
-
-
-@pytest.mark.slow
-def test_own_objective(
-    videos: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    printed = run("own_objective.py", videos, "run", 2, cwd=tmp_path)
-    assert printed.splitlines()[-1] == str(tmp_path / "run")
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    for run in runs:
+        embedded = carl_ray.load_encoder(str(run)).embed(videos / "a.mp4")
+        assert embedded.shape[0] == 40 and np.isfinite(embedded).all()
+    config = json.loads((runs[1] / "config.json").read_text())
     assert config["objective"] == {"name": "own_objective:TimeRegression", "temperature": 0.1}
-    assert np.isfinite(carl_ray.load_encoder(str(tmp_path / "run")).embed(videos / "a.mp4")).all()
 
 
 @pytest.mark.slow
-def test_own_videos(videos: Path, tmp_path: Path, ray_session: None) -> None:
-    printed = run("own_videos.py", videos, "out", 1, cwd=tmp_path)
+def test_own_videos(
+    videos: Path,
+    tmp_path: Path,
+    local_training: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["own_videos.py", str(videos), "out", "1"])
+    runpy.run_path(str(EXAMPLES / "own_videos.py"), run_name="__main__")
+    printed = capsys.readouterr().out
     assert "nearest to frame 20 of a.mp4:" in printed
     assert printed.splitlines()[-1].split()[1] == "b.mp4,"

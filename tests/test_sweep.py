@@ -29,8 +29,10 @@ from carl_ray.sweeps.definition import define_sweep
 from carl_ray.sweeps.results import sweep_document
 from carl_ray.sweeps.runner import default_num_trials, trial_config
 from carl_ray.sweeps.space import SPACES, Choices, Space
+from carl_ray.sweeps.trials import begin_trial, run_dir
 from carl_ray.sweeps.tune_driver import chosen_points, run_trials
 from carl_ray.training.run_log import read_log
+from carl_ray.training.trainer import train as train_run
 from tests.samples import failure, small_model
 
 SWEEP = Path(__file__).parents[1] / "tuning" / "sweep.py"
@@ -120,13 +122,15 @@ def test_mistakes_on_the_command_line(
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on(manifest: str, tmp_path: Path) -> None:
+def test_a_killed_sweep_goes_on(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "sweep"
-    command = [sys.executable, str(SWEEP), "loss", "--num-trials", "1", "--rungs", "1"]
-    command += ["--run-dir", str(folder), *options_of(tiny(manifest))]
-    environment = os.environ | {"CARL_RAY_HOME": str(tmp_path)}
+    words = ["loss", "--num-trials", "1", "--rungs", "1", "--run-dir", str(folder)]
+    words += options_of(tiny(manifest))
+    monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path))
     with (tmp_path / "first.log").open("w") as log:
-        first = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        first = subprocess.Popen([sys.executable, str(SWEEP), *words], stdout=log, stderr=log)
         try:
             # The trial has something to go on from.
             wait_until(
@@ -142,9 +146,8 @@ def test_a_killed_sweep_goes_on(manifest: str, tmp_path: Path) -> None:
     # What the killed call had written down, and where its newest checkpoint was.
     log_before = {line["step"]: line["loss"] for line in read_log(str(run)) if "loss" in line}
     last_step = int(max((run / "checkpoints").glob("*/state.json")).parts[-2][5:])
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert again.returncode == 0, again.stderr + again.stdout
-    assert "1 of 1 trials ended" in again.stdout
+    command().main(words)
+    assert "1 of 1 trials ended" in capsys.readouterr().out
     log_after = {line["step"]: line["loss"] for line in read_log(str(run)) if "loss" in line}
     # Every step is there, those of before as they were; a step that is done again is no other, but a new line.
     assert list(log_after) == list(range(1, EPOCHS * STEPS_OF_EPOCH + 1))
@@ -180,13 +183,18 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes]
 
 @pytest.mark.slow
 def test_a_failing_trial_does_not_stop_the_others(
-    manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    manifest: str, tmp_path: Path, local_training: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = tiny(manifest)
     base = replace(base, training=replace(base.training, epochs=1))
     space = Space("heads", {"model.num_heads": Choices((3, 2))})
     sweep = define_sweep(space, base, seeds=1, num_rungs=1, metric=None)
     chosen = chosen_points(sweep, "grid", None, 0)
+    # An earlier call has trained it already: this one measures it, in the trial's process.
+    done = next(trial for trial, point in chosen.items() if point["model.num_heads"] == 2)
+    begin_trial(str(tmp_path), sweep, chosen[done])
+    trained = train_run(sweep.run_config(chosen[done], 0), run_dir(str(tmp_path), done, 0), until_epoch=1)
+    assert trained.finished
     run_trials(sweep, str(tmp_path), chosen, 2, max_concurrent=2)
     document = sweep_document(sweep, str(tmp_path), {})
     by_heads = {trial["values"]["model.num_heads"]: trial for trial in document["trials"]}

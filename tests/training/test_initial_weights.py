@@ -148,7 +148,7 @@ def test_the_first_step_sees_them(tiny_run: Path, pretrained: Config) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("local_training")
 def test_a_run_begins_with_them(
     tiny_run: Path, tmp_path: Path, make_video: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +160,7 @@ def test_a_run_begins_with_them(
     run = str(tmp_path / "run")
     model = vars(checkpoint_at(str(tiny_run)).config.model) | {"num_frames": 8, "init_from": str(tiny_run)}
     arguments = [
-        *("demo", "--data.manifest", manifest, "--run-dir", run, "--training.epochs", "1"),
+        *("penn_action", "--data.manifest", manifest, "--run-dir", run, "--training.epochs", "1"),
         *("--training.global_batch_size", "2", "--training.precision", "fp32", "--training.seed", "7"),
         *("--augment.image_size", "16", "--data.short_side", "20", "--optimizer.learning_rate", "1e-30"),
         *("--model.batch_norm", "frozen", "--training.log_every_steps", "1"),
