@@ -35,6 +35,7 @@ _ANSWER_SECONDS = 120.0
 _MAX_TEMP_LENGTH = 24
 """Characters of the path of the temporary folder: Ray's sockets are inside, with paths of at most 107."""
 _PORTS = {"ray": 10001, "http": 80, "https": 443}
+_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
 
 @contextmanager
@@ -108,6 +109,9 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None, meanwh
             os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault(
+            _WATCHER, "0"
+        )  # A process that asks every 5 s whether this machine will be taken away.
         os.environ.setdefault("RAY_raylet_start_wait_time_s", f"{_START_SECONDS:.0f}")
         # A folder below: Ray makes the one that it is given writable for all users.
         options |= {
@@ -223,7 +227,8 @@ def quick_actor_start() -> Iterator[None]:
     """Patch Ray Train to start its actors without a runtime environment, unless `RAY_TRAIN_…` variables are set.
 
     By default it has one variable, which only silences a warning in a log. But Ray starts a process with variables of
-    its own in two steps, imports itself in both, and leaves the processes that it keeps ready unused.
+    its own in two steps, imports itself in both, and leaves the processes that it keeps ready unused. The processes of
+    a cluster of our own have inherited that of the watcher.
     """
     from ray.train.v2.api import data_parallel_trainer
 
@@ -236,7 +241,14 @@ def quick_actor_start() -> Iterator[None]:
 
     name = "get_env_vars_to_propagate"
     own: Any = getattr(data_parallel_trainer, name, dict)
-    with patch.object(data_parallel_trainer, name, lambda: own() or NoVariables(), create=True):
+
+    def variables() -> dict[str, str]:
+        found = dict(own())
+        if "RAY_ADDRESS" not in os.environ:
+            found.pop(_WATCHER, None)
+        return found or NoVariables()
+
+    with patch.object(data_parallel_trainer, name, variables, create=True):
         yield
 
 

@@ -37,6 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "RAY_ADDRESS",
         "RAY_API_SERVER_ADDRESS",
         "RAY_worker_niceness",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
     ):
         monkeypatch.setenv(name, "")  # also puts back what the command sets
         monkeypatch.delenv(name)
@@ -90,6 +91,11 @@ def test_actors_without_a_runtime_environment(monkeypatch: pytest.MonkeyPatch) -
         variables = data_parallel_trainer.get_env_vars_to_propagate()
         variables.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")
         assert variables == {}
+        monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+        assert len(data_parallel_trainer.get_env_vars_to_propagate()) == 1
+        monkeypatch.delenv("RAY_ADDRESS")  # Processes of a cluster of our own have inherited it.
+        assert data_parallel_trainer.get_env_vars_to_propagate() == {}
         monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
         variables = data_parallel_trainer.get_env_vars_to_propagate()
         assert variables == {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}
