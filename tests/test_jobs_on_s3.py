@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from carl_ray import storage
+from carl_ray import index, storage
 from carl_ray.data.manifest import read_manifest
 from carl_ray.datasets.choreography import ChoreographyConfig, render
 from carl_ray.training.checkpoint import latest_checkpoint
@@ -18,6 +18,11 @@ from carl_ray.training.run_log import read_log
 
 REPOSITORY = Path(__file__).parents[1]
 NUM_VIDEOS = 8
+SMALL = (
+    "--augment.image_size 32 --data.short_side 40 --model.num_frames 6 --model.backbone small "
+    "--model.weights random --model.learnable all --model.num_layers 1 --model.width 32 --model.num_heads 2 "
+    "--model.hidden_width 32 --model.feedforward_width 32 --cluster.max_decode_tasks 1"
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +45,10 @@ def bucket(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-def test_bucket_to_encoder_in_a_job(bucket: str, ray_cluster: dict[str, str]) -> None:
+@pytest.mark.usefixtures("ray_session")
+def test_bucket_to_encoder_in_a_job(bucket: str) -> None:
     manifest, run = storage.join(bucket, "manifest.parquet"), storage.join(bucket, "runs", "first")
-    indexed = subprocess.run(
-        [sys.executable, "-m", "carl_ray.index", storage.join(bucket, "videos"), "--out", manifest],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert indexed.returncode == 0, indexed.stderr
+    index.main([storage.join(bucket, "videos"), "--out", manifest])
     table = read_manifest(manifest)
     assert table.num_rows == NUM_VIDEOS
     assert all("endpoint_override" in uri and "test" not in uri for uri in table.column("uri").to_pylist())
@@ -54,10 +56,10 @@ def test_bucket_to_encoder_in_a_job(bucket: str, ray_cluster: dict[str, str]) ->
     job = subprocess.run(
         [
             *(str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", "."),
-            *("--", sys.executable, "-m", "carl_ray.train", "demo", "--data.manifest", manifest),
+            *("--", sys.executable, "-m", "carl_ray.train", "penn_action", "--data.manifest", manifest),
             *("--run-dir", run, "--training.epochs", "3", "--training.global_batch_size", "4"),
             *("--training.log_every_steps", "1", "--training.checkpoint_every_steps", "4"),
-            *("--cluster.max_decode_tasks", "1"),
+            *SMALL.split(),
         ],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
@@ -68,5 +70,5 @@ def test_bucket_to_encoder_in_a_job(bucket: str, ray_cluster: dict[str, str]) ->
     last = latest_checkpoint(run)
     assert last is not None
     assert last.progress.step == num_steps
-    assert '"preset": "demo"' in storage.read_bytes(storage.join(run, "config.json")).decode()
+    assert '"preset": "penn_action"' in storage.read_bytes(storage.join(run, "config.json")).decode()
     assert "events" in storage.list_folder(run)

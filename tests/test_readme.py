@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import carl_ray
-from carl_ray.__main__ import COMMANDS
+from carl_ray.__main__ import COMMANDS, main
 from tests.test_commands import answer
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +21,9 @@ README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "cluster" / "README.md"])
 _COMMAND = re.compile(r"(?:carl-ray |python -m carl_ray\.)(?P<name>[a-z][\w.-]*)(?P<rest>[^`\n]*)")
 # Few steps of few videos: the preset is the README's.
-_SMALL = "--training.epochs 1 --training.global_batch_size 2 --data.max_validation_videos 0"
+_SMALL = (
+    "--augment.copies 1 --training.epochs 1 --training.global_batch_size 2 --data.max_validation_videos 0"
+)
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -88,28 +89,30 @@ def test_the_readme_is_short() -> None:
 
 @pytest.mark.slow
 def test_your_own_videos_and_python(
-    make_video: Callable[..., Path], tmp_path: Path, ray_session: None
+    make_video: Callable[..., Path],
+    tmp_path: Path,
+    local_training: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The README's blocks as they are, on two made videos; training has an option for few steps more."""
     for name in ("a.mp4", "b.mp4"):
-        make_video(tmp_path / "videos" / name, 130)
+        make_video(tmp_path / "videos" / name, 124)
     section = README[README.index("## Your own videos") : README.index("## On a cluster")]
     (tmp_path / "few.csv").write_text("video,start,end,label\na.mp4,0,2,up\na.mp4,2,4,down\n")
     lines = [line.partition("  #")[0] for block in blocks(section, "bash") for line in block.splitlines()]
     commands = ["index", "embed", "train", "search", "align", "propagate", "segments"]
-    assert [shlex.split(line)[1] for line in lines] == commands
-    environment = {**os.environ, "CARL_RAY_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    assert [shlex.split(line)[:2] for line in lines] == [["carl-ray", command] for command in commands]
+    monkeypatch.setenv("CARL_RAY_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("carl_ray.errors.handle_signals", lambda: None)  # This process keeps its own.
+    monkeypatch.chdir(tmp_path)
     for line in lines:
-        words = shlex.split(line)
-        small = shlex.split(_SMALL) if words[1] == "train" else []
-        command = [sys.executable, "-m", "carl_ray", *words[1:], *small]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        _, *words = shlex.split(line)
+        main([*words, *(shlex.split(_SMALL) if words[0] == "train" else [])])
     (code,) = blocks(section, "python")
-    shown = "print(h.shape, h.dtype, len(moments), moments[0].video_id)"
-    command = [sys.executable, "-c", f"{code}\n{shown}"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout == "(130, 128) float32 1 b.mp4\n", done.stderr
+    capsys.readouterr()
+    exec(f"{code}\nprint(h.shape, h.dtype, len(moments), moments[0].video_id)", {})
+    assert capsys.readouterr().out == "(124, 128) float32 1 b.mp4\n"
     for name in (
         "videos.parquet",
         "run/config.json",

@@ -435,7 +435,10 @@ def stream_on_changed_ray(
         def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
             spec = importlib.machinery.PathFinder.find_spec(name, path)
             if spec and name.startswith("ray.data.") and str(spec.origin).endswith(".py"):
-                spec.loader = Loader(name, str(spec.origin))
+                text = Path(str(spec.origin)).read_text()
+                # Only these are compiled anew.
+                if any(old in text and module in ("", name.rpartition(".")[2]) for module, old, _ in changes):
+                    spec.loader = Loader(name, str(spec.origin))
             return spec
 
     sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
@@ -512,10 +515,10 @@ def test_a_task_whose_process_always_dies_is_not_tried_forever(videos: pa.Table)
         return planned
 
     # The module's function, in the process that loads: closures travel with what they refer to.
-    plan = validation_plan(0, videos.num_rows, 3)
+    plan = validation_plan(0, 1, 1)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(stream, "_load_sample", die)
         with pytest.raises(
             ray.exceptions.RayError, match=r"the process that decodes rows \d to \d of the plan died 4 times"
         ):
-            collect(plan, videos)
+            collect(plan, videos.slice(0, 1))
