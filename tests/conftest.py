@@ -32,7 +32,15 @@ _ROWS, _COLUMNS = 3, 4  # blocks of the barcode, one bit each
 _WITHOUT_RAY = 2
 _HEAD_ATTEMPTS = 3
 _START_SECONDS = 150.0
-_LONGEST = ("test_trainer.py", "test_kills_end_to_end.py", "test_pipeline_on_cluster.py")
+_LONGEST = (
+    "test_trainer.py",
+    "test_kills_end_to_end.py",
+    "test_pipeline_on_cluster.py",
+    "test_sweep.py",
+    "test_whole_runs.py",
+    "test_interruption.py",
+    "test_autoscaling.py",
+)
 """Files of slow tests, the longest first."""
 
 
