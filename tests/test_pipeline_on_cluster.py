@@ -21,9 +21,9 @@ from carl_ray.training.checkpoint import CHECKPOINTS
 from carl_ray.training.run_log import read_log
 
 REPOSITORY = Path(__file__).parents[1]
-NUM_STEPS = 80
+NUM_STEPS = 200  # more than are done while a job is told to stop
 TRAINING = (
-    "--training.epochs 40 --training.global_batch_size 2 --training.log_every_steps 1 --training.precision fp32 "
+    "--training.epochs 100 --training.global_batch_size 2 --training.log_every_steps 1 --training.precision fp32 "
     "--training.checkpoint_every_steps 10 --model.num_frames 8 --model.num_layers 1 --model.width 32 "
     "--model.num_heads 2 --model.hidden_width 32 --model.feedforward_width 32 --augment.image_size 32 "
     "--cluster.max_decode_tasks 1"
