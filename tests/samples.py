@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import start_processes
+from torch.multiprocessing import spawn
 
 from carl_ray.config import Config, ModelConfig
 from carl_ray.data.batch import collate
@@ -24,17 +23,16 @@ from carl_ray.objectives.base import Batch, ViewTensors
 from carl_ray.objectives.views import CROPS
 
 _CPU = torch.device("cpu")
-_WORKERS = multiprocessing.get_context("forkserver")
-_WORKERS.set_forkserver_preload(["carl_ray.training.step", "tests.samples"])
 Crops = ViewTensors[np.ndarray]
 
 
 def run_workers(worker: Callable[..., Any], num_workers: int, *arguments: Any) -> list[Any]:
-    """What `worker(rank, num_workers, *arguments)` returns in each process of a group; they have imported torch."""
+    """What `worker(rank, num_workers, *arguments)` returns in each process of a group.
+
+    Spawned: forked from one that has imported torch, they were seen to compute without end.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        start_processes(
-            _work, (folder, num_workers, worker, arguments), num_workers, start_method="forkserver"
-        )
+        spawn(_work, (folder, num_workers, worker, arguments), num_workers)
         return [torch.load(f"{folder}/{rank}.pt") for rank in range(num_workers)]
 
 

@@ -187,8 +187,8 @@ def test_the_plan_of_a_small_run(
     assert "a CPU worker takes" in text
     assert "a video of 12 frames" in text
     assert "a step of 2 videos" in text
-    # 70 epochs of 10 videos, 4 a step.
-    assert "70 epochs of 10 videos, 175 steps" in text
+    # 4 videos a step.
+    assert "45 epochs of 10 videos, 113 steps" in text
 
 
 def test_the_rate_of_a_gpu_that_is_elsewhere(
@@ -219,7 +219,7 @@ def test_without_a_number_of_videos_it_is_a_thousand_steps(
     capsys: pytest.CaptureFixture[str], video: Path
 ) -> None:
     text = run(capsys, str(video), "demo", "--step-seconds", "3600")
-    assert "1,000 steps (--videos N: all of the 70 epochs)" in text
+    assert "1,000 steps (--videos N: all of the 45 epochs)" in text
     assert re.search(r"^ +1 +100% +1,000\.00 ", text, re.MULTILINE)
 
 
