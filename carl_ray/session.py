@@ -109,9 +109,6 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None, meanwh
             os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         os.environ.setdefault("RAY_worker_niceness", "0")
-        os.environ.setdefault(
-            _WATCHER, "0"
-        )  # A process that asks every 5 s whether this machine will be taken away.
         os.environ.setdefault("RAY_raylet_start_wait_time_s", f"{_START_SECONDS:.0f}")
         # A folder below: Ray makes the one that it is given writable for all users.
         options |= {
@@ -119,6 +116,10 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None, meanwh
             "_node_ip_address": "127.0.0.1",
             "_temp_dir": f"{folder}/r",
         }
+    # No process that asks every 5 s whether this machine will be taken away. Ray's processes inherit the variable; left
+    # in this one it would go to the next cluster, too.
+    if is_watched := not address and _WATCHER not in os.environ:
+        os.environ[_WATCHER] = "0"
     try:
         with own_sigterm(), reaching(address) if address else _node_settings():
             # Here, with SIGTERM blocked as in this thread.
@@ -135,6 +136,9 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None, meanwh
                 "RAY_AUTH_MODE=disabled where it requires none"
             )
         raise RunError(f"could not start or reach {where}: {reason}") from None
+    finally:
+        if is_watched:
+            del os.environ[_WATCHER]
 
 
 @contextmanager
@@ -227,8 +231,7 @@ def quick_actor_start() -> Iterator[None]:
     """Patch Ray Train to start its actors without a runtime environment, unless `RAY_TRAIN_…` variables are set.
 
     By default it has one variable, which only silences a warning in a log. But Ray starts a process with variables of
-    its own in two steps, imports itself in both, and leaves the processes that it keeps ready unused. The processes of
-    a cluster of our own have inherited that of the watcher.
+    its own in two steps, imports itself in both, and leaves the processes that it keeps ready unused.
     """
     from ray.train.v2.api import data_parallel_trainer
 
@@ -242,13 +245,7 @@ def quick_actor_start() -> Iterator[None]:
     name = "get_env_vars_to_propagate"
     own: Any = getattr(data_parallel_trainer, name, dict)
 
-    def variables() -> dict[str, str]:
-        found = dict(own())
-        if "RAY_ADDRESS" not in os.environ:
-            found.pop(_WATCHER, None)
-        return found or NoVariables()
-
-    with patch.object(data_parallel_trainer, name, variables, create=True):
+    with patch.object(data_parallel_trainer, name, lambda: own() or NoVariables(), create=True):
         yield
 
 

@@ -300,7 +300,7 @@ def _receive(
             reason = "".join(c if c.isprintable() else "?" for c in fields["reason"])
             if kind != "warning":
                 return kind, {"reason": reason}
-            _LOGGER.warning("%s", reason)
+            _LOGGER.warning("%s", reason[:_MAX_REASON])
         else:
             raise _MalformedError(f"{_MOST_WARNINGS} warnings")
         for name, dtype, shape in head["arrays"]:

@@ -27,7 +27,7 @@ from pyarrow import fs
 
 from carl_ray import storage
 from carl_ray.address import parse
-from carl_ray.data.manifest import LABEL_COLUMNS, REJECTS_SCHEMA, SCHEMA, SPLITS, refuse_pickles
+from carl_ray.data.manifest import LABEL_COLUMNS, REJECTS_SCHEMA, SPLITS, refuse_pickles
 from carl_ray.errors import UserError
 
 EXACT_SECONDS = 0.002
@@ -174,26 +174,55 @@ def members(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str, int, in
 def label_columns(name: str, content: bytes | None) -> dict[str, Any]:
     """The `LABEL_COLUMNS` that a member of a shard has for the videos of its key, as WebDataset writes them.
 
-    A `.cls` is the label, an integer or a name; of a `.json`, keys that are columns count.
+    A `.cls` is the label, an integer or a name; of a `.json`, keys that are columns count. Many data sets have files of
+    these names for something else: what is no object, a label that is neither integer nor text, and a split that is
+    none of ours are no labels.
 
     Raises:
         ValueError: it is not so; the message is a reject reason.
     """
     if content is None:
         raise ValueError(f"not read: labels of over {_MOST_LABEL_BYTES} bytes")
-    try:
-        found = {"label": content.decode().strip()} if name.endswith(".cls") else json.loads(content)
-        given = {column: found[column] for column in LABEL_COLUMNS if found.get(column) is not None}
-        given |= {n: str(given[n]) for n in ("label", "split") if type(given.get(n)) is int}
-        for column, value in given.items():
-            pa.array([value], SCHEMA.field(column).type)
-            if value == "" or (isinstance(value, str) and not value.isprintable()):
-                raise ValueError
-    except (ValueError, TypeError, AttributeError, RecursionError, pa.ArrowException):
-        raise ValueError(f"not the labels of a video, as {' or '.join(LABEL_SUFFIXES)} has them") from None
-    if "split" in given:
-        given["split"] = _split(given["split"])
+    found: Any
+    if name.endswith(".cls"):
+        try:
+            found = {"label": content.decode().strip()}
+        except UnicodeDecodeError:
+            found = {"label": ""}
+    else:
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            return {}
+        if type(found.get("label")) not in (int, str):
+            found.pop("label", None)
+        split = found.pop("split", None)
+        if isinstance(split, str) and split.strip().lower() in SPLITS:
+            found["split"] = _split(split)
+    given: dict[str, Any] = {name: found[name] for name in LABEL_COLUMNS if found.get(name) is not None}
+    if "label" in given:
+        given["label"] = str(given["label"])
+    are_labels = all(map(_is_label, given.keys(), given.values()))
+    if are_labels and {"frame_labels", "phase_names"} <= given.keys():
+        are_labels = max(given["frame_labels"], default=-1) < len(given["phase_names"])
+    if not are_labels:
+        raise ValueError(f"not the labels of a video, as {' or '.join(LABEL_SUFFIXES)} has them")
     return given
+
+
+def _is_label(column: str, value: Any) -> bool:
+    """Whether a value from a shard may stand in a column of labels."""
+    if column in ("label", "split"):
+        return bool(value) and value.isprintable()
+    if not isinstance(value, list):
+        return False
+    if column == "frame_labels":
+        return all(type(one) is int and -1 <= one < 2**31 for one in value)
+    if column == "progress":
+        return all(type(one) in (int, float) and 0 <= one <= 1 for one in value)
+    return all(isinstance(one, str) and one.isprintable() for one in value)
 
 
 # Tables of ranges

@@ -192,10 +192,11 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
 
 
 def _parts(x: Tensor) -> Sequence[Tensor]:
-    """Runs of frames; on a CPU small ones, whose intermediate results stay in its cache."""
-    if x.device.type != "cpu" or not x.numel():
+    """Runs of frames: on a CPU small ones, whose intermediate results stay in its cache."""
+    if not x.numel():
         return (x,)
-    return x.split(max(1, _PART_VALUES // x[0].numel()))
+    values = _PART_VALUES if x.device.type == "cpu" else 256 * _PART_VALUES
+    return x.split(max(1, values // x[0].numel()))
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ _SHARE_OF_GRACE = 0.7
 """Share of the grace period for the checkpoint; the rest is for Ray's shutdown."""
 _TASK_WARNING_SECONDS = 30.0
 """Between two warnings of the tasks that load videos: an outage of storage has many in each."""
+_MOST_TASK_WARNINGS = 10_000
+"""Texts of such warnings that are kept, to show none twice."""
 _SHUTDOWN_SECONDS = 5.0
 """Timeout for Ray Train to end after its workers have."""
 
@@ -75,6 +77,7 @@ class RunMonitor:
         self._id = uuid.uuid4().hex
         self._num_logged = 0
         self._next_of_task, self._num_held_back = -math.inf, 0
+        self._of_tasks: set[str] = set()
 
     def update(self, status: Status) -> tuple[bool, list[str]]:
         """Set the status; return the stop request and the warnings to log."""
@@ -88,12 +91,19 @@ class RunMonitor:
         self._warnings.append(message)
 
     def warn_of_task(self, message: str) -> None:
-        """Add a warning of a task that loads a video, or count it for the next one where one has just been added."""
+        """Add a warning of a task that loads a video, or count it for the next one where one has just been added.
+
+        A text that was added before, as that of a damaged video in every epoch, is not added again.
+        """
+        if message in self._of_tasks:
+            return
         if (now := time.monotonic()) < self._next_of_task:
             self._num_held_back += 1
             return
         held_back = f" ({self._num_held_back} more since the last one)" if self._num_held_back else ""
         self.warn(f"loading videos: {message}{held_back}")
+        if len(self._of_tasks) < _MOST_TASK_WARNINGS:
+            self._of_tasks.add(message)
         self._next_of_task, self._num_held_back = now + _TASK_WARNING_SECONDS, 0
 
     def latest(self, shown: _Shown = ("", 0)) -> tuple[Status | None, list[str], _Shown]:

@@ -216,12 +216,22 @@ def test_members_of_a_shard_and_what_is_none(tmp_path: Path, monkeypatch: pytest
         ("a.json", b"{}", {}),
         *(("a.cls", wrong, None) for wrong in (b"", b" \n", b"\xff", b"two\nlines", None)),
         *(
-            ("a.json", wrong, None)
-            for wrong in (b"", b"[1]", b"{", b"[" * 9999, b'{"label": [1]}', b'{"label": 1.5}')
+            ("a.json", of_others, {})
+            for of_others in (b"", b"[1]", b"{", b"[" * 9999, b'{"label": [1]}', b'{"label": true}')
         ),
+        ("a.json", b'{"split": "train[:80%]", "label": 1.5, "progress": [0, 0.5]}', {"progress": [0, 0.5]}),
         *(
-            ("a.json", wrong, None)
-            for wrong in (b'{"label": true}', b'{"frame_labels": "ab"}', b'{"label": ""}')
+            ("a.json", b"{%s}" % wrong, None)
+            for wrong in (
+                b'"label": ""',
+                b'"frame_labels": "ab"',
+                b'"frame_labels": [-7, 0]',
+                b'"frame_labels": [0.5]',
+                b'"frame_labels": [1180591620717411303424]',
+                b'"frame_labels": [1], "phase_names": ["a"]',
+                b'"progress": [NaN, 1]',
+                b'"phase_names": [1]',
+            )
         ),
     ],
 )

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from carl_ray.layers import normalization
 from carl_ray.layers.normalization import BatchNorm
 from tests.samples import run_workers
 
@@ -37,6 +38,21 @@ def test_one_worker_is_torchs_own(shape, mode):
         torch.testing.assert_close(ours(x), reference(x))
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_statistics_and_gradients_in_parts_are_torchs_own(layout, monkeypatch):
+    monkeypatch.setattr(normalization, "_PART_VALUES", 70)  # of 30 a frame
+    ours, reference = layer("synchronized").double(), nn.BatchNorm2d(5).double()
+    reference.load_state_dict(ours.state_dict())
+    found = []
+    for module in (ours, reference):
+        x = values((7, 5, 3, 2)).double().to(memory_format=layout).requires_grad_()
+        output = module.train()(x)
+        output.backward(values((7, 5, 3, 2), seed=2).double())
+        found.append([output, x.grad, module.weight.grad, module.bias.grad, module.running_var])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_frozen_uses_and_keeps_the_stored_statistics():

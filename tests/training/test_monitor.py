@@ -58,6 +58,8 @@ def test_of_the_warnings_of_many_tasks_some_are_shown_and_all_counted(
     for moment in (0, 1, 29, 31, 32, 70):
         now[0] = moment
         made.warn_of_task(f"down at {moment}")
+    now[0] = 140
+    made.warn_of_task("down at 31")  # shown before
     _, shown, _ = made.latest()
     expected = [
         "down at 0",
