@@ -1,10 +1,9 @@
 """The Ray Data pipeline: plan ▶ fetch, decode, views, augment ▶ ordered rows.
 
-    segments ─ plan rows (one task, endless, lazy) ─ load (CPU nodes, a task a video) ─ streaming_split
+    segments ─ plan rows (one task, endless, lazy) ─ load (CPU nodes, one task a video) ─ streaming_split
 
 Only row numbers exist ahead of time, so a run of any length starts at once and needs no memory for its plan. Each
-video is a block of its own: tasks stay small, a retry repeats one video, backpressure acts on single videos. Where
-reading a video is cheaper than a task (small frames, cached features), a task reads a few.
+video is a block of its own: tasks stay small, a retry repeats one video, backpressure acts on single videos.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from carl_ray.data.keypoint_table import read_keypoints
 from carl_ray.data.keypoints import KEYPOINTS, video_keypoints
 from carl_ray.data.manifest import StreamVideo
 from carl_ray.data.plan import ABSENT, Plan
-from carl_ray.data.sample import Sample, SampleSpec, load_task_bytes, rows_per_task, sample_spec
+from carl_ray.data.sample import Sample, SampleSpec, load_task_bytes, sample_spec
 from carl_ray.errors import RunError, note, warnings_to
 from carl_ray.objectives.base import ViewTensors
 
@@ -69,8 +68,7 @@ def stream_views(
             rows without a video are appended. None: `cluster.max_workers`.
         warn: Gets the warnings of the tasks that load videos, in their processes.
     """
-    max_workers = max_workers or config.cluster.max_workers
-    stop_row = plan.num_rows + max_workers - 1
+    stop_row = plan.num_rows + (max_workers or config.cluster.max_workers) - 1
     total = stop_row - start_row
     num_segments = max(1, min(_SEGMENTS, math.ceil(total / _MIN_SEGMENT_ROWS)))
     segment_rows = math.ceil(total / num_segments)
@@ -86,8 +84,7 @@ def stream_views(
     spec = sample_spec(config)
 
     def load(planned: pa.Table) -> pa.Table:
-        first, last = (planned.column("row")[at] for at in (0, -1))
-        limit_retries(f"row {first} of the plan" if first == last else f"rows {first} to {last} of the plan")
+        limit_retries(f"row {planned.column('row')[0]} of the plan")
         with warnings_to(warn):
             rows = (_load_sample(row, manifest, spec) for row in planned.to_pylist())
             return pa.concat_tables([sample.to_arrow(spec) for sample in rows])
@@ -112,7 +109,7 @@ def stream_views(
             )
             .map_batches(
                 load,
-                batch_size=rows_per_task(spec, plan.batch_size // max_workers),
+                batch_size=None,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 num_cpus=config.cluster.decode_cpus,
