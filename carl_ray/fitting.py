@@ -65,14 +65,7 @@ def fitted(
     storage.set_patience(config.cluster.storage_seconds)
     # In the order of their cost: mistakes are reported before torch is imported and Ray starts.
     from carl_ray.datasets.embedded import embedded_manifest, has_embedded, index_embedded
-    from carl_ray.training.run_checks import (
-        check_folder,
-        check_inputs,
-        check_run,
-        check_same_run,
-        starting_weights,
-        try_objective,
-    )
+    from carl_ray.training.run_checks import check_folder, check_run, check_same_run, starting_weights
 
     # A resumed demo names the manifest that it was begun with.
     preset, manifest = config.preset, config.data.manifest
@@ -81,11 +74,6 @@ def fitted(
     checked = None  # Until Ray has indexed the videos, or cached their features.
     if is_cached:
         saved = check_folder(config, run_dir, resume=resume)
-        bare = replace(config, data=replace(config.data, features=None))
-        check_inputs(bare)
-        try_objective(bare)
-        if saved is None:
-            starting_weights(bare)
         config = _with_features(config, saved, given)
     elif is_embedded:
         # The manifest is taken to be that of the run.
