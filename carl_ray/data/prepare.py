@@ -121,16 +121,14 @@ def _mapped(
 ) -> Iterator[dict[str, Any]]:
     """Yield what Ray tasks make of the rows, the longest videos first.
 
-    All tasks of a data set reserve the same memory, so long videos are another data set.
+    All tasks of a data set reserve the same memory, so videos of another order of length are another data set.
     """
     import ray
 
     frames = table.column("num_frames").to_pylist()
-    # A head without CPUs takes no task.
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = max((node.get("memory", 0) for node in nodes if node.get("CPU", 0) >= 1), default=0)
+    room = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
     by_length = sorted(range(len(table)), key=lambda row: -frames[row])
-    for _, rows in groupby(by_length, lambda row: frames[row].bit_length() > _SHORT_BITS):
+    for _, rows in groupby(by_length, lambda row: max(_SHORT_BITS, frames[row].bit_length())):
         alike = table.take(pa.array(rows))
         memory = min(_TASK_BYTES + 3 * _USUAL_BYTES * alike.column("num_frames")[0].as_py(), room)
         blocks = min(len(alike), _MOST_TASKS)
