@@ -118,7 +118,7 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None, meanwh
         }
     # No process that asks every 5 s whether this machine will be taken away. Ray's processes inherit the variable; left
     # in this one it would go to the next cluster, too.
-    if is_watched := not address and _WATCHER not in os.environ:
+    if is_set_here := not address and _WATCHER not in os.environ:
         os.environ[_WATCHER] = "0"
     try:
         with own_sigterm(), reaching(address) if address else _node_settings():
@@ -137,7 +137,7 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None, meanwh
             )
         raise RunError(f"could not start or reach {where}: {reason}") from None
     finally:
-        if is_watched:
+        if is_set_here:
             del os.environ[_WATCHER]
 
 

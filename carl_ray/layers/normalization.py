@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 Mode = Literal["synchronized", "local", "frozen"]
 
 _PART_VALUES = 2**16
+"""Values that a CPU computes at once: 256 KiB of float32."""
 
 
 class BatchNorm(_BatchNorm):
@@ -195,6 +196,7 @@ def _parts(x: Tensor) -> Sequence[Tensor]:
     """Runs of frames: on a CPU small ones, whose intermediate results stay in its cache."""
     if not x.numel():
         return (x,)
+    # On other devices large ones, which bound the memory of intermediate results.
     values = _PART_VALUES if x.device.type == "cpu" else 256 * _PART_VALUES
     return x.split(max(1, values // x[0].numel()))
 
