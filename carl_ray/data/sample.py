@@ -27,6 +27,9 @@ from carl_ray.objectives.views import Follows, KeyFrame, Stride, ViewSpec, Whole
 NUM_PARAMETERS = 16
 """Length of `AugmentParameters.to_vector`."""
 
+_TASK_BYTES, _MOST_ROWS = 16 * 2**20, 8
+"""What a loading task reads of several videos: decoded frames and samples, rows."""
+
 ArrayTypes = dict[str, tuple[str, tuple[int, ...]]]
 """NumPy dtype and shape of arrays by name."""
 
@@ -258,7 +261,22 @@ def sample_bytes(spec: SampleSpec) -> int:
 
 
 def load_task_bytes(spec: SampleSpec) -> int:
-    """Memory of a loading task: two interpreters, decoded frames (16:9), a sample."""
+    """Memory of a loading task: two interpreters, the decoded frames of a video, its samples."""
+    return 480 * 2**20 + 2 * (_decoded_bytes(spec) + max(_TASK_BYTES, sample_bytes(spec)))
+
+
+def rows_per_task(spec: SampleSpec, rows_per_worker: int) -> int:
+    """Rows that one loading task reads: several where they are cheap, for a task of Ray's costs 20 ms of CPU.
+
+    Args:
+        spec: Of the run's samples.
+        rows_per_worker: Rows of a worker in a step, which several tasks should not have to wait for.
+    """
+    fitting = _TASK_BYTES // (_decoded_bytes(spec) + sample_bytes(spec))
+    return max(1, min(fitting, rows_per_worker, _MOST_ROWS))
+
+
+def _decoded_bytes(spec: SampleSpec) -> int:
+    """Bytes of a video's decoded frames (16:9)."""
     num_frames = sum(view.count * view.num_frames for view in spec.views if view.features is None)
-    decoded = num_frames * spec.data.short_side**2 * 16 // 9 * 3
-    return 480 * 2**20 + 2 * decoded + 2 * sample_bytes(spec)
+    return num_frames * spec.data.short_side**2 * 16 // 9 * 3

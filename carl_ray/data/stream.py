@@ -1,9 +1,10 @@
 """The Ray Data pipeline: plan ▶ fetch, decode, views, augment ▶ ordered rows.
 
-    segments ─ plan rows (one task, endless, lazy) ─ load (CPU nodes, one task a video) ─ streaming_split
+    segments ─ plan rows (one task, endless, lazy) ─ load (CPU nodes, a task a video) ─ streaming_split
 
 Only row numbers exist ahead of time, so a run of any length starts at once and needs no memory for its plan. Each
-video is a block of its own: tasks stay small, a retry repeats one video, backpressure acts on single videos.
+video is a block of its own: tasks stay small, a retry repeats one video, backpressure acts on single videos. Where
+reading a video is cheaper than a task (small frames, cached features), a task reads a few.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ import ray
 from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from carl_ray.config import Config
-from carl_ray.data.coordinator import install_endless_stream_scheduling, limit_retries
+from carl_ray.data.coordinator import install_endless_stream_scheduling, limit_retries, unblock_tasks
 from carl_ray.data.features import cached_views
 from carl_ray.data.guard import BadVideoError, ViewReader
 from carl_ray.data.keypoint_table import read_keypoints
 from carl_ray.data.keypoints import KEYPOINTS, video_keypoints
 from carl_ray.data.manifest import StreamVideo
 from carl_ray.data.plan import ABSENT, Plan
-from carl_ray.data.sample import Sample, SampleSpec, load_task_bytes, sample_spec
+from carl_ray.data.sample import Sample, SampleSpec, load_task_bytes, rows_per_task, sample_spec
 from carl_ray.errors import RunError, note, warnings_to
 from carl_ray.objectives.base import ViewTensors
 
@@ -68,7 +69,8 @@ def stream_views(
             rows without a video are appended. None: `cluster.max_workers`.
         warn: Gets the warnings of the tasks that load videos, in their processes.
     """
-    stop_row = plan.num_rows + (max_workers or config.cluster.max_workers) - 1
+    max_workers = max_workers or config.cluster.max_workers
+    stop_row = plan.num_rows + max_workers - 1
     total = stop_row - start_row
     num_segments = max(1, min(_SEGMENTS, math.ceil(total / _MIN_SEGMENT_ROWS)))
     segment_rows = math.ceil(total / num_segments)
@@ -83,16 +85,19 @@ def stream_views(
     # Not the config: its objective may be code of the user, which tasks need not import.
     spec = sample_spec(config)
 
-    def load(planned: pa.Table) -> pa.Table:
-        limit_retries(f"row {planned.column('row')[0]} of the plan")
-        with warnings_to(warn):
-            rows = (_load_sample(row, manifest, spec) for row in planned.to_pylist())
-            return pa.concat_tables([sample.to_arrow(spec) for sample in rows])
+    def load(planned: pa.Table) -> Iterator[pa.Table]:
+        first, last = (planned.column("row")[at] for at in (0, -1))
+        limit_retries(f"row {first} of the plan" if first == last else f"rows {first} to {last} of the plan")
+        for row in planned.to_pylist():
+            with warnings_to(warn):
+                sample = _load_sample(row, manifest, spec)
+            yield sample.to_arrow(spec)
 
     context = DataContext.get_current().copy()
     # One row a block: the generator of the plan stays lazy, and no two videos wait for each other.
     context.target_max_block_size = 1
     context.execution_options = execution_options(config)
+    rows = unblock_tasks(context, rows_per_task(spec, plan.batch_size // max_workers))
     install_endless_stream_scheduling(context)
     # A paused consumer (validation, a long checkpoint) is not a stalled pipeline; hours without a row are.
     context.execution_no_progress_timeout_s = _STALLED_SECONDS
@@ -109,7 +114,7 @@ def stream_views(
             )
             .map_batches(
                 load,
-                batch_size=None,
+                batch_size=rows,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 num_cpus=config.cluster.decode_cpus,

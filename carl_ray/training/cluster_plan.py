@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from carl_ray.config import Config
-from carl_ray.data.sample import Sample, load_task_bytes, sample_bytes, sample_spec
+from carl_ray.data.sample import Sample, load_task_bytes, rows_per_task, sample_bytes, sample_spec
 from carl_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -122,10 +122,11 @@ class ClusterPlan:
 
     def memory(self, config: Config) -> Memory:
         """Memory to reserve on each kind of node, including prefetched data."""
-        block, ahead = sample_bytes(sample_spec(config)), config.cluster.prefetch_steps
+        spec, ahead = sample_spec(config), config.cluster.prefetch_steps
+        block = sample_bytes(spec)
         return Memory(
-            data_heap=self.tasks_per_node * load_task_bytes(sample_spec(config)),
-            data_store=self.tasks_per_node * BLOCKS_PER_TASK * block,
+            data_heap=self.tasks_per_node * load_task_bytes(spec),
+            data_store=self.tasks_per_node * BLOCKS_PER_TASK * rows_per_task(spec, self.share) * block,
             # Ray prefetches that many blocks, and about as many again while it hands them over.
             train_store=(2 * ahead + 1 + self.share) * block,
             # One step being put together, one being trained on; pinned memory for a GPU comes in powers of two.

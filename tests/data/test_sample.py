@@ -24,6 +24,7 @@ from carl_ray.data.sample import (
     Sample,
     SampleSpec,
     arrays_of,
+    rows_per_task,
     sample_bytes,
     sample_spec,
     views_of,
@@ -31,6 +32,7 @@ from carl_ray.data.sample import (
 from carl_ray.data.views import sample_views
 from carl_ray.objectives.choice import objective_options
 from carl_ray.objectives.views import CROPS
+from carl_ray.presets import preset
 from tests.samples import Crops, batch_of, make_crops
 
 CPU = torch.device("cpu")
@@ -319,3 +321,14 @@ def test_named_views_of_a_video(video: Path) -> None:
     assert 0.4 < (right - left) * (bottom - top) < 0.7
     short = make_views(str(video), "a", 6, 1.0, 0, spec)
     assert short["far"].mask.sum() == 6 and not short["far"].pixels[0, 6:].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "rows_per_worker", "expected"),
+    [("demo", 8, 8), ("demo", 3, 3), ("clips_demo", 24, 8), ("laptop", 8, 8), ("penn_action", 4, 1)],
+)
+def test_small_videos_share_a_task(name: str, rows_per_worker: int, expected: int) -> None:
+    config = preset(name)
+    if name == "laptop":
+        config = replace(config, data=replace(config.data, features="F", feature_channels=1280))
+    assert rows_per_task(sample_spec(config), rows_per_worker) == expected

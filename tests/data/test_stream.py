@@ -32,7 +32,7 @@ from carl_ray.data.keypoint_table import add_keypoints, locate_keypoints
 from carl_ray.data.make_views import make_views
 from carl_ray.data.manifest import STREAM_COLUMNS, read_manifest, save_manifest
 from carl_ray.data.plan import Plan, training_plan, validation_plan
-from carl_ray.data.sample import Sample, arrays_of, sample_spec
+from carl_ray.data.sample import Sample, arrays_of, rows_per_task, sample_spec
 from carl_ray.data.scan import build_manifest
 from carl_ray.data.stream import read_samples, stream_views
 from carl_ray.objectives.choice import objective_options
@@ -379,10 +379,30 @@ def test_a_long_run_starts_at_once_and_neither_plans_far_ahead_nor_records_its_b
     time.sleep(2.0)  # for what there is no limit to, to go on
     waiting, remembered = ray.get(ask(look))
     iterator.close()  # A thread of it that is left when Ray is shut down ends the process.
-    # Two for each of four tasks, whose rows go once they have ended; 27 were seen on starved cores (72: no limit).
-    assert 64 <= waiting < 64 + 48
+    # Sixteen for each of the tasks that may run, whose rows go once they have ended.
+    assert 64 <= waiting < 64 + 16 * 5
     # At least one of each row of the plan and one of each video, if Ray Data had its way.
     assert remembered < 40
+
+
+def test_a_stream_that_is_full_leaves_its_cores_to_others(videos: pa.Table) -> None:
+    # As validation meets the stream of a run whose worker trains no more meanwhile.
+    cores = int(ray.cluster_resources()["CPU"])
+    config = replace(CONFIG, augment=replace(CONFIG.augment, image_size=224))
+    assert rows_per_task(sample_spec(config), 8) > 1
+    plan = training_plan(0, videos.num_rows, 8, epochs=20_000)
+    (shard,) = stream_views(plan, ray.put(videos), config).streaming_split(1, equal=True)
+    iterator: Any = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
+    try:
+        next(iterator)
+        idle, deadline = 0, time.monotonic() + 90
+        while idle < 5 and time.monotonic() < deadline:
+            idle = idle + 1 if ray.available_resources().get("CPU", 0) == cores else 0
+            time.sleep(0.2)
+        assert idle == 5
+        assert len(collect(validation_plan(0, videos.num_rows, 8), videos, config)) == videos.num_rows
+    finally:
+        iterator.close()
 
 
 # What a later Ray may change of the classes that `coordinator` uses: replacements in its modules (all of Ray Data's, if
