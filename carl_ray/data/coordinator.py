@@ -47,17 +47,14 @@ _FULL_SECONDS = 0.05
 _SHORTEST_SECONDS = 0.002
 """Shortest wait while a task has output."""
 _MOST_PLANNED = 64
-"""Planned rows in the queue, beside those of two tasks of eight for each task that loads."""
-_PLANNED_BYTES = 32
-"""Size of a planned row: four 64-bit numbers."""
+"""Planned blocks in the queue, beside two for each task that loads."""
+_PLANNED_BYTES = 64
+"""Size of a block of one planned row: four lists of a 64-bit number; larger ones are taken in several steps."""
 _LOOPS_WAIT: Any = getattr(scheduling, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", None)
 """Ray's own value; read once, for two executions may overlap in a process."""
 
 MAX_TASK_RETRIES = 3
 """Retries of a task whose process or node died."""
-
-_BUFFER = "_max_num_blocks_in_streaming_gen_buffer"
-"""Ray Data's limit of a task's blocks that nobody has taken; private, with no public equal (Ray 2.60)."""
 
 _INTERNALS = "ray.data._internal.execution."
 _SIGNATURES = {
@@ -115,25 +112,6 @@ def _warn(difference: str, consequence: str) -> None:
         f"warning: Ray {ray.__version__} is not as this version of carl_ray knows it ({difference}), so {consequence}; "
         "install the Ray of pyproject.toml for long runs",
     )
-
-
-def unblock_tasks(context: DataContext, num_rows: int) -> int:
-    """Let a task end before its rows, blocks of one, are taken; return how many rows a task may have.
-
-    A task that waits for room for its next row keeps its CPU, and other streams' tasks (validation) wait for that.
-
-    Args:
-        context: Of the stream.
-        num_rows: Rows that a task should have.
-    """
-    if num_rows == 1:
-        return 1
-    if not hasattr(context, _BUFFER):
-        _warn(f"DataContext has no {_BUFFER}", "each video is a task, which costs small ones some speed")
-        return 1
-    # A task that has put as many as it may waits, even if it has no more.
-    setattr(context, _BUFFER, num_rows + 1)
-    return num_rows
 
 
 def limit_retries(task: str) -> None:
@@ -256,7 +234,7 @@ def _wait_for_one(tasks: list[Any], seconds: float) -> None:
 
 
 class PlannedRowsBackpressure(BackpressurePolicy):
-    """Backpressure policy that limits the number of planned rows in the queue."""
+    """Backpressure policy that limits the number of planned blocks in the queue."""
 
     def max_task_output_bytes_to_read(self, op: Any) -> int | None:
         """Bytes of an operator's output that may be taken now; None: no limit."""
@@ -264,4 +242,4 @@ class PlannedRowsBackpressure(BackpressurePolicy):
             return None
         loading = op.output_dependencies[0]
         waiting = self._topology[loading].total_enqueued_input_blocks()
-        return max(0, _MOST_PLANNED + 16 * loading.num_active_tasks() - waiting) * _PLANNED_BYTES
+        return max(0, _MOST_PLANNED + 2 * loading.num_active_tasks() - waiting) * _PLANNED_BYTES

@@ -265,15 +265,17 @@ def load_task_bytes(spec: SampleSpec) -> int:
     return 480 * 2**20 + 2 * (_decoded_bytes(spec) + max(_TASK_BYTES, sample_bytes(spec)))
 
 
-def rows_per_task(spec: SampleSpec, rows_per_worker: int) -> int:
+def rows_per_task(spec: SampleSpec, batch_size: int, num_workers: int) -> int:
     """Rows that one loading task reads: several where they are cheap, for a task of Ray's costs 20 ms of CPU.
 
     Args:
         spec: Of the run's samples.
-        rows_per_worker: Rows of a worker in a step, which several tasks should not have to wait for.
+        batch_size: Videos of a step, of which a task reads a whole fraction.
+        num_workers: Most workers, each of which has rows of every step.
     """
     fitting = _TASK_BYTES // (_decoded_bytes(spec) + sample_bytes(spec))
-    return max(1, min(fitting, rows_per_worker, _MOST_ROWS))
+    most = min(fitting, batch_size // num_workers, _MOST_ROWS)
+    return max((size for size in range(1, most + 1) if batch_size % size == 0), default=1)
 
 
 def _decoded_bytes(spec: SampleSpec) -> int:

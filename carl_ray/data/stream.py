@@ -3,8 +3,9 @@
     segments ─ plan rows (one task, endless, lazy) ─ load (CPU nodes, a task a video) ─ streaming_split
 
 Only row numbers exist ahead of time, so a run of any length starts at once and needs no memory for its plan. Each
-video is a block of its own: tasks stay small, a retry repeats one video, backpressure acts on single videos. Where
-reading a video is cheaper than a task (small frames, cached features), a task reads a few.
+video is a task and a block of its own: tasks stay small, a retry repeats one video, backpressure acts on single videos.
+Where a video is cheaper to read than a task to schedule (small frames, cached features), a task reads several into one
+block: with more blocks, it would wait for room with its CPU, which validation waits for.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import ray
 from ray.data import DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from carl_ray.config import Config
-from carl_ray.data.coordinator import install_endless_stream_scheduling, limit_retries, unblock_tasks
+from carl_ray.data.coordinator import install_endless_stream_scheduling, limit_retries
 from carl_ray.data.features import cached_views
 from carl_ray.data.guard import BadVideoError, ViewReader
 from carl_ray.data.keypoint_table import read_keypoints
@@ -55,9 +56,7 @@ def stream_views(
     max_workers: int | None = None,
     warn: Callable[[str], object] = note,
 ) -> Dataset:
-    """Stream the rows of a plan in order: a lazy dataset of one-row blocks.
-
-    The rows are those of `Sample.to_arrow`.
+    """Stream the rows of a plan in order: a lazy dataset, for `read_samples`.
 
     Args:
         plan: The order of the videos.
@@ -65,39 +64,38 @@ def stream_views(
             `plan.num_videos` rows.
         config: The run.
         start_row: First row of the plan to stream.
-        max_workers: Number of consumers. An even split drops up to one row less than that at the end, so as many
+        max_workers: Number of consumers. An even split drops up to one block less than that at the end, so as many
             rows without a video are appended. None: `cluster.max_workers`.
         warn: Gets the warnings of the tasks that load videos, in their processes.
     """
     max_workers = max_workers or config.cluster.max_workers
-    stop_row = plan.num_rows + max_workers - 1
+    # Not the config: its objective may be code of the user, which tasks need not import.
+    spec = sample_spec(config)
+    size = rows_per_task(spec, plan.batch_size, max_workers)
+    stop_row = plan.num_rows + (max_workers - 1) * size
     total = stop_row - start_row
     num_segments = max(1, min(_SEGMENTS, math.ceil(total / _MIN_SEGMENT_ROWS)))
-    segment_rows = math.ceil(total / num_segments)
+    segment_rows = size * math.ceil(total / num_segments / size)
 
     # `coordinator.PLANNING` is the name of this function.
     def plan_segment(segments: pa.Table) -> Iterator[pa.Table]:
         for segment in segments.column("item").to_pylist():
             first = start_row + segment * segment_rows
-            for planned in plan.rows(first, min(first + segment_rows, stop_row)):
-                yield pa.Table.from_pylist([vars(planned)])
+            for row in range(first, min(first + segment_rows, stop_row), size):
+                planned = plan.rows(row, min(row + size, stop_row))
+                yield _as_one_row(pa.Table.from_pylist([vars(one) for one in planned]))
 
-    # Not the config: its objective may be code of the user, which tasks need not import.
-    spec = sample_spec(config)
-
-    def load(planned: pa.Table) -> Iterator[pa.Table]:
-        first, last = (planned.column("row")[at] for at in (0, -1))
-        limit_retries(f"row {first} of the plan" if first == last else f"rows {first} to {last} of the plan")
-        for row in planned.to_pylist():
-            with warnings_to(warn):
-                sample = _load_sample(row, manifest, spec)
-            yield sample.to_arrow(spec)
+    def load(block: pa.Table) -> pa.Table:
+        planned = _rows_in(block).to_pylist()
+        limit_retries(f"row {planned[0]['row']} of the plan")
+        with warnings_to(warn):
+            rows = (_load_sample(row, manifest, spec) for row in planned)
+            return _as_one_row(pa.concat_tables([sample.to_arrow(spec) for sample in rows]))
 
     context = DataContext.get_current().copy()
-    # One row a block: the generator of the plan stays lazy, and no two videos wait for each other.
+    # A block for each row of Ray Data: the generator of the plan stays lazy, and no task waits for another's videos.
     context.target_max_block_size = 1
     context.execution_options = execution_options(config)
-    rows = unblock_tasks(context, rows_per_task(spec, plan.batch_size // max_workers))
     install_endless_stream_scheduling(context)
     # A paused consumer (validation, a long checkpoint) is not a stalled pipeline; hours without a row are.
     context.execution_no_progress_timeout_s = _STALLED_SECONDS
@@ -114,7 +112,7 @@ def stream_views(
             )
             .map_batches(
                 load,
-                batch_size=rows,
+                batch_size=None,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 num_cpus=config.cluster.decode_cpus,
@@ -126,7 +124,23 @@ def stream_views(
 
 def read_samples(table: pa.Table, spec: SampleSpec) -> list[Sample]:
     """The samples of a block; their arrays are views of the block's memory, not copies."""
-    return [Sample.from_arrow(table, index, spec) for index in range(table.num_rows)]
+    rows = _rows_in(table)
+    return [Sample.from_arrow(rows, index, spec) for index in range(rows.num_rows)]
+
+
+def _as_one_row(rows: pa.Table) -> pa.Table:
+    """A table of one row, whose columns are the lists of other rows' values: Ray Data cannot split it into blocks."""
+    return pa.table(
+        {
+            name: pa.ListArray.from_arrays([0, rows.num_rows], column.combine_chunks())
+            for name, column in zip(rows.column_names, rows.columns, strict=True)
+        }
+    )
+
+
+def _rows_in(table: pa.Table) -> pa.Table:
+    """The rows that `_as_one_row` took; without a copy."""
+    return pa.table({name: table[name].combine_chunks().flatten() for name in table.column_names})
 
 
 def _load_sample(planned: dict[str, int], manifest: ray.ObjectRef, spec: SampleSpec) -> Sample:

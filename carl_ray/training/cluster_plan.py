@@ -123,12 +123,12 @@ class ClusterPlan:
     def memory(self, config: Config) -> Memory:
         """Memory to reserve on each kind of node, including prefetched data."""
         spec, ahead = sample_spec(config), config.cluster.prefetch_steps
-        block = sample_bytes(spec)
+        block, rows = sample_bytes(spec), rows_per_task(spec, self.batch_size, self.num_workers)
         return Memory(
             data_heap=self.tasks_per_node * load_task_bytes(spec),
-            data_store=self.tasks_per_node * BLOCKS_PER_TASK * rows_per_task(spec, self.share) * block,
+            data_store=self.tasks_per_node * BLOCKS_PER_TASK * rows * block,
             # Ray prefetches that many blocks, and about as many again while it hands them over.
-            train_store=(2 * ahead + 1 + self.share) * block,
+            train_store=((2 * ahead + 1) * rows + self.share) * block,
             # One step being put together, one being trained on; pinned memory for a GPU comes in powers of two.
             train_heap=(ahead + 2) * 2 ** math.ceil(math.log2(self.share * block)),
         )

@@ -324,11 +324,20 @@ def test_named_views_of_a_video(video: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rows_per_worker", "expected"),
-    [("demo", 8, 8), ("demo", 3, 3), ("clips_demo", 24, 8), ("laptop", 8, 8), ("penn_action", 4, 1)],
+    ("name", "batch_size", "num_workers", "expected"),
+    [
+        ("demo", 8, 1, 8),
+        ("demo", 8, 3, 2),
+        ("demo", 8, 16, 1),
+        ("demo", 30, 3, 6),
+        ("demo", 7, 2, 1),
+        ("clips_demo", 24, 1, 8),
+        ("laptop", 8, 1, 8),
+        ("penn_action", 4, 1, 1),
+    ],
 )
-def test_small_videos_share_a_task(name: str, rows_per_worker: int, expected: int) -> None:
+def test_small_videos_share_a_task(name: str, batch_size: int, num_workers: int, expected: int) -> None:
     config = preset(name)
     if name == "laptop":
         config = replace(config, data=replace(config.data, features="F", feature_channels=1280))
-    assert rows_per_task(sample_spec(config), rows_per_worker) == expected
+    assert rows_per_task(sample_spec(config), batch_size, num_workers) == expected

@@ -235,9 +235,9 @@ def test_starts_at_any_row_with_the_same_rows(videos: pa.Table) -> None:
         np.testing.assert_array_equal(before.views["crops"].pixels, after.views["crops"].pixels)
 
 
-@pytest.mark.parametrize("num_workers", [2, 3])
-def test_workers_share_every_step_of_the_plan(videos: pa.Table, num_workers: int) -> None:
-    plan = training_plan(CONFIG.training.seed, videos.num_rows, 3, epochs=2)
+@pytest.mark.parametrize(("num_workers", "batch_size"), [(2, 3), (3, 3), (2, 8)])
+def test_workers_share_every_step_of_the_plan(videos: pa.Table, num_workers: int, batch_size: int) -> None:
+    plan = training_plan(CONFIG.training.seed, videos.num_rows, batch_size, epochs=4)
     dataset = stream_views(plan, ray.put(videos), CONFIG, max_workers=num_workers)
 
     @ray.remote(num_cpus=0)
@@ -359,7 +359,7 @@ def test_a_long_run_starts_at_once_and_neither_plans_far_ahead_nor_records_its_b
     plan = training_plan(0, videos.num_rows, 4, epochs=20_000_000)
     (shard,) = stream_views(plan, ray.put(videos), config, max_workers=1).streaming_split(1, equal=True)
     iterator: Any = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
-    seen = [row.row for _ in range(40) for row in read_samples(next(iterator), sample_spec(config))]
+    seen = [row.row for _ in range(10) for row in read_samples(next(iterator), sample_spec(config))]
     assert seen == list(range(40))
 
     def look(coordinator: object) -> tuple[int, int]:
@@ -379,8 +379,8 @@ def test_a_long_run_starts_at_once_and_neither_plans_far_ahead_nor_records_its_b
     time.sleep(2.0)  # for what there is no limit to, to go on
     waiting, remembered = ray.get(ask(look))
     iterator.close()  # A thread of it that is left when Ray is shut down ends the process.
-    # Sixteen for each of the tasks that may run, whose rows go once they have ended.
-    assert 64 <= waiting < 64 + 16 * 5
+    # Two for each of four tasks, whose rows go once they have ended; 27 were seen on starved cores (72: no limit).
+    assert 64 <= waiting < 64 + 48
     # At least one of each row of the plan and one of each video, if Ray Data had its way.
     assert remembered < 40
 
@@ -389,7 +389,7 @@ def test_a_stream_that_is_full_leaves_its_cores_to_others(videos: pa.Table) -> N
     # As validation meets the stream of a run whose worker trains no more meanwhile.
     cores = int(ray.cluster_resources()["CPU"])
     config = replace(CONFIG, augment=replace(CONFIG.augment, image_size=224))
-    assert rows_per_task(sample_spec(config), 8) > 1
+    assert rows_per_task(sample_spec(config), CONFIG.training.global_batch_size, 1) > 1
     plan = training_plan(0, videos.num_rows, 8, epochs=20_000)
     (shard,) = stream_views(plan, ray.put(videos), config).streaming_split(1, equal=True)
     iterator: Any = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
