@@ -65,7 +65,14 @@ def fitted(
     storage.set_patience(config.cluster.storage_seconds)
     # In the order of their cost: mistakes are reported before torch is imported and Ray starts.
     from carl_ray.datasets.embedded import embedded_manifest, has_embedded, index_embedded
-    from carl_ray.training.run_checks import check_folder, check_run, check_same_run, starting_weights
+    from carl_ray.training.run_checks import (
+        check_folder,
+        check_inputs,
+        check_run,
+        check_same_run,
+        starting_weights,
+        try_objective,
+    )
 
     # A resumed demo names the manifest that it was begun with.
     preset, manifest = config.preset, config.data.manifest
@@ -74,7 +81,12 @@ def fitted(
     checked = None  # Until Ray has indexed the videos, or cached their features.
     if is_cached:
         saved = check_folder(config, run_dir, resume=resume)
+        # Without features, whose width is not known yet.
+        try_objective(replace(config, data=replace(config.data, features=None)))
         config = _with_features(config, saved, given)
+        check_inputs(config)
+        if saved is None:
+            starting_weights(config)
     elif is_embedded:
         # The manifest is taken to be that of the run.
         saved = check_folder(config, run_dir, resume=resume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import shlex
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -28,10 +30,22 @@ from carl_ray.evaluation.corpus import EmbeddingSettings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
 from carl_ray.fitting import FittedRun
 from carl_ray.lease import hold
+from carl_ray.objectives.base import Batch, Objective, ObjectiveOptions, Terms, options
 from carl_ray.presets import PRESETS
 from carl_ray.training.checkpoint import Progress, save_checkpoint
 from carl_ray.training.step import TrainingStep
 from tests.samples import failure, manifest_row, write_rows
+
+
+class Failing(Objective):
+    """An objective that fails on any batch."""
+
+    @options
+    class Options(ObjectiveOptions):
+        name: Literal["tests.test_train:Failing"] = "tests.test_train:Failing"
+
+    def forward(self, encodings: Any, batch: Batch, progress: float) -> Terms:
+        raise ValueError("no")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +78,36 @@ def test_manifest_without_training_videos(capsys: pytest.CaptureFixture[str], tm
     write_table(SCHEMA.empty_table(), str(tmp_path / "m.parquet"))
     status, line = failure(capsys, train.main, "demo", "--data.manifest", str(tmp_path / "m.parquet"))
     assert (status, "no rows at all" in line) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--training.loggers", "mlflow", "training.loggers mlflow: its package is missing"),
+        ("--model.weights", "gone.pth", "gone.pth"),
+        (
+            "--objective.name",
+            "tests.test_train:Failing",
+            "objective tests.test_train:Failing fails on a batch",
+        ),
+    ],
+)
+def test_mistakes_are_told_before_features_are_cached(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    manifest: str,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    value: str,
+    expected: str,
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "mlflow" else found(name))
+    monkeypatch.setattr("carl_ray.session.connect", None)
+    arguments = ["laptop", "--data.manifest", manifest, "--run-dir", str(tmp_path / "run"), option, value]
+    status, line = failure(capsys, train.main, *arguments)
+    assert (status, expected in line) == (2, True), line
+    assert not (tmp_path / "run").exists()
 
 
 def test_checkpoint_that_does_not_fit(
