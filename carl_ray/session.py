@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -247,6 +248,13 @@ def quick_actor_start() -> Iterator[None]:
 
     with patch.object(data_parallel_trainer, name, lambda: own() or NoVariables(), create=True):
         yield
+
+
+def largest_memory(num_cpus: float = 1) -> int:
+    """Bytes that a task of so many CPUs may reserve: those of the largest node; `sys.maxsize` where none has joined."""
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    fitting = (node.get("memory", 0) for node in nodes if node.get("CPU", 0) >= num_cpus)
+    return int(max(fitting, default=0)) or sys.maxsize
 
 
 def records_storage(uri: str) -> dict[str, Any]:

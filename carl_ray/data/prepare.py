@@ -125,8 +125,10 @@ def _mapped(
     """
     import ray
 
+    from carl_ray.session import largest_memory
+
     frames = table.column("num_frames").to_pylist()
-    room = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    room = largest_memory()
     by_length = sorted(range(len(table)), key=lambda row: -frames[row])
     for _, rows in groupby(by_length, lambda row: max(_SHORT_BITS, frames[row].bit_length())):
         alike = table.take(pa.array(rows))

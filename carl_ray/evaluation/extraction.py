@@ -33,6 +33,7 @@ from carl_ray.evaluation.frozen import FrozenEncoder
 from carl_ray.evaluation.inference import FrozenNetwork, VideoEmbedder, WholeVideoEncoder
 from carl_ray.evaluation.predictions import Classifier, Predictor
 from carl_ray.model.clips import ClipEncoder
+from carl_ray.session import largest_memory
 from carl_ray.training.learner import build_encoder
 
 _FIRST_RETRY_SECONDS = 0.5
@@ -143,8 +144,8 @@ def rows_of_actors(
     The arrays have a row for every `frame_stride`-th frame. `actor_bytes` is the memory of an actor with one CPU.
     """
     # A small machine reserves less, since the demo fits all the same.
-    largest = int(max((node.get("memory", 0) for node in _nodes()), default=0))
-    memory = min(_wanted_bytes(settings.cpus_per_worker, actor_bytes), largest or sys.maxsize)
+    wanted = _wanted_bytes(settings.cpus_per_worker, actor_bytes)
+    memory = min(wanted, largest_memory(settings.cpus_per_worker))
     lengths = videos.column("num_frames").to_pylist()
     num_workers = settings.num_workers or min(
         room_for_workers(settings.cpus_per_worker, settings.use_gpu, actor_bytes),

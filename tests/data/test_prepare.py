@@ -98,7 +98,8 @@ def test_prepare_makes_what_is_missing_and_keeps_what_identifies_a_video(
 def test_long_videos_reserve_memory_of_their_own(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"memory": 2 << 30}}])
+    worker, head = {"CPU": 2.0, "memory": 2 << 30}, {"memory": 64 << 30}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": own} for own in (head, worker)])
     reserved, map_rows = [], Dataset.map
 
     def noted(self: Dataset, function: object, *, memory: int) -> Dataset:
