@@ -33,7 +33,7 @@ from carl_ray.data.batch import collate
 from carl_ray.data.child import keep_memory
 from carl_ray.data.make_views import make_views
 from carl_ray.data.plan import VALIDATION_EPOCH, Plan
-from carl_ray.data.sample import Sample, arrays_of, sample_bytes, sample_spec, views_of
+from carl_ray.data.sample import Sample, arrays_of, rows_per_task, sample_bytes, sample_spec, views_of
 from carl_ray.data.stream import read_samples, stream_views
 from carl_ray.errors import RunError, UserError
 from carl_ray.machine import available_cores
@@ -134,10 +134,11 @@ def measure(
     draws = [_draw(video, config) for video in long]
     pair_seconds = statistics.mean(draw.pair_seconds for draw in draws)
     batch_size = config.training.global_batch_size
-    num_warm = math.ceil((1 + 3 * cores) / batch_size)
+    in_making = cores * rows_per_task(sample_spec(config), batch_size, 1)
+    num_warm = math.ceil((1 + 3 * in_making) / batch_size)
     num_batches = math.ceil(max(cores, seconds * cores / pair_seconds) / batch_size)
     # More are in the making when the last one that counts arrives: the end, where processes fall idle, does not count.
-    num_rows = (num_warm + num_batches + math.ceil(2 * cores / batch_size)) * batch_size
+    num_rows = (num_warm + num_batches + math.ceil(2 * in_making / batch_size)) * batch_size
     data = plan_pairs(long, config, num_rows)
     counted = [
         draws[row.video_index]

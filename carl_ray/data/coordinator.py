@@ -48,7 +48,7 @@ _SHORTEST_SECONDS = 0.002
 """Shortest wait while a task has output."""
 _MOST_PLANNED = 64
 """Planned blocks in the queue, beside two for each task that loads."""
-_PLANNED_BYTES = 64
+_PLANNED_BYTES = 48
 """Size of a block of one planned row: four lists of a 64-bit number; larger ones are taken in several steps."""
 _LOOPS_WAIT: Any = getattr(scheduling, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", None)
 """Ray's own value; read once, for two executions may overlap in a process."""

@@ -27,8 +27,8 @@ from carl_ray.objectives.views import Follows, KeyFrame, Stride, ViewSpec, Whole
 NUM_PARAMETERS = 16
 """Length of `AugmentParameters.to_vector`."""
 
-_TASK_BYTES, _MOST_ROWS = 16 * 2**20, 8
-"""What a loading task reads of several videos: decoded frames and samples, rows."""
+_SMALL_BYTES, _MOST_ROWS = 2 * 2**20, 8
+"""Of decoded frames and sample, below which a video shares a loading task; how many share one."""
 
 ArrayTypes = dict[str, tuple[str, tuple[int, ...]]]
 """NumPy dtype and shape of arrays by name."""
@@ -262,20 +262,24 @@ def sample_bytes(spec: SampleSpec) -> int:
 
 def load_task_bytes(spec: SampleSpec) -> int:
     """Memory of a loading task: two interpreters, the decoded frames of a video, its samples."""
-    return 480 * 2**20 + 2 * (_decoded_bytes(spec) + max(_TASK_BYTES, sample_bytes(spec)))
+    return 480 * 2**20 + 2 * (_decoded_bytes(spec) + max(_SMALL_BYTES * _MOST_ROWS, sample_bytes(spec)))
 
 
 def rows_per_task(spec: SampleSpec, batch_size: int, num_workers: int) -> int:
-    """Rows that one loading task reads: several where they are cheap, for a task of Ray's costs 20 ms of CPU.
+    """Rows that one loading task reads into one block: several of few bytes, since a task of Ray's costs 20 ms of CPU.
+
+    Where the workers' shares of a step are equal, these are whole blocks, so that each worker gets the rows that it
+    would get one by one.
 
     Args:
         spec: Of the run's samples.
-        batch_size: Videos of a step, of which a task reads a whole fraction.
-        num_workers: Most workers, each of which has rows of every step.
+        batch_size: Videos of a step.
+        num_workers: Most workers that share it.
     """
-    fitting = _TASK_BYTES // (_decoded_bytes(spec) + sample_bytes(spec))
-    most = min(fitting, batch_size // num_workers, _MOST_ROWS)
-    return max((size for size in range(1, most + 1) if batch_size % size == 0), default=1)
+    if batch_size % num_workers or _decoded_bytes(spec) + sample_bytes(spec) > _SMALL_BYTES:
+        return 1
+    share = batch_size // num_workers
+    return max(size for size in range(1, _MOST_ROWS + 1) if share % size == 0)
 
 
 def _decoded_bytes(spec: SampleSpec) -> int:

@@ -4,8 +4,8 @@
 
 Only row numbers exist ahead of time, so a run of any length starts at once and needs no memory for its plan. Each
 video is a task and a block of its own: tasks stay small, a retry repeats one video, backpressure acts on single videos.
-Where a video is cheaper to read than a task to schedule (small frames, cached features), a task reads several into one
-block: with more blocks, it would wait for room with its CPU, which validation waits for.
+Where samples are small (frames of some dozens of pixels, cached features), a task reads several into one block: with
+more blocks, it would wait for room with its CPU, which validation waits for.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ def stream_views(
     size = rows_per_task(spec, plan.batch_size, max_workers)
     stop_row = plan.num_rows + (max_workers - 1) * size
     total = stop_row - start_row
-    num_segments = max(1, min(_SEGMENTS, math.ceil(total / _MIN_SEGMENT_ROWS)))
-    segment_rows = size * math.ceil(total / num_segments / size)
+    most_segments = max(1, min(_SEGMENTS, math.ceil(total / _MIN_SEGMENT_ROWS)))
+    segment_rows = size * math.ceil(total / most_segments / size)
+    num_segments = math.ceil(total / segment_rows)
 
     # `coordinator.PLANNING` is the name of this function.
     def plan_segment(segments: pa.Table) -> Iterator[pa.Table]:
@@ -87,7 +88,8 @@ def stream_views(
 
     def load(block: pa.Table) -> pa.Table:
         planned = _rows_in(block).to_pylist()
-        limit_retries(f"row {planned[0]['row']} of the plan")
+        first, last = planned[0]["row"], planned[-1]["row"]
+        limit_retries(f"row {first} of the plan" if first == last else f"rows {first} to {last} of the plan")
         with warnings_to(warn):
             rows = (_load_sample(row, manifest, spec) for row in planned)
             return _as_one_row(pa.concat_tables([sample.to_arrow(spec) for sample in rows]))
@@ -132,7 +134,10 @@ def _as_one_row(rows: pa.Table) -> pa.Table:
     """A table of one row, whose columns are the lists of other rows' values: Ray Data cannot split it into blocks."""
     return pa.table(
         {
-            name: pa.ListArray.from_arrays([0, rows.num_rows], column.combine_chunks())
+            # `combine_chunks` copies a single chunk, too.
+            name: pa.ListArray.from_arrays(
+                [0, rows.num_rows], column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+            )
             for name, column in zip(rows.column_names, rows.columns, strict=True)
         }
     )
@@ -140,7 +145,10 @@ def _as_one_row(rows: pa.Table) -> pa.Table:
 
 def _rows_in(table: pa.Table) -> pa.Table:
     """The rows that `_as_one_row` took; without a copy."""
-    return pa.table({name: table[name].combine_chunks().flatten() for name in table.column_names})
+    names = table.column_names
+    return pa.table(
+        {name: pa.chunked_array([chunk.flatten() for chunk in table[name].chunks]) for name in names}
+    )
 
 
 def _load_sample(planned: dict[str, int], manifest: ray.ObjectRef, spec: SampleSpec) -> Sample:

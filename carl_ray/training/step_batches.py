@@ -62,7 +62,7 @@ def step_batches(
         videos = {sample.row: sample.video_id or "" for sample in samples if sample.views is not None}
         fingerprint = row_fingerprint((s.row, s.epoch) for s in samples if s.row < plan.num_rows)
         received = StepBatch(step, batch, videos, len(samples), fingerprint, bad)
-        # Frees the samples' frames in the object store while this generator waits.
+        # Frees the frames in the object store, except of the last block, while this generator waits.
         samples.clear()
         yield received
 

@@ -235,9 +235,37 @@ def test_starts_at_any_row_with_the_same_rows(videos: pa.Table) -> None:
         np.testing.assert_array_equal(before.views["crops"].pixels, after.views["crops"].pixels)
 
 
-@pytest.mark.parametrize(("num_workers", "batch_size"), [(2, 3), (3, 3), (2, 8)])
-def test_workers_share_every_step_of_the_plan(videos: pa.Table, num_workers: int, batch_size: int) -> None:
-    plan = training_plan(CONFIG.training.seed, videos.num_rows, batch_size, epochs=4)
+def test_a_block_is_read_without_a_copy(videos: pa.Table) -> None:
+    video, spec = videos.to_pylist()[0], sample_spec(CONFIG)
+    crops = make_crops(video["uri"], "a", video["num_frames"], 1.0, 0, CONFIG)
+    one = Sample(0, 0, 0, "a", None, {"crops": crops}).to_arrow(spec)
+    (row,) = read_samples(stream._as_one_row(one), spec)
+    assert row.views is not None
+    assert row.views["crops"].pixels.ctypes.data == crops.pixels.ctypes.data
+    bad = Sample(1, 0, 0, "b", "broken", None).to_arrow(spec)
+    block = stream._as_one_row(pa.concat_tables([one, bad, one]))
+    assert block.num_rows == 1
+    first, broken, last = read_samples(block, spec)
+    assert broken.views is None and broken.error == "broken" and first.views is not None
+    assert last.views is not None
+    np.testing.assert_array_equal(last.views["crops"].pixels, crops.pixels)
+    held = block["crops.pixels"].chunk(0).values.buffers()[2]
+    for sample in (first, last):
+        assert sample.views is not None
+        assert 0 <= sample.views["crops"].pixels.ctypes.data - held.address < held.size
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "batch_size", "epochs"), [(2, 3, 2), (3, 3, 2), (2, 8, 4), (2, 8, None), (3, 9, None)]
+)
+def test_workers_share_every_step_of_the_plan(
+    videos: pa.Table, num_workers: int, batch_size: int, epochs: int | None
+) -> None:
+    """Of training, or of validation, whose last step is short."""
+    if epochs is None:
+        plan = validation_plan(CONFIG.training.seed, videos.num_rows, batch_size)
+    else:
+        plan = training_plan(CONFIG.training.seed, videos.num_rows, batch_size, epochs=epochs)
     dataset = stream_views(plan, ray.put(videos), CONFIG, max_workers=num_workers)
 
     @ray.remote(num_cpus=0)
@@ -359,7 +387,7 @@ def test_a_long_run_starts_at_once_and_neither_plans_far_ahead_nor_records_its_b
     plan = training_plan(0, videos.num_rows, 4, epochs=20_000_000)
     (shard,) = stream_views(plan, ray.put(videos), config, max_workers=1).streaming_split(1, equal=True)
     iterator: Any = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
-    seen = [row.row for _ in range(10) for row in read_samples(next(iterator), sample_spec(config))]
+    seen = [row.row for _ in range(40) for row in read_samples(next(iterator), sample_spec(config))]
     assert seen == list(range(40))
 
     def look(coordinator: object) -> tuple[int, int]:
@@ -388,8 +416,8 @@ def test_a_long_run_starts_at_once_and_neither_plans_far_ahead_nor_records_its_b
 def test_a_stream_that_is_full_leaves_its_cores_to_others(videos: pa.Table) -> None:
     # As validation meets the stream of a run whose worker trains no more meanwhile.
     cores = int(ray.cluster_resources()["CPU"])
-    config = replace(CONFIG, augment=replace(CONFIG.augment, image_size=224))
-    assert rows_per_task(sample_spec(config), CONFIG.training.global_batch_size, 1) > 1
+    config = replace(CONFIG, augment=replace(CONFIG.augment, image_size=176))
+    assert rows_per_task(sample_spec(config), 8, 1) == 8
     plan = training_plan(0, videos.num_rows, 8, epochs=20_000)
     (shard,) = stream_views(plan, ray.put(videos), config).streaming_split(1, equal=True)
     iterator: Any = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
@@ -539,6 +567,6 @@ def test_a_task_whose_process_always_dies_is_not_tried_forever(videos: pa.Table)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(stream, "_load_sample", die)
         with pytest.raises(
-            ray.exceptions.RayError, match=r"the process that decodes row \d of the plan died 4 times"
+            ray.exceptions.RayError, match=r"the process that decodes rows \d to \d of the plan died 4 times"
         ):
             collect(plan, videos.slice(0, 1))
