@@ -34,7 +34,7 @@ from carl_ray.options import OptionParser, nearest
 Measured = dict[str, dict[str, dict[str, float]]]
 """Scores by variant, action and measure."""
 _FEWER = 1
-"""Seeds of recipes that are not main ones."""
+"""Seeds of recipes that are neither main ones nor named."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="clones of the repositories")
     parser.add_argument("--recipe", action="append", metavar="NAME", help=f"of {', '.join(RECIPES)} [all]")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="of the main recipes [5]")
+    parser.add_argument(
+        "--seeds", type=int, default=5, metavar="N", help="of the main recipes and of those named [5]"
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="[FOLDER/real-benchmark]")
     parser.add_argument("--no-training", action="store_true", help="the table of what was trained so far")
     options = parser.parse_args(arguments)
@@ -98,7 +100,9 @@ def _run(options: argparse.Namespace) -> None:
             results.add(f"{name}|{fold}|0", partial(measure, corpus, {"": embeddings}, fold))
     for seed in range(options.seeds):
         for name in options.recipe or RECIPES:
-            for fold in (0, 1) if RECIPES[name].is_main or seed < _FEWER else ():
+            if not (RECIPES[name].is_main or options.recipe or seed < _FEWER):
+                continue
+            for fold in (0, 1):
                 file = out / "embeddings" / f"{name}-{fold}-{seed}.npz"
                 if file.exists() or not options.no_training:
                     results.add(f"{name}|{fold}|{seed}", partial(trained, corpus, name, fold, seed, file))
