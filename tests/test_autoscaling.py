@@ -130,7 +130,7 @@ def test_a_job_makes_the_cluster_grow_and_leaves_it_empty(
         env=os.environ | {"RAY_AUTH_MODE": "disabled"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
     )
     assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
@@ -146,7 +146,7 @@ def test_a_job_makes_the_cluster_grow_and_leaves_it_empty(
     assert [roles[worker.node_id] for worker in workers] == ["train", "train"]
     assert len({worker.node_id for worker in workers}) == 2
 
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while head.num_workers() and time.monotonic() < until:
         time.sleep(1)
     assert head.num_workers() == 0

@@ -61,7 +61,7 @@ def test_bucket_to_encoder_in_a_job(bucket: str) -> None:
             *("--training.log_every_steps", "1", "--training.checkpoint_every_steps", "4"),
             *SMALL.split(),
         ],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False,
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=1200, check=False,
     )  # fmt: skip
     assert job.returncode == 0, job.stdout + job.stderr
     num_steps = 3 * NUM_VIDEOS // 4

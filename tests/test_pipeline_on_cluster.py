@@ -38,10 +38,10 @@ def videos(tmp_path: Path, make_video: Callable[..., Path]) -> Path:
 
 
 def until(happens: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 900
     while not happens():
         if time.monotonic() > deadline:
-            pytest.fail(f"not within four minutes: {what}\n{everything()}")
+            pytest.fail(f"not within a quarter of an hour: {what}\n{everything()}")
         time.sleep(0.05)
 
 
