@@ -567,6 +567,6 @@ def test_a_task_whose_process_always_dies_is_not_tried_forever(videos: pa.Table)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(stream, "_load_sample", die)
         with pytest.raises(
-            ray.exceptions.RayError, match=r"the process that decodes rows \d to \d of the plan died 4 times"
+            ray.exceptions.RayError, match=r"the process that decodes row \d of the plan died 4 times"
         ):
             collect(plan, videos.slice(0, 1))

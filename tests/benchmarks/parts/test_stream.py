@@ -111,8 +111,9 @@ def test_both_ways_are_compared(videos: list[Video]) -> None:
     table = stream.measure(videos, CONFIG, said.append, seconds=0.05, turns=1)
     assert [row[0] for row in table.rows] == ["torch DataLoader", "Ray Data"]
     loader, ray_data = (float(row[1].replace(",", "")) for row in table.rows)
-    # The rates are printed whole, the ratio to two places.
-    assert float(table.rows[1][4]) == pytest.approx(ray_data / loader, abs=0.006 + 1 / loader)
+    # The rates are printed whole, each half a frame off at most, the ratio to two places.
+    ratio = ray_data / loader
+    assert float(table.rows[1][4]) == pytest.approx(ratio, abs=0.006 + 0.6 * (1 + ratio) / loader)
     assert f"turn by turn: {table.rows[1][4]}" in table.notes[0]
     (store,) = (note for note in table.notes if note.startswith("object store"))
     assert "; 0 MB spilled" in store
