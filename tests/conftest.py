@@ -99,7 +99,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if _only_slow(item.config):
         minutes = float(os.environ.get("CARL_RAY_SLOW_MINUTES", "inf"))
         if time.monotonic() - _BEGIN > 60 * minutes:
-            pytest.skip(f"not begun within {minutes:.0f} minutes (CARL_RAY_SLOW_MINUTES)")
+            pytest.skip(f"{item.nodeid}: not begun within {minutes:.0f} minutes (CARL_RAY_SLOW_MINUTES)")
     elif _ray_order(item.path) == _WITHOUT_RAY:
         os.setpriority(os.PRIO_PROCESS, 0, 10)
 

@@ -75,8 +75,9 @@ def stream_views(
     stop_row = plan.num_rows + (max_workers - 1) * size
     total = stop_row - start_row
     most_segments = max(1, min(_SEGMENTS, math.ceil(total / _MIN_SEGMENT_ROWS)))
-    segment_rows = size * math.ceil(total / most_segments / size)
-    num_segments = math.ceil(total / segment_rows)
+    # Nothing is left of a run whose workers restart after its last checkpoint: one empty segment.
+    segment_rows = size * max(1, math.ceil(total / most_segments / size))
+    num_segments = max(1, math.ceil(total / segment_rows))
 
     # `coordinator.PLANNING` is the name of this function.
     def plan_segment(segments: pa.Table) -> Iterator[pa.Table]:

@@ -228,6 +228,7 @@ def test_starts_at_any_row_with_the_same_rows(videos: pa.Table) -> None:
     plan = training_plan(CONFIG.training.seed, videos.num_rows, 3, epochs=2)
     whole, rest = collect(plan, videos, config), collect(plan, videos, config, start_row=4)
     assert [row.row for row in rest] == list(range(4, plan.num_rows))
+    assert collect(plan, videos, config, start_row=plan.num_rows) == []
     for before, after in zip(whole[4:], rest, strict=True):
         assert before.views is not None
         assert after.views is not None
