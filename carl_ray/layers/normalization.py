@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -135,15 +136,17 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         channels = x.shape[1]
         dtype = torch.promote_types(x.dtype, torch.float32)
+        x = x if _has_channels_last(x) else x.contiguous()
         own = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
         if x.numel():
+            parts = _Parts(x, dtype)
             own[-1] = x.numel() // channels
-            own[:channels] = sum(_sum_frames(part.to(dtype)) for part in _parts(x)) / own[-1]
-            center = _per_channel(own[:channels].to(dtype), x)
-            deviations = (part.to(dtype).sub(center) for part in _parts(x))
-            own[channels:-1] = sum(_sum_frames(deviation.square_()) for deviation in deviations)
+            own[:channels] = sum(parts.sum(parts.convert(part)) for part in parts.of(x)) / own[-1]
+            center = own[:channels].to(dtype)
+            centers = parts.spread(center)
+            own[channels:-1] = sum(parts.sum(parts.minus(part, centers).square_()) for part in parts.of(x))
             # The centre was rounded; squares about another point than the mean are larger by that distance squared.
-            own[channels:-1] -= own[-1] * (own[:channels] - center.flatten().double()).square()
+            own[channels:-1] -= own[-1] * (own[:channels] - center.double()).square()
         table = _gather(own)
         means, deviations_of_all, counts = table[:, :channels], table[:, channels:-1], table[:, -1:]
         total = counts.sum()
@@ -163,25 +166,29 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance, share = ctx.saved_tensors
-        channels, dtype = x.shape[1], mean.dtype
-        center, scale = _per_channel(mean, x), torch.rsqrt(variance + ctx.eps)
+        channels, scale = x.shape[1], torch.rsqrt(variance + ctx.eps)
+        output_gradient, through_output = gradients[0], torch.empty_like(x)
+        if output_gradient.stride() != x.stride():
+            output_gradient = torch.empty_like(x).copy_(output_gradient)
+        parts = _Parts(x, mean.dtype)
+        centers = parts.spread(mean)
         own = torch.zeros(2 * channels, dtype=torch.float64, device=x.device)
-        for part, gradient in zip(_parts(x), _parts(gradients[0]), strict=True):
-            gradient = gradient.to(dtype)
-            own[:channels] += _sum_frames(part.to(dtype).sub(center).mul_(gradient))
-            own[channels:] += _sum_frames(gradient)
+        for part, of_output in zip(parts.of(x), parts.of(output_gradient), strict=True):
+            gradient = parts.convert(of_output)
+            own[channels:] += parts.sum(gradient)
+            own[:channels] += parts.sum(parts.minus(part, centers).mul_(gradient))
         own[:channels] *= scale
         sums = _gather(own).sum(0)
-        through_deviation, through_mean = (sums * share).to(dtype).split(channels)
-        through_deviation = _per_channel(through_deviation * scale, x)
-        through_mean, scale = _per_channel(through_mean, x), _per_channel(weight * scale, x)
-        through_output = torch.empty_like(x)
-        for part, gradient, result in zip(
-            _parts(x), _parts(gradients[0]), _parts(through_output), strict=True
+        through_deviation, through_mean = (sums * share).to(mean.dtype).split(channels)
+        slope = weight * scale
+        slopes = parts.spread(slope)
+        offsets, falls = parts.spread(-slope * through_mean), parts.spread(-slope * scale * through_deviation)
+        for part, of_output, result in zip(
+            parts.of(x), parts.of(output_gradient), parts.of(through_output), strict=True
         ):
-            centered = part.to(dtype).sub(center).mul_(through_deviation)
-            torch.mul(centered.add_(through_mean).neg_().add_(gradient), scale, out=centered)
-            result.copy_(centered)
+            size, centered = len(part), parts.minus(part, centers)
+            torch.addcmul(offsets[:size], centered, falls[:size], out=centered)
+            result.copy_(centered.addcmul_(parts.convert(of_output), slopes[:size]))
         return (
             through_output,
             own[:channels].to(weight.dtype),
@@ -192,23 +199,59 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
         )
 
 
-def _parts(x: Tensor) -> Sequence[Tensor]:
-    """Runs of frames: on a CPU small ones, whose intermediate results stay in its cache."""
-    if not x.numel():
-        return (x,)
-    # On other devices large ones, which bound the memory of intermediate results.
-    values = _PART_VALUES if x.device.type == "cpu" else 256 * _PART_VALUES
-    return x.split(max(1, values // x[0].numel()))
+class _Parts:
+    """Runs of frames of tensors that are laid out alike, as matrices in the order of their memory.
+
+    On a CPU the runs are short, so that intermediate results stay in its cache; on other devices long, which bounds
+    the memory of intermediate results. These overwrite those of the part before.
+
+    Args:
+        like: (N, C) or (N, C, *space), contiguous in this order or with the channels last.
+        dtype: Of the results.
+    """
+
+    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
+        self._is_on_cpu = like.device.type == "cpu"
+        self._channels_last = _has_channels_last(like)
+        num_channels, num_places = like.shape[1], math.prod(like.shape[2:])
+        values = _PART_VALUES if self._is_on_cpu else 256 * _PART_VALUES
+        num_frames = max(1, min(len(like), values // max(1, num_channels * num_places)))
+        matrix = (num_places, num_channels) if self._channels_last else (num_channels, num_places)
+        self._shape = num_frames, *matrix
+        self._converted, self._centered = like.new_empty((2, *self._shape), dtype=dtype)
+
+    def of(self, x: Tensor) -> Sequence[Tensor]:
+        """Views (frames, places, C) or (frames, C, places) of a tensor."""
+        stored = x.movedim(1, -1) if self._channels_last else x
+        return stored.reshape(-1, *self._shape[1:]).split(self._shape[0]) if x.numel() else ()
+
+    def spread(self, values: Float[Tensor, " C"]) -> Tensor:
+        """The values of the channels at every place of a part.
+
+        In memory on a CPU: a loop for each place, over its channels, would take twice as long.
+        """
+        spread = (values if self._channels_last else values[:, None]).expand(self._shape)
+        return spread.contiguous() if self._is_on_cpu else spread
+
+    def convert(self, part: Tensor) -> Tensor:
+        """A part in the type of the results."""
+        same = part.dtype == self._converted.dtype
+        return part if same else self._converted[: len(part)].copy_(part)
+
+    def minus(self, part: Tensor, centers: Tensor) -> Tensor:
+        """A part without the means of its channels."""
+        centered = self._centered[: len(part)]
+        if part.dtype == centered.dtype:
+            return torch.sub(part, centers[: len(part)], out=centered)
+        return centered.copy_(part).sub_(centers[: len(part)])
+
+    def sum(self, part: Tensor) -> Float[Tensor, " C"]:
+        """Sum of every channel, float64; that of a frame in the part's own type."""
+        return part.sum(1 if self._channels_last else 2).double().sum(0)
 
 
-def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """Values of the channels in a shape that broadcasts over frames."""
-    return values.view(-1, *[1] * (x.dim() - 2))
-
-
-def _sum_frames(x: Tensor) -> Tensor:
-    """Sum of every channel, float64."""
-    return (x if x.dim() == 2 else x.sum(list(range(2, x.dim())))).double().sum(0)
+def _has_channels_last(x: Tensor) -> bool:
+    return x.movedim(1, -1).is_contiguous()
 
 
 def _gather(own: Tensor) -> Tensor:
