@@ -398,3 +398,4 @@ def test_objectives_on_clips(name: str) -> None:
     half = clip_terms(name, dtype=torch.bfloat16)
     assert half[0].dtype == torch.float32 and half[0].isfinite().all() and torch.equal(half[1], counts)
     torch.testing.assert_close(half[0], sums, rtol=5e-2, atol=5e-2)
+    assert float((half[0] / counts).sum()) == pytest.approx(float((sums / counts).sum()), rel=1e-2)

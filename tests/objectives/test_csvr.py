@@ -196,6 +196,18 @@ def test_matching_is_infonce_in_both_directions_without_duplicates(content: list
     assert terms.counts.tolist() == [4, 4]
 
 
+def test_clips_of_one_content_are_not_matched_with_each_other():
+    step, given = with_batch(pose_weight=0, generation_weight=0)
+    context = given.views[CONTEXT]
+    same = replace(context, columns={"content_hash": torch.zeros_like(context.columns["content_hash"])})
+    found = [
+        step.model.objective(step.model.encode(batch), batch, 0.5)
+        for batch in (given, replace(given, views=given.views | {CONTEXT: same}))
+    ]
+    assert found[0].sums[:2].detach().min() > 1
+    torch.testing.assert_close(found[1].sums[:2].detach(), torch.zeros(2))
+
+
 def test_a_critic_has_the_hinge_loss():
     def critic(clips: Tensor) -> Tensor:
         return clips.flatten(1)
