@@ -383,6 +383,7 @@ _ADDED = (
     ("views", "stride", (1, 4)),
     ("optimizer", "name", "adam"),
     ("optimizer", "warmup", 0.0),
+    ("objective", "regions", None),
 )
 """Fields that later versions added, with the values that change nothing."""
 
@@ -412,8 +413,8 @@ def digest(config: Config) -> str:
     document["augment"]["color"] = "exact"
     document["objective"] = EARLIER | document["objective"]
     for section, name, default in _ADDED:
-        if document[section][name] == default:
-            del document[section][name]
+        if document[section].get(name) == default:
+            document[section].pop(name, None)
     text = json.dumps(document, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from carl_ray.objectives.base import (
     Batch,
@@ -81,6 +81,9 @@ class RegionContrast(Objective):
         """Compare with a clip over the whole video, too; without it, the two local clips alone."""
         whole_ratio: int = Field(default=2, ge=1)
         """Frames of this clip, as a multiple of model.num_frames."""
+        regions: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+        """Regions of a clip in time, height and width, means of the backbone's cells, whose numbers they divide; none:
+        every cell is one."""
         whole_crop_area: tuple[float, float] = (0.6, 1.0)
         """Range of the area of its crop, as `augment.crop_area`."""
         hidden_width: int = Field(default=512, ge=1)
@@ -171,6 +174,7 @@ class RegionContrast(Objective):
             return self(encodings, batch, progress)
         import torch
 
+        encodings = self._pooled(encodings)
         with torch.no_grad():
             regions = self._regions(encodings, batch)
         seen = self._low_level(regions, encodings, batch)
@@ -183,6 +187,7 @@ class RegionContrast(Objective):
         """Terms of the loss; see `Objective.forward`."""
         import torch
 
+        encodings = self._pooled(encodings)
         regions = self._regions(encodings, batch)
         sums, counts, figures = self._contrast(regions)
         if self.options.order_weight and self.options.whole_view:
@@ -202,6 +207,27 @@ class RegionContrast(Objective):
             counts.append(number)
         self.figures = figures
         return Terms(torch.stack(sums), torch.stack(counts))
+
+    def _pooled(self, encodings: Mapping[str, Encoding]) -> Mapping[str, Encoding]:
+        """Encodings whose maps have a cell for each region."""
+        from torch.nn import functional
+
+        wanted = self.options.regions
+        if wanted is None:
+            return encodings
+        pooled = {}
+        for name, encoding in encodings.items():
+            assert encoding.maps is not None
+            cells = encoding.maps.shape[3:]
+            if any(number % regions for number, regions in zip(cells, wanted, strict=True)):
+                raise ValueError(
+                    f"objective.regions: expected numbers that divide the {' x '.join(map(str, cells))} cells of the "
+                    f"view {name}, got {' x '.join(map(str, wanted))}"
+                )
+            sides = [number // regions for number, regions in zip(cells, wanted, strict=True)]
+            maps = functional.avg_pool3d(encoding.maps.flatten(0, 1), sides)
+            pooled[name] = encoding._replace(maps=maps.unflatten(0, encoding.maps.shape[:2]))
+        return pooled
 
     def _regions(self, encodings: Mapping[str, Encoding], batch: Batch) -> dict[str, Regions]:
         return {

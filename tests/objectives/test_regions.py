@@ -257,6 +257,22 @@ def test_one_cell_is_refused():
         made(encodings, batch, 1.0)
 
 
+def test_regions_are_means_of_cells_with_their_boxes():
+    made, batch = objective(regions=(1, 2, 1), information_weight=0).eval(), batch_of(2)
+    encodings = encodings_of(batch)
+    found = made._regions(made._pooled(encodings), batch)
+    for name, encoding in encodings.items():
+        pooled = encoding.maps.mean((3, 5), keepdim=True)  # type: ignore[union-attr]
+        expected = functional.normalize(made.projection(pooled.flatten(0, 1)).flatten(2).mT, dim=-1)
+        torch.testing.assert_close(found[name].z.flatten(0, 1), expected)
+        torch.testing.assert_close(found[name].boxes, cell_boxes(batch.views[name], (1, 2, 1)))
+    cells = made(encodings, batch, 1.0)
+    # Order has its cells in time all the same.
+    assert int(cells.counts[-1]) == 2 * 2 * 4
+    with pytest.raises(ValueError, match="divide the 2 x 2 x 2 cells of the view local, got 1 x 3 x 1"):
+        objective(regions=(1, 3, 1))(encodings, batch, 1.0)
+
+
 def replace_maps(encoding: Encoding, maps: Tensor) -> Encoding:
     return encoding._replace(maps=maps, frames=maps.mean((-2, -1)).mT)
 
