@@ -204,6 +204,8 @@ class OptimizerConfig:
     """At the first step after the warm-up; decays to zero along a cosine."""
     warmup: float = Field(default=0.0, ge=0, lt=1)
     """Share of the run in which the learning rate rises linearly."""
+    encoder_scale: float = Field(default=1.0, gt=0)
+    """Learning rate of the encoder, as a multiple of `learning_rate`, which is then that of the objective's heads."""
     weight_decay: float = Field(default=1e-5, ge=0)
     """L2 penalty of `adam`; factor of `adamw`."""
     max_gradient_norm: float = Field(default=10.0, gt=0)
@@ -383,6 +385,7 @@ _ADDED = (
     ("views", "stride", (1, 4)),
     ("optimizer", "name", "adam"),
     ("optimizer", "warmup", 0.0),
+    ("optimizer", "encoder_scale", 1.0),
     ("objective", "regions", None),
 )
 """Fields that later versions added, with the values that change nothing."""

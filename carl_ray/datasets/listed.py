@@ -196,5 +196,7 @@ def listed_command(
     with one_line_errors():
         options = parser.parse_args(arguments)
         entries = read_lists(options.raw, **{name: getattr(options, name) for name in choices})
+        if "split" in choices:
+            print(f"split {options.split} only; published figures are often means over the three")
         label = partial(label_listed, entries, match_names(entries), lists=lists)
         publish_listed(options.raw, options.out, preset, label, lists)

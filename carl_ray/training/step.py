@@ -241,14 +241,21 @@ class TrainingStep:
 
     def _adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         options = self.config.optimizer
-        if options.name == "adam":
-            return torch.optim.Adam(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-        every = list(parameters)
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in every if p.ndim > 1]},
-            {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
+        encoder = {id(p) for p in self.model.encoder.parameters()} if options.encoder_scale != 1 else set()
+        # By whether they are the encoder's, and whether they are biases or of normalisation.
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for p in parameters:
+            groups.setdefault((id(p) in encoder, options.name == "adamw" and p.ndim <= 1), []).append(p)
+        rate, decay = options.learning_rate, options.weight_decay
+        given = [
+            {
+                "params": groups[kind],
+                "lr": rate * (options.encoder_scale if kind[0] else 1),
+                "weight_decay": 0.0 if kind[1] else decay,
+            }
+            for kind in sorted(groups)
         ]
-        return torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
+        return (torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam)(given)
 
     def _decayed(self, rate: float, step: int) -> float:
         warmup = self.config.optimizer.warmup * self.num_steps

@@ -108,6 +108,7 @@ def test_ucf101(lay_out, tmp_path, ray_session, capsys) -> None:
     for counted in ("1 x train: not a video", "1 x test: missing", "1 x files that the lists do not list"):
         assert counted in printed.out
     ucf101.main([str(raw), "--out", out, "--split", "2"])
+    assert "split 2 only" in capsys.readouterr().out
     assert _rows(out, "split", "label") == {UCF101_VIDEOS[0]: ("test", "ApplyEyeMakeup")}
     assert {split: sum(sizes.values()) for split, sizes in ucf101.PUBLISHED.items()} == dict.fromkeys(
         (1, 2, 3), 13320

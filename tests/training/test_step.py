@@ -513,6 +513,25 @@ def test_a_step_is_the_loss_by_hand_clipped_into_adam(max_norm: float) -> None:
     assert clipped.item() == pytest.approx(min(max_norm, norm.item()), rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_encoder_learns_at_a_part_of_the_rate(name: str) -> None:
+    """The first step of Adam is the rate, whatever the gradient."""
+    rate = 1e-3
+    optimizer = OptimizerConfig(name=name, learning_rate=rate, encoder_scale=0.1, weight_decay=0)  # type: ignore[arg-type]
+    config = replace(CONFIG, optimizer=optimizer)
+    step = TrainingStep(config, CPU, NUM_STEPS)
+    before = snapshot(step)
+    step.train(worker_batch(0, config=config), 0)
+    moved: dict[str, float] = {}
+    for part, parameter in step.model.named_parameters():
+        change = float((parameter.detach() - before[part]).abs().max())
+        moved[part.partition(".")[0]] = max(change, moved.get(part.partition(".")[0], 0.0))
+    assert moved == {
+        "encoder": pytest.approx(0.1 * rate, rel=0.02),
+        "objective": pytest.approx(rate, rel=0.02),
+    }
+
+
 def test_learning_rate_is_one_cosine_over_the_run() -> None:
     step = TrainingStep(CONFIG, CPU, 8)
     base = CONFIG.optimizer.learning_rate
