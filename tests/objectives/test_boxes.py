@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from carl_ray.data.keypoints import keypoints_in_view
+from carl_ray.data.views import ViewIndices
 from carl_ray.objectives.base import ViewTensors
 from carl_ray.objectives.boxes import cell_boxes, overlap
 
@@ -40,6 +42,22 @@ def test_a_flip_exchanges_left_and_right_and_twice_is_nothing():
     flipped = cell_boxes(view([0.1, 0.2, 0.9, 1.0], [0, 8], True), (2, 2, 4)).unflatten(2, (2, 2, 4))
     assert not torch.allclose(plain, flipped)
     torch.testing.assert_close(flipped.flip(4), plain, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_corners_of_cells_are_corners_in_the_view(flip: bool):
+    """Joints at the corners of boxes, brought into the view: the way back, by other code."""
+    box, cells = [0.1, 0.2, 0.9, 1.0], (2, 3, 4)
+    boxes = cell_boxes(view(box, [0, 8], flip), cells)[0, 0].numpy()
+    # Mirrored, the left end of a cell is its right end in the source.
+    corners = np.where(flip, boxes[:, 3], boxes[:, 0]), boxes[:, 1]
+    keypoints = np.zeros((len(boxes), 17, 3))
+    keypoints[:, 0] = np.stack([*corners, np.ones(len(boxes))], -1)
+    clip = ViewIndices(np.arange(len(boxes)), np.ones(len(boxes), bool), (0, len(boxes)))
+    found = keypoints_in_view(keypoints, [clip], np.array([box]), np.array([flip]))[0, :, 0]
+    down, across = np.meshgrid(np.arange(3) / 3, np.arange(4) / 4, indexing="ij")
+    expected = np.stack([np.tile(across.ravel(), 2), np.tile(down.ravel(), 2), np.ones(len(boxes))], -1)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("flip", [False, True])
