@@ -180,20 +180,32 @@ def read_manifest(
     for name in _MAY_LACK:
         if name in wanted and name not in names:
             table = table.append_column(name, pa.nulls(len(table)))
-    cleaned, problems = _clean_columns(table)
-    if check or problems:
-        problems += _contradictions(cleaned)
+    table, problems = check_columns(table, shown, contradictions=check)
     if problems:
         raise UserError(f"{shown}: not a manifest (rows count from 0): {'; '.join(problems)}")
-    if check:
-        _warn_of_spellings(cleaned, shown)
-    for name, column in cleaned.items():
-        if name in table.column_names:
-            table = table.set_column(table.schema.get_field_index(name), SCHEMA.field(name), column)
     if split is not None:
         wanted_split = _clean_splits(pa.array([split]))[0]
         table = table.filter(pc.equal(pc.fill_null(table.column("split"), "train"), wanted_split))
     return table.select(columns) if columns else table
+
+
+def check_columns(table: pa.Table, shown: str, *, contradictions: bool = True) -> tuple[pa.Table, list[str]]:
+    """A table with the columns of `SCHEMA` cleaned, as `read_manifest` does, and the problems that this refuses.
+
+    Args:
+        table: Any columns of a manifest, `uri` with the place of a video in its file.
+        shown: Name of the table in the warning of spellings that differ only by case.
+        contradictions: Check also that values agree with each other, and warn.
+    """
+    cleaned, problems = _clean_columns(table)
+    if contradictions or problems:
+        problems += _contradictions(cleaned)
+    if contradictions and not problems:
+        _warn_of_spellings(cleaned, shown)
+    for name, column in cleaned.items():
+        if name in table.column_names:
+            table = table.set_column(table.schema.get_field_index(name), SCHEMA.field(name), column)
+    return table, problems
 
 
 def _with_addresses(table: pa.Table) -> pa.Table:

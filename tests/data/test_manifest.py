@@ -13,6 +13,7 @@ import pytest
 from carl_ray.data.manifest import (
     REJECTS_SCHEMA,
     SCHEMA,
+    check_columns,
     first_difference,
     read_manifest,
     write_table,
@@ -266,6 +267,25 @@ def test_labels_are_cleaned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     floats = pa.array([[0.0, float("nan"), 2.0], [1.0, 1.0, 1.0], None, []], pa.list_(pa.float64()))
     pq.write_table(table(*rows).drop(["frame_labels"]).append_column("frame_labels", floats).slice(0, 3), uri)
     assert read_manifest(uri).column("frame_labels").to_pylist() == [[0, -1, 2], [1, 1, 1], None]
+
+
+def test_a_table_in_memory_is_checked_as_a_file_is(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = ["video_id", "num_frames", "label", "frame_labels"]  # Any of the columns will do.
+    good = table(row("a ", label=" pour\r"), row("b", label="Pour", frame_labels=[0, None, 2])).select(
+        columns
+    )
+    cleaned, problems = check_columns(good, "labels.csv")
+    assert not problems and cleaned.column_names == columns
+    assert cleaned.column("video_id").to_pylist() == ["a", "b"]
+    assert cleaned.column("label").to_pylist() == ["pour", "Pour"]
+    assert cleaned.column("frame_labels").to_pylist() == [[0, 1, -1], [0, -1, 2]]
+    assert "labels.csv: label 'Pour' and 'pour' differ only by case" in capsys.readouterr().err
+    _, problems = check_columns(table(row("a"), row("a", num_frames=0)).select(columns), "labels.csv")
+    assert [problem.split(":")[0] for problem in problems] == [
+        "row 1 ('a') has the video_id of row 0",
+        "row 1 ('a') has 0 frames",
+        "row 1 ('a') has 3 frame_labels for 0 frames",
+    ]
 
 
 @pytest.mark.parametrize("type_", [pa.null(), pa.dictionary(pa.int8(), pa.string()), pa.large_string()])
