@@ -10,8 +10,10 @@ divides it again.
 `read_manifest` validates the whole table and cleans it. Errors, all reported at once: values of another type, null
 where one is required, a `video_id` twice, `frame_labels` or `progress` whose number is not that of the video's
 frames, frame labels below -1, far beyond the number of classes or without a name, progress outside 0 to 1, a
-`frame_step` that is not positive and finite. Cleaned: blanks around ids, splits and labels (an empty one is null),
-upper case in `train`, `validation` and `test`, null or NaN among frame labels (-1) or progress (null for that video).
+`frame_step`, `fps` or `duration` that is not positive and finite, `frame_times` that decrease, `key_frames` that the
+video does not have. Cleaned: blanks around ids, splits, labels and phase names (an empty one of the first three is
+null), other spellings of splits (`SPLITS`), null or NaN among frame labels (-1) or progress (null for that video), NaN
+in other columns that may be null.
 
 Longer than 400 lines: schema, checks and cleaning of a column change together.
 """
@@ -70,9 +72,8 @@ SPLITS = {
     **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""Names of first-level folders that determine the split, in lower case."""
+"""Names of splits and of first-level folders that determine them, in lower case."""
 
-_SPLITS = ("train", "validation", "test")
 _MOST_UNUSED_CLASSES = 1000
 _NUM_SHOWN = 5
 _COUNT_AGAIN = "`carl_ray.index … --verify` counts the frames again"
@@ -264,11 +265,15 @@ def clean_labels(table: pa.Table) -> pa.Table:
 def _clean(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     # Other tools write a column that is null throughout, or small integers, with a type of their own.
     type_ = SCHEMA.field(name).type
-    if pa.types.is_string(type_):
+    is_text = pa.types.is_string(type_)
+    if pa.types.is_floating(column.type) and (is_text or SCHEMA.field(name).nullable):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    if is_text:
         column = column.cast(type_)
-        if name in ("video_id", "split", "label"):
-            column = pc.utf8_trim_whitespace(column)
-            column = pc.if_else(pc.equal(column, ""), None, column)
+        if name in ("video_id", "uri", "split", "label"):
+            trimmed = pc.utf8_trim_whitespace(column)
+            # The name of a file may begin with a blank.
+            column = pc.if_else(pc.equal(trimmed, ""), None, column if name == "uri" else trimmed)
         return _clean_splits(column) if name == "split" else column
     if pa.types.is_list(type_) and not pa.types.is_null(column.type):
         if not isinstance(column.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
@@ -278,27 +283,32 @@ def _clean(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 
 def _clean_splits(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    lower = pc.utf8_lower(column)
-    return pc.if_else(pc.is_in(lower, pa.array(_SPLITS)), lower, column)
+    place = pc.index_in(pc.utf8_lower(column), pa.array(SPLITS))
+    return pc.coalesce(pc.take(pa.array(SPLITS.values()), place), column)
 
 
 def _clean_list(lists: pa.Array, type_: pa.DataType) -> pa.Array:
-    """Replace null and NaN by -1 among integers; such a list of floats becomes null."""
-    values = lists.flatten()
+    """Replace null and NaN by -1 among integers; such a list of floats becomes null. Trim names.
+
+    The result has no values in lists that are null, unlike lists of a fixed size.
+    """
+    lists = lists.cast(pa.list_(lists.type.value_type))
+    values, absent = lists.flatten(), lists.is_null()
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     unknown = pc.is_null(values, nan_is_null=pa.types.is_floating(values.type))
-    if not pc.any(unknown).as_py():
-        return lists.cast(type_)
     if pa.types.is_string(type_.value_type):
-        raise pa.ArrowInvalid("a name is null")
-    absent = lists.is_null()
-    if pa.types.is_integer(type_.value_type):
-        values = pc.if_else(unknown, -1, values)
-    else:
-        rows = pc.list_parent_indices(lists).filter(unknown)
-        absent = pc.or_(absent, pa.array(np.isin(np.arange(len(lists)), rows)))
-    lengths = pc.fill_null(pc.list_value_length(lists), 0)
-    offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy(zero_copy_only=False))])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.cast(type_.value_type), mask=absent)
+        values = pc.utf8_trim_whitespace(values.cast(type_.value_type))
+    if pc.any(unknown).as_py():
+        if pa.types.is_string(type_.value_type):
+            raise pa.ArrowInvalid("a name is null")
+        if pa.types.is_integer(type_.value_type):
+            values = pc.if_else(unknown, -1, values)
+        else:
+            rows = np.arange(len(lists))
+            absent = pc.or_(absent, pa.array(np.isin(rows, np.repeat(rows, lengths)[np.asarray(unknown)])))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    cleaned = pa.ListArray.from_arrays(offsets, values.cast(type_.value_type), mask=absent)
+    return cleaned.take(pa.array(np.arange(len(cleaned))))
 
 
 def _clean_columns(table: pa.Table) -> tuple[dict[str, pa.ChunkedArray], list[str]]:
@@ -357,45 +367,59 @@ def _misfits(column: pa.ChunkedArray, name: str) -> dict[int, str]:
 
 def _contradictions(columns: dict[str, pa.ChunkedArray]) -> list[str]:
     """Problems of values of the right type: one text a kind, with rows and remedy."""
-    ids, frames, steps, labels, progress = (
-        columns[name] for name in ("video_id", "num_frames", "frame_step", "frame_labels", "progress")
+    ids, frames, times, labels = (
+        columns[name] for name in ("video_id", "num_frames", "frame_times", "frame_labels")
     )
     codes = ids.combine_chunks().dictionary_encode("encode").indices.to_numpy(zero_copy_only=False)
     first = np.unique(codes, return_index=True)[1][codes]
     again = _rows(pc.and_(pa.array(first != np.arange(len(ids))), ids.is_valid()))
-    no_step = _rows(pc.invert(pc.and_(pc.less(0, steps), pc.is_finite(steps))))
     problems = [
         *_refusal(columns, again, "has the video_id of row {}", "give each an id of its own", first),
         *_refusal(columns, _rows(pc.less(frames, 1)), "has {} frames", _COUNT_AGAIN, frames),
-        *_refusal(columns, no_step, "has frame_step {}", "expected a finite number above 0", steps),
     ]
+    for name in ("frame_step", "fps", "duration"):
+        numbers, end = columns[name], ", or null" if SCHEMA.field(name).nullable else ""
+        rows = _rows(pc.invert(pc.and_(pc.less(0, numbers), pc.is_finite(numbers))))
+        remedy = f"expected a finite number above 0{end}"
+        problems += _refusal(columns, rows, f"has {name} {{}}", remedy, numbers)
+    last = pc.fill_null(frames.cast(pa.float64(), safe=False), np.inf).to_numpy() - 1
     for name, lists, lowest, highest, meaning in (
-        ("frame_times", columns["frame_times"], 0, np.inf, "they are seconds from the first frame on"),
+        ("frame_times", times, 0, np.inf, "they are seconds from the first frame on"),
+        ("key_frames", columns["key_frames"], 0, last, "they count the frames of the video from 0"),
         ("frame_labels", labels, -1, np.inf, "classes count from 0, and -1 is no label"),
-        ("progress", progress, 0, 1, "it is the share of the action that is done, from 0 to 1"),
+        ("progress", columns["progress"], 0, 1, "it is the share of the action that is done, from 0 to 1"),
     ):
-        lengths = pc.list_value_length(lists)
-        rows = _rows(pc.not_equal(lengths, frames))
-        what = f"has {{}} {name} for {{}} frames"
-        remedy = f"give {name} for each frame (-1: no label), or null for the whole video; {_COUNT_AGAIN}"
-        problems += _refusal(columns, rows, what, remedy, lengths, frames)
-        values = pc.list_flatten(lists).to_numpy()
-        outside = np.flatnonzero(~((values >= lowest) & (values <= highest)))
-        rows, firsts = np.unique(pc.list_parent_indices(lists).to_numpy()[outside], return_index=True)
+        if name != "key_frames":
+            lengths = pc.list_value_length(lists)
+            rows = _rows(pc.not_equal(lengths, frames))
+            what = f"has {{}} {name} for {{}} frames"
+            remedy = f"give {name} for each frame (-1: no label), or null for the whole video; {_COUNT_AGAIN}"
+            problems += _refusal(columns, rows, what, remedy, lengths, frames)
+        values, parents = pc.list_flatten(lists).to_numpy(), pc.list_parent_indices(lists).to_numpy()
+        limits = np.broadcast_to(highest, len(frames))[parents]
+        outside = np.flatnonzero(~((values >= lowest) & (values <= limits)))
+        rows, firsts = np.unique(parents[outside], return_index=True)
         found = dict(zip(rows.tolist(), values[outside[firsts]], strict=True))
         problems += _refusal(columns, rows, f"has {name} {{:g}}", meaning, found)
+    seconds, parents = pc.list_flatten(times).to_numpy(), pc.list_parent_indices(times).to_numpy()
+    back = np.flatnonzero((np.diff(seconds) < 0) & (np.diff(parents) == 0))
+    rows, firsts = np.unique(parents[back], return_index=True)
+    pairs = (dict(zip(rows.tolist(), seconds[back[firsts] + k], strict=True)) for k in (0, 1))
+    what, remedy = "has frame_times {:g} and after it {:g}", "they do not decrease: sort them"
+    problems += _refusal(columns, rows, what, remedy, *pairs)
     num_names = pc.list_value_length(columns["phase_names"]).to_numpy(zero_copy_only=False)
     parents = pc.list_parent_indices(labels).to_numpy()
     nameless = np.unique(parents[pc.list_flatten(labels).to_numpy() >= num_names[parents]])
     what = "has frame labels beyond its {:g} phase_names"
     problems += _refusal(columns, nameless, what, "name each phase, or none (null)", num_names)
-    occurring = pc.unique(pc.list_flatten(labels)).to_numpy()
-    occurring = occurring[occurring >= 0]
+    classes = pc.list_flatten(labels).to_numpy()
+    occurring = np.unique(classes[classes >= 0])
     highest = int(occurring.max(initial=-1))
     if highest >= max(_MOST_UNUSED_CLASSES, 10 * len(occurring)):
+        row = int(pc.list_parent_indices(labels).to_numpy()[classes.argmax()])
         problems.append(
-            f"frame_labels go up to {highest}, which makes {highest + 1} classes of which {len(occurring)} occur: "
-            "number the classes from 0 on"
+            f"frame_labels go up to {highest}, which makes {highest + 1} classes of which {len(occurring)} occur "
+            f"(row {row}, {ids[row].as_py()!r}): number the classes from 0 on"
         )
     return problems
 

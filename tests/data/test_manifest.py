@@ -288,6 +288,83 @@ def test_a_table_in_memory_is_checked_as_a_file_is(capsys: pytest.CaptureFixture
     ]
 
 
+def test_a_row_without_a_value_of_a_column_of_fixed_size(tmp_path: Path) -> None:
+    uri, rows = str(tmp_path / "m.parquet"), [row("a"), row("b"), row("c")]
+    for name in ("frame_labels", "frame_times", "progress", "key_frames"):
+        whole = table(*rows)
+        values = pa.array([[0.0, 1.0, 1.0], None, [0.0, 1.0, 1.0]], pa.list_(pa.float64(), 3))
+        whole = whole.set_column(whole.column_names.index(name), name, values)
+        pq.write_table(whole, uri)
+        assert read_manifest(uri).column(name).to_pylist() == [[0, 1, 1], None, [0, 1, 1]]
+    # The last row is named, though values of the row before it are null.
+    values = pa.array([[0, 0, 0], None, [0, 0, -2]], pa.list_(pa.int32(), 3))
+    whole = table(*rows)
+    pq.write_table(whole.set_column(whole.column_names.index("frame_labels"), "frame_labels", values), uri)
+    with pytest.raises(UserError, match=r"row 2 \('c'\) has frame_labels -2"):
+        read_manifest(uri)
+
+
+def test_nan_is_null(tmp_path: Path) -> None:
+    uri = str(tmp_path / "m.parquet")
+    whole = table(row("a"), row("b"))
+    for name in ("split", "label", "codec", "fps", "duration", "modified_ns"):
+        floats = pa.array([float("nan"), 2.0])
+        whole = whole.set_column(whole.column_names.index(name), name, floats)
+    pq.write_table(whole, uri)
+    read = read_manifest(uri)
+    assert read.column("label").to_pylist() == [None, "2"]
+    for name in ("split", "codec", "fps", "duration", "modified_ns"):
+        assert read.column(name)[0].as_py() is None, name
+    nameless = whole.set_column(1, "uri", pa.array([float("nan")] * 2))
+    pq.write_table(nameless, uri)
+    with pytest.raises(UserError, match=r"row 0 \('a'\) has no uri"):
+        read_manifest(uri)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"fps": 0.0}, r"has fps 0\.0: expected a finite number above 0, or null"),
+        ({"fps": -25.0}, r"has fps -25\.0: expected"),
+        ({"fps": float("inf")}, "has fps inf: expected"),
+        ({"duration": -1.0}, r"has duration -1\.0: expected"),
+        ({"frame_times": [0.0, 0.2, 0.1]}, r"has frame_times 0\.2 and after it 0\.1: they do not decrease"),
+        ({"key_frames": [0, 3]}, "has key_frames 3: they count the frames of the video from 0"),
+        ({"key_frames": [-1]}, "has key_frames -1: they count"),
+        ({"uri": ""}, "has no uri: every video needs one"),
+        ({"uri": " "}, "has no uri: every video needs one"),
+    ],
+)
+def test_numbers_and_places_that_no_video_has(tmp_path: Path, values: dict[str, Any], said: str) -> None:
+    uri = str(tmp_path / "m.parquet")
+    write_table(table(row("good", key_frames=[2]), row("bad", **values)), uri)
+    with pytest.raises(UserError, match=rf"row 1 \('bad'\) {said}"):
+        read_manifest(uri)
+
+
+def test_splits_are_those_of_folders(tmp_path: Path) -> None:
+    uri = str(tmp_path / "m.parquet")
+    names = {"VAL": "validation", "Valid ": "validation", "dev": "validation", "testing": "test"}
+    names |= {"Training": "train", "mine": "mine"}
+    write_table(table(*(row(name, split=name) for name in names)), uri)
+    assert read_manifest(uri).column("split").to_pylist() == [*names.values()]
+    assert read_manifest(uri, split="val").num_rows == 3
+
+
+def test_blanks_around_phase_names_are_removed(tmp_path: Path) -> None:
+    uri = str(tmp_path / "m.parquet")
+    write_table(table(row("a", phase_names=["reach\r", " lift", "hold"]), row("b", phase_names=None)), uri)
+    read = read_manifest(uri)
+    assert read.schema.equals(SCHEMA)
+    assert read.column("phase_names").to_pylist() == [["reach", "lift", "hold"], None]
+
+
+def test_the_video_of_an_absurd_class_is_named(tmp_path: Path) -> None:
+    write_table(table(row("a"), row("b", frame_labels=[0, 10**6, 2], phase_names=None)), str(tmp_path / "m"))
+    with pytest.raises(UserError, match=r"go up to 1000000, .* of which 4 occur \(row 1, 'b'\): number"):
+        read_manifest(str(tmp_path / "m"))
+
+
 @pytest.mark.parametrize("type_", [pa.null(), pa.dictionary(pa.int8(), pa.string()), pa.large_string()])
 def test_a_column_without_a_value_is_null_whatever_its_type(tmp_path: Path, type_: pa.DataType) -> None:
     plain = table(row("a", label=None), row("b", label=None))
