@@ -72,12 +72,21 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem that a URI names, and the path in it.
 
     Raises:
-        UserError: the scheme is unknown or the URI malformed.
+        UserError: the scheme is unknown or the URI malformed, or no file has such a path.
         RunError: the store cannot be reached, which opening a bucket requires: it looks up the region.
     """
     uri = address.file_of(uri)
-    if "://" not in uri:
-        return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    is_path = "://" not in uri
+    try:
+        path = str(Path(uri).expanduser().absolute()) if is_path else uri
+    except RuntimeError as error:  # `~name` of a user who is not there
+        raise UserError(f"{uri}: {error}") from None
+    shown = path.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    if shown != path:
+        wrong = "has a NUL in it" if "\0" in path else "is not UTF-8 (shown with backslash escapes)"
+        raise UserError(f"{public_uri(shown)}: its name {wrong}: rename it")
+    if is_path:
+        return fs.LocalFileSystem(), path
     try:
         if has_secret(uri) or not is_remote(uri):
             return persistently(uri, "reach", partial(_open_uri, uri))

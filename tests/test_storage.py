@@ -75,6 +75,31 @@ def test_a_uri_that_cannot_be_resolved_is_one_line_without_secrets(uri: str, mes
     assert not any(part in text for part in ("\n", "SECRET", "SE/", "CRET"))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("caf\udce9/x", r"caf\\udce9/x: its name is not UTF-8 \(shown with backslash escapes\): rename it$"),
+        ("a\0b", r"a\\0b: its name has a NUL in it: rename it$"),
+        ("~nobody-of-this-name/x", r"^~nobody-of-this-name/x: Could not determine home directory"),
+        ("s3://K:S@bucket/caf\udce9", r"^s3://bucket/caf\\udce9: its name is not UTF-8"),
+    ],
+)
+def test_a_path_that_no_file_has_is_one_line(name: str, message: str) -> None:
+    for function in (storage.resolve, storage.exists, storage.read_bytes):
+        with pytest.raises(UserError, match=message) as caught:
+            function(name)
+        str(caught.value).encode()
+
+
+def test_a_working_folder_that_is_not_utf_8_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "caf\udce9").mkdir()
+    monkeypatch.chdir(tmp_path / "caf\udce9")
+    with pytest.raises(UserError, match=r"caf\\udce9/videos: its name is not UTF-8"):
+        storage.absolute("videos")
+
+
 def test_an_unreachable_store_is_a_run_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*arguments: str) -> None:
         raise OSError("When resolving region for bucket 'b': NETWORK_CONNECTION")

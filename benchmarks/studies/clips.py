@@ -5,13 +5,13 @@
 
 Every row trains the preset with changes, on decoded frames in memory, and measures vectors of videos (mean of ten
 clips): accuracy of logistic regression, and of the nearest training video, on action, pair (the action without its
-direction) and scene, and of a probe that tells clips from those of the video played backwards; of csvr_demo those of
-each stream and of both, the error of predicted poses of the test videos as a part of that of their mean pose, and the
-loss of context matching as a part of that of guessing. In the world `tint` each video has a colour cast of its own,
-there is no colour augmentation, and R² of a ridge regression of the cast is measured, and whether an information term
-halves it and keeps the action of the same row in the world `static` (in the same --out); in `pan` the camera moves.
-Markdown goes to standard output, mean ± deviation over the seeds; a row takes two to five minutes a seed on one core,
-and --out keeps finished ones.
+direction) and scene; of csvr_demo those of each stream and of both, the error of predicted poses of the test videos as
+a part of that of their mean pose, and the loss of context matching as a part of that of guessing. In the world `tint`
+each video has a colour cast of its own, there is no colour augmentation, and R² of a ridge regression of the cast is
+measured, and whether an information term halves it and keeps the action of the same row in the world `static` (in the
+same --out); in `pan` the camera moves. The direction of time is no column: every action is there backwards, too, so a
+clip and its reversal are as likely. Markdown goes to standard output, mean ± deviation over the seeds; a row takes two
+to five minutes a seed on one core, and --out keeps finished ones.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _print_table(options: argparse.Namespace) -> None:
         done = dict(json.loads(line) for line in options.out.read_text().splitlines())
     world = None
     names = [f"{how} {what}" for how in ("linear", "R@1") for what in _MEASURES]
-    names += ["direction"] + ["cast R²"] * is_tinted
+    names += ["cast R²"] * is_tinted
     names += ["pose error", "context loss"] * (options.preset == "csvr_demo")
     print(f"| row | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     for name in options.row or rows:

@@ -24,7 +24,6 @@ from carl_ray.data.plan import VALIDATION_EPOCH, training_plan
 from carl_ray.data.sample import Sample, sample_spec
 from carl_ray.datasets import scenes
 from carl_ray.evaluation.predictions import even_clips
-from carl_ray.evaluation.recognition import direction_of_time
 from carl_ray.model.clips import ClipEncoder
 from carl_ray.model.features import normalize
 from carl_ray.objectives.base import Batch
@@ -100,17 +99,11 @@ def measure(
     if "adapt" in own:
         _adapt(encoder, world)
     vectors = clip_vectors(encoder, world.frames)
-    backwards = clip_vectors(encoder, world.frames[:, ::-1])
-    found = {"": (vectors, backwards)}
-    if encoder.has_streams:
-        halves = zip(*(np.split(side, 2, axis=2) for side in (vectors, backwards)), strict=True)
-        found = dict(zip(("dynamic", "static"), halves, strict=True)) | {"both": (vectors, backwards)}
-    return {
-        stream: _accuracies(world, forwards)
-        | {"direction": _direction(world, forwards, turned, seed)}
-        | figures
-        for stream, (forwards, turned) in found.items()
-    }
+    if not encoder.has_streams:
+        return {"": _accuracies(world, vectors) | figures}
+    dynamic, static = np.split(vectors, 2, axis=2)
+    found = {"dynamic": dynamic, "static": static, "both": vectors}
+    return {stream: _accuracies(world, part) | figures for stream, part in found.items()}
 
 
 def train(
@@ -224,12 +217,6 @@ def _color_grid(frames: UInt8[np.ndarray, "V T height width 3"]) -> Float[np.nda
     wide = cells.astype(np.float32)
     both = np.concatenate([wide.mean((3, 5)), wide.std((3, 5))], -1).mean(1)
     return both.reshape(len(frames), -1)
-
-
-def _direction(world: World, forwards: np.ndarray, turned: np.ndarray, seed: int) -> float:
-    """Accuracy of a probe that tells the clips of test videos from those of the videos played backwards."""
-    sides = ([(forwards[video], turned[video]) for video in side] for side in (world.train, world.test))
-    return direction_of_time(*sides, seed=seed).value
 
 
 def _accuracies(world: World, vectors: Float[np.ndarray, "V clips C"]) -> dict[str, float]:

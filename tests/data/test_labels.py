@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from carl_ray import index
-from carl_ray.data.labels import LabelOptions, folders_like_labels, join_labels
+from carl_ray.data.labels import LabelOptions, folders_like_labels, join_labels, label_manifest
 from carl_ray.data.manifest import SCHEMA, read_manifest, write_table
 from carl_ray.errors import UserError
 from tests.samples import manifest_row
@@ -267,7 +268,7 @@ def test_names_of_videos(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("", "got an empty file"),
-        ("clip,what\na,b\n", "expected columns video,start,end,label in seconds .*got clip, what"),
+        ("film,what\na,b\n", "expected columns video,start,end,label in seconds .*got film, what"),
         ("video,start,end,label\na,0,1,up,5\n", "row 2 has 5 cells, the header 4"),
     ],
 )
@@ -344,3 +345,109 @@ def test_labels_of_a_video_that_could_not_be_read_are_passed_over(tmp_path: Path
     assert "labels.csv, row 3: passed over, for 'squats/b.avi' could not be read as a video" in notes
     with pytest.raises(UserError, match="the labels do not fit the videos, 2 mistakes"):
         join_labels(manifest(), options)
+
+
+def test_an_empty_cell_keeps_what_is_there(tmp_path: Path) -> None:
+    table = manifest(split=["train", "test", None])
+    joined, _ = join(tmp_path, "video,split,person\na,,ann\nb,,\n", table=table)
+    assert joined.column("split").to_pylist() == ["train", "test", None]
+    joined, _ = join(tmp_path, "video,split,person\na,test,\n", table=joined)
+    assert joined.column("split").to_pylist() == ["test", "test", None]
+    assert joined.column("person").to_pylist() == ["ann", None, None]
+
+
+def test_the_manifest_is_checked_before_it_is_written(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"nothing was joined.*\n.*makes 1000001 classes of which 2 occur"
+    ) as caught:
+        join(tmp_path, "video,frame,label\na,0,1000000\na,1,5\n")
+    assert len(caught.value.args) == 2
+    places = ("byte_offset", "byte_length", "file_frames", "keypoints")
+    joined, notes = join(tmp_path, f"video,person,{','.join(places)}\na,ann,1,2,3,4\n")
+    assert f"not used, for the manifest has them: {', '.join(places)}" in notes
+    assert joined.column_names == [*SCHEMA.names, "person"]
+    # Bare columns of `propagate`, without sizes and hashes, are checked as well.
+    bare = (
+        "video_id",
+        "uri",
+        "num_frames",
+        "fps",
+        "frame_times",
+        "split",
+        "label",
+        "frame_labels",
+        "phase_names",
+    )
+    joined, _ = join(tmp_path, "video,frame,label\na,0,5\n", table=manifest().select(bare))
+    assert joined.column("frame_labels")[0].as_py() == [5] + [-1] * 47
+
+
+def test_files_that_contradict_each_other(tmp_path: Path) -> None:
+    for folder, phase in (("one", "up"), ("two", "down")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "l.csv").write_text(f"video,start,end,label\na,0,1,{phase}\n")
+        (tmp_path / folder / "v.csv").write_text(f"video,label,person\na,{phase},ann\nb,same,ann\n")
+    with pytest.raises(
+        UserError, match=r"l\.csv: the phases of a\.mp4 are in another file of this name already"
+    ):
+        join_labels(manifest(), LabelOptions(files=(f"{tmp_path}/one/l.csv", f"{tmp_path}/two/l.csv")))
+    with pytest.raises(UserError, match="1 mistake") as caught:
+        join_labels(manifest(), LabelOptions(files=(f"{tmp_path}/one/v.csv", f"{tmp_path}/two/v.csv")))
+    assert caught.value.args[1] == "v.csv, row 2: label is 'down', but 'up' in v.csv, row 2 of another file"
+
+
+def test_a_label_only_in_test_is_named_wherever_it_comes_from(tmp_path: Path) -> None:
+    ids = ["train/squat/1.mp4", "test/jump/2.mp4", "train/squat/3.mp4"]
+    split = ["train", "test", "train"]
+    with pytest.raises(UserError, match=r"test/jump/2\.mp4: the label 'jump' is only in test videos"):
+        join_labels(manifest(video_id=ids, split=split), LabelOptions(label_from="folder"))
+    labelled = manifest(label=["x", "x", "y"])
+    with pytest.raises(UserError, match=r"sub/c d\.mp4: the label 'y' is only in test videos"):
+        join(tmp_path, "video,split\na,train\nb,train\nc d,test\n", table=labelled)
+    seeds = [seed for seed in range(9) if _fails(labelled, LabelOptions(split_by="video", seed=seed))]
+    assert 0 < len(seeds) < 9
+    # What the manifest has already is no mistake of this file.
+    known = manifest(label=["x", "y", "x"], split=split)
+    join(tmp_path, "video,person\na,ann\n", table=known)
+
+
+def _fails(table: pa.Table, options: LabelOptions) -> bool:
+    try:
+        join_labels(table, options)
+    except UserError as error:
+        assert "is only in test videos" in str(error)
+        return True
+    return False
+
+
+def test_videos_without_a_split_are_not_compared_with_test_videos(tmp_path: Path) -> None:
+    text = "video,start,end,label\na,0,1,up\nb,0,1,up\nb,1,1.5,down\n"
+    joined, _ = join(tmp_path, text, table=manifest(split=[None, None, None]))
+    assert joined.column("phase_names").to_pylist() == [["up", "down"]] * 2 + [None]
+
+
+def test_names_of_other_unicode_forms(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Über.mp4") for form in ("NFC", "NFD"))
+    for known, written in ((composed, decomposed), (decomposed, composed)):
+        table = manifest(video_id=[known, "b", "c"], uri=[f"/v/{known}", "/v/b", "/v/c"])
+        joined, _ = join(tmp_path, f"video,label\n{written},x\n", table=table)
+        assert joined.column("label")[0].as_py() == "x"
+
+
+def test_hints_are_for_the_first_names_only(tmp_path: Path) -> None:
+    text = "video,label\n" + "".join(f"sub/b{k}.mp4,x\n" for k in range(50))
+    with pytest.raises(UserError) as caught:
+        join(tmp_path, text)
+    assert len(caught.value.args) == 51
+    assert sum("did you mean" in line for line in caught.value.args) == 10
+
+
+def test_after_a_mistake_the_command_to_go_on_is_named(tmp_path: Path) -> None:
+    uri = str(tmp_path / "m.parquet")
+    write_table(manifest(), uri)
+    (tmp_path / "l.csv").write_text("video,label\nnone,x\n")
+    with pytest.raises(UserError) as caught:
+        label_manifest(uri, LabelOptions(files=(str(tmp_path / "l.csv"),)))
+    assert caught.value.args[0].endswith(
+        f"nothing was joined. The videos are in {uri}: correct this, then run `carl-ray index --update {uri}`"
+    )
