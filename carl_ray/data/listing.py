@@ -104,6 +104,15 @@ def list_videos(
             files += in_shard
             rejects += wrong_in_shard
             num_others += others
+    # A manifest is read without blanks around ids. The name without them comes first: it keeps its id.
+    by_id: dict[str, ListedVideo] = {}
+    for file in sorted(files, key=lambda file: file["video_id"] != file["video_id"].strip()):
+        if (video_id := file["video_id"].strip()) in by_id:
+            wrong = "its name differs from another one by blanks at an end alone: rename it"
+            rejects.append({**file, "reason": wrong})
+        else:
+            by_id[video_id] = {**file, "video_id": video_id}
+    files = [*by_id.values()]
     if not files and not rejects:
         suffixes = " ".join(sorted(VIDEO_SUFFIXES))
         hint = f"; unpack its {len(archives)} archives ({min(archives)}, …) first" if archives else ""
@@ -171,26 +180,31 @@ def _key(name: str) -> str:
 
 
 def list_files(uris: list[str]) -> tuple[list[ListedVideo], list[Reject]]:
-    """List files that are named one by one, and those that are not there."""
+    """List files that are named one by one, and those that are not there or that no store can have."""
     files: list[ListedVideo] = []
     rejects: list[Reject] = []
 
-    def look_at(uri: str) -> tuple[ListedVideo, bool]:
-        filesystem, path = storage.resolve(file_of(uri))
+    def look_at(uri: str) -> tuple[ListedVideo, str | None]:
+        try:
+            filesystem, path = storage.resolve(file_of(uri))
+        except UserError as error:
+            # Without the URI, by which rejects could not be counted.
+            reason = str(error).removeprefix(f"{storage.public_uri(uri)}: ")
+            return ListedVideo(uri=uri, path="", video_id=uri, bytes=0, modified_ns=None), reason
         try:
             info = storage.persistently(uri, "look at", partial(filesystem.get_file_info, path))
         except OSError as error:
             raise storage.storage_error(error, uri, "look at") from None
         size = parse(uri).byte_length or info.size or 0  # of a member of a shard, or of the file
         file = ListedVideo(uri=uri, path=path, video_id=uri, bytes=size, modified_ns=info.mtime_ns)
-        return file, info.type == fs.FileType.File
+        return file, None if info.type == fs.FileType.File else "no such file"
 
     with ThreadPoolExecutor(_LISTED_AT_ONCE) as threads:
-        for file, is_there in threads.map(look_at, uris):
-            if is_there:
+        for file, reason in threads.map(look_at, uris):
+            if reason is None:
                 files.append(file)
             else:
-                rejects.append({**file, "reason": "no such file"})
+                rejects.append({**file, "reason": reason})
     return files, rejects
 
 

@@ -15,6 +15,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -279,7 +280,9 @@ def _csv_ranges(uri: str) -> Iterator[Range]:
             raise UserError(f"{shown}, line {line}: expected {expected}, got {got!r}") from None
         _refuse_credentials(named, f"{shown}, line {line}")
         is_full = "://" in named or named.startswith(("/", "~"))
-        file = storage.absolute(named) if is_full else _stored(folder, named)
+        file = named
+        with suppress(UserError):  # As named it becomes a reject.
+            file = storage.absolute(named) if is_full else _stored(folder, named)
         name = named.partition("?")[0] if storage.is_remote(named) else named
         video_id = cells.get("video_id") or f"{name}_{'-'.join(span)}"
         columns = {"split": _split(cells.get("split")), "label": cells.get("label") or None}
@@ -287,7 +290,7 @@ def _csv_ranges(uri: str) -> Iterator[Range]:
 
 
 def _split(name: str | None) -> str | None:
-    return SPLITS.get(name.lower(), name) if name else None
+    return SPLITS.get(name.strip().lower(), name) if name else None
 
 
 def _refuse_credentials(uri: str, where: str) -> None:

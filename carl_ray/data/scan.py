@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,9 @@ def _without_query(folder_uri: str) -> str:
     """Prefix of the URIs of everything in a folder, as a manifest stores them."""
     if storage.is_remote(folder_uri):
         return storage.public_uri(folder_uri).partition("?")[0]
-    return storage.resolve(folder_uri)[1]
+    with suppress(UserError):  # Of a list of files: a reject.
+        return storage.resolve(folder_uri)[1]
+    return folder_uri
 
 
 def _rows_by_uri(table: pa.Table) -> dict[str, dict[str, Any]]:

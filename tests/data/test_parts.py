@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from carl_ray import storage
+from carl_ray.data import scan
 from carl_ray.data.decode import probe_video, read_frames
-from carl_ray.data.listing import list_videos
-from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA
+from carl_ray.data.listing import list_files, list_videos
+from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, write_table
 from carl_ray.data.parts import Range, cut, label_columns, members, read_ranges
 from carl_ray.data.scan import build_manifest
 from carl_ray.errors import UserError
@@ -130,6 +132,47 @@ def test_a_csv_file_that_is_none_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.csv").write_text("video,from,to\n")
     with pytest.raises(UserError, match=r"columns uri,start,end .*got video,from,to"):
         read_ranges(str(tmp_path / "a.csv"))
+
+
+def test_a_uri_that_no_store_has_is_the_reject_of_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bucket(scheme: str, *place: str) -> tuple[fs.FileSystem, str]:
+        return storage._open_uri(f"{scheme}://x") if scheme == "foo" else (fs.LocalFileSystem(), "bkt")
+
+    monkeypatch.setattr(storage, "_bucket", bucket)
+    (tmp_path / "good.mp4").write_bytes(b"x")
+    named = {
+        "s3://bkt/a//double.mp4": "nothing between two slashes of its path",
+        "foo://x/y.mp4": "Unrecognized filesystem type",
+        "file://host/x.mp4": "Unsupported hostname",
+        "a\0b.mp4": "its name has a NUL in it: rename it",
+        "~nobody-of-this-name/x.mp4": "Could not determine home directory",
+    }
+    lines = [f"{uri},0,1\n" for uri in [*named, "good.mp4"]]
+    (tmp_path / "a.csv").write_text("".join(["uri,start,end\n", *lines]))
+    _, ranges = read_ranges(str(tmp_path / "a.csv")) or (None, [])
+    files, rejects = list_files([part.uri for part in ranges])
+    assert [file["uri"] for file in files] == [str(tmp_path / "good.mp4")]
+    for reject, (uri, reason) in zip(rejects, named.items(), strict=True):
+        assert reject["uri"].endswith(uri) and reason in reject["reason"]
+        assert reject["uri"] not in reject["reason"].partition("(")[0], "reasons are counted"
+    # Indexed again: the earlier manifest is that of these files.
+    write_table(table({"uri": str(tmp_path / "good.mp4")}), str(tmp_path / "m.parquet"))
+    known, _ = scan._read_earlier([part.uri for part in ranges], str(tmp_path / "m.parquet"))
+    assert known.num_rows == 1
+
+
+def test_names_that_differ_by_blanks_alone_are_one_id(tmp_path: Path) -> None:
+    for name in (" a.mp4", "a.mp4", " b.mp4", "c/ d.mp4", "c/d.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    files, rejects, _ = list_videos(fs.LocalFileSystem(), str(tmp_path), str(tmp_path))
+    ids = {file["video_id"]: Path(file["uri"]).name for file in files}
+    assert ids == {"a.mp4": "a.mp4", "b.mp4": " b.mp4", "c/ d.mp4": " d.mp4", "c/d.mp4": "d.mp4"}
+    assert [(reject["uri"], reject["reason"]) for reject in rejects] == [
+        (f"{tmp_path}/ a.mp4", "its name differs from another one by blanks at an end alone: rename it")
+    ]
 
 
 def robot(folder: Path, version: str = "v3.0", **columns: list[object]) -> str:
