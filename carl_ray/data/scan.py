@@ -50,7 +50,7 @@ def build_manifest(
     Arguments, result (the manifest and its rejects) and errors are those of `index_folder`, and for a CSV file and a
     dataset also those of `carl_ray.data.parts`. Besides a table, `labels` may be a file of labels (CSV, TSV, Parquet)
     or what `carl_ray.data.labels.label_manifest` takes; labels that do not fit are a `UserError`, after which the
-    manifest without them is there.
+    manifest without them is there, with those that its shards have.
     """
     options = LabelOptions(files=(str(labels),)) if isinstance(labels, str | Path) else labels
     if isinstance(options, LabelOptions):
@@ -62,10 +62,11 @@ def build_manifest(
     with connect():
         joined = None if isinstance(options, LabelOptions) else options
         if ranges is None:
-            manifest, rejects = index_folder(folder, out, joined, verify=verify)
+            _, rejects = index_folder(folder, out, joined, verify=verify)
         else:
-            manifest, rejects = _index_ranges(*ranges, out, joined, verify)
-    return label_manifest(out, options) if isinstance(options, LabelOptions) else manifest, rejects
+            _, rejects = _index_ranges(*ranges, out, joined, verify)
+    # Read as every command does: labels in shards that do not fit are said now.
+    return label_manifest(out, options) if isinstance(options, LabelOptions) else read_manifest(out), rejects
 
 
 def _index_ranges(

@@ -19,7 +19,7 @@ from carl_ray import storage
 from carl_ray.data import scan
 from carl_ray.data.decode import probe_video, read_frames
 from carl_ray.data.listing import list_files, list_videos
-from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, write_table
+from carl_ray.data.manifest import REJECTS_SCHEMA, SCHEMA, read_manifest, write_table
 from carl_ray.data.parts import Range, cut, label_columns, members, read_ranges
 from carl_ray.data.scan import build_manifest
 from carl_ray.errors import UserError
@@ -286,6 +286,16 @@ def test_labels_of_a_member(name: str, content: bytes | None, expected: dict[str
         assert label_columns(name, content) == expected
 
 
+def write_shard(path: Path, video: bytes, labels: Mapping[str, tuple[str, bytes]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for key, (suffix, content) in labels.items():
+            for name, held in ((f"{key}.mp4", video), (f"{key.partition('.')[0]}.{suffix}", content)):
+                member = tarfile.TarInfo(name)
+                member.size = len(held)
+                archive.addfile(member, io.BytesIO(held))
+
+
 def test_labels_in_a_shard(ray_session: None, make_video: Callable[..., Path], tmp_path: Path) -> None:
     video = make_video(tmp_path / "v.mp4", 4).read_bytes()
     labels = {
@@ -294,14 +304,9 @@ def test_labels_in_a_shard(ray_session: None, make_video: Callable[..., Path], t
         "d": ("json", b'{"frame_labels": [0]}'),
         "e": ("cls", b"\xff"),
     }
-    (tmp_path / "shards").mkdir()
-    with tarfile.open(tmp_path / "shards" / "s.tar", "w") as archive:
-        for key, (suffix, content) in labels.items():
-            for name, held in ((f"{key}.mp4", video), (f"{key.partition('.')[0]}.{suffix}", content)):
-                member = tarfile.TarInfo(name)
-                member.size = len(held)
-                archive.addfile(member, io.BytesIO(held))
-    manifest, rejects = build_manifest(str(tmp_path / "shards"), str(tmp_path / "m.parquet"))
+    write_shard(tmp_path / "shards" / "s.tar", video, labels)
+    out = str(tmp_path / "m.parquet")
+    manifest, rejects = build_manifest(str(tmp_path / "shards"), out)
     found = manifest.select(["video_id", "label", "split", "frame_labels"]).to_pylist()
     assert sorted(map(tuple, map(dict.values, found))) == [
         ("s.tar/a.mp4", "jump", None, None),
@@ -312,6 +317,16 @@ def test_labels_in_a_shard(ray_session: None, make_video: Callable[..., Path], t
         "not the labels of a video, as .cls or .json has them",
         "the labels in its shard are not as many as its frames",
     ]
+    # Labels that no command would accept are said at once; mended, the same command goes on.
+    absurd = {"f": ("json", b'{"frame_labels": [1000000, 0, 0, 0]}')}
+    write_shard(tmp_path / "shards" / "t.tar", video, absurd)
+    with pytest.raises(
+        UserError, match=r"which makes 1000001 classes .*'t\.tar/f\.mp4'\): number the classes"
+    ):
+        build_manifest(str(tmp_path / "shards"), out)
+    write_shard(tmp_path / "shards" / "t.tar", video, {"f": ("json", b'{"frame_labels": [2, 0, 0, 0]}')})
+    mended, _ = build_manifest(str(tmp_path / "shards"), out)
+    assert mended.num_rows == 4 and mended.equals(read_manifest(out))
 
 
 def header(name: str | bytes, size: int) -> bytes:
