@@ -111,14 +111,14 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _print_line(message: str, before: str = "carl_ray: ") -> None:
-    # Names from data may hold terminal control characters.
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
-    print(f"{before}{line}", file=sys.stderr, flush=True)
+    note(f"{before}{' '.join(message.split())}")
 
 
 def note(message: str) -> None:
-    """Print a line to standard error, as beside the results of a command."""
-    print(message, file=sys.stderr, flush=True)
+    """Print lines to standard error, as beside the results of a command; question marks replace what is unprintable."""
+    # Names from data may hold control characters, which a terminal would obey.
+    shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in message)
+    print(shown, file=sys.stderr, flush=True)
 
 
 class _Warnings(logging.Handler):

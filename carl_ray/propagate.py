@@ -11,10 +11,8 @@ those of the labelled videos of the same action (`label`), or of all where that 
 
 from __future__ import annotations
 
-import sys
-
 from carl_ray import storage
-from carl_ray.errors import UserError, one_line_errors
+from carl_ray.errors import UserError, note, one_line_errors
 from carl_ray.evaluation.embeddings import read_embeddings
 from carl_ray.evaluation.intervals import INTERVALS, LabelledVideo, interval_rows, intervals, with_labels
 from carl_ray.evaluation.nearest_frames import printable
@@ -41,7 +39,7 @@ def _run(embeddings: str, labels: list[str], out: str, frames: str | None) -> No
     videos = read_embeddings(embeddings)
     if labels:
         videos, notes = with_labels(videos, labels)
-        print(*notes, sep="\n", file=sys.stderr, flush=True)
+        note("\n".join(notes))
     sources = [video for video in videos if (video.phases >= 0).any()]
     if not sources:
         raise UserError(f"{storage.public_uri(embeddings)}: no video has labels; name some with --labels")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,22 @@ def test_intervals_come_back_as_labels(folder: Path, capsys: pytest.CaptureFixtu
     (folder / "p.csv").rename(folder / "q.csv")
     run(folder, "--labels", str(folder / "few.csv"), "--labels", str(folder / "q.csv"))
     assert "labels of 4 videos propagated to 0" in capsys.readouterr().out
+
+
+def test_splits_do_not_matter(folder: Path) -> None:
+    videos = propagate.read_embeddings(str(folder / "e"))
+    videos = [replace(video, split="test" if video.video_id == "a.mp4" else "train") for video in videos]
+    (folder / "one.csv").write_text("video,frame,label\na.mp4,0,up\nb.mp4,0,down\na.mp4,1,only here\n")
+    labelled, _ = with_labels(videos, [str(folder / "one.csv")])
+    assert [video.split for video in labelled] == ["test", "train", "train", "train", "train"]
+    assert "only here" in {labelled[0].phase_name(phase) for phase in labelled[0].phases.tolist()}
+
+
+def test_names_do_not_command_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "few.csv").write_text("video,frame,label\na.mp4,0,up\x1b]0;x\x07\n")
+    run(folder, "--labels", str(folder / "few.csv"))
+    said = "".join(capsys.readouterr())
+    assert "up?]0;x?" in said and said.replace("\n", "").isprintable()
 
 
 def test_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

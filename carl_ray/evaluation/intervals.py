@@ -66,7 +66,7 @@ def interval_rows(video: EmbeddedVideo, found: Iterable[Interval]) -> list[tuple
 def with_labels(
     videos: Iterable[EmbeddedVideo], files: Sequence[str]
 ) -> tuple[list[EmbeddedVideo], list[str]]:
-    """The videos with the labels of files alone, and what was done.
+    """The videos with the labels of files alone, and what was done; their splits stay, and need not fit the labels.
 
     Args:
         videos: Embedded ones.
@@ -85,6 +85,11 @@ def with_labels(
     columns = {
         name: pa.array([getattr(video, name) for video in videos], SCHEMA.field(name).type) for name in names
     }
+    columns["split"] = pa.nulls(len(videos), pa.string())
     table = pa.table(columns | {"num_frames": pa.array([len(video) for video in videos])})
     table, notes = join_labels(table, LabelOptions(files=tuple(files)))
-    return [replace(video, **video_metadata(table, row)) for row, video in enumerate(videos)], notes
+    labelled = [
+        replace(video, **video_metadata(table, row) | {"split": video.split})
+        for row, video in enumerate(videos)
+    ]
+    return labelled, notes
