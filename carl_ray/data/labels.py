@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,18 +23,25 @@ import pyarrow as pa
 from jaxtyping import Int32
 
 from carl_ray import storage
+from carl_ray.address import Address
 from carl_ray.data.label_files import LabelFile, LabelRow, read_label_file
 from carl_ray.data.label_spans import Clock, is_inclusive, spans
 from carl_ray.data.manifest import (
     SCHEMA,
     SPLITS,
     VIDEO_SUFFIXES,
+    check_columns,
     read_manifest,
     rejects_uri,
     save_manifest,
 )
 from carl_ray.errors import UserError, note
 from carl_ray.options import nearest
+
+_RESERVED = {*SCHEMA.names, *Address._fields[1:], "keypoints"} - {"split", "label"}
+"""Columns of a manifest that a file of labels cannot set."""
+_MOST_HINTS = 10
+"""Unknown names that are compared with all videos, which is slow where there are many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +76,12 @@ def label_manifest(uri: str, options: LabelOptions) -> pa.Table:
     """
     table, rejects = read_manifest(uri), rejects_uri(uri)
     rejected = read_manifest(rejects, ["uri"]).column("uri").to_pylist() if storage.exists(rejects) else []
-    table, notes = join_labels(table, options, rejected)
+    try:
+        table, notes = join_labels(table, options, rejected)
+    except UserError as error:
+        shown = storage.public_uri(uri)
+        go_on = f"The videos are in {shown}: correct this, then run `carl-ray index --update {shown}`"
+        raise UserError(f"{error.args[0]}. {go_on}", *error.args[1:]) from None
     save_manifest(table, uri)
     for line in notes:
         note(line)
@@ -94,14 +107,19 @@ def join_labels(
         join.label_from(options.label_from)
     for file in files:
         join.add(file)
-    join.number_phases()
     if options.split_by is not None:
         join.split_by(options.split_by, options.test_fraction, options.seed)
     join.check_splits()
+    join.number_phases()
     if join.problems:
         count = f"{len(join.problems):,} mistake{'s' * (len(join.problems) > 1)}"
         raise UserError(f"the labels do not fit the videos, {count}; nothing was joined", *join.problems)
-    return join.result(), join.notes
+    joined = join.result()
+    of_labels = ["video_id", "num_frames", "split", "label", "frame_labels", "phase_names"]
+    _, problems = check_columns(joined.select(of_labels), "the labels")
+    if problems:
+        raise UserError("commands would refuse the manifest with these labels; nothing was joined", *problems)
+    return joined, join.notes
 
 
 def label_of_folder(video_id: str, level: str = "folder") -> str | None:
@@ -125,10 +143,12 @@ class _VideoNames:
     def __init__(self, ids: list[str], uris: list[str]) -> None:
         self._ids = {video_id: row for row, video_id in enumerate(ids)}
         self._rows: dict[str, set[int]] = defaultdict(set)
+        self._hints = _MOST_HINTS
         for row, (video_id, uri) in enumerate(zip(ids, uris, strict=True)):
             path = unquote(urlsplit(uri).path) if storage.is_remote(uri) else uri
             for parts in (video_id.split("/"), path.split("/")):
-                for name in ("/".join(parts[start:]) for start in range(len(parts))):
+                for start in range(len(parts)):
+                    name = unicodedata.normalize("NFC", "/".join(parts[start:]))
                     self._rows[name].add(row)
                     self._rows[name.rpartition(".")[0] or name].add(row)
 
@@ -136,7 +156,7 @@ class _VideoNames:
         """Row of the video of this name; `ValueError` where none or several have it."""
         if name in self._ids:
             return self._ids[name]
-        path = name.replace("\\", "/").removeprefix("file://")
+        path = unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("file://")
         is_absolute = path.startswith("/") or path[1:2] == ":"
         path = re.sub(r"^(\.\.?/)+", "", path)
         # Exports have the paths of whoever labelled: what they end with counts.
@@ -147,7 +167,9 @@ class _VideoNames:
             ends += [end.removesuffix(dot + suffix) for end in ends]
         found = next((self._rows[end] for end in ends if end in self._rows), set())
         if not found:
-            raise ValueError(f"no video {name!r}{nearest(path, [*self._ids], files=True)}")
+            self._hints -= 1
+            hint = nearest(path, [*self._ids], files=True) if self._hints >= 0 else ""
+            raise ValueError(f"no video {name!r}{hint}")
         if len(found) > 1:
             candidates = ", ".join(video_id for video_id, row in self._ids.items() if row in found)
             raise ValueError(f"{name!r} may be any of {candidates}: name the id")
@@ -182,7 +204,9 @@ class _Join:
         self._places: dict[
             tuple[int, str | None], str
         ] = {}  # of the first row by video and phase; None: its label
-        self._files: dict[int, str] = {}  # of the phases by video
+        self._files: dict[int, LabelFile] = {}  # of the phases by video
+        self._given: dict[tuple[int, str], tuple[str, str]] = {}  # cell and its place by video and column
+        self._only_in_test_before = {*self._only_in_test()}
 
     def _code(self, name: str) -> int:
         return self._vocabulary.setdefault(name, len(self._vocabulary))
@@ -212,21 +236,27 @@ class _Join:
                         f"{rows[0].place}{more}: passed over, for {name!r} could not be read as a video"
                     )
                 except ValueError:
-                    self.problems.append(f"{rows[0].place}{more}: {error}")
+                    no_video = f" ({file.no_video})" if file.no_video else ""
+                    self.problems.append(f"{rows[0].place}{more}: {error}{no_video}")
         counts = f"{len(file.rows):,} rows for {len(by_video):,} of {len(self._ids):,} videos"
         self.notes.append(f"{file.name}: {file.form} ({', '.join(('video', *file.columns))}), {counts}")
         self.notes += [f"{file.name}: {note}" for note in file.notes]
         (self._add_columns if file.form == "videos" else self._add_phases)(file, by_video)
 
     def _add_columns(self, file: LabelFile, by_video: dict[int, list[LabelRow]]) -> None:
-        own = [column for column in file.columns if column in SCHEMA.names and column not in self._columns]
+        own = [column for column in file.columns if column in _RESERVED]
         if own:
             self.notes.append(f"{file.name}: not used, for the manifest has them: {', '.join(own)}")
         for column in (column for column in file.columns if column not in own):
             values = self._columns.setdefault(column, [None] * len(self._ids))
             for video, (row, *_) in by_video.items():
-                cell = row.cells[column]
-                values[video] = (SPLITS.get(cell.lower(), cell) if column == "split" else cell) or None
+                if not (cell := row.cells[column]):
+                    continue
+                values[video] = value = SPLITS.get(cell.lower(), cell) if column == "split" else cell
+                other, place = self._given.setdefault((video, column), (value, row.place))
+                if other != value:
+                    differs = f"{column} is {value!r}, but {other!r} in {place} of another file"
+                    self.problems.append(f"{row.place}: {differs}")
         for video, (row, *others) in by_video.items():
             self._places[video, None] = row.place
             self.problems += [f"{other.place}: {row.place} is about the same video" for other in others]
@@ -234,12 +264,14 @@ class _Join:
     def _add_phases(self, file: LabelFile, by_video: dict[int, list[LabelRow]]) -> None:
         of_videos = [(self._rows[video]["num_frames"], rows) for video, rows in by_video.items()]
         to_last = "end_frame" in file.columns and is_inclusive(of_videos)
-        if to_last:
-            self.notes.append(f"{file.name}: end_frame is the last frame of its interval")
+        if "end_frame" in file.columns:
+            meaning = "the last frame" if to_last else "the frame after the last"
+            self.notes.append(f"{file.name}: end_frame is {meaning} of its interval")
         num_outside = 0
         for video, rows in by_video.items():
-            if (other := self._files.setdefault(video, file.name)) != file.name:
-                self.problems.append(f"{file.name}: the phases of {self._ids[video]} are in {other} already")
+            if (other := self._files.setdefault(video, file)) is not file:
+                name = other.name if other.name != file.name else "another file of this name"
+                self.problems.append(f"{file.name}: the phases of {self._ids[video]} are in {name} already")
             clock = Clock(**self._rows[video])
             owner = np.full(clock.num_frames, -1, np.int32)
             owners: list[LabelRow] = []
@@ -308,30 +340,30 @@ class _Join:
         )
 
     def check_splits(self) -> None:
-        """List labels and phases that a test video has, but no training video."""
-        of_split = _places_of([split or "train" for split in self._columns["split"]])
+        """List labels and phases that only test videos have now, and not before."""
         remedy = "is only in test videos: label a training video so too, or split otherwise"
-        labels = self._columns["label"]
-        trained = {labels[row] for row in of_split.get("train", [])} - {None}
-        phases: dict[str | None, set[str]] = defaultdict(set)
-        for row in of_split.get("train", []):
-            phases[labels[row]] |= self._phases_in(row)
-        for row in of_split.get("test", []):
-            place = self._places.get((row, None))
-            if place and trained and labels[row] not in (None, *trained):
-                self.problems.append(f"{place}: the label {labels[row]!r} {remedy}")
-            new = self._phases_in(row) - phases[labels[row]] if phases[labels[row]] else set()
-            self.problems += [
-                f"{self._places[row, name]}: the phase {name!r} {remedy}"
-                for name in sorted(new)
-                if (row, name) in self._places
-            ]
+        for row, phase, what in self._only_in_test():
+            if (row, phase, what) not in self._only_in_test_before:
+                self.problems.append(f"{self._places.get((row, phase), self._ids[row])}: the {what} {remedy}")
 
-    def _phases_in(self, row: int) -> set[str]:
-        """Names of the phases of a video."""
-        names = self._phase_names[row]
-        found = np.unique(self._phases.get(row, np.array([], np.int32))).tolist()
-        return {names[k] if names else str(k) for k in found if k >= 0}
+    def _only_in_test(self) -> list[tuple[int, str | None, str]]:
+        """Row, phase (None: the label) and description of what test videos have, but no training video."""
+        labels, names = self._columns["label"], [*self._vocabulary]
+        of_split = _places_of([split or "train" for split in self._columns["split"]])
+        trained_labels = {labels[row] for row in of_split.get("train", [])} - {None}
+        phases_of: dict[int, set[str]] = defaultdict(set)
+        for row, phases in self._phases.items():
+            phases_of[row] = {names[code] for code in np.unique(phases) if code >= 0}
+        trained: dict[str | None, set[str]] = defaultdict(set)
+        for row in of_split.get("train", []):
+            trained[labels[row]] |= phases_of[row]
+        found: list[tuple[int, str | None, str]] = []
+        for row in of_split.get("test", []):
+            if trained_labels and labels[row] is not None and labels[row] not in trained_labels:
+                found.append((row, None, f"label {labels[row]!r}"))
+            new = phases_of[row] - trained[labels[row]] if trained[labels[row]] else set()
+            found += [(row, phase, f"phase {phase!r}") for phase in sorted(new)]
+        return found
 
     def result(self) -> pa.Table:
         """The table with all labels."""

@@ -402,7 +402,7 @@ def test_a_label_only_in_test_is_named_wherever_it_comes_from(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"test/jump/2\.mp4: the label 'jump' is only in test videos"):
         join_labels(manifest(video_id=ids, split=split), LabelOptions(label_from="folder"))
     labelled = manifest(label=["x", "x", "y"])
-    with pytest.raises(UserError, match=r"sub/c d\.mp4: the label 'y' is only in test videos"):
+    with pytest.raises(UserError, match=r"labels\.csv, row 4: the label 'y' is only in test videos"):
         join(tmp_path, "video,split\na,train\nb,train\nc d,test\n", table=labelled)
     seeds = [seed for seed in range(9) if _fails(labelled, LabelOptions(split_by="video", seed=seed))]
     assert 0 < len(seeds) < 9
