@@ -32,11 +32,13 @@ class Clock:
         if not text:
             raise ValueError(f"no {column}")
         try:
-            value = float(text) if is_frame else seconds(text)
+            value = _whole(text) if is_frame else seconds(text)
         except ValueError:
             value = np.nan
-        if not value >= 0 or (is_frame and value % 1):
-            raise ValueError(f"{column} {text!r}: expected {'a frame, from 0 on' if is_frame else 'seconds'}")
+        if not value >= 0:
+            remedy = "; export hh:mm:ss.ms or seconds, not SMPTE" if text.count(":") > 2 else ""
+            expected = "a frame, from 0 on" if is_frame else f"seconds{remedy}"
+            raise ValueError(f"{column} {text!r}: expected {expected}")
         if is_frame:
             if value > (last := self.num_frames - 1) + (column == "end_frame"):
                 raise ValueError(f"{column} {text} is past the end: the frames are 0 to {last}")
@@ -48,6 +50,13 @@ class Clock:
         return int(np.searchsorted(self._middles, value))
 
 
+def _whole(text: str) -> int:
+    """A number such as `9` or `9.0`; `ValueError` otherwise."""
+    if not (value := float(text)).is_integer():
+        raise ValueError(f"{text}: no whole number")
+    return int(value)
+
+
 def is_inclusive(videos: Iterable[tuple[int, list[LabelRow]]]) -> bool:
     """Whether `end_frame` is the last frame of its interval, in videos with their numbers of frames.
 
@@ -56,7 +65,7 @@ def is_inclusive(videos: Iterable[tuple[int, list[LabelRow]]]) -> bool:
     touching = following = False
     for num_frames, rows in videos:
         try:
-            ends = sorted((int(row.cells["start_frame"]), int(row.cells["end_frame"])) for row in rows)
+            ends = sorted((_whole(row.cells["start_frame"]), _whole(row.cells["end_frame"])) for row in rows)
         except ValueError:
             continue
         touching |= ends[-1][1] == num_frames
@@ -96,9 +105,10 @@ def spans(
             elif form == "events":
                 events.append((start, row))
             elif (end := ends[0] + to_last) > start:
-                yield start, end, phase, row
+                if phase != "-1":
+                    yield start, end, phase, row
             else:
-                what = "ends before it starts" if end < start else "holds the middle of no frame"
+                what = "ends before it starts" if ends[0] < start else "holds the middle of no frame"
                 raise ValueError(f"{phase!r} {what} ({' to '.join(row.cells[column] for column in times)})")
         except ValueError as error:
             problems.append(f"{row.place}: {error}")
