@@ -288,27 +288,32 @@ def _clean_splits(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Ar
 
 
 def _clean_list(lists: pa.Array, type_: pa.DataType) -> pa.Array:
-    """Replace null and NaN by -1 among integers; such a list of floats becomes null. Trim names.
-
-    The result has no values in lists that are null, unlike lists of a fixed size.
-    """
-    lists = lists.cast(pa.list_(lists.type.value_type))
-    values, absent = lists.flatten(), lists.is_null()
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    """Replace null and NaN by -1 among integers; such a list of floats becomes null. Trim names."""
+    lists = _without_hidden(lists.cast(pa.list_(lists.type.value_type)))
+    values, is_text = lists.flatten(), pa.types.is_string(type_.value_type)
     unknown = pc.is_null(values, nan_is_null=pa.types.is_floating(values.type))
-    if pa.types.is_string(type_.value_type):
-        values = pc.utf8_trim_whitespace(values.cast(type_.value_type))
-    if pc.any(unknown).as_py():
-        if pa.types.is_string(type_.value_type):
+    is_whole = not pc.any(unknown).as_py()
+    if is_whole and not is_text:
+        return lists.cast(type_)
+    absent = lists.is_null()
+    if is_text:
+        if not is_whole:
             raise pa.ArrowInvalid("a name is null")
-        if pa.types.is_integer(type_.value_type):
-            values = pc.if_else(unknown, -1, values)
-        else:
-            rows = np.arange(len(lists))
-            absent = pc.or_(absent, pa.array(np.isin(rows, np.repeat(rows, lengths)[np.asarray(unknown)])))
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    cleaned = pa.ListArray.from_arrays(offsets, values.cast(type_.value_type), mask=absent)
-    return cleaned.take(pa.array(np.arange(len(cleaned))))
+        values = pc.utf8_trim_whitespace(values.cast(type_.value_type))
+    elif pa.types.is_integer(type_.value_type):
+        values = pc.if_else(unknown, -1, values)
+    else:
+        rows = pc.list_parent_indices(lists).filter(unknown)
+        absent = pc.or_(absent, pa.array(np.isin(np.arange(len(lists)), rows)))
+    lengths = pc.fill_null(pc.list_value_length(lists), 0)
+    offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy(zero_copy_only=False))])
+    values = values.cast(type_.value_type)
+    return _without_hidden(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=absent))
+
+
+def _without_hidden(lists: pa.ListArray) -> pa.ListArray:
+    """Lists of which a null has no values: `pc.list_parent_indices` counts such values, `pc.list_flatten` does not."""
+    return lists.take(pa.array(np.arange(len(lists)))) if lists.null_count else lists
 
 
 def _clean_columns(table: pa.Table) -> tuple[dict[str, pa.ChunkedArray], list[str]]:
@@ -396,13 +401,14 @@ def _contradictions(columns: dict[str, pa.ChunkedArray]) -> list[str]:
             remedy = f"give {name} for each frame (-1: no label), or null for the whole video; {_COUNT_AGAIN}"
             problems += _refusal(columns, rows, what, remedy, lengths, frames)
         values, parents = pc.list_flatten(lists).to_numpy(), pc.list_parent_indices(lists).to_numpy()
-        limits = np.broadcast_to(highest, len(frames))[parents]
+        limits = highest[parents] if isinstance(highest, np.ndarray) else highest
         outside = np.flatnonzero(~((values >= lowest) & (values <= limits)))
         rows, firsts = np.unique(parents[outside], return_index=True)
         found = dict(zip(rows.tolist(), values[outside[firsts]], strict=True))
         problems += _refusal(columns, rows, f"has {name} {{:g}}", meaning, found)
     seconds, parents = pc.list_flatten(times).to_numpy(), pc.list_parent_indices(times).to_numpy()
-    back = np.flatnonzero((np.diff(seconds) < 0) & (np.diff(parents) == 0))
+    back = np.flatnonzero(seconds[1:] < seconds[:-1])
+    back = back[parents[back] == parents[back + 1]]
     rows, firsts = np.unique(parents[back], return_index=True)
     pairs = (dict(zip(rows.tolist(), seconds[back[firsts] + k], strict=True)) for k in (0, 1))
     what, remedy = "has frame_times {:g} and after it {:g}", "they do not decrease: sort them"
@@ -412,11 +418,11 @@ def _contradictions(columns: dict[str, pa.ChunkedArray]) -> list[str]:
     nameless = np.unique(parents[pc.list_flatten(labels).to_numpy() >= num_names[parents]])
     what = "has frame labels beyond its {:g} phase_names"
     problems += _refusal(columns, nameless, what, "name each phase, or none (null)", num_names)
-    classes = pc.list_flatten(labels).to_numpy()
-    occurring = np.unique(classes[classes >= 0])
+    occurring = pc.unique(pc.list_flatten(labels)).to_numpy()
+    occurring = occurring[occurring >= 0]
     highest = int(occurring.max(initial=-1))
     if highest >= max(_MOST_UNUSED_CLASSES, 10 * len(occurring)):
-        row = int(pc.list_parent_indices(labels).to_numpy()[classes.argmax()])
+        row = int(pc.list_parent_indices(labels)[pc.index(pc.list_flatten(labels), highest).as_py()].as_py())
         problems.append(
             f"frame_labels go up to {highest}, which makes {highest + 1} classes of which {len(occurring)} occur "
             f"(row {row}, {ids[row].as_py()!r}): number the classes from 0 on"

@@ -296,7 +296,10 @@ def test_a_row_without_a_value_of_a_column_of_fixed_size(tmp_path: Path) -> None
         whole = whole.set_column(whole.column_names.index(name), name, values)
         pq.write_table(whole, uri)
         assert read_manifest(uri).column(name).to_pylist() == [[0, 1, 1], None, [0, 1, 1]]
-    # The last row is named, though values of the row before it are null.
+    # The bad row is named, though the one before it has values that do not count.
+    write_table(table(row("a"), row("b", progress=[0, float("nan"), 1]), row("c", progress=[0, 0, 2])), uri)
+    with pytest.raises(UserError, match=r"row 2 \('c'\) has progress 2:"):
+        read_manifest(uri)
     values = pa.array([[0, 0, 0], None, [0, 0, -2]], pa.list_(pa.int32(), 3))
     whole = table(*rows)
     pq.write_table(whole.set_column(whole.column_names.index("frame_labels"), "frame_labels", values), uri)
