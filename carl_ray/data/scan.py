@@ -155,6 +155,7 @@ def index_folder(
                 rejects.append({**file, "reason": outcome["reason"]})
             else:
                 row = {**file, **outcome, "frame_step": 1.0, "split": _split(file["video_id"])}
+                row |= {name: None for name in ("fps", "duration") if (row[name] or 0) <= 0}
                 if file["uri"] in rows_of:
                     row |= _added_columns(known.slice(rows_of[file["uri"]]["row"], 1).to_pylist()[0], row)
                 rows.append({**row, **columns})

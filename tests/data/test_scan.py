@@ -24,6 +24,7 @@ from carl_ray.data.probing import probe_guarded
 from carl_ray.data.scan import build_manifest, index_folder
 from carl_ray.errors import RunError, UserError
 from carl_ray.index import _summary
+from tests.samples import manifest_row
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,18 @@ def test_an_interrupted_scan_is_continued(folder, ray_session, tmp_path, monkeyp
     # Saved when the fourth was awaited: three are kept, be it time to save or not.
     assert "5 videos" in (said := capsys.readouterr().err) and "2 to read, 3 unchanged" in said
     assert (manifest.num_rows, rejects.num_rows) == (3, 2)
+
+
+def test_a_rate_or_a_duration_that_cannot_be_is_not_known(tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    probed = manifest_row("a.mp4") | {"fps": 0.0, "duration": -3.5, "frame_times": None, "key_frames": [0]}
+    probed = {
+        name: probed[name] for name in probed if name not in ("video_id", "uri", "bytes", "split", "label")
+    }
+    monkeypatch.setattr(scan, "probe_all", lambda files, *_: ((file, probed) for file in files))
+    index_folder(str(tmp_path), str(tmp_path / "m.parquet"))
+    (row,) = read_manifest(str(tmp_path / "m.parquet")).to_pylist()
+    assert (row["fps"], row["duration"], row["num_frames"]) == (None, None, probed["num_frames"])
 
 
 def test_links_and_names_are_accounted_for(make_video, ray_session, tmp_path):
