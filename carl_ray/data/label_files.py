@@ -204,14 +204,18 @@ def _recognise(name: str, cells: list[list[str]], first: int) -> LabelFile:
     if too_long:
         place, length = too_long[0]
         count = f"{place} has {length} cells, the header {len(header)} (rows like this: {len(too_long):,})"
-        raise ValueError(
-            f"{count}: with commas in numbers or text, separate cells by semicolons or quote them"
-        )
+        remedy = "is a comma in a number or text? Separate cells by semicolons, or quote them"
+        raise ValueError(f"{count}: {remedy}")
+    plain = {column: _plain(header[at]) for column, at in places.items()}
+    scales = {column: 1e-3 if _MILLISECONDS.search(name) else 1 for column, name in plain.items()}
+    # Older versions of BORIS have the offset above the header.
+    above = (row[1:2] for _, row in rows[:_MOST_LINES_BEFORE] if _plain(row[0]) == "time offset s")
+    offset = "".join(next(above, []))
     label_rows = []
     for place, row in below:
         values = {column: "".join(row[at : at + 1]) for column, at in places.items()}
         if form != "videos":
-            _to_seconds(values, {column: _plain(header[at]) for column, at in places.items()})
+            _to_seconds(values, values.pop("offset", offset), scales)
         if any("\n" in cell for cell in values.values()) and form != "videos":
             raise ValueError(f"{place}: a cell has a line break: is a quote missing?")
         if "label" in values:
@@ -275,11 +279,9 @@ def _below_header(rows: list[_Row]) -> tuple[list[str], dict[str, int], Form, li
     return header, {"video": video, **others}, form, below
 
 
-def _to_seconds(cells: dict[str, str], names: dict[str, str]) -> None:
+def _to_seconds(cells: dict[str, str], offset: str, scales: dict[str, float]) -> None:
     """Turn times into seconds, without their offset, and a duration into an end; leave to `Clock` what is no time."""
-    offset = cells.pop("offset", "")
     shift = 0 if offset in ("", "NA") else -seconds(offset)
-    scales = {column: 1e-3 if _MILLISECONDS.search(name) else 1 for column, name in names.items()}
     for column in ("start", "end", "time"):
         if column in cells and (scales[column], shift) != (1, 0):
             with suppress(ValueError):
@@ -340,9 +342,9 @@ def _elan_rows(rows: list[_Row], of_file: str) -> list[_Row]:
     plain = [_plain(cell) for cell in header] if is_headed else []
     tiers = [at for at, cell in enumerate(plain) if not _NO_TIER.match(cell)]
     tiers = [plain.index("annotation")] if "annotation" in plain else tiers
-    columns = ["" if at in tiers else header[at] for at in range(len(plain))] or ["file path", "start", "end"]
-    # Paths come before an id.
-    found: list[_Row] = [("", [*columns, "label", "id", "time offset (s)"])]
+    paths = [at for at, cell in enumerate(plain) if cell in ("file path", "file name")]
+    columns = ["" if at in (*tiers, *paths) else header[at] for at in range(len(plain))] or ["start", "end"]
+    found: list[_Row] = [("", [*columns, "label", "video", "time offset (s)"])]
     video, back, is_below_media = of_file, "", False
     for place, row in rows:
         if row[0].startswith(_COMMENT):
@@ -351,17 +353,18 @@ def _elan_rows(rows: list[_Row], of_file: str) -> list[_Row]:
             continue
         is_below_media = False
         padded = row + [""] * (len(plain) - len(row))
-        cells = [[*padded, padded[tier]] for tier in tiers if padded[tier] and row != header]
+        path = next((padded[at] for at in paths if padded[at]), video)
+        labelled = [[*padded, padded[tier], path] for tier in tiers if padded[tier] and row != header]
         if not is_headed:
-            if (alone := _elan_cells(row)) is None:
+            if (cells := _elan_cells(row)) is None:
                 raise ValueError(f"{place}: expected a label with its times, as in the first row")
-            cells = [alone]
-        found += [(place, [*one, video, back]) for one in cells]
+            labelled = [[*cells[:3], cells[3] or video]]
+        found += [(place, [*cells, back]) for cells in labelled]
     return found
 
 
 def _elan_cells(row: list[str]) -> list[str] | None:
-    """Path (maybe empty), begin, end, label of a row of an ELAN export without header; None for another row.
+    """Begin, end, label, path (maybe empty) of a row of an ELAN export without header; None for another row.
 
     Such a row is tier, participant, then begin, end and duration in one to four formats each, the annotation and, in
     exports of several files, their paths.
@@ -376,5 +379,5 @@ def _elan_cells(row: list[str]) -> list[str] | None:
             begin, end, duration = (seconds(t) / (1 if ":" in t or "." in t else 1000) for t in times)
             if abs(end - begin - duration) < 0.002:
                 path = next(filter(None, row[3 + 3 * formats :]), "")
-                return [path, str(begin), str(end), row[2 + 3 * formats]]
+                return [str(begin), str(end), row[2 + 3 * formats], path]
     return None

@@ -11,7 +11,7 @@ import pytest
 
 from carl_ray.data.label_files import read_label_file
 from carl_ray.errors import UserError
-from tests.data.test_labels import BORIS, BORIS_EVENTS, ELAN, ELAN_TIERS, join, manifest
+from tests.data.test_labels import BORIS, BORIS_EVENTS, BORIS_OLD, ELAN, ELAN_TIERS, join, manifest
 
 HALF = [-1] * 12 + [0] * 12 + [-1] * 24
 """Labels of a.mp4, 24 frames a second, of an interval from 0.5 to 1 s."""
@@ -253,6 +253,10 @@ def test_boris_variables_may_be_called_video_and_file(tmp_path: Path) -> None:
 def test_the_time_offset_of_boris_is_subtracted(offset: object, added: float, tmp_path: Path) -> None:
     moved = [(who, what, kind, time + added) for who, what, kind, time in UP]
     assert labels(tmp_path, boris(*moved, offset=offset), "b.tsv") == HALF
+    above = BORIS_OLD.replace("\n\n", f"\n\nTime offset (s)\t{offset}\n", 1)
+    for time in ("1.5", "1.0", "0.5"):
+        above = above.replace(f"\n{time}\ta", f"\n{float(time) + added}\ta")
+    assert labels(tmp_path, above, "old.tsv") == labels(tmp_path, BORIS_OLD, "old.tsv")
 
 
 def test_boris_with_several_media_in_a_player_is_refused(tmp_path: Path) -> None:
@@ -275,7 +279,7 @@ def test_a_decimal_comma_between_commas(tmp_path: Path) -> None:
     said = refused(tmp_path, "video,start,end,label\na,0,5,1,0,up\na,1,0,1,5,up\n")
     assert (
         "row 2 has 6 cells, the header 4" in said
-        and "separate cells by semicolons or quote them" in said
+        and "Separate cells by semicolons, or quote them" in said
         and "rows like this: 2" in said
     )
     assert labels(tmp_path, "video,start,end,label\na,0.5,1,up,,\n") == HALF
