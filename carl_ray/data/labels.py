@@ -40,8 +40,8 @@ from carl_ray.options import nearest
 
 _RESERVED = {*SCHEMA.names, *Address._fields[1:], "keypoints"} - {"split", "label"}
 """Columns of a manifest that a file of labels cannot set."""
-_MOST_HINTS = 10
-"""Unknown names that are compared with all videos, which is slow where there are many."""
+_MOST_HINTS = 3
+"""Unknown names that are compared with all videos, each in a second or so where there are many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +141,7 @@ class _VideoNames:
     """Videos by id, file name and relative path, and by these without a suffix."""
 
     def __init__(self, ids: list[str], uris: list[str]) -> None:
+        self._in_order = ids
         self._ids = {video_id: row for row, video_id in enumerate(ids)}
         self._rows: dict[str, set[int]] = defaultdict(set)
         self._hints = _MOST_HINTS
@@ -168,11 +169,12 @@ class _VideoNames:
         found = next((self._rows[end] for end in ends if end in self._rows), set())
         if not found:
             self._hints -= 1
-            hint = nearest(path, [*self._ids], files=True) if self._hints >= 0 else ""
+            hint = nearest(path, self._in_order, files=True) if self._hints >= 0 else ""
             raise ValueError(f"no video {name!r}{hint}")
         if len(found) > 1:
-            candidates = ", ".join(video_id for video_id, row in self._ids.items() if row in found)
-            raise ValueError(f"{name!r} may be any of {candidates}: name the id")
+            shown = [self._in_order[row] for row in sorted(found)[:5]]
+            shown += [f"{len(found) - 5:,} more"] if len(found) > 5 else []
+            raise ValueError(f"{name!r} may be any of {', '.join(shown)}: name the id")
         return min(found)
 
 
