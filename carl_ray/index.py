@@ -27,14 +27,13 @@ fast to decode, and COPIES/manifest.parquet for training. Called again, it adds 
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import OptionParser, print_next
+from carl_ray.options import OptionParser, number, print_next
 
 if TYPE_CHECKING:
     from carl_ray.data.labels import LabelOptions
@@ -127,8 +126,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--label-from", type=_level, metavar="LEVEL", help=by_level)
     by_column = "split into train and test, all videos of a value of this column (or `folder`) on one side"
     add("--split-by", metavar="COLUMN", help=by_column)
-    share_help = "of the videos for --split-by, between 0 and 1 [0.3]"
-    add("--test-fraction", type=_share, default=0.3, metavar="SHARE", help=share_help)
+    share, share_help = number(float, above=0, below=1), "of the videos for --split-by [0.3]"
+    add("--test-fraction", type=share, default=0.3, metavar="SHARE", help=share_help)
     add("--seed", type=int, default=0, metavar="N", help="of --split-by [0]")
     return parser.parse_args(arguments)
 
@@ -137,13 +136,6 @@ def _level(text: str) -> str:
     if text != "folder" and not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"expected folder, or the level of a folder from 1, got {text!r}")
     return text
-
-
-def _share(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < (share := float(text)) < 1:
-            return share
-    raise argparse.ArgumentTypeError(f"expected a share above 0 and below 1, got {text!r}")
 
 
 def _labels(options: argparse.Namespace) -> LabelOptions | None:

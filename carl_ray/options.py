@@ -64,6 +64,7 @@ def number(
     *,
     at_least: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     at_most: float | None = None,
 ) -> Callable[[str], _Number]:
     """Argument type for finite numbers in a range: `type=number(int, at_least=1)`.
@@ -72,9 +73,10 @@ def number(
         kind: `int` or `float`.
         at_least: Lower bound, included.
         above: Lower bound, excluded.
+        below: Upper bound, excluded.
         at_most: Upper bound, included.
     """
-    bounds = {"of at least": at_least, "above": above, "up to": at_most}
+    bounds = {"of at least": at_least, "above": above, "below": below, "up to": at_most}
     words = [f" {name} {bound:g}" for name, bound in bounds.items() if bound is not None]
     expected = f"expected a {'whole ' if kind is int else ''}number{''.join(words)}"
 
@@ -82,7 +84,8 @@ def number(
         with suppress(ValueError, OverflowError):
             value = kind(text)
             is_high = (at_least is None or value >= at_least) and (above is None or value > above)
-            if is_high and math.isfinite(value) and (at_most is None or value <= at_most):
+            is_low = (at_most is None or value <= at_most) and (below is None or value < below)
+            if is_high and is_low and math.isfinite(value):
                 return value
         raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
 

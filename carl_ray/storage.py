@@ -77,14 +77,11 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """
     uri = address.file_of(uri)
     is_path = "://" not in uri
-    try:
-        path = str(Path(uri).expanduser().absolute()) if is_path else uri
-    except RuntimeError as error:  # `~name` of a user who is not there
-        raise UserError(f"{uri}: {error}") from None
+    # `Path.expanduser` raises for `~name` of a user who is not there.
+    path = str(Path(os.path.expanduser(uri)).absolute()) if is_path else uri  # noqa: PTH111
     shown = path.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
     if shown != path:
-        wrong = "has a NUL in it" if "\0" in path else "is not UTF-8 (shown with backslash escapes)"
-        raise UserError(f"{public_uri(shown)}: its name {wrong}: rename it")
+        raise UserError(f"{public_uri(shown)}: its name is not UTF-8, or has a NUL: rename it")
     if is_path:
         return fs.LocalFileSystem(), path
     try:

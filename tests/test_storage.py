@@ -78,9 +78,11 @@ def test_a_uri_that_cannot_be_resolved_is_one_line_without_secrets(uri: str, mes
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("caf\udce9/x", r"caf\\udce9/x: its name is not UTF-8 \(shown with backslash escapes\): rename it$"),
-        ("a\0b", r"a\\0b: its name has a NUL in it: rename it$"),
-        ("~nobody-of-this-name/x", r"^~nobody-of-this-name/x: Could not determine home directory"),
+        (
+            "caf\udce9/x",
+            r"caf\\udce9/x: its name is not UTF-8, or has a NUL: rename it$",
+        ),
+        ("a\0b", r"a\\0b: its name is not UTF-8, or has a NUL"),
         ("s3://K:S@bucket/caf\udce9", r"^s3://bucket/caf\\udce9: its name is not UTF-8"),
     ],
 )
@@ -132,6 +134,7 @@ def test_resolves_paths_and_file_uris(tmp_path: Path, monkeypatch: pytest.Monkey
     for uri, path in [
         ("a b?c", tmp_path / "a b?c"),
         ("~/x", tmp_path / "x"),
+        ("~nobody-of-this-name/x", tmp_path / "~nobody-of-this-name" / "x"),
         ("file:///a/b", Path("/a/b")),
         (str(tmp_path), tmp_path),
     ]:

@@ -104,14 +104,12 @@ def list_videos(
             files += in_shard
             rejects += wrong_in_shard
             num_others += others
-    # A manifest is read without blanks around ids. The name without them comes first: it keeps its id.
+    # A manifest is read without blanks around ids; a name without them comes first, and keeps its id.
     by_id: dict[str, ListedVideo] = {}
     for file in sorted(files, key=lambda file: file["video_id"] != file["video_id"].strip()):
-        if (video_id := file["video_id"].strip()) in by_id:
-            wrong = "its name differs from another one by blanks at an end alone: rename it"
-            rejects.append({**file, "reason": wrong})
-        else:
-            by_id[video_id] = {**file, "video_id": video_id}
+        trimmed: ListedVideo = {**file, "video_id": file["video_id"].strip()}
+        if by_id.setdefault(trimmed["video_id"], trimmed) is not trimmed:
+            rejects.append({**file, "reason": "it has another's name but for blanks at an end: rename it"})
     files = [*by_id.values()]
     if not files and not rejects:
         suffixes = " ".join(sorted(VIDEO_SUFFIXES))
@@ -187,12 +185,11 @@ def list_files(uris: list[str]) -> tuple[list[ListedVideo], list[Reject]]:
     def look_at(uri: str) -> tuple[ListedVideo, str | None]:
         try:
             filesystem, path = storage.resolve(file_of(uri))
+            info = storage.persistently(uri, "look at", partial(filesystem.get_file_info, path))
         except UserError as error:
             # Without the URI, by which rejects could not be counted.
             reason = str(error).removeprefix(f"{storage.public_uri(uri)}: ")
             return ListedVideo(uri=uri, path="", video_id=uri, bytes=0, modified_ns=None), reason
-        try:
-            info = storage.persistently(uri, "look at", partial(filesystem.get_file_info, path))
         except OSError as error:
             raise storage.storage_error(error, uri, "look at") from None
         size = parse(uri).byte_length or info.size or 0  # of a member of a shard, or of the file

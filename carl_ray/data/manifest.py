@@ -191,12 +191,9 @@ def read_manifest(
 
 
 def check_columns(table: pa.Table, shown: str, *, contradictions: bool = True) -> tuple[pa.Table, list[str]]:
-    """A table with the columns of `SCHEMA` cleaned, as `read_manifest` does, and the problems that this refuses.
+    """A table of any columns, those of a manifest cleaned, and the problems: what `read_manifest` does, and refuses.
 
-    Args:
-        table: Any columns of a manifest, `uri` with the place of a video in its file.
-        shown: Name of the table in the warning of spellings that differ only by case.
-        contradictions: Check also that values agree with each other, and warn.
+    Without `contradictions` only types and nulls are checked; `shown` is the table's name in warnings.
     """
     cleaned, problems = _clean_columns(table)
     if contradictions or problems:
@@ -290,15 +287,13 @@ def _clean_splits(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Ar
 def _clean_list(lists: pa.Array, type_: pa.DataType) -> pa.Array:
     """Replace null and NaN by -1 among integers; such a list of floats becomes null. Trim names."""
     lists = _without_hidden(lists.cast(pa.list_(lists.type.value_type)))
-    values, is_text = lists.flatten(), pa.types.is_string(type_.value_type)
+    values, absent, is_text = lists.flatten(), lists.is_null(), pa.types.is_string(type_.value_type)
     unknown = pc.is_null(values, nan_is_null=pa.types.is_floating(values.type))
-    is_whole = not pc.any(unknown).as_py()
-    if is_whole and not is_text:
+    if not is_text and not pc.any(unknown).as_py():
         return lists.cast(type_)
-    absent = lists.is_null()
+    if is_text and values.null_count:
+        raise pa.ArrowInvalid("a name is null")
     if is_text:
-        if not is_whole:
-            raise pa.ArrowInvalid("a name is null")
         values = pc.utf8_trim_whitespace(values.cast(type_.value_type))
     elif pa.types.is_integer(type_.value_type):
         values = pc.if_else(unknown, -1, values)
@@ -382,11 +377,10 @@ def _contradictions(columns: dict[str, pa.ChunkedArray]) -> list[str]:
         *_refusal(columns, again, "has the video_id of row {}", "give each an id of its own", first),
         *_refusal(columns, _rows(pc.less(frames, 1)), "has {} frames", _COUNT_AGAIN, frames),
     ]
-    for name in ("frame_step", "fps", "duration"):
-        numbers, end = columns[name], ", or null" if SCHEMA.field(name).nullable else ""
-        rows = _rows(pc.invert(pc.and_(pc.less(0, numbers), pc.is_finite(numbers))))
-        remedy = f"expected a finite number above 0{end}"
-        problems += _refusal(columns, rows, f"has {name} {{}}", remedy, numbers)
+    for name, expected in (("frame_step", ""), ("fps", " or null"), ("duration", " or null")):
+        rows = _rows(pc.invert(pc.and_(pc.less(0, columns[name]), pc.is_finite(columns[name]))))
+        remedy = f"expected a finite number above 0{expected}"
+        problems += _refusal(columns, rows, f"has {name} {{}}", remedy, columns[name])
     last = pc.fill_null(frames.cast(pa.float64(), safe=False), np.inf).to_numpy() - 1
     for name, lists, lowest, highest, meaning in (
         ("frame_times", times, 0, np.inf, "they are seconds from the first frame on"),
@@ -408,11 +402,8 @@ def _contradictions(columns: dict[str, pa.ChunkedArray]) -> list[str]:
         problems += _refusal(columns, rows, f"has {name} {{:g}}", meaning, found)
     seconds, parents = pc.list_flatten(times).to_numpy(), pc.list_parent_indices(times).to_numpy()
     back = np.flatnonzero(seconds[1:] < seconds[:-1])
-    back = back[parents[back] == parents[back + 1]]
-    rows, firsts = np.unique(parents[back], return_index=True)
-    pairs = (dict(zip(rows.tolist(), seconds[back[firsts] + k], strict=True)) for k in (0, 1))
-    what, remedy = "has frame_times {:g} and after it {:g}", "they do not decrease: sort them"
-    problems += _refusal(columns, rows, what, remedy, *pairs)
+    back = back[parents[back] == parents[back + 1]]  # not from one video to the next
+    problems += _refusal(columns, np.unique(parents[back]), "has frame_times that decrease", "sort them")
     num_names = pc.list_value_length(columns["phase_names"]).to_numpy(zero_copy_only=False)
     parents = pc.list_parent_indices(labels).to_numpy()
     nameless = np.unique(parents[pc.list_flatten(labels).to_numpy() >= num_names[parents]])

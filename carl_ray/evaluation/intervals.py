@@ -66,7 +66,7 @@ def interval_rows(video: EmbeddedVideo, found: Iterable[Interval]) -> list[tuple
 def with_labels(
     videos: Iterable[EmbeddedVideo], files: Sequence[str]
 ) -> tuple[list[EmbeddedVideo], list[str]]:
-    """The videos with the labels of files alone, and what was done; their splits stay, and need not fit the labels.
+    """The videos with the labels of files alone, without splits, and what was done.
 
     Args:
         videos: Embedded ones.
@@ -80,16 +80,12 @@ def with_labels(
     from carl_ray.data.labels import LabelOptions, join_labels
     from carl_ray.evaluation.embeddings import video_metadata
 
-    videos = [replace(video, frame_labels=None, phase_names=None) for video in videos]
+    # Labels of test videos alone would not fit splits.
+    videos = [replace(video, frame_labels=None, phase_names=None, split=None) for video in videos]
     names = ("video_id", "uri", "content_hash", "fps", "frame_times", *LABEL_COLUMNS)
     columns = {
         name: pa.array([getattr(video, name) for video in videos], SCHEMA.field(name).type) for name in names
     }
-    columns["split"] = pa.nulls(len(videos), pa.string())
     table = pa.table(columns | {"num_frames": pa.array([len(video) for video in videos])})
     table, notes = join_labels(table, LabelOptions(files=tuple(files)))
-    labelled = [
-        replace(video, **video_metadata(table, row) | {"split": video.split})
-        for row, video in enumerate(videos)
-    ]
-    return labelled, notes
+    return [replace(video, **video_metadata(table, row)) for row, video in enumerate(videos)], notes

@@ -327,11 +327,11 @@ def test_nan_is_null(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"fps": 0.0}, r"has fps 0\.0: expected a finite number above 0, or null"),
+        ({"fps": 0.0}, r"has fps 0\.0: expected a finite number above 0 or null"),
         ({"fps": -25.0}, r"has fps -25\.0: expected"),
         ({"fps": float("inf")}, "has fps inf: expected"),
         ({"duration": -1.0}, r"has duration -1\.0: expected"),
-        ({"frame_times": [0.0, 0.2, 0.1]}, r"has frame_times 0\.2 and after it 0\.1: they do not decrease"),
+        ({"frame_times": [0.0, 0.2, 0.1]}, "has frame_times that decrease: sort them"),
         ({"key_frames": [0, 3]}, "has key_frames 3: they count the frames of the video from 0"),
         ({"key_frames": [-1]}, "has key_frames -1: they count"),
         ({"uri": ""}, "has no uri: every video needs one"),
