@@ -75,6 +75,8 @@ _EXPECTED = (
     "expected columns video,start,end,label in seconds (or start_frame,end_frame), video,time,event, "
     "video,frame,label, or video with label, split or others"
 )
+_KINDS = {"POINT", "START", "STOP", "STATE"}
+"""What BORIS has in the column `kind`, without which a file is none of its."""
 _NO_TIER = re.compile(r"begin time|end time|duration|file path|file name|participant|tier$|$")
 """Columns of an ELAN export that are no tier."""
 _MEDIA = re.compile(r'"?#(file://)?(?P<path>.+?) -- offset: (?P<offset>-?\d+)')
@@ -223,7 +225,9 @@ def _recognise(name: str, cells: list[list[str]], first: int) -> LabelFile:
         label_rows.append(LabelRow(place, values.pop("video", of_file), values))
     columns = tuple(column for column in places if column not in ("video", "offset"))
     file = LabelFile(name, form, columns, label_rows, notes, "" if "video" in places else no_video)
-    return _of_boris(file) if "kind" in places else file
+    if _KINDS & {row.cells.get("kind", "").upper() for row in label_rows}:
+        return _of_boris(file)
+    return replace(file, form="frames") if {"time", "kind"} <= places.keys() else file
 
 
 def _plain(cell: str) -> str:

@@ -275,6 +275,16 @@ def test_subjects_of_boris_are_paired_apart(tmp_path: Path) -> None:
     assert labels(tmp_path, BORIS_EVENTS, "b.tsv")[12] == 0 and BORIS in BORIS_EVENTS
 
 
+def test_a_status_that_is_not_of_boris_is_not_used(tmp_path: Path) -> None:
+    text = "video,start,end,label,status\na,0.5,1,up,done\nb,0.5,1,up,open\n"
+    joined, _ = join(tmp_path, text)
+    assert joined.column("frame_labels")[0].as_py() == HALF and joined.column("frame_labels").null_count == 1
+    joined, notes = join(tmp_path, "video,time,label,status\na,0.5,up,done\nb,0.5,up,done\n")
+    assert (
+        joined.column("frame_labels")[0].as_py() == [-1] * 12 + [0] + [-1] * 35 and "frames (video, " in notes
+    )
+
+
 def test_a_decimal_comma_between_commas(tmp_path: Path) -> None:
     said = refused(tmp_path, "video,start,end,label\na,0,5,1,0,up\na,1,0,1,5,up\n")
     assert (
