@@ -56,7 +56,7 @@ _UNIT = re.compile(
 )
 _MILLISECONDS = re.compile(r"(?<!ss) (ms|msecs?|milliseconds?)$")
 _LIKE_A_TIME = re.compile(
-    r"\b(start\w*|begin|onset|end(time|frame)?|stop|frame|time|timestamp|timecode|secs?|seconds?|ms|msec)\b"
+    r"\b(start(time|frame)?|begin|onset|end(time|frame)?|stop|frame|time|timestamp|timecode|secs?|seconds?|ms|msec)\b"
     r"(?! rate| of day)|^(offset|from|to)$"
 )
 """A column of a video, other than those of the manifest, that is a misspelt one of another form instead."""
