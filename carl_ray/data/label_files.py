@@ -32,7 +32,7 @@ Form = Literal["intervals", "events", "frames", "videos"]
 
 _COLUMNS = {
     "video": "media file name|media file path|media file|video|video id|video name|video file|video path|filename|"
-    "file name|file|filepath|file path|path|clip|id|observation id",
+    "file name|file|filepath|file path|path|clip|observation id",
     "start": "start|start time|starttime|time start|t start|begin|begin time|onset|from",
     "end": "end|end time|endtime|time end|t end|stop|stop time|offset|to",
     "duration": "duration",

@@ -342,11 +342,23 @@ class _Join:
         )
 
     def check_splits(self) -> None:
-        """List labels and phases that only test videos have now, and not before."""
-        remedy = "is only in test videos: label a training video so too, or split otherwise"
+        """Say which labels and phases only test videos have now, and not before.
+
+        Those of a file are mistakes of their row; folders and splits may not allow another way.
+        """
+        only = "is only in test videos"
+        videos: dict[str, list[int]] = defaultdict(list)
         for row, phase, what in self._only_in_test():
-            if (row, phase, what) not in self._only_in_test_before:
-                self.problems.append(f"{self._places.get((row, phase), self._ids[row])}: the {what} {remedy}")
+            if (row, phase, what) in self._only_in_test_before:
+                continue
+            if place := self._places.get((row, phase)):
+                remedy = "label a training video so too, or split otherwise"
+                self.problems.append(f"{place}: the {what} {only}: {remedy}")
+            else:
+                videos[what].append(row)
+        for what, rows in videos.items():
+            more = f" and {len(rows) - 1:,} more" if len(rows) > 1 else ""
+            self.notes.append(f"warning: the {what} {only} ({self._ids[rows[0]]}{more}): nothing learns it")
 
     def _only_in_test(self) -> list[tuple[int, str | None, str]]:
         """Row, phase (None: the label) and description of what test videos have, but no training video."""

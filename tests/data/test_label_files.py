@@ -91,7 +91,6 @@ def test_columns_of_single_frames_have_many_names(tmp_path: Path) -> None:
         "video id",
         "clip",
         "path",
-        "id",
         "Video File",
         "video path",
     ],
