@@ -128,7 +128,7 @@ def _print_table(options: argparse.Namespace) -> None:
     for name in options.row or rows:
         found = []
         for seed in range(options.seeds):
-            key = json.dumps([options.preset, name, seed, options.steps, options.world])
+            key = _key(options.preset, name, seed, options.steps, options.world)
             if key not in done:
                 world = world or load_world(options.world)
                 changes = (_NO_COLOR if is_tinted else {}) | rows[name]
@@ -145,17 +145,17 @@ def _print_table(options: argparse.Namespace) -> None:
             ]
             shown = f"{name}, {vector}" if vector else name
             print(f"| {shown} ({len(found)}) | {' | '.join(cells)} |", flush=True)
-    print("\n".join(claims(tinted, _plain_actions(done))))
+    plain: dict[str, float] = {}
+    for name in tinted:
+        keys = [_key(options.preset, name, seed, options.steps, "static") for seed in range(options.seeds)]
+        if all(key in done for key in keys):
+            plain[name] = sum(done[key][""][_CLAIMED[1]] for key in keys) / len(keys)
+    print("\n".join(claims(tinted, plain)))
 
 
-def _plain_actions(done: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
-    """Linear accuracy on the action of each row of clips_demo in the world `static`, over its finished seeds."""
-    found: dict[str, list[float]] = {}
-    for key, measured in done.items():
-        preset, name, _, _, world = json.loads(key)
-        if (preset, world) == ("clips_demo", "static"):
-            found.setdefault(name, []).append(measured[""][_CLAIMED[1]])
-    return {name: sum(values) / len(values) for name, values in found.items()}
+def _key(preset: str, name: str, seed: int, num_steps: int, world: str) -> str:
+    """What a measurement is found by in --out: with the row's settings, which may be others one day."""
+    return json.dumps([preset, name, _ROWS[preset][name], seed, num_steps, world])
 
 
 def claims(tinted: Mapping[str, Mapping[str, float]], plain: Mapping[str, float]) -> list[str]:
@@ -175,6 +175,8 @@ def claims(tinted: Mapping[str, Mapping[str, float]], plain: Mapping[str, float]
         kept = name in plain and row[action] >= plain[name] - _MOST_LOST
         than = f"{plain[name]:.2f}" if name in plain else "that in the world static, which is not in --out"
         verdict = "holds" if row[cast] <= half and kept else "FAILS"
+        if row[cast] <= half and name not in plain:
+            verdict = "is undecided"
         found.append(
             f"claim {verdict}: {name} leaves R² {row[cast]:.2f} of the cast, "
             f"half of {without[cast]:.2f} without information is {half:.2f}; action {row[action]:.2f}, at most "

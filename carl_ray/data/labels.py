@@ -64,6 +64,15 @@ class LabelOptions:
         """The content of the files; errors as `read_label_file`."""
         return [read_label_file(uri) for uri in self.files]
 
+    def arguments(self) -> list[str]:
+        """The options of `carl-ray index` that say the same."""
+        given = [("--labels", uri) for uri in self.files]
+        given += [("--label-from", self.label_from)] if self.label_from else []
+        if self.split_by:
+            given += [("--split-by", self.split_by), ("--test-fraction", f"{self.test_fraction:g}")]
+            given += [("--seed", str(self.seed))]
+        return [word for pair in given for word in pair]
+
 
 def label_manifest(uri: str, options: LabelOptions) -> pa.Table:
     """Join labels to a manifest, write and return it; say on standard error what was joined.
@@ -79,8 +88,8 @@ def label_manifest(uri: str, options: LabelOptions) -> pa.Table:
     try:
         table, notes = join_labels(table, options, rejected)
     except UserError as error:
-        shown = storage.public_uri(uri)
-        go_on = f"The videos are in {shown}: correct this, then run `carl-ray index --update {shown}`"
+        again = storage.shell_command("carl-ray", "index", "--update", uri, *options.arguments())
+        go_on = f"The videos are in {storage.public_uri(uri)}: correct this, then run: {again}"
         raise UserError(f"{error.args[0]}. {go_on}", *error.args[1:]) from None
     save_manifest(table, uri)
     for line in notes:

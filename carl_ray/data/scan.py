@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from carl_ray import storage
 from carl_ray.address import file_of
@@ -196,6 +197,13 @@ def _read_earlier(source: str | list[str], out: str) -> tuple[pa.Table, pa.Table
         known = read_manifest(out, check=False)
         added = [name for name in known.column_names if name not in SCHEMA.names]
         known = known.select([*SCHEMA.names, *added])
+        for name in (
+            "fps",
+            "duration",
+        ):  # An earlier version kept what a file says, which readers refuse now.
+            place, values = known.schema.get_field_index(name), known.column(name)
+            usable = pc.if_else(pc.greater(values, 0), values, None)
+            known = known.set_column(place, known.schema.field(name), usable)
         listed = [source] if isinstance(source, str) else source
         places = {_without_query(place).rstrip("/") for place in listed}
         inside = tuple(f"{place}/" for place in places)

@@ -113,6 +113,8 @@ class RegionContrast(Objective):
                 raise ValueError(
                     f"whole_crop_area must be (low, high) with 0 < low <= high <= 1, got ({low:g}, {high:g})"
                 )
+            if self.regions == (1, 1, 1):
+                raise ValueError("regions must be two or more, got 1 x 1 x 1")
 
         def views(self, default: ViewSpec) -> tuple[ViewSpec, ...]:
             """Two local clips and one over the whole video."""
@@ -174,7 +176,7 @@ class RegionContrast(Objective):
             return self(encodings, batch, progress)
         import torch
 
-        encodings = self._pooled(encodings)
+        encodings = self._pooled(encodings, batch)
         with torch.no_grad():
             regions = self._regions(encodings, batch)
         seen = self._low_level(regions, encodings, batch)
@@ -187,7 +189,7 @@ class RegionContrast(Objective):
         """Terms of the loss; see `Objective.forward`."""
         import torch
 
-        encodings = self._pooled(encodings)
+        encodings = self._pooled(encodings, batch)
         regions = self._regions(encodings, batch)
         sums, counts, figures = self._contrast(regions)
         if self.options.order_weight and self.options.whole_view:
@@ -208,9 +210,11 @@ class RegionContrast(Objective):
         self.figures = figures
         return Terms(torch.stack(sums), torch.stack(counts))
 
-    def _pooled(self, encodings: Mapping[str, Encoding]) -> Mapping[str, Encoding]:
-        """Encodings whose maps have a cell for each region."""
+    def _pooled(self, encodings: Mapping[str, Encoding], batch: Batch) -> Mapping[str, Encoding]:
+        """Encodings whose maps have a cell for each region: the mean of its cells that are no padding."""
         from torch.nn import functional
+
+        from carl_ray.layers.heads import real_cells
 
         wanted = self.options.regions
         if wanted is None:
@@ -225,8 +229,11 @@ class RegionContrast(Objective):
                     f"view {name}, got {' x '.join(map(str, wanted))}"
                 )
             sides = [number // regions for number, regions in zip(cells, wanted, strict=True)]
-            maps = functional.avg_pool3d(encoding.maps.flatten(0, 1), sides)
-            pooled[name] = encoding._replace(maps=maps.unflatten(0, encoding.maps.shape[:2]))
+            real = real_cells(batch.views[name].mask, cells[0]).to(encoding.maps.dtype)
+            real = real.flatten(0, 1)[:, None, :, None, None]
+            sums = functional.avg_pool3d(encoding.maps.flatten(0, 1) * real, sides)
+            share = functional.avg_pool3d(real, (sides[0], 1, 1)).clamp(min=1 / sides[0])
+            pooled[name] = encoding._replace(maps=(sums / share).unflatten(0, encoding.maps.shape[:2]))
         return pooled
 
     def _regions(self, encodings: Mapping[str, Encoding], batch: Batch) -> dict[str, Regions]:

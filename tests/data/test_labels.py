@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -444,11 +445,13 @@ def test_hints_are_for_the_first_names_only(tmp_path: Path) -> None:
 
 
 def test_after_a_mistake_the_command_to_go_on_is_named(tmp_path: Path) -> None:
-    uri = str(tmp_path / "m.parquet")
+    uri, labels = str(tmp_path / "m.parquet"), str(tmp_path / "my labels.csv")
     write_table(manifest(), uri)
-    (tmp_path / "l.csv").write_text("video,label\nnone,x\n")
+    Path(labels).write_text("video,label\nnone,x\n")
     with pytest.raises(UserError) as caught:
-        label_manifest(uri, LabelOptions(files=(str(tmp_path / "l.csv"),)))
-    assert caught.value.args[0].endswith(
-        f"nothing was joined. The videos are in {uri}: correct this, then run `carl-ray index --update {uri}`"
-    )
+        label_manifest(uri, LabelOptions(files=(labels,), split_by="video"))
+    _, _, command = caught.value.args[0].partition(f"The videos are in {uri}: correct this, then run: ")
+    assert shlex.split(command) == [
+        *("carl-ray", "index", "--update", uri, "--labels", labels),
+        *("--split-by", "video", "--test-fraction", "0.3", "--seed", "0"),
+    ]

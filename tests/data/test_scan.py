@@ -150,6 +150,12 @@ def test_a_rate_or_a_duration_that_cannot_be_is_not_known(tmp_path, monkeypatch)
     index_folder(str(tmp_path), str(tmp_path / "m.parquet"))
     (row,) = read_manifest(str(tmp_path / "m.parquet")).to_pylist()
     assert (row["fps"], row["duration"], row["num_frames"]) == (None, None, probed["num_frames"])
+    # Nor in a manifest of an earlier version, whose videos are not read again.
+    old = pa.Table.from_pylist([row | {"fps": 0.0, "duration": -1.0}], schema=SCHEMA)
+    write_table(old, str(tmp_path / "m.parquet"))
+    monkeypatch.setattr(scan, "probe_all", lambda files, *_: iter(()))
+    index_folder(str(tmp_path), str(tmp_path / "m.parquet"))
+    assert read_manifest(str(tmp_path / "m.parquet")).to_pylist() == [row]
 
 
 def test_links_and_names_are_accounted_for(make_video, ray_session, tmp_path):

@@ -175,8 +175,10 @@ def test_codes_of_the_true_cells_reach_the_entropy(cells: int):
     assert figures["rank_of_best"].tolist() == [number, number]
 
 
-def test_cells_of_padding_are_neither_anchors_nor_candidates():
-    made, batch = objective(information_weight=0, order_weight=0), batch_of(2)
+@pytest.mark.parametrize("pooled", [None, (1, 2, 2)])
+def test_cells_of_padding_are_neither_anchors_nor_candidates(pooled: tuple[int, int, int] | None):
+    made = objective(information_weight=0, order_weight=0, regions=pooled).eval()
+    batch = batch_of(2)
     local = batch.views[LOCAL]
     mask = local.mask.clone()
     mask[:, :, 5:] = False  # One of four frames of the second cell in time is real.
@@ -187,8 +189,8 @@ def test_cells_of_padding_are_neither_anchors_nor_candidates():
         maps = encodings[LOCAL].maps.detach().clone()  # type: ignore[union-attr]
         maps[:, :, :, 1] += padding
         encodings[LOCAL] = encodings[LOCAL]._replace(maps=maps)
-        made.eval()
-        assert made._regions(encodings, batch)[LOCAL].mask[0, 0].tolist() == [True] * 4 + [False] * 4
+        mask_of = made._regions(made._pooled(encodings, batch), batch)[LOCAL].mask[0, 0].tolist()
+        assert mask_of == ([True] * 4 + [False] * 4 if pooled is None else [True] * 4)
         found.append(made(encodings, batch, 1.0))
     torch.testing.assert_close(found[0], found[1])
     assert int(found[0].counts.sum()) > 0
@@ -260,7 +262,7 @@ def test_one_cell_is_refused():
 def test_regions_are_means_of_cells_with_their_boxes():
     made, batch = objective(regions=(1, 2, 1), information_weight=0).eval(), batch_of(2)
     encodings = encodings_of(batch)
-    found = made._regions(made._pooled(encodings), batch)
+    found = made._regions(made._pooled(encodings, batch), batch)
     for name, encoding in encodings.items():
         pooled = encoding.maps.mean((3, 5), keepdim=True)  # type: ignore[union-attr]
         expected = functional.normalize(made.projection(pooled.flatten(0, 1)).flatten(2).mT, dim=-1)
@@ -269,6 +271,8 @@ def test_regions_are_means_of_cells_with_their_boxes():
     cells = made(encodings, batch, 1.0)
     # Order has its cells in time all the same.
     assert int(cells.counts[-1]) == 2 * 2 * 4
+    with pytest.raises(ValueError, match="regions must be two or more"):
+        objective(regions=(1, 1, 1))
     with pytest.raises(ValueError, match="divide the 2 x 2 x 2 cells of the view local, got 1 x 3 x 1"):
         objective(regions=(1, 3, 1))(encodings, batch, 1.0)
 
