@@ -25,42 +25,43 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from carl_ray import storage
-from carl_ray.data.manifest import SCHEMA, refuse_pickles
+from carl_ray.data.manifest import refuse_pickles
 from carl_ray.errors import UserError
 
 Form = Literal["intervals", "events", "frames", "videos"]
 
 _COLUMNS = {
-    "video": "media file name|media file path|media file|video|video id|video name|video file|video path|filename|"
-    "file name|file|filepath|file path|path|clip|observation id",
-    "start": "start|start time|starttime|time start|t start|begin|begin time|onset|from",
-    "end": "end|end time|endtime|time end|t end|stop|stop time|offset|to",
-    "duration": "duration",
-    "start_frame": "start frame|startframe|frame start|begin frame",
-    "end_frame": "end frame|endframe|frame end|stop frame",
-    "frame": "frame|frame index|frame number|frame id",
-    "time": "time|timestamp|seconds",
+    "video": "video|video_id|media file name|media file path|media file|file path|file name|file|observation id||"
+    "video name|video file|video path|filename|filepath|path|clip",
+    "start": "start|start (s)||start time|starttime|time start|t start|begin|begin time|onset|from",
+    "end": "end|stop|stop (s)||end time|endtime|time end|t end|stop time|offset|to",
+    "duration": "||duration",
+    "start_frame": "start_frame||startframe|frame start|begin frame",
+    "end_frame": "end_frame||endframe|frame end|stop frame",
+    "frame": "frame||frame index|frame number|frame id",
+    "time": "time|time_s|time (s)|seconds||timestamp",
     "event": "event",
-    "label": "label|phase|phase name|behavior|behaviour|annotation|class|action|category|activity|name|tag",
+    "label": "label|phase|behavior|annotation||phase name|behaviour|class|action|category|activity|name|tag",
     "kind": "behavior type|status",
     "subject": "subject",
     "source": "source",
     "observation": "observation id",
-    "offset": "time offset s",
+    "time offset": "time offset (s)",
 }
-"""Names of each column as `_plain` writes them, those of ELAN and BORIS among them; the first with content is used."""
+"""Exact names of each column, then others, as `_plain` writes them, that may also be columns of one's own.
+
+A form of exact names comes before any other; of several names of a column the first with content is used.
+"""
 _TIMES = ("start", "end", "time", "duration")
 """Columns whose names may end in a unit."""
 _UNIT = re.compile(
     r"( in)? (s|secs?|seconds?|ms|msecs?|milliseconds?|ss msec|hh mm ss( ms| ff)?|(smpte|pal|ntsc).*)$"
 )
 _MILLISECONDS = re.compile(r"(?<!ss) (ms|msecs?|milliseconds?)$")
-_LIKE_A_TIME = re.compile(
-    r"\b(start(time|frame)?|begin|onset|end(time|frame)?|stop|frame|time|timestamp|timecode|secs?|seconds?|ms|msec)\b"
-    r"(?! rate| of day)|^(offset|from|to)$"
-)
-"""A column of a video, other than those of the manifest, that is a misspelt one of another form instead."""
-_FORMS: list[tuple[Form, tuple[str, ...]]] = [
+_LIKE_A_TIME = re.compile(r"\b(start|begin|onset|end|stop|time|timestamp|timecode|frame(?! step| times))\b")
+_BOUNDARY = re.compile(r"((time|t|frame) )?(start|begin|onset|end|stop)( ?(time|frame))?( \d+)?")
+"""A column of intervals, whose form is wrong, unless there is a label or split of the video."""
+_FORMS: list[tuple[Form, tuple[str, ...]]] = [  # all but `videos`
     ("intervals", ("time", "kind", "label")),
     ("intervals", ("start", "end", "label")),
     ("intervals", ("start", "duration", "label")),
@@ -69,14 +70,14 @@ _FORMS: list[tuple[Form, tuple[str, ...]]] = [
     ("events", ("frame", "event")),
     ("frames", ("frame", "label")),
     ("frames", ("time", "label")),
-    ("videos", ("video",)),
 ]
 _EXPECTED = (
     "expected columns video,start,end,label in seconds (or start_frame,end_frame), video,time,event, "
     "video,frame,label, or video with label, split or others"
 )
 _KINDS = {"POINT", "START", "STOP", "STATE"}
-"""What BORIS has in the column `kind`, without which a file is none of its."""
+"""What BORIS has in the column `kind`; with other values a file is not one of its."""
+_EMPTY = ("", "NA")
 _NO_TIER = re.compile(r"begin time|end time|duration|file path|file name|participant|tier$|$")
 """Columns of an ELAN export that are no tier."""
 _MEDIA = re.compile(r'"?#(file://)?(?P<path>.+?) -- offset: (?P<offset>-?\d+)')
@@ -163,21 +164,25 @@ def _text_cells(content: bytes) -> list[list[str]]:
     except UnicodeDecodeError:
         raise ValueError("its text is not UTF-8: save it as CSV UTF-8") from None
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith(_COMMENT)]
-    heads = {one: [line.split(one) for line in lines[:_MOST_LINES_BEFORE]] for one in "\t;,"}
-    elan = [delimiter for delimiter, head in heads.items() if head and _is_elan(head[0])]
-    others = [delimiter for delimiter, head in heads.items() if any(map(_form, head))]
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=(*elan, *others, ",")[0],
-        quoting=csv.QUOTE_NONE if elan[:1] == ["\t"] else csv.QUOTE_MINIMAL,  # ELAN writes quotes as they are
-        strict=True,
-    )
-    cells: list[list[str]] = []
+    head = [line[: csv.field_size_limit()] for line in lines[:_MOST_LINES_BEFORE]]
+    tables = {one: [next(csv.reader([line], delimiter=one)) for line in head] for one in ",;\t"}
+    elan = {one for one, rows in tables.items() if rows and _is_elan(rows[0])}
+    headers = {one: _find_header(rows) or (len(rows), "videos", {}) for one, rows in tables.items()}
+    delimiter = min(headers, key=lambda one: (one not in elan, headers[one][1] == "videos", headers[one][0]))
+    # ELAN writes quotes as they are; elsewhere an open one takes in the last row.
+    quote = "\0" if delimiter == "\t" and "\t" in elan and lines[0][0] != '"' else '"'
+    reader = csv.reader(io.StringIO(f"{text}\nend", newline=""), delimiter=delimiter, quotechar=quote)
     try:
-        for row in reader:
-            cells += [row]
+        cells = [*reader]
     except csv.Error as error:
-        raise ValueError(f"row {len(cells) + 1}: {error}: close, double or remove its quote") from None
+        raise ValueError(f"line {reader.line_num}: {error}") from None
+    if cells.pop() != ["end"]:
+        raise ValueError(f"row {len(cells) + 1}: a quote is open to the end: close, double or remove it")
+    at, form, _ = headers[delimiter]
+    num_between = len(tables[delimiter][at]) - 1 if form != "videos" else 0
+    for number, row in enumerate(cells, 1) if form != "videos" else ():
+        if any(line.count(delimiter) == num_between for cell in row for line in cell.split("\n")[1:]):
+            raise ValueError(f"row {number}: a cell has a line break and a row below it: is a quote missing?")
     return cells
 
 
@@ -189,8 +194,19 @@ def _recognise(name: str, cells: list[list[str]], first: int) -> LabelFile:
         for number, row in enumerate(cells, first)
         if any(cell.strip() for cell in row)
     ]
-    below_comments = [*dropwhile(lambda row: row[1][0].startswith(_COMMENT), rows)]
-    header, places, form, below = _below_header(_elan_rows(rows, of_file) or below_comments)
+    below_comments = dropwhile(lambda row: row[1][0][:1] == "#", rows)
+    table = _elan_rows(rows, of_file) or [
+        (place, row)
+        for place, row in below_comments
+        if row[0][:2] != "# " and (row[0][:1] != "#" or any(row[1:]))
+    ]
+    if (found := _find_header([row for _, row in table])) is None:
+        got = ", ".join(table[0][1])[:200] if table else "an empty file"
+        raise ValueError(f"{_EXPECTED}; got {got}")
+    at, form, places = found
+    header, below = ["" if _INDEX.fullmatch(cell.lower()) else cell for cell in table[at][1]], table[at + 1 :]
+    if form == "videos":
+        places |= {cell.lower(): at for at, cell in enumerate(header) if cell and at != places["video"]}
     if not below:
         raise ValueError("it has no rows below its header")
     among = ", ".join(filter(None, header))
@@ -199,35 +215,46 @@ def _recognise(name: str, cells: list[list[str]], first: int) -> LabelFile:
     unused = [cell for place, cell in enumerate(header) if cell and place not in places.values()]
     if unused:
         notes.append(f"columns not used: {', '.join(unused)}")
-    own = [cell for cell in places if _plain(cell) in _COLUMNS["label"].split("|")]
-    if form == "videos" and own and "label" not in places:
-        notes.append(f"{own[0]} is a column of its own: name it label if it is the label of the video")
+    if form == "videos":
+        notes += _notes_of_columns([cell for cell in places if cell != "video"])
     too_long = [(place, len(row)) for place, row in below if any(row[len(header) :])]
     if too_long:
-        place, length = too_long[0]
-        count = f"{place} has {length} cells, the header {len(header)} (rows like this: {len(too_long):,})"
+        count = "{} has {} cells, the header {} (rows like this: {:,})"
         remedy = "is a comma in a number or text? Separate cells by semicolons, or quote them"
-        raise ValueError(f"{count}: {remedy}")
-    plain = {column: _plain(header[at]) for column, at in places.items()}
-    scales = {column: 1e-3 if _MILLISECONDS.search(name) else 1 for column, name in plain.items()}
+        raise ValueError(f"{count.format(*too_long[0], len(header), len(too_long))}: {remedy}")
+    scales = {c: 1e-3 if _MILLISECONDS.search(_plain(header[at])) else 1 for c, at in places.items()}
     # Older versions of BORIS have the offset above the header.
-    above = (row[1:2] for _, row in rows[:_MOST_LINES_BEFORE] if _plain(row[0]) == "time offset s")
-    offset = "".join(next(above, []))
+    above = [row[1] for _, row in rows[:_MOST_LINES_BEFORE] if _plain(row[0]) == "time offset s" and row[1:]]
     label_rows = []
     for place, row in below:
         values = {column: "".join(row[at : at + 1]) for column, at in places.items()}
         if form != "videos":
-            _to_seconds(values, values.pop("offset", offset), scales)
-        if any("\n" in cell for cell in values.values()) and form != "videos":
-            raise ValueError(f"{place}: a cell has a line break: is a quote missing?")
+            _to_seconds(values, values.pop("time offset", "".join(above[:1])), scales, place)
         if "label" in values:
             values["label"] = re.sub(r"^(-?\d+)\.0+$", r"\1", values["label"])
         label_rows.append(LabelRow(place, values.pop("video", of_file), values))
-    columns = tuple(column for column in places if column not in ("video", "offset"))
+    unnamed = ("video",) if form == "videos" else ("video", "time offset")
+    columns = tuple(column for column in places if column not in unnamed)
     file = LabelFile(name, form, columns, label_rows, notes, "" if "video" in places else no_video)
-    if _KINDS & {row.cells.get("kind", "").upper() for row in label_rows}:
-        return _of_boris(file)
-    return replace(file, form="frames") if {"time", "kind"} <= places.keys() else file
+    return _of_boris(file) if form != "videos" and "kind" in places else file
+
+
+def _notes_of_columns(columns: list[str]) -> list[str]:
+    """Notes on columns of a video that may be meant for something else; `ValueError` where they surely are."""
+    labels = [column for column in columns if _plain(column) in _COLUMNS["label"].split("|")]
+    times = [column for column in columns if _LIKE_A_TIME.search(_plain(column))]
+    bounds = [column for column in times if _BOUNDARY.fullmatch(_UNIT.sub("", _plain(column)))]
+    if bounds and not {"label", "split"} & {*columns}:
+        own = f"{bounds[0]!r} looks like a time or a frame; rename it if it is a column of your own"
+        raise ValueError(f"{_EXPECTED}; got {', '.join(columns)[:200]}: {own}")
+    notes = (
+        [f"one row a video, with {', '.join(times)} as columns of your own: no times of phases"]
+        if times
+        else []
+    )
+    if labels and "label" not in columns:
+        notes.append(f"{labels[0]} is a column of its own: name it label if it is the label of the video")
+    return notes
 
 
 def _plain(cell: str) -> str:
@@ -235,61 +262,66 @@ def _plain(cell: str) -> str:
     return re.sub(r"[\W_]+", " ", cell.lower()).strip()
 
 
-def _places(header: list[str]) -> dict[str, list[int]]:
-    """Places of the cells that may be each column, the likeliest name first."""
-    plain = [_plain(cell) for cell in header]
+def _find_header(rows: list[list[str]]) -> tuple[int, Form, dict[str, int]] | None:
+    """Number of the first row with the columns of a form, form, and places of the columns.
+
+    It is of the form `videos` (with the place of the video alone) only where no row is of another.
+    """
+    of_videos: list[tuple[int, int, int]] = []
+    for at, row in enumerate(rows[:_MOST_LINES_BEFORE]):
+        below, lower = rows[at + 1 :], [cell.strip().lower() for cell in row]
+        exact, found = _places(lower, below, is_exact=True), _places(lower, below, is_exact=False)
+        is_labelled = "label" in lower or "split" in lower
+        forms = [form for form in _FORMS if all(exact[column] for column in form[1])]
+        others = [form for form in _FORMS if all(found[column] for column in form[1])]
+        videos = [cells[place] for place in found["video"][:1] for cells in below if cells[place:]]
+        if found["video"] and len({*videos}) == len(videos):  # a date or a name is rather one of the video
+            others = [form for form in others if form[0] == "intervals" and "split" not in lower]
+        if "from" in lower and "to" not in lower:
+            others = [form for form in others if "duration" not in form[1]]
+        for form, columns in [*forms, *others]:
+            boris = ("kind", "subject", "source", "observation") if found["kind"] else ()
+            used = [column for column in ("video", *boris, "time offset", *columns) if found[column]]
+            return at, form, {column: found[column][0] for column in used}
+        # BORIS has "Observation id" in a line before the header as well.
+        if found["video"] and len(row) > 1 and ("observation id" not in lower or is_labelled):
+            of_videos.append((0 if is_labelled else 1 if exact["video"] else 2, at, found["video"][0]))
+            if is_labelled and exact["video"]:
+                break
+    return (min(of_videos)[1], "videos", {"video": min(of_videos)[2]}) if of_videos else None
+
+
+def _places(header: list[str], below: list[list[str]], is_exact: bool) -> dict[str, list[int]]:
+    """Places of the cells of a header in lower case that may be each column, the likeliest first."""
+    plain, found = [*map(_plain, header)], {}
     bare = [_UNIT.sub("", cell) for cell in plain]
-    found = {}
+
+    def is_empty(place: int) -> bool:
+        return all(not row[place:] or row[place] in _EMPTY for row in below)
+
     for column, names in _COLUMNS.items():
-        cells = bare if column in _TIMES else plain
-        found[column] = [at for name in names.split("|") for at, cell in enumerate(cells) if cell == name]
+        known = names.split("||")[0].split("|") if is_exact else [*map(_plain, names.split("|"))]
+        cells = header if is_exact else bare if column in _TIMES else plain
+        places = [at for name in known for at, cell in enumerate(cells) if cell and cell == name]
+        found[column] = sorted(dict.fromkeys(places), key=is_empty)
+    kinds = {row[at].upper() for at in found["kind"][:1] for row in below if row[at:]} - {*_EMPTY}
+    if not kinds or not kinds <= _KINDS:
+        found["kind"] = []
+    else:  # a variable of BORIS may be called video
+        found["video"].sort(key=lambda at: (is_empty(at), not header[at].startswith("media file")))
     return found
 
 
-def _form(header: list[str]) -> tuple[Form, tuple[str, ...]] | None:
-    """Form that a header tells, with its columns; None for a row that is no header."""
-    found = _places(header)
-    told = next((form for form in _FORMS if all(found[column] for column in form[1])), None)
-    # BORIS has "Observation id" in a line before the header as well.
-    is_line_before = len(header) == 1 or [*filter(None, map(_plain, header))][:1] == ["observation id"]
-    return None if told and told[0] == "videos" and is_line_before else told
-
-
-def _below_header(rows: list[_Row]) -> tuple[list[str], dict[str, int], Form, list[_Row]]:
-    """Header, place of each column of the form, form, and rows below."""
-    head = enumerate(rows[:_MOST_LINES_BEFORE])
-    told = next(((at, *recognised) for at, (_, row) in head if (recognised := _form(row))), None)
-    if told is None:
-        got = ", ".join(rows[0][1])[:200] if rows else "an empty file"
-        raise ValueError(f"{_EXPECTED}; got {got}")
-    at, form, columns = told
-    header, below = rows[at][1], rows[at + 1 :]
-
-    def is_empty(place: int) -> bool:
-        return all(row[place : place + 1] in ([], [""], ["NA"]) for _, row in below)
-
-    found = {column: sorted(places, key=is_empty) for column, places in _places(header).items()}
-    header = ["" if _INDEX.fullmatch(cell.lower()) else cell for cell in header]
-    if form != "videos":
-        boris = ("kind", "subject", "source", "observation") if found["kind"] else ()
-        used = [column for column in ("video", *boris, "offset", *columns) if found[column]]
-        return header, {column: found[column][0] for column in used}, form, below
-    video = found["video"][0]
-    others = {cell.lower(): place for place, cell in enumerate(header) if cell and place != video}
-    for cell, place in others.items():
-        if cell not in SCHEMA.names and _LIKE_A_TIME.search(_plain(cell)):
-            own = f"{header[place]!r} looks like a time or a frame; rename it if it is a column of your own"
-            raise ValueError(f"{_EXPECTED}; got {', '.join(header)[:200]}: {own}")
-    return header, {"video": video, **others}, form, below
-
-
-def _to_seconds(cells: dict[str, str], offset: str, scales: dict[str, float]) -> None:
+def _to_seconds(cells: dict[str, str], offset: str, scales: dict[str, float], place: str) -> None:
     """Turn times into seconds, without their offset, and a duration into an end; leave to `Clock` what is no time."""
-    shift = 0 if offset in ("", "NA") else -seconds(offset)
+    try:
+        shift = 0 if offset.lower() in ("", "na", "nan", "none") else seconds(offset)
+    except ValueError as error:
+        raise ValueError(f"{place}: time offset (s): {error}") from None
     for column in ("start", "end", "time"):
         if column in cells and (scales[column], shift) != (1, 0):
             with suppress(ValueError):
-                cells[column] = str(seconds(cells[column]) * scales[column] + shift)
+                cells[column] = str(seconds(cells[column]) * scales[column] - shift)
     if "duration" in cells:
         cells["end"] = cells.pop("duration")
         with suppress(ValueError):
@@ -299,10 +331,14 @@ def _to_seconds(cells: dict[str, str], offset: str, scales: dict[str, float]) ->
 def _of_boris(file: LabelFile) -> LabelFile:
     """States (START and STOP, or rows with both times) are intervals; points alone are events."""
     videos: dict[str, str] = {}
-    for row in file.rows:
+    for at, row in enumerate(file.rows):
         observation, player = row.cells.get("observation", ""), row.cells.get("source", "").partition("|")[0]
-        is_another = videos.setdefault(observation, row.video) != row.video
-        if is_another or (player.startswith("player #") and ";" in player):
+        if observation in _EMPTY:
+            continue
+        if row.video.lower() == "not found":  # past the end of the media file
+            file.rows[at] = replace(row, video=videos.get(observation, row.video))
+            continue
+        if videos.setdefault(observation, row.video) != row.video or re.match("player #.*;", player):
             several = (
                 f"observation {observation!r} has several media files in a player, which BORIS times as one"
             )
@@ -331,7 +367,10 @@ def _of_boris(file: LabelFile) -> LabelFile:
 
 def _is_elan(first: list[str]) -> bool:
     """Whether this is the first row of an export of ELAN, with or without a header."""
-    return any(cell.lower().startswith("begin time - ") for cell in first) or _elan_cells(first) is not None
+    times = [
+        cell for cell in first if cell.lower().startswith(("begin time - ", "end time - ", "duration - "))
+    ]
+    return len(times) > 1 or _elan_cells(first) is not None
 
 
 def _elan_rows(rows: list[_Row], of_file: str) -> list[_Row]:
