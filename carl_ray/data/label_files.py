@@ -83,6 +83,7 @@ _NO_TIER = re.compile(r"begin time|end time|duration|file path|file name|partici
 _MEDIA = re.compile(r'"?#(file://)?(?P<path>.+?) -- offset: (?P<offset>-?\d+)')
 """Line of an ELAN export that names the video, and the milliseconds left out at its start."""
 _COMMENT = ("#", '"#')
+_COMMENT_BELOW = re.compile(r"# |#[^\t]*$")  # no video such as #1.mp4
 _INDEX = re.compile(r"__index_level_\d+__|unnamed: \d+")
 """Names that pandas gives the column of its index."""
 _MOST_LINES_BEFORE = 60
@@ -195,11 +196,8 @@ def _recognise(name: str, cells: list[list[str]], first: int) -> LabelFile:
         if any(cell.strip() for cell in row)
     ]
     below_comments = dropwhile(lambda row: row[1][0][:1] == "#", rows)
-    table = _elan_rows(rows, of_file) or [
-        (place, row)
-        for place, row in below_comments
-        if row[0][:2] != "# " and (row[0][:1] != "#" or any(row[1:]))
-    ]
+    uncommented = [row for row in below_comments if not _COMMENT_BELOW.match("\t".join(row[1]).rstrip())]
+    table = _elan_rows(rows, of_file) or uncommented
     if (found := _find_header([row for _, row in table])) is None:
         got = ", ".join(table[0][1])[:200] if table else "an empty file"
         raise ValueError(f"{_EXPECTED}; got {got}")
@@ -211,10 +209,8 @@ def _recognise(name: str, cells: list[list[str]], first: int) -> LabelFile:
         raise ValueError("it has no rows below its header")
     among = ", ".join(filter(None, header))
     no_video = f"no column video among {among}: the labels are those of {of_file}"
-    notes = [] if "video" in places else [no_video]
-    unused = [cell for place, cell in enumerate(header) if cell and place not in places.values()]
-    if unused:
-        notes.append(f"columns not used: {', '.join(unused)}")
+    unused = ", ".join(cell for at, cell in enumerate(header) if cell and at not in places.values())
+    notes = [no_video] * ("video" not in places) + [f"columns not used: {unused}"] * bool(unused)
     if form == "videos":
         notes += _notes_of_columns([cell for cell in places if cell != "video"])
     too_long = [(place, len(row)) for place, row in below if any(row[len(header) :])]
@@ -233,8 +229,7 @@ def _recognise(name: str, cells: list[list[str]], first: int) -> LabelFile:
         if "label" in values:
             values["label"] = re.sub(r"^(-?\d+)\.0+$", r"\1", values["label"])
         label_rows.append(LabelRow(place, values.pop("video", of_file), values))
-    unnamed = ("video",) if form == "videos" else ("video", "time offset")
-    columns = tuple(column for column in places if column not in unnamed)
+    columns = tuple(c for c in places if c != "video" and (c != "time offset" or form == "videos"))
     file = LabelFile(name, form, columns, label_rows, notes, "" if "video" in places else no_video)
     return _of_boris(file) if form != "videos" and "kind" in places else file
 
@@ -247,11 +242,7 @@ def _notes_of_columns(columns: list[str]) -> list[str]:
     if bounds and not {"label", "split"} & {*columns}:
         own = f"{bounds[0]!r} looks like a time or a frame; rename it if it is a column of your own"
         raise ValueError(f"{_EXPECTED}; got {', '.join(columns)[:200]}: {own}")
-    notes = (
-        [f"one row a video, with {', '.join(times)} as columns of your own: no times of phases"]
-        if times
-        else []
-    )
+    notes = [f"one row a video: {', '.join(times)} are columns of your own, no times of phases"] * bool(times)
     if labels and "label" not in columns:
         notes.append(f"{labels[0]} is a column of its own: name it label if it is the label of the video")
     return notes
@@ -333,14 +324,13 @@ def _of_boris(file: LabelFile) -> LabelFile:
     videos: dict[str, str] = {}
     for at, row in enumerate(file.rows):
         observation, player = row.cells.get("observation", ""), row.cells.get("source", "").partition("|")[0]
-        if observation in _EMPTY:
-            continue
         if row.video.lower() == "not found":  # past the end of the media file
             file.rows[at] = replace(row, video=videos.get(observation, row.video))
+        elif observation in _EMPTY:
             continue
-        if videos.setdefault(observation, row.video) != row.video or re.match("player #.*;", player):
+        elif videos.setdefault(observation, row.video) != row.video or re.match("player #.*;", player):
             several = (
-                f"observation {observation!r} has several media files in a player, which BORIS times as one"
+                f"observation {observation!r} has several media files in a player, with one time for all"
             )
             raise ValueError(f"{row.place}: {several}: export one media file at a time")
     states = [row for row in file.rows if row.cells["kind"].upper() != "POINT"]
@@ -367,10 +357,8 @@ def _of_boris(file: LabelFile) -> LabelFile:
 
 def _is_elan(first: list[str]) -> bool:
     """Whether this is the first row of an export of ELAN, with or without a header."""
-    times = [
-        cell for cell in first if cell.lower().startswith(("begin time - ", "end time - ", "duration - "))
-    ]
-    return len(times) > 1 or _elan_cells(first) is not None
+    columns = ("begin time - ", "end time - ", "duration - ")
+    return sum(cell.lower().startswith(columns) for cell in first) > 1 or _elan_cells(first) is not None
 
 
 def _elan_rows(rows: list[_Row], of_file: str) -> list[_Row]:

@@ -110,7 +110,7 @@ def test_times_are_no_columns_of_a_video(column: str, tmp_path: Path) -> None:
     for own in ("label", "split"):
         joined, notes = join(tmp_path, f"video,{own},{column},lead_time\na,test,1,2\n")
         assert joined.column("lead_time")[0].as_py() == "2"
-        assert f"one row a video, with {column.lower()}, lead_time as columns of your own" in notes
+        assert f"one row a video: {column.lower()}, lead_time are columns of your own" in notes
 
 
 def test_columns_that_may_be_the_label_of_a_video_are_named(tmp_path: Path) -> None:
