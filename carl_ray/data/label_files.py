@@ -8,6 +8,8 @@ The columns tell the form, in any order and case (`_COLUMNS` has other names tha
     videos      video and any of label, split and other columns, one row a video
 
 A file without a column `video` is about the video of its own name: `a.csv` about `a.mp4`. Nothing is joined here.
+
+More than 400 lines: forms and exports share the search for the header and its columns.
 """
 
 from __future__ import annotations
