@@ -180,7 +180,9 @@ def add_config_options(parser: argparse.ArgumentParser, arguments: Sequence[str]
     except ValueError as error:
         raise UserError(f"command line: {error}") from None
     group = parser.add_argument_group("configuration (defaults are the paper's; a preset may change them)")
-    defaults = configuration.to_document(configuration.Config(preset="default", objective=objective))
+    # Apart: an objective on clips fits no encoder of frames, as the default is.
+    defaults = configuration.to_document(configuration.Config(preset="default"))
+    defaults["objective"] = dataclasses.asdict(objective)
     known = field_names(objective.name)
     for name, description in known.items():
         section, _, field = name.partition(".")

@@ -9,6 +9,7 @@ import pytest
 
 from carl_ray.config import Config, ModelConfig, objective_options
 from carl_ray.errors import UserError
+from carl_ray.objectives.choice import OBJECTIVES
 from carl_ray.options import (
     OptionParser,
     add_config_options,
@@ -196,6 +197,15 @@ def test_the_options_of_the_chosen_objective() -> None:
     changed = overridden(base, {"objective.name": "tcn", "objective.window": "9"})
     assert changed.objective == objective_options("tcn", temperature=0.3, window=9.0)
     assert overridden(CONFIG, {"objective.name": "weak_scl"}).objective == objective_options("weak_scl")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_has_its_options(name: str) -> None:
+    """Also one on clips, whose encoder a preset has, and the defaults have not."""
+    parser = OptionParser(prog="command", allow_abbrev=False)
+    add_config_options(parser, ["clips_demo", "--objective.name", name])
+    listed = set(re.findall(r"--objective\.(\w+)", parser.format_help()))
+    assert listed == {field.name for field in dataclasses.fields(objective_options(name))}
 
 
 @pytest.mark.parametrize(

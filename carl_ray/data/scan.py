@@ -197,10 +197,8 @@ def _read_earlier(source: str | list[str], out: str) -> tuple[pa.Table, pa.Table
         known = read_manifest(out, check=False)
         added = [name for name in known.column_names if name not in SCHEMA.names]
         known = known.select([*SCHEMA.names, *added])
-        for name in (
-            "fps",
-            "duration",
-        ):  # An earlier version kept what a file says, which readers refuse now.
+        # An earlier version kept what a file says, which readers refuse now.
+        for name in ("fps", "duration"):
             place, values = known.schema.get_field_index(name), known.column(name)
             usable = pc.if_else(pc.greater(values, 0), values, None)
             known = known.set_column(place, known.schema.field(name), usable)
