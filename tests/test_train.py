@@ -26,6 +26,7 @@ from carl_ray.config import Config, ModelConfig
 from carl_ray.data.manifest import SCHEMA, read_manifest, videos_digest, write_table
 from carl_ray.data.scan import index_folder
 from carl_ray.datasets import choreography, embedded
+from carl_ray.errors import UserError
 from carl_ray.evaluation.corpus import EmbeddingSettings
 from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, write_part
 from carl_ray.fitting import FittedRun
@@ -108,6 +109,20 @@ def test_mistakes_are_told_before_features_are_cached(
     status, line = failure(capsys, train.main, *arguments)
     assert (status, expected in line) == (2, True), line
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_a_run_fit_an_objective_whose_classes_are_not_counted_yet(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*_: object, **__: object) -> None:
+        raise UserError("Ray would start now")
+
+    monkeypatch.setattr("carl_ray.session.connect", connect)
+    step = TrainingStep(PRESETS["clips_demo"](), torch.device("cpu"), 10)
+    save_checkpoint(str(tmp_path / "run"), step, Progress(5, 40, 0, 0, 0.0, "0"), keep=1)
+    arguments = ["clips_demo", "--objective.name", "clip_classes", "--model.init_from", str(tmp_path / "run")]
+    status, line = failure(capsys, train.main, *arguments, "--run-dir", str(tmp_path / "tuned"))
+    assert (status, line) == (2, "carl_ray: Ray would start now")
 
 
 def test_checkpoint_that_does_not_fit(
