@@ -2,8 +2,11 @@
 
     python -m carl_ray.compare EVALUATION EVALUATION --out table.md
 
+    python -m carl_ray.compare EVALUATION EVALUATION EVALUATION --mean --out table.md
+
 EVALUATION is a folder that `python -m carl_ray.evaluate` wrote; its preset selects the paper's numbers, those of table
-14 for kinetics400 (no tuning) and kinetics400_to_penn_action (tuned).
+14 for kinetics400 (no tuning) and kinetics400_to_penn_action (tuned). With --mean the table has every metric that all
+evaluations share, and its mean: over the splits of a data set, or over seeds.
 """
 
 from __future__ import annotations
@@ -17,16 +20,18 @@ from typing import Any
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.controls import shown_variants
+from carl_ray.evaluation.tasks import metric_of
 from carl_ray.options import OptionParser
 from carl_ray.paper import paper_numbers
-from carl_ray.report.tables import metric_rows
+from carl_ray.report.tables import mean_text, metric_names, metric_rows
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit status 0 only when the table is written."""
     with one_line_errors():
         options = _parse(arguments)
-        table = comparison([_read(folder) for folder in options.evaluations])
+        documents = [_read(folder) for folder in options.evaluations]
+        table = averages(documents) if options.mean else comparison(documents)
         storage.write_bytes(options.out, table.encode())
         print(table)
         print(f"table: {storage.public_uri(options.out)}")
@@ -36,7 +41,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = OptionParser(prog="python -m carl_ray.compare", description=__doc__)
     parser.add_argument("evaluations", nargs="+", metavar="EVALUATION", help="folder with a metrics.json")
     parser.add_argument("--out", required=True, metavar="FILE", help="for the table, as Markdown")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--mean", action="store_true", help="mean and deviation of every metric that all share"
+    )
+    options = parser.parse_args(arguments)
+    if options.mean and len(options.evaluations) < 2:
+        raise UserError("--mean: expected at least two evaluations, got one")
+    return options
 
 
 def _read(folder: str) -> dict[str, Any]:
@@ -81,15 +92,42 @@ def comparison(documents: Sequence[Mapping[str, Any]]) -> str:
         said = paper.title if same_data else f"{paper.title}, other data"
         lines.append([f"… paper: {said}", *(paper.numbers.get(name, "–") for name in names)])
     header = ["", *(titles.get(name, name) for name in names)]
-    table = [header, ["---"] * len(header), *lines]
     level = documents[0]["bootstrap"]["level"]
     return (
-        "\n".join(f"| {' | '.join(cells)} |" for cells in table)
-        + f"\n\nIn brackets the {level:.0%} bootstrap interval over test videos ("
+        f"{_markdown([header, *lines])}\n\nIn brackets the {level:.0%} bootstrap interval over test videos ("
         + ", ".join(str(document["test"]["videos"]) for document in documents)
         + "). *untrained*: the same encoder before any training on videos; *positions*: the sine-cosine code alone; "
         + "*chance*: random vectors. They know nothing of another seed of training.\n"
     )
+
+
+def averages(documents: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of every metric that all evaluations have: each value, the mean, and those of the controls.
+
+    Args:
+        documents: Of metrics.json, at least two.
+    """
+    names = [name for name in metric_names(documents[0]) if all(name in d["trained"] for d in documents)]
+    variants = [v for v in shown_variants(documents[0]) if all(document.get(v) for document in documents)]
+    numbers = [str(number) for number in range(1, len(documents) + 1)]
+    means = ["mean" if variant == "trained" else f"mean, *{variant}*" for variant in variants]
+    lines = [["", *numbers, *means]]
+    for name in names:
+        metric = metric_of(name, documents[0])
+        entries = {variant: [document[variant].get(name) for document in documents] for variant in variants}
+        cells = [str(row.cells["trained"]) for d in documents for row in metric_rows(d, [name])]
+        lines.append([metric.title, *cells, *(mean_text(metric, of_one) for of_one in entries.values())])
+    level = documents[0]["bootstrap"]["level"]
+    videos = ", ".join(f"{document['test']['videos']:,}" for document in documents)
+    return (
+        f"{_markdown(lines)}\n\nIn brackets the {level:.0%} bootstrap interval over test videos ({videos}); ± is the "
+        f"deviation of the {len(documents)} evaluations.\n"
+    )
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    header, *rows = lines
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
 
 
 def _plain(text: str) -> str:

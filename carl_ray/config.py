@@ -387,6 +387,7 @@ _ADDED = (
     ("optimizer", "warmup", 0.0),
     ("optimizer", "encoder_scale", 1.0),
     ("objective", "regions", None),
+    ("objective", "span", "stride"),
 )
 """Fields that later versions added, with the values that change nothing."""
 

@@ -70,6 +70,27 @@ def test_numbers_of_other_data_are_said_to_be(tmp_path: Path) -> None:
     assert "| 93.07 | 0.918 |" in text
 
 
+def test_mean_over_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = ("phase_classification", "kendalls_tau")
+    folders = [
+        write_metrics(tmp_path / "1", "regions_ucf101", 0.9, metrics),
+        write_metrics(tmp_path / "2", "regions_ucf101", 0.93, ("video_recall_at_1", *metrics)),
+        write_metrics(tmp_path / "3", "regions_ucf101", 0.96, metrics),
+    ]
+    out = tmp_path / "table.md"
+    compare.main([*folders, "--mean", "--out", str(out)])
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in out.read_text().splitlines()[:4]
+    ]
+    assert table[0] == ["", "1", "2", "3", "mean", "mean, *positions*", "mean, *chance*"]
+    values = ["90.0 [89.0, 91.0]", "93.0 [92.0, 94.0]", "96.0 [95.0, 97.0]", "93.0 ± 3.0", "50.0 ± 0.0"]
+    assert table[2] == ["phase classification (%)", *values, "undefined"]
+    assert table[3][0] == "Kendall's tau" and table[3][4] == "0.930 ± 0.030"
+
+    error = failure(capsys, compare, folders[0], "--mean", "--out", out)
+    assert "--mean: expected at least two evaluations, got one" in error
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"trained": {}}'])
 def test_what_is_no_evaluation(
     content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -7,6 +7,7 @@ crop as a multiple of T, beta the part of the shorter crop that both crops share
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -152,12 +153,34 @@ def sample_whole(num_video_frames: int, num_frames: int, rng: np.random.Generato
 
     A video with S < T keeps all its frames and is padded; the clip stands for T frames.
     """
+    return _whole(num_video_frames, num_frames, rng.integers)
+
+
+def even_whole(num_video_frames: int, num_frames: int, place: float) -> ViewIndices:
+    """As `sample_whole`, with the frame at the same place of every part.
+
+    Args:
+        num_video_frames: S.
+        num_frames: T.
+        place: In a part, from 0, its beginning, to below 1, its end.
+    """
+    return _whole(
+        num_video_frames,
+        num_frames,
+        lambda starts, stops: starts + np.floor(place * (stops - starts)).astype(np.int64),
+    )
+
+
+def _whole(
+    num_video_frames: int,
+    num_frames: int,
+    choose: Callable[[Int64[np.ndarray, " time"], Int64[np.ndarray, " time"]], Int64[np.ndarray, " time"]],
+) -> ViewIndices:
+    """A clip of the frame that is chosen from each part, given where the parts begin and end."""
     if num_video_frames < num_frames:
         return clip_at(0, 1, num_video_frames, num_frames)
     edges = np.arange(num_frames + 1, dtype=np.int64) * num_video_frames // num_frames
-    return ViewIndices(
-        rng.integers(edges[:-1], edges[1:]), np.ones(num_frames, dtype=bool), (0, num_video_frames)
-    )
+    return ViewIndices(choose(edges[:-1], edges[1:]), np.ones(num_frames, dtype=bool), (0, num_video_frames))
 
 
 def _sample_crops(

@@ -11,7 +11,8 @@ RAW is a folder, local or in an object store, that holds
 - the videos `<id>.webm` anywhere below it.
 
 The manifest has a row for each listed video that is there and decodes, with its split ("train", "validation", "test")
-and its label: the template without its brackets ("Holding something next to something"); test videos have none.
+and its label: the template without its brackets ("Holding something next to something"); test videos have none. Labels
+tell left from right and name whole videos: fine-tune with `--augment.flip_probability 0 --objective.span video`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Labels of whole videos by the classifier that a run of `clip_classes` trained.
 
-The mean of the softmax over ten even clips and three crops of each: the two ends and the middle of the longer side,
-seven eighths of the shorter one.
+The mean of the softmax over ten even clips, or two where a clip spans the video, and three crops of each: the two ends
+and the middle of the longer side, seven eighths of the shorter one.
 
 Legend: K classes, C width of a vector, T frames of a clip, S pixels of the encoder's input.
 """
@@ -21,10 +21,11 @@ from carl_ray.config import Config
 from carl_ray.data.augment import AugmentParameters
 from carl_ray.data.augment_tensors import apply_geometry
 from carl_ray.data.guard import BadVideoError, FrameReader
-from carl_ray.data.views import ViewIndices, clip_at
+from carl_ray.data.views import ViewIndices, clip_at, even_whole
 from carl_ray.errors import RunError, UserError, note
 from carl_ray.model.clips import ClipEncoder
 from carl_ray.model.features import normalize
+from carl_ray.objectives.clips import ClipClassification
 from carl_ray.training.checkpoint import EXPORTED, Checkpoint, checkpoint_tensors, run_of
 from carl_ray.training.run_videos import VIDEOS, recorded_labels
 
@@ -86,6 +87,12 @@ def even_clips(num_video_frames: int, num_frames: int, stride: int) -> list[View
     return [clip_at(int(start), stride, num_video_frames, num_frames) for start in starts]
 
 
+def whole_clips(num_video_frames: int, num_frames: int) -> list[ViewIndices]:
+    """Two clips over the whole video, of other frames; one of a video with fewer frames than a clip."""
+    places = (0.25, 0.75) if num_video_frames > num_frames else (0.0,)
+    return [even_whole(num_video_frames, num_frames, place) for place in places]
+
+
 class Predictor:
     """Predicts the classes of whole videos, which are decoded in a child process.
 
@@ -112,6 +119,8 @@ class Predictor:
         self.classifier, self._encoder, self._bf16 = classifier, encoder.to(device), bf16
         self._weight, self._bias = classifier.weight.to(device), classifier.bias.to(device)
         self._config, self._device, self._reader = config, device, FrameReader()
+        assert isinstance(config.objective, ClipClassification.Options)
+        self._spans_video = config.objective.span == "video"
 
     def embed(
         self, videos: Sequence[tuple[bytes | str, int]]
@@ -142,7 +151,10 @@ class Predictor:
         """
         encoder, size = self._encoder, self._config.augment.image_size
         taken = -(-num_frames // self._config.data.frame_stride)
-        clips = even_clips(taken, encoder.num_frames, encoder.stride)
+        if self._spans_video:
+            clips = whole_clips(taken, encoder.num_frames)
+        else:
+            clips = even_clips(taken, encoder.num_frames, encoder.stride)
         needed = np.unique(np.concatenate([clip.frame_indices for clip in clips]))
         frames = self._read(source, num_frames, needed, round(size / _CROP))
         chances = []

@@ -6,13 +6,14 @@ Legend: B videos of this worker, A videos of all workers, n clips, D width of a 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, options
 from carl_ray.objectives.supervised import ClassOptions, frame_classification_terms, linear_classifier
-from carl_ray.objectives.views import ViewSpec, clips_view
+from carl_ray.objectives.views import ViewSpec, Whole, clips_view
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -99,10 +100,13 @@ class ClipClassification(Objective):
         name: Literal["clip_classes"] = "clip_classes"
         dropout: float = Field(default=0.5, ge=0, lt=1)
         """Before the linear layer."""
+        span: Literal["stride", "video"] = "stride"
+        """Of a clip: frames at `views.stride`, or one of each of T equal parts of the video."""
 
         def views(self, default: ViewSpec) -> tuple[ViewSpec, ...]:
             """One clip."""
-            return (clips_view(default, _VIEW, 1),)
+            view = clips_view(default, _VIEW, 1)
+            return (view if self.span == "stride" else replace(view, span=Whole()),)
 
     options: Options
 

@@ -132,7 +132,47 @@ def kinetics400_to_penn_action(
     }
 
 
+def three_splits(
+    folder: str,
+    checkpoint: str,
+    split_1: str,
+    split_2: str,
+    split_3: str,
+    preset: str = "regions_ucf101",
+    fine_tune_options: str = "",
+    embed_options: str = "",
+) -> Stages:
+    """Fine-tune an encoder of clips on each split of UCF101 or HMDB51, evaluate, and average.
+
+    Args:
+        folder: of all output
+        checkpoint: run folder or checkpoint of the encoder
+        split_1: URI of the manifest that carl_ray.datasets.ucf101 or hmdb51 wrote with --split 1
+        split_2: with --split 2
+        split_3: with --split 3
+        preset: of the encoder's run
+        fine_tune_options: of each training, such as --cluster.use_gpu true --training.epochs 100
+        embed_options: of each embedding, such as --use-gpu
+    """
+    stages, evaluations = {}, []
+    for number, manifest in enumerate((split_1, split_2, split_3), 1):
+        run, embeddings, evaluation = (
+            join(folder, f"split-{number}", name) for name in ("train", "embeddings", "evaluation")
+        )
+        options = f"--objective.name clip_classes --optimizer.encoder_scale 0.1 {fine_tune_options}"
+        stages |= {
+            f"fine-tune-{number}": train(preset, manifest, run, options, init_from=checkpoint),
+            f"embed-{number}": embed(run, manifest, embeddings, embed_options),
+            f"evaluate-{number}": evaluate(embeddings, evaluation),
+        }
+        evaluations.append(evaluation)
+    return stages | {
+        "average": ["carl_ray.compare", *evaluations, "--mean", "--out", join(folder, "three_splits.md")]
+    }
+
+
 SHIPPED: dict[str, Callable[..., Stages]] = {
-    pipeline.__name__: pipeline for pipeline in (demo, finegym99, kinetics400_to_penn_action, pouring)
+    pipeline.__name__: pipeline
+    for pipeline in (demo, finegym99, kinetics400_to_penn_action, pouring, three_splits)
 }
 """The shipped pipelines by name."""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 from carl_ray.evaluation.controls import CONTROLS as _CONTROLS
@@ -274,6 +275,14 @@ def title_of(name: str, *, whole: bool = False) -> str:
     """Display name of a metric; `whole`: without its unit, for use in a sentence."""
     metric = metric_of(name)
     return metric.words if whole else metric.title
+
+
+def mean_text(metric: Metric, entries: Sequence[MetricEntry | None]) -> str:
+    """Mean and deviation of a metric's values in several documents; "undefined" where it is in one of them."""
+    values = [entry["value"] for entry in entries if entry is not None and entry["value"] is not None]
+    if len(values) < len(entries):
+        return "–" if None in entries else "undefined"
+    return f"{_text(metric, fmean(values))} ± {_text(metric, stdev(values))}"
 
 
 def _cell(metric: Metric, entry: MetricEntry, verdict: Verdict) -> Cell:

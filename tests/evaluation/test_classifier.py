@@ -15,10 +15,11 @@ from carl_ray.config import Config
 from carl_ray.data.decode import read_frames
 from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.errors import UserError
-from carl_ray.evaluation.predictions import Predictor, even_clips, trained_classifier
+from carl_ray.evaluation.predictions import Predictor, even_clips, trained_classifier, whole_clips
 from carl_ray.evaluation.protocol import evaluate
 from carl_ray.evaluation.tasks import TASKS
 from carl_ray.model.features import normalize
+from carl_ray.objectives.base import ObjectiveOptions
 from carl_ray.objectives.choice import objective_options
 from carl_ray.training.checkpoint import Progress, load_encoder, open_checkpoint, save_checkpoint
 from carl_ray.training.run_videos import VIDEOS, read_videos, record_videos
@@ -29,7 +30,7 @@ from tests.evaluation.test_protocol import ORIGIN, make_video
 LABELS = ("kick", "box", "dive")
 
 
-def make_run(folder: Path, **data) -> tuple[Config, str]:
+def make_run(folder: Path, objective: ObjectiveOptions | None = None, **data) -> tuple[Config, str]:
     """A checkpoint of a classifier of three labels, untrained, beside the record of its videos."""
     rows = [row(folder / f"{n}.mp4", f"v{n}", 24, split="train", label=LABELS[n % 3]) for n in range(6)]
     rows.append(row(folder / "6.mp4", "v6", 24, split="test", label="box"))
@@ -39,7 +40,7 @@ def make_run(folder: Path, **data) -> tuple[Config, str]:
     config = replace(
         config,
         data=replace(config.data, manifest=manifest, **data),
-        objective=objective_options("clip_classes"),
+        objective=objective or objective_options("clip_classes"),
     )
     config, videos = read_videos(config)
     step = TrainingStep(config, torch.device("cpu"), 3)
@@ -68,12 +69,27 @@ def test_clips_are_even_and_each_counts_once(
         assert clip.frame_mask.tolist() == [True] * real + [False] * (8 - real)
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 48), (48, 80)])
-@pytest.mark.parametrize("num_frames", [70, 5])
+def test_two_clips_over_the_whole_video_show_other_frames():
+    first, second = whole_clips(43, 8)
+    edges = np.arange(9) * 43 // 8
+    for clip in (first, second):
+        assert (edges[:-1] <= clip.frame_indices).all() and (clip.frame_indices < edges[1:]).all()
+        assert clip.crop == (0, 43)
+    assert (first.frame_indices < second.frame_indices).all()
+    (all_frames,) = whole_clips(8, 8)
+    assert all_frames.frame_indices.tolist() == list(range(8))
+    (short,) = whole_clips(5, 8)
+    assert short.frame_mask.sum() == 5
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "num_frames", "span", "num_clips"),
+    [(80, 48, 70, "stride", 10), (48, 80, 5, "stride", 1), (48, 80, 70, "video", 2), (80, 48, 5, "video", 1)],
+)
 def test_probabilities_are_the_mean_of_softmax_over_clips_and_crops(
-    make_video, tmp_path: Path, width: int, height: int, num_frames: int
+    make_video, tmp_path: Path, width: int, height: int, num_frames: int, span: str, num_clips: int
 ):
-    config, uri = make_run(tmp_path)
+    config, uri = make_run(tmp_path, objective_options("clip_classes", span=span))
     checkpoint = open_checkpoint(uri)
     classifier = trained_classifier(checkpoint)
     assert classifier is not None
@@ -83,7 +99,10 @@ def test_probabilities_are_the_mean_of_softmax_over_clips_and_crops(
     found = Predictor(encoder, classifier, config, torch.device("cpu")).probabilities(video, num_frames)
     frames = read_frames(video, np.arange(num_frames), short_side=round(size * 8 / 7))
     total = []
-    for clip in even_clips(num_frames, encoder.num_frames, encoder.stride):
+    clips = even_clips(num_frames, encoder.num_frames, encoder.stride)
+    if span == "video":
+        clips = whole_clips(num_frames, encoder.num_frames)
+    for clip in clips:
         seen = frames[clip.frame_indices]
         long = max(seen.shape[1:3])
         ends = [0, round((long - size) / 2), long - size]
@@ -95,7 +114,7 @@ def test_probabilities_are_the_mean_of_softmax_over_clips_and_crops(
             with torch.no_grad():
                 vector = encoder(pixels, torch.from_numpy(clip.frame_mask)[None]).clip[0]
             total.append((classifier.weight @ vector + classifier.bias).softmax(0).numpy())
-    assert len(total) == 3 * (10 if num_frames == 70 else 1)
+    assert len(total) == 3 * num_clips
     np.testing.assert_allclose(found, np.mean(total, 0), atol=1e-5)
     assert not np.allclose(total[0], total[-1], atol=1e-3)
     (first,) = Predictor(encoder, classifier, config, torch.device("cpu")).embed([(video, num_frames)])
