@@ -1,4 +1,4 @@
-"""Properties of this machine: CPU cores, bf16 support, name, software versions."""
+"""Properties of this machine (CPU cores, bf16 support, name, software versions), and its threads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
@@ -36,6 +36,19 @@ def _quota() -> float | None:
         return int(quota) / int(period) if quota != "max" and int(quota) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Limit the numeric libraries that are loaded (BLAS, OpenMP) to one thread each.
+
+    Their threads busy-wait for each other. With many small matrices, as metrics have, two threads on two cores take
+    twice as long as one, and four times as long where other programs run.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield
 
 
 def has_native_bf16(device_type: str) -> bool:

@@ -16,6 +16,7 @@ from carl_ray.errors import UserError, note, one_line_errors
 from carl_ray.evaluation.embeddings import read_embeddings
 from carl_ray.evaluation.intervals import INTERVALS, LabelledVideo, interval_rows, intervals, with_labels
 from carl_ray.evaluation.nearest_frames import printable
+from carl_ray.machine import single_threaded
 from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
 
@@ -49,11 +50,12 @@ def _run(embeddings: str, labels: list[str], out: str, frames: str | None) -> No
 
     found: list[LabelledVideo] = []
     progress = ProgressLine("labelled")
-    for done, video in enumerate(others, 1):
-        alike = sources_for(video, sources)
-        if alike and len(video) and video.seconds is not None:
-            found.append(propagate_names(alike, video))
-        progress(done, len(others))
+    with single_threaded():
+        for done, video in enumerate(others, 1):
+            alike = sources_for(video, sources)
+            if alike and len(video) and video.seconds is not None:
+                found.append(propagate_names(alike, video))
+            progress(done, len(others))
     found.sort(key=lambda labelled: float(labelled.confidence.mean()))
     rows = [row for labelled in found for row in interval_rows(labelled.video, intervals(labelled))]
     storage.write_bytes(out, storage.csv_bytes(INTERVALS, rows))

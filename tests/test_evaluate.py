@@ -7,11 +7,14 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from markupsafe import escape
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from carl_ray import embed, evaluate
 from carl_ray.data.manifest import SCHEMA, write_table
@@ -161,6 +164,23 @@ def test_where_no_test_video_has_a_label_the_validation_videos_are_measured(
     write_table(pa.Table.from_pylist(scanned, schema=SCHEMA), str(tmp_path / "manifest.parquet"))
     expected = ["train", "validation" if is_labelled else "test"]
     assert measured_splits(str(tmp_path / "manifest.parquet")) == expected
+
+
+def test_metrics_are_computed_on_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers: list[set[int]] = []
+    fit = LogisticRegression.fit
+
+    def recorded(*arguments: Any) -> LogisticRegression:
+        numbers.append({pool["num_threads"] for pool in threadpool_info()})
+        return fit(*arguments)
+
+    monkeypatch.setattr(LogisticRegression, "fit", recorded)
+    folder = str(tmp_path / "embeddings")
+    write_part(folder, videos("train", 4) + videos("test", 3), ORIGIN, "float16")
+    with threadpool_limits(2):
+        evaluate_embeddings(folder, folder, str(tmp_path))
+        assert {pool["num_threads"] for pool in threadpool_info()} == {2}
+    assert numbers and all(found == {1} for found in numbers)
 
 
 def test_what_means_nothing_is_no_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,7 +154,8 @@ def three_splits(
         fine_tune_options: of each training, such as --cluster.use_gpu true --training.epochs 100
         embed_options: of each embedding, such as --use-gpu
     """
-    stages, evaluations = {}, []
+    stages: Stages = {}
+    evaluations = []
     for number, manifest in enumerate((split_1, split_2, split_3), 1):
         run, embeddings, evaluation = (
             join(folder, f"split-{number}", name) for name in ("train", "embeddings", "evaluation")
