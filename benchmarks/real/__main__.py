@@ -29,6 +29,7 @@ from benchmarks.real.videos import ACTIONS, Video, find_videos, phases, same_pla
 from carl_ray import presets
 from carl_ray.data.features import FeatureCache
 from carl_ray.errors import UserError, one_line_errors
+from carl_ray.machine import single_threaded
 from carl_ray.options import OptionParser, nearest
 
 Measured = dict[str, dict[str, dict[str, float]]]
@@ -62,7 +63,11 @@ class Corpus:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     with one_line_errors():
-        _run(_parse(arguments))
+        options = _parse(arguments)
+        import torch  # noqa: F401  # Only what is loaded can be limited.
+
+        with single_threaded():
+            _run(options)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

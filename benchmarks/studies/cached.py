@@ -41,6 +41,7 @@ from carl_ray.evaluation.inference import untrained_encoder
 from carl_ray.evaluation.protocol import by_action
 from carl_ray.evaluation.task import Videos
 from carl_ray.evaluation.tasks import TASKS
+from carl_ray.machine import single_threaded
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.objectives.choice import objective_options
 from carl_ray.paper import PROTOCOLS
@@ -114,15 +115,16 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
     ready, videos = read_videos(config)
     plan, _ = make_plans(ready, videos)
     num_steps = plan.num_rows // plan.batch_size
-    encoder = train_rows(ready, videos.training.to_pylist(), plan, num_steps)
-
-    embedded = _embedded(_corpus(config), partial(_embed, encoder, config))
+    with single_threaded():
+        encoder = train_rows(ready, videos.training.to_pylist(), plan, num_steps)
+        embedded = _embedded(_corpus(config), partial(_embed, encoder, config))
     train, test = (_of_split(embedded, split) for split in ("train", "test"))
     if config.objective.name == "supervised":
         # The probe has the labels that the encoder had, and no others.
         seen = set(videos.training.column("video_id").to_pylist())
         train = [video for video in train if video.video_id in seen]
-    document = {"trained": _scores(train, test), **_controls(folder), "code": runs.code_digest()}
+    with single_threaded():
+        document = {"trained": _scores(train, test), **_controls(folder), "code": runs.code_digest()}
     path = _path(config, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")

@@ -191,7 +191,10 @@ def list_files(uris: list[str]) -> tuple[list[ListedVideo], list[Reject]]:
             reason = str(error).removeprefix(f"{storage.public_uri(uri)}: ")
             return ListedVideo(uri=uri, path="", video_id=uri, bytes=0, modified_ns=None), reason
         except OSError as error:
-            raise storage.storage_error(error, uri, "look at") from None
+            if storage.is_remote(file_of(uri)):
+                raise storage.storage_error(error, uri, "look at") from None
+            reason = f"{UNREAD}: {os.strerror(error.errno) if error.errno else error}"
+            return ListedVideo(uri=uri, path="", video_id=uri, bytes=0, modified_ns=None), reason
         size = parse(uri).byte_length or info.size or 0  # of a member of a shard, or of the file
         file = ListedVideo(uri=uri, path=path, video_id=uri, bytes=size, modified_ns=info.mtime_ns)
         return file, None if info.type == fs.FileType.File else "no such file"
