@@ -45,8 +45,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--mean", action="store_true", help="mean and deviation of every metric that all share"
     )
     options = parser.parse_args(arguments)
-    if options.mean and len(options.evaluations) < 2:
-        raise UserError("--mean: expected at least two evaluations, got one")
+    if options.mean and len({storage.absolute(uri) for uri in options.evaluations}) < max(
+        2, len(options.evaluations)
+    ):
+        raise UserError("--mean: expected at least two evaluations, each another folder")
     return options
 
 
@@ -106,22 +108,41 @@ def averages(documents: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
         documents: Of metrics.json, at least two.
+
+    Raises:
+        UserError: they are of different presets or protocols, or have no metric in common.
     """
+    for name, values in (
+        ("preset", [document["origin"]["preset"] for document in documents]),
+        ("protocol", [document.get("protocol") for document in documents]),
+    ):
+        if len(set(values)) > 1:
+            raise UserError(f"--mean: expected evaluations of one {name}, got {', '.join(map(str, values))}")
     names = [name for name in metric_names(documents[0]) if all(name in d["trained"] for d in documents)]
+    if not names:
+        raise UserError("--mean: the evaluations have no metric in common")
     variants = [v for v in shown_variants(documents[0]) if all(document.get(v) for document in documents)]
     numbers = [str(number) for number in range(1, len(documents) + 1)]
-    means = ["mean" if variant == "trained" else f"mean, *{variant}*" for variant in variants]
-    lines = [["", *numbers, *means]]
+    titles = ["mean" if variant == "trained" else f"mean, *{variant}*" for variant in variants]
+    lines = [["", *numbers, *titles]]
     for name in names:
         metric = metric_of(name, documents[0])
         entries = {variant: [document[variant].get(name) for document in documents] for variant in variants}
-        cells = [str(row.cells["trained"]) for d in documents for row in metric_rows(d, [name])]
-        lines.append([metric.title, *cells, *(mean_text(metric, of_one) for of_one in entries.values())])
+        rows = [row for document in documents for row in metric_rows(document, [name])]
+        note = next((f" ({row.note})" for row in rows if row.note), "")
+        cells = [str(row.cells["trained"]) for row in rows]
+        means = [mean_text(metric, of_one) for of_one in entries.values()]
+        lines.append([metric.title + note, *cells, *means])
     level = documents[0]["bootstrap"]["level"]
     videos = ", ".join(f"{document['test']['videos']:,}" for document in documents)
+    origins = "\n".join(
+        f"- {number}: {_plain(origin['preset'])}, step {origin['step']:,}, {_plain(origin.get('checkpoint', ''))}"
+        for number, origin in zip(numbers, [document["origin"] for document in documents], strict=True)
+    )
     return (
-        f"{_markdown(lines)}\n\nIn brackets the {level:.0%} bootstrap interval over test videos ({videos}); ± is the "
-        f"deviation of the {len(documents)} evaluations.\n"
+        f"{_markdown(lines)}\n\n{origins}\n\n"
+        f"In brackets the {level:.0%} bootstrap interval over test videos ({videos}); ± is the deviation of the "
+        f"{len(documents)} evaluations.\n"
     )
 
 

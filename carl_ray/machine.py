@@ -40,15 +40,23 @@ def _quota() -> float | None:
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Limit the numeric libraries that are loaded (BLAS, OpenMP) to one thread each.
+    """Limit NumPy, SciPy and torch, and other numeric libraries that are loaded, to one thread each.
 
-    Their threads busy-wait for each other. With many small matrices, as metrics have, two threads on two cores take
-    twice as long as one, and four times as long where other programs run.
+    Their threads busy-wait for each other. With many small matrices, as the metrics of frames have, two threads on two
+    cores take twice as long as one, and four times as long where other programs run.
     """
+    # Only libraries that are loaded can be limited.
+    import scipy.linalg  # noqa: F401
+    import torch
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):
-        yield
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # Else torch sets all cores at its first operation.
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def has_native_bf16(device_type: str) -> bool:

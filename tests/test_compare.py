@@ -87,8 +87,15 @@ def test_mean_over_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert table[2] == ["phase classification (%)", *values, "undefined"]
     assert table[3][0] == "Kendall's tau" and table[3][4] == "0.930 ± 0.030"
 
-    error = failure(capsys, compare, folders[0], "--mean", "--out", out)
-    assert "--mean: expected at least two evaluations, got one" in error
+    assert "- 2: regions_ucf101, step 1,234, " in out.read_text()
+    for given in (folders[:1], [folders[0], folders[0] + "/"]):
+        error = failure(capsys, compare, *given, "--mean", "--out", out)
+        assert "--mean: expected at least two evaluations, each another folder" in error
+    other = write_metrics(tmp_path / "4", "csvr_ucf101", 0.96, metrics)
+    error = failure(capsys, compare, folders[0], other, "--mean", "--out", out)
+    assert "--mean: expected evaluations of one preset, got regions_ucf101, csvr_ucf101" in error
+    other = write_metrics(tmp_path / "5", "regions_ucf101", 0.96, ("average_precision_at_5",))
+    assert "no metric in common" in failure(capsys, compare, folders[0], other, "--mean", "--out", out)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"trained": {}}'])

@@ -97,6 +97,26 @@ def test_versions_of_what_a_run_computes_with(tmp_path: Path, monkeypatch: pytes
     assert "commit" not in machine.software_versions()
 
 
+def test_one_thread_for_whatever_library_computes() -> None:
+    """In a process where none of them is loaded, and with the threads that they take by themselves."""
+    code = """
+from threadpoolctl import threadpool_info
+from carl_ray.machine import single_threaded
+def numbers():
+    import scipy.linalg, torch
+    torch.ones(512, 512) @ torch.ones(512, 512)
+    return {pool["num_threads"] for pool in threadpool_info()} | {torch.get_num_threads()}
+with single_threaded():
+    inside = numbers()
+print(inside, numbers())
+"""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "2")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | threads, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[0] == "{1} {2}"
+
+
 def test_major_versions_that_differ_are_named() -> None:
     before = {"torch": "1.13.1", "ray": "2.9.0", "python": "3.11.7", "av": "14.0.0", "commit": "a"}
     now = {"torch": "2.14.1", "ray": "2.60.0", "python": "3.12.1", "libavcodec": "62.1.0", "commit": "b"}

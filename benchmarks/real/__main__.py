@@ -64,8 +64,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     with one_line_errors():
         options = _parse(arguments)
-        import torch  # noqa: F401  # Only what is loaded can be limited.
-
         with single_threaded():
             _run(options)
 

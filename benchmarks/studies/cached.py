@@ -118,12 +118,11 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
     with single_threaded():
         encoder = train_rows(ready, videos.training.to_pylist(), plan, num_steps)
         embedded = _embedded(_corpus(config), partial(_embed, encoder, config))
-    train, test = (_of_split(embedded, split) for split in ("train", "test"))
-    if config.objective.name == "supervised":
-        # The probe has the labels that the encoder had, and no others.
-        seen = set(videos.training.column("video_id").to_pylist())
-        train = [video for video in train if video.video_id in seen]
-    with single_threaded():
+        train, test = (_of_split(embedded, split) for split in ("train", "test"))
+        if config.objective.name == "supervised":
+            # The probe has the labels that the encoder had, and no others.
+            seen = set(videos.training.column("video_id").to_pylist())
+            train = [video for video in train if video.video_id in seen]
         document = {"trained": _scores(train, test), **_controls(folder), "code": runs.code_digest()}
     path = _path(config, folder)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tarfile
@@ -26,6 +27,7 @@ UNREAD = "could not be read"
 
 _ARCHIVES = {".7z", ".gz", ".rar", ".tgz", ".zip"}
 _SHARD = ".tar"
+_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)  # faults of a path, not of its storage
 _LISTED_AT_ONCE = 16  # shards, or files of ranges
 
 
@@ -191,9 +193,9 @@ def list_files(uris: list[str]) -> tuple[list[ListedVideo], list[Reject]]:
             reason = str(error).removeprefix(f"{storage.public_uri(uri)}: ")
             return ListedVideo(uri=uri, path="", video_id=uri, bytes=0, modified_ns=None), reason
         except OSError as error:
-            if storage.is_remote(file_of(uri)):
+            if storage.is_remote(file_of(uri)) or error.errno not in _NO_PATH:
                 raise storage.storage_error(error, uri, "look at") from None
-            reason = f"{UNREAD}: {os.strerror(error.errno) if error.errno else error}"
+            reason = f"no path: {os.strerror(error.errno)}"
             return ListedVideo(uri=uri, path="", video_id=uri, bytes=0, modified_ns=None), reason
         size = parse(uri).byte_length or info.size or 0  # of a member of a shard, or of the file
         file = ListedVideo(uri=uri, path=path, video_id=uri, bytes=size, modified_ns=info.mtime_ns)

@@ -32,7 +32,7 @@ TASK = Task(
             name=f"classifier_top_{k}",
             title=f"fine-tuned classifier, top {k} (%)",
             meaning=f"share of the test videos whose label is {which} that the run's classifier predicts, by the mean "
-            "of its probabilities over ten even clips and three crops of each",
+            "of its probabilities over even clips of the video and three crops of each",
         )
         for k, which in zip(_KS, ("the one", "among the five"), strict=True)
     ),

@@ -88,7 +88,7 @@ def even_clips(num_video_frames: int, num_frames: int, stride: int) -> list[View
 
 
 def whole_clips(num_video_frames: int, num_frames: int) -> list[ViewIndices]:
-    """Two clips over the whole video, of other frames; one of a video with fewer frames than a clip."""
+    """Two clips over the whole video, of different frames where a part has two; one of a video without other frames."""
     places = (0.25, 0.75) if num_video_frames > num_frames else (0.0,)
     return [even_whole(num_video_frames, num_frames, place) for place in places]
 

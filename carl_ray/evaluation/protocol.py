@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +23,7 @@ from carl_ray.evaluation.embeddings import Origin
 from carl_ray.evaluation.probes import LABEL_FRACTIONS, num_fitted
 from carl_ray.evaluation.task import Metric, MetricEntry, Task, Videos
 from carl_ray.evaluation.tasks import TASKS
+from carl_ray.machine import single_threaded
 
 Groups = dict[str, tuple[list[EmbeddedVideo], list[EmbeddedVideo]]]
 """Training and test videos by the name of their group."""
@@ -174,7 +176,9 @@ def _results(
         on_progress(f"{name}, {variant}", done, len(steps))
         fitted, held = (embedded_by(variant, side, origin, seed) for side in groups[name])
         if fitted is not None and held is not None:
-            results[name, variant] = _measure(chosen, Videos(fitted, held, stride, seed))
+            # Tasks on whole videos have large matrices, which threads help; those of an action have many small ones.
+            with nullcontext() if any(task.pooled for task in chosen) else single_threaded():
+                results[name, variant] = _measure(chosen, Videos(fitted, held, stride, seed))
     return results
 
 

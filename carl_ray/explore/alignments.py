@@ -23,6 +23,7 @@ from carl_ray.data.child import MEMORY, Array, BadVideoError, Child, Values, ope
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.intervals import Interval, intervals
+from carl_ray.machine import single_threaded
 
 Ends = Literal["tied", "open", "repetitions"]
 _MOST_COMPARED = 10
@@ -254,7 +255,8 @@ def main() -> None:
     for line in sys.stdin.buffer:
         question = json.loads(line)
         try:
-            answer: dict[str, object] = {"value": _TASKS[question["task"]](**question["arguments"])}
+            with single_threaded():
+                answer: dict[str, object] = {"value": _TASKS[question["task"]](**question["arguments"])}
         except UserError as error:
             answer = {"error": str(error)}
         except Exception as error:  # One answer fails, not the page.

@@ -59,8 +59,7 @@ class Calculator:
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     limit=_MOST_ANSWERED,
-                    # One thread, as `machine.single_threaded`.
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
                 )
                 assert process.stdin is not None and process.stdout is not None
                 # The videos of a download are decoded there, and a decoder may hang.

@@ -101,7 +101,8 @@ class ClipClassification(Objective):
         dropout: float = Field(default=0.5, ge=0, lt=1)
         """Before the linear layer."""
         span: Literal["stride", "video"] = "stride"
-        """Of a clip: frames at `views.stride`, or one of each of T equal parts of the video."""
+        """Of a clip: frames at `views.stride`, or one of each of T equal parts of the video. Training and predictions
+        have it; embeddings are of clips at `views.stride`."""
 
         def views(self, default: ViewSpec) -> tuple[ViewSpec, ...]:
             """One clip."""

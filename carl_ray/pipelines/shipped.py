@@ -132,12 +132,15 @@ def kinetics400_to_penn_action(
     }
 
 
+_SLOWER = "--optimizer.encoder_scale 0.1"  # of a pretrained encoder
+
+
 def three_splits(
     folder: str,
-    checkpoint: str,
     split_1: str,
     split_2: str,
     split_3: str,
+    checkpoint: str = "",
     preset: str = "regions_ucf101",
     fine_tune_options: str = "",
     embed_options: str = "",
@@ -146,12 +149,14 @@ def three_splits(
 
     Args:
         folder: of all output
-        checkpoint: run folder or checkpoint of the encoder
         split_1: URI of the manifest that carl_ray.datasets.ucf101 or hmdb51 wrote with --split 1
         split_2: with --split 2
         split_3: with --split 3
-        preset: of the encoder's run
-        fine_tune_options: of each training, such as --cluster.use_gpu true --training.epochs 100
+        checkpoint: run folder or checkpoint of the encoder; none: trained from scratch, the control. Its training must
+            not have seen the test videos: an encoder of split 1 of UCF101 has seen most of those of splits 2 and 3
+        preset: whose encoder and views these are
+        fine_tune_options: of each training, such as --cluster.use_gpu true; 100 epochs of 64 videos where they say
+            nothing else
         embed_options: of each embedding, such as --use-gpu
     """
     stages: Stages = {}
@@ -160,9 +165,12 @@ def three_splits(
         run, embeddings, evaluation = (
             join(folder, f"split-{number}", name) for name in ("train", "embeddings", "evaluation")
         )
-        options = f"--objective.name clip_classes --optimizer.encoder_scale 0.1 {fine_tune_options}"
+        options = (
+            "--objective.name clip_classes --optimizer.learning_rate 1e-3 --training.epochs 100 "
+            f"--training.global_batch_size 64 {_SLOWER if checkpoint else ''} {fine_tune_options}"
+        )
         stages |= {
-            f"fine-tune-{number}": train(preset, manifest, run, options, init_from=checkpoint),
+            f"fine-tune-{number}": train(preset, manifest, run, options, init_from=checkpoint or None),
             f"embed-{number}": embed(run, manifest, embeddings, embed_options),
             f"evaluate-{number}": evaluate(embeddings, evaluation),
         }

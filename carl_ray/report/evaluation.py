@@ -73,37 +73,34 @@ def evaluate_embeddings(
     from carl_ray.report.page import write_report
 
     protocol = protocol or protocol_of(origin.preset)
-    # Here, where all numeric libraries are loaded.
+    document = {"protocol": protocol} | evaluate(
+        train_videos,
+        test_videos,
+        origin,
+        tasks=_tasks(protocol, origin, train_videos, test_videos, centered),
+        stride=stride or stride_of(origin.preset),
+        seed=seed,
+        on_progress=_print_progress,
+    )
+    document["centered"] = centered
+    document["not_embedded"] = sum(len(read_log(uri, BAD_VIDEOS)) for uri in dict.fromkeys((train, test)))
+    run_dir = run_of(origin.checkpoint)
+    config = _config(run_dir)
+    manifest = config.get("data", {}).get("manifest")
+    persons = _column(manifest, "person")
+    document["warnings"] = [*warnings, *overlap_warnings(train_videos, test_videos, persons)]
+    document["warnings"] += _repetition_warnings(test_videos)
+    is_csvr = config.get("objective", {}).get("name") == "csvr"
+    generation = _generation(document, origin, test_videos, seed) if is_csvr else None
+    has_both = origin.form in ("plain", "centered")
+    has_streams = has_both and config.get("model", {}).get("clip_streams") == "two"
+    scenes = {
+        video: f"scene {scene}" for video, scene in _column(manifest, "scene").items() if scene is not None
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    storage.write_bytes(storage.join(out, METRICS_FILE), text.encode())
+    print("evaluated; now the report", file=sys.stderr, flush=True)
     with single_threaded():
-        document = {"protocol": protocol} | evaluate(
-            train_videos,
-            test_videos,
-            origin,
-            tasks=_tasks(protocol, origin, train_videos, test_videos, centered),
-            stride=stride or stride_of(origin.preset),
-            seed=seed,
-            on_progress=_print_progress,
-        )
-        document["centered"] = centered
-        document["not_embedded"] = sum(len(read_log(uri, BAD_VIDEOS)) for uri in dict.fromkeys((train, test)))
-        run_dir = run_of(origin.checkpoint)
-        config = _config(run_dir)
-        manifest = config.get("data", {}).get("manifest")
-        persons = _column(manifest, "person")
-        document["warnings"] = [*warnings, *overlap_warnings(train_videos, test_videos, persons)]
-        document["warnings"] += _repetition_warnings(test_videos)
-        is_csvr = config.get("objective", {}).get("name") == "csvr"
-        generation = _generation(document, origin, test_videos, seed) if is_csvr else None
-        has_both = origin.form in ("plain", "centered")
-        has_streams = has_both and config.get("model", {}).get("clip_streams") == "two"
-        scenes = {
-            video: f"scene {scene}"
-            for video, scene in _column(manifest, "scene").items()
-            if scene is not None
-        }
-        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        storage.write_bytes(storage.join(out, METRICS_FILE), text.encode())
-        print("evaluated; now the report", file=sys.stderr, flush=True)
         write_report(
             storage.join(out, REPORT_FILE),
             document,

@@ -278,7 +278,10 @@ def title_of(name: str, *, whole: bool = False) -> str:
 
 
 def mean_text(metric: Metric, entries: Sequence[MetricEntry | None]) -> str:
-    """Mean and deviation of a metric's values in several documents; "undefined" where it is in one of them."""
+    """Mean and deviation of a metric's values in several documents.
+
+    "undefined" where one of them says so, "–" where one has no such metric.
+    """
     values = [entry["value"] for entry in entries if entry is not None and entry["value"] is not None]
     if len(values) < len(entries):
         return "–" if None in entries else "undefined"

@@ -23,13 +23,15 @@ from carl_ray.training.checkpoint import (
     CONFIG,
     Checkpoint,
     InitialWeights,
+    checkpoint_at,
     initial_weights,
     is_newest,
     latest_checkpoint,
     load_model,
     resume_command,
+    run_of,
 )
-from carl_ray.training.run_videos import Videos, check_same_videos, read_videos
+from carl_ray.training.run_videos import Videos, check_same_videos, read_videos, videos_seen_before
 
 
 @dataclass(eq=False)
@@ -77,6 +79,8 @@ def check_run(config: Config, run_dir: str, *, resume: bool = False) -> CheckedR
         check_same_run(saved, config, run_dir)
     checkpoint = find_checkpoint(config, videos, run_dir) if resume else None
     weights = starting_weights(config) if checkpoint is None else None
+    if weights is not None and config.model.init_from is not None:
+        _warn_of_test_videos(config, config.model.init_from)
     if config.data.features is not None:
         check_features(config, checkpoint, weights)
     return CheckedRun(config, storage.absolute(run_dir), resume, saved, checkpoint, videos, weights)
@@ -221,6 +225,17 @@ def starting_weights(config: Config) -> InitialWeights | None:
     found = backbone.state_dict().items()
     tensors = {f"encoder.{stream}.{name}": value for stream in streams for name, value in found}
     return InitialWeights(tensors, report)
+
+
+def _warn_of_test_videos(config: Config, uri: str) -> None:
+    """Warn where the run that the weights come from was trained on videos that this one holds out."""
+    run_dir = run_of(checkpoint_at(uri).uri)
+    seen, others = (0, 0) if run_dir is None else videos_seen_before(config, run_dir)
+    if seen:
+        note(
+            f"warning: the run of model.init_from was trained on {seen:,} of the {others:,} videos that this one does "
+            "not train on: what is measured on them flatters it"
+        )
 
 
 def _try_backbone(config: Config) -> None:

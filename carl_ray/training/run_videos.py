@@ -278,8 +278,29 @@ def recorded_labels(run_dir: str) -> tuple[list[str], set[tuple[str, str]]]:
     uri = storage.join(run_dir, VIDEOS)
     with storage.reading(uri, _NO_RECORD):
         training = _part(_read_record(uri), "training")
-        ids = (training.column(name).to_pylist() for name in ("video_id", "content_hash"))
-        return _label_names(training), set(zip(*ids, strict=True))
+        return _label_names(training), _contents(training)
+
+
+def videos_seen_before(config: Config, run_dir: str) -> tuple[int, int]:
+    """How many of the manifest's videos that the run does not train on an earlier run was trained on, and of how many.
+
+    Nothing is known of a run folder without a record of its videos.
+    """
+    uri = storage.join(run_dir, VIDEOS)
+    if not storage.exists(uri):
+        return 0, 0
+    with storage.reading(uri, _NO_RECORD):
+        seen = _contents(_part(_read_record(uri), "training"))
+    videos = read_manifest(config.data.manifest or "", ["video_id", "content_hash", "split"])
+    splits = pc.fill_null(videos.column("split"), "train")
+    others = _contents(videos.filter(pc.not_equal(splits, config.data.train_split)))
+    return len(others & seen), len(others)
+
+
+def _contents(videos: pa.Table) -> set[tuple[str, str]]:
+    """Id and content hash of each video."""
+    columns = (videos.column(name).to_pylist() for name in ("video_id", "content_hash"))
+    return set(zip(*columns, strict=True))
 
 
 def _read_record(uri: str) -> pa.Table:

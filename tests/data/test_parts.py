@@ -148,7 +148,7 @@ def test_a_uri_that_no_store_has_is_the_reject_of_its_row(
         "file://host/x.mp4": "Unsupported hostname",
         "a\0b.mp4": "its name is not UTF-8, or has a NUL",
         "~nobody-of-this-name/x.mp4": "no such file",
-        f"{'long' * 80}.mp4": "could not be read: File name too long",
+        f"{'long' * 80}.mp4": "no path: File name too long",
     }
     lines = [f"{uri},0,1\n" for uri in [*named, "good.mp4"]]
     (tmp_path / "a.csv").write_text("".join(["uri,start,end\n", *lines]))

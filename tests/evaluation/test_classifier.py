@@ -76,6 +76,8 @@ def test_two_clips_over_the_whole_video_show_other_frames():
         assert (edges[:-1] <= clip.frame_indices).all() and (clip.frame_indices < edges[1:]).all()
         assert clip.crop == (0, 43)
     assert (first.frame_indices < second.frame_indices).all()
+    first, second = whole_clips(12, 8)  # every other part has two frames
+    assert (first.frame_indices != second.frame_indices).tolist() == [False, True] * 4
     (all_frames,) = whole_clips(8, 8)
     assert all_frames.frame_indices.tolist() == list(range(8))
     (short,) = whole_clips(5, 8)

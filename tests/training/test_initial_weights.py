@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from carl_ray import train
 from carl_ray.config import Config, ModelConfig, objective_options
+from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.data.scan import index_folder
 from carl_ray.errors import RunError, UserError
 from carl_ray.fitting import fit
@@ -25,9 +28,11 @@ from carl_ray.training.checkpoint import (
     save_checkpoint,
 )
 from carl_ray.training.learner import initial_learner
-from carl_ray.training.run_checks import starting_weights
+from carl_ray.training.run_checks import check_run, starting_weights
 from carl_ray.training.run_log import read_log
+from carl_ray.training.run_videos import read_videos, record_videos
 from carl_ray.training.step import TrainingStep
+from tests.evaluation.test_extraction import row
 from tests.samples import batch_of, crops
 
 CPU = torch.device("cpu")
@@ -145,6 +150,31 @@ def test_the_first_step_sees_them(tiny_run: Path, pretrained: Config) -> None:
 
     assert first_loss(pretrained, begin=True) == first_loss(other_seed(pretrained), begin=True)
     assert first_loss(pretrained, begin=False) != first_loss(pretrained, begin=True)
+
+
+def test_test_videos_of_the_pretraining_are_warned_of(
+    tiny_run: Path, pretrained: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def manifest(name: str, splits: list[str | None]) -> str:
+        rows = [row(tmp_path / f"{n}.mp4", f"v{n}", 24, split=split) for n, split in enumerate(splits)]
+        write_table(pa.Table.from_pylist(rows, schema=SCHEMA), str(tmp_path / name))
+        return str(tmp_path / name)
+
+    def checked(splits: list[str | None]) -> str:
+        data = replace(pretrained.data, manifest=manifest("m.parquet", splits))
+        config = with_model(replace(pretrained, data=data), init_from=str(run))
+        check_run(config, str(tmp_path / "new"))
+        return capsys.readouterr().err
+
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    assert "flatters" not in checked(["train", "test", "test"])  # Nothing is known of its videos.
+    data = replace(pretrained.data, manifest=manifest("before.parquet", [None, "train", "test", "test"]))
+    record_videos(read_videos(replace(pretrained, data=data))[1], str(run))
+    assert "trained on 1 of the 3 videos that this one does not train on" in checked(
+        ["train", "test", "test", "validation"]
+    )
+    assert "flatters" not in checked(["train", None, "test", "test"])
 
 
 @pytest.mark.slow
