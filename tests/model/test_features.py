@@ -26,7 +26,7 @@ def test_normalized_frames_are_channels_last_in_memory():
     assert normalize(frames).is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("small", (19, 32, 32, 3)), ("r3d_18", (3, 8, 32, 32, 3))])
+@pytest.mark.parametrize(("name", "shape"), [("small", (19, 32, 32, 3)), ("small3d", (3, 8, 32, 32, 3))])
 def test_frozen_features_are_those_of_the_whole_batch(name, shape):
     backbone = build_backbone(ModelConfig(backbone=name, weights="random")).eval()
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

@@ -12,6 +12,7 @@ from torch import nn
 from carl_ray.config import CLIP_BACKBONES, Config, ModelConfig, from_json, to_json
 from carl_ray.errors import UserError
 from carl_ray.layers.normalization import BatchNorm
+from carl_ray.machine import has_native_bf16
 from carl_ray.model import backbone as backbones
 from carl_ray.model import networks
 from carl_ray.model.encoder import FrameLevelVideoEncoder
@@ -94,8 +95,9 @@ def test_shapes_and_folding(name):
         torch.testing.assert_close(maps, exact, rtol=1e-3, atol=1e-4 * float(exact.abs().max()))
         for pooling in ("max", "average"):
             assert backbone.pool(maps, pooling).shape == (2, backbone.channels)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert backbone.pool(backbone(pixels), "max").isfinite().all()
+        if backbone.kind == "frame" or has_native_bf16("cpu"):  # Emulated, a video takes half a minute.
+            with torch.autocast("cpu", torch.bfloat16):
+                assert backbone.pool(backbone(pixels), "max").isfinite().all()
         folded = backbone._folded["learnable" if backbone.learnable else "frozen"][1]
     left = [m for m in folded.modules() if isinstance(m, BatchNorm)]
     assert len(left) == (name == f"{HERE}:OwnNetwork"), "its batch norm follows no convolution"
