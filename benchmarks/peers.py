@@ -332,7 +332,7 @@ def search(options: argparse.Namespace) -> Table:
 
     def by_sklearn(query: np.ndarray) -> list[tuple[int, int]]:
         # Enough frames that the best ten videos are among them, whatever their lengths.
-        (rows,) = nearest_frames.kneighbors(query[None], best * int(lengths.max()), return_distance=False)
+        (rows,) = nearest_frames.kneighbors(query[None], best * int(np.max(lengths)), return_distance=False)
         at = np.searchsorted(starts, rows, side="right") - 1
         first = np.sort(np.unique(at, return_index=True)[1])[:best]
         return [(int(at[place]), int(rows[place] - starts[at[place]])) for place in first]

@@ -128,7 +128,7 @@ def read_frames(
     if decoder not in ("pyav", "decord"):
         raise ValueError(f'decoder must be "pyav" or "decord", got {decoder!r}')
     video = open_source(source)
-    video.check(int(indices.max()))
+    video.check(int(np.max(indices)))
     indices, readable = indices + video.start, video.readable
     if decoder == "decord":
         return read_with_decord(readable, indices, short_side)
@@ -345,9 +345,9 @@ def _are_doubtful(packets: list[tuple[int | None, int | None, bool, bool]], long
     pts = np.array([pts for pts, *_ in packets], np.int64)
     shown, sent = np.diff(np.sort(pts)), np.diff([dts for _, dts, *_ in packets if dts is not None])
     return bool(
-        pts.min() < pts[0]  # pictures before the first key frame, which refer to what is not there
+        np.min(pts) < pts[0]  # pictures before the first key frame, which refer to what is not there
         or _jumps(sent, longest_pause).any()
-        or (len(shown) and shown.min() < 0.6 * np.median(shown))  # twice the same, or fields among frames
+        or (len(shown) and np.min(shown) < 0.6 * np.median(shown))  # twice the same, or fields among frames
     )
 
 

@@ -288,7 +288,7 @@ class _Join:
             owners: list[LabelRow] = []
             codes: list[int] = []
             for start, end, phase, row in spans(file.form, rows, clock, to_last, self.problems):
-                if (taken := owner[start:end].max(initial=-1)) >= 0:
+                if (taken := np.max(owner[start:end], initial=-1)) >= 0:
                     self.problems.append(f"{row.place}: overlaps {owners[taken].place}")
                 owner[start:end] = len(owners)
                 owners.append(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
@@ -60,8 +61,11 @@ class EmbeddedVideo:
 
     def centered(self) -> EmbeddedVideo:
         """The video with each kind of embeddings minus its mean."""
-        arrays = {"embeddings": self.embeddings, "untrained": self.untrained, "frozen": self.frozen}
-        return replace(self, **{k: v - v.mean(axis=0) for k, v in arrays.items() if v is not None})
+        arrays: dict[str, Any] = {"untrained": self.untrained, "frozen": self.frozen}
+        arrays = {
+            name: None if array is None else array - array.mean(axis=0) for name, array in arrays.items()
+        }
+        return replace(self, embeddings=self.embeddings - self.embeddings.mean(axis=0), **arrays)
 
     def phase_name(self, phase: int) -> str | None:
         """Name of a frame label, `phase 2` where they have no names; None for -1."""
