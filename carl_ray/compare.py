@@ -1,7 +1,6 @@
 """Compare evaluations in one table, with their controls and the paper's numbers.
 
     python -m carl_ray.compare EVALUATION EVALUATION --out table.md
-
     python -m carl_ray.compare EVALUATION EVALUATION EVALUATION --mean --out table.md
 
 EVALUATION is a folder that `python -m carl_ray.evaluate` wrote; its preset selects the paper's numbers, those of table
@@ -45,10 +44,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--mean", action="store_true", help="mean and deviation of every metric that all share"
     )
     options = parser.parse_args(arguments)
-    if options.mean and len({storage.absolute(uri) for uri in options.evaluations}) < max(
-        2, len(options.evaluations)
-    ):
-        raise UserError("--mean: expected at least two evaluations, each another folder")
+    folders = [storage.absolute(uri) for uri in options.evaluations]
+    if options.mean and (len(folders) < 2 or len(set(folders)) < len(folders)):
+        raise UserError("--mean: expected at least two evaluations in different folders")
     return options
 
 

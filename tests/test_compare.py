@@ -90,7 +90,7 @@ def test_mean_over_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "- 2: regions_ucf101, step 1,234, " in out.read_text()
     for given in (folders[:1], [folders[0], folders[0] + "/"]):
         error = failure(capsys, compare, *given, "--mean", "--out", out)
-        assert "--mean: expected at least two evaluations, each another folder" in error
+        assert "--mean: expected at least two evaluations in different folders" in error
     other = write_metrics(tmp_path / "4", "csvr_ucf101", 0.96, metrics)
     error = failure(capsys, compare, folders[0], other, "--mean", "--out", out)
     assert "--mean: expected evaluations of one preset, got regions_ucf101, csvr_ucf101" in error

@@ -132,9 +132,6 @@ def kinetics400_to_penn_action(
     }
 
 
-_SLOWER = "--optimizer.encoder_scale 0.1"  # of a pretrained encoder
-
-
 def three_splits(
     folder: str,
     split_1: str,
@@ -153,21 +150,22 @@ def three_splits(
         split_2: with --split 2
         split_3: with --split 3
         checkpoint: run folder or checkpoint of the encoder; none: trained from scratch, the control. Its training must
-            not have seen the test videos: an encoder of split 1 of UCF101 has seen most of those of splits 2 and 3
+            not have seen the test videos, as an encoder of split 1 of UCF101 has those of the other splits
         preset: whose encoder and views these are
         fine_tune_options: of each training, such as --cluster.use_gpu true; 100 epochs of 64 videos where they say
             nothing else
         embed_options: of each embedding, such as --use-gpu
     """
+    scale = "--optimizer.encoder_scale 0.1" if checkpoint else ""
+    options = (
+        "--objective.name clip_classes --optimizer.learning_rate 1e-3 --training.epochs 100 "
+        f"--training.global_batch_size 64 {scale} {fine_tune_options}"
+    )
     stages: Stages = {}
     evaluations = []
     for number, manifest in enumerate((split_1, split_2, split_3), 1):
         run, embeddings, evaluation = (
             join(folder, f"split-{number}", name) for name in ("train", "embeddings", "evaluation")
-        )
-        options = (
-            "--objective.name clip_classes --optimizer.learning_rate 1e-3 --training.epochs 100 "
-            f"--training.global_batch_size 64 {_SLOWER if checkpoint else ''} {fine_tune_options}"
         )
         stages |= {
             f"fine-tune-{number}": train(preset, manifest, run, options, init_from=checkpoint or None),

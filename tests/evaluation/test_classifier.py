@@ -21,6 +21,7 @@ from carl_ray.evaluation.tasks import TASKS
 from carl_ray.model.features import normalize
 from carl_ray.objectives.base import ObjectiveOptions
 from carl_ray.objectives.choice import objective_options
+from carl_ray.objectives.views import Stride, Whole
 from carl_ray.training.checkpoint import Progress, load_encoder, open_checkpoint, save_checkpoint
 from carl_ray.training.run_videos import VIDEOS, read_videos, record_videos
 from carl_ray.training.step import TrainingStep
@@ -67,6 +68,13 @@ def test_clips_are_even_and_each_counts_once(
     for clip in clips:
         assert set(np.diff(clip.frame_indices[:real])) == {stride}
         assert clip.frame_mask.tolist() == [True] * real + [False] * (8 - real)
+
+
+@pytest.mark.parametrize(("span", "expected"), [("stride", Stride), ("video", Whole)])
+def test_training_clips_have_the_span(span: str, expected: type):
+    config = replace(carl_ray.preset("clips_demo"), objective=objective_options("clip_classes", span=span))
+    (view,) = config.view_specs
+    assert isinstance(view.span, expected)
 
 
 def test_two_clips_over_the_whole_video_show_other_frames():
