@@ -3,7 +3,8 @@
 A preset is the paper's run wherever the paper states it (section 4.2), except for the weights that the backbone
 starts from: the paper's are BYOL's (`model.weights` URI), a preset's torchvision's for ImageNet. Block 5 of
 ResNet-50 trains, with Adam, learning rate 1e-4, weight decay 1e-5, 4 videos a step, alpha 1.5, beta 0.2,
-temperature 0.1 and variance 10, all of them the defaults of `carl_ray.config`. Presets other than the demos leave
+temperature 0.1 and variance 10, all of them the defaults of `carl_ray.config` and, of the last two,
+`carl_ray.objectives.scl`. Presets other than the demos leave
 `data.manifest` for the user to name. None touches the `cluster` section, which says where a run
 happens, not what it computes.
 """

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import av
 import av.container
@@ -125,8 +125,8 @@ def read_frames(
         )
     if short_side is not None and short_side < 1:
         raise ValueError(f"short_side must be at least 1, got {short_side}")
-    if decoder not in ("pyav", "decord"):
-        raise ValueError(f'decoder must be "pyav" or "decord", got {decoder!r}')
+    if decoder not in get_args(Decoder):
+        raise ValueError(f"decoder must be one of {get_args(Decoder)}, got {decoder!r}")
     video = open_source(source)
     video.check(int(np.max(indices)))
     indices, readable = indices + video.start, video.readable
