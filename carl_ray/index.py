@@ -33,7 +33,7 @@ import pyarrow as pa
 
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError, one_line_errors
-from carl_ray.options import OptionParser, number, print_next
+from carl_ray.options import OptionParser, number, print_next, program
 
 if TYPE_CHECKING:
     from carl_ray.data.labels import LabelOptions
@@ -185,12 +185,13 @@ def _summary(manifest: pa.Table, rejects: pa.Table | None, out: str) -> str:
     folders = folders_like_labels(manifest.column("video_id").to_pylist())
     if folders and not manifest.column("label").drop_null():
         names = ", ".join(folders[:_MOST_FOLDERS]) + (" …" if len(folders) > _MOST_FOLDERS else "")
-        lines.append(f"the folders {names} look like labels: --label-from folder makes them so")
+        command = storage.shell_command(*program("index").split(), "--update", out, "--label-from", "folder")
+        lines.append(f"the folders {names} look like labels; to make them labels: {command}")
     if rejects is not None:
         lines.append(f"rejected: {rejects.num_rows}")
         lines += [f"  {count:>6} x {reason} ({uri})" for reason, count, uri in count_reasons(rejects)]
     lines.append(f"manifest: {storage.public_uri(out)}")
-    if rejects is not None:
+    if rejects is not None and rejects.num_rows:
         lines.append(f"rejects:  {storage.public_uri(rejects_uri(out))}")
     # File names are untrusted: replace control characters, which a terminal would obey.
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)

@@ -126,9 +126,9 @@ def _query_video(
         return first
     try:
         return embeddings.video(query)
-    except NotEmbeddedError:
+    except NotEmbeddedError as error:
         if not storage.exists(query):
-            raise
+            raise UserError(f"{error} (there is no file of this name either)") from None
     return _embed(query, embeddings, checkpoint_uri)
 
 

@@ -120,6 +120,7 @@ def _evaluate(run: FittedRun, title: str | None, form: Form) -> None:
         print_evaluation(embeddings, embeddings, out, title=title)
     except UserError as error:  # The run is trained, but there are too few videos to compare.
         print(f"no report: {error}")
+    print(f"embeddings:  {storage.public_uri(embeddings)}")
     options.print_next("search", "--embeddings", embeddings, "--out", "sheet.png")
 
 

@@ -2,7 +2,8 @@
 
     python examples/embed_one_video.py RUN VIDEO OUT.npy
 
-RUN is the run folder of `carl-ray train`, or one of its checkpoints.
+RUN is the run folder of `carl-ray train`, or one of its checkpoints. Vectors to compare with those of a folder of
+embeddings come from `carl_ray.load_encoder(RUN, like=FOLDER)`.
 """
 
 import sys

@@ -275,5 +275,5 @@ def test_repetitions_where_phases_return(tmp_path: Path, capsys: pytest.CaptureF
         evaluate.main(["--train", folder, "--test", folder, "--out", str(tmp_path / name)])
         document = json.loads((tmp_path / name / "metrics.json").read_text())
         assert ("repetition_count_error" in document["trained"]) == (name == "labelled")
-        seem_to_repeat = "In 3 of 3 test videos the action seems to repeat"
+        seem_to_repeat = "In 3 of 3 videos the action seems to repeat"
         assert (seem_to_repeat in capsys.readouterr().out) == (name == "unlabelled")

@@ -120,7 +120,7 @@ def test_embeddings_stream(
     [
         (["query", "--frame", "2"], "--frame: 'query' has 2 frames, expected 0 to 1, got 2"),
         (["query", "--frame", "-1"], "expected 0 to 1, got -1"),
-        (["qery"], "neither the id of one of the 3 videos"),
+        (["qery"], "expected the id of one of the 3 videos"),
         (["qery"], "did you mean query?"),
         (["query", "--top", "0"], "--top: expected a whole number of at least 1, got '0'"),
         (["query", "--out", "sheet.gif"], "--out: expected the name of a PNG or a CSV file"),

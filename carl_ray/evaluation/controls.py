@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -32,16 +33,11 @@ class Control:
     """(videos, origin, seed) to the embeddings of each video; None where they were not computed."""
 
 
-def _untrained(
-    videos: Sequence[EmbeddedVideo], origin: Origin, seed: int
+def _stored(
+    name: Literal["untrained", "frozen"], videos: Sequence[EmbeddedVideo], origin: Origin, seed: int
 ) -> list[Float[np.ndarray, "_ width"]] | None:
-    found = [video.untrained for video in videos if video.untrained is not None]
-    return found if len(found) == len(videos) else None
-
-
-def _frozen(videos: Sequence[EmbeddedVideo], origin: Origin, seed: int) -> list[np.ndarray] | None:
-    found = [video.frozen for video in videos if video.frozen is not None]
-    return found if found and len(found) == len(videos) else None
+    found = [getattr(video, name) for video in videos]
+    return None if any(array is None for array in found) else found
 
 
 def positions(
@@ -74,8 +70,8 @@ def chance(
 
 
 CONTROLS: dict[str, Control] = {
-    "untrained": Control("the same encoder before its training", _untrained),
-    "frozen": Control("windows of features of the frozen backbone", _frozen),
+    "untrained": Control("the same encoder before its training", partial(_stored, "untrained")),
+    "frozen": Control("windows of features of the frozen backbone", partial(_stored, "frozen")),
     "positions": Control(
         "the sine-cosine positional encoding alone, without what the frames show", positions
     ),

@@ -248,8 +248,8 @@ class Embeddings:
                 return video
             known.append(video.video_id)
         raise NotEmbeddedError(
-            f"{storage.public_uri(video_id)}: neither the id of one of the {len(known)} videos in "
-            f"{storage.public_uri(self.uri)} nor a file{nearest(video_id, known, files=True)}"
+            f"{storage.public_uri(video_id)}: expected the id of one of the {len(known)} videos in "
+            f"{storage.public_uri(self.uri)}{nearest(video_id, known, files=True)}"
         )
 
     def search(

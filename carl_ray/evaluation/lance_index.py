@@ -102,9 +102,7 @@ class LanceIndex:
             rows = self._table.search().where(f"video_id = {_quoted(video_id)}").limit(None).to_arrow()
         if not len(rows):
             shown = storage.public_uri(self.uri)
-            raise NotEmbeddedError(
-                f"{storage.public_uri(video_id)}: neither the id of a video in {shown} nor a file"
-            )
+            raise NotEmbeddedError(f"{storage.public_uri(video_id)}: expected the id of a video in {shown}")
         rows = rows.sort_by("frame")
         phases = rows["phase"].fill_null(-1).to_numpy()
         names = dict(zip(phases.tolist(), rows["phase_name"].to_pylist(), strict=True))

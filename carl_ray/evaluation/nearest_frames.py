@@ -82,6 +82,12 @@ def nearest_frames(
                 continue
             if excluded is not None and (video.video_id == excluded.video_id or _file(video) == file):
                 continue
+            if video.embeddings.shape[1:] != unit.shape[1:]:
+                raise ValueError(
+                    f"{video.video_id}: expected embeddings as wide as the query's, {unit.shape[1]}, got "
+                    f"{video.embeddings.shape[1]}; embed the query with carl_ray.load_encoder(…, like=…), which names "
+                    "the folder that is searched"
+                )
             try:
                 _, frames = unit_frames([unit, video.embeddings])
             except ValueError as error:

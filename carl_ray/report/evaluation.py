@@ -158,8 +158,8 @@ def _repetition_warnings(videos: list[EmbeddedVideo]) -> list[str]:
     if repeating <= len(some) / 2:
         return []
     return [
-        f"In {repeating} of {len(some)} test videos the action seems to repeat (carl-ray segments): the score "
-        "without labels supposes that it comes once."
+        f"In {repeating} of {len(some)} videos the action seems to repeat (carl-ray segments): Kendall's tau and the "
+        "score without labels suppose that it comes once, and say little here."
     ]
 
 
@@ -196,7 +196,7 @@ def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[Embe
     without = "There are no videos of the split test, so"
     advice = (
         "For a measurement on videos that training has not seen, index them in folders train/ and test/, or split them "
-        "with `carl_ray.index --update … --split-by …`."
+        "with `carl-ray index --update MANIFEST --split-by COLUMN`."
     )
     if len(splits["validation"]) > 1:
         measured = f"{without} the {len(splits['validation'])} validation videos were measured. {advice}"

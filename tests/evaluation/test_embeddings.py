@@ -260,7 +260,7 @@ def test_search_in_python(tmp_path: Path) -> None:
     assert by_frame[0].seconds == pytest.approx(1 / 29.97)
     by_vector = embeddings.search(np.array([0.0, 0.0, 5.0, 0.0]), k=2)
     assert [(hit.video_id, hit.frame) for hit in by_vector] == [("copy", 2), ("far", 0)]
-    with pytest.raises(UserError, match=r"qery: neither the id of .* did you mean query\?"):
+    with pytest.raises(UserError, match=r"qery: expected the id of .* did you mean query\?"):
         embeddings.search(("qery", 0))
     with pytest.raises(UserError, match="'query' has 3 frames, expected 0 to 2, got 3"):
         embeddings.search(("query", 3))

@@ -147,7 +147,7 @@ def test_mistakes(tmp_path: Path) -> None:
     narrow = video("q", 1, embeddings=np.ones((20, 3)))
     for change, kind, message in (
         (lambda: LanceIndex.open(uri + "x.lance"), UserError, "no index there; make it with"),
-        (lambda: LanceIndex.open(uri).video("nobody"), UserError, "nobody: neither the id of a video"),
+        (lambda: LanceIndex.open(uri).video("nobody"), UserError, "nobody: expected the id of a video"),
         (lambda: LanceIndex.open(uri).search((narrow, 1)), ValueError, "a query of 16 numbers, got 3"),
         (lambda: update_index(other, uri), UserError, "of another encoder than"),
         (lambda: update_index(broken, uri), UserError, "n: expected finite values"),

@@ -221,6 +221,11 @@ def test_every_task_gives_the_metrics_that_it_names(train, test) -> None:
         assert set(task.run(Videos(train[::2], test[::2], 2))) == {metric.name for metric in task.metrics}
 
 
+def test_without_training_videos_all_controls_are_measured(test) -> None:
+    document = evaluate([], test, ORIGIN, tasks=["kendalls_tau"], stride=2)
+    assert all(document[variant]["kendalls_tau"]["value"] is not None for variant in VARIANTS)
+
+
 def test_without_the_untrained_control(train, test, document) -> None:
     whole = document
 
