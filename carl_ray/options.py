@@ -162,26 +162,33 @@ def field_names(objective: str = "scl") -> dict[str, str]:
 
 
 def add_config_options(parser: argparse.ArgumentParser, arguments: Sequence[str] = ()) -> None:
-    """Add an option for every field of the config; its help shows the paper's default.
+    """Add an option for every field of the config; its help shows the default of the preset, or the paper's.
 
     Args:
         parser: Of the command.
-        arguments: The command line. Its `--objective.name` determines which options of an objective the help lists;
-            other options `--objective.…` are left to `overridden`, for a config that is still to be read.
+        arguments: The command line. Its preset and `--objective.name` determine the defaults and which options of an
+            objective the help lists; other options `--objective.…` are left to `overridden`, for a config that is
+            still to be read.
     """
     from carl_ray import config as configuration
-    from carl_ray.objectives.choice import DEFAULT, objective_options
+    from carl_ray.objectives.choice import objective_options
+    from carl_ray.presets import PRESETS
 
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    given.add_argument(f"--{_OBJECTIVE}", default=DEFAULT)
+    given.add_argument(f"--{_OBJECTIVE}")
     words, others = given.parse_known_args(list(arguments))
+    name = next((word for word in others if word in PRESETS), None)
+    base = configuration.Config(preset="default") if name is None else PRESETS[name]()
+    objective, own = base.objective, getattr(words, _OBJECTIVE)
     try:
-        objective = objective_options(getattr(words, _OBJECTIVE))
+        if own is not None:
+            objective = objective_options(own)
     except ValueError as error:
         raise UserError(f"command line: {error}") from None
-    group = parser.add_argument_group("configuration (defaults are the paper's; a preset may change them)")
+    source = "the paper's; a preset may change them" if name is None else f"those of the preset {name}"
+    group = parser.add_argument_group(f"configuration (defaults are {source})")
     # Apart: an objective on clips fits no encoder of frames, as the default is.
-    defaults = configuration.to_document(configuration.Config(preset="default"))
+    defaults = configuration.to_document(base)
     defaults["objective"] = dataclasses.asdict(objective)
     known = field_names(objective.name)
     for name, description in known.items():

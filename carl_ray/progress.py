@@ -70,6 +70,7 @@ class ProgressLine:
         self._verb, self._unit = verb, unit
         self._line = StatusLine(file)
         self._started = time.monotonic()
+        self._first: tuple[int, float] | None = None
 
     def __call__(self, done: int, total: int = 0, note: str = "") -> None:
         """Show how many items are done, if the line is due.
@@ -82,11 +83,15 @@ class ProgressLine:
         last = done == total
         if not (last or self._line.is_due):
             return
-        rate = done / max(time.monotonic() - self._started, 1e-9)
+        now = time.monotonic()
+        # Until the end the rate is that since the first line: what comes before is mostly the start of processes.
+        self._first = first_done, first_time = self._first or (done, now)
+        rate = done / max(now - self._started, 1e-9) if last else (done - first_done) / max(now - first_time, 1e-9)
         parts = [f"{self._verb} {done:,}{f'/{total:,}' if total else ''} {self._unit}"]
         parts += [note] if note else []
-        parts.append(f"{rate:.1f}/s")
-        if total and done and not last:
+        if rate:
+            parts.append(f"{rate:.1f}/s")
+        if total and rate and not last:
             parts.append(f"{duration((total - done) / rate)} left")
         self._line.show(", ".join(parts), last=last)
 

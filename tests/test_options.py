@@ -59,6 +59,15 @@ def test_help_shows_descriptions_and_defaults() -> None:
     assert "[[0.8, 1.0]]" in text
 
 
+def test_help_beside_a_preset_shows_its_defaults() -> None:
+    parser = OptionParser(prog="command")
+    add_config_options(parser, ["clips_demo", "--help"])
+    text = " ".join(parser.format_help().split())
+    assert "defaults are those of the preset clips_demo" in text
+    assert "--model.num_frames VALUE T: frames of a view; positions of any other length are interpolated. [16]" in text
+    assert "--objective.order_weight" in text and "--objective.variance" not in text
+
+
 @pytest.mark.parametrize(
     ("option", "text", "value"),
     [

@@ -29,7 +29,7 @@ def test_rate_and_time_left(clock: list[float]) -> None:
         clock[0] += 2.5
         line(done, 10, "310 frames/s")
     assert file.getvalue().splitlines() == [
-        "embedded 1/10 videos, 310 frames/s, 0.4/s, 0:00:22 left",
+        "embedded 1/10 videos, 310 frames/s",
         "embedded 5/10 videos, 310 frames/s, 0.4/s, 0:00:12 left",
         "embedded 9/10 videos, 310 frames/s, 0.4/s, 0:00:02 left",
         "embedded 10/10 videos, 310 frames/s, 0.4/s",
@@ -39,9 +39,10 @@ def test_rate_and_time_left(clock: list[float]) -> None:
 def test_an_unknown_total(clock: list[float]) -> None:
     file = io.StringIO()
     line = ProgressLine("cut", "events", file)
-    clock[0] += 4
-    line(2_000)
-    assert file.getvalue() == "cut 2,000 events, 500.0/s\n"
+    for done in (2_000, 7_000):
+        clock[0] += 10
+        line(done)
+    assert file.getvalue() == "cut 2,000 events\ncut 7,000 events, 500.0/s\n"
 
 
 def test_a_terminal_has_one_line(clock: list[float]) -> None:

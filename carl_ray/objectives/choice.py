@@ -79,7 +79,9 @@ def find_objective(name: str) -> type[Objective]:
     try:
         found = getattr(import_module(module), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"objective {name!r} cannot be imported: {error}") from None
+        raise ValueError(
+            f"objective {name!r} cannot be imported: {error}; its folder must be on PYTHONPATH"
+        ) from None
     if not (isinstance(found, type) and issubclass(found, Objective) and hasattr(found, "Options")):
         raise ValueError(f"objective {name!r}: expected a subclass of Objective with Options, got {found!r}")
     if "__pydantic_fields__" not in vars(found.Options):

@@ -274,27 +274,33 @@ def _try_clips(config: Config) -> None:
 
 
 def try_objective(config: Config) -> None:
-    """Raise `UserError` where an objective of others fails on two videos, or returns no terms with a gradient."""
+    """Raise `UserError` where an objective of others fails on two videos, reads padding, or has no gradient."""
     name, width = config.objective.name, config.model.embedding_width
     kind = find_objective(name)
     if name in OBJECTIVES or kind.phases is not Objective.phases or config.objective.reads_clips:
         return
     import torch
 
-    batch = _black_videos(config, 2)
-    with _blaming(f"objective {name} fails on a batch of two videos"):
+    def terms(padding: float) -> Terms:
+        batch, encodings = _black_videos(config, 2), {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             # Classes are counted in the run.
             objective = kind(config.objective.with_num_classes(2), width, config.model.batch_norm)
-            encodings = {
-                view: Encoding(torch.randn(*seen.mask.shape, width, requires_grad=True), seen.mask)
-                for view, seen in batch.views.items()
-            }
-        terms = Terms.checked(objective(encodings, batch, 0.5), name)
-        if not terms.sums.requires_grad:
+            for view, seen in batch.views.items():
+                seen.mask[1, :, (seen.mask.shape[2] + 1) // 2 :] = False  # half of the second video
+                seen.timestamps.masked_fill_(~seen.mask, padding)
+                frames = torch.randn(*seen.mask.shape, width).masked_fill(~seen.mask[..., None], padding)
+                encodings[view] = Encoding(frames.requires_grad_(), seen.mask)
+            return Terms.checked(objective(encodings, batch, 0.5), name)
+
+    with _blaming(f"objective {name} fails on a batch of two videos"):
+        found, other = terms(0.0), terms(3.0)
+        if not found.sums.requires_grad:
             raise TypeError("its sums have no gradient: were the encodings detached?")
-        terms.sums.sum().backward()
+        found.sums.sum().backward()
+        if not (torch.equal(found.counts, other.counts) and torch.allclose(found.sums, other.sums, rtol=1e-4)):
+            raise ValueError("its terms depend on padding: expected to leave out frames whose mask is False")
 
 
 def _black_videos(config: Config, count: int) -> Batch:
@@ -310,7 +316,7 @@ def _black_videos(config: Config, count: int) -> Batch:
         name: replace(
             view,
             mask=torch.ones_like(view.mask),
-            timestamps=torch.arange(view.mask.shape[2]).double().expand(view.mask.shape),
+            timestamps=torch.arange(view.mask.shape[2]).double().repeat(*view.mask.shape[:2], 1),
             columns={column: torch.zeros_like(value) for column, value in view.columns.items()},
         )
         for name, view in batch.views.items()
