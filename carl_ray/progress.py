@@ -85,8 +85,9 @@ class ProgressLine:
             return
         now = time.monotonic()
         # Until the end the rate is that since the first line: what comes before is mostly the start of processes.
-        self._first = first_done, first_time = self._first or (done, now)
-        rate = done / max(now - self._started, 1e-9) if last else (done - first_done) / max(now - first_time, 1e-9)
+        self._first = self._first or (done, now)
+        begun_done, begun = (0, self._started) if last else self._first
+        rate = (done - begun_done) / max(now - begun, 1e-9)
         parts = [f"{self._verb} {done:,}{f'/{total:,}' if total else ''} {self._unit}"]
         parts += [note] if note else []
         if rate:

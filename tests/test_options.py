@@ -64,7 +64,8 @@ def test_help_beside_a_preset_shows_its_defaults() -> None:
     add_config_options(parser, ["clips_demo", "--help"])
     text = " ".join(parser.format_help().split())
     assert "defaults are those of the preset clips_demo" in text
-    assert "--model.num_frames VALUE T: frames of a view; positions of any other length are interpolated. [16]" in text
+    described = "T: frames of a view; positions of any other length are spread over [0, T - 1]."
+    assert f"--model.num_frames VALUE {described} [8]" in text
     assert "--objective.order_weight" in text and "--objective.variance" not in text
 
 

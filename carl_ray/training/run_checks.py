@@ -299,7 +299,9 @@ def try_objective(config: Config) -> None:
         if not found.sums.requires_grad:
             raise TypeError("its sums have no gradient: were the encodings detached?")
         found.sums.sum().backward()
-        if not (torch.equal(found.counts, other.counts) and torch.allclose(found.sums, other.sums, rtol=1e-4)):
+        if not (
+            torch.equal(found.counts, other.counts) and torch.allclose(found.sums, other.sums, rtol=1e-4)
+        ):
             raise ValueError("its terms depend on padding: expected to leave out frames whose mask is False")
 
 

@@ -170,9 +170,7 @@ def test_an_objective_of_ones_own_is_tried_before_ray_starts(
         return
     with pytest.raises(UserError, match=message) as caught:
         try_objective(config)
-    assert str(caught.value).startswith(
-        f"objective foreign_package:{name} fails on a batch of two videos: "
-    )
+    assert str(caught.value).startswith(f"objective foreign_package:{name} fails on a batch of two videos: ")
     assert "\n" not in str(caught.value)
 
 
