@@ -156,6 +156,7 @@ def _with_features(config: Config, saved: Config | None, given: Collection[str] 
         from carl_ray.evaluation.estimate import estimate_run
 
         print(estimate_run(config, read_videos(manifest, None)), flush=True)
+        print(f"features:    {storage.public_uri(config.data.features or '')}", flush=True)
     return config
 
 
