@@ -53,7 +53,8 @@ class Estimate:
         memory = _PROCESS_BYTES * (1 + available_cores()) + 2 * 2**30
         return (
             f"videos: {split}; {self.num_steps} steps of {self.batch_size}; about {_minutes(seconds)}: "
-            f"{_minutes(self.caching_seconds)} caching {self.num_cached:,} frames and copies ({self.cache_bytes / 1e6:,.0f} MB), "
+            f"{_minutes(self.caching_seconds)} caching {self.num_cached:,} frames and copies "
+            f"({self.cache_bytes / 1e6:,.0f} MB), "
             f"{_minutes(self.training_seconds)} training, {_minutes(_END_SECONDS)} embeddings and report; "
             f"memory about {memory / 2**30:.0f} GiB"
         )
