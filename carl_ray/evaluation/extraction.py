@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any, cast
 
 import numpy as np
@@ -161,25 +162,27 @@ def rows_of_actors(
         num_gpus=1 if settings.use_gpu else None,
         memory=memory,
     )
+    batches: Iterator[Any] = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+    # Only until the first row, since all actors are started then: the caller may show progress on a terminal.
     with _without_lines(b"has constructor arguments in the object store"):
-        batch: Any
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for row in batch.to_pylist():
-                index = row["video_index"]
-                shape = (math.ceil(lengths[index] / frame_stride), -1)
-                yield (
-                    index,
-                    row["error"]
-                    or [np.frombuffer(content, dtype).reshape(shape) for content in row["embedded"]]
-                    + ([] if row["classes"] is None else [np.array(row["classes"], np.int64)]),
-                )
+        first = [*islice(batches, 1)]
+    for batch in chain(first, batches):
+        for row in batch.to_pylist():
+            index = row["video_index"]
+            shape = (math.ceil(lengths[index] / frame_stride), -1)
+            yield (
+                index,
+                row["error"]
+                or [np.frombuffer(content, dtype).reshape(shape) for content in row["embedded"]]
+                + ([] if row["classes"] is None else [np.array(row["classes"], np.int64)]),
+            )
 
 
 @contextmanager
 def _without_lines(text: bytes) -> Iterator[None]:
     """Filter lines that contain a text out of this process's standard error.
 
-    Ray's C++ code logs one as an error for every actor that Ray Data starts, about arguments that Ray Data itself
+    Ray's C++ code logs one as an error when Ray Data submits its actors, about arguments that Ray Data itself
     passes. It writes to the file descriptor, so neither `logging` nor `sys.stderr` can filter it.
     """
     terminal = os.dup(2)

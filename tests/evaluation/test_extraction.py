@@ -113,6 +113,22 @@ def test_lines_of_ray_are_kept_back_and_no_others(capfd) -> None:
     assert capfd.readouterr().err == "before\nafter\nActor 2 has constructor arguments\n"
 
 
+def test_the_caller_has_its_standard_error_at_every_row(ray_session, capfd) -> None:
+    """The progress line looks whether it is a terminal; what Ray says of the actors is kept back all the same."""
+
+    class Extractor:
+        def embed(self, videos):
+            return [[np.ones((num_frames, 2), np.float32)] for _, num_frames in videos]
+
+    videos = pa.table({"uri": [f"v{n}" for n in range(6)], "num_frames": [3] * 6})
+    settings = replace(SETTINGS, num_workers=3, cpus_per_worker=1)
+    rows = extraction.rows_of_actors(extraction.ExtractingActor, (Extractor, 0), videos, settings, np.float32)
+    before = os.fstat(2).st_ino
+    seen = [os.fstat(2).st_ino for _ in rows]
+    assert seen == [before] * 6
+    assert "constructor arguments" not in capfd.readouterr().err
+
+
 def test_videos_whose_actor_always_dies_are_not_tried_forever(ray_session) -> None:
     class Embedder:
         def embed(self, videos):
