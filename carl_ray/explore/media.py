@@ -218,7 +218,7 @@ class Conversion:
         """The bytes from `start` to `stop`; what is missing of them is made first. Errors as `Media.plan`."""
         first, last = (max(0, at - self._start) // self._per_segment for at in (start, stop - 1))
         for segment in range(first, last + 1) if stop > self._start else ():
-            while not self._made[segment]:
+            while self._file >= 0 and not self._made[segment]:
                 async with self._lock:
                     if not self._made[segment]:
                         await self._in_thread(self._advance, segment)
@@ -238,7 +238,8 @@ class Conversion:
     def _write_header(self) -> None:
         try:
             self._kept.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            if self._file < 0:
+                self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         except OSError as error:
             raise storage.storage_error(error, str(self._part), "write") from None
         arguments = {"task": "header", **self._described}
@@ -291,7 +292,10 @@ class Conversion:
 
     def close(self) -> None:
         """End the process; delete the file unless it is complete."""
-        self._child.interrupt()
+        if self.is_busy:
+            self._child.interrupt()  # A thread is reading from it.
+        else:
+            self._child.close()
         self._part.unlink(missing_ok=True)
         if self._file >= 0:
             os.close(self._file)

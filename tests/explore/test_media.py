@@ -16,6 +16,7 @@ from aiohttp.test_utils import TestClient
 
 from carl_ray import storage
 from carl_ray.data.decode import probe_video, read_frames
+from carl_ray.errors import RunError
 from carl_ray.explore import conversion, media
 from carl_ray.explore.server import MEDIA
 from tests.explore.conftest import Make, Serve
@@ -251,6 +252,63 @@ def test_the_last_used_conversions_are_kept(
         assert sizes == [1, 1, 1]
 
     serve(uri, conversation, cache_bytes=150_000)
+
+
+def test_a_conversion_that_gives_way_ends_its_process(
+    make_video: Callable[..., Path],
+    embed: Make,
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(media, "_MOST_OPEN", 1)
+    path = make_video(tmp_path / "a.avi", 100, codec="mpeg4", b_frames=0)
+    uri = embed(*((name, path, 100, {"content_hash": name}) for name in "abc"))
+
+    async def conversation(client: TestClient[Any, Any], token: str) -> None:
+        opened = client.app[MEDIA]._open  # type: ignore[union-attr]
+        earlier, process = None, None
+        # It is idle after the head of the file, and between two segments.
+        for number, method in enumerate(("HEAD", "GET", "HEAD")):
+            headers = {"Range": "bytes=0-9000"}
+            await client.request(method, f"/media/{number}?{token}", headers=headers)
+            if earlier is not None and process is not None:
+                assert process.wait(5) is not None
+                with pytest.raises(RunError, match="the conversion was stopped"):
+                    await earlier.read(earlier.size - 9, earlier.size)
+                assert earlier._child._process is None
+            (earlier,) = opened.values()
+            process = earlier._child._process
+            assert process is not None and process.poll() is None
+
+    serve(uri, conversation)
+
+
+def test_another_try_for_the_head_of_a_file(
+    make_video: Callable[..., Path],
+    embed: Make,
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = make_video(tmp_path / "a.avi", 20, codec="mpeg4", b_frames=0)
+    ask, failures = media.Child.ask, iter(["once", "twice"])
+
+    def fail_twice(child: media.Child, *arguments: Any, **options: Any) -> Any:
+        failure = next(failures, None) if arguments[1]["task"] == "header" else None
+        if failure:
+            raise RunError(failure)
+        return ask(child, *arguments, **options)
+
+    monkeypatch.setattr(media.Child, "ask", fail_twice)
+
+    async def conversation(client: TestClient[Any, Any], token: str) -> None:
+        answers = [await client.head(f"/media/0?{token}") for _ in range(3)]
+        assert [answer.status for answer in answers] == [502, 502, 200]
+        opened = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        assert len([name for name in opened if ".mp4." in name]) == 1
+
+    serve(embed(("a", path, 20, {})), conversation)
 
 
 def test_another_number_of_frames(
