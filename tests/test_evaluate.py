@@ -92,6 +92,17 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
     assert "linear_probe" in json.loads((apart / "metrics.json").read_text())["trained"]
 
 
+def test_one_folder_by_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_part("E", videos("train", 4) + videos("test", 3), ORIGIN, "float16")
+    Path("E/bad_videos.jsonl").write_text('{"video_id": "v", "reason": "cut off"}\n')
+    for test in ("E", "E/", "./E", f"{tmp_path}/E"):
+        evaluate.main(["--train", "E", "--test", test, "--out", "out"])
+        document = json.loads(Path("out/metrics.json").read_text())
+        found = document["train"]["videos"], document["test"]["videos"], document["not_embedded"]
+        assert found == (4, 3, 1), test
+
+
 def test_centered_is_centering_of_each_video(tmp_path: Path) -> None:
     """A shift of each video, as scenes have, changes plain embeddings' metrics, and no centred ones."""
     rng = np.random.default_rng(0)

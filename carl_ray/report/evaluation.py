@@ -83,7 +83,7 @@ def evaluate_embeddings(
         on_progress=_print_progress,
     )
     document["centered"] = centered
-    document["not_embedded"] = sum(len(read_log(uri, BAD_VIDEOS)) for uri in dict.fromkeys((train, test)))
+    document["not_embedded"] = sum(len(read_log(uri, BAD_VIDEOS)) for uri in {_named(train), _named(test)})
     run_dir = run_of(origin.checkpoint)
     config = _config(run_dir)
     manifest = config.get("data", {}).get("manifest")
@@ -175,7 +175,7 @@ def print_evaluation(train: str, test: str, out: str, **options: Any) -> None:
 def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[EmbeddedVideo], list[str]]:
     """Origin, training videos, test videos and warnings; errors as `evaluate_embeddings`."""
     origin = read_origin(train)
-    if test.rstrip("/") != train.rstrip("/"):
+    if _named(test) != _named(train):
         if read_origin(test) != origin:
             raise UserError(
                 f"{storage.public_uri(test)}: embeddings of another encoder or view than those in "
@@ -203,6 +203,11 @@ def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[Embe
         return origin, splits["train"], splits["validation"], [measured]
     measured = f"{without} all {len(videos)} videos were measured, those of the training among them. {advice}"
     return origin, [], videos, [measured]
+
+
+def _named(uri: str) -> str:
+    """The URI by which folders are compared: absolute, without a slash at the end."""
+    return storage.join(storage.absolute(uri))
 
 
 def _has_truth(videos: Sequence[EmbeddedVideo]) -> bool:
