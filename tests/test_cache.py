@@ -81,6 +81,10 @@ def test_mistakes_of_cache(capsys: pytest.CaptureFixture[str], words: list[str],
         (["--encoder", "frozen", "--out", "e"], "needs --manifest and --out"),
         (["--encoder", "frozen", "--manifest", "m", "--out", "e", "--view", "central"], "neither --view nor"),
         (["--encoder", "frozen", "--manifest", "m", "--out", "e", "--form", "joined"], "nor --form"),
+        (
+            ["--checkpoint", "r", "--manifest", "m", "--out", "e", "--view", "central", "--features", "f"],
+            "--features are of the view resized: leave them out, or --view central",
+        ),
     ],
 )
 def test_mistakes_of_embed(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:

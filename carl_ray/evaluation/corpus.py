@@ -97,15 +97,17 @@ def embed_corpus(
         out: Folder of the embeddings, new or begun with the same checkpoint and view.
         settings: How; None: the defaults.
         splits: Only videos of these splits; those without one count as "train".
-        features: Folder of cached features of the encoder's frozen backbone; None: the run's `data.features`. Videos
-            that it has are not decoded.
+        features: Folder of cached features of the encoder's frozen backbone, of the view `resized`; None: the run's
+            `data.features`. Videos that it has are not decoded.
 
     Raises:
-        UserError: checkpoint or manifest are missing or malformed, `out` holds other embeddings, or another process
-            writes there.
+        UserError: checkpoint or manifest are missing or malformed, `features` are of another view or encoder, `out`
+            holds other embeddings, or another process writes there.
         RunError: storage failed, or more videos than the run's `data.max_bad_fraction` could not be embedded.
     """
     settings = settings or EmbeddingSettings()
+    if features is not None and settings.view != "resized":
+        raise UserError(f"--features are of the view resized: leave them out, or --view {settings.view}")
     checkpoint = checkpoint_at(run) if isinstance(run, str) else run
     if manifest is None:
         from carl_ray.datasets.embedded import index_embedded
