@@ -16,6 +16,7 @@ from carl_ray.data.decode import DecodeError
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo, phase_names
 from carl_ray.evaluation.nearest_frames import FoundFrame, found_frame, nearest_frames, printable
+from carl_ray.evaluation.task import Videos
 from carl_ray.evaluation.warping import align_pair
 from carl_ray.report import figures
 from carl_ray.report.figures import Picture
@@ -77,17 +78,27 @@ class ActionPictures:
     num_map_frames: int = 0
 
 
-def draw_action(name: str, videos: Sequence[EmbeddedVideo], folder: str, movie_name: str) -> ActionPictures:
-    """The pictures of an action; a movie that is too large for the page is written to the folder, by its name."""
-    classes = np.concatenate(
-        [video.phases for video in videos if video.frame_labels is not None] or [np.array([-1])]
-    )
-    num_phases = 1 + int(classes.max(initial=-1))
+def draw_action(
+    name: str, train: Sequence[EmbeddedVideo], videos: Sequence[EmbeddedVideo], folder: str, movie_name: str
+) -> ActionPictures:
+    """The pictures of an action; a movie that is too large for the page is written to the folder, by its name.
+
+    Args:
+        name: Of the action.
+        train: Its training videos, which have a say in the names and colours of phases.
+        videos: Its test videos.
+        folder: Of the page.
+        movie_name: Of the file.
+    """
+    num_phases = Videos(train, videos).num_classes
+    names = phase_names([*train, *videos], num_phases)
+    labelled = [video.phases >= 0 for video in videos if video.frame_labels is not None]
+    has_phases = any(of_video.any() for of_video in labelled)
     drawn = ActionPictures(
         name=name,
-        phases=dict(zip(phase_names(videos, num_phases), figures.phase_colors(num_phases), strict=True)),
+        phases=dict(zip(names, figures.phase_colors(num_phases), strict=True)) if has_phases else {},
         num_videos=len(videos),
-        has_unlabelled_frames=bool((classes < 0).any()),
+        has_unlabelled_frames=not all(of_video.all() for of_video in labelled),
     )
     if len(videos) > 1:
         drawn.pair = _draw_pair(videos[0], videos[1], num_phases, folder, movie_name)

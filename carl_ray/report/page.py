@@ -17,6 +17,7 @@ from carl_ray import storage
 from carl_ray.evaluation.controls import CONTROLS
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.nearest_frames import printable
+from carl_ray.evaluation.protocol import by_action
 from carl_ray.report import figures, tables
 from carl_ray.report.actions import draw_action
 from carl_ray.report.clips import clip_sheets
@@ -50,7 +51,7 @@ def write_report(
     Args:
         out_uri: The HTML file.
         metrics: The document of metrics.json (`carl_ray.evaluation.protocol.evaluate`).
-        train_videos: Videos that the classifier of the timelines is fitted to.
+        train_videos: Videos that the classifier of the timelines is fitted to; their phases count for the colours.
         test_videos: The measured videos; their files are read for the pictures.
         log: Lines of the run's metrics.jsonl; None where there is no log.
         objective: Name of the run's objective; None where it is unknown.
@@ -63,15 +64,13 @@ def write_report(
     Raises:
         RunError: the store refuses, fails or is full.
     """
-    by_action: dict[str, list[EmbeddedVideo]] = {}
-    for video in sorted(test_videos, key=lambda video: video.video_id):
-        if len(video):
-            by_action.setdefault(video.label or "videos without a label", []).append(video)
+    shown = sorted((video for video in test_videos if len(video)), key=lambda video: video.video_id)
+    groups = by_action(train_videos, shown)
     # Actions with at least two videos first, which have all the pictures.
-    names = sorted(by_action, key=lambda name: (len(by_action[name]) < 2, name))[:_MOST_ACTIONS]
+    names = sorted(groups, key=lambda name: (len(groups[name][1]) < 2, name))[:_MOST_ACTIONS]
     folder = storage.parent(out_uri)
     actions = [
-        draw_action(name, by_action[name], folder, f"aligned-{number}.mp4")
+        draw_action(name, *groups[name], folder, f"aligned-{number}.mp4")
         for number, name in enumerate(names, 1)
     ]
     # Where the classifier was fitted for the table, it is fitted again for the timelines.
@@ -100,7 +99,7 @@ def write_report(
         action_titles=[tables.title_of(name) for name in tables.action_metric_names(metrics)],
         curves=figures.training_curves(log or [], objective),
         actions=actions,
-        num_actions=len(by_action),
+        num_actions=len(groups),
         timelines=lines[:_MOST_TIMELINES],
         num_timelines=len(lines),
         legends=legends(lines),

@@ -305,7 +305,7 @@ def test_another_try_for_the_head_of_a_file(
     async def conversation(client: TestClient[Any, Any], token: str) -> None:
         answers = [await client.head(f"/media/0?{token}") for _ in range(3)]
         assert [answer.status for answer in answers] == [502, 502, 200]
-        opened = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        opened = [str(link.resolve()) for link in Path("/proc/self/fd").iterdir()]
         assert len([name for name in opened if ".mp4." in name]) == 1
 
     serve(embed(("a", path, 20, {})), conversation)

@@ -304,6 +304,23 @@ def test_title_warnings_and_phase_names(videos: list[EmbeddedVideo], tmp_path: P
     assert "#frames-1-3-2" in targets
 
 
+@pytest.mark.parametrize("are_named", [True, False])
+def test_a_phase_has_one_colour_and_one_name(
+    videos: list[EmbeddedVideo], tmp_path: Path, are_named: bool
+) -> None:
+    """Also where only a training video has the last one of more than six phases, or only it has names."""
+    names, labels = [f"step {letter}" for letter in "abcdefghi"], np.repeat(np.arange(9, dtype=np.int32), 3)
+    fitted = replace(video("train", videos[0].uri, num_frames=27), frame_labels=labels, phase_names=names)
+    known = {"frame_labels": labels[:24], "phase_names": names if are_named else None}
+    held = [replace(found, **known) for found in videos[:2]]
+    content = written(tmp_path, held, metrics_of(held), [fitted]).decode()
+    for name in names:
+        shown = re.findall(rf'background:(#\w+)"></i>{name}<', content)
+        shown += re.findall(rf'background:(#\w+);[^>]*title="{name}:', content)
+        assert shown and len(set(shown)) == 1, name
+    assert "</i>phase " not in content
+
+
 def test_one_video(videos: list[EmbeddedVideo], tmp_path: Path) -> None:
     page = Page(written(tmp_path, videos[:1], metrics_of(videos[:1])))
     assert "Only one test video: nothing to align" in page.text
