@@ -192,6 +192,24 @@ def test_the_card_by_the_rules_of_the_hub(exported: Path, tiny_run: Path) -> Non
     assert all(result.dataset_split == "test" for result in data.eval_results)
 
 
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [(["validation"], "validation"), (["validation", "test"], "test+validation"), ([None], None)],
+)
+def test_the_card_names_the_measured_splits(
+    tiny_run: Path, tmp_path: Path, splits: list[str | None], expected: str | None
+) -> None:
+    write_part(str(tmp_path / "train"), videos("train", 4), ORIGIN, "float16")
+    measured = [replace(video, split=split) for split in splits for video in videos(split or "other", 3)]
+    write_part(str(tmp_path / "measured"), measured, ORIGIN, "float16")
+    folders = ["--train", str(tmp_path / "train"), "--test", str(tmp_path / "measured")]
+    evaluate.main([*folders, "--out", str(tmp_path / "evaluation")])
+    arguments = ["--out", str(tmp_path / "model"), "--evaluation", str(tmp_path / "evaluation")]
+    export_model.main([str(tiny_run), *arguments])
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert {result.dataset_split for result in card.data.eval_results} == {expected}
+
+
 def test_a_damaged_file(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "model")
     with (tmp_path / "model" / "model.safetensors").open("ab") as file:

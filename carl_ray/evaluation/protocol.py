@@ -227,9 +227,10 @@ def _entry(results: Sequence[Result], seed: int) -> MetricEntry:
     return {"value": value, "low": low, "high": high, "left_out": left_out}
 
 
-def _extent(videos: Sequence[EmbeddedVideo]) -> dict[str, int]:
+def _extent(videos: Sequence[EmbeddedVideo]) -> dict[str, Any]:
     return {
         "videos": len(videos),
+        "splits": sorted({video.split for video in videos}, key=str),
         "frames": sum(len(video) for video in videos),
         "labelled_frames": sum(int((video.phases >= 0).sum()) for video in videos),
     }

@@ -84,12 +84,14 @@ def _header(
     data = _manifest(checkpoint)
     names = [] if document is None else metric_names(document)
     measured = {} if document is None else document["trained"]
+    # Unknown where videos have none, and to earlier versions.
+    splits: list[Any] = [None] if document is None else document["test"].get("splits", [None])
     results = [
         EvalResult(
             task_type="feature-extraction",
             dataset_type=data,
             dataset_name=data,
-            dataset_split="test",
+            dataset_split=None if None in splits else "+".join(splits),
             metric_type=metric,
             metric_name=title_of(metric),
             metric_value=measured[metric]["value"],
