@@ -315,7 +315,7 @@ def search(options: argparse.Namespace) -> Table:
     vectors = rng.standard_normal((starts[-1], width), dtype=np.float32)
     vectors += rng.standard_normal((count, width), dtype=np.float32).repeat(lengths, axis=0)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = MomentIndex(vectors, np.arange(count), lengths, [None] * count)
+    index = MomentIndex(vectors, lengths.tolist())
     videos = [vectors[start:stop] for start, stop in itertools.pairwise(starts)]
     nearest_frames = NearestNeighbors(metric="cosine", algorithm="brute").fit(vectors)
     queries = vectors[rng.choice(len(vectors), 5)]

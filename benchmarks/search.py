@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _measured(options: argparse.Namespace, folder: Path, uri: str, proxy: FaultProxy | None) -> Table:
-    from carl_ray.explore.moments import open_index
+    from carl_ray.explore.library import Corpus
 
     old = Embeddings.open(options.embeddings)
     origin = replace(old.origin, has_untrained=False)
@@ -98,7 +98,7 @@ def _measured(options: argparse.Namespace, folder: Path, uri: str, proxy: FaultP
         str(folder / "E"), [next(made) for _ in range(options.videos // _ADDED_SHARE)], origin, "float16"
     )
     timed(f"add {options.videos // _ADDED_SHARE} videos", lambda: update_index(embeddings, uri))
-    exact = open_index(embeddings, folder / "exact")
+    exact = Corpus.open(str(folder / "E")).index
     index = timed("open", lambda: LanceIndex.open(uri))
     frames = index._table.count_rows()
     names = [f"made/{number:07d}" for number in range(options.videos + options.videos // _ADDED_SHARE)]
@@ -111,7 +111,7 @@ def _measured(options: argparse.Namespace, folder: Path, uri: str, proxy: FaultP
         frame = int(rng.integers(len(video)))
         others = np.arange(len(names)) != number
         started = time.perf_counter()
-        wanted = exact.search(video.embeddings[frame], _TOP, allowed=others)
+        wanted = exact.search(video.embeddings[frame], _TOP, others)
         exact_times.append(time.perf_counter() - started)
         started, before = time.perf_counter(), requests()
         found = index.search((video, frame), _TOP)

@@ -55,6 +55,7 @@ _ORIGIN = b"carl_ray.origin"
 _PREFIX, _SUFFIX = "part-", ".parquet"
 _PART_NAME = re.compile(rf"{_PREFIX}\d+\{_SUFFIX}")
 _ROWS_AT_A_TIME = 64
+_SECONDS = pa.field("seconds", pa.list_(pa.float64()))
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,11 @@ def read_part(uri: str, columns: Sequence[str] | None = None) -> tuple[Origin, p
 
 
 def _with_labels(table: pa.Table) -> pa.Table:
-    """The table with the columns that parts of earlier versions lack."""
-    if "progress" in table.column_names and "phase_names" not in table.column_names:
-        table = table.append_column(
-            MANIFEST_SCHEMA.field("phase_names"), pa.nulls(len(table), pa.list_(pa.string()))
-        )
+    """The table with the columns that parts of earlier versions lack beside others that were read."""
+    earlier = {"progress": MANIFEST_SCHEMA.field("phase_names"), "timestamps": _SECONDS}
+    for name, field in earlier.items():
+        if name in table.column_names and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
     return table
 
 
@@ -370,11 +371,12 @@ def _to_lists(arrays: Sequence[np.ndarray], precision: Precision) -> pa.ListArra
 def _video(batch: pa.Table, row: int, uri: str) -> EmbeddedVideo:
     def vectors(name: str) -> np.ndarray:
         listed = batch.column(name)[row].values
-        return listed.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(listed), -1)
+        flat = listed.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        return flat.reshape(len(listed), listed.type.list_size)
 
     embeddings = vectors("embeddings")
-    fields = video_metadata(batch, row) | {"timestamps": _array(batch, "timestamps", row, np.float64)}
-    seconds = _array(batch, "seconds", row, np.float64) if "seconds" in batch.column_names else None
+    fields = video_metadata(batch, row) | {"timestamps": array_cell(batch, "timestamps", row, np.float64)}
+    seconds = array_cell(batch, "seconds", row, np.float64)
     is_even = seconds is None or np.array_equal(seconds, np.arange(len(seconds)) / (fields["fps"] or 1))
     fields["frame_times"] = None if is_even else seconds
     for name in ("timestamps", "frame_times", "frame_labels", "progress"):
@@ -397,8 +399,8 @@ def video_metadata(table: pa.Table, row: int) -> dict[str, Any]:
     """Fields of an `EmbeddedVideo` that are columns of manifests and of parts."""
     scalars = ("video_id", "uri", "content_hash", "split", "label", "phase_names", "fps")
     return {name: table.column(name)[row].as_py() for name in scalars} | {
-        "frame_labels": _array(table, "frame_labels", row, np.int32),
-        "progress": _array(table, "progress", row, np.float32),
+        "frame_labels": array_cell(table, "frame_labels", row, np.int32),
+        "progress": array_cell(table, "progress", row, np.float32),
     }
 
 
@@ -407,7 +409,7 @@ def further_cell(table: pa.Table, name: str, row: int) -> Any:
     return table.column(name)[row].as_py() if name in table.column_names else None
 
 
-def _array(table: pa.Table, name: str, row: int, dtype: type) -> Any:
+def array_cell(table: pa.Table, name: str, row: int, dtype: type) -> Any:
     """A cell of a list column as an array of this type; None where it is null."""
     value = table.column(name)[row]
     return value.values.to_numpy(zero_copy_only=False).astype(dtype) if value.is_valid else None

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         from carl_ray.training.checkpoint import default_run
 
         uri = options.embeddings or storage.join(default_run("--embeddings"), "embeddings")
-        corpus = Corpus.open(uri, options.manifest)
+        corpus = Corpus.open(uri, options.manifest, ProgressLine("indexed"))
         from carl_ray.explore.api import open_workbench
         from carl_ray.explore.server import make_app, serve
 
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
             check = lease.check
         except (UserError, RunError) as error:  # Another process writes, or nobody may.
             note(f"carl_ray: labels are only shown: {error}")
-        workbench = open_workbench(corpus, labels, check, ProgressLine("indexed"))
+        workbench = open_workbench(corpus, labels, check)
         serve(make_app(corpus, workbench, cache_bytes=int(options.cache_gb * 1e9)), options.port)
 
 

@@ -27,7 +27,7 @@ from carl_ray.evaluation.intervals import Interval
 from carl_ray.explore.alignments import Ends, described
 from carl_ray.explore.labels import ConflictError, LabelStore, drawn
 from carl_ray.explore.library import Corpus
-from carl_ray.explore.moments import MomentIndex, open_index
+from carl_ray.explore.moments import MomentIndex
 
 _MOST_MOMENTS = 200
 _MOST_ALIGNED = 6
@@ -122,42 +122,19 @@ class Workbench:
 WORKBENCH = web.AppKey("workbench", Workbench)
 
 
-def open_workbench(
-    corpus: Corpus,
-    labels: str,
-    check: Callable[[], object] | None = None,
-    on_video: Callable[[int, int], None] = lambda done, total: None,
-) -> Workbench:
-    """Open index and labels of a corpus.
+def open_workbench(corpus: Corpus, labels: str, check: Callable[[], object] | None = None) -> Workbench:
+    """A corpus with its labels.
 
     Args:
         corpus: The videos.
         labels: URI of the file of labels.
         check: As of `LabelStore`.
-        on_video: Called with (videos done, all videos) while the index is made.
 
     Raises:
-        UserError: an embedding is not finite, or the labels do not fit the videos.
+        UserError: the labels do not fit the videos.
         RunError: the store refuses or fails.
     """
-    index = open_index(corpus.embeddings, corpus.folder, on_video)
-    videos = [
-        EmbeddedVideo(
-            video_id=video.video_id,
-            uri=video.uri,
-            content_hash=video.content_hash,
-            timestamps=video.times,
-            embeddings=index.vectors(video.number),
-            split=video.split,
-            label=video.label,
-            frame_labels=video.frame_labels,
-            phase_names=video.phase_names,
-            fps=video.fps,
-            frame_times=None if video.fps is None else video.times,
-        )
-        for video in corpus.videos
-    ]
-    return Workbench(videos, index, LabelStore(labels, videos, check))
+    return Workbench(corpus.videos, corpus.index, LabelStore(labels, corpus.videos, check))
 
 
 def add_routes(app: web.Application, workbench: Workbench) -> None:
@@ -200,14 +177,12 @@ async def _moments(request: web.Request) -> web.StreamResponse:
     )
     allowed = np.array(
         [
-            n != number and not _same_file(other, video) and (split is None or other.split == split)
-            for n, other in enumerate(workbench.videos)
+            not _same_file(other, video) and label in (None, other.label) and split in (None, other.split)
+            for other in workbench.videos
         ]
     )
     started = time.perf_counter()
-    found = await asyncio.to_thread(
-        workbench.index.search, workbench.index.vectors(number)[frame], count, label=label, allowed=allowed
-    )
+    found = await asyncio.to_thread(workbench.index.search, video.embeddings[frame], count, allowed)
     moments = [
         {
             "video": moment.video,
@@ -218,12 +193,13 @@ async def _moments(request: web.Request) -> web.StreamResponse:
         }
         for moment in found
     ]
-    searched = sum(
-        bool(ok) and label in (None, v.label) for ok, v in zip(allowed, workbench.videos, strict=True)
-    )
-    asked = {"video": number, "frame": frame, "time": _time(video, frame)}
-    seconds = time.perf_counter() - started
-    return web.json_response({"query": asked, "moments": moments, "searched": searched, "seconds": seconds})
+    answer = {
+        "query": {"video": number, "frame": frame, "time": _time(video, frame)},
+        "moments": moments,
+        "searched": int(allowed.sum()),
+        "seconds": time.perf_counter() - started,
+    }
+    return web.json_response(answer)
 
 
 async def _alignment(request: web.Request) -> web.StreamResponse:

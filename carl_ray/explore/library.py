@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,44 +20,39 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float64, Int32
+from jaxtyping import Float64
 
 from carl_ray import storage
 from carl_ray.data.manifest import LABEL_COLUMNS, SCHEMA, clean_labels, read_manifest
 from carl_ray.errors import UserError
-from carl_ray.evaluation.embeddings import Embeddings, list_parts, read_part, video_metadata
+from carl_ray.evaluation.embedded_video import EmbeddedVideo
+from carl_ray.evaluation.embeddings import Embeddings, array_cell, list_parts, read_part, video_metadata
+from carl_ray.explore.moments import MomentIndex, open_index
 
 _COLUMNS = ("video_id", "uri", "content_hash", *LABEL_COLUMNS, "fps", "timestamps", "seconds")
 _USUAL_RATE = 25.0
 
 
-@dataclass(frozen=True)
-class Video:
-    """A video of the corpus, without its embeddings."""
+@dataclass(frozen=True, kw_only=True)
+class Video(EmbeddedVideo):
+    """A video of the corpus; its embeddings are unit vectors, in the file of the index."""
 
     number: int
     """Place in the order of the ids."""
-    video_id: str
-    uri: str
-    content_hash: str
-    split: str | None
-    label: str | None
-    fps: float | None
-    times: Float64[np.ndarray, " frames"]
-    """Seconds from the first frame to each; at 25 frames a second where the rate is unknown."""
-    frame_labels: Int32[np.ndarray, " frames"] | None
-    phase_names: list[str] | None
     fields: Mapping[str, str]
     """Split and further columns of a manifest; empty where there is none."""
 
-    def __len__(self) -> int:
-        return len(self.times)
+    @property
+    def times(self) -> Float64[np.ndarray, " frames"]:
+        """Seconds from the first frame to each; at 25 frames a second where the rate is unknown."""
+        return np.arange(len(self)) / _USUAL_RATE if self.seconds is None else self.seconds
 
     @property
-    def seconds(self) -> float:
-        """Duration: the last frame is shown for as long as the one before."""
-        last = self.times[-1] - self.times[-2] if len(self) > 1 else 1 / (self.fps or _USUAL_RATE)
-        return float(self.times[-1] + last) if len(self) else 0.0
+    def duration(self) -> float:
+        """Seconds: the last frame is shown for as long as the one before."""
+        times = self.times
+        last = times[-1] - times[-2] if len(self) > 1 else 1 / (self.fps or _USUAL_RATE)
+        return float(times[-1] + last) if len(self) else 0.0
 
     @property
     def key(self) -> str:
@@ -77,6 +72,7 @@ class Corpus:
     """The videos of a folder of embeddings or of one of its parts."""
 
     embeddings: Embeddings
+    index: MomentIndex
     videos: tuple[Video, ...]
     folder: Path
     """Of files made for the page: local and writable."""
@@ -84,15 +80,22 @@ class Corpus:
     """Names of the videos' `fields`."""
 
     @classmethod
-    def open(cls, uri: str, manifest: str | None = None) -> Corpus:
-        """Read the columns of all videos but their embeddings.
+    def open(
+        cls,
+        uri: str,
+        manifest: str | None = None,
+        on_video: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Corpus:
+        """Read the columns of all videos, and open the index of their embeddings, or make it.
 
         Args:
             uri: The embeddings.
             manifest: URI of a manifest, whose further columns of texts and numbers (person, camera, …) are fields.
+            on_video: Called with (videos done, all videos) while the index is made.
 
         Raises:
-            UserError: nothing is there, it holds something else or no video; or the manifest is malformed.
+            UserError: nothing is there, it holds something else or no video, or an embedding is not finite; or the
+                manifest is malformed.
             RunError: the store refuses or fails.
         """
         embeddings = Embeddings.open(uri)
@@ -101,20 +104,28 @@ class Corpus:
         for part in [uri] if storage.is_file(uri) else list_parts(uri):
             table = clean_labels(read_part(part, _COLUMNS)[1])
             for row in range(len(table)):
-                fields = _row(table, row)
+                fields = video_metadata(table, row) | {
+                    "timestamps": array_cell(table, "timestamps", row, np.float64),
+                    "frame_times": array_cell(table, "seconds", row, np.float64),
+                }
                 rows.setdefault(fields["video_id"], fields)
         if not rows:
             raise UserError(f"{storage.public_uri(uri)}: it holds no embedded video")
-        none = dict.fromkeys(columns, "")
+        none, folder = dict.fromkeys(columns, ""), _folder(uri)
+        described = {
+            name: (row["content_hash"], len(row["timestamps"])) for name, row in sorted(rows.items())
+        }
+        index = open_index(embeddings, folder, described, on_video)
         videos = (
             Video(
-                number,
                 **rows[video_id],
+                number=number,
+                embeddings=index.vectors(number),
                 fields={"split": rows[video_id]["split"] or ""} | further.get(video_id, none),
             )
-            for number, video_id in enumerate(sorted(rows))
+            for number, video_id in enumerate(described)
         )
-        return cls(embeddings, tuple(videos), _folder(uri), ("split", *columns))
+        return cls(embeddings, index, tuple(videos), folder, ("split", *columns))
 
     @cached_property
     def key(self) -> str:
@@ -151,17 +162,6 @@ def _further_fields(manifest: str | None) -> tuple[list[str], dict[str, dict[str
         row["video_id"]: {name: "" if row[name] is None else str(row[name]) for name in columns}
         for row in rows
     }
-
-
-def _row(table: pa.Table, row: int) -> dict[str, Any]:
-    fields = video_metadata(table, row)
-    del fields["progress"]
-    seconds = table.column("seconds")[row] if "seconds" in table.column_names else None
-    if seconds is not None and seconds.is_valid:
-        times = seconds.values.to_numpy(zero_copy_only=False).astype(np.float64)
-    else:
-        times = np.arange(len(table.column("timestamps")[row])) / (fields["fps"] or _USUAL_RATE)
-    return fields | {"times": times}
 
 
 def _phase_name(names: list[str] | None, phase: int) -> str:

@@ -24,7 +24,6 @@ from carl_ray.data.child import BadVideoError
 from carl_ray.errors import RunError, note
 from carl_ray.explore.conversion import POSTER, Children
 from carl_ray.explore.library import Video
-from carl_ray.explore.moments import MomentIndex
 
 RIBBON_COLUMNS = 256
 
@@ -96,8 +95,8 @@ def _jpeg(pixels: np.ndarray) -> bytes:
 class Ribbons:
     """Colours of embeddings over the time of their videos."""
 
-    def __init__(self, videos: Sequence[Video], index: MomentIndex) -> None:
-        self._videos, self._index = videos, index
+    def __init__(self, videos: Sequence[Video]) -> None:
+        self._videos = videos
 
     def png(self, video: Video) -> bytes:
         """A picture of `RIBBON_COLUMNS` x 1 pixels: the frame shown in the middle of each column."""
@@ -107,11 +106,11 @@ class Ribbons:
 
     def colours(self, video: Video) -> np.ndarray:
         """The colours, uint8 (`RIBBON_COLUMNS`, 3)."""
-        vectors = self._index.vectors(video.number)
+        vectors = video.embeddings
         if not len(vectors):
             return np.full((RIBBON_COLUMNS, 3), 128, np.uint8)
         mean, components, low, high = self._basis
-        middles = (np.arange(RIBBON_COLUMNS) + 0.5) / RIBBON_COLUMNS * video.seconds
+        middles = (np.arange(RIBBON_COLUMNS) + 0.5) / RIBBON_COLUMNS * video.duration
         shown = vectors[np.maximum(np.searchsorted(video.times, middles, "right") - 1, 0)]
         shares = ((shown - mean) @ components - low) / np.maximum(high - low, 1e-9)
         lab = _MIDDLE + (2 * np.clip(shares, 0, 1) - 1).astype(np.float32) @ _RANGES
@@ -121,9 +120,8 @@ class Ribbons:
     @cached_property
     def _basis(self) -> tuple[Float[np.ndarray, ...], ...]:
         """Mean, first three principal components (D, 3) and their ranges, of a sample of the corpus."""
-        filled = [video.number for video in self._videos if len(video)]
-        some = filled[:: max(1, len(filled) // _SAMPLED_VIDEOS)]
-        arrays = [self._index.vectors(number) for number in some]
+        filled = [video.embeddings for video in self._videos if len(video)]
+        arrays = filled[:: max(1, len(filled) // _SAMPLED_VIDEOS)]
         sample = np.concatenate([array[:: max(1, len(array) // _SAMPLED_FRAMES)] for array in arrays])
         mean = sample.mean(0)
         _, _, directions = np.linalg.svd(np.cov(sample - mean, rowvar=False).reshape(2 * (sample.shape[1],)))

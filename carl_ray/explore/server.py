@@ -99,7 +99,7 @@ def make_app(corpus: Corpus, workbench: Workbench, *, cache_bytes: int = CACHE_B
     app[CORPUS], app[TOKEN] = corpus, secrets.token_urlsafe(24)
     app[MEDIA] = Media(corpus.folder / "videos", cache_bytes)
     app[POSTERS] = Posters(corpus.folder / "posters")
-    app[RIBBONS] = Ribbons(corpus.videos, workbench.index)
+    app[RIBBONS] = Ribbons(corpus.videos)
     app.on_response_prepare.append(_add_headers)
     app.on_cleanup.append(_close)
     add_routes(app, workbench)
@@ -226,7 +226,7 @@ async def _library(request: web.Request) -> web.StreamResponse:
                 "fields": dict(video.fields),
                 "frames": len(video),
                 "fps": video.fps,
-                "seconds": video.seconds,
+                "seconds": video.duration,
                 "labelled": bool(labels.read(video.number)[0]),
                 "available": video.is_available,
             }
