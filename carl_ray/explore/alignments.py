@@ -1,17 +1,13 @@
 """Alignment of several videos with one of them, and propagation of labels, for the page.
 
-    server ─ a line of JSON: task, arguments ▶ `main` in a process of its own ─ a line of JSON: value or error ▶ server
+    server ─ task, arguments ▶ `answer` in a child process (carl_ray.data.child) ─ JSON, or bytes of a video ▶ server
 
 torch would take half of the server's memory. Embeddings are not sent: the process maps the same file of vectors.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import os
-import signal
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -19,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64
 
-from carl_ray.data.child import MEMORY, Array, BadVideoError, Child, Values, open_channel
+from carl_ray.data.child import Values, open_channel
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.intervals import Interval, intervals
@@ -27,8 +23,6 @@ from carl_ray.machine import single_threaded
 
 Ends = Literal["tied", "open", "repetitions"]
 _MOST_COMPARED = 10
-_CONTENT = Array("|u1", (range(1, 1 << 30),))
-_CLIPS_SECONDS = 600.0
 
 
 class Follower(NamedTuple):
@@ -100,44 +94,16 @@ def aligned_clips(
         ends: As for `follow`.
 
     Raises:
-        UserError: a video cannot be read, or the ends are open and the videos have nothing in common.
+        DecodeError: a video cannot be read.
+        UserError: the ends are open and the videos have nothing in common.
     """
+    from carl_ray.report.video import Clip, aligned_video
+
     path = _path(embeddings[0], embeddings[1], ends)
     if len(path) == 0:
         raise UserError("the two videos have nothing in common")
-    (one, first), (two, second) = files
-    described = {
-        "names": (one, two),
-        "lengths": [*map(len, embeddings)],
-        "second": second,
-        "path": path.tolist(),
-    }
-    child = Child("from carl_ray.explore.alignments import answer_clips; answer_clips()")
-    try:
-        (fields,) = child.ask(first, described, {"content": _CONTENT}, seconds=_CLIPS_SECONDS, memory=MEMORY)
-    except BadVideoError as error:
-        raise UserError(str(error)) from None
-    finally:
-        child.close()
-    return fields["content"].tobytes()
-
-
-def answer_clips() -> None:
-    """Main function of the child process that decodes two videos and encodes them side by side."""
-    serve = open_channel("aligning")
-    from carl_ray.report.video import Clip, aligned_video
-
-    def clips(
-        source: bytes | str,
-        names: Sequence[str],
-        lengths: Sequence[int],
-        second: str,
-        path: Sequence[Sequence[int]],
-    ) -> Values:
-        one, two = (Clip(*clip) for clip in zip(names, (source, second), lengths, strict=True))
-        yield {"content": np.frombuffer(aligned_video(one, two, np.array(path)), np.uint8)}
-
-    serve(clips)
+    one, two = (Clip(*file, len(frames)) for file, frames in zip(files, embeddings, strict=True))
+    return aligned_video(one, two, path)
 
 
 class Agreement(NamedTuple):
@@ -225,8 +191,8 @@ def _follow(places: Sequence[Place], ends: Ends) -> list[dict[str, Any]]:
     return [{**f._asdict(), "frames": f.frames.tolist()} for f in follow(leader, others, ends)]
 
 
-def _aligned(files: Sequence[tuple[str, str]], places: Sequence[Place], ends: Ends) -> str:
-    return base64.b64encode(aligned_clips(files, [*map(_vectors, places)], ends)).decode()
+def _aligned(files: Sequence[tuple[str, str]], places: Sequence[Place], ends: Ends) -> bytes:
+    return aligned_clips(files, [*map(_vectors, places)], ends)
 
 
 def _propagate(
@@ -247,19 +213,17 @@ _TASKS: dict[str, Callable[..., object]] = {
 }
 
 
-def main() -> None:
-    """Answer questions, a line of JSON each, until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # A library may print to standard output.
-    for line in sys.stdin.buffer:
-        question = json.loads(line)
-        try:
-            with single_threaded():
-                answer: dict[str, object] = {"value": _TASKS[question["task"]](**question["arguments"])}
-        except UserError as error:
-            answer = {"error": str(error)}
-        except Exception as error:  # One answer fails, not the page.
-            answer = {"failure": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+def answer() -> None:
+    """Main function of the child process."""
+    serve = open_channel("aligning")
+    # Before memory is limited and time is measured: OpenBLAS waits for memory that it does not get.
+    import carl_ray.evaluation.propagation
+    import carl_ray.report.video  # noqa: F401
+
+    def answers(source: str, task: str, **arguments: Any) -> Values:
+        found = _TASKS[task](**arguments)
+        content = found if isinstance(found, bytes) else json.dumps(found).encode()
+        yield {"content": np.frombuffer(content, np.uint8)}
+
+    with single_threaded():
+        serve(answers)

@@ -7,24 +7,23 @@ would take half of the memory that the server has.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import os
 import re
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
 from aiohttp import web
 
-from carl_ray.errors import RunError, UserError
+from carl_ray.data.child import Child
+from carl_ray.errors import UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.intervals import Interval
 from carl_ray.explore.alignments import Ends, described
+from carl_ray.explore.conversion import CONTENT
 from carl_ray.explore.labels import ConflictError, LabelStore, drawn
 from carl_ray.explore.library import Corpus
 from carl_ray.explore.moments import MomentIndex
@@ -32,62 +31,51 @@ from carl_ray.explore.moments import MomentIndex
 _MOST_MOMENTS = 200
 _MOST_ALIGNED = 6
 _TARGETS_AT_A_TIME = 16
-_MOST_ANSWERED = 1 << 30  # bytes
 _ANSWER_SECONDS = 900.0
-_CODE = "from carl_ray.explore.alignments import main; main()"
+_MEMORY = {"aligned": 8 << 30}
+"""Limits in bytes of tasks that decode videos; to align two of 6,000 frames takes almost 2 GB."""
+_CODE = "from carl_ray.explore.alignments import answer; answer()"
 _NUMBERS = re.compile(r"\d{1,9}(,\d{1,9})*")
 
 
 class Calculator:
-    """The process that aligns and propagates; it answers one question at a time, in JSON."""
+    """The process that aligns and propagates; it answers one question at a time."""
 
     def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
+        self._child = Child(_CODE)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="calculator")  # The child ends with it.
         self._one_at_a_time = asyncio.Lock()
 
-    async def ask(self, task: str, **arguments: Any) -> Any:
-        """The answer to one question.
+    async def ask(self, task: str, **arguments: Any) -> bytes:
+        """The answer to one question, JSON or a video.
 
         Raises:
-            UserError: the task refuses its arguments.
-            RunError: it failed, or the process died.
+            BadVideoError: the task refuses its arguments, failed, or its process crashed.
+            RunError: the process was killed or stopped.
         """
+
+        def ask() -> bytes:
+            (answer,) = self._child.ask(
+                "",
+                {"task": task, **arguments},
+                CONTENT,
+                seconds=_ANSWER_SECONDS,
+                memory=_MEMORY.get(task, 1 << 40),
+            )
+            content: bytes = answer["content"].tobytes()
+            return content
+
         async with self._one_at_a_time:
             try:
-                process = self._process = self._process or await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-c", _CODE),
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    limit=_MOST_ANSWERED,
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-                )
-                assert process.stdin is not None and process.stdout is not None
-                # The videos of a download are decoded there, and a decoder may hang.
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    process.stdin.write(json.dumps({"task": task, "arguments": arguments}).encode() + b"\n")
-                    await process.stdin.drain()
-                    answer = json.loads(await process.stdout.readline())
-            except (OSError, ValueError, TimeoutError):  # No line in time, or not a whole one.
-                await self.close()
-                raise RunError(
-                    "the process that aligns and propagates died, perhaps for want of memory"
-                ) from None
+                return await asyncio.get_running_loop().run_in_executor(self._thread, ask)
             except asyncio.CancelledError:
-                await self.close()  # Its answer would be taken for that to the next question.
+                self._child.interrupt()
                 raise
-        if "error" in answer:
-            raise UserError(answer["error"])
-        if "failure" in answer:
-            raise RunError(f"{task}: {answer['failure']}")
-        return answer["value"]
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End the process."""
-        process, self._process = self._process, None
-        if process is not None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._child.interrupt()
 
 
 @dataclass
@@ -155,7 +143,7 @@ def add_routes(app: web.Application, workbench: Workbench) -> None:
 
 async def _calculator(app: web.Application) -> AsyncIterator[None]:
     yield
-    await app[WORKBENCH].calculator.close()
+    app[WORKBENCH].calculator.close()
 
 
 def labels_of(workbench: Workbench, number: int) -> dict[str, Any]:
@@ -208,7 +196,7 @@ async def _alignment(request: web.Request) -> web.StreamResponse:
     if not 2 <= len(numbers) <= _MOST_ALIGNED:
         raise web.HTTPBadRequest(text=f"expected 2 to {_MOST_ALIGNED} videos, got {len(numbers)}")
     places = [workbench.index.place(number) for number in numbers]
-    followers = await workbench.calculator.ask("follow", places=places, ends=ends)
+    followers = json.loads(await workbench.calculator.ask("follow", places=places, ends=ends))
     length = len(workbench.videos[numbers[0]])
     frames = [list(range(length)), *(follower["frames"] for follower in followers)]
     videos = [workbench.videos[number] for number in numbers]
@@ -233,7 +221,7 @@ async def _aligned_video(request: web.Request) -> web.StreamResponse:
     files = [(workbench.videos[n].video_id, workbench.videos[n].uri) for n in numbers]
     content = await workbench.calculator.ask("aligned", files=files, places=places, ends=ends)
     headers = {"Content-Disposition": 'attachment; filename="aligned.mp4"'}
-    return web.Response(body=base64.b64decode(content), content_type="video/mp4", headers=headers)
+    return web.Response(body=content, content_type="video/mp4", headers=headers)
 
 
 async def _save(request: web.Request) -> web.StreamResponse:
@@ -270,7 +258,7 @@ async def _propagation(request: web.Request) -> web.StreamResponse:
     for start in range(0, len(targets), _TARGETS_AT_A_TIME):
         some = targets[start : start + _TARGETS_AT_A_TIME]
         videos = [described(workbench.videos[number], workbench.index.place(number)) for number in some]
-        found = await workbench.calculator.ask("propagate", sources=labelled, targets=videos)
+        found = json.loads(await workbench.calculator.ask("propagate", sources=labelled, targets=videos))
         for number, spans in zip(some, found, strict=True):
             if spans is not None:
                 intervals = [Interval(*span) for span in spans]
@@ -282,7 +270,7 @@ async def _propagation(request: web.Request) -> web.StreamResponse:
                     {"number": number, "intervals": rows, "confidence": float(sure), "version": version}
                 )
     proposed.sort(key=lambda video: (video["confidence"], video["number"]))
-    agreement, straight_line = await workbench.calculator.ask("agreement", sources=labelled)
+    agreement, straight_line = json.loads(await workbench.calculator.ask("agreement", sources=labelled))
     shown = {"agreement": agreement, "straight_line": straight_line}
     return web.json_response({"videos": proposed, "control": shown})
 

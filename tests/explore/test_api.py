@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import json
+import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
+from carl_ray.data import child
+from carl_ray.data.decode import probe_video
 from carl_ray.evaluation.embeddings import Origin, write_part
 from carl_ray.explore import api, labels
 from carl_ray.explore.api import labels_of, open_workbench
@@ -52,7 +57,7 @@ def talk(folder: str, labels: str | None, conversation: Callable[[Ask], Awaitabl
                 url = f"{path}{joined}token={app[TOKEN]}"
                 response: ClientResponse = await client.request(method, url, json=body)
                 is_json = response.content_type == "application/json"
-                return response.status, await (response.json() if is_json else response.text())
+                return response.status, await (response.json() if is_json else response.read())
 
             await conversation(ask)
 
@@ -98,7 +103,7 @@ def test_videos_in_step(folder: str) -> None:
         for wrong in ("videos=0", "videos=0,1,2,3,0,1,2", "videos=0,1&ends=loose", "videos=0,99", ""):
             assert (await ask("GET", f"/api/alignment?{wrong}"))[0] == 400
         status, answer = await ask("GET", "/api/aligned.mp4?videos=0,1")
-        assert status == 400 and answer["error"]  # There are no such files.
+        assert status == 415 and answer["error"]  # There are no such files.
 
     talk(folder, None, conversation)
 
@@ -106,12 +111,56 @@ def test_videos_in_step(folder: str) -> None:
 def test_a_process_that_dies_costs_one_answer(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def conversation(ask: Ask) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(api, "_CODE", "raise SystemExit(3)")
+            start = child._start
+            patched.setattr(child, "_start", lambda code, quiet: start("raise SystemExit(3)", quiet))
             status, answer = await ask("GET", "/api/alignment?videos=0,1")
-            assert status == 502 and "died" in answer["error"]
+            assert status == 502 and "did not start" in answer["error"]
         assert (await ask("GET", "/api/alignment?videos=0,1"))[0] == 200
 
     talk(folder, None, conversation)
+
+
+def test_an_answer_that_nobody_awaits_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs = """
+import time
+from carl_ray.explore import alignments
+alignments._TASKS["hang"] = lambda: time.sleep(600)
+alignments.answer()
+"""
+    monkeypatch.setattr(api, "_CODE", hangs)
+    np.save(tmp_path / "vectors.npy", np.eye(5))
+
+    async def conversation() -> None:
+        calculator = api.Calculator()
+        hanging = asyncio.create_task(calculator.ask("hang"))
+        while not calculator._child._has_greeted:
+            await asyncio.sleep(0.02)
+        hanging.cancel()
+        places = [(str(tmp_path / "vectors.npy"), 0, 5)] * 2
+        answer = await asyncio.wait_for(calculator.ask("follow", places=places, ends="tied"), 60)
+        assert [follower["frames"] for follower in json.loads(answer)] == [[0, 1, 2, 3, 4]]
+        calculator.close()
+
+    asyncio.run(conversation())
+
+
+def test_a_download_is_decoded_under_a_memory_limit(
+    tmp_path: Path, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, large = str(tmp_path / "embeddings"), make_video(tmp_path / "large.mp4", 20, 1920, 1080)
+    videos = [labelled("a", EDGES["a"]), labelled("b", EDGES["b"])]
+    write_part(uri, [replace(video, uri=str(large)) for video in videos], ORIGIN, "float32")
+
+    async def conversation(ask: Ask) -> None:
+        with monkeypatch.context() as patched:
+            patched.setitem(api._MEMORY, "aligned", 32 << 20)
+            status, answer = await ask("GET", "/api/aligned.mp4?videos=0,1")
+            # It says so where Python's memory is refused; FFmpeg stops decoding.
+            assert status == 415 and re.search("GiB of memory|decoding stops there", answer["error"])
+        status, content = await ask("GET", "/api/aligned.mp4?videos=0,1")
+        assert status == 200 and probe_video(content).num_frames == 20
+
+    talk(uri, None, conversation)
 
 
 def test_labels_are_drawn_propagated_and_exported(folder: str, tmp_path: Path) -> None:
@@ -147,7 +196,8 @@ def test_labels_are_drawn_propagated_and_exported(folder: str, tmp_path: Path) -
         status, found = await ask("POST", "/api/propagation", {"targets": [2]})
         assert [video["number"] for video in found["videos"]] == [2]
         assert found["control"]["agreement"] > found["control"]["straight_line"] > 0
-        status, text = await ask("GET", "/api/labels.csv")
+        status, content = await ask("GET", "/api/labels.csv")
+        text = content.decode()
         assert status == 200 and [row[0] for row in csv.reader(io.StringIO(text))][:3] == ["video", "a", "a"]
         assert Path(uri).read_text() == text
 
@@ -166,7 +216,7 @@ def test_a_second_reader_sees_labels_and_does_not_write(folder: str, monkeypatch
         assert status == 403 and "this page only reads" in answer["error"]
         _, library = await ask("GET", "/api/library")
         assert library["writable"] is False and library["videos"][0]["labelled"] is True
-        assert (await ask("GET", "/api/labels.csv"))[1].count("\n") == 3
+        assert (await ask("GET", "/api/labels.csv"))[1].count(b"\n") == 3
         status, found = await ask("POST", "/api/propagation", {})
         assert status == 200 and len(found["videos"]) == 2
         # What the one that writes saves meanwhile.
