@@ -50,7 +50,7 @@ class Posters:
         self.done = 0
         """How many of these are made, or cannot be."""
 
-    def get(self, video: Video) -> bytes | None:
+    def get(self, video: Video) -> Path | None:
         """The JPEG file; None while it is being made.
 
         Raises:
@@ -61,7 +61,7 @@ class Posters:
         path = self._folder / f"{video.key}.jpg"
         if video.number not in self._making:
             if path.is_file():
-                return path.read_bytes()
+                return path
             self.asked += 1
             self._making[video.number] = asyncio.create_task(self._make(video, path))
         return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import hmac
 import logging
 import os
@@ -48,7 +47,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_STATIC = Path(str(files("carl_ray.explore"))) / "static"
 
 
 def serve(app: web.Application, port: int | None) -> None:
@@ -105,8 +104,8 @@ def make_app(corpus: Corpus, workbench: Workbench, *, cache_bytes: int = CACHE_B
     add_routes(app, workbench)
     app.add_routes(
         [
-            web.get("/", _static),
-            web.get("/static/{name}", _static),
+            web.get("/", _index),
+            web.static("/static", _STATIC),
             web.get("/api/library", _library),
             web.get(r"/api/videos/{number:\d{1,9}}", _video),
             web.get(r"/api/videos/{number:\d{1,9}}/poster", _poster),
@@ -138,7 +137,7 @@ def video_of(request: web.Request) -> Video:
 
 @web.middleware
 async def _guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Refuse strangers; answer every error as JSON."""
+    """Refuse strangers; answer every error of a handler as JSON."""
     try:
         _check(request)
         if request.path == "/" and request.host.startswith("localhost"):
@@ -202,16 +201,8 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     response.headers.setdefault("Cache-Control", "no-store")
 
 
-async def _static(request: web.Request) -> web.StreamResponse:
-    """A file of the page; a name that is not in its folder is no file."""
-    folder = Path(str(files("carl_ray.explore"))) / "static"
-    found = {path.name: path for path in folder.glob("*") if path.suffix in _TYPES}
-    path = found.get(request.match_info.get("name", "index.html"))
-    if path is None:
-        raise web.HTTPNotFound(text="no such file of the page")
-    return web.FileResponse(
-        path, headers={"Content-Type": f"{_TYPES[path.suffix]}; charset=utf-8", "Cache-Control": "no-cache"}
-    )
+async def _index(request: web.Request) -> web.StreamResponse:
+    return web.FileResponse(_STATIC / "index.html")
 
 
 async def _library(request: web.Request) -> web.StreamResponse:
@@ -259,26 +250,17 @@ async def _video(request: web.Request) -> web.StreamResponse:
 
 async def _poster(request: web.Request) -> web.StreamResponse:
     video = video_of(request)
-    content = request.app[POSTERS].get(video) if video.is_available else None
-    if content is None:
-        if not video.is_available:
-            raise web.HTTPNotFound(text="the video file is gone")
+    if not video.is_available:
+        raise web.HTTPNotFound(text="the video file is gone")
+    path = request.app[POSTERS].get(video)
+    if path is None:
         raise web.HTTPServiceUnavailable(text="it is being made", headers={"Retry-After": "1"})
-    return _picture(request, content, "image/jpeg")
+    return web.FileResponse(path, headers={"Cache-Control": "private, no-cache"})
 
 
 async def _ribbon(request: web.Request) -> web.StreamResponse:
     content = await asyncio.to_thread(request.app[RIBBONS].png, video_of(request))
-    return _picture(request, content, "image/png")
-
-
-def _picture(request: web.Request, content: bytes, media_type: str) -> web.StreamResponse:
-    """A picture, which the browser may keep, but asks whether it has changed."""
-    tag = hashlib.sha256(content).hexdigest()[:16]
-    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{tag}"'}
-    if tag in [known.value for known in request.if_none_match or ()]:
-        return web.Response(status=304, headers=headers)
-    return web.Response(body=content, content_type=media_type, headers=headers)
+    return web.Response(body=content, content_type="image/png")
 
 
 async def _progress(request: web.Request) -> web.StreamResponse:

@@ -96,7 +96,6 @@ def test_no_file_but_the_page_and_the_videos(corpus: str, serve: Serve) -> None:
             "/static/..%2fserver.py",
             "/static/%2e%2e/server.py",
             "/static//etc/passwd",
-            "/static/.",
             "/media/../../etc/passwd",
             "/media/-1",
             "/media/0x0",
@@ -108,6 +107,26 @@ def test_no_file_but_the_page_and_the_videos(corpus: str, serve: Serve) -> None:
             answer = await client.get(f"{path}?{token}")
             assert answer.status == 404 and list(await answer.json()) == ["error"], path
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+        # The folder is not listed.
+        for path, status in (("/static/", 403), ("/static/nothing.js", 404)):
+            answer = await client.get(f"{path}?{token}")
+            assert answer.status == status and answer.headers["X-Content-Type-Options"] == "nosniff"
+
+    serve(corpus, conversation)
+
+
+def test_files_of_the_page_have_their_type_and_the_headers(corpus: str, serve: Serve) -> None:
+    async def conversation(client: TestClient[Any, Any], token: str) -> None:
+        for path, types in (
+            ("/", ["text/html"]),
+            ("/static/style.css", ["text/css"]),
+            ("/static/main.js", ["text/javascript", "application/javascript"]),
+        ):
+            answer = await client.get(f"{path}?{token}")
+            assert answer.status == 200 and answer.content_type in types
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert answer.headers["Cache-Control"] == "no-store"
             assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
 
     serve(corpus, conversation)
