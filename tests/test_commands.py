@@ -107,7 +107,7 @@ def _watched() -> subprocess.Popen[str]:
 
 
 def test_all_commands_are_found() -> None:
-    doors = {"train", "index", "embed", "evaluate", "align", "search", "retrieve", "export", "jobs", "sizing"}
+    doors = {"train", "index", "embed", "evaluate", "align", "search", "export", "jobs", "sizing"}
     doors |= {"compare", "datasets.pouring", "datasets.finegym", "datasets.kinetics400"}
     found = {f"carl_ray.{name}" for name in doors} | {
         "benchmarks.throughput",

@@ -21,9 +21,10 @@ from carl_ray.data.manifest import SCHEMA, write_table
 from carl_ray.evaluation.controls import VARIANTS
 from carl_ray.evaluation.embeddings import EmbeddedVideo, write_part
 from carl_ray.evaluation.tasks import metric_names as metrics_of_tasks
+from carl_ray.evaluation.tasks import metric_of
 from carl_ray.paper import PROTOCOLS
 from carl_ray.report.evaluation import evaluate_embeddings, measured_splits
-from carl_ray.report.tables import metric_names, title_of
+from carl_ray.report.tables import metric_names
 from tests import embedded
 from tests.embedded import failure
 from tests.evaluation.test_extraction import row
@@ -68,15 +69,19 @@ def test_one_folder_is_evaluated_by_its_splits(tmp_path: Path, capsys: pytest.Ca
     root = Path(__file__).parents[1]
     documented = (root / "README.md").read_text() + (root / "docs/results.md").read_text()
     for metric in shown:
-        (line,) = [line for line in printed.splitlines() if line.startswith(f"{title_of(metric)}  ")]
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"{metric_of(metric).title}  ")]
         value = document["trained"][metric]["value"]
         scaled = (
-            "" if value is None else f"{100 * value:.1f}" if "(%)" in title_of(metric) else f"{value:.3f}"
+            ""
+            if value is None
+            else f"{100 * value:.1f}"
+            if "(%)" in metric_of(metric).title
+            else f"{value:.3f}"
         )
         assert scaled.replace("-", "−") in line
         # One name in the terminal, in the report, in README and in the results.
-        assert escape(title_of(metric)) in page
-        assert title_of(metric, whole=True).partition(",")[0].partition("@")[0] in documented
+        assert escape(metric_of(metric).title) in page
+        assert metric_of(metric).words.partition(",")[0].partition("@")[0] in documented
     assert f"report:      {out}/report.html" in printed
     assert shlex.split(printed.splitlines()[-1])[:4] == ["next:", "python", "-m", "carl_ray.search"]
     assert "<html" in (out / "report.html").read_text()

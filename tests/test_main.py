@@ -19,10 +19,7 @@ def test_every_command_is_listed_at_once(tmp_path: typing.Any) -> None:
     status, text = answer("carl_ray.__main__", "--help", home=tmp_path)
     assert status == 0 and text.startswith("usage: python -m carl_ray COMMAND")
     assert [line.split()[0] for line in text.splitlines() if line.startswith("  ")] == list(COMMANDS)
-    modules = {name for name in MODULES if name.startswith("carl_ray.")} - {
-        "carl_ray.__main__",
-        "carl_ray.retrieve",
-    }  # an earlier name of search
+    modules = {name for name in MODULES if name.startswith("carl_ray.")} - {"carl_ray.__main__"}
     assert modules <= {f"carl_ray.{name.replace('-', '_')}" for name in COMMANDS}
 
 

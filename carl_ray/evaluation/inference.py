@@ -269,10 +269,8 @@ class VideoEmbedder:
         Raises:
             ValueError: these are not uint8 RGB frames, or there are none.
         """
-        if frames.ndim != 4 or frames.shape[3] != 3 or len(frames) == 0:
-            raise ValueError(
-                f"expected frames (N, height, width, 3) with N at least 1, got shape {frames.shape}"
-            )
+        if len(frames) == 0:
+            raise ValueError("expected at least one frame, got none")
         size = self._config.augment.image_size
         if self._view == "central" and min(frames.shape[1:3]) > size:
             top, left = ((side - size) // 2 for side in frames.shape[1:3])

@@ -10,7 +10,8 @@ from typing import Any
 from carl_ray import config as configuration
 from carl_ray import storage
 from carl_ray.evaluation.controls import shown_variants
-from carl_ray.report.tables import metric_names, metric_rows, summary, title_of
+from carl_ray.evaluation.tasks import metric_of
+from carl_ray.report.tables import metric_names, metric_rows, summary
 from carl_ray.training.checkpoint import CONFIG, ENCODER, EXPORTED, Checkpoint, checkpoint_tensors
 
 _CARD = """---
@@ -93,7 +94,7 @@ def _header(
             dataset_name=data,
             dataset_split=None if None in splits else "+".join(splits),
             metric_type=metric,
-            metric_name=title_of(metric),
+            metric_name=metric_of(metric, document).title,
             metric_value=measured[metric]["value"],
         )
         for metric in names

@@ -18,6 +18,7 @@ from carl_ray.evaluation.controls import CONTROLS
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.evaluation.protocol import by_action
+from carl_ray.evaluation.tasks import metric_of
 from carl_ray.report import figures, tables
 from carl_ray.report.actions import draw_action
 from carl_ray.report.clips import clip_sheets
@@ -96,7 +97,7 @@ def write_report(
             action: tables.metric_rows(entry, tables.action_metric_names(metrics))
             for action, entry in metrics["actions"].items()
         },
-        action_titles=[tables.title_of(name) for name in tables.action_metric_names(metrics)],
+        action_titles=[metric_of(name, metrics).title for name in tables.action_metric_names(metrics)],
         curves=figures.training_curves(log or [], objective),
         actions=actions,
         num_actions=len(groups),

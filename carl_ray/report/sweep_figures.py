@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from carl_ray.evaluation.nearest_frames import printable
-from carl_ray.report import tables
+from carl_ray.evaluation.tasks import metric_of
 from carl_ray.report.figures import PHASE_COLORS, STYLE, Picture, encoded_png
 
 _MOST_NUMBERED = 16
@@ -62,7 +62,7 @@ def parameter_plots(document: Mapping[str, Any], numbers: Mapping[str, int]) -> 
             axes.axvline(places[-1], color=PHASE_COLORS[5], linestyle="--", linewidth=0.8)
             axes.set_xlabel(_label(name, 40))
         for axes in grid[:, 0]:
-            axes.set_ylabel(tables.title_of(document["metric"]))
+            axes.set_ylabel(metric_of(document["metric"]).title)
         for axes in grid.flat[len(document["parameters"]) :]:
             axes.remove()
         return encoded_png(figure)
@@ -91,7 +91,7 @@ def epoch_plot(document: Mapping[str, Any], numbers: Mapping[str, int]) -> Pictu
             if len(measured) <= _MOST_NUMBERED and not np.isnan(heights[-1]):
                 offset: dict[str, Any] = {"xytext": (5, -2), "textcoords": "offset points", "fontsize": 7}
                 axes.annotate(str(numbers[trial["id"]]), (epochs[-1], heights[-1]), **offset)
-        axes.set(xlabel="epoch", ylabel=tables.title_of(document["metric"]), xticks=document["rungs"])
+        axes.set(xlabel="epoch", ylabel=metric_of(document["metric"]).title, xticks=document["rungs"])
         return encoded_png(figure)
 
 
@@ -107,7 +107,7 @@ def _marker(document: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str, 
 
 def _unit(document: Mapping[str, Any]) -> float:
     """Shares are shown in per cent."""
-    return 100.0 if "(%)" in tables.title_of(document["metric"]) else 1.0
+    return 100.0 if metric_of(document["metric"]).is_share else 1.0
 
 
 def _score(document: Mapping[str, Any], trial: Mapping[str, Any]) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from carl_ray import storage
-from carl_ray.evaluation.controls import VARIANTS
+from carl_ray.evaluation.controls import CONTROLS, VARIANTS
 from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.evaluation.tasks import metric_of
 from carl_ray.progress import duration
@@ -47,7 +47,7 @@ def write_sweep_page(out_uri: str, document: Mapping[str, Any]) -> None:
         document=document,
         statuses=[f"{counts[status]} {status}" for status in _STATUSES if counts[status]],
         total=duration(sum(trial["seconds"] or 0.0 for trial in document["trials"])),
-        metric=tables.title_of(document["metric"]),
+        metric=metric_of(document["metric"]).title,
         verdict=verdict_lines(document),
         trials=trial_rows(document),
         plots=parameter_plots(document, numbers),
@@ -78,12 +78,12 @@ def trial_rows(document: Mapping[str, Any]) -> Rows:
     parameters, metric = document["parameters"], document["metric"]
     best, _ = _best_and_base(document)
     evaluated = {control for trial in document["trials"] for control in trial["metrics"] or {}}
-    controls = [control for control in tables.CONTROLS if control != "frozen" or control in evaluated]
+    controls = [control for control in CONTROLS if control != "frozen" or control in evaluated]
     measured = [trial["metrics"]["trained"] for trial in document["trials"] if trial["metrics"]]
     names = tables.metric_names({"trained": dict.fromkeys(name for metrics in measured for name in metrics)})
     others = [name for name in names if name != metric]
-    header = ["Trial", *parameters, tables.title_of(metric), "against the best", *controls]
-    header += [*map(tables.title_of, others), "Status", "Epochs", "Batch size", "Steps", "Time"]
+    header = ["Trial", *parameters, metric_of(metric).title, "against the best", *controls]
+    header += [*(metric_of(name).title for name in others), "Status", "Epochs", "Batch size", "Steps", "Time"]
     rows = [[*header, "Checkpoint", "Id"]]
     for number, trial in enumerate(ordered_trials(document), start=1):
         metrics = trial["metrics"] or {}
@@ -171,7 +171,7 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
 def paper_rows(table: Mapping[str, Any], document: Mapping[str, Any]) -> Rows:
     """A table of the paper with the sweep's numbers beside it; only finished trials have some."""
     trials = {trial["id"]: trial for trial in document["trials"]}
-    rows = [["Row", *map(tables.title_of, table["metrics"])]]
+    rows = [["Row", *(metric_of(name).title for name in table["metrics"])]]
     for row in table["rows"]:
         trial = trials.get(row["trial"])
         found = _trained(document, trial)
@@ -199,7 +199,7 @@ def paper_findings(table: Mapping[str, Any], document: Mapping[str, Any]) -> lis
             continue
         frame = pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "ours"], dtype=float)
         best = frame if metric_of(metric).higher_is_better else -frame
-        said = f"{tables.title_of(metric, whole=True)}: best row of the paper {best['paper'].idxmax()}"
+        said = f"{metric_of(metric).words}: best row of the paper {best['paper'].idxmax()}"
         measured = frame.dropna()
         if len(measured) < 2:
             findings.append(f"{said}; too few rows here ({len(measured)}) to compare.")
@@ -218,7 +218,7 @@ def label_free_line(document: Mapping[str, Any]) -> str:
     found = document["label_free"]
     if found is None:
         return "The score without labels was not compared with a labelled metric."
-    said = f"Rank correlation of the score without labels with {tables.title_of(found['against'], whole=True)} over "
+    said = f"Rank correlation of the score without labels with {metric_of(found['against']).words} over "
     if found["rank_correlation"] is None:
         return f"{said}{found['num_trials']} trials: none (at least {found['least_trials']} with different scores)."
     value = f"{found['rank_correlation']:.2f}".replace("-", "−")

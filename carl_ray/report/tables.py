@@ -16,15 +16,12 @@ from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from carl_ray.evaluation.controls import CONTROLS as _CONTROLS
-from carl_ray.evaluation.controls import VARIANTS, shown_variants
+from carl_ray.evaluation.controls import CONTROLS, VARIANTS, shown_variants
 from carl_ray.evaluation.probes import LABEL_FRACTIONS
 from carl_ray.evaluation.task import Metric, MetricEntry
 from carl_ray.evaluation.tasks import METRICS, TASKS, metric_of
 
 Verdict = Literal["better", "worse", "overlap", "unknown"]
-
-CONTROLS = tuple(_CONTROLS)
 
 
 @dataclass(frozen=True)
@@ -269,12 +266,6 @@ def counted(count: int, plural: str) -> str:
 
 def _singular(match: re.Match[str]) -> str:
     return f"{match[1]}y" if match[1] else match[2]
-
-
-def title_of(name: str, *, whole: bool = False) -> str:
-    """Display name of a metric; `whole`: without its unit, for use in a sentence."""
-    metric = metric_of(name)
-    return metric.words if whole else metric.title
 
 
 def mean_text(metric: Metric, entries: Sequence[MetricEntry | None]) -> str:

@@ -96,8 +96,9 @@ def test_one_video_in_python(embedder, tiny_run, make_video, tmp_path) -> None:
     np.testing.assert_allclose(central.embed(whole), central.embed(path), rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="not a video that can be opened"):
         encoder.embed(b"no video" * 99)
-    with pytest.raises(ValueError, match="expected frames"):
-        encoder.embed(np.zeros((2, 8, 8), np.uint8))
+    for shape, said in (((2, 8, 8), "expected uint8 frames"), ((0, 8, 8, 3), "at least one frame")):
+        with pytest.raises(ValueError, match=said):
+            encoder.embed(np.zeros(shape, np.uint8))
 
 
 def test_one_bad_video_does_not_harm_the_others(embedder, make_video, tmp_path, monkeypatch) -> None:

@@ -2,7 +2,7 @@
 
 import { address, request } from "./api.js";
 import { button, choice, clock, el, failure, lateImage, svg } from "./dom.js";
-import { bindKeys } from "./keys.js";
+import { bindKeys, frameKeys } from "./keys.js";
 import { FramePlayer } from "./player.js";
 
 const TICK = 100; // ms between corrections of the followers' pace
@@ -170,9 +170,7 @@ function build(context, heading, numbers, alignment, videos) {
     stop();
     players.forEach((player) => player.close());
   });
-  const step = (count) => () => showRow(row + count);
-  const bindings = { ArrowLeft: step(-1), ArrowRight: step(1), ",": step(-1), ".": step(1), "Shift+ArrowLeft": step(-10), "Shift+ArrowRight": step(10) };
-  bindKeys({ ...bindings, " ": () => lead.toggle(), Home: () => showRow(0), End: () => showRow(total - 1) }, signal);
+  bindKeys(frameKeys(() => lead.toggle(), () => row, showRow), signal);
   showRow(Number(params.get("frame")) || 0);
 }
 

@@ -49,6 +49,14 @@ export function bindKeys(bindings, signal) {
   );
 }
 
+/** Bindings of a view of frames; `show(frame)` takes the number of a frame beyond its ends for the nearest. */
+export function frameKeys(toggle, current, show) {
+  const step = (count) => () => show(current() + count);
+  const single = { ArrowLeft: step(-1), ArrowRight: step(1), ",": step(-1), ".": step(1) };
+  const ten = { "Shift+ArrowLeft": step(-10), "Shift+ArrowRight": step(10) };
+  return { ...single, ...ten, " ": toggle, Home: () => show(0), End: () => show(Infinity) };
+}
+
 /** Whether the element that has the focus acts on a key itself. */
 function isTakenBy(target, key) {
   if (key === "Escape") return false;

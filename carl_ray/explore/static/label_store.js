@@ -51,10 +51,6 @@ export class LabelStore extends EventTarget {
     return this.#redo.length > 0;
   }
 
-  get unsaved() {
-    return !["saved", "proposed", "read-only"].includes(this.state);
-  }
-
   change(intervals) {
     this.#undo.push(this.intervals);
     this.#redo = [];

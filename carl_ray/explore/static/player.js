@@ -4,19 +4,19 @@ import { el } from "./dom.js";
 
 /** Number of the frame whose time is nearest. */
 export function nearestFrame(times, seconds) {
-  const after = firstFrom(times, seconds);
+  const after = firstWhere(times.length, (frame) => times[frame] >= seconds);
   if (after === 0) return 0;
   if (after === times.length) return times.length - 1;
   return seconds - times[after - 1] <= times[after] - seconds ? after - 1 : after;
 }
 
-/** Number of the first frame at or behind a time. */
-function firstFrom(times, seconds) {
-  let [low, high] = [0, times.length];
+/** The first of `count` frames from which on a condition holds; `count` where it never does. */
+export function firstWhere(count, holds) {
+  let [low, high] = [0, count];
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (times[middle] < seconds) low = middle + 1;
-    else high = middle;
+    if (holds(middle)) high = middle;
+    else low = middle + 1;
   }
   return low;
 }

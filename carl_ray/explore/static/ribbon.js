@@ -1,17 +1,11 @@
 // Ribbon of a video: colours of its embeddings along time, intervals below, and a scrubber.
 
 import { clock, el, lateImage, phaseClass } from "./dom.js";
-import { endOf } from "./player.js";
+import { endOf, firstWhere } from "./player.js";
 
 /** First frame whose middle is not before a time, as labels are read (carl_ray.data.label_spans). */
-export function boundary(times, seconds) {
-  let [low, high] = [0, times.length];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if ((times[middle] + endOf(times, middle)) / 2 < seconds) low = middle + 1;
-    else high = middle;
-  }
-  return low;
+function boundary(times, seconds) {
+  return firstWhere(times.length, (frame) => (times[frame] + endOf(times, frame)) / 2 >= seconds);
 }
 
 /** Intervals in seconds as spans of frames [first, stop). */

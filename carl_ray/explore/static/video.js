@@ -2,7 +2,7 @@
 
 import { request } from "./api.js";
 import { button, clock, el, failure } from "./dom.js";
-import { bindKeys } from "./keys.js";
+import { bindKeys, frameKeys } from "./keys.js";
 import { LabelPanel } from "./label.js";
 import { Moments } from "./moments.js";
 import { FramePlayer } from "./player.js";
@@ -137,15 +137,7 @@ function build(context, entry, heading, answer) {
   });
   bindKeys(
     {
-      " ": () => player.toggle(),
-      ArrowLeft: () => player.step(-1),
-      ArrowRight: () => player.step(1),
-      ",": () => player.step(-1),
-      ".": () => player.step(1),
-      "Shift+ArrowLeft": () => player.step(-10),
-      "Shift+ArrowRight": () => player.step(10),
-      Home: () => player.show(0),
-      End: () => player.show(times.length - 1),
+      ...frameKeys(() => player.toggle(), () => player.frame, (frame) => player.show(frame)),
       m: () => openPanel("moments"),
       l: () => openPanel("label"),
       x: () => {
