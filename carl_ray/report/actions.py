@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from carl_ray import storage
 from carl_ray.data.decode import DecodeError
@@ -21,7 +21,7 @@ from carl_ray.evaluation.warping import align_pair
 from carl_ray.report import figures
 from carl_ray.report.figures import Picture
 from carl_ray.report.sheets import is_right, jpeg, thumbnails
-from carl_ray.report.video import Clip, aligned_video, partners, same_relative_position
+from carl_ray.report.video import Clip, aligned_video
 
 _QUERY_PLACES = (1 / 6, 1 / 2, 5 / 6)
 _NUM_NEIGHBOURS = 5
@@ -57,8 +57,6 @@ class Pair:
     """Data URI, or the name of a file beside the page; empty where a file cannot be read."""
     failure: str
     """Reason why there is no movie."""
-    differences: tuple[float, float] | None
-    """Mean difference of true progress: aligned, and at the same relative position."""
 
 
 @dataclass
@@ -138,17 +136,7 @@ def _draw_pair(
         if len(content) > _MOST_EMBEDDED_BYTES:
             storage.write_bytes(storage.join(folder, movie_name), content)
             movie = movie_name
-    return Pair(first.video_id, second.video_id, matrices, movie, failure, _progress_differences(*pair, path))
-
-
-def _progress_differences(
-    first: EmbeddedVideo, second: EmbeddedVideo, path: Int[np.ndarray, "steps 2"]
-) -> tuple[float, float] | None:
-    if first.progress is None or second.progress is None:
-        return None
-    shown = (partners(path, len(first)), same_relative_position(len(first), len(second)))
-    aligned, unaligned = (float(np.abs(first.progress - second.progress[frames]).mean()) for frames in shown)
-    return aligned, unaligned
+    return Pair(first.video_id, second.video_id, matrices, movie, failure)
 
 
 def _draw_sheets(videos: Sequence[EmbeddedVideo]) -> list[list[Tile]]:
