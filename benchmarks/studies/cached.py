@@ -170,6 +170,7 @@ def _write_mixed(table: pa.Table, folder: Path, name: str, unit: float) -> None:
         read = partial(read_features, place["features_part"], place["features_group"])
         arrays.append([np.ascontiguousarray(read(copy=k)[::step]) for k in range(1 + _COPIES)])
         changed = {key: row[key][::step] for key in _BY_FRAME} | {"num_frames": len(arrays[-1][0])}
+        changed |= {"key_frames": None}  # Indices of the file's frames; features need none.
         row |= changed | ({"frame_step": unit, "fps": row["fps"] / step} if step > 1 else {})
     mixed = pa.Table.from_pylist(rows, schema=table.schema)
     create_cache(str(target), source.config, source.weights_digest, source.channels)
