@@ -141,6 +141,7 @@ def check_folder(config: Config, run_dir: str, *, resume: bool) -> Config | None
     refuse_secrets(
         {"--run-dir": run_dir, "data.manifest": config.data.manifest, "model.weights": config.model.weights}
         | {"model.init_from": config.model.init_from, "data.keypoints": config.data.keypoints}
+        | {"data.features": config.data.features}
     )
     refuse_if_held(run_dir)
     saved = saved_config(run_dir)
@@ -225,6 +226,11 @@ def starting_weights(config: Config) -> InitialWeights | None:
     found = backbone.state_dict().items()
     tensors = {f"encoder.{stream}.{name}": value for stream in streams for name, value in found}
     return InitialWeights(tensors, report)
+
+
+def check_weights(config: Config) -> None:
+    """Raise as `starting_weights`, before the videos are there: any number of classes makes the head."""
+    starting_weights(replace(config, objective=config.objective.with_num_classes(2)))
 
 
 def _warn_of_test_videos(config: Config, uri: str) -> None:
