@@ -218,7 +218,7 @@ def checkpoint_at(uri: str) -> Checkpoint:
         UserError: there is none of them.
         RunError: storage refused or failed.
     """
-    if uri.startswith("hf://"):
+    if storage.is_on_hub(uri):
         uri = hub_folder(uri, [CONFIG, EXPORTED])
     if storage.exists(storage.join(uri, EXPORTED)):
         return open_checkpoint(uri, CONFIG, [EXPORTED])
