@@ -129,7 +129,7 @@ def _with_features(config: Config, saved: Config | None, given: Collection[str] 
     from carl_ray.evaluation.corpus import read_videos
     from carl_ray.training import run_videos
 
-    run_videos.read_videos(replace(config, data=replace(config.data, features=None)))
+    run_videos.read_videos(replace(config, data=replace(config.data, features=None)), quiet=True)
     manifest = config.data.manifest or ""
     if config.preset == "laptop":
         chosen, usual = chosen_fields(config), chosen_fields(presets.preset("laptop"))

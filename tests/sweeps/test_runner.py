@@ -5,16 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from carl_ray import presets, sweep
-from carl_ray.data.features import create_cache, write_part
-from carl_ray.evaluation.inference import untrained_encoder
-from carl_ray.model.weights import weights_digest
 from carl_ray.sweeps import runner
-from tests.samples import failure, manifest_row, write_rows
+from tests.samples import blank_features, failure, manifest_row, write_rows
 
 
 @pytest.fixture
@@ -31,12 +26,7 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_paths_are_absolute_for_trials(manifest: str, tmp_path: Path) -> None:
     laptop = presets.preset("laptop")
-    encoder = untrained_encoder(laptop)
-    channels = encoder.backbone.channels
-    create_cache("f", laptop, weights_digest(encoder.backbone), channels)
-    copies = [np.zeros((20, channels), np.float16)] * 5
-    videos = pq.read_table(manifest)
-    write_part("f", videos, [copies] * len(videos))
+    blank_features(laptop, manifest, "f")
     full = replace(laptop, data=replace(laptop.data, manifest=manifest, features="f", keypoints="k"))
     base = runner._checked_config(runner.trial_config(full, 1), str(tmp_path / "sweep"))
     named = (base.data.manifest, base.data.features, base.data.keypoints)
