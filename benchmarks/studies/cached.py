@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.studies import runs
-from carl_ray import config as configuration
 from carl_ray import presets
 from carl_ray.config import Config, ViewsConfig
 from carl_ray.data.features import (
@@ -131,7 +130,7 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def _path(config: Config, folder: Path) -> Path:
-    return folder / "runs" / f"{configuration.digest(config)}.json"
+    return folder / "runs" / f"{runs.digest(config)}.json"
 
 
 def _compute(table: pa.Table, uri: str, config: Config) -> None:

@@ -9,8 +9,7 @@ import pytest
 
 from benchmarks.paper_tables import TABLES
 from benchmarks.studies.cached import base_config
-from benchmarks.studies.runs import row_config
-from carl_ray.config import digest
+from benchmarks.studies.runs import digest, row_config
 from carl_ray.evaluation.tasks import metric_names
 from carl_ray.paper import PROTOCOLS
 from carl_ray.presets import PRESETS
