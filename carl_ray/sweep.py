@@ -112,18 +112,13 @@ def print_results(document: dict[str, Any], folder: str) -> None:
     Raises:
         RunError: trials failed, or none is done.
     """
-    trials, label_free = document["trials"], document["label_free"]
+    trials = document["trials"]
     best = next((trial for trial in trials if trial["id"] == document["best"]), None)
     if best is not None:
         score = best["score"]
         values = ", ".join(f"{name} {value}" for name, value in best["values"].items())
         interval = "" if score["low"] is None else f" [{score['low']:.4f}, {score['high']:.4f}]"
         print(f"best:         {values}: {document['metric']} {score['mean']:.4f}{interval}")
-    if label_free is not None and label_free["rank_correlation"] is not None:
-        print(
-            f"label_free:   rank correlation with {label_free['against']} {label_free['rank_correlation']:.2f} "
-            f"over the {label_free['num_trials']} trials that are done"
-        )
     for name in ("results.csv", "results.parquet", "sweep.html", *(["best.json"] if best else [])):
         print(f"{name + ':':<18}{storage.public_uri(storage.join(folder, name))}")
     if best is not None:

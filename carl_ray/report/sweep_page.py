@@ -56,7 +56,6 @@ def write_sweep_page(out_uri: str, document: Mapping[str, Any]) -> None:
             (table, paper_rows(table, document), paper_findings(table, document))
             for table in document["tables"]
         ],
-        label_free=label_free_line(document),
     )
     storage.write_bytes(out_uri, page.encode())
 
@@ -211,18 +210,6 @@ def paper_findings(table: Mapping[str, Any], document: Mapping[str, Any]) -> lis
         said += f", of this sweep {best['ours'].idxmax()}. Rank correlation with the paper over"
         findings.append(f"{said} {len(measured)} rows: {correlation}.")
     return findings
-
-
-def label_free_line(document: Mapping[str, Any]) -> str:
-    """How the score without labels ranks the finished trials compared with the labelled metric."""
-    found = document["label_free"]
-    if found is None:
-        return "The score without labels was not compared with a labelled metric."
-    said = f"Rank correlation of the score without labels with {tables.title_of(found['against'], whole=True)} over "
-    if found["rank_correlation"] is None:
-        return f"{said}{found['num_trials']} trials: none (at least {found['least_trials']} with different scores)."
-    value = f"{found['rank_correlation']:.2f}".replace("-", "−")
-    return f"{said}{found['num_trials']} trials: {value} (1: the same order, 0: none)."
 
 
 def value_text(value: Any) -> str:

@@ -57,6 +57,12 @@ class Sweep:
     """Whether the validation videos have frame labels; without them only `LABEL_FREE` is measured."""
 
     @property
+    def tasks(self) -> list[str]:
+        """Names of the evaluation tasks of its runs: those of the protocol, where there are labels, and the score's."""
+        labelled = PROTOCOLS[protocol_of(self.base.preset)] if self.labelled else ()
+        return [*labelled, *([LABEL_FREE] if self.metric == LABEL_FREE else [])]
+
+    @property
     def training_seeds(self) -> range:
         """`training.seed` of the runs of a point: the base's and those after it."""
         return range(self.base.training.seed, self.base.training.seed + self.seeds)

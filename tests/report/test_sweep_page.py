@@ -12,7 +12,6 @@ from carl_ray.report import sweep_page
 from carl_ray.report.sweep_figures import epoch_plot, parameter_plots
 from carl_ray.report.sweep_page import (
     difference,
-    label_free_line,
     ordered_trials,
     paper_findings,
     value_text,
@@ -97,13 +96,6 @@ def sweep(*trials: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "parameters": PARAMETERS,
         "trials": list(trials),
         "best": best[0]["id"] if best else None,
-        "label_free": {
-            "name": "label_free",
-            "against": "phase_classification",
-            "rank_correlation": 0.874,
-            "num_trials": 5,
-            "least_trials": 5,
-        },
         "tables": [],
         **changes,
     }
@@ -325,7 +317,7 @@ def test_findings_about_the_papers_order(rows: list[tuple[str, str, str]], said:
     ],
 )
 def test_little_to_show(tmp_path: Path, trials: list[dict[str, Any]], said: list[str]) -> None:
-    page = written(tmp_path, sweep(*trials, label_free=None), figures=len(trials) != 1)
+    page = written(tmp_path, sweep(*trials), figures=len(trials) != 1)
     for text in said:
         assert text in page.words
     assert "nan" not in page.words.lower() and "None" not in page.words
@@ -350,8 +342,3 @@ def test_texts() -> None:
     values = [None, True, 0.1 + 0.2, 1e-5, -2, 10.0, "even", "a\nb", [1]]
     texts = ["–", "true", "0.3", "1e−05", "−2", "10", "even", "a?b", "[1]"]
     assert [value_text(value) for value in values] == texts
-    document = whole()
-    assert "phase classification over 5 trials: 0.87" in label_free_line(document)
-    document["label_free"] |= {"rank_correlation": None, "num_trials": 4}
-    assert "over 4 trials: none (at least 5" in label_free_line(document)
-    assert "was not compared" in label_free_line(whole() | {"label_free": None})
