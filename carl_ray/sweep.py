@@ -4,13 +4,11 @@ r"""Sweep training parameters with Ray Tune and choose by metrics on validation 
     carl-ray sweep loss --num-trials 4
     carl-ray sweep temporal --preset penn_action --data.manifest s3://bucket/manifest.parquet \
         --run-dir s3://bucket/sweeps/temporal --search optuna --num-trials 32 --max-concurrent 8
-    carl-ray sweep paper --seeds 3
 
-SPACE is one of loss (tau, sigma squared), temporal (alpha, beta, sampling), frames (T), paper (the rows of the paper's
-tables 9, 10 and 11) and all. Every trial trains as `python -m carl_ray.train` does, embeds the training and
-validation videos, and is measured; the loss is no score, since these parameters change its scale. The same command
-continues an interrupted sweep; no run is trained twice. Without arguments it sweeps `loss` on the
-rendered videos of the demo.
+SPACE is one of loss (tau, sigma squared), temporal (alpha, beta, sampling), frames (T) and all. Every trial trains as
+`python -m carl_ray.train` does, embeds the training and validation videos, and is measured; the loss is no score, since
+these parameters change its scale. The same command continues an interrupted sweep; no run is trained twice. Without
+arguments it sweeps `loss` on the rendered videos of the demo.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     add(
         "--search",
         choices=("random", "grid", "optuna"),
-        help="how points are chosen (default random; grid for the space paper)",
+        help="how points are chosen (default random)",
     )
     add(
         "--num-trials",

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.paper_tables import Row
 from benchmarks.studies import runs
 from carl_ray import presets
 from carl_ray.config import Config, ViewsConfig
@@ -44,7 +45,6 @@ from carl_ray.machine import single_threaded
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.objectives.choice import objective_options
 from carl_ray.paper import PROTOCOLS
-from carl_ray.sweeps.paper_tables import Row
 from carl_ray.training.learner import VideoNetwork
 
 _COPIES = 2

@@ -23,7 +23,7 @@ from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
 from carl_ray.evaluation.embeddings import read_embeddings, read_origin
 from carl_ray.evaluation.protocol import evaluate
 from carl_ray.objectives.choice import EARLIER
-from carl_ray.paper import PROTOCOLS
+from carl_ray.paper import PROTOCOLS, protocol_of, stride_of
 from carl_ray.training.run_videos import read_videos
 from carl_ray.training.trainer import train
 
@@ -104,7 +104,8 @@ def measure(config: Config, folder: str) -> dict[str, Any]:
         train_videos,
         read_embeddings(embeddings, split="test"),
         read_origin(embeddings),
-        tasks=PROTOCOLS["phases"],
+        tasks=PROTOCOLS[protocol_of(config.preset)],
+        stride=stride_of(config.preset),
     )
     document["code"] = code_digest()
     storage.write_bytes(storage.join(run_dir, METRICS), (json.dumps(document, indent=2) + "\n").encode())

@@ -13,9 +13,7 @@ from scipy import stats
 from carl_ray import storage
 from carl_ray.errors import UserError
 from carl_ray.evaluation.controls import VARIANTS
-from carl_ray.paper import protocol_of
 from carl_ray.sweeps.definition import LABEL_FREE, Sweep, trial_id, write_document
-from carl_ray.sweeps.paper_tables import Table
 from carl_ray.sweeps.space import LogRange, Point, default_point
 from carl_ray.sweeps.trials import begun_points, measured, read_outcome, run_dir
 
@@ -36,7 +34,7 @@ def sweep_document(sweep: Sweep, folder: str, about: Mapping[str, str]) -> dict[
     `metrics[variant][metric]`; scores and metrics are `{"mean", "low", "high", "values"}` over the seeds at the last
     rung that all of them reached. Intervals are 95 %: Student's t over the seeds, clipped to the metric's range, or
     with one seed, and for controls that no seed changes, the bootstrap over validation videos. `best` is the finished
-    trial of the best mean; `tables` the rows of the paper's tables in the space.
+    trial of the best mean.
 
     Args:
         sweep: The sweep.
@@ -64,7 +62,6 @@ def sweep_document(sweep: Sweep, folder: str, about: Mapping[str, str]) -> dict[
         },
         "trials": trials,
         "best": None if best is None else best["id"],
-        "tables": [_paper_table(sweep, name, table) for name, table in sweep.space.tables.items()],
     }
 
 
@@ -130,26 +127,6 @@ def _summary(metric: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any
         least, most = _RANGES.get(metric, (0.0, 1.0))
         low, high = max(least, float(mean - spread)), min(most, float(mean + spread))
     return {"mean": mean, "low": low, "high": high, "values": values}
-
-
-def _paper_table(sweep: Sweep, name: str, table: Table) -> dict[str, Any]:
-    # What the paper calls classification on FineGym is a linear probe.
-    finegym = protocol_of(sweep.base.preset) == "finegym"
-    named = {m: m.replace("phase_classification", "linear_probe") if finegym else m for m in table.metrics}
-    return {
-        "table": name,
-        "title": table.title,
-        "metrics": list(named.values()),
-        "note": table.note,
-        "rows": [
-            {
-                "name": row.name,
-                "trial": trial_id(sweep, row.options),
-                "paper": {named[metric]: number for metric, number in row.paper.items()},
-            }
-            for row in table.rows
-        ],
-    }
 
 
 def write_results(folder: str, document: Mapping[str, Any]) -> None:

@@ -75,7 +75,7 @@ def run_sweep(
         full: The config of a full run; without a manifest the preset demo uses the rendered videos of the demo.
         folder: URI of the sweep's folder, new or of the same sweep.
         trial_epochs: Epochs of a trial; none: a quarter of the full run's.
-        search: How points are chosen; none: as a grid where the space lists them, otherwise random.
+        search: How points are chosen; none: at random.
         num_trials: Trials in total, including finished ones; none: `default_num_trials`.
         search_seed: Of the random points.
         max_concurrent: Trials at a time; none: as many as the cluster has room for, on this machine alone two, or as
@@ -93,7 +93,7 @@ def run_sweep(
         UserError: the arguments, the videos or the folder do not fit.
         RunError: interrupted, or the storage fails. The results so far are written.
     """
-    folder, search = storage.absolute(folder), search or ("grid" if space.points else "random")
+    folder, search = storage.absolute(folder), search or "random"
     num_trials = num_trials or default_num_trials(space, search)
     num_rungs = num_rungs or (1 if search == "grid" else 2)
     base = _checked_config(trial_config(full, trial_epochs), folder)

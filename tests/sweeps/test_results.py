@@ -17,7 +17,6 @@ from carl_ray.evaluation.controls import VARIANTS
 from carl_ray.evaluation.tasks import METRICS
 from carl_ray.presets import demo
 from carl_ray.sweeps.definition import Sweep, trial_id
-from carl_ray.sweeps.paper_tables import TABLE_9
 from carl_ray.sweeps.results import sweep_document, write_results
 from carl_ray.sweeps.space import Choices, LogRange, Space
 from carl_ray.sweeps.trials import begin_trial, read_outcome, run_dir, score_at, write_outcome
@@ -236,13 +235,3 @@ def test_names_of_trials_outlive_new_fields_of_the_config() -> None:
     said = b'{"objective.temperature": 0.2, "views.sampling": "even"}'
     point = {"views.sampling": "even", "objective.temperature": 0.2}
     assert trial_id(of, point) == hashlib.blake2b(said, digest_size=8).hexdigest()
-
-
-def test_rows_of_the_paper_name_their_trials(tmp_path: Path) -> None:
-    document = sweep_document(
-        sweep(space=Space("paper", SPACE.parameters, tables={"9": TABLE_9})), str(tmp_path), {}
-    )
-    (found,) = document["tables"]
-    assert found["table"] == "9" and len({row["trial"] for row in found["rows"]}) == 5
-    assert found["rows"][-1]["trial"] == trial_id(sweep(), {})
-    assert found["rows"][-1]["paper"]["phase_classification"] == "93.07"
