@@ -82,11 +82,6 @@ class Sweep:
         return point_config(self.space, self.base, point, seed)
 
 
-def default_metric(preset: str) -> str:
-    """The score of a preset's trials where frames have labels."""
-    return _DEFAULT_METRICS[protocol_of(preset)]
-
-
 def trial_id(sweep: Sweep, point: Point) -> str:
     """A trial's id: a hash of the config values that differ from the base, so that equal runs are one trial."""
     try:
@@ -142,7 +137,7 @@ def define_sweep(space: Space, base: Config, *, seeds: int, num_rungs: int, metr
             )
     labelled = all(_has_labels(videos[name].column(label)) for name in (split, train_split))
     if metric is None:
-        metric = default_metric(base.preset) if labelled else LABEL_FREE
+        metric = _DEFAULT_METRICS[protocol] if labelled else LABEL_FREE
     known = [*metric_names(PROTOCOLS[protocol]), LABEL_FREE]
     if metric not in known:
         raise UserError(
