@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.paper_tables import Row
 from benchmarks.studies import runs
-from carl_ray import config as configuration
 from carl_ray import presets
 from carl_ray.config import Config, ViewsConfig
 from carl_ray.data.features import (
@@ -45,7 +45,6 @@ from carl_ray.machine import single_threaded
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.objectives.choice import objective_options
 from carl_ray.paper import PROTOCOLS
-from carl_ray.sweeps.paper_tables import Row
 from carl_ray.training.learner import VideoNetwork
 
 _COPIES = 2
@@ -131,7 +130,7 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def _path(config: Config, folder: Path) -> Path:
-    return folder / "runs" / f"{configuration.digest(config)}.json"
+    return folder / "runs" / f"{runs.digest(config)}.json"
 
 
 def _compute(table: pa.Table, uri: str, config: Config) -> None:

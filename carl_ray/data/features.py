@@ -85,7 +85,8 @@ class FeatureCache:
             videos: Columns `video_id`, `content_hash`.
         """
         places: dict[tuple[str, str], tuple[str, int]] = {}
-        for part in list_parts(self.uri):
+        # Loading tasks have other working directories.
+        for part in list_parts(storage.absolute(self.uri)):
             listed = open_parquet(part).read(["video_id", "content_hash"]).to_pylist()
             for group, row in enumerate(listed):
                 places[row["video_id"], row["content_hash"]] = (part, group)
