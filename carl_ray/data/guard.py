@@ -229,7 +229,7 @@ def _central_square(
     """Crop to the central square, contiguous; whole frames if one side is shorter.
 
     Half of an odd difference is rounded down, but to even where the shorter side has exactly `size` pixels, as
-    `carl_ray.data.augment.center_view` rounds.
+    `carl_ray.data.augment_tensors.center_view` rounds.
     """
     extents = frames.shape[1:3]
     if min(extents) < size:

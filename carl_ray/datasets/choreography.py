@@ -8,7 +8,7 @@ one key pose to the next. Body, colors, background, camera, tempo, phase lengths
 after the action differ from video to video: neither the position in a video nor its colors tell the phase.
 The benchmark adds repetitions, phases in another order in each video, and a figure that is hard to see.
 The videos are H.264 files with B-frames; the ground truth (phase, progress and repetition of every frame) is in
-`labels.parquet`. docs/choreography.md defines it and says what the data set can and cannot show.
+`labels.parquet`. docs/data.md defines it and says what the data set can and cannot show.
 """
 
 from __future__ import annotations
