@@ -207,40 +207,24 @@ def encode(frames: Iterable[Image.Image], path: Path, options: dict[str, str] | 
     path.write_bytes(buffer.getvalue())
 
 
-def rendering_command(
-    renderer: Renderer[_Config],
-    description: str,
-    arguments: list[str] | None,
-    benchmark: _Config | None = None,
-) -> None:
-    """The command of a set of rendered videos; its options are the fields of the config.
-
-    Their defaults are those of the renderer, with `--benchmark` (where there is one) those of `benchmark`.
-    """
+def rendering_command(renderer: Renderer[_Config], description: str, arguments: list[str] | None) -> None:
+    """The command of a set of rendered videos; its options are the fields of the config."""
     default = renderer.default
     parser = OptionParser(prog=program(f"datasets.{renderer.name}"), description=description)
     parser.add_argument("folder", type=Path, nargs="?", help="default: in $CARL_RAY_HOME or ~/carl_ray")
-    if benchmark is not None:
-        parser.add_argument(
-            "--benchmark",
-            action="store_true",
-            help="the set for studies; other options change it as they say",
-        )
-    study = asdict(benchmark or default)
     for field, hint in typing.get_type_hints(type(default)).items():
-        value, choices = getattr(default, field), get_args(hint)
-        note = f"default {value}" + (f", in the benchmark {study[field]}" if value != study[field] else "")
+        choices = get_args(hint)
         kind: dict[str, Any] = {"choices": choices} if choices else {"type": hint}
         if hint is bool:
             kind = {"action": argparse.BooleanOptionalAction}
         option = f"--{field.replace('_', '-')}"
+        note = f"default {getattr(default, field)}"
         parser.add_argument(option, default=argparse.SUPPRESS, help=note, **kind)
     with one_line_errors():
         options = vars(parser.parse_args(arguments))
         folder = options.pop("folder")
-        is_benchmark = options.pop("benchmark", False)
         try:
-            config = replace(benchmark if benchmark and is_benchmark else default, **options)
+            config = replace(default, **options)
         except ValueError as error:
             raise UserError(str(error)) from None
         folder = renderer.ensure_rendered(folder, config, ProgressLine("rendered"))
