@@ -231,5 +231,6 @@ def _extent(videos: Sequence[EmbeddedVideo]) -> dict[str, int]:
     return {
         "videos": len(videos),
         "frames": sum(len(video) for video in videos),
+        "labelled_videos": sum(bool((video.phases >= 0).any()) for video in videos),
         "labelled_frames": sum(int((video.phases >= 0).sum()) for video in videos),
     }
