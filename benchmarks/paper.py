@@ -3,12 +3,13 @@
     python -m benchmarks.paper TABLE --out FOLDER
     python -m benchmarks.paper 13 --seeds 3 --epochs 40 --out study
     python -m benchmarks.paper grid --frozen --seeds 1 --out study
+    python -m benchmarks.paper 10 --preset finegym99 --manifest s3://bucket/finegym99.parquet --use-gpu --out study
     python -m benchmarks.paper
 
 Tables: 5 to 11 and 13 of the paper; `unlabelled` and `labelled`, which have every objective; `grid`, SCL and the
 contrastive baseline over variance and temperature. Each row is trained, embedded and evaluated with each seed, from the
-demo's config. The table is written after every run; called again, the study does only what is missing. Without
-arguments it runs table 13 in $CARL_RAY_HOME/study.
+config of --preset, the demo's by default. The table is written after every run; called again, the study does only what
+is missing. Without arguments it runs table 13 in $CARL_RAY_HOME/study.
 
 With --frozen, encoders train on cached features of a frozen pretrained backbone, in this process and without Ray: a run
 takes a minute of one core, from the config of the preset `laptop`. Rows that need the backbone's maps or its gradients
@@ -28,13 +29,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper_tables import TABLES, frozen_table
+from benchmarks.paper_tables import TABLES, Row, Table, finegym_table, frames_table, frozen_table
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.errors import InterruptedRunError, UserError, one_line_errors
 from carl_ray.options import OptionParser, nearest
-from carl_ray.presets import PRESETS
-from carl_ray.sweeps.paper_tables import Row, Table
+from carl_ray.paper import protocol_of
+from carl_ray.presets import preset
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", nargs="?", default="13", metavar="TABLE", help=f"one of {', '.join(TABLES)}")
+    parser.add_argument(
+        "--preset", default="demo", metavar="NAME", help="of encoders of frames (default demo)"
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each row (default 3)")
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="(default 0)")
     parser.add_argument("--epochs", type=int, default=40, metavar="N", help="of each run (default 40)")
@@ -89,7 +93,18 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _table(options: argparse.Namespace) -> Table:
     """The table with the rows that are asked for."""
-    table = TABLES[options.table]
+    table, config = TABLES[options.table], preset(options.preset)
+    protocol, is_demo = protocol_of(options.preset), options.preset == "demo"
+    if protocol == "clips" or (options.frozen and not is_demo):
+        raise UserError(
+            f"--preset {options.preset}: expected one of encoders of frames, and with --frozen none"
+        )
+    if options.manifest is None and not is_demo:
+        raise UserError(f"--preset {options.preset}: expected --manifest with the URI of its videos")
+    if options.table == "11":
+        table = frames_table(config.model.num_frames)
+    if protocol == "finegym":
+        table = finegym_table(table)
     if options.frozen:
         table = frozen_table(table)
     elif options.table == "rates":
@@ -113,7 +128,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     # The table has the command.
     refuse_secrets({"--manifest": options.manifest, "--out": options.out})
     if options.manifest is not None:
-        read_videos(_base(options.manifest, options.epochs, use_gpu=options.use_gpu))
+        read_videos(_base(options, options.manifest))
     table, out = _table(options), options.out or str(storage.home() / "study")
     with _session(options):
         study = _study(options, out)
@@ -172,7 +187,7 @@ def _study(options: argparse.Namespace, out: str) -> Study:
     from benchmarks.studies import runs
     from carl_ray.datasets.embedded import index_embedded
 
-    base = _base(options.manifest or index_embedded()[0], options.epochs, use_gpu=options.use_gpu)
+    base = _base(options, options.manifest or index_embedded()[0])
     return Study(
         lambda row, seed: runs.row_config(base, dict(row.options), seed),
         lambda config: runs.measured(config, out),
@@ -207,7 +222,7 @@ def _write(
         **table_document(table, documents),
     }
     text = markdown(result)
-    kind = "-frozen" if options.frozen else ""
+    kind = "-frozen" if options.frozen else "" if options.preset == "demo" else f"-{options.preset}"
     chosen = "-rows" if options.row else ""
     name = storage.join(out, f"table-{options.table}{kind}{chosen}")
     storage.write_bytes(f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
@@ -215,16 +230,16 @@ def _write(
     return text, name
 
 
-def _base(manifest: str, epochs: int, *, use_gpu: bool) -> Config:
-    """The common config: the demo's, shorter, without the checkpoints and validations in between."""
-    config = PRESETS["demo"]()
+def _base(options: argparse.Namespace, manifest: str) -> Config:
+    """The common config: the preset's, shorter, without the checkpoints and validations in between."""
+    config = preset(options.preset)
     return replace(
         config,
         data=replace(config.data, manifest=manifest, max_validation_videos=0),
         training=replace(
-            config.training, epochs=epochs, checkpoint_every_steps=10_000, validate_every_steps=10_000
+            config.training, epochs=options.epochs, checkpoint_every_steps=10_000, validate_every_steps=10_000
         ),
-        cluster=replace(config.cluster, use_gpu=use_gpu),
+        cluster=replace(config.cluster, use_gpu=options.use_gpu),
     )
 
 

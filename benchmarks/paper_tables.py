@@ -1,13 +1,54 @@
 """The paper's ablation tables at reduced size: the config values each row changes, and the paper's numbers.
 
-All rows start from the demo's config, so that they share videos, plan, stream, length of training and evaluation.
+All rows start from the config of one preset, so that they share videos, plan, stream, length of training and
+evaluation.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from carl_ray.sweeps.paper_tables import METRICS, TABLE_9, TABLE_10, Row, Table, frames_table, paper_numbers
+PAPER_COLUMNS = ("phase_classification", "phase_progression", "kendalls_tau")
+"""The metrics of most tables of the paper."""
+METRICS = (*PAPER_COLUMNS, "average_precision_at_5", "alignment_error")
+"""The columns of the tables measured here."""
+_FRACTIONS = ("phase_classification_10", "phase_classification_50", "phase_classification")
+_SHORT = {"views.max_crop_ratio": "1.5"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table of the paper."""
+
+    name: str
+    """The paper's name, unique in the table."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Config values that differ from the common config, by `section.field`."""
+    paper: Mapping[str, str] = field(default_factory=dict)
+    """The paper's numbers as printed, by metric."""
+    reads: Mapping[str, str] = field(default_factory=dict)
+    """If not empty, the only columns the row has, with the metric of the run that each is read from."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper, or one of the same form."""
+
+    title: str
+    rows: tuple[Row, ...]
+    metrics: tuple[str, ...]
+    """Its columns."""
+    reference: str
+    """Name of the row that the others are compared with."""
+    note: str
+    """Differences from the paper's table besides size, data and pretraining."""
+
+
+def paper_numbers(*numbers: str) -> dict[str, str]:
+    """The paper's numbers by metric, in the order of `PAPER_COLUMNS`."""
+    return dict(zip(PAPER_COLUMNS, numbers, strict=True))
+
 
 _UNPLACED = {"model.positions": "none"}
 _POSITIONS = (
@@ -16,27 +57,37 @@ _POSITIONS = (
 )
 
 
-def _with_supervised(table: Table) -> Table:
-    """Table 11 with its rows of supervised training."""
-    rows = tuple(
-        Row(
-            f"supervised, {name} %",
-            {"objective.name": "supervised", "data.train_fraction": share},
-            {column: paper},
-            {column: "phase_classification"},
+def frames_table(num_frames: int) -> Table:
+    """Table 11 for a preset with T = `num_frames`, the paper's T (80 to 480) scaled from its 240."""
+    numbers = {
+        1 / 3: ("27.10", "32.78", "34.02"),
+        2 / 3: ("30.28", "36.46", "38.06"),
+        1.0: ("33.53", "39.89", "41.75"),
+        2.0: ("31.46", "37.92", "39.45"),
+    }
+    rows = []
+    for ratio, paper in numbers.items():
+        count = max(2, round(ratio * num_frames))
+        options = {} if ratio == 1 else {"model.num_frames": str(count)}
+        rows.append(Row(f"T = {count}", options, dict(zip(_FRACTIONS, paper, strict=True))))
+    supervised = zip(("0.1", "0.5", "1"), _FRACTIONS, ("24.51", "48.75", "60.37"), strict=True)
+    for share, column, number in supervised:
+        rows.append(
+            Row(
+                f"supervised, {100 * float(share):g} %",
+                {"objective.name": "supervised", "data.train_fraction": share},
+                {column: number},
+                {column: "phase_classification"},
+            )
         )
-        for name, share, column, paper in (
-            ("10", "0.1", "phase_classification_10", "24.51"),
-            ("50", "0.5", "phase_classification_50", "48.75"),
-            ("100", "1", "phase_classification", "60.37"),
-        )
-    )
-    return replace(
-        table,
-        title="Frames of a view, and supervision, by share of the labels (paper: table 11, FineGym99)",
-        rows=(*table.rows, *rows),
-        note=f"{table.note} A supervised row trains its encoder and its probe on the same share of the videos of each "
-        "action.",
+    return Table(
+        "Frames of a view, and supervision, by share of the labels (paper: table 11, FineGym99)",
+        tuple(rows),
+        _FRACTIONS,
+        f"T = {num_frames}",
+        "The paper's T are 80 to 480 frames; here they are the same shares of the preset's T. Crops lengthen with T, "
+        "as in the paper, and the batch stays. A supervised row trains its encoder and its probe on the same share of "
+        "the videos of each action.",
     )
 
 
@@ -86,6 +137,24 @@ def _rates() -> Table:
     )
 
 
+def finegym_table(table: Table) -> Table:
+    """A table with the linear probe, which the paper's classification on FineGym is, alone."""
+
+    def named(columns: Mapping[str, str]) -> dict[str, str]:
+        return {_on_finegym(column): value for column, value in columns.items()}
+
+    rows = tuple(
+        replace(row, paper=named(row.paper), reads=named({c: _on_finegym(m) for c, m in row.reads.items()}))
+        for row in table.rows
+    )
+    metrics = tuple(m for m in map(_on_finegym, table.metrics) if m.startswith("linear_probe"))
+    return replace(table, rows=rows, metrics=metrics)
+
+
+def _on_finegym(metric: str) -> str:
+    return metric.replace("phase_classification", "linear_probe")
+
+
 def frozen_table(table: Table) -> Table:
     """The rows of a table that a frozen backbone's features allow."""
     rows = tuple(
@@ -116,7 +185,7 @@ TABLES: dict[str, Table] = {
             Row("0 layers", {"model.num_layers": "0"}),
             Row("1 layer", {"model.num_layers": "1"}, paper_numbers("92.15", ".909", ".985")),
             Row("2 layers", {"model.num_layers": "2"}, paper_numbers("92.61", ".913", ".990")),
-            Row("3 layers", {}, paper_numbers("93.07", ".918", ".985")),
+            Row("3 layers", {"model.num_layers": "3"}, paper_numbers("93.07", ".918", ".985")),
             Row("4 layers", {"model.num_layers": "4"}, paper_numbers("92.81", ".910", ".990")),
         ),
         METRICS,
@@ -129,7 +198,7 @@ TABLES: dict[str, Table] = {
             Row("none", {"model.learnable": "none"}, paper_numbers("90.63", ".907", ".994")),
             Row("block 5", {"model.learnable": "block5"}, paper_numbers("93.07", ".918", ".985")),
             Row("block 4+5", {"model.learnable": "block4+5"}, paper_numbers("92.98", ".919", ".989")),
-            Row("all", {}),
+            Row("all", {"model.learnable": "all"}),
         ),
         METRICS,
         "block 5",
@@ -149,9 +218,44 @@ TABLES: dict[str, Table] = {
         "SCL",
         _POSITIONS,
     ),
-    "9": TABLE_9,
-    "10": TABLE_10,
-    "11": _with_supervised(frames_table(32)),
+    "9": Table(
+        "Temperature and variance (paper: table 9, PennAction)",
+        tuple(
+            Row(
+                f"tau {temperature}, variance {variance}",
+                {"objective.temperature": temperature, "objective.variance": variance},
+                paper_numbers(*numbers),
+            )
+            for temperature, variance, numbers in (
+                ("0.1", "1", ("92.95", ".903", ".963")),
+                ("0.1", "25", ("92.03", ".922", ".993")),
+                ("1", "10", ("91.57", ".889", ".993")),
+                ("0.3", "10", ("92.13", ".903", ".992")),
+                ("0.1", "10", ("93.07", ".918", ".985")),
+            )
+        ),
+        METRICS,
+        "tau 0.1, variance 10",
+        "The variance is in squared frames, of videos with other rates and lengths than the paper's.",
+    ),
+    "10": Table(
+        "Temporal augmentation (paper: table 10, FineGym99, classification)",
+        (
+            Row("alpha 1", {"views.max_crop_ratio": "1"}, {"phase_classification": "36.72"}),
+            Row("alpha 1.5, beta 20 %, random", _SHORT, {"phase_classification": "41.75"}),
+            Row("alpha 2", {"views.max_crop_ratio": "2"}, {"phase_classification": "39.03"}),
+            Row("alpha 3", {"views.max_crop_ratio": "3"}),
+            Row("even sampling", _SHORT | {"views.sampling": "even"}, {"phase_classification": "38.44"}),
+            Row("beta 0 %", _SHORT | {"views.min_overlap": "0"}, {"phase_classification": "38.15"}),
+            Row("beta 50 %", _SHORT | {"views.min_overlap": "0.5"}, {"phase_classification": "39.14"}),
+            Row("beta 80 %", _SHORT | {"views.min_overlap": "0.8"}, {"phase_classification": "37.94"}),
+            Row("beta 100 %", _SHORT | {"views.min_overlap": "1"}, {"phase_classification": "35.53"}),
+        ),
+        METRICS,
+        "alpha 1.5, beta 20 %, random",
+        "The paper's crops are shorter than most actions of the demo, whose alpha is therefore 3.",
+    ),
+    "11": frames_table(32),
     "13": Table(
         "One positive against a Gaussian of them (paper: table 13, PennAction)",
         (

@@ -97,8 +97,11 @@ def _run(options: argparse.Namespace) -> None:
         print(f"{counts}: {'aligned one by one' if options.repetitions else whole}")
     for out in options.out:
         print(f"written:    {storage.public_uri(out)}")
-    other = "aligned.mp4" if _is_table(options.out[-1]) else "pairs.csv"
-    print_next("align", *uris, "--checkpoint", uri, "--out", other)
+    other = "aligned.mp4" if all(map(_is_table, options.out)) else "pairs.csv"
+    one_by_one = ["--repetitions"] if both_repeat else []
+    if both_repeat and not options.repetitions:
+        other = "repetitions.mp4"
+    print_next("align", *uris, "--checkpoint", uri, *one_by_one, "--out", other)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

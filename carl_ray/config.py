@@ -10,8 +10,6 @@ Longer than 400 lines: every field has its description here, which `--help` show
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from dataclasses import asdict
 from importlib.metadata import entry_points
@@ -29,7 +27,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from carl_ray.errors import UserError
-from carl_ray.objectives.choice import EARLIER, AnyOptions, complaint, objective_options
+from carl_ray.objectives.choice import AnyOptions, complaint, objective_options
 from carl_ray.objectives.views import CROPS, STRICT, AugmentConfig, ViewsConfig, ViewSpec
 
 CLIP_BACKBONES = ("small3d", "r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t")
@@ -372,24 +370,6 @@ _HOW_DONE = (
 )
 """Fields besides the cluster section that change no result of a run. Logging and validation intervals are not among
 them: they decide which lines a run leaves."""
-_ADDED = (
-    ("data", "features", None),
-    ("data", "feature_channels", None),
-    ("data", "frame_stride", 1),
-    ("data", "keypoints", None),
-    ("augment", "copies", None),
-    ("model", "centered", False),
-    ("model", "motion", "none"),
-    ("model", "clip_input", "rgb"),
-    ("model", "clip_streams", "one"),
-    ("views", "stride", (1, 4)),
-    ("optimizer", "name", "adam"),
-    ("optimizer", "warmup", 0.0),
-    ("optimizer", "encoder_scale", 1.0),
-    ("objective", "regions", None),
-    ("objective", "span", "stride"),
-)
-"""Fields that later versions added, with the values that change nothing."""
 
 
 def to_document(config: Config) -> dict[str, Any]:
@@ -407,20 +387,6 @@ def what_is_computed(config: Config) -> dict[str, Any]:
     for section, name in _HOW_DONE:
         del document[section][name]
     return document
-
-
-def digest(config: Config) -> str:
-    """Hash of `what_is_computed`, 16 hexadecimal digits."""
-    document = what_is_computed(config)
-    # Fields removed and added since: folders named by older digests stay valid.
-    document["model"]["weights_format"] = "torchvision"
-    document["augment"]["color"] = "exact"
-    document["objective"] = EARLIER | document["objective"]
-    for section, name, default in _ADDED:
-        if document[section].get(name) == default:
-            document[section].pop(name, None)
-    text = json.dumps(document, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def from_document(document: dict[str, Any], source: str) -> Config:

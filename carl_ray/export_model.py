@@ -78,6 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _metrics(run: str, evaluation: str | None) -> dict[str, object] | None:
+    if evaluation is None and storage.is_on_hub(run):
+        return None  # Encoders alone are there.
     uri = storage.join(evaluation or storage.join(run, "evaluation"), "metrics.json")
     if not storage.is_file(uri):
         if evaluation is not None:

@@ -70,6 +70,7 @@ def fitted(
         check_inputs,
         check_run,
         check_same_run,
+        check_weights,
         try_objective,
     )
 
@@ -85,12 +86,12 @@ def fitted(
         config = _with_features(config, saved, given)
         check_inputs(config)
         if saved is None:
-            _check_weights(config)
+            check_weights(config)
     elif is_embedded:
         # The manifest is taken to be that of the run.
         saved = check_folder(config, run_dir, resume=resume)
         if saved is None:
-            _check_weights(config)
+            check_weights(config)
         else:
             data = replace(config.data, manifest=saved.data.manifest)
             check_same_run(saved, replace(config, data=data), run_dir)
@@ -121,13 +122,6 @@ def fitted(
         yield FittedRun(checked.run_dir, manifest, result.num_steps, seconds)
 
 
-def _check_weights(config: Config) -> None:
-    """Raise as `starting_weights`, before the videos are there: any number of classes makes the head."""
-    from carl_ray.training.run_checks import starting_weights
-
-    starting_weights(replace(config, objective=config.objective.with_num_classes(2)))
-
-
 def _with_features(config: Config, saved: Config | None, given: Collection[str] | None) -> Config:
     """Fit a run of `laptop` to its videos, name the folder of its features, and tell size and time of a new run."""
     from carl_ray.data.features import default_folder
@@ -135,7 +129,7 @@ def _with_features(config: Config, saved: Config | None, given: Collection[str] 
     from carl_ray.evaluation.corpus import read_videos
     from carl_ray.training import run_videos
 
-    run_videos.read_videos(replace(config, data=replace(config.data, features=None)))
+    run_videos.read_videos(replace(config, data=replace(config.data, features=None)), quiet=True)
     manifest = config.data.manifest or ""
     if config.preset == "laptop":
         chosen, usual = chosen_fields(config), chosen_fields(presets.preset("laptop"))

@@ -36,11 +36,10 @@ from carl_ray.pipelines.shipped import SHIPPED
 _MAX_PACKAGE_BYTES = 100 * 2**20
 """Of the zipped code: the limit of a request to Ray's dashboard."""
 _NUM_LARGEST = 3
-_INPUTS = {
-    *("--data.manifest", "--data.keypoints", "--model.weights", "--model.init_from"),
-    *("--manifest", "--checkpoint"),
-}
-_NO_FILES = ("random", "imagenet", "none")
+_FILLED = {"--data.features", "--features"}
+"""Folders that a job fills where they are missing."""
+_ENCODERS = {"--model.init_from", "--checkpoint"}
+_INPUTS = {*("--data.manifest", "--data.keypoints", "--model.weights", "--manifest"), *_ENCODERS, *_FILLED}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -152,16 +151,24 @@ def _submit(options: argparse.Namespace, outline: Plan) -> None:
 
 def _check_inputs(plan: Plan) -> None:
     """Raise `UserError` for an input that a job will not find, as far as this machine can tell."""
+    # Lazy import: other subcommands need no config.
+    from carl_ray.config import PRETRAINED
+
+    no_files, made_here = ("random", "none", *PRETRAINED), plan.folder.partition("?")[0].rstrip("/")
     for stage, command in plan.commands.items():
         for option, uri in pairwise(command):
-            if option not in _INPUTS or uri in _NO_FILES or uri.startswith(plan.folder.partition("?")[0]):
+            if option not in _INPUTS or uri in no_files:
                 continue
-            if storage.absolute(uri) != uri:
+            if option in _ENCODERS and storage.is_on_hub(uri):
+                continue
+            if f"{uri.partition('?')[0]}/".startswith(f"{made_here}/"):
+                continue
+            if "://" not in uri and storage.absolute(uri) != uri:
                 raise UserError(
                     f"stage {stage}: {option} {uri}: a job runs in a folder of its own: name the full path, as its "
                     "node sees it, or a URI"
                 )
-            if storage.is_remote(uri) and not storage.exists(uri):
+            if option not in _FILLED and storage.is_remote(uri) and not storage.exists(uri):
                 raise UserError(f"stage {stage}: {option} {storage.public_uri(uri)}: nothing is there")
 
 

@@ -138,12 +138,13 @@ def _embed(uri: str, embeddings: Embeddings | LanceIndex, checkpoint_uri: str) -
 
     origin = embeddings.origin
     shown = storage.public_uri(checkpoint_uri)
-    if not storage.exists(checkpoint_uri):
+    try:
+        checkpoint = load_frozen(checkpoint_uri) or checkpoint_at(checkpoint_uri)
+    except UserError as error:
         raise UserError(
-            f"{shown}: no checkpoint there, which is needed to embed {storage.public_uri(uri)}; name the "
-            "--checkpoint that the embeddings come from"
-        )
-    checkpoint = load_frozen(checkpoint_uri) or checkpoint_at(checkpoint_uri)
+            f"{error}; it is needed to embed {storage.public_uri(uri)}: name the --checkpoint that the embeddings come "
+            "from"
+        ) from None
     if checkpoint.model_sha256 != origin.model_sha256:
         raise UserError(
             f"{shown}: not the model that {storage.public_uri(embeddings.uri)} comes from, which is step "

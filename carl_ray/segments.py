@@ -4,19 +4,24 @@
 
 No labels are needed. The output has intervals (video,start,end,label,confidence) with labels "repetition 1",
 "repetition 2", …, and can be joined by `index --labels`. A video that does not repeat is one interval with a low
-confidence. In which pose a cycle is cut is arbitrary, but the same throughout a video.
+confidence. In which pose a cycle is cut is arbitrary, but the same throughout a video; what is incomplete at its ends
+is not counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 from carl_ray import storage
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.evaluation.embeddings import read_embeddings
 from carl_ray.evaluation.intervals import INTERVALS, interval_rows, timed
+from carl_ray.evaluation.nearest_frames import printable
 from carl_ray.options import OptionParser, print_next
 from carl_ray.progress import ProgressLine
+
+_MOST_SHOWN = 60
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,7 +40,7 @@ def _run(embeddings: str, out: str) -> None:
 
     videos = read_embeddings(embeddings)
     rows: list[Sequence[object]] = []
-    num_found = num_repeating = 0
+    counts: list[tuple[int, float, str]] = []
     progress = ProgressLine("searched")
     for done, video in enumerate(videos, 1):
         try:
@@ -47,15 +52,20 @@ def _run(embeddings: str, out: str) -> None:
                 (one.start, one.end, f"repetition {k}", one.confidence) for k, one in enumerate(found, 1)
             )
             rows += interval_rows(video, timed(video, spans))
-            num_found += 1
-            num_repeating += len(found) > 1
+            counts.append((len(found), min(one.confidence for one in found), video.video_id))
         progress(done, len(videos))
     storage.write_bytes(out, storage.csv_bytes(INTERVALS, rows))
-    print(f"{len(rows):,} intervals in {num_found:,} videos, of which {num_repeating:,} repeat")
-    if left := len(videos) - num_found:
+    print("repetitions  least confidence  video")
+    for count, confidence, video_id in sorted(counts, key=itemgetter(2))[:_MOST_SHOWN]:
+        print(f"{count:>11}{confidence:>18.2f}  {printable(video_id)}")
+    if len(counts) > _MOST_SHOWN:
+        print(f"and {len(counts) - _MOST_SHOWN:,} videos more")
+    num_repeating = sum(count > 1 for count, *_ in counts)
+    print(f"{len(rows):,} intervals in {len(counts):,} videos, of which {num_repeating:,} repeat")
+    if left := len(videos) - len(counts):
         print(f"left out: {left} videos without frames or frame rate")
     print(f"written: {storage.public_uri(out)}")
-    print_next("index", "--update", "MANIFEST", "--labels", out)
+    print_next("explore", "--embeddings", embeddings)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ PATIENCE_SECONDS = 120.0
 """Retries of an object store end this long after its first failure; `set_patience` changes it."""
 DENIAL_SECONDS = 30.0
 """The same for denied access: new permissions and renewed tokens take a moment to propagate."""
+HUB = "hf://"
+"""Scheme of encoders on the Hugging Face hub (`is_on_hub`)."""
 
 _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 10.0
@@ -68,6 +70,11 @@ def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith("file://")
 
 
+def is_on_hub(uri: str) -> bool:
+    """Whether a URI names an encoder on the Hugging Face hub, whose files are no store's: `hf://OWNER/NAME`."""
+    return uri.startswith(HUB)
+
+
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem that a URI names, and the path in it.
 
@@ -85,6 +92,8 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     if is_path:
         return fs.LocalFileSystem(), path
     try:
+        if is_on_hub(uri):
+            raise ValueError("an encoder on the hub, for --checkpoint and --model.init_from")
         if has_secret(uri) or not is_remote(uri):
             return persistently(uri, "reach", partial(_open_uri, uri))
         scheme, _, rest = uri.partition("://")

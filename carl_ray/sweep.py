@@ -4,13 +4,11 @@ r"""Sweep training parameters with Ray Tune and choose by metrics on validation 
     carl-ray sweep loss --num-trials 4
     carl-ray sweep temporal --preset penn_action --data.manifest s3://bucket/manifest.parquet \
         --run-dir s3://bucket/sweeps/temporal --search optuna --num-trials 32 --max-concurrent 8
-    carl-ray sweep paper --seeds 3
 
-SPACE is one of loss (tau, sigma squared), temporal (alpha, beta, sampling), frames (T), paper (the rows of the paper's
-tables 9, 10 and 11) and all. Every trial trains as `python -m carl_ray.train` does, embeds the training and
-validation videos, and is measured; the loss is no score, since these parameters change its scale. The same command
-continues an interrupted sweep; no run is trained twice. Without arguments it sweeps `loss` on the
-rendered videos of the demo.
+SPACE is one of loss (tau, sigma squared), temporal (alpha, beta, sampling), frames (T) and all. Every trial trains as
+`python -m carl_ray.train` does, embeds the training and validation videos, and is measured; the loss is no score, since
+these parameters change its scale. The same command continues an interrupted sweep; no run is trained twice. Without
+arguments it sweeps `loss` on the rendered videos of the demo.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     add(
         "--search",
         choices=("random", "grid", "optuna"),
-        help="how points are chosen (default random; grid for the space paper)",
+        help="how points are chosen (default random)",
     )
     add(
         "--num-trials",
@@ -112,18 +110,13 @@ def print_results(document: dict[str, Any], folder: str) -> None:
     Raises:
         RunError: trials failed, or none is done.
     """
-    trials, label_free = document["trials"], document["label_free"]
+    trials = document["trials"]
     best = next((trial for trial in trials if trial["id"] == document["best"]), None)
     if best is not None:
         score = best["score"]
         values = ", ".join(f"{name} {value}" for name, value in best["values"].items())
         interval = "" if score["low"] is None else f" [{score['low']:.4f}, {score['high']:.4f}]"
         print(f"best:         {values}: {document['metric']} {score['mean']:.4f}{interval}")
-    if label_free is not None and label_free["rank_correlation"] is not None:
-        print(
-            f"label_free:   rank correlation with {label_free['against']} {label_free['rank_correlation']:.2f} "
-            f"over the {label_free['num_trials']} trials that are done"
-        )
     for name in ("results.csv", "results.parquet", "sweep.html", *(["best.json"] if best else [])):
         print(f"{name + ':':<18}{storage.public_uri(storage.join(folder, name))}")
     if best is not None:

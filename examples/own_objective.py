@@ -27,12 +27,13 @@ class TimeRegression(Objective):
 
     def forward(self, encodings, batch, progress) -> Terms:
         encoding, view = crops(encodings, batch)  # frames (B, 2, T, D), mask (B, 2, T); timestamps (B, 2, T)
-        frames = normalize(encoding.frames, dim=-1)
-        times = view.timestamps.float()
-        similarities = frames[:, 0] @ frames[:, 1].mT / self.options.temperature
+        frames = normalize(encoding.frames.float(), dim=-1)
+        times = view.timestamps.where(view.mask, 0).float()
+        with torch.autocast(frames.device.type, enabled=False):  # in float32, whatever training.precision is
+            similarities = frames[:, 0] @ frames[:, 1].mT / self.options.temperature
         real = encoding.mask[:, 1, None].expand_as(similarities)
         weights = similarities.masked_fill(~real & real.any(-1, keepdim=True), -torch.inf).softmax(-1)
-        predicted = (weights @ times[:, 1, :, None])[..., 0]
+        predicted = (weights * times[:, 1, None]).sum(-1)
         errors = smooth_l1_loss(predicted, times[:, 0], reduction="none") / times.shape[-1]
         return Terms(errors.where(encoding.mask[:, 0], 0).sum()[None], encoding.mask[:, 0].sum()[None])
 

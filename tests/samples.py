@@ -16,9 +16,12 @@ from torch.multiprocessing import spawn
 
 from carl_ray.config import Config, ModelConfig
 from carl_ray.data.batch import collate
+from carl_ray.data.features import create_cache, write_part
 from carl_ray.data.make_views import make_views
-from carl_ray.data.manifest import SCHEMA, StreamVideo, write_table
+from carl_ray.data.manifest import SCHEMA, StreamVideo, read_manifest, write_table
 from carl_ray.data.sample import Sample, sample_spec
+from carl_ray.evaluation.inference import untrained_encoder
+from carl_ray.model.weights import weights_digest
 from carl_ray.objectives.base import Batch, ViewTensors
 from carl_ray.objectives.views import CROPS
 
@@ -75,6 +78,17 @@ def write_rows(rows: Sequence[Mapping[str, Any]], uri: Path | str) -> str:
     """Write a manifest of these rows; return its URI."""
     write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), str(uri))
     return str(uri)
+
+
+def blank_features(config: Config, manifest: str, folder: str) -> None:
+    """Write features of all videos of a manifest, zeros, as `carl_ray.cache` would for a run."""
+    backbone = untrained_encoder(config).backbone
+    create_cache(folder, config, weights_digest(backbone), backbone.channels)
+    videos = read_manifest(manifest)
+    copies = 1 + (config.augment.copies or 0)
+    lengths = [-(-n // config.data.frame_stride) for n in videos.column("num_frames").to_pylist()]
+    features = [[np.zeros((n, backbone.channels), np.float16)] * copies for n in lengths]
+    write_part(folder, videos, features)
 
 
 def crops(pixels: Any, timestamps: Any, mask: Any, frame_labels: Any = None) -> Crops:

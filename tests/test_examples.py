@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import carl_ray
+from carl_ray.objectives.base import Encoding, Terms
+from carl_ray.objectives.choice import find_objective
+from carl_ray.objectives.views import CROPS
+from tests.objectives.test_contract import videos as videos_of_crops
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -66,6 +73,24 @@ def test_own_backbone_and_objective(
         assert embedded.shape[0] == 40 and np.isfinite(embedded).all()
     config = json.loads((runs[1] / "config.json").read_text())
     assert config["objective"] == {"name": "own_objective:TimeRegression", "temperature": 0.1}
+
+
+def test_own_objectives_keep_what_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the notebook's: float32 under autocast, and no influence of padding."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    notebook: dict[str, Any] = {"__name__": __name__}
+    exec((EXAMPLES / "notebooks/own_objective.py").read_text().split("# ## One batch")[0], notebook)
+
+    def terms(kind: type[Any], garbage: float = 0.0) -> Terms:
+        frames, batch = videos_of_crops("scl", garbage)
+        encodings = {CROPS: Encoding(frames, batch.views[CROPS].mask)}
+        return kind(kind.Options(name="own"), 4, "frozen")(encodings, batch, 0.5)
+
+    for kind in (find_objective("own_objective:TimeRegression"), notebook["NearestFrame"]):
+        expected = terms(kind)
+        torch.testing.assert_close(terms(kind, math.nan), expected)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(terms(kind), expected)
 
 
 @pytest.mark.slow

@@ -76,6 +76,9 @@ def test_the_hub(
     ):
         carl_ray.load_encoder("hf://lab/other")
     assert "expected OWNER/NAME" in failure(capsys, export_model, "hf://a/b/c", "--out", tmp_path)
+    export_model.main(["hf://lab/squats", "--out", str(tmp_path / "again")])
+    embedded = carl_ray.load_encoder(str(tmp_path / "again")).embed(FRAMES)
+    assert np.array_equal(embedded, carl_ray.load_encoder(str(exported)).embed(FRAMES))
 
 
 class Hub(BaseHTTPRequestHandler):

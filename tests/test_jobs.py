@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from carl_ray import jobs
+from carl_ray import jobs, storage
+from carl_ray.errors import UserError
+from carl_ray.pipelines.plan import make_plan
 from tests.samples import failure
 
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -42,6 +44,39 @@ def test_names_of_stages_are_fixed(tmp_path: Path, capsys: pytest.CaptureFixture
     file.write_text("def a(folder, n='1'): return {f'stage-{n}': ['x']}")
     status, line = failure(capsys, jobs.main, "submit", str(file), "--folder", str(tmp_path), "--set", "n=2")
     assert (status, "the names of its stages must not depend on its parameters" in line) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["random", "imagenet", "pretrained"])
+def test_names_of_weights_and_of_encoders_on_the_hub_are_no_paths(name: str) -> None:
+    options = f"--model.weights {name} --model.init_from hf://lab/x"
+    values = {"manifest": "/m.parquet", "train_options": options}
+    jobs._check_inputs(make_plan("pouring", "/data/run", values))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--model.init_from run-old", "--model.init_from run-old: a job runs in a folder of its own"),
+        ("--data.features features", "--data.features features: a job runs in a folder of its own"),
+        ("--data.keypoints hf://lab/x", "hf://lab/x: expected a path or a file, s3 or gs URI"),
+    ],
+)
+def test_inputs_that_a_job_will_not_find(options: str, expected: str) -> None:
+    plan = make_plan("pouring", "/data/run", {"manifest": "/m.parquet", "train_options": options})
+    with pytest.raises(UserError, match=expected):
+        jobs._check_inputs(plan)
+
+
+def test_a_folder_whose_name_only_begins_like_that_of_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "exists", lambda uri: False)
+
+    def check(manifest: str) -> None:
+        jobs._check_inputs(make_plan("pouring", "s3://b/run?region=eu", {"manifest": manifest}))
+
+    check("s3://b/run/m.parquet?region=eu")
+    check("file:///m.parquet")
+    with pytest.raises(UserError, match=r"s3://b/run-old/m\.parquet\?region=eu: nothing is there"):
+        check("s3://b/run-old/m.parquet?region=eu")
 
 
 def test_help_lists_the_parameters(capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,26 @@ def test_intervals_come_back_as_labels(folder: Path, capsys: pytest.CaptureFixtu
     assert "labels of 4 videos propagated to 0" in capsys.readouterr().out
 
 
+def test_frames_without_a_label_may_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of each labelled video one phase alone: the rest is in no phase, or not known."""
+    rows = (folder / "few.csv").read_text().splitlines()
+    few = [row for row in rows[1:] if row.endswith(",up")]
+    (folder / "few.csv").write_text("\n".join([rows[0], *few]) + "\n")
+
+    def predicted(*arguments: str) -> tuple[set[str], str]:
+        run(folder, "--labels", str(folder / "few.csv"), "--frames", str(folder / "f.csv"), *arguments)
+        said = capsys.readouterr()
+        frames = list(csv.DictReader((folder / "f.csv").open()))
+        return {row["label"] for row in frames}, said.out + said.err
+
+    labels, said = predicted()
+    assert labels == {"", "up"} and "--unlabelled ignore" in said
+    (line,) = (line.split() for line in said.splitlines() if line.endswith("b.mp4"))
+    assert 50 < int(line[1].rstrip("%")) < 100
+    labels, said = predicted("--unlabelled", "ignore")
+    assert labels == {"up"} and "--unlabelled ignore" not in said
+
+
 def test_splits_do_not_matter(folder: Path) -> None:
     videos = propagate.read_embeddings(str(folder / "e"))
     videos = [replace(video, split="test" if video.video_id == "a.mp4" else "train") for video in videos]

@@ -127,7 +127,10 @@ def test_embeddings_stream(
         (["query", "--frame", "two"], "--frame"),
         (["query", "--embeddings", "elsewhere"], "elsewhere: no embeddings there"),
         (["query", "--embeddings", "torn"], "torn/part-00000.parquet: not a whole Parquet file"),
-        (["q.mp4"], "step-00000002: no checkpoint there"),
+        (
+            ["q.mp4"],
+            "step-00000002: expected a run folder with a checkpoint, or one of its checkpoints; it is needed to",
+        ),
         ([], "it holds no video but 'alone'"),
     ],
 )
@@ -143,6 +146,15 @@ def test_mistakes(
     if "--embeddings" not in arguments:
         arguments = [*arguments, "--embeddings", folder]
     assert message in failure(capsys, search, *arguments)
+
+
+def test_a_checkpoint_on_the_hub_out_of_reach(
+    folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    Path("q.mp4").write_text("no video")
+    words = ["q.mp4", "--embeddings", folder, "--checkpoint", "hf://lab/x"]
+    assert "hf://lab/x: could not reach the Hugging Face hub" in failure(capsys, search, *words, status=1)
 
 
 def test_no_trained_demo(folder: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,9 @@ def test_intervals_come_back_as_labels(tmp_path: Path, capsys: pytest.CaptureFix
     segments.main(["--embeddings", folder, "--out", str(tmp_path / "s.csv")])
     said = capsys.readouterr().out
     assert "7 intervals in 2 videos, of which 1 repeat" in said
-    assert ("left out: 1 videos" in said and "carl-ray index" in said) or "carl_ray.index" in said
+    assert "left out: 1 videos" in said and "carl_ray.explore --embeddings" in said
+    counts = [line.split() for line in said.splitlines() if line.endswith(".mp4")]
+    assert [(count, video) for count, _, video in counts] == [("6", "a.mp4"), ("1", "b.mp4")]
     rows = list(csv.DictReader((tmp_path / "s.csv").open()))
     assert [row["label"] for row in rows] == [*(f"repetition {k}" for k in range(1, 7)), "repetition 1"]
     assert all(float(row["confidence"]) > 0.5 for row in rows[:6]) and float(rows[6]["confidence"]) < 0.3

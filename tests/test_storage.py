@@ -65,6 +65,7 @@ def test_public_uri_removes_credentials(uri: str, public: str) -> None:
         ("s3://USER:SECRET@bucket/x?secret_key=SECRET", "Unexpected query parameter"),
         ("gs://bucket/x?sort=1", "Unexpected query parameter"),
         ("file://relative", "cannot be relative"),
+        ("hf://lab/x", "an encoder on the hub, for --checkpoint and --model.init_from"),
     ],
 )
 def test_a_uri_that_cannot_be_resolved_is_one_line_without_secrets(uri: str, message: str) -> None:

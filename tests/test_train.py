@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,7 @@ from carl_ray.objectives.base import Batch, Objective, ObjectiveOptions, Terms, 
 from carl_ray.presets import PRESETS
 from carl_ray.training.checkpoint import Progress, save_checkpoint
 from carl_ray.training.step import TrainingStep
-from tests.samples import failure, manifest_row, write_rows
+from tests.samples import blank_features, failure, manifest_row, write_rows
 
 
 class Failing(Objective):
@@ -109,6 +110,26 @@ def test_mistakes_are_told_before_features_are_cached(
     status, line = failure(capsys, train.main, *arguments)
     assert (status, expected in line) == (2, True), line
     assert not (tmp_path / "run").exists()
+
+
+def test_classes_of_frame_labels_are_told_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(run: object) -> None:
+        raise UserError("training would begin now")
+
+    monkeypatch.setattr("carl_ray.session.connect", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("carl_ray.training.trainer.train_checked", refuse)
+    rows = [manifest_row(f"{n}.mp4", num_frames=60, frame_labels=[0] * 30 + [4] * 30) for n in range(8)]
+    manifest, features = write_rows(rows, tmp_path / "m.parquet"), str(tmp_path / "f")
+    blank_features(PRESETS["laptop"](), manifest, features)
+    words = ["laptop", "--data.manifest", manifest, "--data.features", features, "--data.frame_stride", "3"]
+    words += ["--run-dir", str(tmp_path / "run"), "--objective.name", "supervised"]
+    with pytest.raises(SystemExit):
+        train.main(words)
+    told = capsys.readouterr()
+    assert told.err == "carl_ray: training would begin now\n"
+    assert told.out.count("frame labels make 5 classes, of which 2 occur") == 1
 
 
 def test_weights_of_a_run_fit_an_objective_whose_classes_are_not_counted_yet(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from carl_ray import storage
 from carl_ray.datasets import choreography
-from carl_ray.datasets.figure import Movement, perform
+from carl_ray.datasets.figure import perform
 from carl_ray.errors import UserError
 
 _WIDTH, _HEIGHT = 640, 360
@@ -67,7 +67,7 @@ def kinds(videos: Sequence[Video]) -> str:
 def ensure_rendered(on_progress: Callable[[str], None]) -> list[Path]:
     """Three videos of 640 x 360 pixels and 480 frames, H.264, in `storage.home()/bench`; rendered where missing.
 
-    Two figures of the hard choreography stand side by side and repeat their actions, under a moving camera.
+    Two figures that are hard to see stand side by side and repeat their actions, under a moving camera.
 
     Raises:
         RunError: no permission or no room.
@@ -92,7 +92,7 @@ def render(path: Path, actions: tuple[str, str], seed: int, width: int, height: 
     performances = [
         perform(
             choreography.ACTIONS[action].poses,
-            Movement.along(there_and_back),
+            there_and_back,
             has_bar=choreography.ACTIONS[action].has_bar,
             size=height,
             frames_per_second=choreography.FRAMES_PER_SECOND,

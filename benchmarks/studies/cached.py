@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.paper_tables import Row
 from benchmarks.studies import runs
-from carl_ray import config as configuration
 from carl_ray import presets
 from carl_ray.config import Config, ViewsConfig
 from carl_ray.data.features import (
@@ -45,7 +45,6 @@ from carl_ray.machine import single_threaded
 from carl_ray.model.encoder import FrameLevelVideoEncoder
 from carl_ray.objectives.choice import objective_options
 from carl_ray.paper import PROTOCOLS
-from carl_ray.sweeps.paper_tables import Row
 from carl_ray.training.learner import VideoNetwork
 
 _COPIES = 2
@@ -131,7 +130,7 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def _path(config: Config, folder: Path) -> Path:
-    return folder / "runs" / f"{configuration.digest(config)}.json"
+    return folder / "runs" / f"{runs.digest(config)}.json"
 
 
 def _compute(table: pa.Table, uri: str, config: Config) -> None:
@@ -170,6 +169,7 @@ def _write_mixed(table: pa.Table, folder: Path, name: str, unit: float) -> None:
         read = partial(read_features, place["features_part"], place["features_group"])
         arrays.append([np.ascontiguousarray(read(copy=k)[::step]) for k in range(1 + _COPIES)])
         changed = {key: row[key][::step] for key in _BY_FRAME} | {"num_frames": len(arrays[-1][0])}
+        changed |= {"key_frames": None}  # Indices of the file's frames; features need none.
         row |= changed | ({"frame_step": unit, "fps": row["fps"] / step} if step > 1 else {})
     mixed = pa.Table.from_pylist(rows, schema=table.schema)
     create_cache(str(target), source.config, source.weights_digest, source.channels)

@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.paper_tables import Table
 from carl_ray.evaluation.tasks import metric_of
-from carl_ray.sweeps.paper_tables import Table
 
 _CONTROLS = ("untrained", "positions", "chance")
 

@@ -22,16 +22,49 @@ from carl_ray.errors import RunError
 from carl_ray.evaluation.corpus import EmbeddingSettings, embed_corpus
 from carl_ray.evaluation.embeddings import read_embeddings, read_origin
 from carl_ray.evaluation.protocol import evaluate
-from carl_ray.paper import PROTOCOLS
+from carl_ray.objectives.choice import EARLIER
+from carl_ray.paper import PROTOCOLS, protocol_of, stride_of
 from carl_ray.training.run_videos import read_videos
 from carl_ray.training.trainer import train
 
 METRICS = "metrics.json"
+_ADDED = (
+    ("data", "features", None),
+    ("data", "feature_channels", None),
+    ("data", "frame_stride", 1),
+    ("data", "keypoints", None),
+    ("augment", "copies", None),
+    ("model", "centered", False),
+    ("model", "motion", "none"),
+    ("model", "clip_input", "rgb"),
+    ("model", "clip_streams", "one"),
+    ("views", "stride", (1, 4)),
+    ("optimizer", "name", "adam"),
+    ("optimizer", "warmup", 0.0),
+    ("optimizer", "encoder_scale", 1.0),
+    ("objective", "regions", None),
+    ("objective", "span", "stride"),
+)
+"""Fields that later versions added, with the values that change nothing."""
+
+
+def digest(config: Config) -> str:
+    """Hash of what a run computes, 16 hexadecimal digits."""
+    document = configuration.what_is_computed(config)
+    # Fields removed and added since: folders named by older digests stay valid.
+    document["model"]["weights_format"] = "torchvision"
+    document["augment"]["color"] = "exact"
+    document["objective"] = EARLIER | document["objective"]
+    for section, name, default in _ADDED:
+        if document[section].get(name) == default:
+            document[section].pop(name, None)
+    text = json.dumps(document, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def run_dir_of(config: Config, folder: str) -> str:
     """Where a run of this config lies in a study's folder; the cluster does not matter."""
-    return storage.join(folder, "runs", configuration.digest(config))
+    return storage.join(folder, "runs", digest(config))
 
 
 def measured(config: Config, folder: str) -> dict[str, Any] | None:
@@ -71,7 +104,8 @@ def measure(config: Config, folder: str) -> dict[str, Any]:
         train_videos,
         read_embeddings(embeddings, split="test"),
         read_origin(embeddings),
-        tasks=PROTOCOLS["phases"],
+        tasks=PROTOCOLS[protocol_of(config.preset)],
+        stride=stride_of(config.preset),
     )
     document["code"] = code_digest()
     storage.write_bytes(storage.join(run_dir, METRICS), (json.dumps(document, indent=2) + "\n").encode())

@@ -38,8 +38,6 @@ from carl_ray.objectives.base import ViewTensors
 DESCRIPTION = "features.json"
 FEATURE_COLUMNS = ["features_part", "features_group"]
 """Columns that `FeatureCache.locate` adds to a table of videos: URI of the part, number of the row group."""
-MOTION_STRIDES = 2
-"""A central difference is that of the frames so many strides later and earlier."""
 
 _PART_NAME = re.compile(r"part-\d{5,}\.parquet")
 _OPEN_PARTS = 32
@@ -85,7 +83,8 @@ class FeatureCache:
             videos: Columns `video_id`, `content_hash`.
         """
         places: dict[tuple[str, str], tuple[str, int]] = {}
-        for part in list_parts(self.uri):
+        # Loading tasks have other working directories.
+        for part in list_parts(storage.absolute(self.uri)):
             listed = open_parquet(part).read(["video_id", "content_hash"]).to_pylist()
             for group, row in enumerate(listed):
                 places[row["video_id"], row["content_hash"]] = (part, group)
@@ -278,12 +277,10 @@ def model_input(
     return values
 
 
-def central_difference(
-    features: Float[np.ndarray, "frames C"], reach: int = MOTION_STRIDES
-) -> Float[np.ndarray, "frames C"]:
-    """Differences of the features `reach` frames later and earlier; past the ends, of the first and last frame."""
+def central_difference(features: Float[np.ndarray, "frames C"]) -> Float[np.ndarray, "frames C"]:
+    """Differences of the features two frames later and earlier; past the ends, of the first and last frame."""
     at = np.arange(len(features))
-    return features[np.minimum(at + reach, len(at) - 1)] - features[np.maximum(at - reach, 0)]
+    return features[np.minimum(at + 2, len(at) - 1)] - features[np.maximum(at - 2, 0)]
 
 
 def upsample(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -210,15 +211,11 @@ def answer_frames() -> None:
                 yield {"frames": make_copies(chunk, tuple(key), drawn)}
             return
         at_once = math.gcd(chunk_frames, _FULL_SIZE_FRAMES) if full_size else chunk_frames
-        squares: list[np.ndarray] = []
-        for chunk in decode.iterate_frames(source, chunk_frames=at_once, **arguments):
-            squares.append(_central_square(chunk, size))
-            del chunk  # before the next one is made
-            if len(squares) * at_once == chunk_frames:
-                yield {"frames": squares[0] if len(squares) == 1 else np.concatenate(squares)}
-                squares.clear()
-        if squares:
-            yield {"frames": np.concatenate(squares)}
+        chunks = decode.iterate_frames(source, chunk_frames=at_once, **arguments)
+        squares = map(_central_square, chunks, repeat(size))  # holds no chunk while the next one is made
+        while group := [*islice(squares, chunk_frames // at_once)]:
+            yield {"frames": group[0] if len(group) == 1 else np.concatenate(group)}
+            group.clear()
 
     serve(frames)
 
@@ -229,7 +226,7 @@ def _central_square(
     """Crop to the central square, contiguous; whole frames if one side is shorter.
 
     Half of an odd difference is rounded down, but to even where the shorter side has exactly `size` pixels, as
-    `carl_ray.data.augment.center_view` rounds.
+    `carl_ray.data.augment_tensors.center_view` rounds.
     """
     extents = frames.shape[1:3]
     if min(extents) < size:

@@ -149,10 +149,5 @@ def _checked(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def _read(part: str, attempt: Callable[[pq.ParquetFile], _T]) -> _T:
     """Read from a part, persistently."""
-    try:
+    with storage.reading(part, "not a part of keypoints"):
         return storage.persistently(part, "read", lambda: attempt(open_parquet(part, "part of keypoints")))
-    except (pa.ArrowException, ValueError, KeyError, IndexError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{storage.public_uri(part)}: not a part of keypoints ({reason})") from None
-    except OSError as error:
-        raise storage.storage_error(error, part, "read") from None

@@ -140,6 +140,8 @@ def seconds(text: str) -> float:
     """Seconds of a time such as `12.5`, `12,5` or `0:01:02.5`; `ValueError` otherwise."""
     if text.count(":") > 2:
         raise ValueError(f"{text!r}: export hh:mm:ss.ms or seconds, SMPTE times end with a frame")
+    if re.search(r"[-+:]\s*[-+]", text):
+        raise ValueError(f"{text!r}: a sign inside a time")
     total = 0.0
     for part in text.removeprefix("-").split(":"):
         total = 60 * total + float(part.replace(",", "."))

@@ -12,7 +12,7 @@ import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -260,10 +260,19 @@ class _Join:
             self.notes.append(f"{file.name}: not used, for the manifest has them: {', '.join(own)}")
         for column in (column for column in file.columns if column not in own):
             values = self._columns.setdefault(column, [None] * len(self._ids))
+            kind = self._field(column).type
             for video, (row, *_) in by_video.items():
                 if not (cell := row.cells[column]):
                     continue
-                values[video] = value = SPLITS.get(cell.lower(), cell) if column == "split" else cell
+                value = SPLITS.get(cell.lower(), cell) if column == "split" else cell
+                if kind != pa.string():
+                    try:
+                        value = pa.scalar(cell).cast(kind).as_py()
+                    except pa.ArrowException:
+                        expected = f"expected {kind}, as the column {column} of the manifest"
+                        self.problems.append(f"{row.place}: {column} {cell!r}: {expected}")
+                        continue
+                values[video] = value
                 other, place = self._given.setdefault((video, column), (value, row.place))
                 if other != value:
                     differs = f"{column} is {value!r}, but {other!r} in {place} of another file"
@@ -329,6 +338,9 @@ class _Join:
         known: dict[str, list[Any]] = {**self._columns, "video": self._ids, "folder": folders}
         if column not in known:
             raise UserError(f"--split-by {column}: no such column; there are {', '.join(known)}")
+        if nested := [value for value in known[column] if not isinstance(value, Hashable)]:
+            kind = type(nested[0]).__name__
+            raise UserError(f"--split-by {column}: expected a column of single values, got {kind}")
         groups = _places_of(known[column])
         self.problems += [f"{self._ids[row]}: it has no {column} to split by" for row in groups.pop(None, [])]
         if len(groups) < 2:
@@ -394,15 +406,18 @@ class _Join:
         phases = [self._phases.get(row) for row in range(len(self._ids))]
         columns = {**self._columns, "frame_labels": phases, "phase_names": self._phase_names}
         for name, values in columns.items():
-            place = table.schema.get_field_index(name)
-            known = pa.field(name, pa.string()) if place < 0 else table.schema.field(place)
-            of_table = SCHEMA.field(name) if name in SCHEMA.names else known
+            place, field = table.schema.get_field_index(name), self._field(name)
             if place >= 0:
                 table = table.remove_column(place)
-            table = table.add_column(
-                place % (table.num_columns + 1), of_table, pa.array(values, of_table.type)
-            )
+            table = table.add_column(place % (table.num_columns + 1), field, pa.array(values, field.type))
         return table
+
+    def _field(self, column: str) -> pa.Field:
+        """The field of a column of the result: text where the table has nothing in it."""
+        if column in SCHEMA.names:
+            return SCHEMA.field(column)
+        known = self._table.schema.field(column) if column in self._table.column_names else None
+        return pa.field(column, pa.string()) if known is None or pa.types.is_null(known.type) else known
 
 
 def _places_of(values: Sequence[Any]) -> dict[Any, list[int]]:

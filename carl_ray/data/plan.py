@@ -58,21 +58,6 @@ class Plan:
     label_codes: Int32[np.ndarray, " num_videos"] | None = None
     """Label of each video as a number, or `UNLABELLED`; None: single videos instead of pairs."""
 
-    def __post_init__(self) -> None:
-        if min(self.num_videos, self.batch_size, self.num_rows) < 1:
-            raise ValueError(
-                "a plan needs at least one video, batch and row, got "
-                f"num_videos={self.num_videos}, batch_size={self.batch_size}, num_rows={self.num_rows}"
-            )
-        if self.label_codes is not None:
-            if self.batch_size % 2 or self.num_rows % 2:
-                raise ValueError(
-                    "pairs need a batch size and a number of rows that are even, got "
-                    f"{self.batch_size} and {self.num_rows}"
-                )
-            if self.label_codes.min() < UNLABELLED:
-                raise ValueError(f"label codes: expected {UNLABELLED} or more, got {self.label_codes.min()}")
-
     @cached_property
     def epoch_rows(self) -> int:
         """Rows of an epoch: every video once, and partners of those left over."""
@@ -117,14 +102,11 @@ def training_plan(
 
     Args:
         seed: Seed of the run.
-        num_videos: Rows of the manifest's split.
-        batch_size: Videos of a step over all workers: two for each pair.
+        num_videos: Rows of the manifest's split, at least 1.
+        batch_size: Videos of a step over all workers; even for pairs.
         epochs: Passes over the videos.
         label_codes: For pairs: label of each video as a number, `UNLABELLED` where it has none. Another numbering
             of the labels gives other pairs.
-
-    Raises:
-        ValueError: no video, batch or epoch; for pairs, an odd batch size, or a code below `UNLABELLED`.
     """
     plan = _one_step(seed, num_videos, batch_size, label_codes, shuffled=True)
     return replace(plan, num_rows=math.ceil(epochs * plan.epoch_rows / batch_size) * batch_size)
@@ -137,7 +119,7 @@ def validation_plan(
 
     Every video occurs at least once, with the same views in each pass.
 
-    Arguments and errors are those of `training_plan`.
+    Arguments are those of `training_plan`.
     """
     plan = _one_step(seed, num_videos, batch_size, label_codes, shuffled=False)
     return replace(plan, num_rows=plan.epoch_rows)

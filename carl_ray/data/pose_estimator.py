@@ -50,7 +50,7 @@ class BlazePose:
         self.version = found["mediapipe"] or ""
         shown = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
         # Later ones hold no model; its options are read by a function that protobuf 7 has dropped.
-        if self.version != _VERSION or (found["protobuf"] or "7") >= "7":
+        if self.version != _VERSION or int((found["protobuf"] or "7").partition(".")[0]) >= 7:
             raise UserError(
                 f"poses need MediaPipe {_VERSION}, whose wheel holds models (here: {shown}): install it with {INSTALL}"
             )

@@ -185,7 +185,7 @@ def _read_run(
         return
 
 
-# NAL units of H.264 and H.265, OBUs of AV1
+# NAL units of H.264 and H.265
 
 _AV1 = ("libdav1d", "av1")
 
@@ -212,34 +212,16 @@ def _start_kind(codec: str, length_size: int, packet: bytes) -> Literal["clean",
 
     The container's mark for key frames is not enough: files without a sync table mark every packet, and
     the pictures after an H.264 recovery point may refer to those before. At `broken` (H.265 BLA) the
-    decoder drops pictures.
+    decoder drops pictures. In AV1 a key frame that is shown resets all references, and `_read_run` requires one.
     """
     if codec in _AV1:
-        return "clean" if _shows_key_frame(packet) else "unclear"
+        return "clean"
     for kind in _unit_types(codec, length_size, packet):
         if codec == "h264" and kind in (1, 2, 5):
             return "clean" if kind == 5 else "unclear"
         if codec == "hevc" and kind < 32:
             return "clean" if kind in (19, 20, 21) else "broken" if kind in (16, 17, 18) else "unclear"
     return "unclear"
-
-
-def _shows_key_frame(packet: bytes) -> bool:
-    """Whether the first frame of a temporal unit of AV1 is a key frame that is shown, which resets all references."""
-    at = 0
-    while at < len(packet):
-        header = packet[at]
-        at += 2 if header & 4 else 1  # an extension
-        size, shift = (0, 0) if header & 2 else (len(packet) - at, -1)
-        while 0 <= shift < 56 and at < len(packet):  # LEB128
-            size |= (packet[at] & 127) << shift
-            shift = shift + 7 if packet[at] & 128 else -1
-            at += 1
-        if header >> 3 & 15 in (3, 6):  # OBU_FRAME_HEADER, OBU_FRAME
-            # Not show_existing_frame, frame_type KEY_FRAME, show_frame.
-            return at < len(packet) and packet[at] >> 4 == 1
-        at += size
-    return False
 
 
 def _unit_types(codec: str, length_size: int, packet: bytes) -> Iterator[int]:

@@ -29,15 +29,6 @@ class ViewIndices:
     crop: tuple[int, int]
     """First frame of the crop, and the one after its last; of a clip at a stride, T strides after the first."""
 
-    def __post_init__(self) -> None:
-        if self.frame_indices.ndim != 1 or self.frame_indices.shape != self.frame_mask.shape:
-            raise ValueError(
-                "frame_indices and frame_mask must be vectors of one length, got shapes "
-                f"{self.frame_indices.shape} and {self.frame_mask.shape}"
-            )
-        if not 0 <= self.crop[0] < self.crop[1]:
-            raise ValueError(f"crop must be (start, stop) with 0 <= start < stop, got {self.crop}")
-
 
 def sample_views(
     num_video_frames: int,

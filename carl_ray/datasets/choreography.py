@@ -1,14 +1,12 @@
 """Choreography: rendered videos with known phases, the default data set.
 
     python -m carl_ray.datasets.choreography FOLDER
-    python -m carl_ray.datasets.choreography FOLDER --benchmark
 
 An articulated figure performs one of four actions; an action is a few phases (sub-actions), each leading from
 one key pose to the next. Body, colors, background, camera, tempo, phase lengths and the idle time before and
 after the action differ from video to video: neither the position in a video nor its colors tell the phase.
-The benchmark adds repetitions, phases in another order in each video, and a figure that is hard to see.
-The videos are H.264 files with B-frames; the ground truth (phase, progress and repetition of every frame) is in
-`labels.parquet`. docs/choreography.md defines it and says what the data set can and cannot show.
+The videos are H.264 files with B-frames; the ground truth (phase and progress of every frame) is in `labels.parquet`.
+docs/data.md defines it and says what the data set can and cannot show.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from carl_ray.data.randomness import sample_generator
-from carl_ray.datasets.figure import Difficulty, perform
+from carl_ray.datasets.figure import perform
 from carl_ray.datasets.rendered import (
     FRAMES_PER_SECOND,
     RenderConfig,
@@ -35,7 +33,6 @@ LABELS_SCHEMA = pa.schema(
         pa.field("label", pa.string(), nullable=False),  # name of the action
         pa.field("frame_labels", pa.list_(pa.int32()), nullable=False),  # phase of a frame; -1: none
         pa.field("progress", pa.list_(pa.float32()), nullable=False),  # place among the key poses, 0 to 1
-        pa.field("repetition", pa.list_(pa.int32()), nullable=False),  # counted from 0; -1: outside of all
     ]
 )
 
@@ -48,33 +45,6 @@ class ChoreographyConfig(RenderConfig):
     num_validation: int = 24
     num_test: int = 32
     size: int = 96
-    max_repetitions: int = 1
-    """Maximum number of times that a video shows the action; each number from 1 on is equally likely."""
-    varying_order: bool = False
-    """The phases come in a random order in each video, not in that of `ACTIONS`."""
-    difficulty: Difficulty = "easy"
-    """How hard the figure is to see: `easy` or `hard`, see `carl_ray.datasets.figure.perform`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.max_repetitions <= 100:
-            raise ValueError(f"max_repetitions must be from 1 to 100, got {self.max_repetitions}")
-
-
-def benchmark() -> ChoreographyConfig:
-    """Config for studies on a GPU: 600 videos of 128 pixels, up to 3 repetitions, varying order, `hard`.
-
-    Use `dataclasses.replace` to switch one of the difficulties off.
-    """
-    return ChoreographyConfig(
-        num_train=400,
-        num_validation=80,
-        num_test=120,
-        size=128,
-        max_repetitions=3,
-        varying_order=True,
-        difficulty="hard",
-    )
 
 
 def video_ids(config: ChoreographyConfig) -> dict[str, str]:
@@ -91,25 +61,21 @@ def _render_video(folder: Path, config: ChoreographyConfig, video_id: str, name:
     """Render and encode one video; return its row of the labels."""
     action = ACTIONS[name]
     rng = sample_generator(config.seed, 0, video_id, 0)
-    timeline = sample_timeline(
-        len(action.phases), rng, max_repetitions=config.max_repetitions, varying_order=config.varying_order
-    )
+    timeline = sample_timeline(len(action.phases), rng)
     frames = perform(
         action.poses,
-        timeline.movement,
+        timeline.progress,
         has_bar=action.has_bar,
         size=config.size,
         frames_per_second=FRAMES_PER_SECOND,
         rng=rng,
-        difficulty=config.difficulty,
     )
     encode(frames, folder / video_id)
     return {
         "video_id": video_id,
         "label": name,
         "frame_labels": timeline.frame_labels.tolist(),
-        "progress": timeline.movement.progress.tolist(),
-        "repetition": timeline.repetition.tolist(),
+        "progress": timeline.progress.tolist(),
     }
 
 
@@ -129,7 +95,7 @@ ensure_rendered, read_labels = RENDERER.ensure_rendered, RENDERER.read_labels
 def main(arguments: list[str] | None = None) -> None:
     """Render into a folder; options are the fields of `ChoreographyConfig`."""
     description = "Renders choreographed videos with known phases."
-    rendering_command(RENDERER, description, arguments, benchmark())
+    rendering_command(RENDERER, description, arguments)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -59,37 +59,9 @@ def both_sides(shoulder: float, elbow: float, hip: float = 6, knee: float = -3, 
     )
 
 
-class Movement(NamedTuple):
-    """The pose of each frame: a place among the key poses, or between two such places in a transition."""
-
-    progress: Float64[np.ndarray, " frames"]
-    """From 0 (first key pose) to 1 (last one)."""
-    other: Float64[np.ndarray, " frames"]
-    """As `progress`: the pose that is blended in."""
-    blend: Float64[np.ndarray, " frames"]
-    """Share of the other pose, from 0 to 1."""
-
-    @classmethod
-    def along(cls, progress: Float64[np.ndarray, " frames"]) -> Movement:
-        """A movement through the key poses, or at rest in one of them, without transitions."""
-        return cls(progress, progress, np.zeros(len(progress)))
-
-    def pose(self, key_poses: NDArray[np.float64], frame: int) -> NDArray[np.float64]:
-        """Values of the pose in one frame, as `Pose.vector`; the rows of `key_poses` are such values."""
-        pose, blend = interpolate(key_poses, float(self.progress[frame])), self.blend[frame]
-        if blend:
-            pose = (1 - blend) * pose + blend * interpolate(key_poses, float(self.other[frame]))
-        return pose
-
-    def bar_held(self, num_poses: int, frame: int) -> float:
-        """Position of a bar in one frame, from 0 (on the floor) to 1 (in the hands)."""
-        here, there = (float(place[frame] * (num_poses - 1) >= 1) for place in (self.progress, self.other))
-        return float((1 - self.blend[frame]) * here + self.blend[frame] * there)
-
-
 def perform(
     poses: Sequence[Pose],
-    movement: Movement,
+    progress: Float64[np.ndarray, " frames"],
     *,
     has_bar: bool,
     size: int,
@@ -106,7 +78,7 @@ def perform(
 
     Args:
         poses: Key poses, at even distances of progress.
-        movement: What every frame shows.
+        progress: Of each frame, from 0 (first key pose) to 1 (last one).
         has_bar: A bar lies on the floor until the second key pose, and is in the hands from then on.
         size: Pixels.
         frames_per_second: Speed of camera and sway.
@@ -126,9 +98,9 @@ def perform(
         zoom, offset = zoom * rng.uniform(0.6, 0.75), rng.uniform([-0.35, -0.15], [0.35, 0.15])
     canvas = size * _SUPERSAMPLING
     backdrop = scene.backdrop(canvas)
-    for frame in range(len(movement.progress)):
+    for frame, place in enumerate(progress.tolist()):
         seconds = frame / frames_per_second
-        pose, held = movement.pose(key_poses, frame), movement.bar_held(len(poses), frame)
+        pose, is_held = interpolate(key_poses, place), place * (len(poses) - 1) >= 1
         pose[joints] += sway(seconds)
         pan_x, pan_y, breath = camera_scale * camera(seconds)
         pixels = float(canvas / VISIBLE_HEIGHT * zoom * (1 + breath))
@@ -136,7 +108,7 @@ def perform(
         image = backdrop.copy()
         brush = Brush(ImageDraw.Draw(image), pixels, centre, canvas / 2)
         scene.draw(brush, seconds)
-        body.draw(brush, pose, has_bar, held)
+        body.draw(brush, pose, has_bar, is_held)
         if mirror:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         yield image.reduce(_SUPERSAMPLING)
@@ -327,7 +299,7 @@ class Body:
             found |= {f"{name}_{part}": place for part, place in zip(_PARTS, places, strict=True)}
         return found
 
-    def draw(self, brush: Brush, pose: NDArray[np.float64], has_bar: bool, bar_held: float) -> None:
+    def draw(self, brush: Brush, pose: NDArray[np.float64], has_bar: bool, is_held: bool) -> None:
         """Draw the figure in a pose, and the bar."""
         joints, sides = self.joints(pose), ("left", "right")
         for side in sides:
@@ -342,7 +314,7 @@ class Body:
             brush.limb(points[1:], self.thickness * 0.8, self.skin)
         if has_bar:
             hands = joints["left_wrist"] + joints["right_wrist"]
-            grip = bar_held * hands / 2 + (1 - bar_held) * np.array([0.0, -0.07])
+            grip = hands / 2 if is_held else np.array([0.0, -0.07])
             ends = [grip - np.array([0.45, 0.0]), grip + np.array([0.45, 0.0])]
             brush.limb(ends, 0.03, self.bar)
             for end in ends:

@@ -57,7 +57,7 @@ from carl_ray.datasets.conversion import (
     summarize,
     write_manifest,
 )
-from carl_ray.datasets.finegym_annotation import VERSIONS, Event, find_published, read_annotation
+from carl_ray.datasets.finegym_annotation import Event, find_published, read_annotation
 from carl_ray.errors import RunError, UserError, one_line_errors
 
 _CUT_OFF = "ends of events that lie beyond their video (the beginnings are kept)"
@@ -94,19 +94,18 @@ def find_videos(
     return largest, {video: found[0] for video, found in reasons.items()}, doubled
 
 
-def read_events(raw: Path, classes: int, version: str | None = None) -> tuple[list[Event], Conversion]:
+def read_events(raw: Path, classes: int) -> tuple[list[Event], Conversion]:
     """The events of the lists, and a conversion that counts what the annotation lacks.
 
     Args:
         raw: The folder with the published files.
         classes: 99 or 288.
-        version: As for `find_published`.
 
     Raises:
         UserError: RAW is not as published.
     """
     conversion = Conversion({})
-    events = read_annotation(find_published(raw, classes, version), classes, conversion)
+    events = read_annotation(find_published(raw, classes), classes, conversion)
     counts = Counter(event.split for event in events)
     conversion.published = {split: counts[split] for split in ("train", "test")}
     return events, conversion
@@ -176,14 +175,9 @@ def main(arguments: list[str] | None = None) -> None:
             out="folder for the results",
         )
         parser.add_argument("--classes", type=int, choices=(99, 288), default=99, help="default 99")
-        parser.add_argument(
-            "--version",
-            choices=VERSIONS,
-            help="of the annotation; default: the one that is there, 1.0 (the released code's) of both",
-        )
         options = parser.parse_args(arguments)
         raw, out = _local(options.raw), _local(options.out)
-        events, conversion = read_events(raw, options.classes, options.version)
+        events, conversion = read_events(raw, options.classes)
         index, rejects = index_videos(str(raw), str(out / "videos.parquet"))
         manifest = add_events(events, conversion, index, rejects)
         if not conversion.rows:

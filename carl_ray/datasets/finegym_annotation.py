@@ -13,7 +13,7 @@ from carl_ray.datasets.conversion import Conversion
 from carl_ray.errors import UserError
 
 _EVENTS = {1: "vault", 2: "floor exercise", 3: "balance beam", 4: "uneven bars"}
-VERSIONS = ("1.0", "1.1")  # the first that is there counts; the released code used 1.0
+_VERSIONS = ("1.0", "1.1")  # the first that is there counts; the released code used 1.0
 # The parts become names of files: of YouTube's ids no other character is known.
 _ELEMENT = re.compile(r"(?P<video>[\w-]+)_(?P<event>E_\d+_\d+)_(?P<element>A_\d+_\d+)", re.ASCII)
 
@@ -41,16 +41,14 @@ class Published(NamedTuple):
     train: Path
     test: Path
     """The list that FineGym calls val."""
-    version: str
 
 
-def find_published(raw: Path, classes: int, version: str | None = None) -> Published:
+def find_published(raw: Path, classes: int) -> Published:
     """Find the published files in a folder or in one of its folders.
 
     Args:
         raw: The folder.
         classes: 99 or 288.
-        version: "1.0" or "1.1"; None: the one that is there, 1.0 if both are.
 
     Raises:
         UserError: a file is missing.
@@ -69,14 +67,14 @@ def find_published(raw: Path, classes: int, version: str | None = None) -> Publi
         candidates = [*sorted(raw.glob(name)), *sorted(raw.glob(f"*/{name}"))]
         return next((path for path in candidates if path.is_file()), None)
 
-    for candidate in VERSIONS if version is None else (version,):
-        annotation, train, test = map(find, names(candidate))
+    for version in _VERSIONS:
+        annotation, train, test = map(find, names(version))
         if annotation and train and test:
-            return Published(annotation, train, test, candidate)
-    expected = names(version or "*")
+            return Published(annotation, train, test)
+    expected = names("*")
     missing = [name for name in expected if not find(name)]
     raise UserError(
-        f"{raw}: expected FineGym as published, {', '.join(expected)} of version {version or '1.0 (or 1.1)'} "
+        f"{raw}: expected FineGym as published, {', '.join(expected)} of version 1.0 (or 1.1) "
         "and the videos <YouTube id>.mp4, in it or in its folders; "
         + (f"missing: {', '.join(missing)}" if missing else "the annotation and the lists differ in version")
     )

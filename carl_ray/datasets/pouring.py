@@ -25,7 +25,6 @@ or missing file ends the conversion.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from carl_ray.datasets.conversion import (
@@ -48,8 +47,11 @@ NUM_PHASES = 5
 PUBLISHED = {"train": 70, "test": 14}
 """Videos in the records, from `tcc/dataset_splits.py` (70, val 14) and section 4.1 of the CARL paper."""
 
-_SPLITS = {"train": "train", "val": "test"}
-_LAYOUT = "expected the TCC authors' pouring_train-0-of-2.tfrecord, pouring_train-1-of-2, pouring_val-0-of-1"
+_SHARDS = (
+    ("train", "pouring_train-0-of-2.tfrecord"),
+    ("train", "pouring_train-1-of-2.tfrecord"),
+    ("test", "pouring_val-0-of-1.tfrecord"),
+)
 
 
 def convert(raw: Path, out: str, *, on_video: OnVideo = lambda done, total: None) -> Conversion:
@@ -90,24 +92,10 @@ def _shards(raw: Path) -> list[tuple[str, Path]]:
     Raises:
         UserError: files are missing.
     """
-    if not raw.is_dir():
-        raise UserError(f"{raw}: no such folder; {_LAYOUT}")
-    shards = []
-    for name, split in _SPLITS.items():
-        shard = re.compile(rf"pouring_{name}-(\d+)-of-(\d+)\.tfrecords?")
-        found = [(path, match) for path in sorted(raw.iterdir()) if (match := shard.fullmatch(path.name))]
-        paths = {int(match[1]): path for path, match in found}
-        counts = {int(match[2]) for _, match in found}
-        if len(counts) > 1 or len(paths) < len(found):
-            raise UserError(
-                f"{found[-1][0]}: shards of several downloads are mixed in this folder; {_LAYOUT}"
-            )
-        missing = sorted(set(range(max(counts, default=1))) - paths.keys())
-        if missing:
-            which = f"pouring_{name}-{missing[0]}-of-{max(counts, default='…')}.tfrecord"
-            raise UserError(f"{raw}: {_LAYOUT}; there is no {which}")
-        shards += [(split, path) for _, path in sorted(paths.items())]
-    return shards
+    missing = [name for _, name in _SHARDS if not (raw / name).is_file()]
+    if missing:
+        raise UserError(f"{raw}: expected the TCC authors' files; there is no {', '.join(missing)}")
+    return [(split, raw / name) for split, name in _SHARDS]
 
 
 def _name(example: SequenceExample) -> str:

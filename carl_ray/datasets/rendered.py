@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import shutil
 import typing
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
@@ -175,57 +177,54 @@ class Renderer(Generic[_Config]):
 def encode(frames: Iterable[Image.Image], path: Path, options: dict[str, str] | None = None) -> None:
     """Write H.264 in MP4: yuv420p, 25 frames a second, B-frames, a key frame at least every 24 frames.
 
+    Equal frames give equal bytes.
+
     Args:
-        frames: RGB, of one size, with even sides.
+        frames: RGB, at least one, of one size, with even sides.
         path: Of the file.
-        options: Further ones of libx264, or others instead.
+        options: Further ones of libx264, or others instead. Its macroblock tree must be off: it reads uninitialised
+            memory.
     """
     # Lazy import of FFmpeg: most commands only need the folder's path.
     import av
 
-    from carl_ray.datasets.h264 import encode_h264
-
     # A fixed quantizer: x264 has no macroblock tree then.
     defaults = {"preset": "veryfast", "qp": "20", "g": "24", "bf": "2"}
-    images = map(av.VideoFrame.from_image, frames)
-    content, _ = encode_h264(images, FRAMES_PER_SECOND, defaults | (options or {}))
-    path.write_bytes(content)
+    # In memory: a full disk is then an OSError of Python's, with its reason.
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=defaults | (options or {}))
+        stream.pix_fmt = "yuv420p"
+        # The bytes depend on the number of threads, which by default follows the machine.
+        stream.codec_context.thread_count = 1
+        for number, image in enumerate(frames):
+            if not number:
+                stream.width, stream.height = image.size
+            frame = av.VideoFrame.from_image(image)
+            frame.pts, frame.time_base = number, Fraction(1, FRAMES_PER_SECOND)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    path.write_bytes(buffer.getvalue())
 
 
-def rendering_command(
-    renderer: Renderer[_Config],
-    description: str,
-    arguments: list[str] | None,
-    benchmark: _Config | None = None,
-) -> None:
-    """The command of a set of rendered videos; its options are the fields of the config.
-
-    Their defaults are those of the renderer, with `--benchmark` (where there is one) those of `benchmark`.
-    """
+def rendering_command(renderer: Renderer[_Config], description: str, arguments: list[str] | None) -> None:
+    """The command of a set of rendered videos; its options are the fields of the config."""
     default = renderer.default
     parser = OptionParser(prog=program(f"datasets.{renderer.name}"), description=description)
     parser.add_argument("folder", type=Path, nargs="?", help="default: in $CARL_RAY_HOME or ~/carl_ray")
-    if benchmark is not None:
-        parser.add_argument(
-            "--benchmark",
-            action="store_true",
-            help="the set for studies; other options change it as they say",
-        )
-    study = asdict(benchmark or default)
     for field, hint in typing.get_type_hints(type(default)).items():
-        value, choices = getattr(default, field), get_args(hint)
-        note = f"default {value}" + (f", in the benchmark {study[field]}" if value != study[field] else "")
+        choices = get_args(hint)
         kind: dict[str, Any] = {"choices": choices} if choices else {"type": hint}
         if hint is bool:
             kind = {"action": argparse.BooleanOptionalAction}
         option = f"--{field.replace('_', '-')}"
+        note = f"default {getattr(default, field)}"
         parser.add_argument(option, default=argparse.SUPPRESS, help=note, **kind)
     with one_line_errors():
         options = vars(parser.parse_args(arguments))
         folder = options.pop("folder")
-        is_benchmark = options.pop("benchmark", False)
         try:
-            config = replace(benchmark if benchmark and is_benchmark else default, **options)
+            config = replace(default, **options)
         except ValueError as error:
             raise UserError(str(error)) from None
         folder = renderer.ensure_rendered(folder, config, ProgressLine("rendered"))

@@ -156,7 +156,7 @@ class Performance:
         for frame, pose in enumerate(self.poses):
             left, top = np.round((_MARGIN + self.shifts[frame]) * canvas).astype(int)
             image = Image.fromarray(self.background[top : top + canvas, left : left + canvas])
-            self.body.draw(self._brush(frame, image), pose, False, 0.0)
+            self.body.draw(self._brush(frame, image), pose, has_bar=False, is_held=False)
             pixels = np.asarray(image.reduce(_SUPERSAMPLING)) * self.tint
             yield Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
 

@@ -110,7 +110,7 @@ def load_frozen(uri: str) -> FrozenEncoder | None:
         UserError: it is damaged.
         RunError: the store refuses or fails.
     """
-    if uri.startswith("hf://"):  # Trained encoders alone are there.
+    if storage.is_on_hub(uri):  # Trained encoders alone are there.
         return None
     folders = (uri, storage.join(uri, ENCODER))
     folder = next((f for f in folders if storage.exists(storage.join(f, _DESCRIPTION))), None)

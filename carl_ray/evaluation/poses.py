@@ -24,7 +24,6 @@ from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.corpus import EmbeddingSettings, read_videos
 from carl_ray.evaluation.part_writer import EmbeddingResult, PartWriter, write_rows
 from carl_ray.lease import hold, refuse_if_held
-from carl_ray.objectives.views import AugmentConfig
 
 _SHORT_SIDE = 480
 """Pixels of the frames that are estimated on, at most: the networks see 224 x 224 and 256 x 256 of them."""
@@ -133,12 +132,7 @@ class PoseExtractor:
 
     def __init__(self, estimator: PoseEstimator, every: int = 1) -> None:
         self._estimator, self._every = estimator, every
-        # Squares larger than the frames: nothing is cropped.
-        self._config = Config(
-            preset="poses",
-            data=DataConfig(frame_stride=every),
-            augment=AugmentConfig(image_size=_SHORT_SIDE + 1),
-        )
+        self._config = Config(preset="poses", data=DataConfig(frame_stride=every))
         self._reader = FrameReader()
 
     def embed(
@@ -152,7 +146,12 @@ class PoseExtractor:
         for source, num_frames in videos:
             try:
                 chunks = self._reader.read(
-                    source, num_frames, self._config, chunk_frames=_CHUNK_FRAMES, short_side=_SHORT_SIDE
+                    source,
+                    num_frames,
+                    self._config,
+                    chunk_frames=_CHUNK_FRAMES,
+                    short_side=_SHORT_SIDE,
+                    whole=True,
                 )
                 frames = (frame for chunk in chunks for frame in chunk)
                 found = np.nan_to_num(np.stack([*self._estimator.track(frames)]), posinf=0, neginf=0)

@@ -94,7 +94,7 @@ def check_hub_name(uri: str) -> str:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    name = uri.removeprefix("hf://")
+    name = uri.removeprefix(storage.HUB)
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -147,7 +147,7 @@ def hub_folder(uri: str, files: Sequence[str]) -> str:
         RevisionNotFoundError,
     )
 
-    repository, _, revision = uri.removeprefix("hf://").partition("@")
+    repository, _, revision = uri.removeprefix(storage.HUB).partition("@")
     try:
         paths = [hf_hub_download(repository, name, revision=revision or None) for name in files]
     except LocalEntryNotFoundError as error:  # Not in the cache, and no connection.

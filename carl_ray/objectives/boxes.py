@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from carl_ray.objectives.pairs import rounding
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
@@ -67,7 +69,8 @@ def overlap(first: Float[Tensor, "*batch R 6"], second: Float[Tensor, "*batch Q 
     volumes = [(box[..., 3:] - box[..., :3]).prod(-1) for box in (a, b)]
     iou = shared / (volumes[0] + volumes[1] - shared).clamp(min=1e-12)
     in_space = (sides[..., :2] > 0).all(-1)
-    return Overlap(iou, shared / volumes[0].clamp(min=1e-12), in_space, sides[..., 2] > 0)
+    in_time = sides[..., 2] > rounding(a[..., 5], b[..., 5])
+    return Overlap(iou, shared / volumes[0].clamp(min=1e-12), in_space, in_time)
 
 
 Measure = Literal["iou", "coverage"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from carl_ray.objectives.base import Batch, Encoding, Terms
+from carl_ray.objectives.pairs import rounding
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -60,7 +61,8 @@ def order_terms(
         centres = (edges[..., :-1] + edges[..., 1:]) / 2
         distances = (middles - centres) / (stop - start)[:, None, None]
         return distance_terms(logits[..., 0], distances.to(logits.dtype), real)
-    classes = (middles >= edges[..., :-1]).long() + (middles >= edges[..., 1:]).long()
+    passed = (middles >= edges - rounding(middles, edges)).long()
+    classes = passed[..., :-1] + passed[..., 1:]
     losses = functional.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none")
     losses = losses.unflatten(0, classes.shape).where(real, 0)
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Objectives on vectors of clips: the contrastive baseline of `regions`, and classification.
 
-Legend: B videos of this worker, A videos of all workers, n clips, D width of a projection, K classes.
+Legend: B videos of this worker, n clips, D width of a projection, K classes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from carl_ray.objectives.supervised import ClassOptions, frame_classification_te
 from carl_ray.objectives.views import ViewSpec, Whole, clips_view
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float, Int64
     from torch import Tensor
 
 _VIEW = "clips"
@@ -52,22 +52,26 @@ class ClipContrast(Objective):
         """Terms of the loss; see `Objective.forward`."""
         encoding = encodings[_VIEW]
         assert encoding.clip is not None
-        real = encoding.mask.any(-1)
-        projected = self.projection(encoding.clip[real])
-        z = projected.new_zeros(*real.shape, projected.shape[-1]).index_put(
-            real.nonzero(as_tuple=True), projected
-        )
-        return clip_contrast_terms(z, real, temperature=self.options.temperature)
+        real = encoding.mask.any(-1).all(-1)
+        first, second = self.projection(encoding.clip[real].flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+        return clip_contrast_terms(first, second, batch.rows[real], temperature=self.options.temperature)
 
 
-def clip_contrast_terms(z: Float[Tensor, "B 2 D"], real: Bool[Tensor, "B 2"], *, temperature: float) -> Terms:
-    """Sums and counts of each direction: softmax cross-entropy of cosines over the other clips of all videos.
+def clip_contrast_terms(
+    first: Float[Tensor, "B D"],
+    second: Float[Tensor, "B D"],
+    content: Int64[Tensor, " B"],
+    *,
+    temperature: float,
+) -> Terms:
+    """Sums and counts of both directions: softmax cross-entropy of cosines, own partner against those of others.
 
-    A collective call: candidates are those of all workers.
+    A collective call: candidates are those of all workers, without other rows of the same content.
 
     Args:
-        z: Projections of the two clips of each video; normalised here.
-        real: Which have frames.
+        first: Projections of a clip of each video; normalised here.
+        second: Those of another clip of the same videos, or of a key frame.
+        content: Numbers that are equal for videos of equal content.
         temperature: tau.
     """
     import torch
@@ -75,19 +79,19 @@ def clip_contrast_terms(z: Float[Tensor, "B 2 D"], real: Bool[Tensor, "B 2"], *,
 
     from carl_ray.objectives.gather import gather_rows, own_rows
 
-    with torch.autocast(z.device.type, enabled=False):
-        unit = functional.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
-        others, there = gather_rows(unit, real)
-        target = own_rows(torch.arange(len(z), device=z.device), len(others))
-        sums, counts = [], []
-        for own, other in ((0, 1), (1, 0)):
-            valid = real.all(1)
-            logits = unit[:, own] @ others[:, other].T / temperature
-            logits = logits.masked_fill(~there[:, other], -torch.inf).where(valid[:, None], 0)
-            losses = functional.cross_entropy(logits, target, reduction="none")
-            sums.append(losses.where(valid, 0).sum())
-            counts.append(valid.sum())
-    return Terms(torch.stack(sums), torch.stack(counts))
+    with torch.autocast(first.device.type, enabled=False):
+        wide = torch.promote_types(first.dtype, torch.float32)
+        sides = [functional.normalize(side.to(wide), dim=-1) for side in (first, second)]
+        real = torch.ones(len(first), dtype=torch.bool, device=first.device)
+        *others, every, there = gather_rows(*sides, content, real)
+        target = own_rows(torch.arange(len(first), device=first.device), len(every))
+        left_out = ~there | (content[:, None] == every)
+        left_out[torch.arange(len(target), device=target.device), target] = False
+        sums = []
+        for side, other in zip(sides, reversed(others), strict=True):
+            logits = (side @ other.T / temperature).masked_fill(left_out, -torch.inf)
+            sums.append(functional.cross_entropy(logits, target, reduction="sum"))
+    return Terms(torch.stack(sums), real.sum().expand(2))
 
 
 class ClipClassification(Objective):

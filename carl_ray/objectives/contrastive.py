@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
-from carl_ray.objectives.pairs import FramePairs, view_pairs
-from carl_ray.objectives.scl import weighted_cross_entropy
+from carl_ray.objectives.pairs import FramePairs, both_directions, rounding, view_pairs
+from carl_ray.objectives.scl import gaussian_cross_entropy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,19 +67,18 @@ def contrastive_terms(pairs: FramePairs, *, temperature: float) -> Terms:
         Sums, with gradient, and counts: first anchors of view 1, then of view 2.
     """
 
-    def direction(pairs: FramePairs, logits: Tensor) -> tuple[Tensor, Tensor]:
-        real = pairs.mask2[:, None, :]
-        valid = pairs.mask1 & real.any(-1)
-        distances = (pairs.s1.double()[:, :, None] - pairs.s2.double()[:, None, :]).abs()
-        distances = distances.masked_fill(~real, math.inf)
-        nearest = (distances == distances.amin(-1, keepdim=True)) & real
-        weights = nearest.to(logits.dtype) / nearest.sum(-1, keepdim=True).clamp(min=1)
-        return weighted_cross_entropy(logits, weights, logits, real, valid), valid.sum()
+    def direction(pairs: FramePairs) -> tuple[Tensor, Tensor]:
+        s1, s2 = pairs.s1.double()[:, :, None], pairs.s2.double()[:, None, :]
+        distances = (s1 - s2).abs().masked_fill(~pairs.mask2[:, None, :], math.inf)
+        farther = distances > distances.amin(-1, keepdim=True) + rounding(s1, s2)
+        # SCL with distances of 0 and 1: exp(-1 / (2 variance)) is 0.
+        return gaussian_cross_entropy(
+            *(pairs.z1, pairs.z2, farther.to(pairs.dtype), pairs.mask1, pairs.mask2),
+            temperature=temperature,
+            variance=1e-4,
+        )
 
     import torch
 
     with torch.autocast(pairs.z1.device.type, enabled=False):
-        unit = pairs.unit()
-        logits = unit.z1 @ unit.z2.mT / temperature
-        (sum1, count1), (sum2, count2) = direction(unit, logits), direction(unit.exchanged(), logits.mT)
-    return Terms(torch.stack([sum1, sum2]), torch.stack([count1, count2]))
+        return both_directions(direction, pairs.unit())

@@ -32,10 +32,11 @@ from carl_ray.objectives.base import (
     ViewTensors,
     options,
 )
+from carl_ray.objectives.clips import clip_contrast_terms
 from carl_ray.objectives.views import Follows, KeyFrame, Policy, Stride, ViewSpec, clips_view
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int64
+    from jaxtyping import Bool, Float
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
@@ -264,7 +265,7 @@ class Csvr(Objective):
         maps = self.key_frame_encoder((shown - mean) / deviation)
         content = clips.columns["content_hash"][:, 0].amax(-1)
         sides = (self.project_clip(encoding.clip[real, 0]), self.project_key_frame(maps.mean((2, 3))))
-        return matching_terms(*sides, content[real], temperature=self.options.temperature)
+        return clip_contrast_terms(*sides, content[real], temperature=self.options.temperature)
 
     def made(self, encodings: Mapping[str, Encoding], batch: Batch) -> dict[str, Made]:
         """Everything that is generated from the view `CLIP`, beside what is real: `pose`, `now` and `next`."""
@@ -371,43 +372,6 @@ def critic_terms(critic: nn.Module, made: Made) -> Terms:
     real, fake = scores.to(made.real.dtype).chunk(2)
     losses = (1 - real).relu().mean(1) + (1 + fake).relu().mean(1)
     return Terms(losses.sum()[None], torch.tensor([len(losses)], device=losses.device))
-
-
-def matching_terms(
-    clips: Float[Tensor, "B D"],
-    key_frames: Float[Tensor, "B D"],
-    content: Int64[Tensor, " B"],
-    *,
-    temperature: float,
-) -> Terms:
-    """Sums and counts of both directions: softmax cross-entropy of cosines, own key frame against those of others.
-
-    A collective call: candidates are those of all workers, without other rows of the same content.
-
-    Args:
-        clips: Projections of clips.
-        key_frames: Projections of a key frame of the same videos.
-        content: Numbers that are equal for videos of equal content.
-        temperature: tau.
-    """
-    import torch
-    from torch.nn import functional
-
-    from carl_ray.objectives.gather import gather_rows, own_rows
-
-    with torch.autocast(clips.device.type, enabled=False):
-        wide = torch.promote_types(clips.dtype, torch.float32)
-        sides = [functional.normalize(side.to(wide), dim=-1) for side in (clips, key_frames)]
-        real = torch.ones(len(clips), dtype=torch.bool, device=clips.device)
-        *others, every, there = gather_rows(*sides, content, real)
-        target = own_rows(torch.arange(len(clips), device=clips.device), len(every))
-        left_out = ~there | (content[:, None] == every)
-        left_out[torch.arange(len(target), device=target.device), target] = False
-        sums = []
-        for side, other in zip(sides, reversed(others), strict=True):
-            logits = (side @ other.T / temperature).masked_fill(left_out, -torch.inf)
-            sums.append(functional.cross_entropy(logits, target, reduction="sum"))
-    return Terms(torch.stack(sums), real.sum().expand(2))
 
 
 def show_a_person(keypoints: Float[Tensor, "N F 17 3"]) -> Bool[Tensor, " N"]:

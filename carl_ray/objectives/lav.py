@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
-from carl_ray.objectives.pairs import FramePairs, video_pairs
+from carl_ray.objectives.pairs import FramePairs, rounding, video_pairs
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -116,12 +116,13 @@ def _contrast(
     import torch
 
     earliest = s.double().masked_fill(~mask, math.inf).amin(1, keepdim=True)
-    since = (s.double() - earliest).where(mask, 0).to(unit.dtype)
+    since = (s.double() - earliest).where(mask, 0)
     elapsed = (since[:, :, None] - since[:, None, :]).abs()
-    span = since.amax(1)[:, None, None]
+    far = elapsed > window + rounding(s.double()[:, :, None], s.double()[:, None, :])
+    elapsed, span = elapsed.to(unit.dtype), since.amax(1)[:, None, None].to(unit.dtype)
     weights = 1 + (elapsed / span.where(span > 0, 1)).square()
     distances = _squared_distances(unit, unit)
-    moments = torch.where(elapsed > window, weights * (margin - distances).relu(), distances / weights)
+    moments = torch.where(far, weights * (margin - distances).relu(), distances / weights)
     per_video = moments.where(mask[:, :, None] & mask[:, None, :], 0).sum((1, 2))
     return (per_video * REFERENCE_FRAMES / mask.sum(1).clamp(min=1)).sum()
 

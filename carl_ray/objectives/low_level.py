@@ -127,32 +127,3 @@ def read_terms(
         above = sum_over_workers(nats.detach()) > 0
     explained = torch.stack([total - read, total]).double()
     return Reading(own_loss.where(~alone.any(), 0), nats * above, (~alone).sum(), explained.detach())
-
-
-def correlation_terms(
-    z: Float[Tensor, "N D"], statistics: Float[Tensor, "N K"]
-) -> tuple[Tensor, Int64[Tensor, ""], Float[Tensor, " 2"]]:
-    """Mean squared correlation of every number of the regions with every statistic, over all workers' regions.
-
-    Where all are 0, no linear regression reads the statistics. A collective call.
-
-    Returns:
-        The mean times N, with gradient; N; and the figure of the largest R² of a single number, summed over the
-        statistics, and their number.
-    """
-    import torch
-
-    from carl_ray.objectives.gather import gather_rows
-
-    real = torch.ones(len(z), dtype=torch.bool, device=z.device)
-    every, u, there = gather_rows(z, statistics, real)
-    with torch.autocast(z.device.type, enabled=False):
-        every, u = every[there], u[there]
-        sides = [part - part.mean(0) for part in (every, u)]
-        # Below the root: its gradient at 0 is infinite.
-        deviations = [side.square().mean(0).clamp(min=1e-12).sqrt() for side in sides]
-        correlations = (sides[0] / deviations[0]).T @ (sides[1] / deviations[1]) / max(1, len(every))
-        squared = correlations.square()
-    best = squared.detach().amax(0).double()
-    figure = torch.stack([best.sum(), torch.full_like(best.sum(), len(best))])
-    return squared.mean() * len(z), there.new_tensor(len(z), dtype=torch.int64), figure

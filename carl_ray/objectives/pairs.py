@@ -101,6 +101,14 @@ def both_directions(
     return Terms(torch.stack([sum1, sum2]), torch.stack([count1, count2]))
 
 
+def rounding(a: Tensor, b: Tensor) -> Tensor:
+    """Most that distances or ends of times a and b may differ by where they are equal on paper, far below a frame.
+
+    Times are whole numbers times `frame_step`: what is computed of them is exact to some 1e-16 of their size.
+    """
+    return 1e-12 * (a.abs() + b.abs())
+
+
 def unit_vectors(z: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
     """Frames scaled to length 1; zeros where the mask is False and for zero frames."""
     from torch.nn import functional

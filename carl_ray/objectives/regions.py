@@ -38,7 +38,6 @@ from carl_ray.objectives.low_level import (
     NUM_STATISTICS,
     LowLevel,
     Statistics,
-    correlation_terms,
     low_level_statistics,
     read_terms,
 )
@@ -96,10 +95,9 @@ class RegionContrast(Objective):
         """Whether a clip lies before, inside or after a cell, or how far from it, as a part of the video."""
         information_weight: float = Field(default=1.0, ge=0)
         """Weight of what regions tell of their low-level statistics; 0: without."""
-        information: Literal["vclub", "correlation", "adversary"] = "vclub"
+        information: Literal["vclub", "adversary"] = "vclub"
         """How that is measured: `vclub`, an upper bound in nats by a network that reads the statistics; `adversary`,
-        the error of this network, whose gradient reaches the regions reversed; `correlation`, the mean squared
-        correlation of every number of a region with every statistic."""
+        the error of this network, whose gradient reaches the regions reversed."""
         low_level: Statistics = "color"
         """These statistics: mean and deviation of the colours, or also the orientations of edges."""
         information_on: Literal["projection", "cells", "clip"] = "projection"
@@ -145,8 +143,7 @@ class RegionContrast(Objective):
                 nn.Linear(3 * width, 128), nn.ReLU(inplace=True), nn.Linear(128, outputs)
             )
         self._explained: Tensor | None = None
-        self.has_reader = options.information_weight > 0 and options.information != "correlation"
-        if self.has_reader:
+        if options.information_weight:
             seen = options.projection_width if options.information_on == "projection" else width
             number = NUM_STATISTICS[options.low_level]
             self.reader = nn.Sequential(
@@ -160,7 +157,7 @@ class RegionContrast(Objective):
         """For `vclub`: first the reader of low-level statistics alone, then all else."""
         import torch
 
-        is_first = self.has_reader and self.options.information == "vclub"
+        is_first = self.options.information_weight and self.options.information == "vclub"
         reader = list(self.reader.parameters()) if is_first else []
         learner = Phase("all", adam(self.learnable(encoder, reader)))
         if not reader:
@@ -266,9 +263,6 @@ class RegionContrast(Objective):
 
     def _information(self, seen: LowLevel, weight: float) -> tuple[Tensor, Tensor, Tensor]:
         """Sum and number of the information term, times the weight, and its figure."""
-        if self.options.information == "correlation":
-            mean, number, figure = correlation_terms(seen.z, seen.statistics)
-            return weight * mean, number, figure
         seen = self._standardized(seen)
         if self.options.information == "adversary":
             # The regions themselves, with their gradient times -weight: the reader learns, they unlearn.

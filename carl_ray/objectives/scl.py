@@ -156,29 +156,10 @@ def gaussian_cross_entropy(
             logits = anchors @ everyone.T / temperature
         case _:
             raise ValueError(f"negatives: expected video, batch or global, got {negatives!r}")
-    return weighted_cross_entropy(own, weights, logits, real, valid), valid.sum()
-
-
-def weighted_cross_entropy(
-    own: Float[Tensor, "B Ta Tc"],
-    weights: Float[Tensor, "B Ta Tc"],
-    logits: Float[Tensor, "B Ta M"],
-    real: Bool[Tensor, "*rows M"],
-    valid: Bool[Tensor, "B Ta"],
-) -> Float[Tensor, ""]:
-    """Sum over the valid anchors of -sum_j w_j log softmax_j (equation 1).
-
-    Args:
-        own: Logits of the candidates that have weights.
-        weights: Target of each anchor that is valid: not negative, with sum 1.
-        logits: Logits of all candidates of the softmax, among them those of `own`.
-        real: Which of these the softmax sees.
-        valid: Which anchors count.
-    """
     normalizer = logits.masked_fill(excluded(real), -math.inf).logsumexp(-1)
     # The weights sum to 1: the cross-entropy with its logarithm resolved.
     losses = normalizer - (weights * own).sum(-1)
-    return losses.where(valid, 0).sum()
+    return losses.where(valid, 0).sum(), valid.sum()
 
 
 def _target_weights(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from carl_ray.objectives.base import Batch, Encoding, Objective, ObjectiveOptions, Terms, crops, options
-from carl_ray.objectives.pairs import unit_vectors
+from carl_ray.objectives.pairs import rounding, unit_vectors
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -96,10 +96,12 @@ def time_contrastive_terms(
         unit = unit_vectors(embeddings.to(dtype), mask)
         logits = unit @ unit.mT / temperature
 
-        distances = (s.double()[:, :, None] - s.double()[:, None, :]).abs()
+        s1, s2 = s.double()[:, :, None], s.double()[:, None, :]
+        distances = (s1 - s2).abs()
         real = mask[:, :, None] & mask[:, None, :]
-        positive = real & (distances > 0) & (distances <= window)
-        negative = real & (distances > window)
+        far = distances > window + rounding(s1, s2)
+        positive = real & (distances > 0) & ~far
+        negative = real & far
         valid = positive.any(-1) & negative.any(-1)
 
         # A row without negatives is not counted, but from -inf alone would come a gradient of NaN.

@@ -196,7 +196,7 @@ def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[Embe
     without = "There are no videos of the split test, so"
     advice = (
         "For a measurement on videos that training has not seen, index them in folders train/ and test/, or split them "
-        "with `carl-ray index --update MANIFEST --split-by COLUMN`."
+        "with carl-ray index --update MANIFEST --split-by COLUMN (such as person; video draws single ones)."
     )
     if len(splits["validation"]) > 1:
         measured = f"{without} the {len(splits['validation'])} validation videos were measured. {advice}"

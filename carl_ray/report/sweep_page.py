@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from scipy import stats
 
 from carl_ray import storage
@@ -52,11 +50,6 @@ def write_sweep_page(out_uri: str, document: Mapping[str, Any]) -> None:
         trials=trial_rows(document),
         plots=parameter_plots(document, numbers),
         curves=epoch_plot(document, numbers),
-        papers=[
-            (table, paper_rows(table, document), paper_findings(table, document))
-            for table in document["tables"]
-        ],
-        label_free=label_free_line(document),
     )
     storage.write_bytes(out_uri, page.encode())
 
@@ -166,63 +159,6 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
     if counts["unfinished"]:
         lines.append(f"Unfinished trials: {counts['unfinished']:,}; the same command continues them.")
     return lines
-
-
-def paper_rows(table: Mapping[str, Any], document: Mapping[str, Any]) -> Rows:
-    """A table of the paper with the sweep's numbers beside it; only finished trials have some."""
-    trials = {trial["id"]: trial for trial in document["trials"]}
-    rows = [["Row", *(metric_of(name).title for name in table["metrics"])]]
-    for row in table["rows"]:
-        trial = trials.get(row["trial"])
-        found = _trained(document, trial)
-        state = "" if found else f" ({'not in the sweep' if trial is None else trial['status']})"
-        cells = [_cell(metric, found.get(metric)) for metric in table["metrics"]]
-        papers = [row["paper"].get(metric) for metric in table["metrics"]]
-        shown = [
-            cell + (f" paper {paper}" if paper else "") for cell, paper in zip(cells, papers, strict=True)
-        ]
-        rows.append([row["name"] + state, *shown])
-    return rows
-
-
-def paper_findings(table: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
-    """For each metric the paper reports: its best row, the sweep's, and Spearman's rank correlation of the rows."""
-    trials = {trial["id"]: trial for trial in document["trials"]}
-    findings = []
-    for metric in table["metrics"]:
-        rows = {}
-        for row in table["rows"]:
-            if metric in row["paper"]:
-                ours = _trained(document, trials.get(row["trial"])).get(metric)
-                rows[row["name"]] = (float(row["paper"][metric]), np.nan if ours is None else ours["mean"])
-        if not rows:
-            continue
-        frame = pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "ours"], dtype=float)
-        best = frame if metric_of(metric).higher_is_better else -frame
-        said = f"{metric_of(metric).words}: best row of the paper {best['paper'].idxmax()}"
-        measured = frame.dropna()
-        if len(measured) < 2:
-            findings.append(f"{said}; too few rows here ({len(measured)}) to compare.")
-            continue
-        is_ranked = len(measured) > 2 and measured.nunique().min() > 1
-        correlation = (
-            f"{measured.corr('spearman').iloc[0, 1]:.2f}".replace("-", "−") if is_ranked else "undefined"
-        )
-        said += f", of this sweep {best['ours'].idxmax()}. Rank correlation with the paper over"
-        findings.append(f"{said} {len(measured)} rows: {correlation}.")
-    return findings
-
-
-def label_free_line(document: Mapping[str, Any]) -> str:
-    """How the score without labels ranks the finished trials compared with the labelled metric."""
-    found = document["label_free"]
-    if found is None:
-        return "The score without labels was not compared with a labelled metric."
-    said = f"Rank correlation of the score without labels with {metric_of(found['against']).words} over "
-    if found["rank_correlation"] is None:
-        return f"{said}{found['num_trials']} trials: none (at least {found['least_trials']} with different scores)."
-    value = f"{found['rank_correlation']:.2f}".replace("-", "−")
-    return f"{said}{found['num_trials']} trials: {value} (1: the same order, 0: none)."
 
 
 def value_text(value: Any) -> str:

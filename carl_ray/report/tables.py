@@ -22,6 +22,7 @@ from carl_ray.evaluation.task import Metric, MetricEntry
 from carl_ray.evaluation.tasks import METRICS, TASKS, metric_of
 
 Verdict = Literal["better", "worse", "overlap", "unknown"]
+_FEWEST_LABELLED = 10
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,12 @@ def summary(document: Mapping[str, Any]) -> str:
     others = ", ".join(words for words, _ in found.get("overlap", []))
     if found and not _is_trained(document):
         return f"Without training: {next(iter(found.values()))[0][1]}."
+    if found and 0 < (count := document.get("test", {}).get("labelled_videos", 0)) < _FEWEST_LABELLED:
+        # Bootstraps of a handful of videos are too narrow.
+        return (
+            f"Too few test videos with labels to say whether training was worth it ({count}, expected at least "
+            f"{_FEWEST_LABELLED}): {next(iter(found.values()))[0][1]}."
+        )
     if "worse" in found:
         return f"Training was not worth it: {found['worse'][0][1]}, and the intervals do not overlap."
     if "better" in found:

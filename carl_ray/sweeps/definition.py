@@ -57,6 +57,12 @@ class Sweep:
     """Whether the validation videos have frame labels; without them only `LABEL_FREE` is measured."""
 
     @property
+    def tasks(self) -> list[str]:
+        """Names of the evaluation tasks of its runs: those of the protocol, where there are labels, and the score's."""
+        labelled = PROTOCOLS[protocol_of(self.base.preset)] if self.labelled else ()
+        return [*labelled, *([LABEL_FREE] if self.metric == LABEL_FREE else [])]
+
+    @property
     def training_seeds(self) -> range:
         """`training.seed` of the runs of a point: the base's and those after it."""
         return range(self.base.training.seed, self.base.training.seed + self.seeds)
@@ -74,11 +80,6 @@ class Sweep:
     def run_config(self, point: Point, seed: int) -> Config:
         """The config of a run; `UserError` where the point is invalid."""
         return point_config(self.space, self.base, point, seed)
-
-
-def default_metric(preset: str) -> str:
-    """The score of a preset's trials where frames have labels."""
-    return _DEFAULT_METRICS[protocol_of(preset)]
 
 
 def trial_id(sweep: Sweep, point: Point) -> str:
@@ -136,7 +137,7 @@ def define_sweep(space: Space, base: Config, *, seeds: int, num_rungs: int, metr
             )
     labelled = all(_has_labels(videos[name].column(label)) for name in (split, train_split))
     if metric is None:
-        metric = default_metric(base.preset) if labelled else LABEL_FREE
+        metric = _DEFAULT_METRICS[protocol] if labelled else LABEL_FREE
     known = [*metric_names(PROTOCOLS[protocol]), LABEL_FREE]
     if metric not in known:
         raise UserError(

@@ -13,15 +13,11 @@ from scipy import stats
 from carl_ray import storage
 from carl_ray.errors import UserError
 from carl_ray.evaluation.controls import VARIANTS
-from carl_ray.paper import protocol_of
-from carl_ray.sweeps.definition import LABEL_FREE, Sweep, default_metric, trial_id, write_document
-from carl_ray.sweeps.paper_tables import Table
+from carl_ray.sweeps.definition import LABEL_FREE, Sweep, trial_id, write_document
 from carl_ray.sweeps.space import LogRange, Point, default_point
 from carl_ray.sweeps.trials import begun_points, measured, read_outcome, run_dir
 
 _LEVEL = 0.95
-_LEAST_RANKED = 5
-"""Fewer trials give no rank correlation."""
 _RANGES = {
     "kendalls_tau": (-1.0, 1.0),
     "phase_progression": (-math.inf, 1.0),
@@ -38,8 +34,7 @@ def sweep_document(sweep: Sweep, folder: str, about: Mapping[str, str]) -> dict[
     `metrics[variant][metric]`; scores and metrics are `{"mean", "low", "high", "values"}` over the seeds at the last
     rung that all of them reached. Intervals are 95 %: Student's t over the seeds, clipped to the metric's range, or
     with one seed, and for controls that no seed changes, the bootstrap over validation videos. `best` is the finished
-    trial of the best mean; `label_free` the rank correlation of the score without labels with the labelled metric over
-    finished trials; `tables` the rows of the paper's tables in the space.
+    trial of the best mean.
 
     Args:
         sweep: The sweep.
@@ -67,8 +62,6 @@ def sweep_document(sweep: Sweep, folder: str, about: Mapping[str, str]) -> dict[
         },
         "trials": trials,
         "best": None if best is None else best["id"],
-        "label_free": _label_free(sweep, done),
-        "tables": [_paper_table(sweep, name, table) for name, table in sweep.space.tables.items()],
     }
 
 
@@ -92,7 +85,12 @@ def _trial(sweep: Sweep, folder: str, trial: str, point: Point) -> dict[str, Any
     except UserError:
         batch_size = None
     metrics = {
-        variant: {name: _summary(name, [found[variant][name] for found in last]) for name in last[0][variant]}
+        # Not all metrics of a run measured by an earlier version.
+        variant: {
+            name: _summary(name, [found[variant][name] for found in last])
+            for name in last[0][variant]
+            if all(name in found[variant] for found in last)
+        }
         for variant in VARIANTS
         if last and last[0].get(variant) is not None
     }
@@ -129,43 +127,6 @@ def _summary(metric: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any
         least, most = _RANGES.get(metric, (0.0, 1.0))
         low, high = max(least, float(mean - spread)), min(most, float(mean + spread))
     return {"mean": mean, "low": low, "high": high, "values": values}
-
-
-def _label_free(sweep: Sweep, done: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Spearman's rank correlation of the trials' mean score without labels with their labelled one."""
-    against = default_metric(sweep.base.preset)
-    scores = [{name: entry["mean"] for name, entry in trial["metrics"]["trained"].items()} for trial in done]
-    pairs = pd.DataFrame(scores, columns=[LABEL_FREE, against]).dropna()
-    if pairs.empty:
-        return None
-    is_ranked = len(pairs) >= _LEAST_RANKED and pairs.nunique().min() > 1
-    return {
-        "name": LABEL_FREE,
-        "against": against,
-        "rank_correlation": float(stats.spearmanr(pairs).statistic) if is_ranked else None,
-        "num_trials": len(pairs),
-        "least_trials": _LEAST_RANKED,
-    }
-
-
-def _paper_table(sweep: Sweep, name: str, table: Table) -> dict[str, Any]:
-    # What the paper calls classification on FineGym is a linear probe.
-    finegym = protocol_of(sweep.base.preset) == "finegym"
-    named = {m: m.replace("phase_classification", "linear_probe") if finegym else m for m in table.metrics}
-    return {
-        "table": name,
-        "title": table.title,
-        "metrics": list(named.values()),
-        "note": table.note,
-        "rows": [
-            {
-                "name": row.name,
-                "trial": trial_id(sweep, row.options),
-                "paper": {named[metric]: number for metric, number in row.paper.items()},
-            }
-            for row in table.rows
-        ],
-    }
 
 
 def write_results(folder: str, document: Mapping[str, Any]) -> None:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from carl_ray import config as configuration
 from carl_ray import storage
-from carl_ray.config import Config
-from carl_ray.lease import hold, refuse_if_held
+from carl_ray.config import PRETRAINED, Config
+from carl_ray.lease import hold
 from carl_ray.machine import machine_name
 from carl_ray.sweeps.space import Space
 
@@ -75,7 +75,7 @@ def run_sweep(
         full: The config of a full run; without a manifest the preset demo uses the rendered videos of the demo.
         folder: URI of the sweep's folder, new or of the same sweep.
         trial_epochs: Epochs of a trial; none: a quarter of the full run's.
-        search: How points are chosen; none: as a grid where the space lists them, otherwise random.
+        search: How points are chosen; none: at random.
         num_trials: Trials in total, including finished ones; none: `default_num_trials`.
         search_seed: Of the random points.
         max_concurrent: Trials at a time; none: as many as the cluster has room for, on this machine alone two, or as
@@ -93,7 +93,7 @@ def run_sweep(
         UserError: the arguments, the videos or the folder do not fit.
         RunError: interrupted, or the storage fails. The results so far are written.
     """
-    folder, search = storage.absolute(folder), search or ("grid" if space.points else "random")
+    folder, search = storage.absolute(folder), search or "random"
     num_trials = num_trials or default_num_trials(space, search)
     num_rungs = num_rungs or (1 if search == "grid" else 2)
     base = _checked_config(trial_config(full, trial_epochs), folder)
@@ -110,13 +110,14 @@ def run_sweep(
     from carl_ray.sweeps.cluster_share import concurrent_trials, local_cpus, local_trials, share_cluster
     from carl_ray.sweeps.tune_driver import chosen_points, run_trials
     from carl_ray.training.cluster_checks import check_shared
+    from carl_ray.training.run_checks import check_run
 
     joined = os.environ.get("RAY_ADDRESS", "local") != "local"
     wanted = max_concurrent or (None if joined else local_trials(base.cluster))
-    refuse_if_held(folder)
     with connect(None if wanted is None or joined else local_cpus(base.cluster, wanted)):
         if embedded:
             index_embedded(preset=base.preset)
+            check_run(base, folder)
         check_shared(folder)
         sweep = sweep or define()
         chosen = chosen_points(sweep, search, num_trials, search_seed)
@@ -141,27 +142,28 @@ def _checked_config(base: Config, folder: str) -> Config:
     """The trials' config with its manifest and absolute paths, since a trial's process has another working directory.
 
     Raises:
-        UserError: as training, before torch and Ray are imported.
+        UserError, RunError: as training before Ray starts.
     """
     from carl_ray.datasets.embedded import embedded_manifest, has_embedded
-    from carl_ray.training.run_checks import refuse_secrets, starting_weights
-    from carl_ray.training.run_videos import read_videos
+    from carl_ray.training.run_checks import check_folder, check_run, check_weights
 
     data, model = base.data, base.model
-    refuse_secrets({"--run-dir": folder, "data.manifest": data.manifest})
-    refuse_secrets({"model.weights": model.weights, "model.init_from": model.init_from})
-    manifest = data.manifest
+    manifest, weights = data.manifest, model.weights
     if has_embedded(base.preset) and manifest is None:
         manifest = embedded_manifest(base.preset)
+        check_folder(base, folder, resume=False)
+        check_weights(base)
     else:
-        read_videos(base)
-    if model.weights not in ("random", "imagenet"):
-        model = replace(model, weights=storage.absolute(model.weights))
-    if model.init_from is not None:
-        model = replace(model, init_from=storage.absolute(model.init_from))
-    base = replace(base, data=replace(data, manifest=storage.absolute(manifest or "")), model=model)
-    starting_weights(base)
-    return base
+        check_run(base, folder)
+    features, keypoints, init_from = map(_absolute, (data.features, data.keypoints, model.init_from))
+    if weights not in ("random", *PRETRAINED):
+        weights = storage.absolute(weights)
+    data = replace(data, manifest=_absolute(manifest), features=features, keypoints=keypoints)
+    return replace(base, data=data, model=replace(model, weights=weights, init_from=init_from))
+
+
+def _absolute(uri: str | None) -> str | None:
+    return None if uri is None else storage.absolute(uri)
 
 
 def _write_results(sweep: Sweep, folder: str, about: Mapping[str, str], full: Config) -> dict[str, Any]:

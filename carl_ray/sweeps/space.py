@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 from carl_ray import options
 from carl_ray.config import Config
 from carl_ray.errors import UserError
-from carl_ray.sweeps.paper_tables import TABLE_9, TABLE_10, Row, Table, frames_table
 
 Value = float | int | str
 Point = Mapping[str, Value]
@@ -59,10 +58,6 @@ class Space:
     name: str
     parameters: Mapping[str, Choices | LogRange]
     """By `section.field` of the config."""
-    points: tuple[Point, ...] = ()
-    """The points of the grid, if not the product of the parameters' grids."""
-    tables: Mapping[str, Table] = field(default_factory=dict)
-    """Tables of the paper whose rows are points of the space, by number."""
     frames_per_step: int | None = None
     """Upper bound of the frames of a step: the batch size follows from T, so that memory stays constant."""
 
@@ -74,9 +69,7 @@ class Space:
         return math.prod(len(parameter.grid) for parameter in self.parameters.values())
 
     def grid(self) -> list[Point]:
-        """All points of the grid, each once."""
-        if self.points:
-            return list({tuple(sorted(point.items())): point for point in self.points}.values())
+        """All points of the grid."""
         values = product(*(parameter.grid for parameter in self.parameters.values()))
         return [dict(zip(self.parameters, chosen, strict=True)) for chosen in values]
 
@@ -175,23 +168,6 @@ def frames(base: Config) -> Space:
     )
 
 
-def paper(base: Config) -> Space:
-    """The rows of the paper's tables 9, 10 and 11."""
-    frames = frames_table(base.model.num_frames)
-    note = f"{frames.note} All rows have the same batch size, as in the paper; memory grows with T."
-    tables = {"9": TABLE_9, "10": _crops_table(base), "11": replace(frames, note=note)}
-    points = []
-    for row in (row for table in tables.values() for row in table.rows):
-        config = options.overridden(base, dict(row.options))
-        points.append({name: field_value(config, name) for name in row.options})
-    names = dict.fromkeys(name for point in points for name in point)
-    parameters = {
-        name: Choices(_with(field_value(base, name), *(point[name] for point in points if name in point)))
-        for name in names
-    }
-    return Space("paper", parameters, points=tuple(points), tables=tables)
-
-
 def all(base: Config) -> Space:
     """The parameters of `loss`, `temporal` and `frames` together."""
     parts = [temporal(base), frames(base)]
@@ -200,24 +176,9 @@ def all(base: Config) -> Space:
 
 
 SPACES: dict[str, Callable[[Config], Space]] = {
-    function.__name__: function for function in (loss, temporal, frames, paper, all)
+    function.__name__: function for function in (loss, temporal, frames, all)
 }
 """The spaces by name."""
-
-
-def _crops_table(base: Config) -> Table:
-    """Table 10 with all three settings in each row, and a row for the base where the paper has none."""
-    table = TABLE_10
-    (reference,) = [row for row in table.rows if row.name == table.reference]
-    papers = {"views.min_overlap": "0.2", "views.sampling": "random", **reference.options}
-    rows = [replace(row, options=papers | dict(row.options)) for row in table.rows if row.options]
-    views = base.views
-    if not any(options.overridden(base, dict(row.options)).views == views for row in rows):
-        name = (
-            f"alpha {views.max_crop_ratio:g}, beta {100 * views.min_overlap:g} %, {views.sampling} (the base)"
-        )
-        rows.append(Row(name))
-    return replace(table, rows=tuple(rows), note=table.note if base.preset == "demo" else "")
 
 
 def _loss_parameters(base: Config) -> dict[str, LogRange]:

@@ -23,8 +23,8 @@ from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.embeddings import read_embeddings, read_origin
 from carl_ray.evaluation.extraction import room_for_workers
 from carl_ray.evaluation.protocol import evaluate
-from carl_ray.paper import PROTOCOLS, protocol_of, stride_of
-from carl_ray.sweeps.definition import LABEL_FREE, REDUCTION, Sweep, read_document, trial_id, write_document
+from carl_ray.paper import stride_of
+from carl_ray.sweeps.definition import REDUCTION, Sweep, read_document, trial_id, write_document
 from carl_ray.sweeps.space import Point
 from carl_ray.training.checkpoint import CHECKPOINTS, checkpoint_at
 from carl_ray.training.trainer import train
@@ -84,8 +84,8 @@ def measured_uri(run: str, epoch: int) -> str:
 def measured(run: str, epoch: int) -> dict[str, Any] | None:
     """Metrics of a run after an epoch on the validation videos; none where missing or damaged.
 
-    The document is that of metrics.json (`carl_ray.evaluation.protocol.evaluate`) with `LABEL_FREE` among the
-    metrics, `training_seconds` since the start of the run, and `measuring_seconds`.
+    The document is that of metrics.json (`carl_ray.evaluation.protocol.evaluate`) with `training_seconds` since the
+    start of the run, and `measuring_seconds`.
     """
     document = read_document(measured_uri(run, epoch))
     return document if document is not None and {"origin", "trained"} <= document.keys() else None
@@ -187,12 +187,11 @@ def _measure(sweep: Sweep, point: Point, seed: int, run: str, epoch: int) -> dic
     embed_corpus(run, manifest, embeddings, settings, splits=splits)
     validation = read_embeddings(embeddings, split=split)
     _check_complete(validation, manifest, split)
-    # Probes need labels; the score without labels is measured in any case, to be compared with the others.
     document = evaluate(
         read_embeddings(embeddings, split=config.data.train_split) if sweep.labelled else [],
         validation,
         read_origin(embeddings),
-        tasks=[*(PROTOCOLS[protocol_of(config.preset)] if sweep.labelled else ()), LABEL_FREE],
+        tasks=sweep.tasks,
         stride=stride_of(config.preset),
     )
     document["training_seconds"] = checkpoint_at(run).progress.seconds

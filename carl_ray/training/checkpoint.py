@@ -218,7 +218,7 @@ def checkpoint_at(uri: str) -> Checkpoint:
         UserError: there is none of them.
         RunError: storage refused or failed.
     """
-    if uri.startswith("hf://"):
+    if storage.is_on_hub(uri):
         uri = hub_folder(uri, [CONFIG, EXPORTED])
     if storage.exists(storage.join(uri, EXPORTED)):
         return open_checkpoint(uri, CONFIG, [EXPORTED])
@@ -296,6 +296,8 @@ class InitialWeights:
     """By their names in `Learner`."""
     report: str
     """One line for the log: the source, and how many tensors were loaded."""
+    checkpoint: str | None = None
+    """URI of the checkpoint that they are of; None: the backbone's own weights."""
 
 
 def initial_weights(config: Config, uri: str) -> InitialWeights:
@@ -341,6 +343,7 @@ def initial_weights(config: Config, uri: str) -> InitialWeights:
         f"begins with {shown} (step {checkpoint.progress.step}, T = {checkpoint.config.model.num_frames}): "
         f"{len(encoder)} tensors of the encoder, {len(head)} of the {len(expected) - len(encoder)} of the head; the "
         "optimiser begins anew",
+        checkpoint.uri,
     )
 
 

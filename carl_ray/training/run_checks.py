@@ -23,7 +23,6 @@ from carl_ray.training.checkpoint import (
     CONFIG,
     Checkpoint,
     InitialWeights,
-    checkpoint_at,
     initial_weights,
     is_newest,
     latest_checkpoint,
@@ -79,8 +78,8 @@ def check_run(config: Config, run_dir: str, *, resume: bool = False) -> CheckedR
         check_same_run(saved, config, run_dir)
     checkpoint = find_checkpoint(config, videos, run_dir) if resume else None
     weights = starting_weights(config) if checkpoint is None else None
-    if weights is not None and config.model.init_from is not None:
-        _warn_of_test_videos(config, config.model.init_from)
+    if weights is not None and weights.checkpoint is not None:
+        _warn_of_test_videos(config, weights.checkpoint)
     if config.data.features is not None:
         check_features(config, checkpoint, weights)
     return CheckedRun(config, storage.absolute(run_dir), resume, saved, checkpoint, videos, weights)
@@ -141,6 +140,7 @@ def check_folder(config: Config, run_dir: str, *, resume: bool) -> Config | None
     refuse_secrets(
         {"--run-dir": run_dir, "data.manifest": config.data.manifest, "model.weights": config.model.weights}
         | {"model.init_from": config.model.init_from, "data.keypoints": config.data.keypoints}
+        | {"data.features": config.data.features}
     )
     refuse_if_held(run_dir)
     saved = saved_config(run_dir)
@@ -227,9 +227,14 @@ def starting_weights(config: Config) -> InitialWeights | None:
     return InitialWeights(tensors, report)
 
 
-def _warn_of_test_videos(config: Config, uri: str) -> None:
+def check_weights(config: Config) -> None:
+    """Raise as `starting_weights`, before the videos are there: any number of classes makes the head."""
+    starting_weights(replace(config, objective=config.objective.with_num_classes(2)))
+
+
+def _warn_of_test_videos(config: Config, checkpoint: str) -> None:
     """Warn where the run that the weights come from was trained on videos that this one holds out."""
-    run_dir = run_of(checkpoint_at(uri).uri)
+    run_dir = run_of(checkpoint)
     seen, others = (0, 0) if run_dir is None else videos_seen_before(config, run_dir)
     if seen:
         note(

@@ -54,8 +54,12 @@ class Videos:
     """Everything that plans and samples depend on, with a column `part`: a resumed run must find the same."""
 
 
-def read_videos(config: Config) -> tuple[Config, Videos]:
+def read_videos(config: Config, *, quiet: bool = False) -> tuple[Config, Videos]:
     """Read the training and validation videos of a run's manifest.
+
+    Args:
+        config: The run.
+        quiet: Do not print how many classes of the frame labels occur; a later call does.
 
     Returns:
         The config, with the classes counted if the objective is on frame labels, and the videos. Frame labels are
@@ -107,12 +111,12 @@ def read_videos(config: Config) -> tuple[Config, Videos]:
         training, validation = (cache.locate_all(table) for table in (training, validation))
         config = replace(config, data=replace(config.data, feature_channels=cache.channels))
     training, validation = (_without_records(table, objective.columns) for table in (training, validation))
-    config, training, validation = _count_classes(config, training, validation)
+    config, training, validation = _count_classes(config, training, validation, quiet=quiet)
     return config, Videos(training, validation if validation.num_rows else None, record)
 
 
 def _count_classes(
-    config: Config, training: pa.Table, validation: pa.Table
+    config: Config, training: pa.Table, validation: pa.Table, *, quiet: bool
 ) -> tuple[Config, pa.Table, pa.Table]:
     """The config with the number of classes, and the videos with these in the place of their labels.
 
@@ -132,7 +136,7 @@ def _count_classes(
         training, validation = (_with_classes(table, offsets) for table in (training, validation))
         flat = [pc.list_flatten(table.column("frame_labels")).to_numpy() for table in (training, validation)]
         occurring = int((np.unique(np.concatenate(flat)) >= 0).sum())
-        if occurring < num_classes:
+        if occurring < num_classes and not quiet:
             print(f"frame labels make {num_classes} classes, of which {occurring} occur", flush=True)
         config = replace(config, objective=objective.with_num_classes(num_classes))
     if "label" in objective.columns:

@@ -46,7 +46,8 @@ class NearestFrame(Objective):
         """Sum and number of the errors of the first crop's frames."""
         encoding, view = crops(encodings, batch)  # frames (B, 2, T, D), mask (B, 2, T); timestamps (B, 2, T)
         frames, real = normalize(encoding.frames.float(), dim=-1), encoding.mask
-        similarities = frames[:, 0] @ frames[:, 1].mT / self.options.temperature
+        with torch.autocast(frames.device.type, enabled=False):  # in float32, whatever training.precision is
+            similarities = frames[:, 0] @ frames[:, 1].mT / self.options.temperature
         distances = (view.timestamps[:, 0, :, None] - view.timestamps[:, 1, None]).abs()
         unreal = ~real[:, 1, None].expand_as(similarities)
         nearest = distances.masked_fill(unreal, torch.inf).argmin(-1)

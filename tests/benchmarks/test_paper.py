@@ -16,6 +16,7 @@ from carl_ray.evaluation.corpus import EmbeddingSettings
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.embeddings import Origin, write_part
 from carl_ray.training.monitor import Status
+from tests.samples import manifest_row, write_rows
 
 
 def trained(config: Config, run_dir: str, *, resume: bool) -> Status:
@@ -51,13 +52,47 @@ def extracted(
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [(["12"], "unknown table '12'"), (["13", "--seeds", "0"], "--seeds: expected at least 1, got 0")],
+    [
+        (["12"], "unknown table '12'"),
+        (["13", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["13", "--preset", "pen_action"], "did you mean penn_action?"),
+        (
+            ["13", "--preset", "penn_action"],
+            "--preset penn_action: expected --manifest with the URI of its videos",
+        ),
+        (["13", "--preset", "clips_demo"], "--preset clips_demo: expected one of encoders of frames"),
+        (
+            ["13", "--preset", "pouring", "--frozen"],
+            "--preset pouring: expected one of encoders of frames, and with",
+        ),
+    ],
 )
 def test_mistakes_on_the_command_line(arguments, expected, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         paper.main(arguments)
     captured = capsys.readouterr().err
     assert left.value.code == 2 and expected in captured and len(captured.splitlines()) == 1
+
+
+def test_a_table_of_another_preset(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[Config] = []
+
+    def train(config: Config, run_dir: str, *, resume: bool) -> Status:
+        configs.append(config)
+        return trained(config, run_dir, resume=resume)
+
+    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(runs, "embed_corpus", extracted)
+    manifest = write_rows([manifest_row()], tmp_path / "m.parquet")
+    words = ["11", "--preset", "finegym99", "--manifest", manifest, "--out", str(tmp_path), "--seeds", "1"]
+    paper.main([*words, "--row", "T = 240", "--row", "T = 80"])
+    assert [config.model.num_frames for config in configs] == [240, 80]
+    assert {(config.preset, config.data.manifest) for config in configs} == {("finegym99", manifest)}
+    result = json.loads((tmp_path / "table-11-finegym99-rows.json").read_text())
+    first = result["rows"][0]
+    assert first["paper"]["linear_probe"] == "41.75" and first["metrics"]["linear_probe"]["mean"] is not None
 
 
 def test_a_table_is_run_once(

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.paper_tables import TABLES
+from benchmarks.paper_tables import TABLES, finegym_table, frames_table
 from benchmarks.studies.cached import base_config
-from benchmarks.studies.runs import row_config
-from carl_ray.config import digest
+from benchmarks.studies.runs import digest, row_config
 from carl_ray.evaluation.tasks import metric_names
 from carl_ray.paper import PROTOCOLS
 from carl_ray.presets import PRESETS
-from carl_ray.sweeps.paper_tables import frames_table
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -62,7 +60,30 @@ def test_options_take_effect() -> None:
 
 
 def test_frames_of_the_papers_own_preset() -> None:
-    assert [row.name for row in frames_table(240).rows] == ["T = 80", "T = 160", "T = 240", "T = 480"]
+    assert [row.name for row in frames_table(240).rows][:4] == ["T = 80", "T = 160", "T = 240", "T = 480"]
+
+
+def test_classification_on_finegym_is_the_linear_probe() -> None:
+    assert finegym_table(TABLES["10"]).metrics == ("linear_probe",)
+    table = finegym_table(frames_table(240))
+    assert set(table.metrics) == set(metric_names(PROTOCOLS["finegym"]))
+    rows = {row.name: row for row in table.rows}
+    assert rows["T = 240"].paper["linear_probe_10"] == "33.53"
+    assert rows["supervised, 10 %"].reads == {"linear_probe_10": "linear_probe"}
+
+
+@pytest.mark.parametrize("name", ["6", "7", "9", "10"])
+def test_rows_of_other_presets_are_what_they_say(name: str) -> None:
+    """A row of one setting says it, whatever the preset has."""
+    rows = [
+        [row_config(PRESETS[preset](), dict(row.options), 0) for row in TABLES[name].rows]
+        for preset in ("demo", "penn_action")
+    ]
+    for demo, penn_action in zip(*rows, strict=True):
+        for section, field in (("model", "num_layers"), ("model", "learnable"), ("views", "max_crop_ratio")):
+            if any(f"{section}.{field}" in row.options for row in TABLES[name].rows):
+                found = [getattr(getattr(config, section), field) for config in (demo, penn_action)]
+                assert found[0] == found[1]
 
 
 def test_the_papers_numbers() -> None:

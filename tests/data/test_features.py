@@ -190,6 +190,14 @@ def test_missing_features_are_named(folder: str, videos: pa.Table, tmp_path: Pat
         open_cache(str(tmp_path))
 
 
+def test_parts_are_named_for_tasks_with_another_working_directory(
+    folder: str, videos: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(folder).parent)
+    located = require_cache(Path(folder).name).locate_all(videos)
+    assert located.column("features_part")[0].as_py() == f"{folder}/part-00000.parquet"
+
+
 def test_a_damaged_part_is_an_error(folder: str, tmp_path: Path) -> None:
     part = tmp_path / "part-00000.parquet"
     part.write_bytes(Path(folder, "part-00000.parquet").read_bytes()[:-40])

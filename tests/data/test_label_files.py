@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from carl_ray.data.label_files import read_label_file
+from carl_ray.data.label_files import read_label_file, seconds
 from carl_ray.errors import UserError
 from tests.data.test_labels import BORIS_OLD, ELAN, ELAN_TIERS, join, manifest
 
@@ -212,6 +212,13 @@ def test_each_media_line_of_elan_is_about_the_rows_below_it(tmp_path: Path) -> N
 def test_times_with_frames_are_refused(text: str, name: str, tmp_path: Path) -> None:
     said = refused(tmp_path, text, name)
     assert "'00:00:00:12'" in said and "export hh:mm:ss.ms or seconds" in said
+
+
+@pytest.mark.parametrize("text", ["1:-2", "1: -2", "1:+2", "--5", "-+5", "+-5", "- -5", "-1:-2"])
+def test_signs_inside_a_time_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="sign"):
+        seconds(text)
+    assert [seconds(good) for good in ("-1:30", "+3", "-5", "1e-05", "0:01:02,5")] == [-90, 3, -5, 1e-5, 62.5]
 
 
 def test_milliseconds_of_elan_tiers(tmp_path: Path) -> None:

@@ -201,6 +201,8 @@ def test_points_of_boris_are_events(tmp_path: Path) -> None:
         ("a.mp4,9,9.5,up", "start 9 is past the end of the video, 2.000 s"),
         ("a.mp4,-1,1,up", "start '-1': expected seconds"),
         ("a.mp4,soon,1,up", "start 'soon': expected seconds"),
+        ("a.mp4,--1,1,up", "start '--1': expected seconds"),
+        ("a.mp4,1:-59,1,up", "start '1:-59': expected seconds"),
         ("a.mp4,1.5,,up", "no end"),
         ("a.mp4,1.5,1.8,", "no label"),
     ],
@@ -355,6 +357,41 @@ def test_an_empty_cell_keeps_what_is_there(tmp_path: Path) -> None:
     joined, _ = join(tmp_path, "video,split,person\na,test,\n", table=joined)
     assert joined.column("split").to_pylist() == ["test", "test", None]
     assert joined.column("person").to_pylist() == ["ann", None, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "text", "expected"),
+    [
+        ([30, 41, None], "31", [31, 41, None]),
+        ([1.5, None, None], "2", [2.0, None, None]),
+        ([None, None, None], "31", ["31", None, None]),
+        (pa.array(["x", "y", None]).dictionary_encode(), "z", ["z", "y", None]),
+    ],
+)
+def test_a_column_keeps_its_type(values: Any, text: str, expected: list[Any], tmp_path: Path) -> None:
+    column = pa.array(values)
+    table = manifest().append_column("age", column)
+    joined, _ = join(tmp_path, f"video,age\na,{text}\n", table=table)
+    assert joined.column("age").to_pylist() == expected
+    assert joined.schema.field("age").type == (pa.string() if pa.types.is_null(column.type) else column.type)
+
+
+@pytest.mark.parametrize(
+    ("values", "text", "kind"),
+    [([30, 41, None], "old", "int64"), ([[1.0], None, None], "1", "list<item: double>")],
+)
+def test_cells_of_another_type_are_listed(values: list[Any], text: str, kind: str, tmp_path: Path) -> None:
+    table = manifest().append_column("age", pa.array(values))
+    with pytest.raises(UserError, match="2 mistakes") as caught:
+        join(tmp_path, f"video,age\na,{text}\nb,{text}\n", table=table)
+    problem = f"labels.csv, row 2: age {text!r}: expected {kind}, as the column age of the manifest"
+    assert caught.value.args[1:] == (problem, problem.replace("row 2", "row 3"))
+
+
+def test_lists_cannot_split(tmp_path: Path) -> None:
+    table = manifest().append_column("tint", pa.array([[1.0], [2.0], None]))
+    with pytest.raises(UserError, match=r"^--split-by tint: expected a column of single values, got list$"):
+        join_labels(table, LabelOptions(split_by="tint"))
 
 
 def test_the_manifest_is_checked_before_it_is_written(tmp_path: Path) -> None:

@@ -29,7 +29,14 @@ def test_joints_are_interpolated_between_frames_where_they_are_sure() -> None:
 
 @pytest.mark.parametrize(
     ("mediapipe", "protobuf"),
-    [(None, "6.33.6"), ("1.2.3", "6.33.6"), ("0.10.33", "6.33.6"), ("0.10.21", "7.36.2"), ("0.10.21", None)],
+    [
+        (None, "6.33.6"),
+        ("1.2.3", "6.33.6"),
+        ("0.10.33", "6.33.6"),
+        ("0.10.21", "7.36.2"),
+        ("0.10.21", "10.0.1"),
+        ("0.10.21", None),
+    ],
 )
 def test_what_is_missing_is_said_with_the_command(monkeypatch, mediapipe, protobuf) -> None:
     monkeypatch.setattr(pose_estimator, "_version", {"mediapipe": mediapipe, "protobuf": protobuf}.get)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -131,8 +132,13 @@ def test_all_frames_of_a_range_in_order_and_no_frame_far_before_it(
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("every_packet_is_marked", [False, True])
 def test_av1_is_sought_too(
-    make_video: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+    make_video: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    every_packet_is_marked: bool,
 ) -> None:
     options = {"preset": "10", "svtav1-params": "scd=0:enable-overlays=1"}
     # SVT-AV1 gives root's thread that opens it real-time priority, which all processes started from there inherit.
@@ -140,7 +146,17 @@ def test_av1_is_sought_too(
         path = tmp_path / f"av1{suffix}"
         pool.submit(make_video, path, 120, codec="libsvtav1", gop=20, options=options).result()
     (expected,) = iterate_frames(str(path), 120, chunk_frames=120)
-    monkeypatch.setattr("carl_ray.data.decode.decoded_frames", None)
+    packets_of = seeking.packets_of
+
+    def marked(*arguments: Any) -> Iterator[av.Packet]:
+        for packet in packets_of(*arguments):
+            packet.is_keyframe |= packet.size > 0
+            yield packet
+
+    if every_packet_is_marked:  # the frames are the same, decoded from the start if need be
+        monkeypatch.setattr(seeking, "packets_of", marked)
+    else:
+        monkeypatch.setattr("carl_ray.data.decode.decoded_frames", None)
     for start, stop in ((47, 90), (100, 120)):
         (chunk,) = iterate_frames(f"{path}#frames={start}-{stop}/120", stop - start, chunk_frames=99)
         assert np.array_equal(chunk, expected[start:stop])

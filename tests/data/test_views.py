@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from carl_ray.data.randomness import sample_generator
-from carl_ray.data.views import ViewIndices, sample_clips, sample_views, sample_whole
+from carl_ray.data.views import sample_clips, sample_views, sample_whole
 
 GOLDEN_CROPS = ((78, 90), (78, 87))
 GOLDEN_INDICES = [[79, 80, 83, 84, 86, 87, 88, 89], [78, 79, 80, 81, 83, 84, 85, 86]]
@@ -227,15 +227,6 @@ def test_arguments_out_of_range(changes, message):
     arguments = {"num_video_frames": 10, "num_frames": 4} | changes
     with pytest.raises(ValueError, match=message):
         sample_views(**arguments, rng=np.random.default_rng(0))
-
-
-def test_view_checks_itself():
-    # Where jaxtyping checks shapes while tests run, it refuses these first, with a TypeError.
-    expected = r"one length, got shapes \(3,\) and \(2,\)|Type-check error"
-    with pytest.raises((ValueError, TypeError), match=expected):
-        ViewIndices(np.arange(3), np.ones(2, dtype=bool), (0, 3))
-    with pytest.raises(ValueError, match="start < stop"):
-        ViewIndices(np.arange(3), np.ones(3, dtype=bool), (3, 3))
 
 
 def clips_of(num_video_frames, num_frames=8, strides=(1, 4), count=2, draws=2000):

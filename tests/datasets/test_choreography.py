@@ -7,19 +7,19 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from carl_ray import index
 from carl_ray.data import manifest
 from carl_ray.data.decode import read_frames
 from carl_ray.data.randomness import sample_generator
 from carl_ray.datasets import choreography
-from carl_ray.datasets import rendered as rendered_videos
 from carl_ray.datasets.choreography import ACTIONS, ChoreographyConfig
 from carl_ray.datasets.timeline import sample_timeline
 from tests.samples import manifest_row
@@ -55,7 +55,7 @@ def test_layout_and_labels(rendered: Path) -> None:
             assert stream.average_rate == choreography.FRAMES_PER_SECOND
             kinds = [frame.pict_type for frame in container.decode(video=0)]
         assert av.video.frame.PictureType.B in kinds
-        assert len(row["frame_labels"]) == len(row["progress"]) == len(row["repetition"]) == len(kinds)
+        assert len(row["frame_labels"]) == len(row["progress"]) == len(kinds)
         assert row["label"] == row["video_id"].split("/")[1].split("-")[0]
 
 
@@ -71,29 +71,16 @@ def test_bytes_do_not_depend_on_what_memory_held_before(tmp_path: Path) -> None:
     assert _content(tmp_path / "85") == _content(tmp_path / "165")
 
 
-def test_rendered_truth_is_that_of_the_timeline_and_hard_videos_have_that_of_easy_ones(
-    tmp_path: Path,
-) -> None:
-    easy = replace(SMALL, num_validation=0, num_test=0, max_repetitions=2, varying_order=True)
-    choreography.render(tmp_path / "easy", easy)
-    choreography.render(tmp_path / "hard", replace(easy, difficulty="hard"))
-    labels = choreography.read_labels(tmp_path / "easy")
-    assert choreography.read_labels(tmp_path / "hard").equals(labels)
-    for row in labels.to_pylist():
-        rng = sample_generator(easy.seed, 0, row["video_id"], 0)
-        timeline = sample_timeline(
-            len(ACTIONS[row["label"]].phases), rng, max_repetitions=2, varying_order=True
-        )
+def test_rendered_truth_is_that_of_the_timeline(rendered: Path) -> None:
+    for row in choreography.read_labels(rendered).to_pylist():
+        rng = sample_generator(SMALL.seed, 0, row["video_id"], 0)
+        timeline = sample_timeline(len(ACTIONS[row["label"]].phases), rng)
         assert row["frame_labels"] == timeline.frame_labels.tolist()
-        assert row["repetition"] == timeline.repetition.tolist()
-        assert row["progress"] == timeline.movement.progress.astype(np.float32).tolist()
-        first = [0, len(row["progress"]) // 2]
-        frames = [read_frames(str(tmp_path / name / row["video_id"]), first) for name in ("easy", "hard")]
-        assert np.abs(frames[0].astype(float) - frames[1]).mean() > 10
+        assert row["progress"] == timeline.progress.astype(np.float32).tolist()
 
 
 def test_default_videos_stay_what_they_were(tmp_path: Path) -> None:
-    # Written down when there were no options yet; means over tiles, which other encoders hardly change.
+    # Means over tiles, which other encoders hardly change.
     choreography.render(tmp_path / "videos", ChoreographyConfig(num_train=1, num_validation=0, num_test=0))
     (row,) = choreography.read_labels(tmp_path / "videos").to_pylist()
     runs = [(label, len(list(run))) for label, run in itertools.groupby(row["frame_labels"])]
@@ -150,10 +137,25 @@ def test_labels_are_attached_by_id_in_the_order_of_the_manifest(rendered: Path) 
         name: len(rows[name]["frame_labels"]) for name in ("validation/lift-000.mp4", "train/kick-000.mp4")
     }
     table = manifest.attach_labels(_manifest(counts), labels)
-    assert table.column_names == [*manifest.SCHEMA.names, "repetition"]
+    assert table.column_names == manifest.SCHEMA.names
     assert table.column("label").to_pylist() == ["lift", "kick"]
-    for column in ("frame_labels", "progress", "repetition"):
+    for column in ("frame_labels", "progress"):
         assert table.column(column).to_pylist() == [rows[name][column] for name in counts]
+
+
+def test_folders_of_earlier_versions_are_read(rendered: Path, tmp_path: Path) -> None:
+    labels = pq.read_table(rendered / "labels.parquet")
+    repetition = [[0] * len(row) for row in labels.column("frame_labels").to_pylist()]
+    labels = labels.append_column("repetition", pa.array(repetition, pa.list_(pa.int32())))
+    pq.write_table(labels, tmp_path / "labels.parquet")
+    assert choreography.read_labels(tmp_path).equals(choreography.read_labels(rendered))
+    counts = {row["video_id"]: len(row["frame_labels"]) for row in labels.to_pylist()}
+    uri = str(tmp_path / "manifest.parquet")
+    manifest.write_table(manifest.attach_labels(_manifest(counts), labels), uri)
+    assert manifest.read_manifest(uri).column("repetition").to_pylist() == repetition
+    (tmp_path / "more.csv").write_text("video,person\ntrain/kick-000.mp4,ann\n")
+    index.main(["--update", uri, "--labels", str(tmp_path / "more.csv")])
+    assert manifest.read_manifest(uri).column("repetition").to_pylist() == repetition
 
 
 def test_labels_that_do_not_fit_are_refused(rendered: Path) -> None:
@@ -162,26 +164,3 @@ def test_labels_that_do_not_fit_are_refused(rendered: Path) -> None:
         manifest.attach_labels(_manifest({"elsewhere.mp4": 60}), labels)
     with pytest.raises(ValueError, match=r"row 0 .'train/lift-000.mp4'. has \d+ frame_labels for 7 frames"):
         manifest.attach_labels(_manifest({"train/lift-000.mp4": 7}), labels)
-
-
-def test_command_line_starts_from_the_benchmark_where_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    configs: list[ChoreographyConfig] = []
-    monkeypatch.setattr(
-        rendered_videos.Renderer,
-        "ensure_rendered",
-        lambda renderer, folder, config, on_video: configs.append(config) or folder,
-    )
-    choreography.main([str(tmp_path)])
-    choreography.main([str(tmp_path), "--max-repetitions", "2", "--varying-order", "--difficulty", "hard"])
-    choreography.main([str(tmp_path), "--benchmark"])
-    choreography.main([str(tmp_path), "--benchmark", "--no-varying-order", "--size", "96"])
-    default, benchmark = ChoreographyConfig(), choreography.benchmark()
-    assert configs == [
-        default,
-        replace(default, max_repetitions=2, varying_order=True, difficulty="hard"),
-        benchmark,
-        replace(benchmark, varying_order=False, size=96),
-    ]
-    assert all(value != asdict(default)[name] for name, value in asdict(benchmark).items() if name != "seed")

@@ -246,10 +246,9 @@ def test_the_command_line_makes_both_manifests_from_one_index(raw, tmp_path, ray
 def test_version_1_0_goes_before_1_1(raw):
     shutil.copy(raw / "finegym_annotation_info_v1.0.json", raw / "finegym_annotation_info_v1.1.json")
     shutil.copy(raw / "gym288_train_element_v1.0.txt", raw / "gym288_train_element_v1.1.txt")
-    assert find_published(raw, 288).version == "1.0"
-    assert find_published(raw, 288, "1.1").train.name == "gym288_train_element_v1.1.txt"
+    assert find_published(raw, 288).train.name == "gym288_train_element_v1.0.txt"
     (raw / "finegym_annotation_info_v1.0.json").unlink()
-    assert find_published(raw, 288).version == "1.1"
+    assert find_published(raw, 288).train.name == "gym288_train_element_v1.1.txt"
     with pytest.raises(UserError, match=r"differ in version"):
         find_published(raw, 99)
 

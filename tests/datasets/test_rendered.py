@@ -91,8 +91,6 @@ def test_options_are_the_fields_of_the_config(
         (scenes, ["--camera", "moving"], "moving"),
         (scenes, ["--num-train", "-1"], "num_train must not be negative, got -1"),
         (choreography, ["--size", "33"], "size must be an even number of pixels from 32 to 1024, got 33"),
-        (choreography, ["--max-repetitions", "133"], "max_repetitions must be from 1 to 100, got 133"),
-        (choreography, ["--difficulty", "medium"], "medium"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -117,6 +117,16 @@ def test_units_of_an_axis_do_not_matter():
     torch.testing.assert_close(overlap(*boxes).iou, overlap(*(boxes * scale)).iou)
 
 
+@pytest.mark.parametrize("frame_step", [0.1, 1 / 30, 0.04])
+def test_clips_that_follow_each_other_do_not_overlap_in_time(frame_step: float):
+    for start in (*range(30), 36_000):
+        for frames in (16, 32, 48):
+            spans = [[(start + k) * frame_step, (start + k + frames) * frame_step] for k in (0, frames)]
+            first, second = (cell_boxes(view([0, 0, 1, 1], span, False), (4, 1, 1))[0, 0] for span in spans)
+            assert not overlap(first, second).in_time.any()
+            assert torch.equal(overlap(first, first).in_time, torch.eye(4, dtype=torch.bool))
+
+
 def test_padding_does_not_move_the_cells():
     whole = view([0, 0, 1, 1], [0, 16], False)
     short = replace(whole, mask=torch.arange(8)[None, None] < 5)

@@ -84,3 +84,14 @@ def test_scl_with_vanishing_variance():
     assert min(distances[:2]) > 0.1
     assert distances[2] < 1e-9
     assert distances[3] < 1e-9
+
+
+@pytest.mark.parametrize("start", [0, 36_000, 1_000_000])
+@pytest.mark.parametrize("frame_step", [0.1, 0.04, 1 / 30, 0.0333, 1e-6])
+def test_the_unit_of_the_timestamps_changes_nothing(frame_step, start):
+    z1, z2, s1, s2, mask1, mask2 = batch()
+    found = [
+        contrastive_terms(z1, z2, (s1 + start) * step, (s2 + start) * step, mask1, mask2, temperature=0.1)
+        for step in (1.0, frame_step)
+    ]
+    assert torch.equal(found[1].sums, found[0].sums)

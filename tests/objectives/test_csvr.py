@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from carl_ray.evaluation.inference import untrained_encoder
 from carl_ray.objectives.base import Batch
@@ -23,7 +22,6 @@ from carl_ray.objectives.csvr import (
     Csvr,
     Made,
     critic_terms,
-    matching_terms,
     mean_pose_error,
 )
 from carl_ray.options import overridden
@@ -42,7 +40,6 @@ from tests.training.test_step import OBJECTIVES, same_state, snapshot, worker_ba
 
 CPU = torch.device("cpu")
 CONFIG = OBJECTIVES["csvr"]
-TAU = 0.1
 
 
 def step_of(**options: Any) -> TrainingStep:
@@ -180,20 +177,6 @@ def test_predictions_differ_by_the_seed_and_not_by_the_batch():
     torch.testing.assert_close(one[0], whole[2], rtol=1e-4, atol=1e-5)
     moved = replace(given, seeds={name: seeds + 1 for name, seeds in given.seeds.items()})
     assert not torch.allclose(step.model.objective.made(step.model.encode(moved), moved)["pose"].fake, whole)
-
-
-@pytest.mark.parametrize("content", [[0, 1, 2, 3], [5, 7, 5, 9], [0, 0, 0, 0]])
-def test_matching_is_infonce_in_both_directions_without_duplicates(content: list[int]):
-    torch.manual_seed(0)
-    clips, key_frames = torch.randn(2, 4, 6, dtype=torch.float64)
-    numbers = torch.tensor(content)
-    terms = matching_terms(clips, key_frames, numbers, temperature=TAU)
-    logits = functional.normalize(clips, dim=1) @ functional.normalize(key_frames, dim=1).T / TAU
-    left_out = (numbers[:, None] == numbers) & ~torch.eye(4, dtype=torch.bool)
-    sides = (side.masked_fill(left_out, -torch.inf) for side in (logits, logits.T))
-    expected = [functional.cross_entropy(side, torch.arange(4), reduction="sum") for side in sides]
-    torch.testing.assert_close(terms.sums, torch.stack(expected))
-    assert terms.counts.tolist() == [4, 4]
 
 
 def test_clips_of_one_content_are_not_matched_with_each_other():

@@ -59,10 +59,15 @@ def test_equals_the_equations(options):
     assert sums.tolist() == pytest.approx(expected, rel=1e-10)
 
 
-def test_the_unit_of_the_timestamps_changes_nothing():
-    pairs = batch()
-    seconds = pairs._replace(s1=pairs.s1 / 30, s2=pairs.s2 / 30)
-    torch.testing.assert_close(lav_terms(seconds, window=0.5), lav_terms(pairs))
+@pytest.mark.parametrize("start", [0, 36_000])
+@pytest.mark.parametrize("frame_step", [0.1, 0.04, 1 / 30])
+def test_the_unit_of_the_timestamps_changes_nothing(frame_step, start):
+    pairs = random_pairs(first=40, second=30, dtype=torch.float32)
+    # Many frames are 15 apart.
+    s1, s2 = (start + torch.arange(n, dtype=torch.float64).repeat(3, 1) for n in (40, 30))
+    whole = pairs._replace(s1=s1, s2=s2)
+    other = whole._replace(s1=whole.s1 * frame_step, s2=whole.s2 * frame_step)
+    torch.testing.assert_close(lav_terms(other, window=15 * frame_step), lav_terms(whole))
 
 
 def test_equal_videos_align_for_nothing_and_separate_frames_need_no_contrast():

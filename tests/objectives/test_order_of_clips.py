@@ -11,8 +11,8 @@ import torch
 from carl_ray.config import Config
 from carl_ray.data.batch import collate
 from carl_ray.data.sample import Sample, draw_clips, sample_spec
-from carl_ray.objectives.base import Batch, ViewTensors
-from carl_ray.objectives.clip_order import LOCAL
+from carl_ray.objectives.base import Batch, Encoding, ViewTensors
+from carl_ray.objectives.clip_order import LOCAL, WHOLE, order_terms
 from carl_ray.options import overridden
 from carl_ray.presets import preset
 from carl_ray.training.step import TrainingStep
@@ -53,6 +53,25 @@ def batch_of(config: Config, step: int, shuffled: bool = False) -> Batch:
             )
         samples.append(Sample(number, step, 0, video_id, None, views))
     return collate(samples, spec)
+
+
+@pytest.mark.parametrize("frame_step", [1 / 24, 1 / 30])
+def test_the_unit_of_the_timestamps_changes_no_class(frame_step: float):
+    """Also of clips whose middle is the end of a cell."""
+    frames, ones = torch.ones(100, 1, 6, 1), torch.ones(100, 1, 1)
+
+    def guesses(step: float) -> torch.Tensor:
+        starts = torch.arange(100, dtype=torch.float64)[:, None]
+        mask = torch.ones(100, 1, 6, dtype=torch.bool)
+        views = {
+            name: ViewTensors(starts, mask, starts, starts, starts, torch.stack([low, high], -1) * step)
+            for name, low, high in ((LOCAL, starts, starts + 16), (WHOLE, 0 * starts, 0 * starts + 120))
+        }
+        encodings = (Encoding(frames, mask, clip=ones), Encoding(frames, mask))
+        batch = Batch(views, torch.arange(100), {})
+        return order_terms(torch.nn.Linear(3, 3), *encodings, batch)[1]["order_best_guess"]
+
+    assert torch.equal(guesses(frame_step), guesses(1.0))
 
 
 def accuracy(step: TrainingStep, swapped: bool = False, shuffled: bool = False) -> tuple[float, float]:

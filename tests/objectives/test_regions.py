@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.nn import functional
 from carl_ray.objectives.base import Batch, Encoding, ViewTensors
 from carl_ray.objectives.boxes import cell_boxes
 from carl_ray.objectives.clip_order import LOCAL, WHOLE, order_terms
-from carl_ray.objectives.low_level import correlation_terms, low_level_statistics, read_terms
+from carl_ray.objectives.low_level import low_level_statistics, read_terms
 from carl_ray.objectives.regions import RegionContrast, Regions, region_terms
 
 TAU = 0.1
@@ -434,21 +433,6 @@ def test_order_classes_are_before_inside_and_after():
     assert figures["order_accuracy"].tolist() == [16, 16]
     assert figures["order_best_guess"].tolist() == [2 + 2 + 4 + 4, 16]
     assert seen[0].shape == (2, 2, 4, 18)
-
-
-def test_correlations_are_those_of_numpy():
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(50, 4, generator=generator, dtype=torch.float64)
-    u = torch.randn(50, 6, generator=generator, dtype=torch.float64) + z[:, :1]
-    mean, number, figure = correlation_terms(z, u)
-    squared = np.square(np.corrcoef(z.T, u.T)[:4, 4:])
-    assert float(mean) / int(number) == pytest.approx(squared.mean())
-    assert figure.tolist() == pytest.approx([squared.max(0).sum(), 6])
-    dead = torch.ones(50, 4, dtype=torch.float64, requires_grad=True)
-    constant, _, _ = correlation_terms(dead, u)
-    constant.backward()
-    assert constant.item() == pytest.approx(0, abs=1e-6)
-    assert dead.grad is not None and dead.grad.isfinite().all()
 
 
 def test_cells_that_do_not_divide_the_frames_are_refused():

@@ -64,6 +64,16 @@ def test_frames_of_one_time_are_neither_positive_nor_negative():
     assert time_contrastive_terms(embeddings, s, without, window=2.0, temperature=0.5)[1].item() == 0
 
 
+@pytest.mark.parametrize("start", [0, 36_000])
+def test_the_unit_of_the_timestamps_changes_nothing(start):
+    embeddings, s, mask = batch()
+    found = [
+        time_contrastive_terms(embeddings, (s + start) * step, mask, window=4 * step, temperature=0.1)
+        for step in (1.0, 0.1)
+    ]
+    assert torch.equal(found[1].sums, found[0].sums)
+
+
 def test_a_view_without_negatives_has_zero_gradient():
     embeddings, s, mask = (part[:1] for part in batch())
     embeddings.requires_grad_()

@@ -12,9 +12,7 @@ from carl_ray.report import sweep_page
 from carl_ray.report.sweep_figures import epoch_plot, parameter_plots
 from carl_ray.report.sweep_page import (
     difference,
-    label_free_line,
     ordered_trials,
-    paper_findings,
     value_text,
     verdict_lines,
     write_sweep_page,
@@ -97,14 +95,6 @@ def sweep(*trials: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "parameters": PARAMETERS,
         "trials": list(trials),
         "best": best[0]["id"] if best else None,
-        "label_free": {
-            "name": "label_free",
-            "against": "phase_classification",
-            "rank_correlation": 0.874,
-            "num_trials": 5,
-            "least_trials": 5,
-        },
-        "tables": [],
         **changes,
     }
 
@@ -247,62 +237,6 @@ def test_lower_is_better() -> None:
     document = sweep(*trials, metric="alignment_error", higher_is_better=False)
     assert [trial["id"] for trial in ordered_trials(document)] == ["b", "a", "c"]
     assert verdict_lines(document)[0].startswith("The best trial is better than the base")
-    table = paper_entry(("one", "a", None), ("two", "b", None))
-    for row, number in zip(table["rows"], (".02", ".01"), strict=True):
-        row["paper"] = {"alignment_error": number}
-    (finding,) = paper_findings(table, document)
-    assert "best row of the paper two, of this sweep two." in finding
-
-
-def paper_entry(*rows: tuple[str, str, str | None]) -> dict[str, Any]:
-    return {
-        "table": "9",
-        "title": "Temperature",
-        "metrics": ["phase_classification", "alignment_error"],
-        "note": "Other videos.",
-        "rows": [
-            {"name": name, "trial": id_, "paper": {} if number is None else {"phase_classification": number}}
-            for name, id_, number in rows
-        ],
-    }
-
-
-def test_the_papers_numbers_are_beside_ours(tmp_path: Path) -> None:
-    table = paper_entry(
-        *(("one", "a", "93.07"), ("two", "b", "92.95"), ("three", "d", "91.57")),
-        *(("four", "s", "91"), ("five", "b", None), ("six", "gone", None)),
-    )
-    document = {**whole(), "tables": [table]}
-    page = written(tmp_path, document)
-    rows = {row[0]: row[1:] for row in page.tables["Table 9 of the paper with our numbers"]}
-    assert rows["one"][0] == "90.5 [89.5, 91.5] paper 93.07"
-    assert rows["four (stopped)"] == ["– paper 91", "–"]  # a score at an earlier epoch is not in this table
-    assert rows["five"][0] == "92.0 [91.0, 93.0]" and rows["six (not in the sweep)"][0] == "–"
-    finding = (
-        "phase classification: best row of the paper one, of this sweep two. Rank correlation "
-        "with the paper over 3 rows: 0.50."
-    )
-    assert paper_findings(table, document) == [finding]
-    assert finding in page.words and "Other videos." in page.words
-
-
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        ([("x", "a", "90"), ("y", "b", "91"), ("z", "d", "80")], "paper y, of this sweep y. Rank"),
-        ([("x", "a", "90"), ("y", "b", "91"), ("z", "d", "80")], "over 3 rows: 1.00"),
-        ([("x", "a", "80"), ("y", "b", "70"), ("z", "d", "90")], "paper z, of this sweep y. Rank"),
-        ([("x", "a", "80"), ("y", "b", "70"), ("z", "d", "90")], "over 3 rows: −1.00"),
-        ([("x", "a", "90"), ("y", "b", "90"), ("z", "d", "80")], "paper x, of this sweep y."),
-        ([("x", "a", "80"), ("y", "b", "70"), ("z", "f", "90")], "paper z, of this sweep y. Rank"),
-        ([("x", "a", "80"), ("y", "b", "90")], "over 2 rows: undefined"),
-        ([("x", "a", "80"), ("y", "b", "80"), ("z", "d", "80")], "over 3 rows: undefined"),
-        ([("x", "a", "80"), ("y", "n", "90")], "paper y; too few rows here (1)"),
-    ],
-)
-def test_findings_about_the_papers_order(rows: list[tuple[str, str, str]], said: str) -> None:
-    (finding,) = paper_findings(paper_entry(*rows), whole())
-    assert said in finding
 
 
 @pytest.mark.parametrize(
@@ -325,7 +259,7 @@ def test_findings_about_the_papers_order(rows: list[tuple[str, str, str]], said:
     ],
 )
 def test_little_to_show(tmp_path: Path, trials: list[dict[str, Any]], said: list[str]) -> None:
-    page = written(tmp_path, sweep(*trials, label_free=None), figures=len(trials) != 1)
+    page = written(tmp_path, sweep(*trials), figures=len(trials) != 1)
     for text in said:
         assert text in page.words
     assert "nan" not in page.words.lower() and "None" not in page.words
@@ -350,8 +284,3 @@ def test_texts() -> None:
     values = [None, True, 0.1 + 0.2, 1e-5, -2, 10.0, "even", "a\nb", [1]]
     texts = ["–", "true", "0.3", "1e−05", "−2", "10", "even", "a?b", "[1]"]
     assert [value_text(value) for value in values] == texts
-    document = whole()
-    assert "phase classification over 5 trials: 0.87" in label_free_line(document)
-    document["label_free"] |= {"rank_correlation": None, "num_trials": 4}
-    assert "over 4 trials: none (at least 5" in label_free_line(document)
-    assert "was not compared" in label_free_line(whole() | {"label_free": None})

@@ -199,6 +199,14 @@ def test_the_summary_weighs_all_metrics_that_decide() -> None:
     )
 
 
+@pytest.mark.parametrize("count", [6, 10])
+def test_a_handful_of_labelled_videos_decides_nothing(count: int) -> None:
+    metrics = document("phase_classification", (0.7, 0.68, 0.72), (0.5, 0.48, 0.52))
+    found = summary({**metrics, "test": {"videos": 17, "labelled_videos": count}})
+    few = "Too few test videos with labels to say whether training was worth it (6, expected at least 10): phase"
+    assert found.startswith(few if count == 6 else "Training was worth it: ")
+
+
 def test_the_summary_without_labels_claims_nothing() -> None:
     metrics: dict[str, Any] = {
         variant: {"kendalls_tau": entry(value, value, value), "label_free": entry(value, None, None)}

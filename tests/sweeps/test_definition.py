@@ -14,6 +14,7 @@ import pytest
 from carl_ray.config import Config
 from carl_ray.data.manifest import write_table
 from carl_ray.errors import UserError
+from carl_ray.paper import PROTOCOLS
 from carl_ray.presets import demo, preset
 from carl_ray.sweeps.definition import define_sweep, save_definition
 from carl_ray.sweeps.space import Choices, Space, loss
@@ -46,8 +47,11 @@ def test_labels_decide_the_metric(tmp_path: Path) -> None:
         SPACE, base(tmp_path, "ttvvs", labels=[-1, 0, 1, 1]), seeds=1, num_rungs=3, metric=None
     )
     assert (labelled.metric, labelled.labelled, labelled.rungs) == ("phase_classification", True, (5, 15, 45))
+    assert labelled.tasks == list(PROTOCOLS["phases"])
+    assert replace(labelled, metric="label_free").tasks == [*PROTOCOLS["phases"], "label_free"]
     plain = define_sweep(SPACE, base(tmp_path, "ttvvs"), seeds=1, num_rungs=1, metric=None)
     assert (plain.metric, plain.labelled, plain.rungs) == ("label_free", False, (45,))
+    assert plain.tasks == ["label_free"]
     nothing = define_sweep(SPACE, base(tmp_path, "ttvv", labels=[-1, -1]), seeds=1, num_rungs=1, metric=None)
     assert nothing.metric == "label_free"
     assert not define_sweep(

@@ -12,9 +12,8 @@ import pytest
 from carl_ray.config import Config, objective_options
 from carl_ray.errors import UserError
 from carl_ray.options import overridden
-from carl_ray.presets import PRESETS, demo, finegym99
+from carl_ray.presets import PRESETS, demo
 from carl_ray.sweeps.definition import Sweep, trial_id
-from carl_ray.sweeps.paper_tables import TABLE_9, TABLE_10
 from carl_ray.sweeps.space import SPACES, Choices, LogRange, Space, default_point, point_config
 from carl_ray.sweeps.tune_driver import Search, chosen_points
 
@@ -24,12 +23,10 @@ SPACE = Space(
 )
 
 
-def test_a_grid_is_the_product_or_its_points_each_once() -> None:
+def test_a_grid_is_the_product() -> None:
     assert [tuple(point.values()) for point in SPACE.grid()] == [
         (0.1, "random"), (0.1, "even"), (0.3, "random"), (0.3, "even"),
     ]  # fmt: skip
-    listed = Space("listed", SPACE.parameters, points=({}, {"views.sampling": "even"}, {}))
-    assert listed.grid() == [{}, {"views.sampling": "even"}]
 
 
 def test_draws_are_functions_of_the_seed_and_their_place() -> None:
@@ -109,15 +106,6 @@ def test_no_run_has_two_trials(search: Search, space: str, preset: str) -> None:
     )
 
 
-def test_the_papers_rows_are_as_many_runs_as_they_differ() -> None:
-    """Beside the base, whose row three tables have: table 10 says alpha 1.5 where the preset does not."""
-    sweep = sweep_of("paper", PRESETS["penn_action"]())
-    rows = [row for table in sweep.space.tables.values() for row in table.rows]
-    assert (len(rows), len(chosen_points(sweep, "grid", None, 0))) == (17, 15)
-    first = chosen_points(sweep_of("paper", demo()), "grid", 5, 0)
-    assert set(first) == {trial_id(sweep_of("paper", demo()), row.options) for row in TABLE_9.rows}
-
-
 def test_a_small_space_has_no_more_trials_than_points() -> None:
     sweep = sweep_of("frames", demo())
     assert sweep.space.num_points == 5
@@ -130,34 +118,9 @@ def test_a_small_space_has_no_more_trials_than_points() -> None:
     assert sweep_of("loss", demo()).space.num_points is None
 
 
-def test_rows_of_table_10_are_what_they_say() -> None:
-    names = {
-        preset: [row.name for row in SPACES["paper"](PRESETS[preset]()).tables["10"].rows]
-        for preset in ON_FRAMES
-    }
-    papers = [row.name for row in TABLE_10.rows if row.options]
-    assert names["penn_action"] == names["finegym99"] == papers
-    assert names["demo"] == [*papers, "alpha 3, beta 20 %, random (the base)"]
-    base = overridden(finegym99(), {"views.min_overlap": "0.5", "views.sampling": "even"})
-    table = SPACES["paper"](base).tables["10"]
-    assert "demo" not in table.note and "alpha 1.5, beta 50 %, even (the base)" in [
-        r.name for r in table.rows
-    ]
-    (reference,) = [row for row in table.rows if row.name == table.reference]
-    views = overridden(base, dict(reference.options)).views
-    assert (views.max_crop_ratio, views.min_overlap, views.sampling) == (1.5, 0.2, "random")
-
-
 def test_ranges_and_grids_reach_the_base() -> None:
     base = overridden(demo(), {"objective.temperature": "0.01", "objective.variance": "200"})
     space = SPACES["loss"](base)
     for name, value in default_point(space, base).items():
         parameter = space.parameters[name]
         assert parameter.low <= value <= parameter.high and value in parameter.grid  # type: ignore[union-attr,operator]
-
-
-def test_the_batch_stays_in_the_papers_table_of_frames() -> None:
-    space = SPACES["paper"](demo())
-    sweep = sweep_of("paper", demo())
-    batches = {sweep.run_config(point, 0).training.global_batch_size for point in space.points}
-    assert batches == {8} and "same batch size" in space.tables["11"].note

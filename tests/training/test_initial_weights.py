@@ -20,6 +20,7 @@ from carl_ray.errors import RunError, UserError
 from carl_ray.fitting import fit
 from carl_ray.options import overridden
 from carl_ray.presets import preset
+from carl_ray.training import checkpoint as checkpoints
 from carl_ray.training.checkpoint import (
     Progress,
     checkpoint_at,
@@ -153,17 +154,27 @@ def test_the_first_step_sees_them(tiny_run: Path, pretrained: Config) -> None:
 
 
 def test_test_videos_of_the_pretraining_are_warned_of(
-    tiny_run: Path, pretrained: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path,
+    pretrained: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def manifest(name: str, splits: list[str | None]) -> str:
         rows = [row(tmp_path / f"{n}.mp4", f"v{n}", 24, split=split) for n, split in enumerate(splits)]
         write_table(pa.Table.from_pylist(rows, schema=SCHEMA), str(tmp_path / name))
         return str(tmp_path / name)
 
+    opened: list[str] = []
+    latest = checkpoints.latest_checkpoint
+    monkeypatch.setattr(checkpoints, "latest_checkpoint", lambda uri: opened.append(uri) or latest(uri))
+
     def checked(splits: list[str | None]) -> str:
+        opened.clear()
         data = replace(pretrained.data, manifest=manifest("m.parquet", splits))
         config = with_model(replace(pretrained, data=data), init_from=str(run))
         check_run(config, str(tmp_path / "new"))
+        assert opened == [str(run)], "read and hashed once"
         return capsys.readouterr().err
 
     run = tmp_path / "run"

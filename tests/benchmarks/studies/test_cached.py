@@ -16,7 +16,7 @@ from benchmarks.paper_tables import TABLES
 from benchmarks.studies import cached
 from carl_ray.config import Config
 from carl_ray.data.features import create_cache, open_cache, read_features, write_part
-from carl_ray.data.manifest import SCHEMA
+from carl_ray.data.manifest import SCHEMA, read_manifest
 
 CHANNELS = 128
 """Of the backbone `small`."""
@@ -38,7 +38,7 @@ def rows() -> list[dict]:
                 "frame_labels": phases.tolist(),
                 "progress": np.linspace(0, 1, frames).tolist(),
                 **{"width": 96, "height": 96, "rotation": 0, "bytes": 1, "verified": True},
-                **{"frame_step": 1.0, "fps": 25.0},
+                **{"frame_step": 1.0, "fps": 25.0, "key_frames": [0, frames - 1]},
             }
         )
     return made
@@ -79,7 +79,7 @@ def test_videos_of_two_rates(study: Path) -> None:
     assert [row["split"] for row in whole] == ["train"] * 8 + ["test"] * 4
     for name, unit in cached.MIXED.items():
         cache = open_cache(str(study / name))
-        table = pq.read_table(study / name / "manifest.parquet")
+        table = read_manifest(str(study / name / "manifest.parquet"))
         assert cache is not None
         places = cache.locate_all(table).select(["features_part", "features_group"]).to_pylist()
         for number, (row, place, other) in enumerate(zip(table.to_pylist(), places, whole, strict=True)):

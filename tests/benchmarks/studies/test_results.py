@@ -7,8 +7,8 @@ import statistics
 
 import pytest
 
+from benchmarks.paper_tables import Row, Table
 from benchmarks.studies.results import markdown, table_document
-from carl_ray.sweeps.paper_tables import Row, Table
 
 TABLE = Table(
     "A table",
