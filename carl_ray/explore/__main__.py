@@ -32,17 +32,28 @@ def main(arguments: list[str] | None = None) -> None:
         uri = options.embeddings or storage.join(default_run("--embeddings"), "embeddings")
         corpus = Corpus.open(uri, options.manifest, ProgressLine("indexed"))
         from carl_ray.explore.api import open_workbench
+        from carl_ray.explore.labels import labels_of_another_form
         from carl_ray.explore.server import make_app, serve
 
         folder = storage.parent(uri) if storage.is_file(uri) else uri
-        labels = options.labels or storage.join(folder, "labels.csv")
+        own = storage.join(folder, "labels.csv")
+        labels, start = options.labels or own, {}
+        if options.labels and (start := labels_of_another_form(labels, corpus.videos)):
+            shown = storage.public_uri(own)
+            if storage.exists(own):
+                raise UserError(
+                    f"{storage.public_uri(labels)}: {shown} has the page's labels already: leave out --labels to go on "
+                    "with these, or move them away"
+                )
+            note(f"labels of {len(start)} videos to begin with; the page saves all in {shown}")
+            labels = own
         check = None
         try:
             lease, _ = stack.enter_context(hold(f"{labels}.lock"))
             check = lease.check
         except (UserError, RunError) as error:  # Another process writes, or nobody may.
             note(f"carl_ray: labels are only shown: {error}")
-        workbench = open_workbench(corpus, labels, check)
+        workbench = open_workbench(corpus, labels, check, start)
         serve(make_app(corpus, workbench, cache_bytes=int(options.cache_gb * 1e9)), options.port)
 
 
@@ -58,7 +69,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--labels",
         metavar="FILE",
-        help="CSV file of the labels drawn in the page [labels.csv in the folder of the embeddings]",
+        help="CSV file of the labels drawn in the page [labels.csv in the folder of the embeddings]; or labels to "
+        "begin with, of any form that index --labels takes",
     )
     add(
         "--port",

@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -110,19 +110,25 @@ class Workbench:
 WORKBENCH = web.AppKey("workbench", Workbench)
 
 
-def open_workbench(corpus: Corpus, labels: str, check: Callable[[], object] | None = None) -> Workbench:
+def open_workbench(
+    corpus: Corpus,
+    labels: str,
+    check: Callable[[], object] | None = None,
+    start: Mapping[int, list[Interval]] | None = None,
+) -> Workbench:
     """A corpus with its labels.
 
     Args:
         corpus: The videos.
         labels: URI of the file of labels.
         check: As of `LabelStore`.
+        start: As of `LabelStore`.
 
     Raises:
         UserError: the labels do not fit the videos.
         RunError: the store refuses or fails.
     """
-    return Workbench(corpus.videos, corpus.index, LabelStore(labels, corpus.videos, check))
+    return Workbench(corpus.videos, corpus.index, LabelStore(labels, corpus.videos, check, start))
 
 
 def add_routes(app: web.Application, workbench: Workbench) -> None:

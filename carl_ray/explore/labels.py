@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Int32
 
 from carl_ray import storage
-from carl_ray.errors import UserError
+from carl_ray.errors import UserError, note
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
-from carl_ray.evaluation.intervals import Interval, LabelledVideo, intervals
+from carl_ray.evaluation.intervals import Interval, LabelledVideo, intervals, with_labels
 
 _COLUMNS = ["video", "start", "end", "label"]
 _LONGEST_LABEL = 200
@@ -45,6 +45,7 @@ class LabelStore:
         uri: The file, as this class writes it; it need not exist.
         videos: All videos, of which `seconds` must be known to be labelled.
         check: Called before each writing; raises where this process may not write any more. None: it may never.
+        start: Intervals by number of the video, where the file does not exist yet.
 
     Raises:
         UserError: the file is another one.
@@ -52,13 +53,17 @@ class LabelStore:
     """
 
     def __init__(
-        self, uri: str, videos: Sequence[EmbeddedVideo], check: Callable[[], object] | None = None
+        self,
+        uri: str,
+        videos: Sequence[EmbeddedVideo],
+        check: Callable[[], object] | None = None,
+        start: Mapping[int, list[Interval]] | None = None,
     ) -> None:
         self.uri = uri
         self._videos = videos
         self._check = check
         self._saving = threading.Lock()
-        self._saved: dict[int, list[Interval]] = {}
+        self._saved = dict(start or {})
         self._others: list[list[str]] = []
         self._read_at = -math.inf
         self._read()
@@ -186,6 +191,27 @@ class LabelStore:
                     f"{one.label!r} to {one.end:.3f} s and {other.label!r} from {other.start:.3f} s overlap"
                 )
         return found
+
+
+def labels_of_another_form(uri: str, videos: Sequence[EmbeddedVideo]) -> dict[int, list[Interval]]:
+    """Intervals by number of the video, of a file that `LabelStore` did not write; empty where it did or there is none.
+
+    Args:
+        uri: A file as for `index --labels`.
+        videos: All videos.
+
+    Raises:
+        UserError: the labels do not fit the videos.
+        RunError: the store refuses or fails.
+    """
+    if not storage.exists(uri):
+        return {}
+    head = storage.read_bytes(uri).decode("utf-8-sig", "replace").partition("\n")[0]
+    if head.strip() == ",".join(_COLUMNS):
+        return {}
+    labelled, notes = with_labels(videos, [uri])
+    note("\n".join(notes))
+    return {number: found for number, video in enumerate(labelled) if (found := drawn(video))}
 
 
 def drawn(video: EmbeddedVideo) -> list[Interval]:

@@ -69,7 +69,7 @@ async def _serve(app: web.Application, port: int | None) -> None:
     try:
         await _listen(runner, range(PORT, PORT + _PORTS) if port is None else [port])
         address = f"http://127.0.0.1:{runner.addresses[0][1]}/?token={app[TOKEN]}"
-        print(f"explore: {address}", flush=True)
+        print(f"explore: {address}\nopen it in a browser of this machine; Ctrl-C ends the page", flush=True)
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()

@@ -14,7 +14,7 @@ import pytest
 from carl_ray import storage
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embeddings import EmbeddedVideo
-from carl_ray.explore.labels import ConflictError, LabelStore, drawn
+from carl_ray.explore.labels import ConflictError, LabelStore, drawn, labels_of_another_form
 
 UP = {"start": 0.5, "end": 1.0, "label": "up"}
 DOWN = {"start": 1.0, "end": 2.04, "label": ' "down",\n<b> '}
@@ -54,6 +54,24 @@ def test_what_is_drawn_is_saved_and_read_again(tmp_path: Path) -> None:
     assert drawn(phases) == store.read(0)[0]
     assert store.save(0, [], version) == 0
     assert 0 not in store.labelled() and list(store.labelled([0, 1])) == [1]
+
+
+def test_labels_of_another_form_are_a_beginning(tmp_path: Path) -> None:
+    few, own = tmp_path / "few.csv", tmp_path / "labels.csv"
+    few.write_text("video,start_frame,end_frame,label\na.mp4,5,10,up\na.mp4,10,20,down\n")
+    start = labels_of_another_form(str(few), VIDEOS[:2])
+    assert {n: [(s, e, label) for s, e, label, _ in found] for n, found in start.items()} == {
+        0: [(0.5, 1.0, "up"), (1.0, 2.0, "down")]
+    }
+    store = LabelStore(str(own), VIDEOS[:2], lambda: None, start)
+    found, version = store.read(0)
+    assert found == start[0] and list(store.labelled()) == [0] and not own.exists()
+    store.save(1, [UP], 0)
+    store.save(0, [UP], version)
+    # The page's own file is no other form, and what is in it goes before.
+    assert labels_of_another_form(str(own), VIDEOS[:2]) == {}
+    assert LabelStore(str(own), VIDEOS[:2], None, start).read(0) == store.read(0)
+    assert labels_of_another_form(str(tmp_path / "none.csv"), VIDEOS[:2]) == {}
 
 
 def test_two_pages_do_not_overwrite_each_other(tmp_path: Path) -> None:
