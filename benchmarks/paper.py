@@ -99,6 +99,10 @@ def _table(options: argparse.Namespace) -> Table:
         raise UserError(
             f"--preset {options.preset}: expected one of encoders of frames, and with --frozen none"
         )
+    if options.preset == "laptop" and not options.frozen:
+        raise UserError(
+            "--preset laptop: it trains on cached features: expected --frozen, of the preset demo"
+        )
     if options.manifest is None and not is_demo:
         raise UserError(f"--preset {options.preset}: expected --manifest with the URI of its videos")
     if options.table == "11":

@@ -97,10 +97,12 @@ def _run(options: argparse.Namespace) -> None:
         print(f"{counts}: {'aligned one by one' if options.repetitions else whole}")
     for out in options.out:
         print(f"written:    {storage.public_uri(out)}")
-    other = "aligned.mp4" if all(map(_is_table, options.out)) else "pairs.csv"
     one_by_one = ["--repetitions"] if both_repeat else []
-    if both_repeat and not options.repetitions:
-        other = "repetitions.mp4"
+    names = ["aligned.mp4", "pairs.csv"] if options.repetitions or not both_repeat else ["repetitions.mp4"]
+    other = next((name for name in names if name not in options.out), None)
+    if other is None:
+        print_next("search", uris[0], "--embeddings", "EMBEDDINGS", "--out", "sheet.png")
+        return
     print_next("align", *uris, "--checkpoint", uri, *one_by_one, "--out", other)
 
 

@@ -36,10 +36,14 @@ from carl_ray.pipelines.shipped import SHIPPED
 _MAX_PACKAGE_BYTES = 100 * 2**20
 """Of the zipped code: the limit of a request to Ray's dashboard."""
 _NUM_LARGEST = 3
-_FILLED = {"--data.features", "--features"}
-"""Folders that a job fills where they are missing."""
+_FILLED = "--data.features"
+"""A folder that a job fills where it is missing."""
 _ENCODERS = {"--model.init_from", "--checkpoint"}
-_INPUTS = {*("--data.manifest", "--data.keypoints", "--model.weights", "--manifest"), *_ENCODERS, *_FILLED}
+_INPUTS = {
+    *("--data.manifest", "--data.keypoints", "--model.weights", "--manifest", "--features"),
+    *_ENCODERS,
+    _FILLED,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -168,7 +172,7 @@ def _check_inputs(plan: Plan) -> None:
                     f"stage {stage}: {option} {uri}: a job runs in a folder of its own: name the full path, as its "
                     "node sees it, or a URI"
                 )
-            if option not in _FILLED and storage.is_remote(uri) and not storage.exists(uri):
+            if option != _FILLED and storage.is_remote(uri) and not storage.exists(uri):
                 raise UserError(f"stage {stage}: {option} {storage.public_uri(uri)}: nothing is there")
 
 

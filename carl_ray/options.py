@@ -177,7 +177,10 @@ def add_config_options(parser: argparse.ArgumentParser, arguments: Sequence[str]
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     given.add_argument(f"--{_OBJECTIVE}")
     words, others = given.parse_known_args(list(arguments))
-    name = next((word for word in others if word in PRESETS), None)
+    name = None
+    with suppress(UserError):  # The command's own parsing tells it.
+        asked = parser.parse_known_args([word for word in others if word not in ("-h", "--help")])[0]
+        name = asked.preset if getattr(asked, "preset", None) in PRESETS else None
     base = configuration.Config(preset="default") if name is None else PRESETS[name]()
     objective, own = base.objective, getattr(words, _OBJECTIVE)
     try:

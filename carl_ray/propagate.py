@@ -61,7 +61,13 @@ def _run(embeddings: str, labels: list[str], out: str, frames: str | None, unlab
         raise UserError(f"{storage.public_uri(embeddings)}: no video has labels; name some with --labels")
     others = [video for video in videos if not (video.phases >= 0).any()]
     num_unlabelled = sum(int((video.phases < 0).sum()) for video in sources)
+    alone = _with_one_phase(sources)
     if unlabelled == "ignore":
+        if alone:
+            raise UserError(
+                f"--unlabelled ignore: the labelled videos of {alone[0]} have one phase alone, which every frame would "
+                "get: label at least two"
+            )
         sources = [_labelled_part(video) for video in sources]
     # Lazily: mistakes are reported before torch is loaded.
     from carl_ray.evaluation.propagation import propagate_names, sources_for
@@ -92,11 +98,21 @@ def _run(embeddings: str, labels: list[str], out: str, frames: str | None, unlab
     if unlabelled == "none" and any(_share_of_none(labelled) > 0.5 for labelled in found):
         note(
             f"warning: {num_unlabelled:,} frames of the labelled videos have no label and count as a phase, so videos "
-            "above are mostly in none: label the whole of a video, or leave these frames out by --unlabelled ignore"
+            f"above are mostly in none: label the whole of a video{'' if alone else ', or leave these frames out by'}"
+            f"{'' if alone else ' --unlabelled ignore'}"
         )
     print(f"written: {', '.join(storage.public_uri(file) for file in (out, frames) if file)}")
     files = [word for file in (*labels, out) for word in ("--labels", file)]
     print_next("index", "--update", "MANIFEST", *files)
+
+
+def _with_one_phase(sources: Sequence[EmbeddedVideo]) -> list[str]:
+    """The actions whose labelled videos have a single phase."""
+    names: dict[str, set[str | None]] = {}
+    for video in sources:
+        of_action = names.setdefault(video.label or "an unknown action", set())
+        of_action |= {video.phase_name(phase) for phase in np.unique(video.phases).tolist()} - {None}
+    return [printable(action) for action, phases in names.items() if len(phases) == 1]
 
 
 def _labelled_part(video: EmbeddedVideo) -> EmbeddedVideo:

@@ -55,7 +55,8 @@ def _run(embeddings: str, out: str) -> None:
             counts.append((len(found), min(one.confidence for one in found), video.video_id))
         progress(done, len(videos))
     storage.write_bytes(out, storage.csv_bytes(INTERVALS, rows))
-    print("repetitions  least confidence  video")
+    if counts:
+        print("repetitions  least confidence  video")
     for count, confidence, video_id in sorted(counts, key=itemgetter(2))[:_MOST_SHOWN]:
         print(f"{count:>11}{confidence:>18.2f}  {printable(video_id)}")
     if len(counts) > _MOST_SHOWN:

@@ -95,7 +95,7 @@ def _print_results(run: FittedRun) -> None:
         return storage.public_uri(storage.join(run.run_dir, name))
 
     losses = [line["validation_loss"] for line in read_log(run.run_dir) if "validation_loss" in line]
-    print(f"step {run.num_steps} of {run.num_steps}; this call took {run.seconds:.0f} s")
+    print(f"{run.num_steps} steps are done; this call took {run.seconds:.0f} s")
     if losses:
         first, last = ("not finite" if loss is None else f"{loss:.4f}" for loss in (losses[0], losses[-1]))
         print(f"loss on validation videos: {first} at the start, {last} at the end")

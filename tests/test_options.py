@@ -61,7 +61,9 @@ def test_help_shows_descriptions_and_defaults() -> None:
 
 def test_help_beside_a_preset_shows_its_defaults() -> None:
     parser = OptionParser(prog="command")
-    add_config_options(parser, ["clips_demo", "--help"])
+    parser.add_argument("preset", nargs="?")
+    parser.add_argument("--run-dir")
+    add_config_options(parser, ["--run-dir", "demo", "clips_demo", "--help"])
     text = " ".join(parser.format_help().split())
     assert "defaults are those of the preset clips_demo" in text
     described = "T: frames of a view; positions of any other length are spread over [0, T - 1]."

@@ -41,11 +41,11 @@ def main(arguments: list[str] | None = None) -> None:
         if options.labels and (start := labels_of_another_form(labels, corpus.videos)):
             shown = storage.public_uri(own)
             if storage.exists(own):
-                raise UserError(
-                    f"{storage.public_uri(labels)}: {shown} has the page's labels already: leave out --labels to go on "
-                    "with these, or move them away"
+                note(
+                    f"{shown} goes on with what it has; move it away to begin with {storage.public_uri(labels)}"
                 )
-            note(f"labels of {len(start)} videos to begin with; the page saves all in {shown}")
+            else:
+                note(f"labels of {len(start)} videos to begin with; the page saves all in {shown}")
             labels = own
         check = None
         try:

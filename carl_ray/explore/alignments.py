@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from carl_ray.data.child import Values, open_channel
-from carl_ray.errors import UserError
+from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.intervals import Interval, intervals
 from carl_ray.machine import single_threaded
@@ -219,9 +219,17 @@ def answer() -> None:
     # Before memory is limited and time is measured: OpenBLAS waits for memory that it does not get.
     import carl_ray.evaluation.propagation
     import carl_ray.report.video  # noqa: F401
+    from carl_ray.data.video_file import DecodeError
 
     def answers(source: str, task: str, **arguments: Any) -> Values:
-        found = _TASKS[task](**arguments)
+        try:
+            found = _TASKS[task](**arguments)
+        except (UserError, DecodeError):  # It refuses its arguments, or a video of them.
+            raise
+        except MemoryError:
+            raise RunError(f"{task}: it takes more memory than there is, or than it may") from None
+        except Exception as error:  # A failure of the program, which the server notes.
+            raise RunError(f"{task}: {type(error).__name__}: {' '.join(str(error).split())}") from None
         content = found if isinstance(found, bytes) else json.dumps(found).encode()
         yield {"content": np.frombuffer(content, np.uint8)}
 

@@ -18,8 +18,8 @@ from typing import Any, get_args
 import numpy as np
 from aiohttp import web
 
-from carl_ray.data.child import Child
-from carl_ray.errors import UserError
+from carl_ray.data.child import BadVideoError, Child
+from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.intervals import Interval
 from carl_ray.explore.alignments import Ends, described
@@ -50,8 +50,8 @@ class Calculator:
         """The answer to one question, JSON or a video.
 
         Raises:
-            BadVideoError: the task refuses its arguments, failed, or its process crashed.
-            RunError: the process was killed or stopped.
+            UserError: the task refuses its arguments.
+            RunError: it failed, or the process died or took too long.
         """
 
         def ask() -> bytes:
@@ -66,11 +66,21 @@ class Calculator:
             return content
 
         async with self._one_at_a_time:
+            job = self._thread.submit(ask)
             try:
-                return await asyncio.get_running_loop().run_in_executor(self._thread, ask)
+                return await asyncio.wrap_future(job)
             except asyncio.CancelledError:
-                self._child.interrupt()
+                while not job.done():  # The process may only be starting.
+                    self._child.interrupt()
+                    await asyncio.sleep(0.05)
                 raise
+            except (BadVideoError, RunError) as error:
+                died = str(error).removeprefix("the decoder ")
+                if died != str(error):
+                    raise RunError(f"the process that aligns and propagates {died}") from None
+                if isinstance(error, RunError):
+                    raise
+                raise UserError(str(error)) from None
 
     def close(self) -> None:
         """End the process."""

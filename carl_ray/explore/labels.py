@@ -16,6 +16,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -72,6 +73,11 @@ class LabelStore:
     def is_writable(self) -> bool:
         """Whether this process may write the file."""
         return self._check is not None
+
+    @property
+    def has_others(self) -> bool:
+        """Whether the file has rows of videos that are not embedded, or not by this id."""
+        return bool(self._others)
 
     def read(self, number: int) -> tuple[list[Interval], int]:
         """The intervals of a video in order, and their version; 0 where there are none."""
@@ -206,9 +212,10 @@ def labels_of_another_form(uri: str, videos: Sequence[EmbeddedVideo]) -> dict[in
     """
     if not storage.exists(uri):
         return {}
-    head = storage.read_bytes(uri).decode("utf-8-sig", "replace").partition("\n")[0]
-    if head.strip() == ",".join(_COLUMNS):
-        return {}
+    with suppress(UserError):  # One that the page could not read, either.
+        own = LabelStore(uri, videos)
+        if own.labelled() or not own.has_others:
+            return {}
     labelled, notes = with_labels(videos, [uri])
     note("\n".join(notes))
     return {number: found for number, video in enumerate(labelled) if (found := drawn(video))}

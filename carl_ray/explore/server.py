@@ -198,7 +198,8 @@ def _error(status: int, text: str, headers: Any = None) -> web.Response:
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(_HEADERS)
-    response.headers.setdefault("Cache-Control", "no-store")
+    is_file = isinstance(response, web.FileResponse)
+    response.headers.setdefault("Cache-Control", "no-cache" if is_file else "no-store")
 
 
 async def _index(request: web.Request) -> web.StreamResponse:

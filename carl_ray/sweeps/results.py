@@ -89,7 +89,7 @@ def _trial(sweep: Sweep, folder: str, trial: str, point: Point) -> dict[str, Any
         variant: {
             name: _summary(name, [found[variant][name] for found in last])
             for name in last[0][variant]
-            if all(name in found[variant] for found in last)
+            if all(name in (found.get(variant) or {}) for found in last)
         }
         for variant in VARIANTS
         if last and last[0].get(variant) is not None

@@ -303,11 +303,16 @@ def try_objective(config: Config) -> None:
         found, other = terms(0.0), terms(3.0)
         if not found.sums.requires_grad:
             raise TypeError("its sums have no gradient: were the encodings detached?")
+        if not found.sums.isfinite().all():
+            raise ValueError(f"its sums are not finite: {found.sums.tolist()}")
         found.sums.sum().backward()
         if not (
             torch.equal(found.counts, other.counts) and torch.allclose(found.sums, other.sums, rtol=1e-4)
         ):
-            raise ValueError("its terms depend on padding: expected to leave out frames whose mask is False")
+            raise ValueError(
+                "its terms depend on padding, or on random numbers other than torch's: expected to leave out frames "
+                "whose mask is False"
+            )
 
 
 def _black_videos(config: Config, count: int) -> Batch:

@@ -58,11 +58,17 @@ def test_what_is_drawn_is_saved_and_read_again(tmp_path: Path) -> None:
 
 def test_labels_of_another_form_are_a_beginning(tmp_path: Path) -> None:
     few, own = tmp_path / "few.csv", tmp_path / "labels.csv"
-    few.write_text("video,start_frame,end_frame,label\na.mp4,5,10,up\na.mp4,10,20,down\n")
-    start = labels_of_another_form(str(few), VIDEOS[:2])
-    assert {n: [(s, e, label) for s, e, label, _ in found] for n, found in start.items()} == {
-        0: [(0.5, 1.0, "up"), (1.0, 2.0, "down")]
-    }
+    # Frames; ids without the suffix; times of a clock: columns alone do not tell the page's file.
+    for text in (
+        "video,start_frame,end_frame,label\na.mp4,5,10,up\na.mp4,10,20,down\n",
+        "video,start,end,label\na,0.5,1,up\na,1,2,down\n",
+        "video,start,end,label\na.mp4,0:00.5,0:01,up\na.mp4,0:01,0:02,down\n",
+    ):
+        few.write_text(text)
+        start = labels_of_another_form(str(few), VIDEOS[:2])
+        assert {n: [(s, e, label) for s, e, label, _ in found] for n, found in start.items()} == {
+            0: [(0.5, 1.0, "up"), (1.0, 2.0, "down")]
+        }
     store = LabelStore(str(own), VIDEOS[:2], lambda: None, start)
     found, version = store.read(0)
     assert found == start[0] and list(store.labelled()) == [0] and not own.exists()

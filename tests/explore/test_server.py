@@ -126,7 +126,7 @@ def test_files_of_the_page_have_their_type_and_the_headers(corpus: str, serve: S
             answer = await client.get(f"{path}?{token}")
             assert answer.status == 200 and answer.content_type in types
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
-            assert answer.headers["Cache-Control"] == "no-store"
+            assert answer.headers["Cache-Control"] == "no-cache"
             assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
 
     serve(corpus, conversation)
