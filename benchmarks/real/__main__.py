@@ -77,7 +77,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="clones of the repositories")
-    parser.add_argument("--recipe", action="append", metavar="NAME", help=f"of {', '.join(RECIPES)} [all]")
+    parser.add_argument(
+        "--recipe", action="append", metavar="NAME", help=f"of {', '.join(RECIPES)} [all but scl-window]"
+    )
     parser.add_argument(
         "--seeds", type=int, default=5, metavar="N", help="of the main recipes and of those named [5]"
     )
@@ -103,7 +105,8 @@ def _run(options: argparse.Namespace) -> None:
             results.add(f"{name}|{fold}|0", partial(measure, corpus, {"": embeddings}, fold))
     for seed in range(options.seeds):
         for name in options.recipe or RECIPES:
-            if not (RECIPES[name].is_main or options.recipe or seed < _FEWER):
+            recipe = RECIPES[name]
+            if not options.recipe and (recipe.is_slow or not (recipe.is_main or seed < _FEWER)):
                 continue
             for fold in (0, 1):
                 file = out / "embeddings" / f"{name}-{fold}-{seed}.npz"

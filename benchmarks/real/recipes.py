@@ -32,6 +32,8 @@ class Recipe:
     """Trained on videos without labels, too."""
     is_main: bool = False
     """Trained with all seeds; others with fewer."""
+    is_slow: bool = False
+    """Trained only where it is named: it takes some ten times as long."""
 
 
 def _objective(name: str, **options: float) -> Config:
@@ -55,7 +57,9 @@ RECIPES = {
     "scl-more": Recipe(
         "SCL, with unlabelled videos", lambda: _objective("scl", variance=9.0), unlabelled=True
     ),
-    "scl-window": Recipe("SCL on windows of nine frames", lambda: _moving(_objective("scl", variance=9.0))),
+    "scl-window": Recipe(
+        "SCL on windows of nine frames", lambda: _moving(_objective("scl", variance=9.0)), is_slow=True
+    ),
     "tcn": Recipe("TCN, window of 15 frames", lambda: _objective("tcn", window=15.0)),
     "tcc": Recipe("TCC", lambda: _objective("tcc")),
     "weak_scl": Recipe("SCL and pairs of videos", lambda: _objective("weak_scl", variance=9.0)),
