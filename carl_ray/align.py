@@ -98,11 +98,11 @@ def _run(options: argparse.Namespace) -> None:
     for out in options.out:
         print(f"written:    {storage.public_uri(out)}")
     one_by_one = ["--repetitions"] if both_repeat else []
-    names = ["aligned.mp4", "pairs.csv"] if options.repetitions or not both_repeat else ["repetitions.mp4"]
-    other = next((name for name in names if name not in options.out), None)
-    if other is None:
-        print_next("search", uris[0], "--embeddings", "EMBEDDINGS", "--out", "sheet.png")
-        return
+    names = ["repetitions.mp4"] if both_repeat and not options.repetitions else []
+    names += (
+        ["aligned.mp4", "pairs.csv"] if all(map(_is_table, options.out)) else ["pairs.csv", "aligned.mp4"]
+    )
+    other = next((name for name in names if name not in options.out), names[0])
     print_next("align", *uris, "--checkpoint", uri, *one_by_one, "--out", other)
 
 
