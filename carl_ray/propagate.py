@@ -70,7 +70,7 @@ def _run(embeddings: str, labels: list[str], out: str, frames: str | None, unlab
             )
         sources = [_labelled_part(video) for video in sources]
     # Lazily: mistakes are reported before torch is loaded.
-    from carl_ray.evaluation.propagation import propagate_names, sources_for
+    from carl_ray.evaluation.propagation import agreement, propagate_names, sources_for
 
     found: list[LabelledVideo] = []
     progress = ProgressLine("labelled")
@@ -80,6 +80,7 @@ def _run(embeddings: str, labels: list[str], out: str, frames: str | None, unlab
             if alike and len(video) and video.seconds is not None:
                 found.append(propagate_names(alike, video))
             progress(done, len(others))
+        right, straight_line = agreement(sources)
     found.sort(key=lambda labelled: float(labelled.confidence.mean()))
     rows = [row for labelled in found for row in interval_rows(labelled.video, intervals(labelled))]
     storage.write_bytes(out, storage.csv_bytes(INTERVALS, rows))
@@ -94,6 +95,11 @@ def _run(embeddings: str, labels: list[str], out: str, frames: str | None, unlab
     print(f"labels of {len(sources)} videos propagated to {len(found)}: {len(rows):,} intervals")
     if left := len(others) - len(found):
         print(f"left without labels: {left} videos of actions that no labelled video has")
+    if right is not None:
+        print(
+            f"from each other, the labelled videos get {right:.0%} of their labelled frames right ({straight_line:.0%} "
+            "at the same relative position)"
+        )
     _print_least_sure(found)
     if unlabelled == "none" and any(_share_of_none(labelled) > 0.5 for labelled in found):
         note(

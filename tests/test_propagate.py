@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,7 +63,10 @@ def test_intervals_come_back_as_labels(folder: Path, capsys: pytest.CaptureFixtu
         assert back == written
     (folder / "p.csv").rename(folder / "q.csv")
     run(folder, "--labels", str(folder / "few.csv"), "--labels", str(folder / "q.csv"))
-    assert "labels of 4 videos propagated to 0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "labels of 4 videos propagated to 0" in said
+    shares = re.search(r"from each other, .* get (\d+)% of their labelled frames right \((\d+)% at", said)
+    assert shares is not None and int(shares[1]) > 90 and 0 < int(shares[2]) <= 100
 
 
 def test_frames_without_a_label_may_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

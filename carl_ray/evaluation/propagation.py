@@ -10,6 +10,7 @@ Legend: N frames of the other video, V labelled videos, S states: the phases and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -30,6 +31,7 @@ _SHORTEST_RUN = 0.5
 _COUNTS = (1, 3, 10)
 _NUM_DRAWS = 5
 _MOST_SOURCES = 20
+_MOST_COMPARED = 10
 _QUERIES_AT_A_TIME = 16
 
 
@@ -40,6 +42,15 @@ class Propagation(NamedTuple):
     """-1: none."""
     confidence: Float64[np.ndarray, " N"]
     """From 0 to 1: how much nearer the phase is than others, and the share of the videos that vote for it."""
+
+
+class Agreement(NamedTuple):
+    """How well labelled videos label each other: shares of their labelled frames that are right."""
+
+    propagated: float | None
+    """None where no video has another one of its action."""
+    straight_line: float | None
+    """The control: the labels of the others at the same relative position, by majority."""
 
 
 def propagate(
@@ -88,6 +99,28 @@ def propagate_names(sources: Sequence[EmbeddedVideo], video: EmbeddedVideo) -> L
     labels = [place[source.phases] for place, source in zip(places, sources, strict=True)]
     found = propagate([source.embeddings for source in sources], labels, video.embeddings)
     return LabelledVideo(video, [[*names, ""][phase] for phase in found.phases], found.confidence)
+
+
+def agreement(sources: Sequence[EmbeddedVideo]) -> Agreement:
+    """Label each of the first ten labelled videos from the others, and by a straight line in time."""
+    right, straight, total = 0, 0, 0
+    for video in sources[:_MOST_COMPARED]:
+        alike = [source for source in sources_for(video, sources) if source is not video]
+        if not alike:
+            continue
+        own, found = _names(video), propagate_names(alike, video).labels
+        others = [_names(source) for source in alike]
+        for frame, name in enumerate(own):
+            if name:
+                votes = Counter(labels[frame * len(labels) // len(own)] for labels in others)
+                right += found[frame] == name
+                straight += votes.most_common(1)[0][0] == name
+                total += 1
+    return Agreement(right / total, straight / total) if total else Agreement(None, None)
+
+
+def _names(video: EmbeddedVideo) -> list[str]:
+    return [video.phase_name(phase) or "" for phase in video.phases.tolist()]
 
 
 def _states(labels: Sequence[Int[np.ndarray, " _"]]) -> tuple[list[Int[np.ndarray, " _"]], int]:

@@ -8,7 +8,6 @@ torch would take half of the server's memory. Embeddings are not sent: the proce
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +21,6 @@ from carl_ray.evaluation.intervals import Interval, intervals
 from carl_ray.machine import single_threaded
 
 Ends = Literal["tied", "open", "repetitions"]
-_MOST_COMPARED = 10
 
 
 class Follower(NamedTuple):
@@ -106,15 +104,6 @@ def aligned_clips(
     return aligned_video(one, two, path)
 
 
-class Agreement(NamedTuple):
-    """How well labelled videos label each other: shares of their labelled frames that are right."""
-
-    propagated: float | None
-    """None where no video has another one of its action."""
-    straight_line: float | None
-    """The control: the labels of the others at the same relative position, by majority."""
-
-
 def propagate_intervals(
     sources: Sequence[EmbeddedVideo], targets: Sequence[EmbeddedVideo]
 ) -> list[list[Interval] | None]:
@@ -127,30 +116,6 @@ def propagate_intervals(
         usable = alike and len(video) and video.seconds is not None
         found.append(intervals(propagate_names(alike, video)) if usable else None)
     return found
-
-
-def agreement(sources: Sequence[EmbeddedVideo]) -> Agreement:
-    """Label each of the first ten labelled videos from the others, and by a straight line in time."""
-    from carl_ray.evaluation.propagation import propagate_names, sources_for
-
-    right, straight, total = 0, 0, 0
-    for video in sources[:_MOST_COMPARED]:
-        alike = [source for source in sources_for(video, sources) if source is not video]
-        if not alike:
-            continue
-        own, found = _names(video), propagate_names(alike, video).labels
-        others = [_names(source) for source in alike]
-        for frame, name in enumerate(own):
-            if name:
-                votes = Counter(labels[frame * len(labels) // len(own)] for labels in others)
-                right += found[frame] == name
-                straight += votes.most_common(1)[0][0] == name
-                total += 1
-    return Agreement(right / total, straight / total) if total else Agreement(None, None)
-
-
-def _names(video: EmbeddedVideo) -> list[str]:
-    return [video.phase_name(phase) or "" for phase in video.phases.tolist()]
 
 
 Place = tuple[str, int, int]
@@ -201,7 +166,9 @@ def _propagate(
     return propagate_intervals([*map(_video, sources)], [*map(_video, targets)])
 
 
-def _agreement(sources: Sequence[Mapping[str, Any]]) -> Agreement:
+def _agreement(sources: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
+    from carl_ray.evaluation.propagation import agreement
+
     return agreement([*map(_video, sources)])
 
 

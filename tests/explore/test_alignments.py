@@ -13,7 +13,8 @@ import pytest
 from carl_ray.data.decode import DecodeError, probe_video
 from carl_ray.errors import UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
-from carl_ray.explore.alignments import agreement, aligned_clips, follow, propagate_intervals
+from carl_ray.evaluation.propagation import agreement
+from carl_ray.explore.alignments import aligned_clips, follow, propagate_intervals
 
 ANGLES = np.linspace(0, 3, 40)
 
