@@ -75,6 +75,10 @@ class BadVideoError(Exception):
     """A video that cannot be read, also by another try; the message is one line."""
 
 
+class RefusedError(BadVideoError):
+    """What the child itself says against a video or its arguments; its process is in order."""
+
+
 class KilledError(RunError):
     """A child killed from outside, as the kernel does for lack of memory: retry."""
 
@@ -207,7 +211,8 @@ class Child:
             raise kind(f"the decoder sent no valid answer ({error})") from None
         self._is_idle = how != "broken"
         if how != "end":
-            raise (RunError if how == "again" else BadVideoError)(fields["reason"])
+            kinds = {"again": RunError, "refused": RefusedError}
+            raise kinds.get(how, BadVideoError)(fields["reason"])
 
     def _death(self, status: int | None, seconds: float) -> Exception:
         """The error for a video during which the process ended with this exit status."""

@@ -232,6 +232,7 @@ def _extent(videos: Sequence[EmbeddedVideo]) -> dict[str, Any]:
         "videos": len(videos),
         "splits": sorted({video.split for video in videos}, key=str),
         "frames": sum(len(video) for video in videos),
+        # With labels of frames or, where no video has these, of their own.
         "labelled_videos": sum(bool((video.phases >= 0).any()) for video in videos)
         or sum(video.label is not None for video in videos),
         "labelled_frames": sum(int((video.phases >= 0).sum()) for video in videos),

@@ -18,7 +18,7 @@ from typing import Any, get_args
 import numpy as np
 from aiohttp import web
 
-from carl_ray.data.child import BadVideoError, Child
+from carl_ray.data.child import BadVideoError, Child, KilledError, RefusedError
 from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.intervals import Interval
@@ -74,13 +74,10 @@ class Calculator:
                     self._child.interrupt()
                     await asyncio.sleep(0.05)
                 raise
-            except (BadVideoError, RunError) as error:
-                died = str(error).removeprefix("the decoder ")
-                if died != str(error):
-                    raise RunError(f"the process that aligns and propagates {died}") from None
-                if isinstance(error, RunError):
-                    raise
+            except RefusedError as error:
                 raise UserError(str(error)) from None
+            except (BadVideoError, KilledError) as error:  # `Child` calls its process the decoder.
+                raise RunError(f"the process that aligns and propagates ended: {error}") from None
 
     def close(self) -> None:
         """End the process."""

@@ -30,7 +30,8 @@ class SequenceContrast(Objective):
         temperature: float = Field(default=0.1, gt=0)
         """tau. Divides the similarities in every softmax over them."""
         variance: float = Field(default=10.0, gt=0)
-        """sigma squared of the Gaussian over time, in squared frames of the raw video (paper, section 4.2)."""
+        """sigma squared of the Gaussian over time, in squared units of the timestamps: frames of the raw video (paper,
+        section 4.2), unless the manifest's `frame_step` scales them."""
         negatives: Negatives = "video"
         """Candidates besides the other view: none, the worker's other videos, or the videos of all workers."""
 
