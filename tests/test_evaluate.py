@@ -246,6 +246,31 @@ def test_what_means_nothing_is_no_win(tmp_path: Path, capsys: pytest.CaptureFixt
     )
 
 
+def test_the_direction_of_time_is_measured_beside_clips_played_backwards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, backwards, out = (str(tmp_path / name) for name in ("plain", "backwards", "out"))
+    made = videos("train", 6) + videos("test", 4)
+    turned = [replace(found, embeddings=found.embeddings + np.float32(3)) for found in made]
+    write_part(folder, made, ORIGIN, "float32")
+    write_part(backwards, turned, replace(ORIGIN, form="backwards"), "float32")
+    both = ("--train", folder, "--test", folder, "--out", out)
+    evaluate.main([*both, "--backwards", backwards])
+    document = json.loads(Path(out, "metrics.json").read_text())
+    values = [document[name]["direction_of_time"]["value"] for name in ("trained", "untrained", "chance")]
+    assert values == [1, 0.5, 0.5]
+    assert '<th scope="row">direction of time (%)' in Path(out, "report.html").read_text()
+    capsys.readouterr()
+    of_another = str(tmp_path / "other")
+    write_part(of_another, turned, replace(ORIGIN, form="backwards", step=9), "float32")
+    some = str(tmp_path / "some")
+    write_part(some, turned[:6], replace(ORIGIN, form="backwards"), "float32")
+    for options in ([backwards, "--centered"], [folder], [of_another]):
+        said = failure(capsys, evaluate, *both, "--backwards", *options)
+        assert "expected what `embed --form backwards` makes with the same encoder" in said
+    assert "none of the test videos is there" in failure(capsys, evaluate, *both, "--backwards", some)
+
+
 def test_mistakes_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, out = tmp_path / "good", tmp_path / "out"
     write_part(str(good), videos("train", 3) + videos("test", 1), ORIGIN, "float16")

@@ -9,7 +9,7 @@ from typing import Any
 _MODULES = {
     "alignment_error": "alignment",
     "average_precision_at_k": "retrieval",
-    "direction_of_time": "recognition",
+    "direction_of_time": "direction",
     "kendalls_tau": "kendall",
     "linear_probe": "frame_classes",
     "linear_probe_of_clips": "recognition",

@@ -148,13 +148,17 @@ def _embed_missing(
 
     config = checkpoint.config
     encoders = inference.load_encoders(checkpoint, untrained=settings.untrained)
-    classifier = None if isinstance(checkpoint, FrozenEncoder) else trained_classifier(checkpoint)
+    classifier = None
+    if not isinstance(checkpoint, FrozenEncoder) and origin.form != "backwards":
+        classifier = trained_classifier(checkpoint)
     cache = from_cache.cache_of(encoders, config, features) if settings.view == "resized" else None
     is_joined = origin.form == "joined"
     if origin.form in ("dynamic", "static") and config.model.clip_streams == "one":
         raise UserError(
             f"--form {origin.form} is the half of one stream, and this encoder has no two: expected plain or centered"
         )
+    if origin.form == "backwards" and config.model.temporal_encoder != "clip":
+        raise UserError("--form backwards plays clips backwards, and this is no encoder of clips")
     if is_joined and cache is None and load_frozen(storage.join(out, CONTROL)) is None:
         raise UserError(
             "--form joined needs features of videos that the run was trained on: name them by --features URI"

@@ -40,6 +40,8 @@ class EmbeddedVideo:
     """Average frame rate, frames per second."""
     frame_times: Float64[np.ndarray, " frames"] | None = None
     """Seconds from the first frame to each; None where they are index / `fps`."""
+    backwards: EmbeddedVideo | None = None
+    """The same video with its clips played backwards, where it is evaluated beside."""
     predicted: list[str] | None = None
     """The five most probable labels by the run's own classifier, the most probable first; None without one, and for
     videos that it was trained on."""

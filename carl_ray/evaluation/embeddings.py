@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Precision = Literal["float16", "float32"]
-Form = Literal["plain", "centered", "joined", "dynamic", "static"]
+Form = Literal["plain", "centered", "joined", "dynamic", "static", "backwards"]
 """What is made of the encoders' output, of each video: see `carl_ray.evaluation.frozen.formed`."""
 CropMode = Literal["resized", "central"]
 """`resized`: shorter side resized to the encoder's size, then the central square. `central`: the central

@@ -263,7 +263,14 @@ class _EmbeddingActor:
         self._embedder: VideoEmbedder | FeatureExtractor = (
             FeatureExtractor(encoders[0].backbone, config, device)
             if features
-            else VideoEmbedder(encoders, config, device, bf16=settings.bf16, view=settings.view)
+            else VideoEmbedder(
+                encoders,
+                config,
+                device,
+                bf16=settings.bf16,
+                view=settings.view,
+                form=settings.form or "plain",
+            )
         )
         self._predictor = None
         if classifier is not None:

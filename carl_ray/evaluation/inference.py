@@ -133,7 +133,7 @@ class VideoEncoder:
         encoders = load_encoders(checkpoint, untrained=False)
         if frozen is not None:
             encoders.append(FrozenNetwork(encoders[0], frozen))
-        self._embedder = VideoEmbedder(encoders, checkpoint.config, device, view=view)
+        self._embedder = VideoEmbedder(encoders, checkpoint.config, device, view=view, form=form)
 
     def embed(
         self, video: str | Path | bytes | UInt8[np.ndarray, "frames height width 3"]
@@ -220,6 +220,7 @@ class VideoEmbedder:
         device: Where they compute.
         bf16: Matrix products in bfloat16.
         view: How frames are cropped to the encoder's input.
+        form: Of the embeddings: encoders of clips see them backwards for `backwards`.
     """
 
     def __init__(
@@ -230,8 +231,12 @@ class VideoEmbedder:
         *,
         bf16: bool = False,
         view: CropMode = "resized",
+        form: Form = "plain",
     ) -> None:
         self._encoders = [encoder.to(device) for encoder in encoders]
+        for encoder in self._encoders:
+            if isinstance(encoder, ClipEncoder):
+                encoder.backwards = form == "backwards"
         self._config = config
         self._device = device
         self._bf16 = bf16

@@ -147,31 +147,6 @@ def linear_probe_of_clips(
     return ratio_of_sums(correct.astype(np.float64), np.ones(len(test)))
 
 
-def direction_of_time(
-    train: Sequence[tuple[Float[np.ndarray, "_ C"], Float[np.ndarray, "_ C"]]],
-    test: Sequence[tuple[Float[np.ndarray, "_ C"], Float[np.ndarray, "_ C"]]],
-    *,
-    groups: Labels | None = None,
-    seed: int = 0,
-) -> Result:
-    """Accuracy of a linear probe that tells clips from the same clips played backwards; a half says nothing.
-
-    A video is its clips' vectors and those of the reversed clips, which are held out together. `groups` and `seed` are
-    those of `linear_probe_of_clips`.
-    """
-    names = np.asarray(range(len(train)) if groups is None else groups)
-    result = linear_probe_of_clips(
-        [clips for video in train for clips in video],
-        [1, 0] * len(train),
-        [clips for video in test for clips in video],
-        [1, 0] * len(test),
-        groups=np.repeat(names, 2),
-        seed=seed,
-    )
-    correct, counts = result.statistics.reshape(2, len(test), 2).sum(axis=2)
-    return ratio_of_sums(correct, counts)
-
-
 def _predicted(
     train: Sequence[np.ndarray], labels: np.ndarray, test: Sequence[np.ndarray], penalty: float
 ) -> np.ndarray:

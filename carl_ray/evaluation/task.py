@@ -23,9 +23,11 @@ Need = Literal[
     "progress",
     "two labels of two videos each",
     "predictions of a classifier",
+    "clips played backwards",
 ]
 """What a task cannot do without: frame labels of a training or a test video, true progress of a test video, two labels
-(of videos) that at least two training and two test videos have, or the predicted label of a labelled test video."""
+(of videos) that at least two training and two test videos have, the predicted label of a labelled test video, or
+embeddings of a training and a test video played backwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,9 @@ class Task:
             "progress": any(video.progress is not None for video in test),
             "two labels of two videos each": len(_repeated_labels(train) & _repeated_labels(test)) >= 2,
             "predictions of a classifier": any(video.label and video.predicted for video in test),
+            "clips played backwards": all(
+                any(v.backwards is not None for v in side) for side in (train, test)
+            ),
         }
         return next((need for need in self.needs if not met[need]), None)
 

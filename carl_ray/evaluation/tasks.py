@@ -10,6 +10,7 @@ from carl_ray.evaluation import (
     classification,
     classifier,
     clip_probe,
+    direction,
     frame_classes,
     kendall,
     label_free,
@@ -35,6 +36,7 @@ TASKS: dict[str, Task] = {
         recognition.TASK,
         clip_probe.TASK,
         classifier.TASK,
+        direction.TASK,
         label_free.TASK,
     )
 }

@@ -42,6 +42,7 @@ class ClipEncoder(nn.Module):
         backbone: With random weights; of the dynamic stream where there are two.
         static_backbone: Of the static stream, where it has one of its own.
         width: C; of two streams that of both, of which the first half is the dynamic one's.
+        backwards: Whether clips of whole videos are played backwards; False.
     """
 
     def __init__(self, config: Config) -> None:
@@ -55,6 +56,7 @@ class ClipEncoder(nn.Module):
         self.sees_difference = config.model.clip_input == "difference"
         self.num_frames = config.model.num_frames
         self.stride = sum(config.views.stride) // 2
+        self.backwards = False
 
     def forward(
         self,
@@ -139,7 +141,11 @@ class ClipEncoder(nn.Module):
             return frames.new_zeros(0, self.width)
         begin = torch.tensor(starts, device=frames.device)[:, None]
         places = begin + stride * torch.arange(self.num_frames, device=frames.device)
-        clips: Tensor = self(frames[places.clamp(max=len(frames) - 1)], places < len(frames)).clip
+        mask = places < len(frames)
+        if self.backwards:
+            last = begin + stride * (mask.sum(1, keepdim=True) - 1)
+            places = (last + begin - places).clamp(min=0)
+        clips: Tensor = self(frames[places.clamp(max=len(frames) - 1)], mask).clip
         return clips
 
     def embed_features(self, features: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:

@@ -12,7 +12,6 @@ from carl_ray.evaluation import recognition
 from carl_ray.evaluation.protocol import evaluate
 from carl_ray.evaluation.recognition import (
     TASK,
-    direction_of_time,
     linear_probe_of_clips,
     nearest_neighbours,
     retrieval_of_videos,
@@ -171,31 +170,6 @@ def test_a_single_label_is_predicted() -> None:
         linear_probe_of_clips([*clips, np.ones((0, 3))], ["a"] * 4, clips, ["a"] * 3)
     with pytest.raises(ValueError, match="labels or groups of 3 videos, got 2"):
         linear_probe_of_clips(clips, ["a"] * 3, clips, ["a"] * 3, groups=[0, 1])
-
-
-def test_direction_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(2)
-
-    def videos(sees: float) -> list[tuple[np.ndarray, np.ndarray]]:
-        shown = [rng.standard_normal((4, 6)) for _ in range(60)]
-        way = np.eye(6)[0] * sees
-        return [(clips + way, clips - way) for clips in shown]
-
-    assert direction_of_time(videos(2), videos(2)).value > 0.95
-    blind = direction_of_time(videos(0), videos(0))
-    assert blind.value == 0.5 and blind.num_videos == 60
-    # A video and its reversal are held out together.
-    groups: list[np.ndarray] = []
-    probe = recognition.linear_probe_of_clips
-    monkeypatch.setattr(
-        recognition,
-        "linear_probe_of_clips",
-        lambda *videos, **options: groups.append(options["groups"]) or probe(*videos, **options),
-    )
-    direction_of_time(videos(1), videos(1))
-    direction_of_time(videos(1), videos(1), groups=["a", "b", "c"] * 20)
-    assert groups[0].tolist() == np.repeat(range(60), 2).tolist()
-    assert groups[1].tolist() == list("aabbcc") * 20
 
 
 def test_the_task_runs_on_the_mean_of_frames_with_every_control() -> None:

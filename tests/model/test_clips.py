@@ -96,6 +96,8 @@ def plainly(made: ClipEncoder, video: Tensor) -> Tensor:
         step = made.stride if start + span <= total else stride
         places = start + step * torch.arange(made.num_frames)
         mask = (places < total)[None]
+        if made.backwards:
+            places[mask[0]] = places[mask[0]].flip(0)
         vectors.append(made(video[places.clamp(max=total - 1)][None], mask).clip[0])
         middles.append(start + made.num_frames * step / 2)
     rows = []
@@ -109,9 +111,10 @@ def plainly(made: ClipEncoder, video: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("total", [1, 5, 8, 15, 16, 17, 20, 47, 64])
-@pytest.mark.parametrize("chunk", [3, 64])
-def test_rows_of_a_whole_video(total: int, chunk: int):
+@pytest.mark.parametrize(("chunk", "backwards"), [(3, False), (64, False), (64, True)])
+def test_rows_of_a_whole_video(total: int, chunk: int, backwards: bool):
     made = encoder().eval()
+    made.backwards = backwards
     assert made.stride == 2
     video = frames(total, seed=total)
     rows = torch.cat(list(made.frame_features(video.split(chunk))))

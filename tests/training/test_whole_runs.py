@@ -14,6 +14,7 @@ import pytest
 
 import carl_ray
 from carl_ray.config import AugmentConfig, Config
+from carl_ray.evaluation.corpus import EmbeddingSettings
 from carl_ray.objectives.choice import objective_options
 from tests.samples import small_model
 
@@ -101,6 +102,13 @@ def test_from_training_to_metrics(
             expected = ["a", "b"] if video.split == "test" else None
             assert (video.predicted and sorted(video.predicted)) == expected
     if config.objective.name == "csvr":
+        turned = str(tmp_path / "backwards")
+        settings = EmbeddingSettings(form="backwards")
+        assert carl_ray.embed_corpus(str(run), manifest, turned, settings).num_embedded == 8
+        document = carl_ray.evaluate_embeddings(embeddings, embeddings, str(tmp_path), backwards=turned)
+        assert document["trained"]["direction_of_time"]["value"] is not None
+        rows = [list(carl_ray.Embeddings.open(uri)) for uri in (embeddings, turned)]
+        assert all(not np.allclose(a.embeddings, b.embeddings) for a, b in zip(*rows, strict=True))
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert {"pose_error", "mean_pose_error", "context_loss", "next_critic_loss"} <= set(lines[-1])
         assert lines[-1]["people"] == 1
