@@ -2,6 +2,7 @@ r"""Sweep training parameters with Ray Tune and choose by metrics on validation 
 
     carl-ray sweep
     carl-ray sweep loss --num-trials 4
+    carl-ray sweep loss --config RUN/config.json
     carl-ray sweep temporal --preset penn_action --data.manifest s3://bucket/manifest.parquet \
         --run-dir s3://bucket/sweeps/temporal --search optuna --num-trials 32 --max-concurrent 8
 
@@ -19,6 +20,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+from carl_ray import config as configuration
 from carl_ray import options, storage
 from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.presets import PRESETS, preset
@@ -44,7 +46,8 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     add = parser.add_argument
     number: dict[str, Any] = {"type": options.number(int, at_least=1), "metavar": "N"}
     add("space", nargs="?", default="loss", metavar="SPACE", help=f"one of {', '.join(SPACES)}")
-    add("--preset", default="demo", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    add("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)} [demo]")
+    add("--config", metavar="URI", help="config.json of a run, in place of a preset")
     add("--run-dir", metavar="URI", help="folder of the sweep, new or begun by the same command")
     add(
         "--search",
@@ -88,12 +91,22 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         raise UserError(f"unknown space {parsed.space!r}{hint} ({', '.join(SPACES)})")
     if parsed.address is not None:
         os.environ["RAY_ADDRESS"] = parsed.address
-    its_preset = preset(parsed.preset)
-    base = options.overridden(its_preset, overrides)
-    folder = parsed.run_dir or str(storage.home() / "sweeps" / f"{parsed.space}-{parsed.preset}")
+    if parsed.config is None:
+        start = preset(parsed.preset or "demo")
+    elif parsed.preset is None:
+        start = configuration.from_json(storage.read_bytes(parsed.config), storage.public_uri(parsed.config))
+    else:
+        raise UserError("--config and --preset both say what a run is: expected one of them")
+    base = options.overridden(start, overrides)
+    if base.preset == "laptop" and base.data.features is None:
+        raise UserError(
+            "--preset laptop needs --data.features; simpler: `carl-ray train laptop …`, then sweep around this run by "
+            "--config RUN/config.json"
+        )
+    folder = parsed.run_dir or str(storage.home() / "sweeps" / f"{parsed.space}-{start.preset}")
     return folder, {
         "space": SPACES[parsed.space](base),
-        "full": replace(base, training=replace(base.training, epochs=its_preset.training.epochs)),
+        "full": replace(base, training=replace(base.training, epochs=start.training.epochs)),
         "trial_epochs": base.training.epochs if "training.epochs" in overrides else None,
         "num_rungs": parsed.rungs,
         "command": f"{options.program('sweep')} {shlex.join(arguments)}".strip(),

@@ -23,8 +23,9 @@ from carl_ray import train
 from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, TrainingConfig
 from carl_ray.data.manifest import write_table
 from carl_ray.data.scan import index_folder
-from carl_ray.errors import one_line_errors
+from carl_ray.errors import UserError, one_line_errors
 from carl_ray.lease import hold
+from carl_ray.presets import preset
 from carl_ray.sweeps.definition import define_sweep
 from carl_ray.sweeps.results import sweep_document
 from carl_ray.sweeps.runner import default_num_trials, trial_config
@@ -233,6 +234,19 @@ def test_lengths_of_trials_and_of_the_best() -> None:
         full, trial = keywords["full"], trial_config(keywords["full"], keywords["trial_epochs"])
         assert (trial.training.epochs, full.training.epochs) == (epochs, 45)
         assert (trial.training.seed, full.training.seed) == (7, 7)
+
+
+def test_a_sweep_around_a_run_has_its_config(tmp_path: Path) -> None:
+    laptop = replace(preset("laptop"), data=replace(preset("laptop").data, features="/f", frame_stride=5))
+    file = tmp_path / "config.json"
+    file.write_text(configuration.to_json(replace(laptop, training=replace(laptop.training, epochs=88))))
+    folder, keywords = command().parse(["--config", str(file), "--objective.temperature", "0.3"])
+    full = keywords["full"]
+    assert (full.data, full.training.epochs, full.objective.temperature) == (laptop.data, 88, 0.3)
+    assert trial_config(full, keywords["trial_epochs"]).training.epochs == 22
+    assert folder.endswith("sweeps/loss-laptop")
+    with pytest.raises(UserError, match="--config and --preset both say what a run is"):
+        command().parse(["--config", str(file), "--preset", "demo"])
 
 
 def test_training_takes_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
