@@ -2,6 +2,7 @@
 
     python -m benchmarks.real FOLDER
     python -m benchmarks.real FOLDER --recipe scl --recipe contrastive --seeds 2
+    python -m benchmarks.real FOLDER --grid
 
 FOLDER holds a clone of a public repository of exercise videos, under any name:
 
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,6 +86,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--seeds", type=int, default=5, metavar="N", help="of the main recipes and of those named [5]"
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="[FOLDER/real-benchmark]")
+    parser.add_argument(
+        "--grid",
+        action="store_true",
+        help="instead, variance times temperature with one seed, then the two best of each objective with all",
+    )
     parser.add_argument("--no-training", action="store_true", help="the table of what was trained so far")
     options = parser.parse_args(arguments)
     for name in options.recipe or ():
@@ -95,23 +102,35 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from benchmarks.real.recipes import RECIPES, untrained_controls
+    from benchmarks.real import grid
+    from benchmarks.real.recipes import GRID, RECIPES, untrained_controls
 
     out = options.out or options.folder / "real-benchmark"
     corpus = read_corpus(options.folder, str(out / "features"))
     results = Results(out / "results.json")
+
+    def add(name: str, seed: int) -> None:
+        for fold in (0, 1):
+            file = out / "embeddings" / f"{name}-{fold}-{seed}.npz"
+            if file.exists() or not options.no_training:
+                results.add(f"{name}|{fold}|{seed}", partial(trained, corpus, name, fold, seed, file))
+
+    if options.grid:
+        for name in GRID:
+            add(name, 0)
+        for seed in range(1, options.seeds):
+            for name in chain(*grid.best_points(results.found)):
+                add(name, seed)
+        print(grid.markdown(results.found, options.seeds))
+        return
     for fold in (0, 1):
         for name, embeddings in untrained_controls(corpus.features, corpus.ids(fold, tested=False)).items():
             results.add(f"{name}|{fold}|0", partial(measure, corpus, {"": embeddings}, fold))
     for seed in range(options.seeds):
         for name in options.recipe or RECIPES:
             recipe = RECIPES[name]
-            if not options.recipe and (recipe.is_slow or not (recipe.is_main or seed < _FEWER)):
-                continue
-            for fold in (0, 1):
-                file = out / "embeddings" / f"{name}-{fold}-{seed}.npz"
-                if file.exists() or not options.no_training:
-                    results.add(f"{name}|{fold}|{seed}", partial(trained, corpus, name, fold, seed, file))
+            if options.recipe or (not recipe.is_slow and (recipe.is_main or seed < _FEWER)):
+                add(name, seed)
     print(markdown(results.found, corpus.videos, corpus.fold))
 
 
@@ -139,18 +158,19 @@ def read_corpus(folder: Path, features_folder: str) -> Corpus:
 def trained(corpus: Corpus, name: str, fold: int, seed: int, file: Path) -> Measured:
     """Scores of a recipe that sees the videos of the other fold; its embeddings are kept."""
     from benchmarks.real.features import cache
-    from benchmarks.real.recipes import RECIPES, variants
+    from benchmarks.real.recipes import GRID, RECIPES, variants
     from benchmarks.real.training import embed, train
 
     if not file.exists():
-        config = RECIPES[name].config()
+        recipe = (RECIPES | GRID)[name]
+        config = recipe.config()
         config = replace(config, training=replace(config.training, seed=seed))
         ids = corpus.ids(fold, tested=False)
         seen = [video for video in corpus.videos if video.video_id in ids]
-        if RECIPES[name].unlabelled:
+        if recipe.unlabelled:
             seen += of_other_places(corpus, fold)
             cache(seen, corpus.cache.uri, presets.preset("laptop"))
-        encoder = train(config, corpus.cache, seen, RECIPES[name].num_steps)
+        encoder = train(config, corpus.cache, seen, recipe.num_steps)
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(file, **cast("dict[str, Any]", embed(encoder, config, corpus.features)))
     with np.load(file) as held:

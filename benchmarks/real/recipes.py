@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -67,6 +68,27 @@ RECIPES = {
     "contrastive-plain": Recipe("contrastive on plain features", lambda: _plain(_objective("contrastive"))),
 }
 """By the name that `--recipe` takes."""
+
+VARIANCES = (9.0, 36.0, 90.0, 225.0)
+"""Of the grid, in squared frames: 1, 4, 10 and 25 squared strides of three frames."""
+TEMPERATURES = (0.07, 0.1, 0.3)
+
+
+def grid_name(variance: float | None, temperature: float) -> str:
+    """Name of a point of the grid; without a variance, of the contrastive baseline's."""
+    return f"{f'scl-{variance:g}' if variance else 'contrastive'}-at-{temperature:g}"
+
+
+def _grid_recipe(variance: float | None, temperature: float) -> Recipe:
+    if variance is None:
+        made = partial(_objective, "contrastive", temperature=temperature)
+        return Recipe(f"contrastive baseline, temperature {temperature:g}", made)
+    made = partial(_objective, "scl", variance=variance, temperature=temperature)
+    return Recipe(f"SCL, variance {variance:g}, temperature {temperature:g}", made)
+
+
+GRID = {grid_name(v, t): _grid_recipe(v, t) for v in (None, *VARIANCES) for t in TEMPERATURES}
+"""By name: variance times temperature, for `--grid`."""
 
 
 def windows(arrays: Mapping[str, np.ndarray], reach: int) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.real.recipes import RECIPES
+from benchmarks.real.recipes import GRID, RECIPES
 from benchmarks.real.videos import ACTIONS, TESTED, Video
 from benchmarks.studies.results import mean_interval, verdict_of
 
@@ -19,17 +19,29 @@ _MEASURES = ("phase_error", "one_shot", "probe")
 _MARGIN, _FLOOR = 0.01, 0.008
 
 
+Rows = Mapping[tuple[str, str], Sequence[Mapping[int, Scores]]]
+"""Scores of each fold by seed, by name and variant."""
+
+
 def markdown(found: Found, videos: Sequence[Video], fold: np.ndarray) -> str:
     """All tables: the videos, the scores, bars and SCL beside the contrastive baseline."""
+    rows = {key: folds for key, folds in rows_of(found).items() if key[0] not in GRID}
+    pairs = [
+        (name, "contrastive-plain" if name.endswith("plain") else "contrastive", variant)
+        for name, variant in rows
+        if name.startswith("scl")
+    ]
+    return "\n".join([*_videos(videos, fold), "", *_scores(rows), "", *_bars(rows), "", *paired(rows, pairs)])
+
+
+def rows_of(found: Found) -> Rows:
+    """What both folds have."""
     rows: dict[tuple[str, str], list[dict[int, Scores]]] = defaultdict(lambda: [{}, {}])
     for key, variants in found.items():
         name, number, seed = key.split("|")
         for variant, scores in variants.items():
             rows[name, variant][int(number)][int(seed)] = scores
-    complete = {key: folds for key, folds in rows.items() if all(folds)}
-    return "\n".join(
-        [*_videos(videos, fold), "", *_scores(complete), "", *_bars(complete), "", *_paired(complete)]
-    )
+    return {key: folds for key, folds in rows.items() if all(folds)}
 
 
 def _videos(videos: Sequence[Video], fold: np.ndarray) -> list[str]:
@@ -44,7 +56,7 @@ def _videos(videos: Sequence[Video], fold: np.ndarray) -> list[str]:
     return lines
 
 
-def _scores(rows: Mapping[tuple[str, str], Sequence[Mapping[int, Scores]]]) -> list[str]:
+def _scores(rows: Rows) -> list[str]:
     titles = [*ACTIONS, "mean", "one-shot", "probe"]
     lines = [f"| folds 0 / 1 | {' | '.join(titles)} | seeds |", "|---" * (len(titles) + 2) + "|"]
     for (name, variant), folds in rows.items():
@@ -59,7 +71,7 @@ def _scores(rows: Mapping[tuple[str, str], Sequence[Mapping[int, Scores]]]) -> l
     return lines
 
 
-def _bars(rows: Mapping[tuple[str, str], Sequence[Mapping[int, Scores]]]) -> list[str]:
+def _bars(rows: Rows) -> list[str]:
     """Each trained embedding against the best control without training of each action, and the untrained net."""
     controls = [folds for (name, _), folds in rows.items() if name not in RECIPES]
     lines = [
@@ -98,34 +110,48 @@ def _bars(rows: Mapping[tuple[str, str], Sequence[Mapping[int, Scores]]]) -> lis
     return lines
 
 
-def _paired(rows: Mapping[tuple[str, str], Sequence[Mapping[int, Scores]]]) -> list[str]:
-    """SCL minus the contrastive baseline on the same seeds and folds; the interval is over seeds, folds averaged."""
+def paired(rows: Rows, pairs: Sequence[tuple[str, str, str]]) -> list[str]:
+    """SCL minus the contrastive baseline on the same seeds and folds; the interval is over seeds, folds averaged.
+
+    Args:
+        rows: The scores.
+        pairs: Names of both and the variant; what was not measured is left out.
+    """
     lines = [
         "| phase error minus that of the contrastive baseline, paired by seed and fold | mean | lower in | 95 % over "
         "seeds | the paper's order |",
         "|---|---|---|---|---|",
     ]
-    for (name, variant), folds in rows.items():
-        other = rows.get(("contrastive-plain" if name.endswith("plain") else "contrastive", variant))
-        if not name.startswith("scl") or other is None:
+    for name, reference, variant in pairs:
+        folds, other = rows[name, variant], rows.get((reference, variant))
+        if other is None:
             continue
         common = sorted(set.intersection(*(set(f[k]) for f in (folds, other) for k in (0, 1))))
-        pairs = [
+        found = [
             [
                 _means({s: folds[k][s]}, _MEASURES[0])[0] - _means({s: other[k][s]}, _MEASURES[0])[0]
                 for k in (0, 1)
             ]
             for s in common
         ]
-        if pairs:
-            interval = mean_interval([float(np.mean(both)) for both in pairs])
+        if found:
+            interval = mean_interval([float(np.mean(both)) for both in found])
             shown = "[{:+.3f}, {:+.3f}]".format(*interval) if interval else "–"
             verdict = verdict_of([-end for end in interval]) if interval else "–"
+            than = f" against {GRID[reference].meaning}" if reference in GRID else ""
             lines.append(
-                f"| {RECIPES[name].meaning}, {variant} | {np.mean(pairs):+.3f} | "
-                f"{int((np.array(pairs) < 0).sum())} of {2 * len(pairs)} | {shown} | {verdict} |"
+                f"| {(RECIPES | GRID)[name].meaning}{than}, {variant} | {np.mean(found):+.3f} | "
+                f"{int((np.array(found) < 0).sum())} of {2 * len(found)} | {shown} | {verdict} |"
             )
     return lines
+
+
+def mean_error(rows: Rows, name: str, variant: str, seeds: Sequence[int]) -> float:
+    """Mean phase error over actions, folds and seeds; NaN where a seed was not measured."""
+    folds = rows.get((name, variant), ({}, {}))
+    if any(seed not in fold for fold in folds for seed in seeds):
+        return float("nan")
+    return float(np.mean([_means({s: fold[s] for s in seeds}, _MEASURES[0]) for fold in folds]))
 
 
 def _values(seeds: Mapping[int, Scores], action: str, measure: str = _MEASURES[0]) -> list[float]:
