@@ -29,7 +29,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper_tables import TABLES, Row, Table, finegym_table, frames_table, frozen_table
+from benchmarks.paper_tables import (
+    TABLES,
+    Row,
+    Table,
+    finegym_table,
+    frames_table,
+    frozen_table,
+    pretrained_table,
+)
 from carl_ray import storage
 from carl_ray.config import Config
 from carl_ray.errors import InterruptedRunError, UserError, one_line_errors
@@ -107,6 +115,8 @@ def _table(options: argparse.Namespace) -> Table:
         raise UserError(f"--preset {options.preset}: expected --manifest with the URI of its videos")
     if options.table == "11":
         table = frames_table(config.model.num_frames)
+    if options.table == "7" and is_demo:
+        table = pretrained_table(table)
     if protocol == "finegym":
         table = finegym_table(table)
     if options.frozen:

@@ -77,8 +77,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         choices=typing.get_args(Form),
         help="of the embeddings: plain; centered: minus the mean of their video; joined: that, averaged over five "
         "strides, beside embeddings of the frozen backbone, in a folder that begins with videos that have features; "
-        "dynamic, static: the half of that stream, of an encoder with two; backwards: plain, of clips played "
-        "backwards, for evaluate --backwards; none: as in the folder, in a new one plain",
+        "dynamic, static: the half of that stream, of an encoder with two; none: as in the folder, in a new one plain",
+    )
+    add(
+        "--backwards",
+        action="store_true",
+        help="of an encoder of clips, at twice the cost: clips played backwards, too, for the direction of time",
     )
     add(
         "--no-untrained",
@@ -126,8 +130,6 @@ def _run(options: argparse.Namespace) -> None:
     if result.bad_videos:
         print(f"not readable:    {len(result.bad_videos)}, listed in bad_videos.jsonl beside the embeddings")
     print(f"embeddings:      {storage.public_uri(out)}")
-    if options.form == "backwards":
-        return  # Of no use alone.
     if result.has_test_videos:
         results = storage.join(storage.parent(storage.absolute(out)), "evaluation")
         print_next("evaluate", "--train", out, "--test", out, "--out", results)

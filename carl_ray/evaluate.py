@@ -35,11 +35,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--train", metavar="EMBEDDINGS", help="folder or file that probes are fitted to")
     add("--test", metavar="EMBEDDINGS", help="folder or file that is measured")
-    add(
-        "--backwards",
-        metavar="EMBEDDINGS",
-        help="the same videos by embed --form backwards, for the direction of time",
-    )
     add("--out", metavar="FOLDER", help="for metrics.json and report.html")
     add(
         "--protocol",

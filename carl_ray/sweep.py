@@ -22,6 +22,7 @@ from typing import Any
 
 from carl_ray import config as configuration
 from carl_ray import options, storage
+from carl_ray.datasets.embedded import embedded_manifest, has_embedded
 from carl_ray.errors import RunError, UserError, one_line_errors
 from carl_ray.presets import PRESETS, preset
 from carl_ray.sweeps.runner import run_sweep
@@ -40,7 +41,7 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     """The sweep's folder and the keyword arguments of `run_sweep`; over 60 lines: one option after another."""
     parser = options.OptionParser(
         prog="python -m carl_ray.sweep",
-        usage="%(prog)s [SPACE] [--preset NAME] [--run-dir URI] [--num-trials N] [--section.field VALUE …]",
+        usage="%(prog)s [SPACE] [--preset NAME | --config URI] [--run-dir URI] [--num-trials N] [--section.field V …]",
         description=__doc__,
     )
     add = parser.add_argument
@@ -95,15 +96,13 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         start = preset(parsed.preset or "demo")
     elif parsed.preset is None:
         start = configuration.from_json(storage.read_bytes(parsed.config), storage.public_uri(parsed.config))
+        if has_embedded(start.preset) and start.data.manifest == embedded_manifest(start.preset):
+            start = replace(start, data=replace(start.data, manifest=None))
     else:
         raise UserError("--config and --preset both say what a run is: expected one of them")
     base = options.overridden(start, overrides)
-    if base.preset == "laptop" and base.data.features is None:
-        raise UserError(
-            "--preset laptop needs --data.features; simpler: `carl-ray train laptop …`, then sweep around this run by "
-            "--config RUN/config.json"
-        )
-    folder = parsed.run_dir or str(storage.home() / "sweeps" / f"{parsed.space}-{start.preset}")
+    around = start.preset if parsed.config is None else storage.parent(storage.absolute(parsed.config))
+    folder = parsed.run_dir or str(storage.home() / "sweeps" / f"{parsed.space}-{around.rpartition('/')[2]}")
     return folder, {
         "space": SPACES[parsed.space](base),
         "full": replace(base, training=replace(base.training, epochs=start.training.epochs)),

@@ -23,6 +23,7 @@ from carl_ray import train
 from carl_ray.config import AugmentConfig, ClusterConfig, Config, DataConfig, TrainingConfig
 from carl_ray.data.manifest import write_table
 from carl_ray.data.scan import index_folder
+from carl_ray.datasets.embedded import embedded_manifest
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.lease import hold
 from carl_ray.presets import preset
@@ -244,7 +245,11 @@ def test_a_sweep_around_a_run_has_its_config(tmp_path: Path) -> None:
     full = keywords["full"]
     assert (full.data, full.training.epochs, full.objective.temperature) == (laptop.data, 88, 0.3)
     assert trial_config(full, keywords["trial_epochs"]).training.epochs == 22
-    assert folder.endswith("sweeps/loss-laptop")
+    assert folder.endswith(f"sweeps/loss-{tmp_path.name}")
+    demo = replace(preset("demo"), data=replace(preset("demo").data, manifest=embedded_manifest("demo")))
+    file.write_text(configuration.to_json(demo))
+    # Rendered where they are missing, also for best.json.
+    assert command().parse(["--config", str(file)])[1]["full"] == preset("demo")
     with pytest.raises(UserError, match="--config and --preset both say what a run is"):
         command().parse(["--config", str(file), "--preset", "demo"])
 

@@ -89,13 +89,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--grid",
         action="store_true",
-        help="instead, variance times temperature with one seed, then the two best of each objective with all",
+        help="instead, variance times temperature with one seed, then the two best of each objective with others",
     )
     parser.add_argument("--no-training", action="store_true", help="the table of what was trained so far")
     options = parser.parse_args(arguments)
     for name in options.recipe or ():
         if name not in RECIPES:
             raise UserError(f"unknown recipe {name!r}{nearest(name, list(RECIPES))} ({', '.join(RECIPES)})")
+    if options.grid and options.recipe:
+        raise UserError("--grid has recipes of its own: leave out --recipe")
     if options.seeds < 1:
         raise UserError(f"--seeds: expected at least 1, got {options.seeds}")
     return options
@@ -118,7 +120,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.grid:
         for name in GRID:
             add(name, 0)
-        for seed in range(1, options.seeds):
+        for seed in range(1, options.seeds + 1):
             for name in chain(*grid.best_points(results.found)):
                 add(name, seed)
         print(grid.markdown(results.found, options.seeds))

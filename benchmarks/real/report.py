@@ -110,12 +110,13 @@ def _bars(rows: Rows) -> list[str]:
     return lines
 
 
-def paired(rows: Rows, pairs: Sequence[tuple[str, str, str]]) -> list[str]:
+def paired(rows: Rows, pairs: Sequence[tuple[str, str, str]], seeds: Sequence[int] = ()) -> list[str]:
     """SCL minus the contrastive baseline on the same seeds and folds; the interval is over seeds, folds averaged.
 
     Args:
         rows: The scores.
         pairs: Names of both and the variant; what was not measured is left out.
+        seeds: To compare; none: all that both have.
     """
     lines = [
         "| phase error minus that of the contrastive baseline, paired by seed and fold | mean | lower in | 95 % over "
@@ -123,16 +124,16 @@ def paired(rows: Rows, pairs: Sequence[tuple[str, str, str]]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for name, reference, variant in pairs:
-        folds, other = rows[name, variant], rows.get((reference, variant))
-        if other is None:
+        folds, other = rows.get((name, variant)), rows.get((reference, variant))
+        if folds is None or other is None:
             continue
-        common = sorted(set.intersection(*(set(f[k]) for f in (folds, other) for k in (0, 1))))
+        common = set.intersection(*(set(f[k]) for f in (folds, other) for k in (0, 1)))
         found = [
             [
                 _means({s: folds[k][s]}, _MEASURES[0])[0] - _means({s: other[k][s]}, _MEASURES[0])[0]
                 for k in (0, 1)
             ]
-            for s in common
+            for s in sorted(common & set(seeds or common))
         ]
         if found:
             interval = mean_interval([float(np.mean(both)) for both in found])

@@ -102,10 +102,12 @@ def embedded_by(
     embeddings = CONTROLS[variant].embed(videos, origin, seed)
     if embeddings is None:
         return None
-    backwards = [video.backwards for video in videos if video.backwards is not None]
-    found = embedded_by(variant, backwards, origin, seed) if backwards else None
-    of_id = {video.video_id: video for video in found or ()}
     return [
-        replace(video, embeddings=array, predicted=None, backwards=of_id.get(video.video_id))
+        replace(
+            video,
+            embeddings=array,
+            predicted=None,
+            backwards=video.untrained_backwards if variant == "untrained" else None,
+        )
         for video, array in zip(videos, embeddings, strict=True)
     ]

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from carl_ray import storage
 from carl_ray.data.manifest import LABEL_COLUMNS, attach_labels, read_manifest, write_table
 from carl_ray.errors import UserError
+from carl_ray.evaluation.clip_probe import even_clips
 from carl_ray.evaluation.embeddings import (
     CropMode,
     EmbeddedVideo,
@@ -71,6 +72,8 @@ class EmbeddingSettings:
     """How frames are cropped to the encoder's input."""
     untrained: bool = True
     """Also embed with the untrained encoder, the control of every evaluation."""
+    backwards: bool = False
+    """Also embed clips played backwards, for the direction of time: an encoder of clips computes twice as much."""
     form: Form | None = None
     """What is made of the encoders' output; `joined` begins with videos that have features. None: as in the
     folder, in a new one `plain`."""
@@ -148,17 +151,17 @@ def _embed_missing(
 
     config = checkpoint.config
     encoders = inference.load_encoders(checkpoint, untrained=settings.untrained)
-    classifier = None
-    if not isinstance(checkpoint, FrozenEncoder) and origin.form != "backwards":
-        classifier = trained_classifier(checkpoint)
+    classifier = None if isinstance(checkpoint, FrozenEncoder) else trained_classifier(checkpoint)
     cache = from_cache.cache_of(encoders, config, features) if settings.view == "resized" else None
     is_joined = origin.form == "joined"
     if origin.form in ("dynamic", "static") and config.model.clip_streams == "one":
         raise UserError(
             f"--form {origin.form} is the half of one stream, and this encoder has no two: expected plain or centered"
         )
-    if origin.form == "backwards" and config.model.temporal_encoder != "clip":
-        raise UserError("--form backwards plays clips backwards, and this is no encoder of clips")
+    if origin.has_backwards and (config.model.temporal_encoder != "clip" or origin.form == "centered"):
+        raise UserError(
+            "--backwards plays clips backwards: expected an encoder of clips, and a form that keeps the mean of a video"
+        )
     if is_joined and cache is None and load_frozen(storage.join(out, CONTROL)) is None:
         raise UserError(
             "--form joined needs features of videos that the run was trained on: name them by --features URI"
@@ -208,6 +211,7 @@ def _origin(checkpoint: Checkpoint | FrozenEncoder, settings: EmbeddingSettings)
         view=settings.view,
         has_untrained=settings.untrained,
         form=settings.form or "plain",
+        has_backwards=settings.backwards,
     )
 
 
@@ -308,7 +312,9 @@ def _embedded_video(
         predicted = [classifier.labels[k] for k in classes.tolist()] or None
     own = 1 + origin.has_untrained
     frozen = embedded[-1] if origin.form == "joined" else None
-    made = [formed(array, frozen, origin.form, frame_stride) for array in embedded[:own]]
+    of_encoders = own * (1 + origin.has_backwards)
+    made = [formed(array, frozen, origin.form, frame_stride) for array in embedded[:of_encoders]]
+    turned = [even_clips(array) for array in made[own:]]
     frame_step, frame_times = (videos.column(name)[index].as_py() for name in ("frame_step", "frame_times"))
     return EmbeddedVideo(
         **video_metadata(videos, index),
@@ -316,7 +322,9 @@ def _embedded_video(
         timestamps=np.arange(len(made[0])) * frame_step,
         embeddings=made[0],
         untrained=made[1] if origin.has_untrained else None,
-        frozen=embedded[own] if len(embedded) > own else None,
+        frozen=embedded[of_encoders] if len(embedded) > of_encoders else None,
+        backwards=turned[0] if turned else None,
+        untrained_backwards=turned[1] if len(turned) > 1 else None,
         group=further_cell(videos, _GROUP, index),
         predicted=predicted,
     )

@@ -24,6 +24,10 @@ class EmbeddedVideo:
     """H of the untrained encoder."""
     frozen: Float[np.ndarray, "frames D"] | None = None
     """Windows of features of the frozen backbone, reduced, where a run was trained on such features."""
+    backwards: Float[np.ndarray, "clips width"] | None = None
+    """Of ten even clips played backwards, which `clip_probe.even_clips` takes of the others; None: not embedded."""
+    untrained_backwards: Float[np.ndarray, "clips width"] | None = None
+    """The same by the untrained encoder."""
     content_hash: str = ""
     """Hash of the embedded file, as in the manifest."""
     split: str | None = None
@@ -40,8 +44,6 @@ class EmbeddedVideo:
     """Average frame rate, frames per second."""
     frame_times: Float64[np.ndarray, " frames"] | None = None
     """Seconds from the first frame to each; None where they are index / `fps`."""
-    backwards: EmbeddedVideo | None = None
-    """The same video with its clips played backwards, where it is evaluated beside."""
     predicted: list[str] | None = None
     """The five most probable labels by the run's own classifier, the most probable first; None without one, and for
     videos that it was trained on."""

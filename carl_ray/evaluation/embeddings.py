@@ -3,6 +3,7 @@
     FOLDER/part-00000.parquet, part-00001.parquet, …   one row a video; each part can be read alone
 
     embeddings, untrained   H of every frame, by the trained encoder and by the same encoder before its training
+    backwards, untrained_backwards   of encoders of clips, where asked for: rows of ten even clips played backwards
     frozen                  of runs on cached features: windows of features of the frozen backbone, reduced
     timestamps              of every frame: its number times the manifest's `frame_step`
     seconds                 of every frame, from the first one: the manifest's `frame_times`, or its number by the
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Precision = Literal["float16", "float32"]
-Form = Literal["plain", "centered", "joined", "dynamic", "static", "backwards"]
+Form = Literal["plain", "centered", "joined", "dynamic", "static"]
 """What is made of the encoders' output, of each video: see `carl_ray.evaluation.frozen.formed`."""
 CropMode = Literal["resized", "central"]
 """`resized`: shorter side resized to the encoder's size, then the central square. `central`: the central
@@ -55,6 +56,7 @@ _ORIGIN = b"carl_ray.origin"
 _PREFIX, _SUFFIX = "part-", ".parquet"
 _PART_NAME = re.compile(rf"{_PREFIX}\d+\{_SUFFIX}")
 _ROWS_AT_A_TIME = 64
+_FURTHER_VECTORS = ("untrained", "frozen", "backwards", "untrained_backwards")
 _SECONDS = pa.field("seconds", pa.list_(pa.float64()))
 
 
@@ -79,6 +81,8 @@ class Origin:
     """Whether the rows also hold the embeddings of the untrained encoder."""
     form: Form = "plain"
     """What was made of the encoders' output (`carl_ray.evaluation.frozen.formed`)."""
+    has_backwards: bool = False
+    """Whether the rows also hold clips played backwards."""
 
 
 def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, precision: Precision) -> None:
@@ -98,12 +102,9 @@ def write_part(folder: str, videos: Sequence[EmbeddedVideo], origin: Origin, pre
     columns["timestamps"] = pa.array([video.timestamps for video in videos], pa.list_(pa.float64()))
     columns["seconds"] = pa.array([video.seconds for video in videos], pa.list_(pa.float64()))
     columns["embeddings"] = _to_lists([video.embeddings for video in videos], precision)
-    if origin.has_untrained:
-        columns["untrained"] = _to_lists(
-            [video.untrained for video in videos if video.untrained is not None], precision
-        )
-    if controls := [video.frozen for video in videos if video.frozen is not None]:
-        columns["frozen"] = _to_lists(controls, precision)
+    for name in _FURTHER_VECTORS:
+        if arrays := [array for video in videos if (array := getattr(video, name)) is not None]:
+            columns[name] = _to_lists(arrays, precision)
     if any(video.predicted is not None for video in videos):
         columns["predicted"] = pa.array([video.predicted for video in videos], pa.list_(pa.string()))
     table = pa.table(columns).replace_schema_metadata({_ORIGIN: json.dumps(asdict(origin))})
@@ -375,6 +376,7 @@ def _video(batch: pa.Table, row: int, uri: str) -> EmbeddedVideo:
         return flat.reshape(len(listed), listed.type.list_size)
 
     embeddings = vectors("embeddings")
+    further: dict[str, Any] = {n: vectors(n) for n in _FURTHER_VECTORS if n in batch.schema.names}
     fields = video_metadata(batch, row) | {"timestamps": array_cell(batch, "timestamps", row, np.float64)}
     seconds = array_cell(batch, "seconds", row, np.float64)
     is_even = seconds is None or np.array_equal(seconds, np.arange(len(seconds)) / (fields["fps"] or 1))
@@ -388,8 +390,7 @@ def _video(batch: pa.Table, row: int, uri: str) -> EmbeddedVideo:
     return EmbeddedVideo(
         **fields,
         embeddings=embeddings,
-        untrained=vectors("untrained") if "untrained" in batch.schema.names else None,
-        frozen=vectors("frozen") if "frozen" in batch.schema.names else None,
+        **further,
         group=further_cell(batch, "group", row),
         predicted=further_cell(batch, "predicted", row),
     )

@@ -31,7 +31,7 @@ from carl_ray.errors import RunError, UserError
 from carl_ray.evaluation.corpus import EmbeddingSettings
 from carl_ray.evaluation.feature_extractor import FeatureExtractor
 from carl_ray.evaluation.frozen import FrozenEncoder
-from carl_ray.evaluation.inference import FrozenNetwork, VideoEmbedder, WholeVideoEncoder
+from carl_ray.evaluation.inference import BackwardsEncoder, FrozenNetwork, VideoEmbedder, WholeVideoEncoder
 from carl_ray.evaluation.predictions import Classifier, Predictor
 from carl_ray.model.clips import ClipEncoder
 from carl_ray.session import largest_memory
@@ -121,8 +121,9 @@ def embedded_rows(
             is empty for videos that it was trained on.
 
     Yields:
-        Index of a video, in the order of completion, with one float32 array (frames, width) for each encoder, or one
-        float16 array (taken, C) for each copy, or with the reason why it could not be embedded.
+        Index of a video, in the order of completion, with one float32 array (frames, width) for each encoder, as many
+        more where clips are played backwards, or one float16 array (taken, C) for each copy, or with the reason why it
+        could not be embedded.
     """
     weights = ray.put(([encoder.state_dict() for encoder in encoders], frozen, classifier))
     columns = ["video_id", "uri", "num_frames", *(["content_hash"] if classifier else [])]
@@ -257,20 +258,15 @@ class _EmbeddingActor:
             encoder = build_encoder(config).eval()
             encoder.load_state_dict(state)
             encoders.append(encoder)
+        if settings.backwards:
+            encoders += [BackwardsEncoder(cast(ClipEncoder, encoder)) for encoder in encoders]
         if frozen is not None:
             encoders.append(FrozenNetwork(encoders[0], frozen))
         device = torch.device("cuda" if settings.use_gpu else "cpu")
         self._embedder: VideoEmbedder | FeatureExtractor = (
             FeatureExtractor(encoders[0].backbone, config, device)
             if features
-            else VideoEmbedder(
-                encoders,
-                config,
-                device,
-                bf16=settings.bf16,
-                view=settings.view,
-                form=settings.form or "plain",
-            )
+            else VideoEmbedder(encoders, config, device, bf16=settings.bf16, view=settings.view)
         )
         self._predictor = None
         if classifier is not None:

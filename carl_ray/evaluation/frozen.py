@@ -63,10 +63,10 @@ def formed(
         frozen: Embeddings of the frozen backbone; for `joined` alone.
         form: `plain`: the output; `centered`: minus its mean over the video; `joined`: that, averaged over five
             strides, L2-normalised and with a smaller weight, beside the frozen embeddings, L2-normalised. `dynamic`,
-            `static`: the first or the second half of the output. `backwards`: the output, of clips played backwards.
+            `static`: the first or the second half of the output.
         frame_stride: Frames of a stride.
     """
-    if form in ("plain", "backwards"):
+    if form == "plain":
         return embeddings
     if form in ("dynamic", "static"):
         return np.split(embeddings, 2, axis=1)[form == "static"]

@@ -103,7 +103,28 @@ class FrozenNetwork(nn.Module):
         return made if self.components is None else made @ self.components
 
 
-WholeVideoEncoder = VideoNetwork | FrozenNetwork
+class BackwardsEncoder(nn.Module):
+    """An encoder of clips that plays each clip backwards, as a `VideoEmbedder` takes it."""
+
+    def __init__(self, encoder: ClipEncoder) -> None:
+        super().__init__()
+        self._encoder = encoder
+
+    @property
+    def backbone(self) -> Backbone:
+        """That of the encoder."""
+        return self._encoder.backbone
+
+    def frame_features(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """As `ClipEncoder.frame_features`."""
+        return self._encoder.frame_features(chunks, backwards=True)
+
+    def embed_features(self, features: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:
+        """The features themselves, as of the encoder."""
+        return features
+
+
+WholeVideoEncoder = VideoNetwork | FrozenNetwork | BackwardsEncoder
 """What a `VideoEmbedder` embeds with: `backbone`, `frame_features` and `embed_features`."""
 
 
@@ -133,7 +154,7 @@ class VideoEncoder:
         encoders = load_encoders(checkpoint, untrained=False)
         if frozen is not None:
             encoders.append(FrozenNetwork(encoders[0], frozen))
-        self._embedder = VideoEmbedder(encoders, checkpoint.config, device, view=view, form=form)
+        self._embedder = VideoEmbedder(encoders, checkpoint.config, device, view=view)
 
     def embed(
         self, video: str | Path | bytes | UInt8[np.ndarray, "frames height width 3"]
@@ -220,7 +241,6 @@ class VideoEmbedder:
         device: Where they compute.
         bf16: Matrix products in bfloat16.
         view: How frames are cropped to the encoder's input.
-        form: Of the embeddings: encoders of clips see them backwards for `backwards`.
     """
 
     def __init__(
@@ -231,12 +251,8 @@ class VideoEmbedder:
         *,
         bf16: bool = False,
         view: CropMode = "resized",
-        form: Form = "plain",
     ) -> None:
         self._encoders = [encoder.to(device) for encoder in encoders]
-        for encoder in self._encoders:
-            if isinstance(encoder, ClipEncoder):
-                encoder.backwards = form == "backwards"
         self._config = config
         self._device = device
         self._bf16 = bf16

@@ -137,7 +137,13 @@ def _check(train: Sequence[EmbeddedVideo], test: Sequence[EmbeddedVideo]) -> Non
         )
     first = test[0]
     for video in [*train, *test]:
-        for name, array in (("embeddings", video.embeddings), ("untrained embeddings", video.untrained)):
+        vectors = {
+            "embeddings": video.embeddings,
+            "untrained embeddings": video.untrained,
+            "embeddings of clips played backwards": video.backwards,
+            "untrained embeddings of clips played backwards": video.untrained_backwards,
+        }
+        for name, array in vectors.items():
             width = first.embeddings.shape[1]
             if array is not None and array.shape[1] != width:
                 raise UserError(

@@ -27,7 +27,7 @@ Need = Literal[
 ]
 """What a task cannot do without: frame labels of a training or a test video, true progress of a test video, two labels
 (of videos) that at least two training and two test videos have, the predicted label of a labelled test video, or
-embeddings of a training and a test video played backwards."""
+clips of a training and a test video played backwards."""
 
 
 @dataclass(frozen=True, kw_only=True)

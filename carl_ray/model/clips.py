@@ -42,7 +42,6 @@ class ClipEncoder(nn.Module):
         backbone: With random weights; of the dynamic stream where there are two.
         static_backbone: Of the static stream, where it has one of its own.
         width: C; of two streams that of both, of which the first half is the dynamic one's.
-        backwards: Whether clips of whole videos are played backwards; False.
     """
 
     def __init__(self, config: Config) -> None:
@@ -56,7 +55,6 @@ class ClipEncoder(nn.Module):
         self.sees_difference = config.model.clip_input == "difference"
         self.num_frames = config.model.num_frames
         self.stride = sum(config.views.stride) // 2
-        self.backwards = False
 
     def forward(
         self,
@@ -91,7 +89,7 @@ class ClipEncoder(nn.Module):
 
     @torch.no_grad()
     def frame_features(
-        self, chunks: Iterable[Float[Tensor, "chunk 3 height width"]]
+        self, chunks: Iterable[Float[Tensor, "chunk 3 height width"]], *, backwards: bool = False
     ) -> Iterator[Float[Tensor, "chunk C"]]:
         """Vectors of the clips around the frames of one video, in chunks of frames.
 
@@ -101,6 +99,7 @@ class ClipEncoder(nn.Module):
 
         Args:
             chunks: The normalised frames, in order.
+            backwards: Play each clip backwards, at its place.
 
         Yields:
             Rows for as many frames as are known after a chunk, which may be none.
@@ -115,9 +114,8 @@ class ClipEncoder(nn.Module):
             waiting = chunk if waiting is None else torch.cat([waiting, chunk])
             ready: list[Tensor] = []
             starts = range(start, first + len(waiting) - span + 1, hop)
-            for begin, clip in zip(
-                starts, self._clips(waiting, [s - first for s in starts], self.stride), strict=True
-            ):
+            clips = self._clips(waiting, [s - first for s in starts], self.stride, backwards)
+            for begin, clip in zip(starts, clips, strict=True):
                 made.append((begin + span / 2, clip))
                 rows = _between(made, done, int(made[-1][0]) + 1)
                 ready, done, start = [*ready, rows], done + len(rows), begin + hop
@@ -132,20 +130,21 @@ class ClipEncoder(nn.Module):
         start = max(0, num_frames - self.num_frames * stride)
         middle = start + self.num_frames * stride / 2
         if not made or middle > made[-1][0]:
-            made.append((middle, self._clips(waiting, [start - first], stride)[0]))
+            made.append((middle, self._clips(waiting, [start - first], stride, backwards)[0]))
         yield _between(made, done, num_frames)
 
-    def _clips(self, frames: Tensor, starts: Sequence[int], stride: int) -> Float[Tensor, "clips C"]:
+    def _clips(
+        self, frames: Tensor, starts: Sequence[int], stride: int, backwards: bool
+    ) -> Float[Tensor, "clips C"]:
         """Vectors of the clips that begin with these of some frames."""
         if not starts:
             return frames.new_zeros(0, self.width)
         begin = torch.tensor(starts, device=frames.device)[:, None]
-        places = begin + stride * torch.arange(self.num_frames, device=frames.device)
-        mask = places < len(frames)
-        if self.backwards:
-            last = begin + stride * (mask.sum(1, keepdim=True) - 1)
-            places = (last + begin - places).clamp(min=0)
-        clips: Tensor = self(frames[places.clamp(max=len(frames) - 1)], mask).clip
+        order = torch.arange(self.num_frames, device=frames.device)
+        mask = begin + stride * order < len(frames)
+        if backwards:  # What is real; padding stays at the end.
+            order = (mask.sum(1, keepdim=True) - 1 - order).clamp(min=0)
+        clips: Tensor = self(frames[(begin + stride * order).clamp(max=len(frames) - 1)], mask).clip
         return clips
 
     def embed_features(self, features: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
@@ -13,13 +12,7 @@ import pyarrow.compute as pc
 from carl_ray import storage
 from carl_ray.data.manifest import read_manifest
 from carl_ray.errors import RunError, UserError
-from carl_ray.evaluation.embeddings import (
-    EmbeddedVideo,
-    Origin,
-    iterate_embeddings,
-    read_embeddings,
-    read_origin,
-)
+from carl_ray.evaluation.embeddings import EmbeddedVideo, Origin, read_embeddings, read_origin
 from carl_ray.machine import single_threaded
 from carl_ray.objectives.views import Stride
 from carl_ray.paper import PROTOCOLS, protocol_of, stride_of
@@ -40,7 +33,6 @@ def evaluate_embeddings(
     test: str,
     out: str,
     *,
-    backwards: str | None = None,
     protocol: str | None = None,
     stride: int | None = None,
     seed: int = 0,
@@ -55,12 +47,11 @@ def evaluate_embeddings(
             (or none) and "test". Without videos of the split "test", or where none of them has a label, those of
             "validation" are measured, or all videos, and a warning says so.
         out: URI of the folder.
-        backwards: URI of embeddings of the same videos with their clips played backwards (`embed --form backwards`),
-            for the direction of time.
         protocol: Which tasks, one of `carl_ray.paper.PROTOCOLS`; None: those of the paper for the preset.
             Propagation is added to the protocol of phases, repetitions where a phase of a test video returns, the score
             without labels where no test video has any, recognition where two labels have two videos on each side, the
-            classifier's accuracy where `embed` wrote its predictions.
+            classifier's accuracy where `embed` wrote its predictions, the direction of time where it embedded clips
+            played backwards.
         stride: Every how many frames tau, AP@K and the alignment error look at; None: as in the paper.
         seed: Of label fractions, chance and the bootstrap.
         centered: Subtract the mean of each video from its embeddings, also those of the untrained and frozen encoder.
@@ -75,8 +66,6 @@ def evaluate_embeddings(
         RunError: the store refuses or fails.
     """
     origin, train_videos, test_videos, warnings = _read(train, test)
-    if backwards is not None:
-        train_videos, test_videos = _beside(backwards, origin, centered, train_videos, test_videos)
     if centered:
         train_videos, test_videos = ([v.centered() for v in side] for side in (train_videos, test_videos))
     # Lazy import: mistakes are reported before torch is loaded.
@@ -138,7 +127,7 @@ def _tasks(
 
     tasks = list(PROTOCOLS[protocol])
     # The mean of a video's embeddings is nothing where they are centred.
-    has_means = origin.form not in ("centered", "joined") and origin.preset != FROZEN and not centered
+    has_means = origin.form in ("plain", "dynamic", "static") and origin.preset != FROZEN and not centered
     if protocol == "clips" and not has_means:
         raise UserError(
             "protocol clips compares the means of videos, which centred embeddings have not: embed with --form plain, "
@@ -152,8 +141,11 @@ def _tasks(
         tasks.append("repetitions")
     if protocol != "clips" and has_means and TASKS["recognition"].missing(train, test) is None:
         tasks.append("recognition")
-    allowed = [name for name in ("classifier", "direction_of_time") if not TASKS[name].missing(train, test)]
-    return [*tasks, *allowed]
+    if has_means and TASKS["direction_of_time"].missing(train, test) is None:
+        tasks.append("direction_of_time")
+    if TASKS["classifier"].missing(train, test) is None:
+        tasks.append("classifier")
+    return tasks
 
 
 def _is_labelled(videos: list[EmbeddedVideo]) -> bool:
@@ -214,24 +206,6 @@ def _read(train: str, test: str) -> tuple[Origin, list[EmbeddedVideo], list[Embe
         return origin, splits["train"], splits["validation"], [measured]
     measured = f"{without} all {len(videos)} videos were measured, those of the training among them. {advice}"
     return origin, [], videos, [measured]
-
-
-def _beside(
-    uri: str, origin: Origin, centered: bool, *sides: list[EmbeddedVideo]
-) -> Iterator[list[EmbeddedVideo]]:
-    """The videos of each side with those whose clips are played backwards beside them."""
-    shown = storage.public_uri(uri)
-    if centered or origin.form != "plain" or replace(origin, form="backwards") != read_origin(uri):
-        raise UserError(
-            f"{shown}: expected what `embed --form backwards` makes with the same encoder and options, beside "
-            "embeddings of the form plain, and no --centered"
-        )
-    found = {(video.video_id, video.content_hash): video for video in iterate_embeddings(uri)}
-    for side in sides:
-        pairs = [(video, found.get((video.video_id, video.content_hash))) for video in side]
-        if all(there is None for _, there in pairs):
-            raise UserError(f"{shown}: none of the training videos or none of the test videos is there")
-        yield [replace(video, backwards=there) for video, there in pairs]
 
 
 def _named(uri: str) -> str:

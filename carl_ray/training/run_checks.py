@@ -112,7 +112,8 @@ def check_inputs(config: Config) -> None:
     if config.data.features is None and (config.model.centered or config.model.motion != "none"):
         raise UserError(
             "model.centered and model.motion need whole videos: name their features by --data.features URI, as "
-            "`carl_ray.cache --manifest URI --out URI` makes them, or set both to false and none"
+            "`carl_ray.cache --manifest URI --out URI` makes them (a sweep takes those of a run by --config "
+            "RUN/config.json), or set both to false and none"
         )
 
 

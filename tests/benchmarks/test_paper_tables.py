@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.paper_tables import TABLES, finegym_table, frames_table
+from benchmarks.paper_tables import TABLES, finegym_table, frames_table, pretrained_table
 from benchmarks.studies.cached import base_config
 from benchmarks.studies.runs import digest, row_config
 from carl_ray.evaluation.tasks import metric_names
@@ -61,6 +61,15 @@ def test_options_take_effect() -> None:
 
 def test_frames_of_the_papers_own_preset() -> None:
     assert [row.name for row in frames_table(240).rows][:4] == ["T = 80", "T = 160", "T = 240", "T = 480"]
+
+
+def test_frozen_blocks_of_the_demo_are_pretrained() -> None:
+    models = [
+        row_config(PRESETS["demo"](), dict(row.options), 0).model
+        for row in pretrained_table(TABLES["7"]).rows
+    ]
+    assert [model.learnable for model in models] == ["none", "block5", "block4+5", "all"]
+    assert {(model.backbone, model.weights) for model in models} == {("efficientnet_lite0", "pretrained")}
 
 
 def test_classification_on_finegym_is_the_linear_probe() -> None:

@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from carl_ray.errors import UserError
 from carl_ray.evaluation import direction
+from carl_ray.evaluation.clip_probe import even_clips
 from carl_ray.evaluation.direction import direction_of_time
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.protocol import evaluate
@@ -41,31 +43,53 @@ def test_direction_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert groups[1].tolist() == list("aabbcc") * 20
 
 
-def video(number: int, sees: Literal["embeddings", "untrained"] | None) -> EmbeddedVideo:
-    """A video whose trained or untrained encoder tells the direction, where it was embedded backwards, too."""
+def video(number: int, sees: Literal["trained", "untrained"], **fields: object) -> EmbeddedVideo:
+    """A video whose trained or untrained encoder tells the direction of its clips."""
     rng = np.random.default_rng(number)
-    arrays = {name: rng.standard_normal((30, 6)).astype(np.float32) for name in ("embeddings", "untrained")}
-    forwards = embedded(f"{number}", **arrays)
-    if sees is None:
-        return forwards
-    backwards = replace(forwards, **{sees: arrays[sees] - 3 * np.eye(6, dtype=np.float32)[0]})
-    return replace(forwards, backwards=backwards)
+    trained, untrained = rng.standard_normal((2, 30, 6)).astype(np.float32)
+    shift = 3 * np.eye(6, dtype=np.float32)[0]
+    return embedded(
+        str(number),
+        trained,
+        untrained=untrained,
+        backwards=even_clips(trained) - shift * (sees == "trained"),
+        untrained_backwards=even_clips(untrained) - shift * (sees == "untrained"),
+        **fields,
+    )
 
 
-@pytest.mark.parametrize("sees", ["embeddings", "untrained"])
-def test_the_task_measures_each_encoder_and_needs_no_label(sees: Literal["embeddings", "untrained"]) -> None:
+@pytest.mark.parametrize("sees", ["trained", "untrained"])
+def test_the_task_measures_both_encoders_and_needs_no_label(sees: Literal["trained", "untrained"]) -> None:
     train, test = [video(n, sees) for n in range(20)], [video(n, sees) for n in range(50, 70)]
-    test.append(video(99, None))
     document = evaluate(train, test, ORIGIN, tasks=["direction_of_time"])
-    found = {
-        name: document[name]["direction_of_time"] for name in ("trained", "untrained", "positions", "chance")
-    }
-    seen, blind = ("trained", "untrained") if sees == "embeddings" else ("untrained", "trained")
-    assert found[seen]["value"] == 1 and found[seen]["left_out"] == {"test_videos_not_embedded_backwards": 1}
-    assert [found[name]["value"] for name in (blind, "positions", "chance")] == [0.5] * 3
+    found = {name: document[name]["direction_of_time"]["value"] for name in ("trained", "untrained")}
+    assert found.pop(sees) == 1 and [*found.values()] == [0.5]
+    # They are the same both ways.
+    assert not document["positions"] and not document["chance"]
+
+
+def test_videos_of_a_group_are_held_out_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    measured = direction.direction_of_time
+    monkeypatch.setattr(
+        direction,
+        "direction_of_time",
+        lambda *videos, **options: seen.append(options["groups"]) or measured(*videos, **options),
+    )
+    train = [video(n, "trained", group=None if n else "g") for n in range(4)]
+    evaluate(train, [video(n, "trained") for n in (8, 9)], ORIGIN, tasks=["direction_of_time"])
+    assert seen[0] == ["g", "1", "2", "3"]
 
 
 def test_videos_that_were_embedded_forwards_alone_are_not_measured() -> None:
-    forwards = [video(n, None) for n in range(8)]
+    forwards = [replace(video(n, "trained"), backwards=None) for n in range(8)]
     document = evaluate(forwards[:4], forwards[4:], ORIGIN, tasks=["direction_of_time"])
     assert document["not_run"] == {"direction_of_time": "clips played backwards"}
+
+
+def test_broken_vectors_are_refused() -> None:
+    made = [video(n, "trained") for n in range(8)]
+    assert made[7].backwards is not None
+    made[7].backwards[0, 0] = np.nan
+    with pytest.raises(UserError, match=r"embeddings of clips played backwards of '7' are not finite"):
+        evaluate(made[:4], made[4:], ORIGIN, tasks=["direction_of_time"])

@@ -19,6 +19,7 @@ from carl_ray.evaluation import (
     phase_progression,
 )
 from carl_ray.evaluation.bootstrap import bootstrap, ratio_of_sums
+from carl_ray.evaluation.clip_probe import even_clips
 from carl_ray.evaluation.controls import VARIANTS, embedded_by
 from carl_ray.evaluation.embeddings import EmbeddedVideo
 from carl_ray.evaluation.protocol import evaluate
@@ -54,6 +55,7 @@ def make_video(number: int, action: str, **fields) -> EmbeddedVideo:
         "untrained": rng.standard_normal(curve.shape).astype(np.float32),
         "frozen": rng.standard_normal((len(curve), 3)).astype(np.float32),
         "predicted": ["kick", "lift"],
+        "backwards": even_clips(embeddings[::-1]),
     }
     return embedded(f"{action}/{number}", embeddings, **(defaults | fields))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +81,7 @@ def test_differences_do_not_see_what_stands_still():
     assert not torch.allclose(made(frames(1, 8), torch.ones(1, 8, dtype=torch.bool)).clip, found[:1])
 
 
-def plainly(made: ClipEncoder, video: Tensor) -> Tensor:
+def plainly(made: ClipEncoder, video: Tensor, backwards: bool) -> Tensor:
     """Rows of a video from all its clips, written from the description."""
     total = len(video)
     stride = min(made.stride, max(1, total // made.num_frames))
@@ -96,7 +95,7 @@ def plainly(made: ClipEncoder, video: Tensor) -> Tensor:
         step = made.stride if start + span <= total else stride
         places = start + step * torch.arange(made.num_frames)
         mask = (places < total)[None]
-        if made.backwards:
+        if backwards:
             places[mask[0]] = places[mask[0]].flip(0)
         vectors.append(made(video[places.clamp(max=total - 1)][None], mask).clip[0])
         middles.append(start + made.num_frames * step / 2)
@@ -111,16 +110,15 @@ def plainly(made: ClipEncoder, video: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("total", [1, 5, 8, 15, 16, 17, 20, 47, 64])
-@pytest.mark.parametrize(("chunk", "backwards"), [(3, False), (64, False), (64, True)])
+@pytest.mark.parametrize(("chunk", "backwards"), [(3, False), (64, False), (3, True)])
 def test_rows_of_a_whole_video(total: int, chunk: int, backwards: bool):
     made = encoder().eval()
-    made.backwards = backwards
     assert made.stride == 2
     video = frames(total, seed=total)
-    rows = torch.cat(list(made.frame_features(video.split(chunk))))
+    rows = torch.cat(list(made.frame_features(video.split(chunk), backwards=backwards)))
     assert rows.shape == (total, 64)
     with torch.no_grad():
-        torch.testing.assert_close(rows, plainly(made, video), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rows, plainly(made, video, backwards), rtol=1e-4, atol=1e-5)
 
 
 def test_memory_is_that_of_a_clip():
@@ -128,9 +126,9 @@ def test_memory_is_that_of_a_clip():
     held = []
     forward = made._clips
 
-    def spy(waiting: Tensor, starts: Sequence[int], stride: int) -> Tensor:
+    def spy(waiting: Tensor, *arguments: Any) -> Tensor:
         held.append(len(waiting))
-        return forward(waiting, starts, stride)
+        return forward(waiting, *arguments)
 
     made._clips = spy  # type: ignore[method-assign]
     rows = list(made.frame_features(frames(8, seed=k) for k in range(40)))

@@ -37,7 +37,7 @@ def test_paths_are_absolute_for_trials(manifest: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--preset", "laptop"], "then sweep around this run by --config RUN/config.json"),
+        (["--preset", "laptop"], "a sweep takes those of a run by --config RUN/config.json"),
         (["--preset", "laptop", "--data.features", "gone"], "gone: no features there"),
         (["--preset", "laptop", "--data.features", "s3://K:hushhush@b/f"], "data.features: expected a URI without"),
         (["--objective.name", "tests.test_train:Failing"], "tests.test_train:Failing fails on a batch of two videos"),

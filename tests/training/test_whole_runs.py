@@ -11,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 import carl_ray
 from carl_ray.config import AugmentConfig, Config
+from carl_ray.evaluation.clip_probe import even_clips
 from carl_ray.evaluation.corpus import EmbeddingSettings
+from carl_ray.evaluation.inference import BackwardsEncoder, VideoEmbedder, load_encoders
 from carl_ray.objectives.choice import objective_options
+from carl_ray.training.checkpoint import checkpoint_at
 from tests.samples import small_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
@@ -89,10 +93,22 @@ def test_from_training_to_metrics(
         request.getfixturevalue("local_training")
     fitted_twice(config, manifest, run)
     embeddings = str(tmp_path / "embeddings")
-    assert carl_ray.embed_corpus(str(run), manifest, embeddings).num_embedded == 8
+    has_streams = config.model.clip_streams == "two"
+    settings = EmbeddingSettings(backwards=has_streams)
+    assert carl_ray.embed_corpus(str(run), manifest, embeddings, settings).num_embedded == 8
     document = carl_ray.evaluate_embeddings(embeddings, embeddings, str(tmp_path / "evaluation"))
     assert {"trained", "untrained"} <= set(document) and (tmp_path / "evaluation" / "report.html").exists()
     assert ("video_linear_probe" in document["trained"]) == (config.preset in ("clips_demo", "csvr_demo"))
+    assert ("direction_of_time" in document["trained"]) == has_streams
+    if has_streams:
+        checkpoint = checkpoint_at(str(run))
+        made = [BackwardsEncoder(network) for network in load_encoders(checkpoint, untrained=True)]
+        embedder = VideoEmbedder(made, checkpoint.config, torch.device("cpu"))
+        for video in carl_ray.Embeddings.open(embeddings):
+            expected = map(even_clips, embedder.embed_file(video.uri))
+            for stored, wanted in zip((video.backwards, video.untrained_backwards), expected, strict=True):
+                np.testing.assert_allclose(stored, wanted, rtol=2e-2, atol=2e-3)
+            assert not np.allclose(even_clips(video.embeddings), video.backwards, rtol=0.1)
     if config.objective.name == "clip_classes":
         counts = document["trained"]["classifier_top_1"]["left_out"]
         assert counts == {"test_videos_without_prediction_or_label": 0}
@@ -102,13 +118,6 @@ def test_from_training_to_metrics(
             expected = ["a", "b"] if video.split == "test" else None
             assert (video.predicted and sorted(video.predicted)) == expected
     if config.objective.name == "csvr":
-        turned = str(tmp_path / "backwards")
-        settings = EmbeddingSettings(form="backwards")
-        assert carl_ray.embed_corpus(str(run), manifest, turned, settings).num_embedded == 8
-        document = carl_ray.evaluate_embeddings(embeddings, embeddings, str(tmp_path), backwards=turned)
-        assert document["trained"]["direction_of_time"]["value"] is not None
-        rows = [list(carl_ray.Embeddings.open(uri)) for uri in (embeddings, turned)]
-        assert all(not np.allclose(a.embeddings, b.embeddings) for a, b in zip(*rows, strict=True))
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert {"pose_error", "mean_pose_error", "context_loss", "next_critic_loss"} <= set(lines[-1])
         assert lines[-1]["people"] == 1

@@ -16,9 +16,18 @@ def measured(error):
 def test_the_points_are_of_the_presets_objectives():
     assert len(GRID) == 15 and not GRID.keys() & RECIPES.keys()
     options = GRID["scl-36-at-0.07"].config().objective
-    assert isinstance(options, SequenceContrast.Options) and (options.variance, options.temperature) == (36, 0.07)
+    assert isinstance(options, SequenceContrast.Options) and (options.variance, options.temperature) == (
+        36,
+        0.07,
+    )
     options = GRID["contrastive-at-0.3"].config().objective
     assert isinstance(options, FrameContrast.Options) and options.temperature == 0.3
+
+
+def test_what_is_not_measured_is_neither_best_nor_compared():
+    found = {f"scl-9-at-0.3|{fold}|0": measured(0.2) for fold in (0, 1)}
+    assert best_points(found) == [["scl-9-at-0.3"], []]
+    assert "nan" in markdown(found, 2)
 
 
 def test_the_best_are_shown_with_all_seeds_and_compared():
@@ -27,12 +36,13 @@ def test_the_best_are_shown_with_all_seeds_and_compared():
         ["scl-9-at-0.07", "scl-9-at-0.1"],
         ["contrastive-at-0.07", "contrastive-at-0.1"],
     ]
+    assert " of 4" not in markdown(found, 2)
     for names in best_points(found):
         for name in names:
-            found |= {f"{name}|{fold}|1": measured(ERRORS[name] + 0.01) for fold in (0, 1)}
+            found |= {f"{name}|{fold}|{s}": measured(ERRORS[name] + 0.01) for fold in (0, 1) for s in (1, 2)}
     lines = markdown(found, 2).splitlines()
     assert "| SCL, variance 225 | .162 / .112 | .163 / .113 | .164 / .114 |" in lines
-    assert "| SCL, variance 9, temperature 0.07 | .158 / .108 |" in lines
+    assert "| SCL, variance 9, temperature 0.07 | .163 / .113 |" in lines
     differences = [line for line in lines if " of 4 | " in line]
     assert len(differences) == 8
     title = "| SCL, variance 9, temperature 0.1 against contrastive baseline, temperature 0.07, joined"
