@@ -215,6 +215,12 @@ def test_mistakes_are_found_before_any_work(tiny_run, manifest, tmp_path) -> Non
         embed_corpus(str(tiny_run), str(tmp_path / "none"), out, SETTINGS)
     with pytest.raises(UserError, match="expected a run folder with a checkpoint"):
         embed_corpus(str(tmp_path), uri, out, SETTINGS)
+    for fields, expected in (
+        ({"form": "dynamic"}, "--form dynamic is the half of one stream"),
+        ({"backwards": True}, "--backwards plays clips backwards: expected an encoder of clips"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            embed_corpus(str(tiny_run), uri, out, replace(SETTINGS, **fields))
     assert not Path(out).exists()
 
 
