@@ -128,6 +128,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--split-by", metavar="COLUMN", help=by_column)
     share, share_help = number(float, above=0, below=1), "of the videos for --split-by [0.3]"
     add("--test-fraction", type=share, default=0.3, metavar="SHARE", help=share_help)
+    validation = "of the videos for a split validation, on which a sweep chooses [0]"
+    share = number(float, at_least=0, below=1)
+    add("--validation-fraction", type=share, default=0.0, metavar="SHARE", help=validation)
     add("--seed", type=int, default=0, metavar="N", help="of --split-by [0]")
     return parser.parse_args(arguments)
 
@@ -147,6 +150,7 @@ def _labels(options: argparse.Namespace) -> LabelOptions | None:
         files=tuple(options.labels or ()),
         split_by=options.split_by,
         test_fraction=options.test_fraction,
+        validation_fraction=options.validation_fraction,
         seed=options.seed,
     )
     has_labels = bool(given.files or given.label_from or given.split_by)

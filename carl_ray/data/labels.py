@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -51,6 +51,8 @@ class LabelOptions:
     """Column whose values keep their videos on one side, or `folder` or `video`; None: no new split."""
     test_fraction: float = 0.3
     """Share of the videos in the split `test` that `split_by` makes, as near as the values allow."""
+    validation_fraction: float = 0.0
+    """The same of the split `validation`, on which a sweep chooses."""
     seed: int = 0
     """Of `split_by`."""
 
@@ -65,6 +67,8 @@ class LabelOptions:
         given += [("--label-from", self.label_from)] if self.label_from else []
         if self.split_by:
             given += [("--split-by", self.split_by), ("--test-fraction", f"{self.test_fraction:g}")]
+            if self.validation_fraction:
+                given += [("--validation-fraction", f"{self.validation_fraction:g}")]
             given += [("--seed", str(self.seed))]
         return [word for pair in given for word in pair]
 
@@ -112,7 +116,10 @@ def join_labels(
     for file in files:
         join.add(file)
     if options.split_by is not None:
-        join.split_by(options.split_by, options.test_fraction, options.seed)
+        shares = {"test": options.test_fraction, "validation": options.validation_fraction}
+        join.split_by(
+            options.split_by, {name: share for name, share in shares.items() if share}, options.seed
+        )
     join.check_splits()
     join.number_phases()
     if join.problems:
@@ -286,8 +293,8 @@ class _Join:
                 of = f" of {action}" if action else ""
                 self.notes.append(f"phases{of}: {', '.join(f'{k} {name}' for k, name in enumerate(names))}")
 
-    def split_by(self, column: str, fraction: float, seed: int) -> None:
-        """Split the videos into "train" and "test", those of one value on one side."""
+    def split_by(self, column: str, shares: Mapping[str, float], seed: int) -> None:
+        """Split the videos into these shares and "train", those of one value on one side."""
         folders = [video_id.rpartition("/")[0] for video_id in self._ids]
         known: dict[str, list[Any]] = {**self._columns, "video": self._ids, "folder": folders}
         if column not in known:
@@ -297,23 +304,33 @@ class _Join:
             raise UserError(f"--split-by {column}: expected a column of single values, got {kind}")
         groups = _places_of(known[column])
         self.problems += [f"{self._ids[row]}: it has no {column} to split by" for row in groups.pop(None, [])]
-        if len(groups) < 2:
+        splits = ["train", *shares]
+        if len(groups) < len(splits) or sum(shares.values()) >= 1:
             raise UserError(
-                f"--split-by {column}: {len(groups)} value of it for all videos, two splits need two"
+                f"--split-by {column}: expected at least {len(splits)} values of it for the splits "
+                f"{', '.join(splits)}, and shares below 1 together; got {len(groups)} and {sum(shares.values()):g}"
             )
         drawn = sorted(groups, key=lambda name: hashlib.blake2b(f"{seed}:{name}".encode()).digest())
-        test: set[str | None] = set()
-        count, wanted = 0, fraction * len(self._ids)
-        for name in drawn:
-            if count + len(groups[name]) / 2 <= wanted and len(test) < len(groups) - 1:
-                test.add(name)
-                count += len(groups[name])
-        test = test or {min(drawn, key=lambda name: len(groups[name]))}
-        self._columns["split"] = ["test" if value in test else "train" for value in known[column]]
-        num_test = self._columns["split"].count("test")
+        split_of: dict[Any, str] = {}
+        for missing, (split, share) in enumerate(shares.items(), 1):
+            rest = [name for name in drawn if name not in split_of]
+            chosen: list[Any] = []
+            count, wanted, most = 0, share * len(self._ids), len(rest) - (len(splits) - missing)
+            for name in rest:
+                if count + len(groups[name]) / 2 <= wanted and len(chosen) < most:
+                    chosen.append(name)
+                    count += len(groups[name])
+            split_of |= dict.fromkeys(chosen or [min(rest, key=lambda name: len(groups[name]))], split)
+        self._columns["split"] = [split_of.get(value, "train") for value in known[column]]
+        of_split = {
+            split: [name for name in groups if split_of.get(name, "train") == split] for split in splits
+        }
+        told = [
+            f"{split} {sum(len(groups[n]) for n in names)} ({len(names)})"
+            for split, names in of_split.items()
+        ]
         self.notes.append(
-            f"split by {column} (seed {seed}): train {len(self._ids) - num_test} videos with "
-            f"{len(groups) - len(test)} values of it, test {num_test} with {len(test)}"
+            f"split by {column} (seed {seed}), videos and in brackets values: {', '.join(told)}"
         )
 
     def check_splits(self) -> None:

@@ -122,8 +122,9 @@ def define_sweep(space: Space, base: Config, *, seeds: int, num_rungs: int, metr
     if videos[split].num_rows < 2:
         raise UserError(
             f"{shown}: a sweep needs at least two videos of the split {split!r}, and there are "
-            f"{videos[split].num_rows}; put some into a folder {split}/ before indexing, or name another split with "
-            "--data.validation_split (not the test videos: they are for the final test)"
+            f"{videos[split].num_rows}; take some from the training videos by `carl-ray index --update MANIFEST "
+            "--split-by COLUMN --validation-fraction 0.2`, or name another split with --data.validation_split (not the "
+            "test videos: they are for the final test)"
         )
     for name in (train_split, _TEST):
         again = videos[split].filter(

@@ -6,6 +6,7 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -305,15 +306,48 @@ def test_no_person_is_on_both_sides(seed: int) -> None:
     split, notes = join_labels(table, LabelOptions(split_by="person", test_fraction=0.3, seed=seed))
     sides = {*zip(persons, split.column("split").to_pylist(), strict=True)}
     assert len(sides) == 7 and [side for _, side in sides].count("test") == 2
-    assert "videos with 5 values of it, test" in notes[-1]
+    assert re.search(r"brackets values: train \d+ \(5\), test \d+ \(2\)$", notes[-1])
     again, _ = join_labels(table, LabelOptions(split_by="person", test_fraction=0.3, seed=seed))
     assert again.equals(split)
     for column, said in (
         ("who", "no such column; there are split, label, person, video, folder"),
-        ("label", "0 value"),
+        ("label", "at least 2 values of it for the splits train, test, and .* got 0 and 0.3"),
     ):
         with pytest.raises(UserError, match=said):
             join_labels(table, LabelOptions(split_by=column))
+    three = LabelOptions(split_by="person", test_fraction=0.3, validation_fraction=0.3, seed=seed)
+    of_three, notes = join_labels(table, three)
+    sides = {*zip(persons, of_three.column("split").to_pylist(), strict=True)}
+    assert [[side for _, side in sides].count(name) for name in ("train", "test", "validation")] == [3, 2, 2]
+    tested = [
+        [p for p, side in zip(persons, t.column("split").to_pylist(), strict=True) if side == "test"]
+        for t in (split, of_three)
+    ]
+    assert tested[0] == tested[1]
+    assert three.arguments()[2:] == [
+        "--test-fraction",
+        "0.3",
+        "--validation-fraction",
+        "0.3",
+        "--seed",
+        str(seed),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("persons", "shares"), [(3, (0.9, 0.05)), (3, (0.01, 0.01)), (40, (0.01, 0.01)), (40, (0.5, 0.45))]
+)
+def test_every_split_has_a_value(persons: int, shares: tuple[float, float]) -> None:
+    table = pa.concat_tables([manifest().slice(0, 1)] * 40)
+    table = table.append_column("person", pa.array([f"p{k % persons}" for k in range(40)]))
+    table = table.set_column(0, SCHEMA.field(0), pa.array([f"{k}.mp4" for k in range(40)]))
+    options = LabelOptions(split_by="person", test_fraction=shares[0], validation_fraction=shares[1])
+    assert {*join_labels(table, options)[0].column("split").to_pylist()} == {"train", "test", "validation"}
+    with pytest.raises(UserError, match=r"shares below 1 together; got .* and 1"):
+        join_labels(table, replace(options, validation_fraction=1 - shares[0]))
+    few = table.slice(0, 2)
+    with pytest.raises(UserError, match="at least 3 values of it for the splits train, test, validation"):
+        join_labels(few, options)
 
 
 def test_labels_join_a_manifest_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
