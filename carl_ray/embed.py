@@ -82,7 +82,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--backwards",
         action="store_true",
-        help="of an encoder of clips, at twice the cost: clips played backwards, too, for the direction of time",
+        help="also embed clips played backwards, for the metric direction of time; encoders of clips only, twice the "
+        "computing",
     )
     add(
         "--no-untrained",

@@ -48,7 +48,8 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     number: dict[str, Any] = {"type": options.number(int, at_least=1), "metavar": "N"}
     add("space", nargs="?", default="loss", metavar="SPACE", help=f"one of {', '.join(SPACES)}")
     add("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)} [demo]")
-    add("--config", metavar="URI", help="config.json of a run, in place of a preset")
+    no_secret = options.uri_without_credentials  # The page of the sweep shows the command.
+    add("--config", type=no_secret, metavar="URI", help="config.json of a run, in place of a preset")
     add("--run-dir", metavar="URI", help="folder of the sweep, new or begun by the same command")
     add(
         "--search",

@@ -105,6 +105,10 @@ def configuration_of_demo() -> Config:
             "--run-dir: expected a URI without credentials",
         ),
         (
+            ["loss", "--config", "s3://USER:PASSWORD@bucket/config.json"],
+            "--config: s3://bucket/config.json: expected a URI without credentials",
+        ),
+        (
             ["loss", "--model.init_from", "s3://USER:PASSWORD@bucket/a"],
             "model.init_from: expected a URI without credentials",
         ),

@@ -7,6 +7,7 @@ twelve points, the baseline's of three.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from benchmarks.real.recipes import GRID, TEMPERATURES, VARIANCES, grid_name
@@ -20,7 +21,7 @@ def best_points(found: Found) -> list[list[str]]:
     """Names of the two best points of SCL and of the contrastive baseline by their first seed, the best first."""
     rows = rows_of(found)
     errors = {name: mean_error(rows, name, _SHOWN[0], [0]) for name in GRID}
-    measured = sorted((name for name in GRID if errors[name] == errors[name]), key=lambda name: errors[name])
+    measured = sorted((n for n in GRID if not math.isnan(errors[n])), key=lambda name: errors[name])
     return [[name for name in measured if name.startswith(kind)][:_BEST] for kind in ("scl", "contrastive")]
 
 

@@ -326,12 +326,10 @@ class _Join:
             split: [name for name in groups if split_of.get(name, "train") == split] for split in splits
         }
         told = [
-            f"{split} {sum(len(groups[n]) for n in names)} ({len(names)})"
+            f"{split} {sum(len(groups[n]) for n in names)} videos ({len(names)} of its values)"
             for split, names in of_split.items()
         ]
-        self.notes.append(
-            f"split by {column} (seed {seed}), videos and in brackets values: {', '.join(told)}"
-        )
+        self.notes.append(f"split by {column} (seed {seed}): {', '.join(told)}")
 
     def check_splits(self) -> None:
         """Say which labels and phases only test videos have now, and not before.

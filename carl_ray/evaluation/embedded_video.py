@@ -25,7 +25,7 @@ class EmbeddedVideo:
     frozen: Float[np.ndarray, "frames D"] | None = None
     """Windows of features of the frozen backbone, reduced, where a run was trained on such features."""
     backwards: Float[np.ndarray, "clips width"] | None = None
-    """Of ten even clips played backwards, which `clip_probe.even_clips` takes of the others; None: not embedded."""
+    """Vectors of ten clips played backwards, at the places of `clip_probe.even_clips`; None: not embedded."""
     untrained_backwards: Float[np.ndarray, "clips width"] | None = None
     """The same by the untrained encoder."""
     content_hash: str = ""

@@ -306,7 +306,7 @@ def test_no_person_is_on_both_sides(seed: int) -> None:
     split, notes = join_labels(table, LabelOptions(split_by="person", test_fraction=0.3, seed=seed))
     sides = {*zip(persons, split.column("split").to_pylist(), strict=True)}
     assert len(sides) == 7 and [side for _, side in sides].count("test") == 2
-    assert re.search(r"brackets values: train \d+ \(5\), test \d+ \(2\)$", notes[-1])
+    assert re.search(r"train \d+ videos \(5 of its values\), test \d+ videos \(2 of its values\)$", notes[-1])
     again, _ = join_labels(table, LabelOptions(split_by="person", test_fraction=0.3, seed=seed))
     assert again.equals(split)
     for column, said in (
