@@ -156,7 +156,7 @@ def _on_finegym(metric: str) -> str:
 
 
 def pretrained_table(table: Table) -> Table:
-    """A table of backbone blocks for the demo, with a pretrained backbone: its own is random, and not worth freezing."""
+    """A table of backbone blocks for the demo, with a pretrained backbone: its own is random."""
     options = {
         "model.backbone": "efficientnet_lite0",
         "model.weights": "pretrained",
