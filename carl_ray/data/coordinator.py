@@ -19,7 +19,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import time
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from operator import attrgetter
 from typing import Any
 
@@ -72,6 +73,7 @@ _SIGNATURES = {
     "interfaces.physical_operator:PhysicalOperator.output_dependencies.fget": "self",
     "interfaces.physical_operator:OpTask.get_waitable": "self",
     "streaming_executor_state:OpState.total_enqueued_input_blocks": "self",
+    "streaming_executor_state:OutputBackpressureGuard.should_unblock": "self op",
 }
 """Parameters of Ray's functions that are called or overridden, by module and name."""
 _STATE = {
@@ -79,7 +81,9 @@ _STATE = {
     "interfaces.physical_operator:PhysicalOperator.__init__": "_in_task_output_backpressure",
     "operators.map_operator:MapOperator.__init__": "_output_queue",
     "streaming_executor:StreamingExecutor.__init__": "_backpressure_policies _data_context",
-    "streaming_executor:StreamingExecutor.execute": "_backpressure_policies _resource_manager _topology",
+    "streaming_executor:StreamingExecutor.execute": (
+        "_backpressure_policies _output_backpressure_guard _resource_manager _topology"
+    ),
     "streaming_executor_state:process_completed_tasks": "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S",
 }
 """Attributes and globals of Ray's that this module uses, by a function of Ray's that uses them."""
@@ -175,6 +179,8 @@ class EndlessExecution(ExecutionCallback):
             executor._data_context, executor._topology, executor._resource_manager
         )
         executor._backpressure_policies.append(policy)
+        guard = executor._output_backpressure_guard
+        guard.should_unblock = partial(_should_unblock, policy, guard.should_unblock)
         # Ray's own wait is for all tasks together, and so takes its whole time while one of them runs.
         self._is_installed = True
         scheduling.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.0
@@ -243,3 +249,12 @@ class PlannedRowsBackpressure(BackpressurePolicy):
         loading = op.output_dependencies[0]
         waiting = self._topology[loading].total_enqueued_input_blocks()
         return max(0, _MOST_PLANNED + 2 * loading.num_active_tasks() - waiting) * _PLANNED_BYTES
+
+
+def _should_unblock(policy: PlannedRowsBackpressure, ray_would: Callable[[Any], bool], op: Any) -> bool:
+    """Whether Ray may take a block that backpressure forbids, so that the operators behind it do not starve.
+
+    Ray would take one in each step while loading waits for its consumer: planned rows without end.
+    """
+    unblocks = ray_would(op)  # Asked always: it notes how long the operator has been idle.
+    return unblocks and policy.max_task_output_bytes_to_read(op) != 0
