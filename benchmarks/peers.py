@@ -268,7 +268,7 @@ def training(options: argparse.Namespace) -> Table:
     )
     batch, device = synthetic_batch(base, 1), torch.device("cpu")
     frozen = replace(base, model=replace(base.model, learnable="none"))
-    channels = TrainingStep(frozen, device, 1).model.encoder.backbone.channels
+    channels = TrainingStep(frozen, device, 1).model.encoder.backbone.pooled_channels
     cached = replace(
         frozen,
         data=replace(frozen.data, features="none", feature_channels=channels),

@@ -44,6 +44,7 @@ LEARNABLE_NAMES = {"none": "0", "block5": "1", "block4+5": "2"}
 Motion = Literal["none", "difference", "window"]
 MOTIONS: dict[Motion, int] = {"none": 1, "difference": 2, "window": 9}
 """Values of `model.motion` by the parts, as wide as the features, that the model's input has."""
+Pooling = Literal["max", "average", "grid"]
 Logger = Literal["wandb", "mlflow"]
 """Values of `training.loggers`: the names of their packages."""
 PRETRAINED = ("imagenet", "pretrained")
@@ -132,8 +133,11 @@ class ModelConfig:
     learnable: Annotated[str, BeforeValidator(_known_learnable)] = "block5"
     """What of the backbone trains: `none`, `all`, or the number of its last stages, which `block5` (1) and `block4+5`
     (2) name for a ResNet (table 7); the others stay frozen with their stored statistics."""
-    pooling: Literal["max", "average"] = "max"
-    """Spatial pooling of the backbone's last feature map."""
+    cut_stages: int = Field(default=0, ge=0)
+    """How many of the backbone's last stages are left out: earlier ones tell more of poses and less of classes."""
+    pooling: Pooling = "max"
+    """Spatial pooling of the backbone's last feature map: `max` or `average` over all of it, or `grid`, the averages of
+    3 x 3 fields side by side, which keep where something is, such as a limb."""
     centered: bool = False
     """Subtract the mean over the video from the backbone's features; needs data.features."""
     motion: Motion = "none"

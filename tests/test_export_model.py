@@ -23,6 +23,7 @@ from huggingface_hub import ModelCard
 
 import carl_ray
 from carl_ray import evaluate, export_model
+from carl_ray.data.features import model_input
 from carl_ray.evaluation.embeddings import write_part
 from carl_ray.model import onnx
 from carl_ray.training.checkpoint import checkpoint_at, initial_weights, load_encoder
@@ -232,6 +233,21 @@ def test_onnx_of_any_length(exported: Path, tiny_run: Path) -> None:
         (embeddings,) = temporal.run(None, {"features": features})
         expected = encoder.embed_features(torch.cat(list(encoder.frame_features([frames]))))
         np.testing.assert_allclose(embeddings, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_onnx_of_fields_of_a_frame_with_their_motion(tiny_run: Path) -> None:
+    config = checkpoint_at(str(tiny_run)).config
+    model = replace(config.model, pooling="grid", cut_stages=1, centered=True, motion="difference")
+    encoder = onnx.FrameLevelVideoEncoder(model).eval()
+    files = onnx.onnx_files(encoder, 24)
+    backbone, temporal = (onnxruntime.InferenceSession(files[f"{n}.onnx"]) for n in ("backbone", "temporal"))
+    frames = torch.randn(9, 3, 24, 24)
+    (features,) = backbone.run(None, {"frames": frames.numpy()})
+    assert features.shape == (9, encoder.backbone.pooled_channels)
+    seen = model_input(features, model)
+    (embeddings,) = temporal.run(None, {"features": seen})
+    expected = encoder.embed_features(torch.from_numpy(seen)).detach()
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_mistakes(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,7 +183,7 @@ def plain_features(
         maps = normalize(torch.from_numpy(view).to(device)[None]).contiguous()
         for name in backbone.frozen + backbone.learnable:
             maps = backbone.get_submodule(name)(maps)
-        yield (maps.amax((2, 3)) if encoder.pooling == "max" else maps.mean((2, 3)))[0]
+        yield (maps.amax((2, 3)) if backbone.pooling == "max" else maps.mean((2, 3)))[0]
 
 
 def cut_video(video: Path, num_frames: int) -> bytes:

@@ -154,7 +154,7 @@ def features(sizes: Sizes, device: torch.device) -> Document:
     """A step on cached features of the backbone, eight videos."""
     config = _config(sizes, sizes.lengths[0], "bf16")
     with torch.device("meta"):
-        channels = build_backbone(config.model).channels
+        channels = build_backbone(config.model).pooled_channels
     batch = synthetic_batch(config, 8)
     view = batch.views[CROPS]
     config = replace(

@@ -28,7 +28,6 @@ import numpy as np
 
 from benchmarks.real.report import markdown
 from benchmarks.real.videos import ACTIONS, Video, find_videos, phases, same_places
-from carl_ray import presets
 from carl_ray.data.features import FeatureCache
 from carl_ray.errors import UserError, one_line_errors
 from carl_ray.machine import single_threaded
@@ -45,8 +44,10 @@ class Corpus:
     """The videos with what all recipes share."""
 
     videos: list[Video]
-    cache: FeatureCache
-    features: dict[str, np.ndarray]
+    caches: dict[str, FeatureCache]
+    """By name, as `recipes.FEATURES`."""
+    features: dict[str, dict[str, np.ndarray]]
+    """Of the clean frames, by the same name and video."""
     phases: dict[str, np.ndarray]
     fold: np.ndarray
     """Of each video."""
@@ -105,10 +106,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> None:
     from benchmarks.real import grid
-    from benchmarks.real.recipes import GRID, RECIPES, untrained_controls
+    from benchmarks.real.recipes import GLOBAL_FEATURES, GRID, RECIPES, untrained_controls
 
     out = options.out or options.folder / "real-benchmark"
-    corpus = read_corpus(options.folder, str(out / "features"))
+    corpus = read_corpus(options.folder, out)
     results = Results(out / "results.json")
 
     def add(name: str, seed: int) -> None:
@@ -126,8 +127,10 @@ def _run(options: argparse.Namespace) -> None:
         print(grid.markdown(results.found, options.seeds))
         return
     for fold in (0, 1):
-        for name, embeddings in untrained_controls(corpus.features, corpus.ids(fold, tested=False)).items():
-            results.add(f"{name}|{fold}|0", partial(measure, corpus, {"": embeddings}, fold))
+        for kind, features in corpus.features.items():
+            for name, embeddings in untrained_controls(features, corpus.ids(fold, tested=False)).items():
+                title = f"{name}, of whole frames" if kind == GLOBAL_FEATURES else name
+                results.add(f"{title}|{fold}|0", partial(measure, corpus, {"": embeddings}, fold))
     for seed in range(options.seeds):
         for name in options.recipe or RECIPES:
             recipe = RECIPES[name]
@@ -136,47 +139,51 @@ def _run(options: argparse.Namespace) -> None:
     print(markdown(results.found, corpus.videos, corpus.fold))
 
 
-def read_corpus(folder: Path, features_folder: str) -> Corpus:
-    """Videos of a folder, features, phases and folds."""
+def read_corpus(folder: Path, out: Path) -> Corpus:
+    """Videos of a folder, features, phases and folds; features are kept in folders in `out`."""
     from benchmarks.real.features import cache
     from benchmarks.real.protocol import folds, scenes
+    from benchmarks.real.recipes import FEATURES, GLOBAL_FEATURES
     from benchmarks.real.training import clean_features
 
-    config, found = presets.preset("laptop"), find_videos(folder)
+    found = find_videos(folder)
     videos, unlabelled = ([v for v in found if v.is_labelled == wanted] for wanted in (True, False))
-    made = cache(videos, features_folder, config)
-    features = clean_features(made, videos)
+    caches = {name: cache(videos, str(out / f"features-{name}"), config) for name, config in FEATURES.items()}
+    features = {name: clean_features(made, videos) for name, made in caches.items()}
+    means = {name: array.mean(axis=0) for name, array in features[GLOBAL_FEATURES].items()}
+    stride = FEATURES[GLOBAL_FEATURES].data.frame_stride
     known = {
         video.video_id: phases(
-            video.starts, np.arange(len(features[video.video_id])) * config.data.frame_stride
+            video.starts, np.arange(len(features[GLOBAL_FEATURES][video.video_id])) * stride
         )
         for video in videos
     }
-    means = np.stack([features[video.video_id].mean(axis=0) for video in videos])
-    fold = folds(scenes(means, same_places(videos)), [video.action for video in videos])
-    return Corpus(videos, made, features, known, fold, unlabelled)
+    places = scenes(np.stack([means[video.video_id] for video in videos]), same_places(videos))
+    fold = folds(places, [video.action for video in videos])
+    return Corpus(videos, caches, features, known, fold, unlabelled)
 
 
 def trained(corpus: Corpus, name: str, fold: int, seed: int, file: Path) -> Measured:
     """Scores of a recipe that sees the videos of the other fold; its embeddings are kept."""
     from benchmarks.real.features import cache
-    from benchmarks.real.recipes import GRID, RECIPES, variants
+    from benchmarks.real.recipes import FEATURES, GRID, RECIPES, variants
     from benchmarks.real.training import embed, train
 
+    recipe = (RECIPES | GRID)[name]
+    features = corpus.features[recipe.features]
     if not file.exists():
-        recipe = (RECIPES | GRID)[name]
-        config = recipe.config()
+        config, held = recipe.config(), corpus.caches[recipe.features]
         config = replace(config, training=replace(config.training, seed=seed))
         ids = corpus.ids(fold, tested=False)
         seen = [video for video in corpus.videos if video.video_id in ids]
         if recipe.unlabelled:
             seen += of_other_places(corpus, fold)
-            cache(seen, corpus.cache.uri, presets.preset("laptop"))
-        encoder = train(config, corpus.cache, seen, recipe.num_steps)
+            cache(seen, held.uri, FEATURES[recipe.features])
+        encoder = train(config, held, seen, recipe.num_steps)
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **cast("dict[str, Any]", embed(encoder, config, corpus.features)))
-    with np.load(file) as held:
-        made = variants(dict(held), corpus.features, corpus.ids(fold, tested=False))
+        np.savez(file, **cast("dict[str, Any]", embed(encoder, config, features)))
+    with np.load(file) as embedded:
+        made = variants(dict(embedded), features, corpus.ids(fold, tested=False))
     return measure(corpus, made, fold)
 
 

@@ -33,7 +33,7 @@ def cache(videos: Sequence[Video], folder: str, config: Config) -> FeatureCache:
 
     backbone = untrained_encoder(config).backbone
     digest = weights_digest(backbone)
-    made = open_cache(folder) or create_cache(folder, config, digest, backbone.channels)
+    made = open_cache(folder) or create_cache(folder, config, digest, backbone.pooled_channels)
     made.check(config, digest)
     rows = table(videos)
     missing = made.locate(rows).column(FEATURE_COLUMNS[0]).is_null().to_pylist()

@@ -19,7 +19,16 @@ NUM_STEPS = 300
 WINDOWS = {"five": 2, "nine": 4}
 """A window holds a frame and so many on either side of it."""
 JOINED = "joined"
+GRID_FEATURES, GLOBAL_FEATURES = "grid", "global"
 _POSITION_WEIGHT = 0.5
+
+
+def _global(config: Config) -> Config:
+    return replace(config, model=replace(config.model, cut_stages=0, pooling="average"))
+
+
+FEATURES = {GRID_FEATURES: presets.preset("laptop"), GLOBAL_FEATURES: _global(presets.preset("laptop"))}
+"""Configs of the features: averages of 3 x 3 fields of a middle stage, as `laptop` has them, and of whole frames."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,8 @@ class Recipe:
     meaning: str
     config: Callable[[], Config]
     num_steps: int = NUM_STEPS
+    features: str = GRID_FEATURES
+    """What it sees, of `FEATURES`."""
     unlabelled: bool = False
     """Trained on videos without labels, too."""
     is_main: bool = False
@@ -64,6 +75,16 @@ RECIPES = {
     "tcn": Recipe("TCN, window of 15 frames", lambda: _objective("tcn", window=15.0)),
     "tcc": Recipe("TCC", lambda: _objective("tcc")),
     "weak_scl": Recipe("SCL and pairs of videos", lambda: _objective("weak_scl", variance=9.0)),
+    "scl-global": Recipe(
+        "SCL on averages of whole frames",
+        lambda: _global(_objective("scl", variance=9.0)),
+        features=GLOBAL_FEATURES,
+    ),
+    "contrastive-global": Recipe(
+        "contrastive on averages of whole frames",
+        lambda: _global(_objective("contrastive")),
+        features=GLOBAL_FEATURES,
+    ),
     "scl-plain": Recipe("SCL on plain features", lambda: _plain(_objective("scl", variance=9.0))),
     "contrastive-plain": Recipe("contrastive on plain features", lambda: _plain(_objective("contrastive"))),
 }

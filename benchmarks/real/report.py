@@ -17,6 +17,8 @@ Found = Mapping[str, Mapping[str, Scores]]
 """Scores by `NAME|fold|seed` and variant; of a control without training the variant is empty."""
 _MEASURES = ("phase_error", "one_shot", "probe")
 _MARGIN, _FLOOR = 0.01, 0.008
+_INPUTS = ("plain", "global")
+"""Ends of the names of recipes that see something else, as the baseline that they are compared with does."""
 
 
 Rows = Mapping[tuple[str, str], Sequence[Mapping[int, Scores]]]
@@ -27,7 +29,11 @@ def markdown(found: Found, videos: Sequence[Video], fold: np.ndarray) -> str:
     """All tables: the videos, the scores, bars and SCL beside the contrastive baseline."""
     rows = {key: folds for key, folds in rows_of(found).items() if key[0] not in GRID}
     pairs = [
-        (name, "contrastive-plain" if name.endswith("plain") else "contrastive", variant)
+        (
+            name,
+            f"contrastive-{kind}" if (kind := name.rpartition("-")[2]) in _INPUTS else "contrastive",
+            variant,
+        )
         for name, variant in rows
         if name.startswith("scl")
     ]

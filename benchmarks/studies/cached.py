@@ -142,7 +142,7 @@ def _compute(table: pa.Table, uri: str, config: Config) -> None:
 
     backbone = untrained_encoder(config).backbone
     digest = weights_digest(backbone)
-    cache = open_cache(uri) or create_cache(uri, config, digest, backbone.channels)
+    cache = open_cache(uri) or create_cache(uri, config, digest, backbone.pooled_channels)
     cache.check(config, digest)
     extractor = FeatureExtractor(backbone, config, torch.device("cpu"))
     lacking = cache.locate(table).column(FEATURE_COLUMNS[0]).is_null().to_pylist()

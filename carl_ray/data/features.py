@@ -110,6 +110,7 @@ def made_of(config: Config, clean_only: bool) -> dict[str, Any]:
     """The fields that determine features, besides the weights, by dotted name."""
     fields: dict[str, Any] = {
         "model.backbone": config.model.backbone,
+        "model.cut_stages": config.model.cut_stages,
         "model.pooling": config.model.pooling,
         "augment.image_size": config.augment.image_size,
         "data.frame_stride": config.data.frame_stride,
@@ -134,7 +135,10 @@ def made_of(config: Config, clean_only: bool) -> dict[str, Any]:
 
 def default_folder(manifest: str, config: Config) -> str:
     """URI of the features of a run beside its manifest."""
-    text = json.dumps([made_of(config, clean_only=False), config.model.weights], sort_keys=True)
+    fields = made_of(config, clean_only=False)
+    # As in versions without that field.
+    made = {name: value for name, value in fields.items() if (name, value) != ("model.cut_stages", 0)}
+    text = json.dumps([made, config.model.weights], sort_keys=True)
     key = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     name = f"{config.model.backbone}-{config.augment.image_size}px-{key}".replace(":", "-").replace("/", "-")
     return storage.join(storage.parent(storage.absolute(manifest)), "features", name)

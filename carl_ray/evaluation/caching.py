@@ -76,7 +76,7 @@ def cache_features(
     from carl_ray.session import connect
 
     with connect(), hold(out) as (lease, _):
-        cache = open_cache(out) or create_cache(out, config, digest, encoder.backbone.channels)
+        cache = open_cache(out) or create_cache(out, config, digest, encoder.backbone.pooled_channels)
         cache.check(config, digest)
         missing = _missing(cache, videos)
         result = EmbeddingResult(videos.num_rows - missing.num_rows, False)

@@ -94,7 +94,7 @@ def estimate_run(config: Config, videos: pa.Table) -> Estimate:
         config.training.global_batch_size,
         config.training.epochs,
     ).num_steps
-    channels = encoder.backbone.channels
+    channels = encoder.backbone.pooled_channels
     return Estimate(
         videos=counts,
         num_steps=num_steps,

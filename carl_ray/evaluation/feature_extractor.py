@@ -74,5 +74,5 @@ class FeatureExtractor:
     ) -> Float16[np.ndarray, "copies chunk C"]:
         """The backbone's pooled features of frames."""
         flat = frames.reshape(-1, *frames.shape[2:])
-        made = frozen_features(self._backbone, flat, pooling=self._config.model.pooling)
+        made = frozen_features(self._backbone, flat)
         return made.astype(np.float16).reshape(*frames.shape[:2], -1)

@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from carl_ray.config import LEARNABLE_NAMES, ModelConfig
+from carl_ray.config import LEARNABLE_NAMES, ModelConfig, Pooling
 from carl_ray.errors import UserError
 from carl_ray.layers.normalization import BatchNorm
-from carl_ray.model.networks import Chain, Network, build_network
+from carl_ray.model.networks import Chain, Network, build_network, cut, shape_of_maps
+
+GRID = 3
+"""Fields of a map along its height and its width, for `model.pooling grid`."""
 
 
 class Backbone(nn.Module):
@@ -35,23 +39,48 @@ class Backbone(nn.Module):
         network: The network.
         name: As in `model.backbone`, for messages and digests.
         num_learnable: How many of the last stages train; None: everything, also what is in no stage.
+        cut_stages: How many of the last stages are left out.
+        pooling: As `model.pooling`; a network of tokens has its own.
         chunk_frames: See above.
 
     Attributes:
-        kind, channels, mean, std, input_size: Those of the network.
+        kind, mean, std, input_size: Those of the network.
+        channels: Of its maps.
+        pooled_channels: C: of what `pool` makes of them.
         published: Prefix of the state names before those of the files of weights.
         frozen: Names of the modules that are frozen whole, in order.
         learnable: Names of the others, in order.
     """
 
     def __init__(
-        self, network: Network, *, name: str, num_learnable: int | None, chunk_frames: int = 1024
+        self,
+        network: Network,
+        *,
+        name: str,
+        num_learnable: int | None,
+        cut_stages: int = 0,
+        pooling: Pooling = "max",
+        chunk_frames: int = 1024,
     ) -> None:
         super().__init__()
         self.name = name
-        self.kind, self.channels, self.input_size = network.kind, network.channels, network.input_size
+        self.kind, self.input_size = network.kind, network.input_size
         self.mean, self.std = tuple(network.mean), tuple(network.std)
-        self.chunk_frames = chunk_frames
+        self.pooling, self.chunk_frames = pooling, chunk_frames
+        stages = list(network.stages())
+        if cut_stages:
+            cut(network, stages, cut_stages, name)
+            stages = stages[:-cut_stages]
+        has_maps = network.kind == "frame" and (
+            hasattr(network, "maps_of") or len(shape_of_maps(network)) == 4
+        )
+        if pooling == "grid" and not has_maps:
+            raise UserError(
+                f"model.pooling grid: expected a backbone with a map of each frame, and {name} has none: choose max or "
+                "average"
+            )
+        self.channels = network.channels
+        self.pooled_channels = self.channels * (GRID**2 if pooling == "grid" else 1)
         # Not registered as submodules: they are a cache, not state.
         self._folded: dict[str, tuple[tuple[object, ...], nn.Module]] = {}
         is_chain = isinstance(network, Chain)
@@ -60,7 +89,6 @@ class Backbone(nn.Module):
             self.add_module(part, module)
         self.published = "" if is_chain else "network." + getattr(network, "published", "")
         self._frozen_stages: list[nn.Module] = []
-        stages = list(network.stages())
         if num_learnable is not None:
             if num_learnable > len(stages):
                 raise UserError(
@@ -108,14 +136,17 @@ class Backbone(nn.Module):
             maps = self.get_submodule(name)(maps)
         return maps
 
-    def pool(self, maps: Float[Tensor, "N C *maps"], pooling: str) -> Float[Tensor, "N C"]:
-        """One vector for each frame or clip: `max` or `average` over space, or the network's own `pool`."""
+    def pool(self, maps: Float[Tensor, "N channels *maps"]) -> Float[Tensor, "N C"]:
+        """One vector for each frame or clip: as `pooling` says, or by the network's own `pool`."""
+        if self.pooling == "grid":
+            maps = self.get_submodule("network").maps_of(maps) if maps.ndim < 4 else maps  # type: ignore[operator]
+            return functional.adaptive_avg_pool2d(maps, GRID).flatten(1)
         own = getattr(getattr(self, "network", None), "pool", None)
         if own is not None and maps.ndim < 4:
             pooled: Tensor = own(maps)
             return pooled
         space = tuple(range(2, maps.ndim))
-        return maps.amax(space) if pooling == "max" else maps.mean(space)
+        return maps.amax(space) if self.pooling == "max" else maps.mean(space)
 
     def chunks(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Split a batch into the fewest, nearly equal chunks of at most `chunk_frames`."""
@@ -218,13 +249,15 @@ def build_backbone(model: ModelConfig) -> Backbone:
     """Build the backbone that a config names, with random weights.
 
     Raises:
-        UserError: there is no such network, or it has fewer stages than are to train.
+        UserError: there is no such network, or it has too few stages for what is to be left out or to train.
     """
     learnable = LEARNABLE_NAMES.get(model.learnable, model.learnable)
     backbone = Backbone(
         build_network(model.backbone, model.batch_norm),
         name=model.backbone,
         num_learnable=None if learnable == "all" else int(learnable),
+        cut_stages=model.cut_stages,
+        pooling=model.pooling,
         chunk_frames=model.chunk_frames,
     )
     is_clip = backbone.kind == "clip"

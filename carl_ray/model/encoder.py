@@ -46,7 +46,6 @@ class FrameLevelVideoEncoder(nn.Module):
         super().__init__()
         self.num_frames, self.width = model.num_frames, model.embedding_width
         self.dropout = model.dropout
-        self.pooling = model.pooling
         self.positions = model.positions
         self.backbone = build_backbone(model)
         if self.backbone.kind != "frame":
@@ -54,7 +53,7 @@ class FrameLevelVideoEncoder(nn.Module):
                 f"model.backbone: {model.backbone} sees clips, and this encoder single frames: "
                 "carl_ray.model.features.frozen_features embeds clips"
             )
-        channels = self.backbone.channels
+        channels = self.backbone.pooled_channels
         self.input_norm: BatchNorm | None = None
         if model.centered or model.motion != "none":
             channels *= MOTIONS[model.motion]
@@ -62,8 +61,8 @@ class FrameLevelVideoEncoder(nn.Module):
             self.input_norm = BatchNorm(channels, model.batch_norm)
         self.convolutions: TemporalConvolutions | None = None
         if model.temporal_encoder == "c3d":
-            self.convolutions = TemporalConvolutions(channels, model.batch_norm)
-            channels = C3D_CHANNELS
+            self.convolutions = TemporalConvolutions(self.backbone.channels, model.batch_norm)
+            channels = C3D_CHANNELS * channels // self.backbone.channels
         self.input_channels = channels
         self.hidden = nn.ModuleList(
             # No bias: the batch norm has one.
@@ -135,7 +134,7 @@ class FrameLevelVideoEncoder(nn.Module):
         parts = itertools.chain.from_iterable(self.backbone.chunks(chunk) for chunk in chunks)
         if self.convolutions is None:
             for part in parts:
-                yield self._pool(self.backbone(part))
+                yield self.backbone.pool(self.backbone(part))
             return
         # Each chunk is convolved with its halo: the frames just before and after it.
         halo = self.convolutions.halo
@@ -171,7 +170,7 @@ class FrameLevelVideoEncoder(nn.Module):
         start = 0 if before is None else len(before)
         index = torch.arange(len(context), device=context.device)
         mixed = self.convolutions(context, index, 1, len(context))
-        return self._pool(mixed[start : start + len(maps)])
+        return self.backbone.pool(mixed[start : start + len(maps)])
 
     def _embed(
         self,
@@ -202,14 +201,12 @@ class FrameLevelVideoEncoder(nn.Module):
     ) -> Float[Tensor, "N C"]:
         """Pooled features of the real frames."""
         if self.convolutions is not None:
-            return self._pool(self.convolutions(self.backbone(frames), index, batch, time))
+            return self.backbone.pool(self.convolutions(self.backbone(frames), index, batch, time))
         if torch.is_grad_enabled() or self.training:
-            return self._pool(self.backbone(frames))
+            return self.backbone.pool(self.backbone(frames))
         # In evaluation frames are independent: chunks bound the memory of whole videos.
-        return torch.cat([self._pool(self.backbone(chunk)) for chunk in self.backbone.chunks(frames)])
-
-    def _pool(self, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C"]:
-        return self.backbone.pool(maps, self.pooling)
+        chunks = self.backbone.chunks(frames)
+        return torch.cat([self.backbone.pool(self.backbone(chunk)) for chunk in chunks])
 
     def _drop(
         self,

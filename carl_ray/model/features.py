@@ -39,7 +39,6 @@ def frozen_features(
     backbone: Backbone,
     pixels: UInt8[np.ndarray, "N *T height width 3"],
     *,
-    pooling: str = "average",
     bf16: bool = False,
 ) -> Float[np.ndarray, "N C"]:
     """Pooled features of frames, or of clips where the backbone is one of clips, float32.
@@ -47,7 +46,6 @@ def frozen_features(
     Args:
         backbone: In evaluation mode; computes on the device that it is on.
         pixels: Frames (N, H, W, 3), or clips (N, T, H, W, 3), of the size that the backbone is to see.
-        pooling: `max` or `average` over space (and time); a network of tokens has its own.
         bf16: Matrix products in bfloat16, for hardware that has it (`machine.has_native_bf16`).
 
     Raises:
@@ -63,11 +61,11 @@ def frozen_features(
     chunk = backbone.chunk_frames
     if device.type == "cpu":
         chunk = max(1, _CPU_PIXELS // math.prod(pixels.shape[1:-1]))
-    features = [np.zeros((0, backbone.channels), np.float32)]
+    features = [np.zeros((0, backbone.pooled_channels), np.float32)]
     for start in range(0, len(pixels), chunk):
         part = torch.from_numpy(np.ascontiguousarray(pixels[start : start + chunk])).to(device)
         seen = normalize(part, backbone.mean, backbone.std)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             maps = backbone(seen.transpose(1, 2) if backbone.kind == "clip" else seen)
-            features.append(backbone.pool(maps, pooling).float().cpu().numpy())
+            features.append(backbone.pool(maps).float().cpu().numpy())
     return np.concatenate(features)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from carl_ray.config import BACKBONE_GROUP, CLIP_BACKBONES
-from carl_ray.errors import UserError
+from carl_ray.errors import UserError, one_line
 from carl_ray.layers.normalization import BatchNorm, Mode, own_batch_norm
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -159,6 +160,11 @@ class TimmNetwork(nn.Module):
         pooled: Tensor = self.model.forward_head(tokens, pre_logits=True)
         return pooled
 
+    def maps_of(self, tokens: Float[Tensor, "N tokens C"]) -> Float[Tensor, "N C side side"]:
+        """The tokens of the patches of square frames, where they are."""
+        patches = tokens[:, getattr(self.model, "num_prefix_tokens", 0) :]
+        return patches.transpose(1, 2).unflatten(2, (math.isqrt(patches.shape[1]), -1))
+
     def stages(self) -> Sequence[nn.Module]:
         """The modules with parameters of each group of layers."""
         from timm.models import group_modules
@@ -253,6 +259,44 @@ def build_network(name: str, batch_norm: Mode) -> Network:
         )
         return Chain(_named(resnet, _RESNET_STAGES), channels=resnet.fc.in_features)
     return _own(name, batch_norm)
+
+
+def cut(network: Network, stages: Sequence[nn.Module], num_cut: int, name: str) -> None:
+    """Put the identity in the place of the last stages; `channels` become those of the last one that stays.
+
+    The names of the state stay. For networks of frames that apply their stages one after the other.
+
+    Raises:
+        UserError: it has no more stages than that, or needs the later ones.
+    """
+    assert isinstance(network, nn.Module)
+    if network.kind != "frame" or num_cut >= len(stages):
+        has = "sees clips" if network.kind != "frame" else f"has {len(stages)} stages"
+        raise UserError(
+            f"model.cut_stages: expected a backbone of single frames with more than {num_cut} stages, and {name} {has}"
+        )
+    gone = {id(parameter) for stage in stages[-num_cut:] for parameter in stage.parameters()}
+    replaced = "."
+    for path, module in list(network.named_modules()):
+        parameters = {id(parameter) for parameter in module.parameters()}
+        if parameters and parameters <= gone and not path.startswith(f"{replaced}."):
+            network.set_submodule(path, nn.Identity())
+            replaced = path
+    try:
+        shape = shape_of_maps(network)
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"model.cut_stages: {name} needs its last {num_cut} stages ({one_line(error)})"
+        ) from None
+    network.channels = shape[1 if len(shape) > 3 else -1]
+
+
+def shape_of_maps(network: Network) -> torch.Size:
+    """Shape of what a network of frames makes of one frame; computes nothing."""
+    assert isinstance(network, nn.Module)
+    pixels = torch.zeros(1, 3, network.input_size, network.input_size, device="meta")
+    maps: Tensor = copy.deepcopy(network).to("meta")(pixels)
+    return maps.shape
 
 
 def _named(network: nn.Module, stages: Sequence[Sequence[str]]) -> list[dict[str, nn.Module]]:

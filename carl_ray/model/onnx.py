@@ -24,7 +24,7 @@ class _FrameFeatures(nn.Module):
         backbone = self.encoder.backbone
         for name in (*backbone.frozen, *backbone.learnable):
             frames = backbone.get_submodule(name)(frames)
-        return backbone.pool(frames, self.encoder.pooling)
+        return backbone.pool(frames)
 
 
 class _Embeddings(nn.Module):
@@ -41,7 +41,8 @@ def onnx_files(encoder: nn.Module, image_size: int) -> dict[str, bytes]:
     """`backbone.onnx` and `temporal.onnx` by name; any number of frames passes both.
 
     `backbone.onnx` computes features (N, C) of normalised `frames` (N, 3, size, size), `temporal.onnx` embeddings
-    (T, D), not L2-normalised, of the `features` (T, C) of one video.
+    (T, D), not L2-normalised, of the `features` of one video, (T, C) or, where the model is told of their motion, as
+    `carl_ray.data.features.model_input` makes them.
 
     Raises:
         UserError: onnx, onnxscript or onnxruntime are missing, or the encoder sees clips or convolves over time.
@@ -59,7 +60,7 @@ def onnx_files(encoder: nn.Module, image_size: int) -> dict[str, bytes]:
     encoder = encoder.eval()
     parts: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         "backbone": (_FrameFeatures(encoder), (3, image_size, image_size)),
-        "temporal": (_Embeddings(encoder), (encoder.backbone.channels,)),
+        "temporal": (_Embeddings(encoder), (encoder.input_channels,)),
     }
     files = {}
     for part, (module, shape) in parts.items():

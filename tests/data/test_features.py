@@ -130,6 +130,7 @@ def test_views_show_two_different_copies_and_all_in_time() -> None:
     [
         ("model", "backbone", "resnet18", True),
         ("model", "pooling", "average", True),
+        ("model", "cut_stages", 1, True),
         ("data", "frame_stride", 3, True),
         ("data", "decoder", "decord", True),
         ("augment", "hue", 0.1, False),

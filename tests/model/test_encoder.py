@@ -51,6 +51,8 @@ VARIANTS = [
     {"temporal_encoder": "c3d"},
     {"num_layers": 0},
     {"pooling": "average"},
+    {"pooling": "grid"},
+    {"cut_stages": 1},
     {"batch_norm": "local", "learnable": "all"},
 ]
 

@@ -35,7 +35,7 @@ def test_frozen_features_are_those_of_the_whole_batch(name, shape):
     with torch.no_grad():
         seen = normalize(torch.from_numpy(pixels), backbone.mean, backbone.std)
         maps = backbone(seen if name == "small" else seen.transpose(1, 2))
-    np.testing.assert_allclose(features, backbone.pool(maps, "average").numpy(), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(features, backbone.pool(maps).numpy(), rtol=1e-3, atol=1e-5)
     assert np.isfinite(frozen_features(backbone, pixels, bf16=True)).all()
     assert frozen_features(backbone, pixels[:0]).shape == (0, backbone.channels)
     with pytest.raises(ValueError, match="expected a backbone in evaluation mode and uint8 pixels"):

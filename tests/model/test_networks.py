@@ -1,6 +1,7 @@
 """The contract of every backbone, and the errors of those that are none."""
 
 import copy
+import itertools
 import json
 from functools import lru_cache
 from importlib.metadata import EntryPoint, EntryPoints
@@ -93,15 +94,71 @@ def test_shapes_and_folding(name):
         maps, exact = backbone(pixels), plain(copy.deepcopy(backbone), pixels)
         assert torch.equal(maps, backbone(pixels))
         torch.testing.assert_close(maps, exact, rtol=1e-3, atol=1e-4 * float(exact.abs().max()))
-        for pooling in ("max", "average"):
-            assert backbone.pool(maps, pooling).shape == (2, backbone.channels)
+        for backbone.pooling in ("max", "average"):
+            assert backbone.pool(maps).shape == (2, backbone.channels)
         if backbone.kind == "frame" or has_native_bf16("cpu"):  # Emulated, a video takes half a minute.
             with torch.autocast("cpu", torch.bfloat16):
-                assert backbone.pool(backbone(pixels), "max").isfinite().all()
+                assert backbone.pool(backbone(pixels)).isfinite().all()
         folded = backbone._folded["learnable" if backbone.learnable else "frozen"][1]
     left = [m for m in folded.modules() if isinstance(m, BatchNorm)]
     assert len(left) == (name == f"{HERE}:OwnNetwork"), "its batch norm follows no convolution"
     assert all(isinstance(m, BatchNorm) for m in backbone.modules() if "BatchNorm" in type(m).__name__)
+
+
+@pytest.mark.parametrize("num_cut", [1, 2, 5])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in (*CLIP_BACKBONES, f"{HERE}:OwnNetwork")])
+def test_a_cut_network_computes_what_its_stages_do_in_the_whole_one(name, num_cut):
+    whole, pixels = build(name)
+    stages = list(copy.deepcopy(network(name, "local")).stages())
+    if num_cut >= len(stages):
+        with pytest.raises(UserError, match=rf"more than 5 stages, and {name} has {len(stages)} stages"):
+            build(name, cut_stages=num_cut)
+        return
+    made = []
+    for module in whole.modules():
+        module.register_forward_hook(lambda module, inputs, outcome: made.append(outcome))
+    backbone, _ = build(name, cut_stages=num_cut)
+    backbone.load_state_dict(whole.state_dict(), strict=False)
+    with torch.no_grad():
+        plain(whole.eval(), pixels)
+        maps = plain(backbone.eval(), pixels)
+    assert any(torch.equal(maps, one) for one in made)
+    gone = sum(len(list(stage.parameters())) for stage in stages[-num_cut:])
+    assert len(list(backbone.parameters())) == len(list(whole.parameters())) - gone
+    assert backbone.pool(maps).shape == (2, backbone.channels) == (2, backbone.pooled_channels)
+
+
+def test_clips_are_not_cut():
+    with pytest.raises(
+        UserError, match=r"model\.cut_stages: expected .* single frames .*, and r3d_18 sees clips"
+    ):
+        build("r3d_18", cut_stages=1)
+
+
+def test_a_grid_keeps_where_something_is():
+    backbone, _ = build("small", pooling="grid")
+    maps = torch.arange(2 * 128 * 6 * 6.0).view(2, 128, 6, 6)
+    pooled = backbone.pool(maps).view(2, 128, 3, 3)
+    for row, column in itertools.product(range(3), range(3)):
+        field = maps[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        torch.testing.assert_close(pooled[:, :, row, column], field.mean((2, 3)))
+    assert backbone.pooled_channels == 9 * 128
+
+
+def test_a_grid_of_tokens_is_that_of_their_patches():
+    backbone, pixels = build("timm:test_vit", pooling="grid")
+    tokens = torch.randn(2, 1 + 36, backbone.channels)  # A class token before 6 x 6 patches.
+    pooled = backbone.pool(tokens).view(2, backbone.channels, 3, 3)
+    for row, column in itertools.product(range(3), range(3)):
+        patches = [1 + 6 * (2 * row + y) + 2 * column + x for y in (0, 1) for x in (0, 1)]
+        torch.testing.assert_close(pooled[:, :, row, column], tokens[:, patches].mean(1))
+    with torch.no_grad():
+        assert backbone.pool(backbone.eval()(pixels)).shape == (2, backbone.pooled_channels)
+
+
+def test_clips_have_no_grid():
+    with pytest.raises(UserError, match=r"model\.pooling grid: expected a backbone with a map of each frame"):
+        build("small3d", pooling="grid")
 
 
 @pytest.mark.parametrize("learnable", ["none", "1", "2", "all"])
@@ -114,7 +171,7 @@ def test_gradients_reach_what_is_learnable_alone(name, learnable):
         key: value.clone() for key, value in backbone.named_buffers() if key.endswith("running_mean")
     }
     with torch.no_grad() if learnable == "none" else torch.enable_grad():
-        pooled = backbone.train().pool(backbone(pixels), "average")
+        pooled = backbone.train().pool(backbone(pixels))
     if learnable != "none":
         (pooled.square().sum() + pooled.sum()).backward()
     reached = {key for key, p in backbone.named_parameters() if p.grad is not None}
@@ -150,7 +207,7 @@ def test_a_transformer_pools_as_its_classifier():
     backbone, pixels = build("timm:test_vit")
     with torch.no_grad():
         tokens = backbone.eval()(pixels)
-        assert backbone.pool(tokens, "max").equal(backbone.network.model(pixels))
+        assert backbone.pool(tokens).equal(backbone.network.model(pixels))
 
 
 @pytest.mark.parametrize(

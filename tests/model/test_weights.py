@@ -17,7 +17,7 @@ from carl_ray.model.backbone import build_backbone
 from carl_ray.model.features import frozen_features
 from carl_ray.model.weights import load_backbone_weights, read_lite0, weights_digest
 
-LITE0 = ModelConfig(backbone="efficientnet_lite0", weights="pretrained", learnable="none")
+LITE0 = ModelConfig(backbone="efficientnet_lite0", weights="pretrained", learnable="none", pooling="average")
 
 
 def test_lite0_knows_a_bell_cote_and_a_daisy():

@@ -121,7 +121,7 @@ def test_unlabelled_videos_are_of_other_places_than_the_test_videos(tmp_path):
         [video("push-up_1", 1, 5), video("push-up_20", 1, 5)],
         [video("push-up_2"), video("push-up_21")],
     )
-    corpus = Corpus(labelled, None, {}, {}, np.array([0, 1]), unlabelled)
+    corpus = Corpus(labelled, {}, {}, {}, np.array([0, 1]), unlabelled)
     assert [v.video_id for v in of_other_places(corpus, 0)] == ["push-up_21.mp4"]
     assert [v.video_id for v in of_other_places(corpus, 1)] == ["push-up_2.mp4"]
     assert corpus.ids(0, tested=True) == corpus.ids(1, tested=False, action="push-ups") == ["push-up_1.mp4"]

@@ -40,7 +40,9 @@ def configured(name, seed=0):
     return replace(
         config,
         model=replace(
-            config.model, backbone="small", weights="random", num_frames=8, hidden_width=16, width=16
+            config.model,
+            **{"backbone": "small", "weights": "random", "cut_stages": 0, "pooling": "average"},
+            **{"num_frames": 8, "hidden_width": 16, "width": 16},
         ),
         augment=replace(config.augment, copies=COPIES),
         training=replace(config.training, seed=seed, global_batch_size=2),
