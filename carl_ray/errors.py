@@ -49,12 +49,16 @@ class Terminated(KeyboardInterrupt):
 
 def signal_of(interruption: KeyboardInterrupt) -> signal.Signals:
     """The signal that an interruption was raised for."""
-    return signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
+    # Ray raises a plain KeyboardInterrupt of its own where one of ours ends its wait.
+    is_sigterm = isinstance(interruption, Terminated) or _last_signal == signal.SIGTERM
+    return signal.SIGTERM if is_sigterm else signal.SIGINT
 
 
 _INTERRUPTIONS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}
 _REPEAT_SECONDS = 1.0
 """Ignore a repeated signal for so long: `timeout` signals its child, then its group, and cleanup must not be cut."""
+_last_signal: int | None = None
+"""The last one that raised an exception."""
 _catching = 0
 """Number of open `one_line_errors` contexts."""
 
@@ -69,6 +73,7 @@ def handle_signals() -> None:
     moments: dict[int, float] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
+        global _last_signal
         if os.getpid() != process:  # A forked child: default behaviour.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -77,6 +82,7 @@ def handle_signals() -> None:
             os._exit(128 + number)
         elif time.monotonic() > moments.get(number, -math.inf) + _REPEAT_SECONDS:
             moments[number] = time.monotonic()
+            _last_signal = number
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     for number in _INTERRUPTIONS:

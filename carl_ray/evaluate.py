@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit status 0 only when both files are written."""
     with one_line_errors():
         options = _parse(arguments)
+        storage.check_bucket(options.out)
         # Lazy import: --help must not load torch.
         from carl_ray.report.evaluation import print_evaluation
 

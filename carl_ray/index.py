@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError("--out is missing: where to write the manifest, such as --out manifest.parquet")
         if options.folder is not None and not storage.exists(options.folder):
             raise UserError(f"{storage.public_uri(storage.absolute(options.folder))}: no such folder")
+        for made in (options.out, options.prepare):
+            storage.check_bucket(made or "")
         # Lazy import of Ray: help and usage errors answer at once.
         from carl_ray.data.manifest import rejects_uri
         from carl_ray.data.scan import build_manifest

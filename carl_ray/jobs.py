@@ -132,6 +132,7 @@ def _submit(options: argparse.Namespace, outline: Plan) -> None:
             f"pipeline {plan.pipeline}: the names of its stages must not depend on its parameters"
         )
     runtime_env = _runtime_env(options)
+    storage.check_bucket(plan.folder)
     _check_inputs(plan)
     shown = storage.public_uri(plan.folder)
     # Of all stages: each may have been done with another command.
@@ -180,6 +181,15 @@ def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
     """Runtime environment of the jobs: the user's, and the code where the nodes do not have it."""
     runtime_env: dict[str, Any] = options.runtime_env_json
     check_runtime_env(runtime_env)
+    from ray.runtime_env import RuntimeEnv
+
+    known = sorted(field for field in RuntimeEnv.known_fields if not field.startswith("_"))
+    if unknown := sorted(set(runtime_env) - set(known)):
+        raise UserError(f"--runtime-env-json: Ray knows no {unknown[0]!r} (it has {', '.join(known)})")
+    try:
+        RuntimeEnv(**runtime_env)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--runtime-env-json: {one_line(error)}") from None
     if options.installed or "working_dir" in runtime_env:
         return runtime_env
     if not (Path(options.working_dir) / "carl_ray" / "jobs.py").is_file():

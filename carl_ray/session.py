@@ -101,6 +101,7 @@ def _import(modules: Sequence[str]) -> None:
 def _start(address: str | None, folder: str | None, num_cpus: int | None, meanwhile: Sequence[str]) -> None:
     """Connect to a cluster, or start one with its files in a folder; `RunError` for all that Ray raises."""
     options: dict[str, Any] = {"address": address or "local"}
+    has_mode = "RAY_AUTH_MODE" in os.environ
     if address:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     else:
@@ -131,6 +132,8 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None, meanwh
         if address:
             where = f"the Ray cluster at {storage.public_uri(address)}"
         reason = str(error)
+        if address and not has_mode:
+            reason += "; if it requires a token, set RAY_AUTH_MODE=token"
         if isinstance(error, ray.exceptions.AuthenticationError):
             reason = (
                 f"{error.message}: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the token of the cluster, or "

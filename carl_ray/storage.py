@@ -55,7 +55,8 @@ _LOGGER = logging.getLogger(__name__)
 _T = TypeVar("_T")
 # Not the global generator: failures of a store must not change what a run draws.
 _JITTER = random.SystemRandom()
-_ABSENT = re.compile(r"NO_SUCH_BUCKET|Bucket '[^']*' not found|HTTP status 404|Not a regular file")
+_NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|Bucket '[^']*' not found")
+_ABSENT = re.compile(rf"{_NO_BUCKET.pattern}|HTTP status 404|Not a regular file")
 _DENIED = re.compile(
     r"(AWS Error |Status\()\w*(DENIED|UNAUTHENTICATED|SIGNATURE|TOKEN|ACCESS_KEY|UNRECOGNIZED|EXPIRED|SKEWED)"
     r"|\bstatus 40[0135]\b"
@@ -440,9 +441,24 @@ def reading(uri: str, complaint: str) -> Iterator[None]:
         raise storage_error(error, uri, "read") from None
 
 
-def storage_error(error: OSError, uri: str, action: str) -> RunError:
-    """The one-line error for a store that refused or failed."""
+def check_bucket(uri: str) -> None:
+    """Raise `UserError` where a file or folder is to be written into a bucket that does not exist."""
+    if is_remote(uri):
+        filesystem, path = resolve(uri)
+        bucket = path.partition("/")[0]
+        # Who may write into a bucket need not be allowed to look at it.
+        with suppress(OSError):
+            if filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
+                raise UserError(
+                    f"{public_uri(uri)}: there is no bucket {bucket!r}: make it, or name another one"
+                )
+
+
+def storage_error(error: OSError, uri: str, action: str) -> RunError | UserError:
+    """The one-line error for a store that refused or failed; a mistake where it has no such bucket."""
     text = one_line(error).replace(uri, public_uri(uri))
+    if _NO_BUCKET.search(text):
+        return UserError(f"{public_uri(uri)}: could not {action} it: there is no such bucket ({text})")
     hint = ""
     if "No space left" in text or error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = ": no room; free some or choose another place"

@@ -140,6 +140,30 @@ def test_an_index_that_is_terminated_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_wait_of_rays_that_a_signal_ends(number: signal.Signals) -> None:
+    """Ray raises a plain KeyboardInterrupt then, whichever signal it was."""
+    waiting = """
+import time
+from carl_ray.errors import handle_signals, one_line_errors
+handle_signals()
+with one_line_errors():
+    try:
+        print("waiting", flush=True)
+        time.sleep(60)
+    except BaseException:
+        raise KeyboardInterrupt from None
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", waiting], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=180)
+    expected = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}[number]
+    assert (process.returncode, errors) == (128 + number, f"carl_ray: {expected}\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_comes_twice_at_once_is_one(number: signal.Signals) -> None:
     """`timeout` signals its child, then its group: the second must not end what the first began."""
     process = subprocess.Popen(

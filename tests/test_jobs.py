@@ -26,6 +26,18 @@ TOKEN = "0123456789abcdef0123456789abcdef"
     [
         (["submit", "demo", "--folder", "/x", "--working-dir", "/"], "/: expected a checkout with carl_ray in it"),
         (["submit", "demo", "--folder", "/x", "--runtime-env-json", "[]"], "json: expected a JSON object"),
+        (
+            ["submit", "demo", "--folder", "/x", "--installed", "--runtime-env-json", '{"env_vars": {"X": 1}}'],
+            "--runtime-env-json: runtime_env['env_vars'] must be of type Dict[str, str], but the value 1",
+        ),
+        (
+            ["submit", "demo", "--folder", "/x", "--installed", "--runtime-env-json", '{"env_vars": 3}'],
+            "--runtime-env-json: object of type 'int' has no len()",
+        ),
+        (
+            ["submit", "demo", "--folder", "/x", "--installed", "--runtime-env-json", '{"pippp": []}'],
+            "--runtime-env-json: Ray knows no 'pippp' (it has conda, ",
+        ),
         (["status", "demo", "--folder", "s3://K:hushhush@b/x"], "s3://b/x: expected a URI without credentials"),
         (["submit", "demo", "--folder", "s3://K:hushhush@b/x"], "s3://b/x: expected a URI without credentials"),
     ],

@@ -125,6 +125,27 @@ def test_a_required_token_is_one_line(
     )
 
 
+@pytest.mark.parametrize(("mode", "is_told"), [(None, True), ("disabled", False)])
+def test_a_token_that_may_be_required_is_told(
+    asked: list[dict[str, Any]],
+    listening: str,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str | None,
+    is_told: bool,
+) -> None:
+    def refuse(**arguments: Any) -> None:
+        raise ConnectionError("Failed to connect to GCS")
+
+    monkeypatch.setattr(session.ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", listening)
+    monkeypatch.setenv("RAY_AUTH_MODE", mode or "")
+    if mode is None:
+        monkeypatch.delenv("RAY_AUTH_MODE")
+    with pytest.raises(RunError, match="Failed to connect") as failure, session.connect():
+        pass
+    assert ("; if it requires a token, set RAY_AUTH_MODE=token" in str(failure.value)) == is_told
+
+
 @pytest.mark.parametrize("address", ["{free}", "ray://{free}", "http://{free}", "auto"])
 def test_an_absent_cluster_is_reported_at_once(
     address: str, asked: list[dict[str, Any]], free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch

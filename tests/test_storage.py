@@ -312,6 +312,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
+def test_a_bucket_that_does_not_exist_is_a_mistake(s3_endpoint: str) -> None:
+    query = f"endpoint_override={s3_endpoint}&scheme=http"
+    for attempt in (
+        lambda: storage.check_bucket(f"s3://nobody-made-it/out?{query}"),
+        lambda: storage.write_bytes(f"s3://nobody-made-it/out/a?{query}", b"a"),
+    ):
+        with pytest.raises(UserError, match=r"^s3://nobody-made-it/out.*there is no (such )?bucket"):
+            attempt()
+    storage.check_bucket("relative/folder")
+
+
 @pytest.mark.parametrize(
     ("text", "patience"),
     [

@@ -182,6 +182,12 @@ def latest_checkpoint(run_dir: str) -> Checkpoint | None:
     return None
 
 
+def completed_checkpoints(run_dir: str) -> list[str]:
+    """Names of the checkpoints that were written to their end, damaged or not, the newest first."""
+    names = _names(run_dir)
+    return [n for n in names if storage.exists(storage.join(run_dir, CHECKPOINTS, n, _STATE))]
+
+
 def is_newest(checkpoint: Checkpoint | None, run_dir: str) -> bool:
     """Whether no checkpoint was written to the run folder since this one, or since there was none."""
     newest = next(iter(_names(run_dir)), None)

@@ -23,6 +23,7 @@ from carl_ray.training.checkpoint import (
     CONFIG,
     Checkpoint,
     InitialWeights,
+    completed_checkpoints,
     initial_weights,
     is_newest,
     latest_checkpoint,
@@ -191,12 +192,19 @@ def find_checkpoint(config: Config, videos: Videos, run_dir: str) -> Checkpoint 
     """The checkpoint that a run continues from, checked to fit; None without one.
 
     Raises:
-        UserError: it is of other videos, or of another model.
+        UserError: it is of another run, of other videos, or of another model; or all are damaged.
         RunError: the folder cannot be read.
     """
     checkpoint = latest_checkpoint(run_dir)
+    if checkpoint is None and (damaged := completed_checkpoints(run_dir)):
+        raise UserError(
+            f"{storage.public_uri(run_dir)}: none of its {len(damaged)} checkpoints can be read: restore their folder, "
+            "or delete it to begin anew"
+        )
     if checkpoint is not None:
         check_same_videos(videos, checkpoint, run_dir)
+        # config.json may have been edited since.
+        check_same_run(checkpoint.config, config, run_dir)
         from carl_ray.training.learner import initial_learner
 
         load_model(checkpoint, initial_learner(config))

@@ -438,6 +438,10 @@ def test_the_manifest_is_checked_before_it_is_written(tmp_path: Path) -> None:
     joined, notes = join(tmp_path, f"video,person,{','.join(places)}\na,ann,1,2,3,4\n")
     assert f"not used, for the manifest has them: {', '.join(places)}" in notes
     assert joined.column_names == [*SCHEMA.names, "person"]
+    with pytest.raises(
+        UserError, match=r"progress: expected labels of frames in rows of a frame or an interval"
+    ):
+        join(tmp_path, "video,person,progress\na,ann,1\n")
     # Bare columns of `propagate`, without sizes and hashes, are checked as well.
     bare = (
         "video_id",

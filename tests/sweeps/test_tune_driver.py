@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.execution import class_cache
 
 from carl_ray import storage
 from carl_ray.errors import RunError
@@ -51,6 +52,35 @@ def decisions(of: Sweep, folder: Path, epoch: int, *scores: float) -> list[bool]
         trial = measure(folder, of, 100.0 + number, *([0.0] * of.rungs.index(epoch)), score)
         stopped.append(is_behind(of, str(folder), trial, epoch))
     return stopped
+
+
+def test_credentials_are_not_handed_to_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray logs the environment of a trial's process as plain text."""
+    names = set(class_cache.ENV_VARS_TO_PROPAGATE)
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", names | {"AWS_SECRET_ACCESS_KEY", "OTHER"})
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hushhush")
+    monkeypatch.setenv("OTHER", "1")
+
+    class Trainable:
+        pass
+
+    tune_driver._keep_credentials()
+    made = class_cache._ActorClassCache().get(Trainable)
+    variables = made._default_options["runtime_env"]["env_vars"]
+    assert variables["OTHER"] == "1"
+    assert not [name for name in variables if name.startswith("AWS_")]
+
+
+def test_where_ray_hands_them_otherwise_a_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(class_cache, "ENV_VARS_TO_PROPAGATE")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    tune_driver._keep_credentials()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hushhush")
+    tune_driver._keep_credentials()
+    assert "may write the AWS credentials" in (said := capsys.readouterr().err) and "hushhush" not in said
 
 
 def test_a_trial_ends_where_it_is_not_among_the_best_third(tmp_path: Path) -> None:

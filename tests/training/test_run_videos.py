@@ -88,6 +88,28 @@ def test_a_manifest_that_changed_is_refused(
         find_checkpoint(counted, videos, str(tmp_path))
 
 
+def test_a_config_that_was_edited_after_the_checkpoint_is_refused(tiny: Config, tmp_path: Path) -> None:
+    config = begun(tiny, ROWS, tmp_path)
+    counted, videos = read_videos(config)
+    edited = replace(counted, objective=objective_options("scl", temperature=0.9))
+    with pytest.raises(
+        UserError, match=r"was begun with objective\.temperature = 0\.1, now 0\.9: --resume continues"
+    ):
+        find_checkpoint(edited, videos, str(tmp_path))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tiny: Config, tmp_path: Path) -> None:
+    config = begun(tiny, ROWS, tmp_path)
+    (model,) = tmp_path.glob("checkpoints/step-*/model.pt")
+    model.write_bytes(model.read_bytes()[:-9])
+    with pytest.raises(
+        UserError, match=r"none of its 1 checkpoints can be read: restore their folder, or delete"
+    ):
+        find_checkpoint(*read_videos(config), str(tmp_path))
+    (model.parent / "state.json").unlink()  # As of a first checkpoint that was not written to its end.
+    assert find_checkpoint(*read_videos(config), str(tmp_path)) is None
+
+
 def test_other_rows_and_runs_without_a_record(tiny: Config, tmp_path: Path) -> None:
     config = begun(replace(tiny, versions={"torch": "2.14.1"}), ROWS, tmp_path)
     for rows, said in (
