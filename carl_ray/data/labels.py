@@ -221,8 +221,8 @@ class _Join:
             self.notes.append(f"{file.name}: not used, for the manifest has them: {', '.join(own)}")
         if lists := [column for column in own if column in ("frame_labels", "progress")]:
             self.problems.append(
-                f"{file.name}: {lists[0]}: expected labels of frames in rows of a frame or an interval each, not in one "
-                "row a video; docs/data.md shows the forms"
+                f"{file.name}: {lists[0]}: expected labels of frames in rows of a frame or an interval each, not in "
+                "one row a video; docs/data.md shows the forms"
             )
         for column in (column for column in file.columns if column not in own):
             values = self._columns.setdefault(column, [None] * len(self._ids))
