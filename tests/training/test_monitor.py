@@ -28,9 +28,15 @@ class Handle:
         self.status: Status | None = None
         self.monitor = monitor.RunMonitor.__ray_metadata__.modified_class()
         self.asked = threading.Event()
+        self.shown = threading.Event()
         self.ended = threading.Event()
-        self.latest = SimpleNamespace(remote=lambda shown: (self.status, *self.monitor.latest(shown)[1:]))
+        self.latest = SimpleNamespace(remote=self._latest)
         self.request_stop = SimpleNamespace(remote=self.asked.set)
+
+    def _latest(self, shown: tuple[str, int]) -> Any:
+        answer = (self.status, *self.monitor.latest(shown)[1:])
+        self.shown.set()
+        return answer
 
 
 @pytest.fixture
@@ -69,14 +75,14 @@ def test_of_the_warnings_of_many_tasks_some_are_shown_and_all_counted(
     assert shown == [f"loading videos: {line}" for line in expected]
 
 
-def later(seconds: float, act: Callable[[], object]) -> None:
-    threading.Timer(seconds, act).start()
+def signalled(handle: Handle, number: signal.Signals) -> Callable[[], object]:
+    """A run that signals this process, and ends after the wait: when it begins, signals are caught."""
+    return lambda: (os.kill(os.getpid(), number), handle.ended.wait())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_first_step_ends_the_wait(handle: Handle, number: signal.Signals) -> None:
-    later(0.3, lambda: os.kill(os.getpid(), number))
-    ending = wait(handle)
+    ending = wait(handle, signalled(handle, number))
     assert (ending.signal, ending.status, ending.error) == (number, None, None)
 
 
@@ -84,11 +90,12 @@ def test_a_signal_asks_for_a_checkpoint_which_is_waited_for(handle: Handle, caps
     handle.status = status(3)
 
     def checkpoint() -> None:
+        # `timeout` sends its signal twice at once.
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
         handle.asked.wait()
         handle.status = status(4, saved_step=4, ended=True)
 
-    # `timeout` sends its signal twice at once.
-    later(0.3, lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)])
     ending = wait(handle, checkpoint)
     assert ending == Ending(status(4, saved_step=4, ended=True), signal=signal.SIGTERM)
     assert "step 3/40" in (printed := capsys.readouterr().out)
@@ -97,45 +104,57 @@ def test_a_signal_asks_for_a_checkpoint_which_is_waited_for(handle: Handle, caps
 
 def test_a_checkpoint_that_takes_too_long_is_left_behind(handle: Handle) -> None:
     handle.status = status(3, saved_step=2)
-    later(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run = signalled(handle, signal.SIGTERM)
     started = time.monotonic()
-    assert wait(handle, grace=3.0) == Ending(status(3, saved_step=2), signal=signal.SIGTERM)
+    assert wait(handle, run, grace=3.0) == Ending(status(3, saved_step=2), signal=signal.SIGTERM)
     assert time.monotonic() - started > 2
 
 
 def test_a_second_ctrl_c_does_not_wait(handle: Handle) -> None:
     handle.status = status(3)
-    for seconds in (0.3, 1.8):
-        later(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
-    assert wait(handle).signal == signal.SIGINT
+
+    def interrupt_twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        handle.asked.wait()  # The first has been noted.
+        time.sleep(1.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        handle.ended.wait()
+
+    started = time.monotonic()
+    assert wait(handle, interrupt_twice).signal == signal.SIGINT
+    assert time.monotonic() - started < 300  # Of the grace period, 420 s are for the checkpoint.
 
 
 def test_workers_that_have_ended_are_enough(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "_SHUTDOWN_SECONDS", 0.5)
     handle.status = status(3, saved_step=3, ended=True)
-    later(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert wait(handle).signal == signal.SIGTERM
+    assert wait(handle, signalled(handle, signal.SIGTERM)).signal == signal.SIGTERM
 
 
 def test_a_stop_without_a_signal_waits_for_the_workers(handle: Handle) -> None:
-    stop = threading.Event()
+    stop, left = threading.Event(), threading.Event()
     stop.set()
-    later(1.5, handle.ended.set)
-    assert wait(handle, stop=stop) == Ending()
-    assert handle.asked.is_set()
+
+    def run() -> None:
+        handle.asked.wait()
+        if not left.wait(1.5):
+            handle.ended.set()
+
+    assert wait(handle, run, stop=stop) == Ending()
+    left.set()
+    assert handle.ended.is_set()
 
 
 def test_a_lost_folder_ends_the_wait(handle: Handle) -> None:
     lost = threading.Event()
-    later(0.3, lost.set)
-    assert wait(handle, lost=lost) == Ending()
+    assert wait(handle, lambda: (lost.set(), handle.ended.wait()), lost=lost) == Ending()
 
 
 def test_servers_that_are_gone_end_the_wait(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "_REFUSED_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(monitor, "_servers", lambda: [server.getsockname()])
-        later(1.5, server.close)
+        threading.Timer(1.5, server.close).start()
         started = time.monotonic()
         assert wait(handle).head_gone
     assert time.monotonic() - started > 2
@@ -147,7 +166,7 @@ def test_what_ray_train_raises_is_kept_and_a_failure_is_no_progress(handle: Hand
     handle.monitor.warn("worker 0: the store is down; trying again")
 
     def fit() -> None:
-        time.sleep(0.7)
+        handle.shown.wait()
         raise error
 
     assert wait(handle, fit) == Ending(handle.status, error)
@@ -161,7 +180,7 @@ def test_a_monitor_that_was_started_anew_has_all_its_warnings_shown(handle: Hand
     handle.monitor.warn("two")
 
     def fit() -> None:
-        time.sleep(0.9)
+        handle.shown.wait()
         handle.monitor = type(handle.monitor)()
         for warning in ("three", "four", "five"):
             handle.monitor.warn(warning)
