@@ -34,6 +34,8 @@ CONFIG = Config(
     model=ModelConfig(num_frames=8, backbone="small", weights="random"),
 )
 IMPATIENT = replace(CONFIG, data=replace(CONFIG.data, time_limit=1.0))
+# Of videos that are read in time, though starved cores may stop a process for seconds.
+HURRIED = replace(CONFIG, data=replace(CONFIG.data, time_limit=5.0))
 
 
 def decoder(body: str) -> ViewReader:
@@ -186,7 +188,7 @@ def test_storage_has_its_own_patience(caplog: pytest.LogCaptureFixture) -> None:
         "guard.answer_views()",
         """
 def read_bytes(uri):
-    time.sleep(1.5)
+    time.sleep(1.5 if "down" in uri else 5.5)
     storage._LOGGER.warning("%s is slow", uri)
     if "down" in uri:
         raise RunError("the store is down")
@@ -198,7 +200,7 @@ guard.answer_views()
     )
     with pytest.raises(RunError, match=r"^the store is down$"):
         read(reader, "s3://bucket/down.mp4", IMPATIENT)
-    assert read(reader, "s3://bucket/slow.mp4", IMPATIENT) == len(b"content")
+    assert read(reader, "s3://bucket/slow.mp4", HURRIED) == len(b"content")
     assert caplog.messages == ["s3://bucket/down.mp4 is slow", "s3://bucket/slow.mp4 is slow"]
     reader.close()
 
@@ -256,7 +258,7 @@ read("/hangs.mp4")
         assert has_torch == "False"
         with (tmp_path / "hangs.mp4").open("wb"):  # now it is in the middle of the video
             parent.send_signal(signal.SIGKILL)
-            for _ in range(600):
+            for _ in range(2400):
                 try:
                     if "Z" in Path("/proc", pid, "stat").read_text().split():
                         return
@@ -405,11 +407,11 @@ def test_faults_between_chunks_cost_one_video() -> None:
 def test_no_time_passes_while_a_chunk_waits_and_few_do(tmp_path: Path) -> None:
     reader = frame_decoder()
     # Too large for the pipe: the process waits with them.
-    config = replace(IMPATIENT, augment=AugmentConfig(image_size=512))
+    config = replace(HURRIED, augment=AugmentConfig(image_size=512))
     made = tmp_path / "made"
     chunks = reader.read(str(made), 40, config, chunk_frames=4)
     next(chunks)
-    time.sleep(1.2)
+    time.sleep(5.2)
     assert len(made.read_text()) <= 3
     assert len(list(chunks)) == 9
     reader.close()

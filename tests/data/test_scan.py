@@ -309,14 +309,15 @@ _CHILD = "import carl_ray.data.probing as s, os, ctypes; "
     ],
 )
 def test_a_decoder_that_dies_or_hangs_costs_one_file(body, reason, make_video, tmp_path, monkeypatch):
-    if "longer" in reason:
-        monkeypatch.setattr(probing, "_PATIENCE", 1)
     good = make_video(tmp_path / "v.mp4", 5).read_bytes()
     # Spares the good file, so that the same child can be asked again.
     code = f"p = s.probe_video; bad = {body}; "
     code += "s.probe_video = lambda c, **k: bad(c) if c == b'bad' else p(c, **k)"
     monkeypatch.setattr(probing, "_child", Child(f"{_CHILD}{code}; s.answer_probes()"))
+    patience = probing._PATIENCE
     for content in (good, b"bad", good):
+        hangs = "longer" in reason and content == b"bad"
+        monkeypatch.setattr(probing, "_PATIENCE", 1 if hangs else patience)
         outcome = probe_guarded(io.BytesIO(content), len(content), verify=True)
         if content == b"bad":
             assert re.search(reason, outcome["reason"])
