@@ -337,7 +337,6 @@ def test_labels_are_drawn_propagated_corrected_and_exported(page: Any, server: S
     assert [row[3] for row in rows if row[0] == corrected] == ["approach", "grasp"]
     assert {row[0] for row in rows} == {"pour/0.mp4", accepted, corrected}
     assert rows == server.own_labels()
-    # That of the header: the panel's moves while the video loads, and a click misses it on a busy machine.
     page.get_by_role("link", name="Propagate", exact=True).first.click()
     api.expect(proposals).to_have_count(2)
 
@@ -402,6 +401,20 @@ def test_video_without_file_still_has_moments(page: Any, unlabelled: Server) -> 
     page.unroute("**/api/moments*")
     page.get_by_role("list").get_by_role("button", name="Try again").click()
     api.expect(moments).to_have_count(5)
+
+
+def test_a_link_wins_over_what_the_view_that_it_leaves_notes_in_the_address(
+    page: Any, unlabelled: Server
+) -> None:
+    open_view(page, unlabelled, "video/0?frame=7")
+    wait_for_frame(page, 7)
+    # Until the browser tells of the new address, the view lives: a frame that settles, or a key, notes itself.
+    page.evaluate(
+        "document.querySelector('nav a[data-view=propagate]').click();"
+        "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'l', bubbles: true}))"
+    )
+    page.get_by_role("heading", name="Propagate labels").wait_for()
+    assert page.evaluate("location.hash") == "#/propagate"
 
 
 @pytest.fixture

@@ -73,6 +73,7 @@ function show() {
     else link.removeAttribute("aria-current");
   }
   showDrafts();
+  let noted = location.hash; // another one is that of a link, whose event is still to come
   VIEWS[view].show({
     main,
     corpus,
@@ -86,8 +87,10 @@ function show() {
         if (value === null || value === "" || value === undefined) params.delete(key);
         else params.set(key, value);
       }
+      if (location.hash !== noted) return;
       const text = params.toString().replaceAll("%2C", ",");
       history.replaceState(null, "", `#/${path || view}${text ? `?${text}` : ""}`);
+      noted = location.hash;
     },
     reload: show,
     /** For readers of the screen. */
