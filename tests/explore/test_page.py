@@ -26,6 +26,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 
 ORIGIN = Origin("run", "0" * 64, "demo", 1, 8, 8, "resized", has_untrained=False)
 LENGTHS = [90, 97, 104, 111, 118, 125]
+PATIENCE = 120.0
+"""Seconds for whatever must come: a server's first propagation loads torch, on cores that it may have a tenth of."""
 HOSTILE = "pour/3 \"'<img src=x onerror=alert(1)>\n🎬 &amp;.mp4"
 FRAME = """video => {
     const canvas = document.createElement('canvas');
@@ -139,8 +141,10 @@ def server(embeddings: Path, tmp_path: Path, free_port: Callable[[], int]) -> It
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with api.sync_playwright() as playwright:
-        api.expect.set_options(timeout=30_000)  # The first propagation loads torch.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        api.expect.set_options(timeout=1000 * PATIENCE)
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"], timeout=1000 * PATIENCE
+        )
         yield browser
         browser.close()
 
@@ -149,8 +153,8 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Any]:
     """A page that fails the test at any script error, and at anything that the security policy forbids."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    context.set_default_timeout(1000 * PATIENCE)
     page = context.new_page()
-    page.set_default_timeout(20_000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("dialog", lambda dialog: (errors.append(dialog.message), dialog.dismiss()))
@@ -168,15 +172,15 @@ def open_view(page: Any, server: Server, view: str) -> None:
 
 def wait_until(page: Any, expression: str) -> None:
     """Playwright's own `wait_for_function` evaluates strings, which the security policy forbids."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + PATIENCE
     while not page.evaluate(expression):
-        assert time.monotonic() < until, f"not in 30 s: {expression}"
+        assert time.monotonic() < until, f"not in {PATIENCE:.0f} s: {expression}"
         page.wait_for_timeout(50)
 
 
 def wait_for_frame(page: Any, wanted: int, selector: str = ".stage video", tolerance: int = 0) -> None:
     """Wait until a video shows this frame, by its pixels."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + PATIENCE
     shown = None
     while time.monotonic() < until:
         video = page.locator(selector).first
@@ -189,7 +193,7 @@ def wait_for_frame(page: Any, wanted: int, selector: str = ".stage video", toler
 
 
 def fetch(page: Any, server: Server, path: str) -> Any:
-    return page.request.get(server.address(path)).json()
+    return page.request.get(server.address(path), timeout=1000 * PATIENCE).json()
 
 
 def labels_csv(page: Any) -> list[tuple[str, float, float, str]]:
@@ -228,13 +232,15 @@ def test_third_moment_plays_as_a_loop_and_opens_where_it_is(page: Any, unlabelle
     third.hover()
     loop = third.locator("video")
     api.expect(loop).to_have_js_property("paused", False)
-    wait_until(page, "document.querySelectorAll('.moment video')[2].currentTime > 0")
-    seen = []
-    for _ in range(40):
-        page.wait_for_timeout(50)
-        seen.append(loop.evaluate("video => video.paused ? -1 : video.currentTime"))
-    assert len({s for s in seen if s >= 0}) > 10
-    assert all(abs(s - expected["time"]) < 1.3 for s in seen if s >= 0)
+    # Told by the video itself, after the page has had its turn: how late that is, a busy machine decides.
+    loop.evaluate(
+        "video => { window.seen = []; video.addEventListener('timeupdate', () => seen.push(video.currentTime)); }"
+    )
+    begin = max(0.0, expected["time"] - 0.75)
+    turned = f"seen.some((time, n) => n && time < seen[n - 1] && Math.abs(time - {begin}) < 0.2)"
+    wait_until(page, f"new Set(seen).size > 10 && {turned}")
+    seen = page.evaluate("seen")
+    assert all(begin - 0.2 < time < expected["time"] + 0.8 for time in seen), seen
     page.get_by_role("combobox", name="Label").select_option("lift")
     wait_until(page, "document.querySelector('.panel .note').textContent.startsWith('1 moment')")
     assert "label=lift" in page.url
@@ -261,11 +267,11 @@ def test_aligned_players_stand_on_the_path(page: Any, unlabelled: Server) -> Non
     slider.fill("0")
     slider.blur()
     page.keyboard.press(" ")
-    wait_until(page, "document.querySelector('.pane video').currentTime > 1.5")
+    wait_until(page, "document.querySelector('.phase-slider').value > 44")  # 1.5 s
     page.keyboard.press(" ")
     wait_until(page, "[...document.querySelectorAll('.pane video')].every(video => video.paused)")
     row = int(slider.input_value())
-    assert row > 40
+    assert row > 44
     for index in range(3):
         wait_for_frame(page, frames[index][row], f".pane:nth-child({index + 1}) video", tolerance=1)
     page.get_by_label("Align").select_option("repetitions")
