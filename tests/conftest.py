@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import secrets
 import signal
 import socket
 import struct
@@ -330,23 +331,24 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that nobody listens on; nor do the kernel and Ray give it to others before it is taken.
+
+    Those that the kernel gives away begin at 32,768 on Linux, and those of Ray's workers end at 19,999.
+    """
+    while True:
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", 20_000 + secrets.randbelow(12_000)))
+            return int(listener.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """host:port of an S3 server of our own (moto); its credentials are in the environment."""
-    os.environ |= {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
+@contextmanager
+def _s3_server(folder: Path, **environment: str) -> Iterator[str]:
+    """host:port of an S3 server (moto) until the context ends; its recorder writes into the folder."""
     port = _free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        cwd=tmp_path_factory.mktemp("moto"),  # Its recorder writes there.
+        cwd=folder,
+        env=os.environ | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -356,6 +358,24 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Callable[..., AbstractContextManager[str]]:
+    """A function whose context is an S3 server of its own; see `_s3_server`."""
+    return _s3_server
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of an S3 server of our own; its credentials are in the environment."""
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with _s3_server(tmp_path_factory.mktemp("moto")) as endpoint:
+        yield endpoint
 
 
 @contextmanager
