@@ -10,9 +10,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ import pytest
 import torch
 
 import carl_ray
-from carl_ray import embed, evaluate, storage, train
+from carl_ray import embed, evaluate, lease, storage, train
 from carl_ray.config import Config, ModelConfig
 from carl_ray.data.manifest import SCHEMA, read_manifest, videos_digest, write_table
 from carl_ray.data.scan import index_folder
@@ -64,13 +63,20 @@ def manifest(
 
 @pytest.mark.parametrize("more", [[], ["--resume"]])
 def test_a_folder_that_another_process_writes_to(
-    more: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    more: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
+    # A heartbeat writes the claim anew.
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 600.0)
+
+    def files() -> dict[Path, tuple[int, ...]]:
+        found = {path: path.stat() for path in run.rglob("*")}
+        return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
     with hold(str(run)):
-        before = [path.stat() for path in run.rglob("*")]
+        before = files()
         status, line = failure(capsys, train.main, "demo", "--run-dir", str(run), *more)
-        assert [path.stat() for path in run.rglob("*")] == before
+        assert files() == before
     assert status == 2
     assert f"{run}: another process writes there: process {os.getpid()} on " in line
     assert not run.exists()
@@ -179,29 +185,12 @@ def test_no_room_on_disk(
 
 
 @pytest.fixture
-def forbidden_bucket() -> Iterator[str]:
+def forbidden_bucket(
+    s3_server: Callable[..., AbstractContextManager[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """URI of a bucket on a server that denies everything."""
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        env=os.environ | {"INITIAL_NO_AUTH_ACTION_COUNT": "0"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(300):
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"s3://private?endpoint_override=127.0.0.1:{port}&scheme=http"
-    finally:
-        server.kill()
-        server.wait()
+    with s3_server(tmp_path_factory.mktemp("moto"), INITIAL_NO_AUTH_ACTION_COUNT="0") as endpoint:
+        yield f"s3://private?endpoint_override={endpoint}&scheme=http"
 
 
 @pytest.mark.usefixtures("s3_endpoint")
