@@ -132,7 +132,7 @@ def test_the_named_address_gets_the_token(dashboard: str, tmp_path: Path) -> Non
             env={**{k: v for k, v in os.environ.items() if not k.startswith("RAY_")}, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )  # fmt: skip
 

@@ -61,7 +61,7 @@ def test_signals_exit_in_one_line(number: signal.Signals, status: int) -> None:
     )
     assert process.stdout is not None and process.stdout.readline() == "running\n"
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == status
     assert errors.startswith("carl_ray: ") and errors.count("\n") == 1
 

@@ -54,8 +54,8 @@ def test_a_notebook_runs(
     for cell in notebook.cells:
         for text, other in SHORTER.items():
             cell.source = cell.source.replace(text, other)
-    options = {"kernel_name": "python3", "timeout": 300, "resources": {"metadata": {"path": str(tmp_path)}}}
-    nbclient.NotebookClient(notebook, **options).execute()
+    options = {"kernel_name": "python3", "timeout": 600, "resources": {"metadata": {"path": str(tmp_path)}}}
+    nbclient.NotebookClient(notebook, startup_timeout=600, **options).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     assert all(text in printed for text in SHOWN[name]), printed

@@ -139,7 +139,7 @@ alignments.answer()
         await asyncio.sleep(delay)
         hanging.cancel()
         places = [(str(tmp_path / "vectors.npy"), 0, 5)] * 2
-        answer = await asyncio.wait_for(calculator.ask("follow", places=places, ends="tied"), 60)
+        answer = await asyncio.wait_for(calculator.ask("follow", places=places, ends="tied"), 180)
         assert [follower["frames"] for follower in json.loads(answer)] == [[0, 1, 2, 3, 4]]
         calculator.close()
 

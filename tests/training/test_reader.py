@@ -103,7 +103,7 @@ def test_prefetch_runs_ahead_by_its_depth_and_no_further() -> None:
 
     prefetch = Prefetch(items(), depth=2)
     # Two are held ready, a third waits for its place.
-    assert third.wait(10)
+    assert third.wait(60)
     iterator = iter(prefetch)
     assert next(iterator) == 0
     assert len(made) <= 4
@@ -140,8 +140,8 @@ def test_prefetch_stops_its_thread_while_that_waits_for_a_place() -> None:
     assert next(iter(prefetch)) == 0
     prefetch.stop()
     # The thread ends and lets go of the stream: generous, as the machine may be slow.
-    assert closed.wait(30)
+    assert closed.wait(60)
     for thread in threading.enumerate():
         if thread.name == "prefetch":
-            thread.join(30)
+            thread.join(60)
     assert threading.active_count() <= before

@@ -73,8 +73,8 @@ def test_victims_are_known_by_their_titles() -> None:
 
 
 def test_only_the_own_family_is_killed() -> None:
-    sleeper = [sys.executable, "-c", "import time; time.sleep(60)", "ray::MapBatches(load)"]
-    KINDS["sleeper"] = kills.Kind(r"\S+ -c import time; time.sleep\(60\) ray::", KINDS["driver"].signal)
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)", "ray::MapBatches(load)"]
+    KINDS["sleeper"] = kills.Kind(r"\S+ -c import time; time.sleep\(600\) ray::", KINDS["driver"].signal)
     # A child of a child, and a process that is neither.
     code = f"import subprocess; subprocess.run({sleeper!r})"
     try:
@@ -82,7 +82,7 @@ def test_only_the_own_family_is_killed() -> None:
         parent = subprocess.Popen([sys.executable, "-c", code])
         while (victim := kills.kill("sleeper", 0.999)) is None:
             assert parent.poll() is None
-        assert parent.wait(timeout=20) == 0
+        assert parent.wait(timeout=180) == 0
         assert victim.parent == parent.pid
     finally:
         del KINDS["sleeper"]
