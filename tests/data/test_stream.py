@@ -339,7 +339,7 @@ def test_decoders_that_hang_or_die_cost_one_video_each_and_no_try(
     videos: pa.Table, tmp_path: Path, make_video: Callable[..., Path]
 ) -> None:
     # Who opens a named pipe to read it waits for one who writes.
-    config = replace(CONFIG, data=replace(CONFIG.data, time_limit=5.0, retries=1))
+    config = replace(CONFIG, data=replace(CONFIG.data, time_limit=10.0, retries=1))
     os.mkfifo(tmp_path / "hangs.mp4")
     whole = make_video(tmp_path / "whole.mp4", 20, 48, 32)
     strike(tmp_path / "crashes.mp4", signal.SIGSEGV)
@@ -367,7 +367,7 @@ def test_decoders_that_hang_or_die_cost_one_video_each_and_no_try(
     assert [row.video_id for row in rows] == table.column("video_id").to_pylist()
     assert [row.error for row in rows] == [
         None,
-        "the decoder took longer than 5 s",
+        "the decoder took longer than 10 s",
         "the decoder crashed (SIGSEGV)",
         None,  # whoever kills from outside says nothing about the video: it is read another time
         None,
@@ -418,7 +418,7 @@ def test_a_long_run_starts_at_once_and_neither_plans_far_ahead_nor_records_its_b
         seen = [row.row for _ in range(40) for row in read_samples(next(blocks), sample_spec(config))]
         assert seen == list(range(40))
         ask = shard._coord_actor.__ray_call__.remote
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while ray.get(ask(look))[0] < 64 and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(2.0)  # for what there is no limit to, to go on
@@ -438,7 +438,7 @@ def test_a_stream_that_is_full_leaves_its_cores_to_others(videos: pa.Table) -> N
     (shard,) = stream_views(plan, ray.put(videos), config).streaming_split(1, equal=True)
     with consumer(shard) as blocks:
         next(blocks)
-        idle, deadline = 0, time.monotonic() + 90
+        idle, deadline = 0, time.monotonic() + 300
         while idle < 5 and time.monotonic() < deadline:
             idle = idle + 1 if ray.available_resources().get("CPU", 0) == cores else 0
             time.sleep(0.2)
