@@ -207,7 +207,8 @@ def test_a_failing_trial_does_not_stop_the_others(
     assert by_heads[3]["status"] == "failed" and "width must be a multiple" in by_heads[3]["reason"]
     assert by_heads[2]["status"] == "done" and 0 <= by_heads[2]["score"]["mean"] <= 1
     assert document["best"] == by_heads[2]["id"]
-    assert "failed: " in capsys.readouterr().out
+    assert "failed: " in (said := capsys.readouterr().out)
+    assert "TensorBoard" not in said and "Configuration for experiment" not in said, "Tune's own tables"
     with pytest.raises(SystemExit) as left, one_line_errors():
         command().print_results(document, str(tmp_path))
     told = capsys.readouterr()

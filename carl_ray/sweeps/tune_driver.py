@@ -130,6 +130,8 @@ def run_trials(
     _keep_credentials()
     # Tune's own SIGINT handler would let an interrupted sweep look complete.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # Its tables come from an output that knows no silence; the other one keeps to `verbose`.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     try:
         tuner.fit()
     except KeyboardInterrupt as interruption:
