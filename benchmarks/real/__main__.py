@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     from benchmarks.real.recipes import RECIPES
 
+    unnamed = ", ".join(name for name, recipe in RECIPES.items() if recipe.only_named)
     parser = OptionParser(
         prog="python -m benchmarks.real",
         description=__doc__,
@@ -81,7 +82,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="clones of the repositories")
     parser.add_argument(
-        "--recipe", action="append", metavar="NAME", help=f"of {', '.join(RECIPES)} [all but scl-window]"
+        "--recipe", action="append", metavar="NAME", help=f"of {', '.join(RECIPES)} [all but {unnamed}]"
     )
     parser.add_argument(
         "--seeds", type=int, default=5, metavar="N", help="of the main recipes and of those named [5]"
@@ -134,7 +135,7 @@ def _run(options: argparse.Namespace) -> None:
     for seed in range(options.seeds):
         for name in options.recipe or RECIPES:
             recipe = RECIPES[name]
-            if options.recipe or (not recipe.is_slow and (recipe.is_main or seed < _FEWER)):
+            if options.recipe or (not recipe.only_named and (recipe.is_main or seed < _FEWER)):
                 add(name, seed)
     print(markdown(results.found, corpus.videos, corpus.fold))
 

@@ -44,8 +44,8 @@ class Recipe:
     """Trained on videos without labels, too."""
     is_main: bool = False
     """Trained with all seeds; others with fewer."""
-    is_slow: bool = False
-    """Trained only where it is named: it takes some ten times as long."""
+    only_named: bool = False
+    """Trained only where it is named."""
 
 
 def _objective(name: str, **options: float) -> Config:
@@ -70,7 +70,7 @@ RECIPES = {
         "SCL, with unlabelled videos", lambda: _objective("scl", variance=9.0), unlabelled=True
     ),
     "scl-window": Recipe(
-        "SCL on windows of nine frames", lambda: _moving(_objective("scl", variance=9.0)), is_slow=True
+        "SCL on windows of nine frames", lambda: _moving(_objective("scl", variance=9.0)), only_named=True
     ),
     "tcn": Recipe("TCN, window of 15 frames", lambda: _objective("tcn", window=15.0)),
     "tcc": Recipe("TCC", lambda: _objective("tcc")),
@@ -79,11 +79,13 @@ RECIPES = {
         "SCL on averages of whole frames",
         lambda: _global(_objective("scl", variance=9.0)),
         features=GLOBAL_FEATURES,
+        only_named=True,
     ),
     "contrastive-global": Recipe(
         "contrastive on averages of whole frames",
         lambda: _global(_objective("contrastive")),
         features=GLOBAL_FEATURES,
+        only_named=True,
     ),
     "scl-plain": Recipe("SCL on plain features", lambda: _plain(_objective("scl", variance=9.0))),
     "contrastive-plain": Recipe("contrastive on plain features", lambda: _plain(_objective("contrastive"))),
