@@ -41,7 +41,8 @@ _TIMM_NAMES = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 class Network(Protocol):
     """What a torch module needs to be a backbone.
 
-    It may also have `pool(maps) -> (N, C)`, which is used where its output are tokens (N, tokens, C).
+    Where its output are tokens (N, tokens, C), it may also have `pool(tokens) -> (N, C)`, which is used then, and
+    `maps_of(tokens) -> (N, C, h, w)`, for `model.pooling grid`.
 
     Attributes:
         kind: `frame` for inputs (N, 3, H, W) and maps (N, C, h, w) or tokens; `clip` for inputs (N, 3, T, H, W) and
