@@ -35,6 +35,12 @@ class OutageError(RunError):
     """An object store that failed until the retries ended."""
 
 
+class NoBucketError(RunError):
+    """An object store without the bucket that is named: most likely a mistake, exit status 2."""
+
+    status = 2
+
+
 class InterruptedRunError(RunError):
     """A run that a signal ended in order: one line, exit status 128 + signal."""
 

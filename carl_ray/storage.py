@@ -34,7 +34,7 @@ from urllib.parse import unquote
 from pyarrow import ArrowException, NativeFile, fs
 
 from carl_ray import address
-from carl_ray.errors import OutageError, RunError, UserError, one_line
+from carl_ray.errors import NoBucketError, OutageError, RunError, UserError, one_line
 
 PATIENCE_SECONDS = 120.0
 """Retries of an object store end this long after its first failure; `set_patience` changes it."""
@@ -442,23 +442,23 @@ def reading(uri: str, complaint: str) -> Iterator[None]:
 
 
 def check_bucket(uri: str) -> None:
-    """Raise `UserError` where a file or folder is to be written into a bucket that does not exist."""
+    """Raise `NoBucketError` where a file or folder is to be written into a bucket that does not exist."""
     if is_remote(uri):
         filesystem, path = resolve(uri)
         bucket = path.partition("/")[0]
         # Who may write into a bucket need not be allowed to look at it.
         with suppress(OSError):
             if filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
-                raise UserError(
+                raise NoBucketError(
                     f"{public_uri(uri)}: there is no bucket {bucket!r}: make it, or name another one"
                 )
 
 
-def storage_error(error: OSError, uri: str, action: str) -> RunError | UserError:
-    """The one-line error for a store that refused or failed; a mistake where it has no such bucket."""
+def storage_error(error: OSError, uri: str, action: str) -> RunError:
+    """The one-line error for a store that refused or failed."""
     text = one_line(error).replace(uri, public_uri(uri))
     if _NO_BUCKET.search(text):
-        return UserError(f"{public_uri(uri)}: could not {action} it: there is no such bucket ({text})")
+        return NoBucketError(f"{public_uri(uri)}: could not {action} it: there is no such bucket ({text})")
     hint = ""
     if "No space left" in text or error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = ": no room; free some or choose another place"

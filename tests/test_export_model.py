@@ -239,9 +239,9 @@ def test_onnx_of_fields_of_a_frame_with_their_motion(tiny_run: Path) -> None:
     config = checkpoint_at(str(tiny_run)).config
     model = replace(config.model, pooling="grid", cut_stages=1, centered=True, motion="difference")
     encoder = onnx.FrameLevelVideoEncoder(model).eval()
-    files = onnx.onnx_files(encoder, 24)
+    files = onnx.onnx_files(encoder, 40)
     backbone, temporal = (onnxruntime.InferenceSession(files[f"{n}.onnx"]) for n in ("backbone", "temporal"))
-    frames = torch.randn(9, 3, 24, 24)
+    frames = torch.randn(9, 3, 40, 40)  # Maps of 5 x 5: fields overlap.
     (features,) = backbone.run(None, {"frames": frames.numpy()})
     assert features.shape == (9, encoder.backbone.pooled_channels)
     seen = model_input(features, model)

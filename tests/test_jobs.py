@@ -28,15 +28,11 @@ TOKEN = "0123456789abcdef0123456789abcdef"
         (["submit", "demo", "--folder", "/x", "--runtime-env-json", "[]"], "json: expected a JSON object"),
         (
             ["submit", "demo", "--folder", "/x", "--installed", "--runtime-env-json", '{"env_vars": {"X": 1}}'],
-            "--runtime-env-json: runtime_env['env_vars'] must be of type Dict[str, str], but the value 1",
+            "--runtime-env-json: env_vars: expected an object of texts, got {'X': 1}",
         ),
         (
             ["submit", "demo", "--folder", "/x", "--installed", "--runtime-env-json", '{"env_vars": 3}'],
-            "--runtime-env-json: object of type 'int' has no len()",
-        ),
-        (
-            ["submit", "demo", "--folder", "/x", "--installed", "--runtime-env-json", '{"pippp": []}'],
-            "--runtime-env-json: Ray knows no 'pippp' (it has conda, ",
+            "--runtime-env-json: env_vars: expected an object of texts, got 3",
         ),
         (["status", "demo", "--folder", "s3://K:hushhush@b/x"], "s3://b/x: expected a URI without credentials"),
         (["submit", "demo", "--folder", "s3://K:hushhush@b/x"], "s3://b/x: expected a URI without credentials"),
@@ -49,6 +45,13 @@ def test_mistakes_are_one_line(
     assert status == 2
     assert expected in line
     assert "hushhush" not in line
+
+
+def test_fields_that_ray_does_not_know_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for text, is_told in (('{"pippp": []}', True), ('{"nsight": "default", "pip": ["a"]}', False)):
+        options = ["submit", "demo", "--folder", "/x", "--installed", "--runtime-env-json", text]
+        jobs._runtime_env(jobs._parse(options))
+        assert ("has no field 'pippp'" in capsys.readouterr().err) == is_told
 
 
 def test_names_of_stages_are_fixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

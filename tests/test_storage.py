@@ -318,8 +318,9 @@ def test_a_bucket_that_does_not_exist_is_a_mistake(s3_endpoint: str) -> None:
         lambda: storage.check_bucket(f"s3://nobody-made-it/out?{query}"),
         lambda: storage.write_bytes(f"s3://nobody-made-it/out/a?{query}", b"a"),
     ):
-        with pytest.raises(UserError, match=r"^s3://nobody-made-it/out.*there is no (such )?bucket"):
+        with pytest.raises(RunError, match=r"^s3://nobody-made-it/out.*there is no (such )?bucket") as raised:
             attempt()
+        assert raised.value.status == 2
     storage.check_bucket("relative/folder")
 
 

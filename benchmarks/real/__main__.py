@@ -8,8 +8,8 @@ FOLDER holds a clone of a public repository of exercise videos, under any name:
 
     git clone https://github.com/calimiro-ai/WorkoutTracker FOLDER/WorkoutTracker
 
-Features, embeddings and results.json are kept in --out; called again, the command goes on there. A run takes about 45 s
-of one core, and so do the features of ten clips. Markdown goes to standard output.
+Features, embeddings and results-fields.json are kept in --out; called again, the command goes on there. A run takes
+about 45 s of one core, and so do the features of ten clips. Markdown goes to standard output.
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ def _run(options: argparse.Namespace) -> None:
 
     out = options.out or options.folder / "real-benchmark"
     corpus = read_corpus(options.folder, out)
-    results = Results(out / "results.json")
+    results = Results(out / "results-fields.json")
 
     def add(name: str, seed: int) -> None:
         for fold in (0, 1):
-            file = out / "embeddings" / f"{name}-{fold}-{seed}.npz"
+            file = out / "embeddings-fields" / f"{name}-{fold}-{seed}.npz"
             if file.exists() or not options.no_training:
                 results.add(f"{name}|{fold}|{seed}", partial(trained, corpus, name, fold, seed, file))
 

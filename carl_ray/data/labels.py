@@ -219,7 +219,9 @@ class _Join:
         own = [column for column in file.columns if column in _RESERVED]
         if own:
             self.notes.append(f"{file.name}: not used, for the manifest has them: {', '.join(own)}")
-        if lists := [column for column in own if column in ("frame_labels", "progress")]:
+        cells = [row.cells for (row, *_) in by_video.values()]
+        lists = [column for column in own if any(cell[column].startswith("[") for cell in cells)]
+        if lists:
             self.problems.append(
                 f"{file.name}: {lists[0]}: expected labels of frames in rows of a frame or an interval each, not in "
                 "one row a video; docs/data.md shows the forms"

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from carl_ray.config import LEARNABLE_NAMES, ModelConfig, Pooling
 from carl_ray.errors import UserError
 from carl_ray.layers.normalization import BatchNorm
-from carl_ray.model.networks import Chain, Network, build_network, cut, shape_of_maps
+from carl_ray.model.networks import Chain, Network, TimmNetwork, build_network, cut, outcome_shape
 
 GRID = 3
 """Fields of a map along its height and its width, for `model.pooling grid`."""
@@ -40,7 +40,7 @@ class Backbone(nn.Module):
         name: As in `model.backbone`, for messages and digests.
         num_learnable: How many of the last stages train; None: everything, also what is in no stage.
         cut_stages: How many of the last stages are left out.
-        pooling: As `model.pooling`; a network of tokens has its own.
+        pooling: As `model.pooling`; instead of `max` and `average`, a network of tokens has its own `pool`.
         chunk_frames: See above.
 
     Attributes:
@@ -67,14 +67,13 @@ class Backbone(nn.Module):
         self.kind, self.input_size = network.kind, network.input_size
         self.mean, self.std = tuple(network.mean), tuple(network.std)
         self.pooling, self.chunk_frames = pooling, chunk_frames
+        if pooling == "grid" and isinstance(network, TimmNetwork):
+            network.freeze_unused(TimmNetwork.maps_of)
         stages = list(network.stages())
         if cut_stages:
-            cut(network, stages, cut_stages, name)
+            cut(network, stages, cut_stages, name, pooled=pooling != "grid")
             stages = stages[:-cut_stages]
-        has_maps = network.kind == "frame" and (
-            hasattr(network, "maps_of") or len(shape_of_maps(network)) == 4
-        )
-        if pooling == "grid" and not has_maps:
+        if pooling == "grid" and not _has_maps(network):
             raise UserError(
                 f"model.pooling grid: expected a backbone with a map of each frame, and {name} has none: choose max or "
                 "average"
@@ -180,6 +179,10 @@ class Backbone(nn.Module):
         if part not in self._folded or self._folded[part][0] != key:
             self._folded[part] = key, _fold(names, modules, dtype, example)
         return self._folded[part][1]
+
+
+def _has_maps(network: Network) -> bool:
+    return network.kind == "frame" and (hasattr(network, "maps_of") or len(outcome_shape(network)) == 4)
 
 
 def _fingerprint(modules: Sequence[nn.Module], dtype: torch.dtype | None) -> tuple[object, ...]:

@@ -41,7 +41,7 @@ def frozen_features(
     *,
     bf16: bool = False,
 ) -> Float[np.ndarray, "N C"]:
-    """Pooled features of frames, or of clips where the backbone is one of clips, float32.
+    """Features of frames, or of clips where the backbone is one of clips, as it pools its maps, float32.
 
     Args:
         backbone: In evaluation mode; computes on the device that it is on.

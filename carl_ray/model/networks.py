@@ -10,7 +10,7 @@ import copy
 import difflib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Protocol
@@ -138,13 +138,16 @@ class TimmNetwork(nn.Module):
         self.channels: int = self.model.num_features
         self.mean, self.std = tuple(expected["mean"]), tuple(expected["std"])
         self.input_size: int = expected["input_size"][-1]
-        self._freeze_unused()
+        self.freeze_unused(TimmNetwork.pool)
 
-    def _freeze_unused(self) -> None:
-        """Freeze what only the classifier would use: DDP waits for a gradient of everything that has one."""
+    def freeze_unused(self, pool: Callable[[TimmNetwork, Tensor], Tensor]) -> None:
+        """Freeze what maps, or what `pool` makes of tokens, do not depend on, such as parts of the classifier.
+
+        DDP waits for a gradient of everything that may have one.
+        """
         shapes = copy.deepcopy(self).to("meta")  # Computes nothing.
         outcome = shapes(torch.zeros(1, 3, self.input_size, self.input_size, device="meta"))
-        pooled = shapes.pool(outcome) if outcome.ndim < 4 else outcome
+        pooled = pool(shapes, outcome) if outcome.ndim < 4 else outcome
         learnable = [p for p in shapes.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(pooled.sum(), learnable, allow_unused=True)
         used = {id(p) for p, gradient in zip(learnable, gradients, strict=True) if gradient is not None}
@@ -262,10 +265,17 @@ def build_network(name: str, batch_norm: Mode) -> Network:
     return _own(name, batch_norm)
 
 
-def cut(network: Network, stages: Sequence[nn.Module], num_cut: int, name: str) -> None:
+def cut(network: Network, stages: Sequence[nn.Module], num_cut: int, name: str, *, pooled: bool) -> None:
     """Put the identity in the place of the last stages; `channels` become those of the last one that stays.
 
     The names of the state stay. For networks of frames that apply their stages one after the other.
+
+    Args:
+        network: Changed in place.
+        stages: Of the network.
+        num_cut: How many of the last ones go.
+        name: Of the network, for messages.
+        pooled: Whether a network of tokens is to pool them itself.
 
     Raises:
         UserError: it has no more stages than that, or needs the later ones.
@@ -284,20 +294,29 @@ def cut(network: Network, stages: Sequence[nn.Module], num_cut: int, name: str) 
             network.set_submodule(path, nn.Identity())
             replaced = path
     try:
-        shape = shape_of_maps(network)
+        shape = outcome_shape(network, pooled=pooled)
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"model.cut_stages: {name} needs its last {num_cut} stages ({one_line(error)})"
         ) from None
-    network.channels = shape[1 if len(shape) > 3 else -1]
+    network.channels = shape[1 if len(shape) in (2, 4) else -1]
 
 
-def shape_of_maps(network: Network) -> torch.Size:
-    """Shape of what a network of frames makes of one frame; computes nothing."""
+@torch.no_grad()
+def outcome_shape(network: Network, *, pooled: bool = False) -> torch.Size:
+    """Shape of what a network of frames makes of one frame: of its maps or tokens, or of the tokens as it pools them.
+
+    Raises:
+        ValueError: its tokens are no vector of a frame once it has pooled them.
+    """
     assert isinstance(network, nn.Module)
-    pixels = torch.zeros(1, 3, network.input_size, network.input_size, device="meta")
-    maps: Tensor = copy.deepcopy(network).to("meta")(pixels)
-    return maps.shape
+    tried: Any = copy.deepcopy(network).eval()
+    outcome: Tensor = tried(torch.zeros(1, 3, network.input_size, network.input_size))
+    if pooled and outcome.ndim < 4 and hasattr(tried, "pool"):
+        outcome = tried.pool(outcome)
+        if outcome.ndim != 2:
+            raise ValueError("what pools its tokens is in them")
+    return outcome.shape
 
 
 def _named(network: nn.Module, stages: Sequence[Sequence[str]]) -> list[dict[str, nn.Module]]:

@@ -47,7 +47,16 @@ ENCODER = "encoder."
 _STATE = "state.json"
 _FILES = ("model.pt", "optimizer.pt")
 _NOT_IN_SHAPES = (
-    *("backbone", "num_heads", "pooling", "positions", "temporal_encoder", "clip_input", "weights"),
+    *(
+        "backbone",
+        "cut_stages",
+        "num_heads",
+        "pooling",
+        "positions",
+        "temporal_encoder",
+        "clip_input",
+        "weights",
+    ),
 )
 """Fields of `ModelConfig` that change the encoder, or the untrained control, but no shape of a tensor."""
 

@@ -20,6 +20,7 @@ from carl_ray.model.pretrained import find_weights
 from carl_ray.objectives.base import Batch, Encoding, Objective, Terms
 from carl_ray.objectives.choice import OBJECTIVES, find_objective
 from carl_ray.training.checkpoint import (
+    CHECKPOINTS,
     CONFIG,
     Checkpoint,
     InitialWeights,
@@ -198,8 +199,8 @@ def find_checkpoint(config: Config, videos: Videos, run_dir: str) -> Checkpoint 
     checkpoint = latest_checkpoint(run_dir)
     if checkpoint is None and (damaged := completed_checkpoints(run_dir)):
         raise UserError(
-            f"{storage.public_uri(run_dir)}: none of its {len(damaged)} checkpoints can be read: restore their folder, "
-            "or delete it to begin anew"
+            f"{storage.public_uri(storage.join(run_dir, CHECKPOINTS))}: none of {len(damaged)} checkpoints can be "
+            "read, for the reasons above: restore that folder, or delete it to begin anew"
         )
     if checkpoint is not None:
         check_same_videos(videos, checkpoint, run_dir)

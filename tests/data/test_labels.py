@@ -438,10 +438,13 @@ def test_the_manifest_is_checked_before_it_is_written(tmp_path: Path) -> None:
     joined, notes = join(tmp_path, f"video,person,{','.join(places)}\na,ann,1,2,3,4\n")
     assert f"not used, for the manifest has them: {', '.join(places)}" in notes
     assert joined.column_names == [*SCHEMA.names, "person"]
+    joined, notes = join(tmp_path, "video,person,progress\na,ann,1\n")
+    assert "not used, for the manifest has them: progress" in notes
+    pq.write_table(pa.table({"video": ["a"], "progress": [[0.0, 0.5]]}), tmp_path / "lists.parquet")
     with pytest.raises(
         UserError, match=r"progress: expected labels of frames in rows of a frame or an interval"
     ):
-        join(tmp_path, "video,person,progress\na,ann,1\n")
+        join(tmp_path, (tmp_path / "lists.parquet").read_bytes(), "lists.parquet")
     # Bare columns of `propagate`, without sizes and hashes, are checked as well.
     bare = (
         "video_id",

@@ -128,6 +128,45 @@ def test_a_cut_network_computes_what_its_stages_do_in_the_whole_one(name, num_cu
     assert backbone.pool(maps).shape == (2, backbone.channels) == (2, backbone.pooled_channels)
 
 
+@pytest.mark.parametrize(
+    "fields", [{"pooling": "grid"}, {"cut_stages": 1}, {"pooling": "grid", "cut_stages": 1}], ids=str
+)
+@pytest.mark.parametrize("learnable", ["1", "all"])
+@pytest.mark.parametrize(
+    "name", ["small", "timm:test_vit", "timm:test_vit2", "timm:test_vit3", "timm:test_resnet"]
+)
+def test_all_that_trains_has_a_gradient_with_a_grid_and_without_the_last_stages(name, learnable, fields):
+    """DDP waits for it."""
+    try:
+        backbone, pixels = build(name, learnable=learnable, **fields)
+    except UserError as error:
+        assert (
+            name == "timm:test_vit3"
+            and "needs its last 1 stages (what pools its tokens is in them)" in str(error)
+        )
+        return
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    assert trained
+    backbone.pool(backbone(pixels)).square().sum().backward()
+    assert all(p.grad is not None for p in trained)
+
+
+class Looking(OwnNetwork):
+    """It looks at what it computes."""
+
+    def forward(self, frames):
+        return super().forward(frames) if frames.max() < 100 else frames
+
+
+@pytest.mark.parametrize("pooling", ["max", "grid"])
+def test_a_network_may_look_at_what_it_computes(pooling, monkeypatch):
+    monkeypatch.setattr(backbones, "build_network", lambda *chosen: Looking())
+    backbone = backbones.build_backbone(
+        ModelConfig(backbone=f"{HERE}:Looking", weights="random", pooling=pooling)
+    )
+    assert backbone.pool(backbone(torch.randn(2, 3, 32, 32))).shape == (2, backbone.pooled_channels)
+
+
 def test_clips_are_not_cut():
     with pytest.raises(
         UserError, match=r"model\.cut_stages: expected .* single frames .*, and r3d_18 sees clips"

@@ -103,7 +103,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tiny: Confi
     (model,) = tmp_path.glob("checkpoints/step-*/model.pt")
     model.write_bytes(model.read_bytes()[:-9])
     with pytest.raises(
-        UserError, match=r"none of its 1 checkpoints can be read: restore their folder, or delete"
+        UserError, match=r"none of 1 checkpoints can be read, .*: restore that folder, or delete"
     ):
         find_checkpoint(*read_videos(config), str(tmp_path))
     (model.parent / "state.json").unlink()  # As of a first checkpoint that was not written to its end.
