@@ -182,13 +182,21 @@ def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
     runtime_env: dict[str, Any] = options.runtime_env_json
     check_runtime_env(runtime_env)
     variables = runtime_env.get("env_vars", {})
-    if not isinstance(variables, dict) or not all(isinstance(value, str) for value in variables.values()):
-        raise UserError(f"--runtime-env-json: env_vars: expected an object of texts, got {variables!r}")
-    from ray.runtime_env import RuntimeEnv
+    if not isinstance(variables, dict):
+        raise UserError(f"--runtime-env-json: env_vars: expected an object, got {type(variables).__name__}")
+    for name, value in variables.items():
+        if not isinstance(value, str):
+            raise UserError(
+                f"--runtime-env-json: env_vars.{name}: expected a text, got {type(value).__name__}"
+            )
+    if runtime_env:
+        from ray.runtime_env import RuntimeEnv
 
-    known = {*RuntimeEnv.known_fields, *inspect.signature(RuntimeEnv.__init__).parameters}
-    for name in sorted(set(runtime_env) - known):
-        note(f"warning: --runtime-env-json: Ray has no field {name!r}, unless a plugin of the cluster's has")
+        known = {*RuntimeEnv.known_fields, *inspect.signature(RuntimeEnv.__init__).parameters}
+        for name in sorted(set(runtime_env) - known):
+            note(
+                f"warning: --runtime-env-json: Ray has no field {name!r}, unless a plugin of the cluster's has"
+            )
     if options.installed or "working_dir" in runtime_env:
         return runtime_env
     if not (Path(options.working_dir) / "carl_ray" / "jobs.py").is_file():

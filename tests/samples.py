@@ -83,11 +83,11 @@ def write_rows(rows: Sequence[Mapping[str, Any]], uri: Path | str) -> str:
 def blank_features(config: Config, manifest: str, folder: str) -> None:
     """Write features of all videos of a manifest, zeros, as `carl_ray.cache` would for a run."""
     backbone = untrained_encoder(config).backbone
-    create_cache(folder, config, weights_digest(backbone), backbone.channels)
+    create_cache(folder, config, weights_digest(backbone), backbone.pooled_channels)
     videos = read_manifest(manifest)
     copies = 1 + (config.augment.copies or 0)
     lengths = [-(-n // config.data.frame_stride) for n in videos.column("num_frames").to_pylist()]
-    features = [[np.zeros((n, backbone.channels), np.float16)] * copies for n in lengths]
+    features = [[np.zeros((n, backbone.pooled_channels), np.float16)] * copies for n in lengths]
     write_part(folder, videos, features)
 
 

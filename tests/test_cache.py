@@ -113,7 +113,7 @@ def test_only_missing_videos_are_cached_and_others_features_refused(
     for row in located:
         for copy in (0, 1):
             features = read_features(row["features_part"], row["features_group"], copy)
-            assert features.shape == ((row["num_frames"] + 1) // 2, 128) and features.any()
+            assert features.shape == ((row["num_frames"] + 1) // 2, 9 * 64) and features.any()
     cache.main([*words, *SMALLER])
     assert "there before:  6" in capsys.readouterr().out
     for changed, named in (
@@ -151,7 +151,7 @@ def test_an_encoder_without_training(
     unit = videos[0].embeddings / np.linalg.norm(videos[0].embeddings, axis=1, keepdims=True)
     np.testing.assert_allclose(single, unit, atol=2e-3)
     monkeypatch.chdir(tmp_path.parent)
-    assert carl_ray.load_encoder("frozen").embed(videos[0].uri).shape == (50, 256)
+    assert carl_ray.load_encoder("frozen").embed(videos[0].uri).shape == (50, 2 * 9 * 64)
     found = load_frozen(out)
     assert found is not None
     whole = carl_ray.load_encoder(replace(found, components=None)).embed(videos[0].uri)

@@ -28,11 +28,11 @@ TOKEN = "0123456789abcdef0123456789abcdef"
         (["submit", "demo", "--folder", "/x", "--runtime-env-json", "[]"], "json: expected a JSON object"),
         (
             ["submit", "demo", "--folder", "/x", "--installed", "--runtime-env-json", '{"env_vars": {"X": 1}}'],
-            "--runtime-env-json: env_vars: expected an object of texts, got {'X': 1}",
+            "--runtime-env-json: env_vars.X: expected a text, got int",
         ),
         (
             ["submit", "demo", "--folder", "/x", "--installed", "--runtime-env-json", '{"env_vars": 3}'],
-            "--runtime-env-json: env_vars: expected an object of texts, got 3",
+            "--runtime-env-json: env_vars: expected an object, got int",
         ),
         (["status", "demo", "--folder", "s3://K:hushhush@b/x"], "s3://b/x: expected a URI without credentials"),
         (["submit", "demo", "--folder", "s3://K:hushhush@b/x"], "s3://b/x: expected a URI without credentials"),

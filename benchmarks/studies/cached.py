@@ -57,7 +57,10 @@ _Row = dict[str, Any]
 
 
 def base_config(epochs: int, folder: Path) -> Config:
-    """The preset `laptop` with three layers on every frame of small videos, with the demo's crops."""
+    """The preset `laptop` with three layers on every frame of small videos, with the demo's crops.
+
+    Features are averages of whole frames, as `laptop` had them when the tables were made.
+    """
     config = presets.preset("laptop")
     return replace(
         config,
@@ -71,7 +74,7 @@ def base_config(epochs: int, folder: Path) -> Config:
         ),
         views=ViewsConfig(max_crop_ratio=3.0),
         augment=replace(config.augment, image_size=_SIZE, copies=_COPIES),
-        model=replace(config.model, num_layers=3),
+        model=replace(config.model, num_layers=3, cut_stages=0, pooling="average"),
         objective=objective_options("scl"),
         training=replace(config.training, epochs=epochs),
     )

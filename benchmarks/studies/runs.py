@@ -35,6 +35,7 @@ _ADDED = (
     ("data", "keypoints", None),
     ("augment", "copies", None),
     ("model", "centered", False),
+    ("model", "cut_stages", 0),
     ("model", "motion", "none"),
     ("model", "clip_input", "rgb"),
     ("model", "clip_streams", "one"),
