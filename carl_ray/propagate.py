@@ -52,6 +52,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(embeddings: str, labels: list[str], out: str, frames: str | None, unlabelled: str) -> None:
+    named = [storage.absolute(file) for file in (*labels, out, *([frames] if frames else []))]
+    if twice := {file for file in named[len(labels) :] if named.count(file) > 1}:
+        raise UserError(
+            f"{storage.public_uri(twice.pop())}: --out and --frames are written anew: expected files of their own, "
+            "beside those of --labels"
+        )
     videos = read_embeddings(embeddings)
     if labels:
         videos, notes = with_labels(videos, labels)

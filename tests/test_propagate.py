@@ -42,6 +42,19 @@ def run(folder: Path, *arguments: str) -> None:
     propagate.main(["--embeddings", str(folder / "e"), "--out", str(folder / "p.csv"), *arguments])
 
 
+def test_labels_are_not_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = (folder / "few.csv").read_text()
+    for arguments in (
+        ["--labels", str(folder / "few.csv"), "--out", str(folder / "few.csv")],
+        ["--labels", str(folder / "few.csv"), "--out", "a.csv", "--frames", str(folder / "few.csv")],
+        ["--labels", str(folder / "few.csv"), "--frames", str(folder / "p.csv")],
+    ):
+        with pytest.raises(SystemExit) as left:
+            run(folder, *arguments)
+        assert left.value.code == 2 and "expected files of their own" in capsys.readouterr().err
+    assert (folder / "few.csv").read_text() == few and not (folder / "p.csv").exists()
+
+
 def test_intervals_come_back_as_labels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(folder, "--labels", str(folder / "few.csv"), "--frames", str(folder / "f.csv"))
     said = capsys.readouterr()

@@ -127,7 +127,7 @@ def embed_corpus(
     videos = read_videos(manifest, splits)
     result = EmbeddingResult(videos.num_rows, "test" in pc.unique(videos.column("split")).to_pylist())
     # Without the lease: another process may hold it, and this one may lack the right to write.
-    if _missing(videos, out, _origin(checkpoint, settings)).num_rows:
+    if _missing(videos, out, _origin(checkpoint, settings, out)).num_rows:
         _embed_missing(checkpoint, videos, out, settings, features, result)
         result.check(videos.num_rows, checkpoint.config, "embedded", "of the run allows")
     return result
@@ -142,7 +142,7 @@ def _embed_missing(
     result: EmbeddingResult,
 ) -> None:
     """Embed the videos that a folder lacks, as `embed_corpus` does, and count them."""
-    origin = _origin(checkpoint, settings)
+    origin = _origin(checkpoint, settings, out)
     _check_control(checkpoint, settings)
     refuse_if_held(out)
     from carl_ray.evaluation import cached as from_cache
@@ -199,10 +199,13 @@ def _embed_missing(
                 write_rows(rows, missing, result, writer)
 
 
-def _origin(checkpoint: Checkpoint | FrozenEncoder, settings: EmbeddingSettings) -> Origin:
+def _origin(checkpoint: Checkpoint | FrozenEncoder, settings: EmbeddingSettings, out: str) -> Origin:
     model, is_frozen = checkpoint.config.model, isinstance(checkpoint, FrozenEncoder)
+    # A folder that was begun with the same model, named by another path or from another place, keeps its name.
+    begun = [read_origin(part) for part in list_parts(out)[:1]]
+    is_same = bool(begun) and begun[0].model_sha256 == checkpoint.model_sha256
     return Origin(
-        checkpoint=storage.public_uri(checkpoint.uri),
+        checkpoint=begun[0].checkpoint if is_same else storage.public_uri(checkpoint.uri),
         model_sha256=checkpoint.model_sha256,
         preset=FROZEN if is_frozen else checkpoint.config.preset,
         step=0 if isinstance(checkpoint, FrozenEncoder) else checkpoint.progress.step,

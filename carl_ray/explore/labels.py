@@ -103,6 +103,7 @@ class LabelStore:
         checked = self._checked(number, rows)
         # One at a time, also where the page has left: each writes the whole file.
         with self._saving:
+            self._read()  # Somebody may have written into the file.
             before, now = self.read(number)
             if checked == before:
                 return now

@@ -13,7 +13,8 @@ import pytest
 
 from carl_ray.data.manifest import LABEL_COLUMNS, SCHEMA
 from carl_ray.errors import UserError
-from carl_ray.evaluation.corpus import finished_videos
+from carl_ray.evaluation import corpus
+from carl_ray.evaluation.corpus import EmbeddingSettings, finished_videos
 from carl_ray.evaluation.embedded_video import EmbeddedVideo
 from carl_ray.evaluation.embeddings import (
     Embeddings,
@@ -22,6 +23,7 @@ from carl_ray.evaluation.embeddings import (
     read_origin,
     write_part,
 )
+from carl_ray.training.checkpoint import checkpoint_at
 from tests import embedded
 
 ORIGIN = replace(embedded.ORIGIN, has_untrained=True)
@@ -282,3 +284,22 @@ def test_they_open_as_a_data_set_of_hugging_face(tmp_path: Path, monkeypatch: py
         for row, one in zip(read, written, strict=True):
             np.testing.assert_allclose(np.stack(row["embeddings"]), one.embeddings, rtol=2e-3, atol=2e-3)
             assert row["frame_labels"].tolist() == one.phases.tolist()
+
+
+def test_a_folder_keeps_the_name_of_its_checkpoint(tmp_path: Path, tiny_run: Path) -> None:
+    """The same model may be named by another path, or its run may have moved."""
+    checkpoint, out = checkpoint_at(str(tiny_run)), str(tmp_path)
+    origin = corpus._origin(checkpoint, EmbeddingSettings(), out)
+    assert origin.checkpoint == checkpoint.uri
+    begun = replace(origin, checkpoint="run/checkpoints/step-00000003")
+    write_part(out, [embedded.embedded("a.mp4", np.ones((4, 8)), label=None)], begun, "float32")
+    assert corpus._origin(checkpoint, EmbeddingSettings(), out) == begun
+    part = next(tmp_path.glob("*.parquet"))
+    part.unlink()
+    write_part(
+        out,
+        [embedded.embedded("a.mp4", np.ones((4, 8)), label=None)],
+        replace(begun, model_sha256="0"),
+        "float32",
+    )
+    assert corpus._origin(checkpoint, EmbeddingSettings(), out) == origin

@@ -80,6 +80,20 @@ def test_labels_of_another_form_are_a_beginning(tmp_path: Path) -> None:
     assert labels_of_another_form(str(tmp_path / "none.csv"), VIDEOS[:2]) == {}
 
 
+def test_rows_that_somebody_else_writes_into_the_file_stay(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    store = LabelStore(str(file), VIDEOS, lambda: None)
+    version = store.save(0, [UP], 0)
+    with file.open("a") as more:
+        more.write("b.mp4,0.5000,1.0000,by hand\n")
+    store.save(0, [DOWN], version)
+    assert "b.mp4,0.5000,1.0000,by hand" in file.read_text() and "1.0000,2.0000" in file.read_text()
+    file.write_text("video,start,end,label\na.mp4,0.2500,0.5000,by hand\n")
+    with pytest.raises(ConflictError, match="changed elsewhere"):
+        store.save(0, [UP], version)
+    assert "by hand" in file.read_text()
+
+
 def test_two_pages_do_not_overwrite_each_other(tmp_path: Path) -> None:
     store = LabelStore(str(tmp_path / "labels.csv"), VIDEOS, lambda: None)
     version = store.save(0, [UP], 0)

@@ -319,6 +319,8 @@ def test_labels_are_drawn_propagated_corrected_and_exported(page: Any, server: S
     page.get_by_role("button", name="Propagate").click()
     proposals = page.get_by_role("list", name="Proposals").get_by_role("listitem")
     api.expect(proposals).to_have_count(4)
+    shown = page.evaluate("document.querySelector('main').innerText")
+    assert "null" not in shown and "false" not in shown
     confidences = [float(text.split()[-1]) for text in proposals.locator(".head .facts").all_text_contents()]
     assert confidences == sorted(confidences)
     assert len(labels_csv(page)) == 2  # Proposals are not saved.

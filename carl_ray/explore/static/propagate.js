@@ -74,12 +74,13 @@ export function show({ main, corpus, params, signal, setParams, announce }) {
 
   function draw() {
     const { videos, control } = proposals;
-    results.replaceChildren(
+    const shown = [
       el("p.note", { role: "status" }, videos.length ? `${videos.length} proposals, the least certain first.` : "No proposal is left."),
       controlNote(control),
       videos.length > 1 && acceptMany(),
       el("ol.proposals", { role: "list", "aria-label": "Proposals" }, videos.map(row)),
-    );
+    ];
+    results.replaceChildren(...shown.filter(Boolean)); // which would print null and false
   }
 
   /** Accept the more certain ones at once. */
