@@ -129,7 +129,7 @@ def _start(address: str | None, folder: str | None, num_cpus: int | None, meanwh
             ray.init(**options, logging_level=logging.WARNING, log_to_driver=False)
     except Exception as error:  # Ray raises a plain Exception for a node that does not start in time.
         if address and not has_mode:
-            del os.environ["RAY_AUTH_MODE"]
+            os.environ.pop("RAY_AUTH_MODE", None)
         where = "a Ray cluster on this machine"
         if address:
             where = f"the Ray cluster at {storage.public_uri(address)}"

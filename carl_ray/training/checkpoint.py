@@ -46,8 +46,8 @@ ENCODER = "encoder."
 
 _STATE = "state.json"
 _FILES = ("model.pt", "optimizer.pt")
-_NOT_IN_SHAPES = (
-    *(
+_NOT_IN_SHAPES = tuple(
+    [
         "backbone",
         "cut_stages",
         "num_heads",
@@ -56,7 +56,7 @@ _NOT_IN_SHAPES = (
         "temporal_encoder",
         "clip_input",
         "weights",
-    ),
+    ]
 )
 """Fields of `ModelConfig` that change the encoder, or the untrained control, but no shape of a tensor."""
 
