@@ -46,17 +46,9 @@ ENCODER = "encoder."
 
 _STATE = "state.json"
 _FILES = ("model.pt", "optimizer.pt")
-_NOT_IN_SHAPES = tuple(
-    [
-        "backbone",
-        "cut_stages",
-        "num_heads",
-        "pooling",
-        "positions",
-        "temporal_encoder",
-        "clip_input",
-        "weights",
-    ]
+_NOT_IN_SHAPES = (
+    *("backbone", "cut_stages", "pooling", "weights"),
+    *("num_heads", "positions", "temporal_encoder", "clip_input"),
 )
 """Fields of `ModelConfig` that change the encoder, or the untrained control, but no shape of a tensor."""
 
